@@ -1,0 +1,55 @@
+"""Every error that Earthshine raises on purpose, as one tree.
+
+EarthshineError
+├── UsageError          the caller asked for something that has no meaning (exit code 2)
+├── SpecError           config.json is malformed, incomplete or inconsistent
+│   └── Unsupported     config.json is sound, but asks for something that is not implemented
+├── CheckpointError     the weight files are damaged, unsafe or do not fit the config
+├── TextError           a tokenizer file, chat template, tool declaration or message is malformed
+├── KernelError         the native library is missing, too old or was misused
+├── BlobError           a stored conversation state is damaged or belongs to another model
+├── ContextError        a conversation does not fit the model's context or the cache's pages
+└── SourceError         a model could not be found or downloaded
+
+A message names what is wrong and what would be right, in one or two plain sentences.
+"""
+
+
+class EarthshineError(Exception):
+    """Base of all errors raised on purpose; anything else that escapes is a bug."""
+
+
+class UsageError(EarthshineError):
+    """An argument or option has no meaning."""
+
+
+class SpecError(EarthshineError):
+    """A config.json is malformed, incomplete or inconsistent."""
+
+
+class Unsupported(SpecError):
+    """A config.json asks for something that is not implemented; the message says what."""
+
+
+class CheckpointError(EarthshineError):
+    """Weight files are damaged, unsafe or do not fit the config."""
+
+
+class TextError(EarthshineError):
+    """A tokenizer file, chat template, tool declaration or message is malformed."""
+
+
+class KernelError(EarthshineError):
+    """The native library is missing, too old or was misused."""
+
+
+class BlobError(EarthshineError):
+    """A stored conversation state is damaged or belongs to another model, format or version."""
+
+
+class ContextError(EarthshineError):
+    """A conversation does not fit the model's context or the cache's pages."""
+
+
+class SourceError(EarthshineError):
+    """A model could not be found or downloaded."""

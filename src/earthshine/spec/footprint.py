@@ -1,0 +1,147 @@
+"""What a model weighs, from its spec alone: parameters, bytes and floating-point operations a token.
+
+Every figure is a sum over the tensors of `spec.layout`; nothing is looked up in a table of model names. Bytes are
+those of the tensors, without file headers; the multi-token-prediction layers and the vision tower are not counted.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from earthshine.errors import UsageError
+from earthshine.spec.layout import TensorSpec, expert_shapes, moe_layers, trunk_tensors
+from earthshine.spec.model import ModelSpec, MoeSpec, Storage
+
+_F32, _BF16, _I32 = 4, 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Sizes of one model. All bytes are exact sums over tensors.
+
+    total_params: every value of trunk and routed experts.
+    active_params: values that one token's forward pass multiplies by: the trunk and `top_k` experts of each layer,
+        without the embedding table, which is a lookup.
+    n_routed_experts: over all layers.
+    expert_bytes: one routed expert as published, with its scales and shape tensors; the largest if layers differ.
+    experts_bytes: all routed experts as published.
+    trunk_bytes: of the whole trunk with its linear layers in "bf16", "fp8" (128x128 blocks, f32 scales) or "int8"
+        (one f32 scale an output row). Other trunk tensors are bf16, the router's bias f32.
+    latent_bytes_per_token: of the cache over all layers in "f32", "bf16" or "int8" (one f32 scale a token and layer).
+    """
+
+    total_params: int
+    active_params: int
+    n_routed_experts: int
+    expert_bytes: int
+    experts_bytes: int
+    trunk_bytes: Mapping[str, int]
+    latent_bytes_per_token: Mapping[str, int]
+
+
+def footprint(spec: ModelSpec) -> Footprint:
+    """The sizes of a model (published figures: reference/models/kimi-k2.6.md, section 4)."""
+    trunk = list(trunk_tensors(spec))
+    trunk_params = sum(tensor.size for tensor in trunk)
+    embedding = spec.vocab_size * spec.hidden
+    moes = [moe for _, moe in moe_layers(spec)]
+    per_expert = [expert_params(spec.hidden, moe) for moe in moes]
+    bytes_each = [expert_bytes(spec.hidden, moe, spec.expert_storage) for moe in moes]
+    return Footprint(
+        total_params=trunk_params + sum(moe.n_experts * size for moe, size in zip(moes, per_expert, strict=True)),
+        active_params=trunk_params - embedding + _active_expert_params(spec),
+        n_routed_experts=sum(moe.n_experts for moe in moes),
+        expert_bytes=max(bytes_each, default=0),
+        experts_bytes=sum(moe.n_experts * size for moe, size in zip(moes, bytes_each, strict=True)),
+        trunk_bytes={kind: _trunk_bytes(trunk, kind) for kind in ("bf16", "fp8", "int8")},
+        latent_bytes_per_token=_latent_bytes(spec),
+    )
+
+
+def expert_params(hidden: int, moe: MoeSpec) -> int:
+    """Values of one routed expert: three matrices of hidden by intermediate."""
+    return sum(out * inner for out, inner in expert_shapes(hidden, moe).values())
+
+
+def expert_bytes(hidden: int, moe: MoeSpec, storage: Storage) -> int:
+    """Published bytes of one routed expert: 24,772,632 for Kimi-K2.6 (int4), 44,050,944 for Kimi-K2-Instruct (fp8)."""
+    return sum(_stored_bytes(out, inner, storage) for out, inner in expert_shapes(hidden, moe).values())
+
+
+def prefill_flops_per_token(spec: ModelSpec, context: int) -> float:
+    """Mean FLOPs a token of a prompt of `context` tokens, attention in its naive form (keys and values expanded).
+
+    2 * (linear values, `top_k` experts, router)      one multiplication and one addition for each
+    + 2 * vocab_size * hidden / context               the head runs for the last token only
+    + sum over layers of 2 * n_heads * (qk_dim + v_dim) * (context + 1) / 2
+    where (context + 1) / 2 is the mean number of tokens that a token attends to. Raises UsageError below 1 token.
+    """
+    _check_context(context)
+    head = spec.vocab_size * spec.hidden
+    attended = (context + 1) / 2
+    score_and_value = sum(
+        2 * layer.attention.n_heads * (layer.attention.qk_dim + layer.attention.v_dim) for layer in spec.layers
+    )
+    return 2 * (_linear_params(spec) - head) + 2 * head / context + score_and_value * attended
+
+
+def decode_flops_per_token(spec: ModelSpec, context: int) -> float:
+    """FLOPs of one decoded token that attends to `context` tokens, attention in its absorbed form.
+
+    2 * (linear values with the head, `top_k` experts, router)
+    + sum over layers of 2 * n_heads * (latent_dim + kv_lora_rank) * context
+    Scores take latent_dim (512 + 64) products a head and cached token, values kv_lora_rank. Absorbing the key's and
+    the value's up-projection costs n_heads * (nope_dim + v_dim) * kv_lora_rank multiplications a token, which is
+    kv_b's size: the linear term holds it already. Raises UsageError below 1 token.
+    """
+    _check_context(context)
+    score_and_value = sum(
+        2 * layer.attention.n_heads * (layer.attention.latent_dim + layer.attention.kv_lora_rank)
+        for layer in spec.layers
+    )
+    return float(2 * _linear_params(spec) + score_and_value * context)
+
+
+def _check_context(context: int) -> None:
+    if context < 1:
+        raise UsageError(f"A context of {context} tokens has no cost; it must be at least 1.")
+
+
+def _matrices(spec: ModelSpec) -> Iterator[TensorSpec]:
+    """Trunk tensors that a token is multiplied by: every matrix but the embedding."""
+    return (tensor for tensor in trunk_tensors(spec) if len(tensor.shape) == 2 and tensor.name != "embed")
+
+
+def _linear_params(spec: ModelSpec) -> int:
+    return sum(tensor.size for tensor in _matrices(spec)) + _active_expert_params(spec)
+
+
+def _active_expert_params(spec: ModelSpec) -> int:
+    return sum(moe.top_k * expert_params(spec.hidden, moe) for _, moe in moe_layers(spec))
+
+
+def _stored_bytes(out: int, inner: int, storage: Storage) -> int:
+    """Bytes of one linear layer [out, in] with what is stored beside its values."""
+    size = out * inner
+    if storage is Storage.FP8_BLOCK128:
+        return size + _F32 * -(-out // 128) * -(-inner // 128)
+    if storage is Storage.INT4_GROUP32:
+        return size // 2 + _BF16 * out * (inner // 32) + 2 * _I32  # nibbles, scales, weight_shape
+    return _BF16 * size
+
+
+def _trunk_bytes(trunk: list[TensorSpec], kind: str) -> int:
+    return sum(_trunk_tensor_bytes(tensor, kind) for tensor in trunk)
+
+
+def _trunk_tensor_bytes(tensor: TensorSpec, kind: str) -> int:
+    if not tensor.linear:
+        return tensor.size * (_F32 if tensor.name.endswith(".router_bias") else _BF16)
+    out, inner = tensor.shape
+    if kind == "int8":
+        return out * inner + _F32 * out
+    return _stored_bytes(out, inner, Storage.FP8_BLOCK128 if kind == "fp8" else Storage.BF16)
+
+
+def _latent_bytes(spec: ModelSpec) -> dict[str, int]:
+    values = sum(layer.attention.latent_dim for layer in spec.layers)
+    return {"f32": _F32 * values, "bf16": _BF16 * values, "int8": values + _F32 * spec.n_layers}
