@@ -1,0 +1,27 @@
+"""Sessions over a model: what a conversation holds, one forward step, and sampling. Knows token ids, never text.
+
+`load_model` opens a published checkpoint; a session syncs to a prefix of tokens and generates after it.
+"""
+
+from earthshine.engine.load import LoadedModel, load_model, sampling_defaults
+from earthshine.engine.sampling import Sampled, Sampler, SamplingParams
+from earthshine.engine.session import Event, Finished, Session, Synced, TokenEvent
+from earthshine.engine.step import Model, PagedContext, StepRow, step
+
+__all__ = [
+    "Event",
+    "Finished",
+    "LoadedModel",
+    "Model",
+    "PagedContext",
+    "Sampled",
+    "Sampler",
+    "SamplingParams",
+    "Session",
+    "StepRow",
+    "Synced",
+    "TokenEvent",
+    "load_model",
+    "sampling_defaults",
+    "step",
+]

@@ -1,0 +1,85 @@
+"""From a folder in a published format to a model that sessions can use.
+
+This is where floors meet: the spec says what should be there, the checkpoint yields tensors by Earthshine's names,
+and the decoder takes them. Linear layers and embeddings are used in one dtype; norms and the router stay as stored.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from earthshine.engine.session import Session
+from earthshine.errors import CheckpointError, UsageError
+from earthshine.kv import PagePool
+from earthshine.models import Decoder
+from earthshine.spec import ModelSpec, load_spec, trunk_tensors
+from earthshine.weights import Checkpoint, StoredExperts
+
+PAGE_TOKENS = 64
+SLOT_BYTES = 8 * 2**30  # of routed experts kept in memory, at most
+_MOST_DEFAULTS_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready for sessions. `fingerprint` names its weights, so that a saved state meets no other model."""
+
+    spec: ModelSpec
+    decoder: Decoder
+    experts: StoredExperts
+    fingerprint: str
+
+    def session(self, context_tokens: int | None = None) -> Session:
+        """An empty session with pages of its own for `context_tokens`, by default the model's whole context.
+
+        Raises UsageError for a context that the model does not have and ContextError where memory does not suffice.
+        """
+        spec = self.spec
+        wanted = spec.max_context if context_tokens is None else context_tokens
+        if not 1 <= wanted <= spec.max_context:
+            raise UsageError(f"A context of {wanted} tokens is not possible; this model takes 1 to {spec.max_context}.")
+        pages = -(-wanted // PAGE_TOKENS)
+        pool = PagePool(spec.n_layers, spec.latent_dim, PAGE_TOKENS, pages, self.decoder.dtype)
+        return Session(self.decoder, pool, fingerprint=self.fingerprint)
+
+
+def load_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16, slot_bytes: int = SLOT_BYTES) -> LoadedModel:
+    """Open the checkpoint in `folder`, read its trunk into memory, and leave its routed experts on disk.
+
+    `dtype`: of activations, bf16 as the models are published, or fp32. `slot_bytes`: of experts kept in memory.
+    Raises SpecError, Unsupported and CheckpointError for what is wrong with the files.
+    """
+    spec = load_spec(folder)
+    checkpoint = Checkpoint.open(folder, spec)
+    weights = {}
+    for tensor in trunk_tensors(spec):
+        value = checkpoint.trunk(tensor.name)
+        kept = tensor.name.endswith(("router", "router_bias"))
+        weights[tensor.name] = value.float() if kept else value.to(dtype)
+    experts = StoredExperts(checkpoint, dtype=dtype, budget_bytes=slot_bytes)
+    return LoadedModel(spec, Decoder(spec, weights, experts), experts, checkpoint.fingerprint())
+
+
+def sampling_defaults(folder: Path) -> dict[str, float]:
+    """`temperature` and `top_p` that the publisher recommends in generation_config.json; greedy where it says nothing.
+
+    Raises CheckpointError for a file that is not a small JSON object with numbers in those places.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {"temperature": 0.0}
+    try:
+        raw = path.read_bytes()[: _MOST_DEFAULTS_BYTES + 1]
+        found = json.loads(raw)
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is not a JSON object; repair it, or remove it to sample greedily.")
+    chosen = {key: found[key] for key in ("temperature", "top_p") if found.get(key) is not None}
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in chosen.values()):
+        raise CheckpointError(f"{path} gives a temperature or top_p that is not a number.")
+    if found.get("do_sample") is False:
+        return {"temperature": 0.0}
+    return {"temperature": 0.0 if "top_p" not in chosen else 1.0} | {k: float(v) for k, v in chosen.items()}

@@ -1,0 +1,181 @@
+"""From logits to a token: penalties, temperature, min_p, top_k, top_p, in vLLM's order and with its meanings.
+
+Each request has its own stream of random numbers, a function of its seed and the number of tokens drawn, so a
+result does not depend on who shares the batch, on threads or on a library's generator. Reported log-probabilities
+are the model's own, before any of these. Refuses logits that are not numbers.
+"""
+
+import math
+import secrets
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from earthshine.errors import EarthshineError, UsageError
+
+MOST_LOGPROBS = 20
+_LARGEST = sys.float_info.max
+_NUCLEUS_FIRST = 1024  # tokens sorted before a whole vocabulary is; nearly every nucleus lies within
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens and when to stop. Raises UsageError for a value without meaning."""
+
+    temperature: float = 1.0  # 0: the most likely token, the lower id among equals
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all; tokens as likely as the last one kept are kept too
+    min_p: float = 0.0  # of the most likely token's probability
+    presence_penalty: float = 0.0  # off the logit of each token generated so far
+    frequency_penalty: float = 0.0  # the same, times how often it was generated
+    repetition_penalty: float = 1.0  # of tokens in the prompt or generated: divides positive logits, multiplies others
+    seed: int | None = None  # None: another stream each time
+    logprobs: int | None = None  # alternatives to report
+    stop_tokens: tuple[int, ...] = ()  # in addition to the model's own
+    max_tokens: int | None = None  # None: until the context is full
+    ignore_stop: bool = False  # the model's stop tokens and these do not end generation
+
+    def __post_init__(self) -> None:
+        _require_number("temperature", self.temperature, 0)
+        _require_number("top_p", self.top_p, 0, 1)
+        if self.top_p == 0:
+            raise UsageError("top_p must be above 0; a temperature of 0 chooses the most likely token.")
+        _require_integer("top_k", self.top_k, 0)
+        _require_number("min_p", self.min_p, 0, 1)
+        _require_number("presence_penalty", self.presence_penalty, -2, 2)
+        _require_number("frequency_penalty", self.frequency_penalty, -2, 2)
+        _require_number("repetition_penalty", self.repetition_penalty, 0)
+        if self.repetition_penalty == 0:
+            raise UsageError("repetition_penalty must be above 0; 1 turns it off.")
+        if self.seed is not None:
+            _require_integer("seed", self.seed, -(1 << 63), (1 << 63) - 1)
+        if self.logprobs is not None:
+            _require_integer("logprobs", self.logprobs, 0, MOST_LOGPROBS)
+        if self.max_tokens is not None:
+            _require_integer("max_tokens", self.max_tokens, 1)
+        for token in self.stop_tokens:
+            _require_integer("a stop token", token, 0)
+
+    @property
+    def penalizes(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    token: int
+    logprob: float  # in the model's distribution, before penalties and temperature
+    top: tuple[tuple[int, float], ...]  # (id, logprob) of the most likely tokens, best first, lower id among equals
+
+
+class Sampler:
+    """One request's choices. `prompt_tokens` are what repetition_penalty counts besides the tokens sampled here."""
+
+    def __init__(self, params: SamplingParams, prompt_tokens: Sequence[int]) -> None:
+        self.params = params
+        self._prompt = sorted(set(prompt_tokens)) if params.penalizes else []
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        self._seed = struct.pack("<q", seed)
+        self._drawn = 0
+        self._seen: Tensor | None = None  # bool [vocab]: in the prompt or sampled
+        self._counts: Tensor | None = None  # fp32 [vocab]: times sampled
+
+    def sample(self, logits: Tensor) -> Sampled:
+        """Choose a token from logits, fp32 [vocab], and count it. Raises EarthshineError if they are not numbers."""
+        best = float(logits.max())
+        if not math.isfinite(best):
+            raise EarthshineError(
+                "The model's output is not a number, so no token can be chosen; the weights or the state are damaged."
+            )
+        adjusted = self._penalized(logits)
+        token = int(adjusted.argmax()) if self.params.temperature == 0 else self._draw(adjusted)
+        if self._seen is not None and self._counts is not None:
+            self._seen[token] = True
+            self._counts[token] += 1
+        logprobs = logits.log_softmax(-1)
+        return Sampled(token, float(logprobs[token]), _most_likely(logprobs, self.params.logprobs or 0))
+
+    def _penalized(self, logits: Tensor) -> Tensor:
+        params = self.params
+        if not params.penalizes:
+            return logits
+        if self._seen is None or self._counts is None:
+            if self._prompt and not 0 <= self._prompt[0] <= self._prompt[-1] < len(logits):
+                raise UsageError(f"The prompt has tokens outside this vocabulary of {len(logits)}.")
+            self._seen = torch.zeros(len(logits), dtype=torch.bool)
+            self._seen[torch.tensor(self._prompt, dtype=torch.int64)] = True
+            self._counts = torch.zeros(len(logits))
+        repeated = torch.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
+        # A huge penalty keeps its order but not an infinity: -inf is for tokens that the model itself excludes.
+        finite = repeated.clamp(torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)
+        logits = torch.where(self._seen & (logits > -math.inf), finite, logits)
+        return logits - params.frequency_penalty * self._counts - params.presence_penalty * (self._counts > 0)
+
+    def _draw(self, logits: Tensor) -> int:
+        """A token by inversion: the first whose cumulative weight, in order of ids, exceeds the random number."""
+        ids, weights = self._candidates(logits)
+        cumulative = weights.cumsum(0)
+        point = self._uniform() * cumulative[-1]
+        return int(ids[min(int(torch.searchsorted(cumulative, point, right=True)), len(ids) - 1)])
+
+    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids, ascending, and fp64 weights of what min_p, top_k and top_p leave; the best token's weight is 1."""
+        params = self.params
+        # Relative to the best before dividing, so that no temperature above 0 overflows.
+        weights = ((logits.double() - logits.max()) / params.temperature).exp()
+        kept = (weights >= params.min_p) & (weights > 0)
+        if 0 < params.top_k < len(weights):
+            kept &= weights >= weights.topk(params.top_k).values[-1]
+        ids = kept.nonzero()[:, 0]
+        if params.top_p < 1:
+            ids = ids[_nucleus(weights[ids], params.top_p)]
+        return ids, weights[ids]
+
+    def _uniform(self) -> float:
+        """In [0, 1), from the seed and the number of draws so far."""
+        digest = blake2b(self._seed + struct.pack("<Q", self._drawn), digest_size=8).digest()
+        self._drawn += 1
+        return float((int.from_bytes(digest, "little") >> 11) * 2.0**-53)
+
+
+def _nucleus(weights: Tensor, top_p: float) -> Tensor:
+    """Ascending indices of the smallest set of largest weights that holds `top_p` of the sum; always at least one."""
+    threshold = top_p * float(weights.cumsum(0)[-1])
+    for size in (_NUCLEUS_FIRST, len(weights)):
+        if size < len(weights):
+            among = (weights >= weights.topk(size).values[-1]).nonzero()[:, 0]
+        else:
+            among = torch.arange(len(weights))
+        order = among[weights[among].sort(descending=True, stable=True).indices]
+        cumulative = weights[order].cumsum(0)
+        if cumulative[-1] >= threshold or len(among) == len(weights):
+            break
+    before = cumulative - weights[order]
+    return order[: max(1, int((before < threshold).sum()))].sort().values
+
+
+def _most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    if count == 0:
+        return ()
+    # All that tie with the last are sorted too, so that the lower id wins whatever order topk prefers.
+    least = logprobs.topk(min(count, len(logprobs))).values[-1]
+    ids = (logprobs >= least).nonzero()[:, 0]
+    ids = ids[logprobs[ids].sort(descending=True, stable=True).indices][:count]
+    return tuple(zip(ids.tolist(), logprobs[ids].tolist(), strict=True))
+
+
+def _require_number(name: str, value: float, least: float, most: float = _LARGEST) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        span = f"between {least} and {most}" if most < _LARGEST else f"{least} or more"
+        raise UsageError(f"{name} must be a number {span}, not {value!r}.")
+
+
+def _require_integer(name: str, value: int, least: int, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        span = f"between {least} and {most}" if most is not None else f"{least} or more"
+        raise UsageError(f"{name} must be a whole number {span}, not {value!r}.")

@@ -1,0 +1,243 @@
+"""A session: one timeline that callers address by whole token prefixes, and generation from it.
+
+Invariant: the latents in the timeline are those of the first tokens held, and at most one token held, the last
+one sampled, has none yet. That is so after every call, after every event, and after a failure or an iterator
+abandoned halfway. Refuses conversations beyond the model's context or the pool's pages before anything changes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from operator import index
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from earthshine.engine.sampling import Sampler, SamplingParams
+from earthshine.engine.step import Model, StepRow, step
+from earthshine.errors import BlobError, ContextError, UsageError
+from earthshine.kv import BlobHeader, BlobLayout, KVBlob, LatentFormat, PagePool, Timeline, common_prefix
+
+SCORE_ROWS = 512  # hidden states whose logits exist at once: 512 x 163840 fp32 are 320 MiB
+_SOFTMAX_ROWS = 64  # and of those, log-probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """Of the tokens asked for, how many were in the timeline already and how many were computed."""
+
+    reused: int
+    computed: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """A token that is part of the answer."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event. `token` is the stop token for "stop", and None for "length" and "context"."""
+
+    reason: Literal["stop", "length", "context"]
+    token: int | None = None
+
+
+Event = TokenEvent | Finished
+
+
+class Session:
+    """`fingerprint` names the model's weights in snapshots; `prefill_tokens` pass through the model in one step.
+
+    Raises UsageError if the pool does not fit the model.
+    """
+
+    def __init__(
+        self, decoder: Model, pool: PagePool, *, fingerprint: str, prefill_tokens: int = 2048, naive: bool = False
+    ) -> None:
+        spec = decoder.spec
+        if (pool.n_layers, pool.latent_dim, pool.dtype) != (spec.n_layers, spec.latent_dim, decoder.dtype):
+            raise UsageError(
+                f"The model keeps {spec.latent_dim} values of {decoder.dtype} in {spec.n_layers} layers, but the pool "
+                f"has room for {pool.latent_dim} of {pool.dtype} in {pool.n_layers}."
+            )
+        if prefill_tokens < 1:
+            raise UsageError(f"prefill_tokens must be at least 1, not {prefill_tokens}.")
+        attention = spec.layers[0].attention
+        form = LatentFormat.of(decoder.dtype)
+        self._layout = BlobLayout(fingerprint, form, spec.n_layers, attention.kv_lora_rank, attention.rope.dim)
+        self._decoder, self._spec, self._prefill_tokens, self._naive = decoder, spec, prefill_tokens, naive
+        self._timeline = Timeline(pool)
+        self._tokens: list[int] = []
+        self._last: Tensor | None = None  # [hidden] of the timeline's last token, where it is known
+        self._turn = 0  # changes whenever the tokens do other than by the generation under way
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """What the session holds, tokens sampled included."""
+        return tuple(self._tokens)
+
+    def sync(self, tokens: Sequence[int]) -> Synced:
+        """Hold exactly `tokens`: keep the longest common prefix, drop the rest, compute what is missing.
+
+        At least the last token is computed, unless nothing at all changed. Raises UsageError for token ids outside
+        the vocabulary and ContextError beyond the context or the pages, both before anything changes.
+        """
+        wanted = self._checked(tokens)
+        reused = common_prefix(self._tokens[: self._timeline.length], wanted)
+        if reused == len(wanted) and (self._last is None or self._timeline.length > reused):
+            reused -= 1
+        self._require_room(reused, len(wanted))
+        self._replace(reused, wanted)
+        try:
+            self._latest()
+        except BaseException:
+            self._trim()
+            raise
+        return Synced(reused, len(wanted) - reused)
+
+    def generate(self, params: SamplingParams) -> Iterator[Event]:
+        """Sample after the tokens held, one event a token, then Finished. The stop token is held, but is no event.
+
+        The iterator may be abandoned at any event. Raises UsageError if the session is empty, or if it was changed by
+        another call between two events.
+        """
+        if not self._tokens:
+            raise UsageError("An empty session can't generate; sync it with a prompt first.")
+        self._turn += 1
+        return self._events(params, self._turn)
+
+    def score(self, tokens: Sequence[int]) -> Tensor:
+        """fp32 [n - 1]: the log-likelihood of each token but the first, given those before it.
+
+        The session then holds `tokens`. Everything is computed anew. Raises as `sync`, and UsageError below two tokens.
+        """
+        wanted = self._checked(tokens)
+        if len(wanted) < 2:
+            raise UsageError("A score needs at least two tokens.")
+        self._require_room(0, len(wanted))
+        self._replace(0, wanted)
+        scores = torch.empty(len(wanted) - 1)
+        try:
+            for start, hidden in self._prefill(len(wanted) - 1):
+                for at, rows in enumerate(hidden.split(SCORE_ROWS)):
+                    begin = start + at * SCORE_ROWS
+                    following = torch.tensor(wanted[begin + 1 : begin + 1 + len(rows)])
+                    scores[begin : begin + len(rows)] = _likelihoods(self._decoder.logits(rows), following)
+        except BaseException:
+            self._trim()
+            raise
+        return scores
+
+    def snapshot(self) -> KVBlob:
+        """A copy of the state, which any session of the same model can restore."""
+        length = self._timeline.length
+        last = self._last if length == len(self._tokens) else None
+        header = BlobHeader(self._layout, length, tuple(self._tokens), 0 if last is None else len(last))
+        layers = tuple(self._timeline.read(layer, length).clone() for layer in range(self._layout.n_layers))
+        return KVBlob(header, layers, None if last is None else last.clone())
+
+    def restore(self, blob: KVBlob) -> None:
+        """Hold what `blob` holds. Raises BlobError for another model, format or layout and ContextError where it does
+        not fit; the session is then as it was."""
+        header = blob.header
+        header.layout.require(self._layout)
+        if header.tail_dim not in (0, self._spec.hidden):
+            raise BlobError(f"The state's tail has {header.tail_dim} values; this model's has {self._spec.hidden}.")
+        if header.token_ids and max(header.token_ids) >= self._spec.vocab_size:
+            raise BlobError(f"The state has token ids beyond this model's vocabulary of {self._spec.vocab_size}.")
+        self._require_room(0, len(header.token_ids))
+        self._replace(0, [])
+        self._timeline.reserve(header.n_tokens)
+        for layer, latents in enumerate(blob.layers):
+            self._timeline.write(layer, 0, latents)
+        self._tokens = list(header.token_ids)
+        self._timeline.commit(header.n_tokens)
+        self._last = None if blob.tail is None else blob.tail.clone()
+
+    def close(self) -> None:
+        """Give the pages back. The session is empty afterwards."""
+        self._replace(0, [])
+
+    def _events(self, params: SamplingParams, turn: int) -> Iterator[Event]:
+        sampler = Sampler(params, self._tokens)
+        stops = set() if params.ignore_stop else {*params.stop_tokens, *self._spec.stop_tokens}
+        produced = 0
+        while params.max_tokens is None or produced < params.max_tokens:
+            if turn != self._turn:
+                raise UsageError("The session was changed while it generated; start again with generate.")
+            if len(self._tokens) >= self._spec.max_context or self._room(self._timeline.length) < len(self._tokens):
+                yield Finished("context")
+                return
+            sampled = sampler.sample(self._decoder.logits(self._latest()[None])[0])
+            self._tokens.append(sampled.token)
+            produced += 1
+            if sampled.token in stops:
+                yield Finished("stop", sampled.token)
+                return
+            yield TokenEvent(sampled.token, sampled.logprob, sampled.top)
+        yield Finished("length")
+
+    def _latest(self) -> Tensor:
+        """[hidden] of the last token held, computing whatever is missing up to it."""
+        if self._last is None and self._timeline.length == len(self._tokens):
+            self._timeline.truncate(len(self._tokens) - 1)
+        for _ in self._prefill(len(self._tokens)):
+            pass
+        assert self._last is not None
+        return self._last
+
+    def _prefill(self, end: int) -> Iterator[tuple[int, Tensor]]:
+        """Compute tokens held up to `end`; yields each step's first position and hidden states [tokens, hidden]."""
+        while (start := self._timeline.length) < end:
+            self._last = None
+            chunk = self._tokens[start : min(end, start + self._prefill_tokens)]
+            hidden = step(self._decoder, [StepRow(self._timeline, chunk)], self._naive)[0]
+            self._last = hidden[-1].clone()
+            yield start, hidden
+
+    def _replace(self, keep: int, tokens: list[int]) -> None:
+        """Hold `tokens`, of which the first `keep` are in the timeline and remain."""
+        self._turn += 1
+        if keep < self._timeline.length:
+            self._last = None
+            self._timeline.truncate(keep)
+        self._tokens = tokens
+
+    def _trim(self) -> None:
+        """Forget tokens that were not computed."""
+        del self._tokens[self._timeline.length :]
+
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        try:
+            wanted = [index(token) for token in tokens]
+        except TypeError:
+            raise UsageError("Tokens are whole numbers.") from None
+        if not wanted:
+            raise UsageError("A session needs at least one token.")
+        if min(wanted) < 0 or max(wanted) >= self._spec.vocab_size:
+            raise UsageError(f"Token ids lie between 0 and {self._spec.vocab_size - 1} in this model.")
+        return wanted
+
+    def _room(self, keep: int) -> int:
+        return self._timeline.capacity(keep)
+
+    def _require_room(self, keep: int, n_tokens: int) -> None:
+        if n_tokens > self._spec.max_context:
+            raise ContextError(
+                f"The conversation has {n_tokens} tokens, but the model's context ends at {self._spec.max_context}."
+            )
+        if n_tokens > self._room(keep):
+            raise ContextError(
+                f"The conversation has {n_tokens} tokens, but the latent cache's free pages hold {self._room(keep)}."
+            )
+
+
+def _likelihoods(logits: Tensor, following: Tensor) -> Tensor:
+    """fp32 [rows, vocab] and int64 [rows] to fp32 [rows], in blocks, so that the softmax needs little more memory."""
+    blocks = zip(logits.split(_SOFTMAX_ROWS), following.split(_SOFTMAX_ROWS), strict=True)
+    return torch.cat([rows.log_softmax(-1).gather(1, ids[:, None])[:, 0] for rows, ids in blocks])

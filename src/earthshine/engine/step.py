@@ -1,0 +1,101 @@
+"""One forward step over several conversations: a flat batch of new tokens, each row over its own timeline.
+
+Invariant: a row's result depends on its own tokens and timeline alone, so rows that share a step get what each
+would get by itself. A step that fails leaves every timeline as it was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from earthshine.errors import UsageError
+from earthshine.kv import Timeline
+from earthshine.models import Context, Mla, Query
+from earthshine.spec.model import ModelSpec
+
+
+class Model(Protocol):
+    """What the engine needs of a decoder."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations and latents."""
+        ...
+
+    def hidden(self, tokens: Tensor, positions: Tensor, context: Context) -> Tensor:
+        """tokens, positions: int64 [n]. Returns [n, hidden] after the final norm."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[m, hidden] to fp32 [m, vocab_size]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """The new tokens of one conversation, which follow what its timeline holds."""
+
+    timeline: Timeline
+    tokens: Sequence[int]
+
+
+class PagedContext:
+    """Attention of each row's new tokens over its timeline, pages written first and then read back.
+
+    `naive` expands latents to keys and values instead of absorbing the expansion: slower, for comparison.
+    """
+
+    def __init__(self, rows: Sequence[StepRow], naive: bool = False) -> None:
+        self._naive = naive
+        self._spans: list[tuple[Timeline, int, int]] = []  # timeline, and its rows of the batch
+        begin = 0
+        for row in rows:
+            self._spans.append((row.timeline, begin, begin + len(row.tokens)))
+            begin += len(row.tokens)
+
+    def attend(self, layer: int, attention: Mla, query: Query, latent: Tensor) -> Tensor:
+        """query: [tokens, n_heads, ...]; latent: [tokens, latent_dim]. Returns [tokens, n_heads, v_dim]."""
+        outputs = []
+        for timeline, begin, end in self._spans:
+            start = timeline.length
+            timeline.write(layer, start, latent[begin:end])
+            latents = timeline.read(layer, start + end - begin)
+            mine = Query(query.nope[begin:end], query.rope[begin:end])
+            outputs.append((attention.naive if self._naive else attention.absorbed)(mine, latents, start))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def step(decoder: Model, rows: Sequence[StepRow], naive: bool = False) -> list[Tensor]:
+    """Compute the new tokens of every row, keep their latents, and return each row's hidden states [tokens, hidden].
+
+    Raises ContextError if the pages do not suffice and UsageError for a row without tokens or two rows of one
+    timeline; whatever is raised, no timeline has changed.
+    """
+    if not rows or any(len(row.tokens) == 0 for row in rows):
+        raise UsageError("A step needs at least one token in every row.")
+    if len({id(row.timeline) for row in rows}) < len(rows):
+        raise UsageError("Two rows of a step can't continue the same timeline.")
+    try:
+        for row in rows:
+            row.timeline.reserve(row.timeline.length + len(row.tokens))
+        tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.int64)
+        positions = torch.cat([_positions(row) for row in rows])
+        with torch.no_grad():
+            hidden = decoder.hidden(tokens, positions, PagedContext(rows, naive))
+    except BaseException:
+        for row in rows:
+            row.timeline.truncate(row.timeline.length)
+        raise
+    for row in rows:
+        row.timeline.commit(row.timeline.length + len(row.tokens))
+    return list(hidden.split([len(row.tokens) for row in rows]))
+
+
+def _positions(row: StepRow) -> Tensor:
+    return torch.arange(row.timeline.length, row.timeline.length + len(row.tokens))

@@ -1,0 +1,23 @@
+"""The state of a conversation: pages of latents, page tables, common prefixes, and the one form that is stored or sent.
+
+Knows token ids and latents; never text, weights or the mathematics.
+"""
+
+from earthshine.kv.codec import BlobReader, BlobWriter, KVBlob, read_header
+from earthshine.kv.header import BlobHeader, BlobLayout, LatentFormat
+from earthshine.kv.pages import PagePool
+from earthshine.kv.prefix import common_prefix
+from earthshine.kv.timeline import Timeline
+
+__all__ = [
+    "BlobHeader",
+    "BlobLayout",
+    "BlobReader",
+    "BlobWriter",
+    "KVBlob",
+    "LatentFormat",
+    "PagePool",
+    "Timeline",
+    "common_prefix",
+    "read_header",
+]

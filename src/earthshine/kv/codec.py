@@ -1,0 +1,254 @@
+"""The one form in which a conversation's state is stored and sent; little-endian, version 1.
+
+    0      8   magic "ESHKV\\r\\n\\x1a", which a transfer in text mode would damage
+    8      4   version, 1
+    12     4   bytes of the header's body, from 16 to its digest
+    16     4   latent format: 1 is bf16, 2 is fp32
+    20    24   n_layers, kv_lora_rank, rope_dim, n_tokens, n_ids, tail_dim, 4 bytes each
+    44     4   F, bytes of the fingerprint
+    48     F   the model's fingerprint, UTF-8
+    48+F  4*n_ids  token ids; n_ids is n_tokens, or one more where the last token has no latent yet
+    ...   16   header digest: BLAKE2b of every byte before it
+  then for each layer in order, and for the tail if tail_dim is not 0, one block:
+    0      4   index: 0 to n_layers - 1; the tail's is n_layers
+    4      n   the layer's latents [n_tokens, kv_lora_rank + rope_dim], or the tail [tail_dim], in the latent format
+    4+n   16   BLAKE2b, 16 bytes long, of the header digest, the index and the values
+
+A latent is `kv_lora_rank` values (512) after their norm, then `rope_dim` values (64) of the key after rotation at the
+token's position, where pair (2i, 2i + 1) turned by the i-th angle (interleaved). The tail is the last token's hidden
+state after the final norm: with it, generation goes on without computing anything again. It comes last because
+it is known last, so that layers can be sent as soon as each is finished.
+No length is believed before it is compared with a limit that the caller or the file's size sets.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path
+from tempfile import mkstemp
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from earthshine.errors import BlobError
+from earthshine.kv.header import (
+    DIGEST_BYTES,
+    INDEX,
+    BlobHeader,
+    LatentFormat,
+    pack_header,
+    read_exactly,
+    unpack_header,
+)
+from earthshine.units import format_bytes
+
+_CHUNK_BYTES = 1 << 20
+
+
+class BlobWriter:
+    """Writes the header at once, then each layer as it is finished, then the tail. The file stays open.
+
+    Raises BlobError for layers out of order or of another shape or dtype than the header says.
+    """
+
+    def __init__(self, file: BinaryIO, header: BlobHeader) -> None:
+        self._file, self.header = file, header
+        self._next = 0
+        packed = pack_header(header)
+        self._seed = packed[-DIGEST_BYTES:]
+        file.write(packed)
+
+    def layer(self, index: int, latents: Tensor) -> None:
+        """latents: [n_tokens, latent_dim] in the header's format."""
+        if index != self._next or index >= self.header.layout.n_layers:
+            raise BlobError(f"Layer {index} is out of order; {self._missing()} comes next.")
+        self._block(latents, (self.header.n_tokens, self.header.layout.latent_dim))
+
+    def tail(self, hidden: Tensor) -> None:
+        """hidden: [tail_dim], of the last token."""
+        if self._next != self.header.layout.n_layers or not self.header.tail_dim:
+            raise BlobError(f"The tail is out of order; {self._missing()} comes next.")
+        self._block(hidden, (self.header.tail_dim,))
+
+    def close(self) -> None:
+        """Raises BlobError if something that the header announced was not written."""
+        if self._missing() != "nothing":
+            raise BlobError(f"The state is incomplete: {self._missing()} was not written.")
+
+    def _missing(self) -> str:
+        if self._next < self.header.layout.n_layers:
+            return f"layer {self._next}"
+        return "the tail" if self.header.tail_dim and self._next == self.header.layout.n_layers else "nothing"
+
+    def _block(self, values: Tensor, shape: tuple[int, ...]) -> None:
+        _require_tensor(values, shape, self.header.layout.format)
+        index = INDEX.pack(self._next)
+        digest = blake2b(self._seed + index, digest_size=DIGEST_BYTES)
+        self._file.write(index)
+        for part in _parts(values):
+            digest.update(part)
+            self._file.write(part)
+        self._file.write(digest.digest())
+        self._next += 1
+
+
+class BlobReader:
+    """Reads the header at once, then `layers()` and `tail()`; each block is checked before it is handed out.
+
+    `limit_bytes` bounds the whole blob and so every allocation. Raises BlobError naming what is wrong.
+    """
+
+    def __init__(self, file: BinaryIO, limit_bytes: int) -> None:
+        self._file = file
+        self.header, self._seed = unpack_header(file, limit_bytes)
+        if self.header.blob_bytes > limit_bytes:
+            raise BlobError(
+                f"The state needs {format_bytes(self.header.blob_bytes)}, but {format_bytes(limit_bytes)} are there "
+                "or allowed; it is truncated or too large."
+            )
+
+    def layers(self) -> Iterator[Tensor]:
+        """Each layer's latents [n_tokens, latent_dim], in order; to be read to the end before the tail."""
+        layout = self.header.layout
+        for index in range(layout.n_layers):
+            values = self._block(index, self.header.layer_bytes, f"layer {index}")
+            yield values.view(self.header.n_tokens, layout.latent_dim)
+
+    def tail(self) -> Tensor | None:
+        """hidden [tail_dim] of the last token, or None where the blob has none."""
+        if not self.header.tail_dim:
+            return None
+        return self._block(self.header.layout.n_layers, self.header.tail_bytes, "the tail")
+
+    def end(self) -> None:
+        """Raises BlobError if bytes follow the last block."""
+        if self._file.read(1):
+            raise BlobError("The state is followed by bytes that do not belong to it.")
+
+    def _block(self, index: int, size_bytes: int, what: str) -> Tensor:
+        stored = read_exactly(self._file, INDEX.size, what)
+        digest = blake2b(self._seed + stored, digest_size=DIGEST_BYTES)
+        values = _buffer(size_bytes)
+        view = memoryview(values)
+        for start in range(0, size_bytes, _CHUNK_BYTES):
+            part = read_exactly(self._file, min(_CHUNK_BYTES, size_bytes - start), what)
+            digest.update(part)
+            view[start : start + len(part)] = part
+        if stored != INDEX.pack(index) or read_exactly(self._file, DIGEST_BYTES, what) != digest.digest():
+            raise BlobError(f"The state is damaged: the checksum of {what} does not match.")
+        dtype = self.header.layout.format.dtype
+        return torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KVBlob:
+    """A whole state in memory. Raises BlobError where a tensor does not have the header's shape and format."""
+
+    header: BlobHeader
+    layers: tuple[Tensor, ...]  # n_layers of [n_tokens, latent_dim]
+    tail: Tensor | None  # [tail_dim]
+
+    def __post_init__(self) -> None:
+        layout = self.header.layout
+        if len(self.layers) != layout.n_layers or (self.tail is not None) != bool(self.header.tail_dim):
+            raise BlobError(f"This header needs {layout.n_layers} layers and a tail of {self.header.tail_dim} values.")
+        for latents in self.layers:
+            _require_tensor(latents, (self.header.n_tokens, layout.latent_dim), layout.format)
+        if self.tail is not None:
+            _require_tensor(self.tail, (self.header.tail_dim,), layout.format)
+
+    def write(self, file: BinaryIO) -> None:
+        """The whole blob, in the order of the module's description."""
+        writer = BlobWriter(file, self.header)
+        for index, latents in enumerate(self.layers):
+            writer.layer(index, latents)
+        if self.tail is not None:
+            writer.tail(self.tail)
+        writer.close()
+
+    @classmethod
+    def read(cls, file: BinaryIO, limit_bytes: int) -> "KVBlob":
+        """Raises BlobError if the file holds anything but one sound blob of at most `limit_bytes`."""
+        reader = BlobReader(file, limit_bytes)
+        blob = cls(reader.header, tuple(reader.layers()), reader.tail())
+        reader.end()
+        return blob
+
+    def to_bytes(self) -> bytes:
+        file = BytesIO()
+        self.write(file)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "KVBlob":
+        return cls.read(BytesIO(data), limit_bytes=len(data))
+
+    def save(self, path: Path) -> None:
+        """Write to `path` so that it holds either what it held or the whole blob. Raises BlobError."""
+        try:
+            _replace_file(path, self)
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+            raise BlobError(f"The state could not be written to {path}: {error}.") from None
+
+    @classmethod
+    def load(cls, path: Path) -> "KVBlob":
+        """Raises BlobError if the file is absent, unreadable or damaged."""
+        try:
+            with path.open("rb") as file:
+                return cls.read(file, limit_bytes=path.stat().st_size)
+        except (OSError, ValueError) as error:
+            raise BlobError(f"The state could not be read from {path}: {error}.") from None
+
+
+def read_header(file: BinaryIO, limit_bytes: int) -> BlobHeader:
+    """The header alone, for whoever decides whether to read on. Raises BlobError."""
+    return unpack_header(file, limit_bytes)[0]
+
+
+def _require_tensor(values: Tensor, shape: tuple[int, ...], stored: LatentFormat) -> None:
+    if tuple(values.shape) != shape or values.dtype is not stored.dtype:
+        raise BlobError(
+            f"A block of {list(shape)} values in {stored} was announced, not of {list(values.shape)} in {values.dtype}."
+        )
+
+
+def _buffer(size_bytes: int) -> bytearray:
+    try:
+        return bytearray(size_bytes)
+    except MemoryError:
+        raise BlobError(f"A block of the state needs {format_bytes(size_bytes)}, which is not free.") from None
+
+
+def _parts(values: Tensor) -> Iterator[bytearray]:
+    """The values' bytes in pieces of at most _CHUNK_BYTES, as a little-endian machine holds them."""
+    flat = values.reshape(-1)
+    step = _CHUNK_BYTES // values.itemsize
+    for start in range(0, flat.numel(), step):
+        part = flat[start : start + step]
+        buffer = bytearray(part.nbytes)
+        torch.frombuffer(buffer, dtype=values.dtype).copy_(part)
+        yield buffer
+
+
+def _replace_file(path: Path, blob: KVBlob) -> None:
+    """Temporary file beside `path`, fsync, rename, fsync of the folder."""
+    handle, temporary = mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "wb") as file:
+            blob.write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,144 @@
+"""A timeline: one conversation's table of pages, in the order of its tokens.
+
+Invariant: in every layer, the latents of positions below `length` are written, and pages with other holders are
+never written (the last one is copied first). Refuses writes to places that were not reserved. Whoever makes a
+timeline releases it; its pages do not return by themselves.
+"""
+
+import torch
+from torch import Tensor
+
+from earthshine.errors import UsageError
+from earthshine.kv.pages import PagePool
+
+
+class Timeline:
+    """An empty conversation in `pool`. The order of use is reserve, write for every layer, then commit."""
+
+    def __init__(self, pool: PagePool) -> None:
+        self.pool = pool
+        self._pages: list[int] = []
+        self._length = 0
+        self._writable_end = 0
+        self._table: Tensor | None = None  # and what follows from it: whether each page follows the one before
+        self._in_one_piece = False
+
+    @property
+    def length(self) -> int:
+        """Tokens whose latents are written in every layer."""
+        return self._length
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        return tuple(self._pages)
+
+    @property
+    def table(self) -> Tensor:
+        """int64 [pages]: position p lies in `pool.tensor[:, table[p // page_tokens], p % page_tokens]`."""
+        if self._table is None:
+            self._table = torch.tensor(self._pages, dtype=torch.int64)
+            self._in_one_piece = bool(self._pages) and bool((self._table.diff() == 1).all())
+        return self._table
+
+    def capacity(self, keep: int) -> int:
+        """The greatest length that a reserve could reach after truncate(keep), given who holds which pages now."""
+        kept = self._count(keep)
+        room = self.pool.free_pages + sum(self.pool.holders(page) == 1 for page in self._pages[kept:])
+        if keep % self.pool.page_tokens and self.pool.holders(self._pages[kept - 1]) > 1:
+            if room == 0:
+                return keep
+            room -= 1  # for the copy of the last, shared page
+        return (kept + room) * self.pool.page_tokens
+
+    def reserve(self, end: int) -> None:
+        """Make positions `length` to `end` - 1 writable. Raises ContextError, and then nothing has changed."""
+        if end <= self._length:
+            return
+        first = self._length // self.pool.page_tokens
+        copied = first < len(self._pages) and self.pool.holders(self._pages[first]) > 1
+        new = self.pool.allocate(max(0, self._count(end) - len(self._pages)) + copied)
+        if copied:
+            mine = new.pop(0)
+            self.pool.tensor[:, mine] = self.pool.tensor[:, self._pages[first]]
+            self.pool.release([self._pages[first]])
+            self._pages[first] = mine
+        self._pages += new
+        self._table = None
+        self._writable_end = max(end, self._writable_end)
+
+    def write(self, layer: int, start: int, latent: Tensor) -> None:
+        """Keep latent [t, latent_dim], in the pool's dtype, at positions start, start + 1, ... of one layer.
+
+        Raises UsageError outside `length` to the reserved end: what is committed is never overwritten.
+        """
+        end = start + latent.shape[0]
+        if start < self._length or end > self._writable_end:
+            raise UsageError(
+                f"Positions {start} to {end} can't be written; {self._length} to {self._writable_end} are reserved."
+            )
+        if latent.dtype != self.pool.dtype or latent.shape[1:] != (self.pool.latent_dim,):
+            raise UsageError(
+                f"The cache keeps {self.pool.latent_dim} values of {self.pool.dtype} a token, "
+                f"not {list(latent.shape[1:])} of {latent.dtype}."
+            )
+        lane = self._in_order(layer)
+        if lane is not None:
+            lane[start:end] = latent
+            return
+        position = torch.arange(start, end)
+        slots = self.table[position // self.pool.page_tokens] * self.pool.page_tokens + position % self.pool.page_tokens
+        self.pool.tensor[layer].flatten(0, 1).index_copy_(0, slots, latent)
+
+    def read(self, layer: int, length: int) -> Tensor:
+        """Latents [length, latent_dim] of the first positions; a view of the pool where the pages lie in order.
+
+        Valid until this timeline changes. May reach beyond `length` to what the present step has written.
+        """
+        if not 0 <= length <= len(self._pages) * self.pool.page_tokens:
+            raise UsageError(f"{length} positions can't be read; the timeline has {len(self._pages)} pages.")
+        lane = self._in_order(layer)
+        if lane is not None:
+            return lane[:length]
+        pages = self.table[: self._count(length)]
+        return self.pool.tensor[layer].index_select(0, pages).flatten(0, 1)[:length]
+
+    def commit(self, length: int) -> None:
+        """Declare that every layer is written up to `length`, which must have been reserved."""
+        if not self._length <= length <= max(self._writable_end, self._length):
+            raise UsageError(f"{length} tokens can't be kept; {self._length} to {self._writable_end} are reserved.")
+        self._length = length
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on and whatever is reserved; pages without a token return."""
+        if not 0 <= length <= self._length:
+            raise UsageError(f"A timeline of {self._length} tokens can't be cut to {length}.")
+        kept = self._count(length)
+        gone = self._pages[kept:]
+        self._length = self._writable_end = length
+        del self._pages[kept:]
+        self._table = None
+        self.pool.release(gone)
+
+    def fork(self, length: int) -> "Timeline":
+        """A timeline of the first `length` tokens that shares their pages; whoever writes first copies the last one."""
+        if not 0 <= length <= self._length:
+            raise UsageError(f"A timeline of {self._length} tokens can't be forked at {length}.")
+        shared = self._pages[: self._count(length)]
+        self.pool.hold(shared)
+        other = Timeline(self.pool)
+        other._pages, other._length, other._writable_end = shared, length, length
+        self._writable_end = self._length  # the last page may be shared now: reserve again before writing
+        return other
+
+    def release(self) -> None:
+        """Give every page back; the timeline is empty afterwards and may be used again."""
+        self.truncate(0)
+
+    def _count(self, length: int) -> int:
+        return -(-length // self.pool.page_tokens)
+
+    def _in_order(self, layer: int) -> Tensor | None:
+        """All pages of a layer as one view [positions, latent_dim], if each page follows the one before it."""
+        if len(self.table) == 0 or not self._in_one_piece:
+            return None
+        return self.pool.tensor[layer, self._pages[0] : self._pages[-1] + 1].flatten(0, 1)

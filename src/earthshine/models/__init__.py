@@ -1,0 +1,10 @@
+"""The mathematics of the models, in torch, readable beside the papers: rope, mla, ffn, then the decoder over them.
+
+Reads the spec and calls kernels; knows neither files nor conversations.
+"""
+
+from earthshine.models.decoder import Context, Decoder
+from earthshine.models.ffn import Experts, Ffn, Moe
+from earthshine.models.mla import Mla, MlaWeights, Query
+
+__all__ = ["Context", "Decoder", "Experts", "Ffn", "Mla", "MlaWeights", "Moe", "Query"]

@@ -1,0 +1,65 @@
+"""Feed-forward layers: the dense SwiGLU, and the mixture of routed and shared experts (DeepSeek-V3, section 2.1.2).
+
+Routed experts are behind the `Experts` protocol: the mathematics does not know whether they lie in memory or on disk.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from earthshine import kernels
+from earthshine.spec.model import MoeSpec
+
+
+class Experts(Protocol):
+    """Whoever holds the routed experts."""
+
+    def ffn(self, layer: int, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
+        """sum_k weight[t, k] * expert[chosen[t, k]](x[t]).
+
+        x: [tokens, hidden]; chosen: int64 [tokens, top_k]; weight: fp32 [tokens, top_k]. Returns [tokens, hidden] in
+        x's dtype, summed in fp32.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ffn:
+    """down(silu(gate x) * up x); gate and up [intermediate, hidden], down [hidden, intermediate]."""
+
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return kernels.linear(kernels.swiglu(kernels.linear(x, self.gate), kernels.linear(x, self.up)), self.down)
+
+
+@dataclass(frozen=True, slots=True)
+class Moe:
+    """Router and shared experts of one layer; the routed ones are asked for by layer number."""
+
+    spec: MoeSpec
+    layer: int
+    router: Tensor  # [n_experts, hidden]
+    router_bias: Tensor  # [n_experts]
+    shared: Ffn | None
+
+    def __call__(self, x: Tensor, experts: Experts) -> Tensor:
+        """x: [..., hidden]."""
+        flat = x.reshape(-1, x.shape[-1])
+        rule = self.spec.router
+        chosen, weight = kernels.route(
+            kernels.linear(flat.float(), self.router.float()),  # bf16 logits change choices (formulas.md, section 1)
+            self.router_bias,
+            top_k=self.spec.top_k,
+            n_groups=rule.n_groups,
+            groups_kept=rule.groups_kept,
+            normalize=rule.normalize,
+            scale=rule.scale,
+        )
+        out = experts.ffn(self.layer, flat, chosen, weight)
+        if self.shared is not None:
+            out = out + self.shared(flat)
+        return out.view_as(x)

@@ -1,0 +1,95 @@
+"""Multi-Head Latent Attention, naive and absorbed side by side (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+A token leaves one latent behind: `kv_lora_rank` values after their norm, then `rope.dim` values of a key that all
+heads share, after rotation. Naive attention expands latents to keys and values a head; absorbed attention moves the
+expansion to the query's and the output's side, so the latents are read as they are. Both give the same result.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from earthshine import kernels
+from earthshine.models.rope import RotaryTable, softmax_scale
+from earthshine.spec.model import MlaSpec
+
+
+class Query(NamedTuple):
+    nope: Tensor  # [..., tokens, n_heads, nope_dim]
+    rope: Tensor  # [..., tokens, n_heads, rope.dim], rotated
+
+
+@dataclass(frozen=True, slots=True)
+class MlaWeights:
+    """Matrices are [out, in]; either `q`, or `q_a`, `q_a_norm` and `q_b`."""
+
+    kv_a: Tensor  # [kv_lora_rank + rope.dim, hidden]
+    kv_a_norm: Tensor  # [kv_lora_rank]
+    kv_b: Tensor  # [n_heads * (nope_dim + v_dim), kv_lora_rank]
+    o: Tensor  # [hidden, n_heads * v_dim]
+    q: Tensor | None = None  # [n_heads * qk_dim, hidden]
+    q_a: Tensor | None = None  # [q_lora_rank, hidden]
+    q_a_norm: Tensor | None = None  # [q_lora_rank]
+    q_b: Tensor | None = None  # [n_heads * qk_dim, q_lora_rank]
+
+
+class Mla:
+    """One layer's attention. Leading axes before tokens, if any, are separate sequences."""
+
+    def __init__(self, spec: MlaSpec, weights: MlaWeights, table: RotaryTable) -> None:
+        self.spec, self.weights = spec, weights
+        self._table = table
+        self._scale = softmax_scale(spec)
+
+    def query(self, x: Tensor, positions: Tensor) -> Query:
+        """x: [..., tokens, hidden]; positions: int64 [tokens]."""
+        spec, w = self.spec, self.weights
+        if w.q_a is None:
+            q = kernels.linear(x, _present(w.q))
+        else:
+            low = kernels.rms_norm(kernels.linear(x, w.q_a), _present(w.q_a_norm), spec.latent_norm_eps)
+            q = kernels.linear(low, _present(w.q_b))
+        nope, rope = q.unflatten(-1, (spec.n_heads, spec.qk_dim)).split((spec.nope_dim, spec.rope.dim), dim=-1)
+        cos, sin = self._table.at(positions)
+        return Query(nope, kernels.rotate(rope, cos[:, None], sin[:, None]))
+
+    def latent(self, x: Tensor, positions: Tensor) -> Tensor:
+        """What the cache keeps of each token: [..., tokens, latent_dim]."""
+        spec, w = self.spec, self.weights
+        low, key = kernels.linear(x, w.kv_a).split((spec.kv_lora_rank, spec.rope.dim), dim=-1)
+        cos, sin = self._table.at(positions)
+        return torch.cat((kernels.rms_norm(low, w.kv_a_norm, spec.latent_norm_eps), kernels.rotate(key, cos, sin)), -1)
+
+    def naive(self, query: Query, latents: Tensor, start: int) -> Tensor:
+        """New tokens from position `start` over latents [..., start + new, latent_dim], to [..., new, n_heads, v_dim].
+
+        k = [W_uk c | k_rope], v = W_uv c for each head. Cheaper where many queries meet few latents.
+        """
+        spec = self.spec
+        low, rope = latents.split((spec.kv_lora_rank, spec.rope.dim), dim=-1)
+        heads = kernels.linear(low, self.weights.kv_b).unflatten(-1, (spec.n_heads, -1)).transpose(-2, -3)
+        nope, value = heads.split((spec.nope_dim, spec.v_dim), dim=-1)
+        key = torch.cat((nope, rope.unsqueeze(-3).expand(*nope.shape[:-1], -1)), -1)
+        q = torch.cat(query, -1).transpose(-2, -3)
+        return kernels.attend(q, key, value, self._scale, start).transpose(-2, -3)
+
+    def absorbed(self, query: Query, latents: Tensor, start: int) -> Tensor:
+        """The same, reading latents as keys and values that all heads share: q' = W_uk^T q, out = W_uv (p c)."""
+        heads = self.weights.kv_b.unflatten(0, (self.spec.n_heads, -1))
+        w_uk, w_uv = heads.split((self.spec.nope_dim, self.spec.v_dim), dim=1)  # [n_heads, nope or v, kv_lora_rank]
+        q = torch.cat((kernels.linear_by_head(query.nope, w_uk.mT), query.rope), -1).transpose(-2, -3)
+        shared = latents.unsqueeze(-3)
+        mixed = kernels.attend(q, shared, shared[..., : self.spec.kv_lora_rank], self._scale, start)
+        return kernels.linear_by_head(mixed.transpose(-2, -3), w_uv)
+
+    def output(self, heads: Tensor) -> Tensor:
+        """[..., tokens, n_heads, v_dim] to [..., tokens, hidden]."""
+        return kernels.linear(heads.flatten(-2), self.weights.o)
+
+
+def _present(weight: Tensor | None) -> Tensor:
+    if weight is None:
+        raise ValueError("the query's weights are either q, or q_a with q_a_norm and q_b")
+    return weight

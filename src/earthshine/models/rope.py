@@ -1,0 +1,73 @@
+"""Rotary tables with DeepSeek's YaRN (reference/models/formulas.md, section 3; YaRN, arXiv 2309.00071).
+
+YaRN is static here: it applies at every length, as the published models were trained.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from earthshine.spec.model import MlaSpec, RopeSpec, YarnSpec
+
+_BLOCK = 1024  # positions; with at most 32 pairs few enough that torch does not divide them among threads
+
+
+def _correction(turns: float, rope: RopeSpec, yarn: YarnSpec) -> float:
+    """The pair that makes `turns` full turns within the original context."""
+    return rope.dim * math.log(yarn.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+
+def yarn_range(rope: RopeSpec, yarn: YarnSpec) -> tuple[float, float]:
+    """First and last pair of the ramp from unscaled to interpolated frequencies."""
+    low = max(math.floor(_correction(yarn.beta_fast, rope, yarn)), 0)
+    high = min(math.ceil(_correction(yarn.beta_slow, rope, yarn)), rope.dim - 1)
+    return low, high if high > low else low + 0.001
+
+
+def frequencies(rope: RopeSpec) -> Tensor:
+    """Angle a position adds to each pair: fp32 [dim/2]."""
+    pair = torch.arange(rope.dim // 2, dtype=torch.float64)
+    plain = rope.theta ** (-2 * pair / rope.dim)
+    if rope.yarn is None:
+        return plain.float()
+    low, high = yarn_range(rope, rope.yarn)
+    ramp = ((pair - low) / (high - low)).clamp(0, 1)
+    return (plain / rope.yarn.factor * ramp + plain * (1 - ramp)).float()
+
+
+def magnitude(factor: float, mscale: float) -> float:
+    """YaRN's attention temperature m(s, a) = 0.1 a ln(s) + 1."""
+    return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def softmax_scale(attention: MlaSpec) -> float:
+    """(nope + rope)^-0.5, times m^2 where mscale_all_dim is set."""
+    yarn = attention.rope.yarn
+    scale: float = attention.qk_dim**-0.5
+    return scale * magnitude(yarn.factor, yarn.mscale_all_dim) ** 2 if yarn and yarn.mscale_all_dim else scale
+
+
+class RotaryTable:
+    """cos and sin of each position's angles, made in blocks of 1024 positions when first asked for.
+
+    Whole blocks also keep a position's bits independent of who asks: torch's cosine differs between the lanes of a
+    vector and the scalar rest of an odd-sized tensor.
+    """
+
+    def __init__(self, rope: RopeSpec) -> None:
+        self._frequencies = frequencies(rope)
+        yarn = rope.yarn
+        self._gain = magnitude(yarn.factor, yarn.mscale) / magnitude(yarn.factor, yarn.mscale_all_dim) if yarn else 1.0
+        self._cos = self._sin = torch.empty(0, len(self._frequencies))
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions: int64 [tokens]; returns two of fp32 [tokens, dim/2]. Angles are fp32 products, as published."""
+        needed = int(positions.max()) + 1
+        while len(self._cos) < needed:
+            block = torch.arange(len(self._cos), len(self._cos) + _BLOCK)
+            angles = block[:, None].float() * self._frequencies
+            self._cos = torch.cat((self._cos, angles.cos() * self._gain))
+            self._sin = torch.cat((self._sin, angles.sin() * self._gain))
+        rows = positions.cpu()
+        return self._cos[rows].to(positions.device), self._sin[rows].to(positions.device)

@@ -1,0 +1,62 @@
+"""The environment, read once into one frozen value: the only module that looks at os.environ.
+
+Three variables, all optional; an empty one counts as unset. A value that has no meaning is refused by name.
+    EARTHSHINE_KERNELS   auto (the default), reference, portable, avx2 or avx512: what serves the operations
+    EARTHSHINE_HOME      the folder that downloaded models go to; by default Hugging Face's own cache
+    HF_TOKEN             passed to the downloader, never shown
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from earthshine.errors import UsageError
+
+KERNEL_CHOICES = ("auto", "reference", "portable", "avx2", "avx512")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment asks for. `home` and `token` are None where the downloader's defaults hold."""
+
+    kernels: str = "auto"
+    home: Path | None = None
+    token: str | None = field(default=None, repr=False)
+
+
+def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of `environ`, by default this process's; raises UsageError for a value that has no meaning."""
+    variables = os.environ if environ is None else environ
+    return Settings(
+        kernels=_kernels(variables.get("EARTHSHINE_KERNELS", "")),
+        home=_home(variables.get("EARTHSHINE_HOME", "")),
+        token=_token(variables.get("HF_TOKEN", "")),
+    )
+
+
+def _kernels(text: str) -> str:
+    if text and text not in KERNEL_CHOICES:
+        raise UsageError(f"EARTHSHINE_KERNELS is {text!r}; permitted are {', '.join(KERNEL_CHOICES)}.")
+    return text or "auto"
+
+
+def _home(text: str) -> Path | None:
+    if not text:
+        return None
+    try:
+        home = Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"EARTHSHINE_HOME is {text!r}, whose home folder is unknown; write the whole path.") from None
+    if not home.is_absolute():
+        raise UsageError(f"EARTHSHINE_HOME is {text!r}; write a path that starts with / or ~.")
+    if home.exists() and not home.is_dir():
+        raise UsageError(f"EARTHSHINE_HOME is {text!r}, which is not a folder; name one, new or old.")
+    return home
+
+
+def _token(text: str) -> str | None:
+    token = text.strip()
+    if not all("!" <= character <= "~" for character in token):
+        raise UsageError("HF_TOKEN holds a space or a character outside ASCII; set the token exactly as it was issued.")
+    return token or None

@@ -1,0 +1,50 @@
+"""A stored linear layer and its values: the tensors as published, what must hold of them, and the decoded matrix.
+
+The invariant: decoding yields exactly the published values, in bf16 for the quantised storages and as stored for the
+plain ones. Refuses scales that are NaN or infinite and shape tensors that contradict the config, naming the tensor.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from earthshine import kernels
+from earthshine.errors import CheckpointError
+from earthshine.spec.model import Storage
+from earthshine.weights.strict_json import shown
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredLinear:
+    """[out, in] as published. `tensors` and their published `names` in the order of the storage:
+
+    bf16: weight; fp8: e4m3 [out, in], fp32 [ceil(out/128), ceil(in/128)]; int4: int32 [out, in/8], bf16 [out, in/32],
+    integer [2]. Shapes and dtypes were checked when the checkpoint was opened; `check` judges values.
+    """
+
+    shape: tuple[int, ...]
+    storage: Storage | None
+    names: tuple[str, ...]
+    tensors: tuple[torch.Tensor, ...]
+
+    def check(self) -> None:
+        """CheckpointError for a scale that is NaN or infinite, or a stored shape that is not [out, in].
+
+        Zero and negative scales are values like any other.
+        """
+        if self.storage is None or self.storage is Storage.BF16:
+            return
+        if not bool(torch.isfinite(self.tensors[1]).all()):
+            raise CheckpointError(f"{shown(self.names[1])} holds a scale that is NaN or infinite; the file is damaged.")
+        if self.storage is Storage.INT4_GROUP32 and self.tensors[2].tolist() != list(self.shape):
+            raise CheckpointError(
+                f"{shown(self.names[2])} says {self.tensors[2].tolist()}, but the config makes it {list(self.shape)}."
+            )
+
+    def decode(self) -> torch.Tensor:
+        """The matrix [out, in]: bf16 from fp8 and int4, the stored dtype otherwise."""
+        if self.storage is Storage.FP8_BLOCK128:
+            return kernels.decode_fp8(self.tensors[0], self.tensors[1])
+        if self.storage is Storage.INT4_GROUP32:
+            return kernels.decode_int4(self.tensors[0], self.tensors[1])
+        return self.tensors[0]

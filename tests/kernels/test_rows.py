@@ -1,0 +1,57 @@
+"""Products whose bits do not depend on the batch: equal to the oracle's values, and to themselves at every cut."""
+
+import pytest
+import torch
+
+from earthshine.kernels import reference, rows
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+
+
+def _draw(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(256, 256), (1000, 64), (48, 1024)])
+def test_a_row_is_the_same_alone_and_among_others(dtype, shape):
+    x, weight = _draw(75, shape[1], dtype=dtype), _draw(*shape, dtype=dtype, seed=1)
+    together = rows.linear(x, weight)
+    for begin, end in ((0, 1), (40, 41), (74, 75), (3, 24), (16, 48)):
+        assert torch.equal(rows.linear(x[begin:end], weight), together[begin:end])
+
+
+@DTYPES
+def test_heads_are_the_same_alone_and_among_others(dtype):
+    x, weight = _draw(45, 4, 32, dtype=dtype), _draw(4, 96, 32, dtype=dtype, seed=1)
+    together = rows.linear_by_head(x, weight)
+    for begin, end in ((0, 1), (44, 45), (3, 24)):
+        assert torch.equal(rows.linear_by_head(x[begin:end], weight), together[begin:end])
+
+
+@pytest.mark.parametrize("key_heads", [1, 3], ids=["shared keys", "keys a head"])
+def test_attention_is_the_same_however_the_queries_are_cut(key_heads):
+    query, key, value = _draw(3, 600, 16), _draw(key_heads, 600, 16, seed=1), _draw(key_heads, 600, 12, seed=2)
+    together = rows.attend(query, key, value, 0.6, 0)
+    for begin, end in ((0, 1), (255, 257), (511, 513), (599, 600), (100, 400)):
+        part = rows.attend(query[:, begin:end], key[:, :end], value[:, :end], 0.6, begin)
+        assert torch.equal(part, together[:, begin:end])
+    torch.testing.assert_close(together, reference.attend(query, key, value, 0.6, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_survives_scores_that_overflow_an_exponential():
+    query, key = torch.full((1, 2, 4), 50.0), torch.full((1, 2, 4), 50.0)
+    value = torch.tensor([[[1.0], [3.0]]])
+    assert rows.attend(query, key, value, 1.0, 0)[0, :, 0].tolist() == [1.0, 2.0]
+
+
+def test_leading_axes_are_kept():
+    x, weight = _draw(2, 5, 8), _draw(6, 8, seed=1)
+    torch.testing.assert_close(rows.linear(x, weight), x @ weight.T)
+
+
+def test_gradients_flow_through_the_plain_product():
+    x = _draw(40, 8).requires_grad_()
+    weight = _draw(6, 8, seed=1).requires_grad_()
+    rows.linear(x, weight).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(40, -1))

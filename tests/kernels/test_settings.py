@@ -1,0 +1,69 @@
+"""The environment becomes one frozen value, and what has no meaning is refused by name."""
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from earthshine.errors import UsageError
+from earthshine.settings import KERNEL_CHOICES, Settings, read_settings
+
+
+def test_nothing_set_is_the_defaults():
+    assert read_settings({}) == Settings(kernels="auto", home=None, token=None)
+
+
+def test_an_empty_variable_counts_as_unset():
+    assert read_settings({"EARTHSHINE_KERNELS": "", "EARTHSHINE_HOME": "", "HF_TOKEN": " "}) == Settings()
+
+
+@pytest.mark.parametrize("choice", KERNEL_CHOICES)
+def test_each_permitted_choice_is_taken(choice):
+    assert read_settings({"EARTHSHINE_KERNELS": choice}).kernels == choice
+
+
+@pytest.mark.parametrize("choice", ["AUTO", "avx", "auto ", "reference,avx2"])
+def test_another_choice_names_the_permitted_ones(choice):
+    with pytest.raises(UsageError, match="permitted are auto, reference, portable, avx2, avx512"):
+        read_settings({"EARTHSHINE_KERNELS": choice})
+
+
+def test_home_may_be_new_and_may_start_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_settings({"EARTHSHINE_HOME": "~/models"}).home == tmp_path / "models"
+    assert read_settings({"EARTHSHINE_HOME": "/srv/models"}).home == Path("/srv/models")
+
+
+@pytest.mark.parametrize("home", ["models", "./models", "~no-such-person-here/models"])
+def test_home_must_name_one_place(home):
+    with pytest.raises(UsageError, match="EARTHSHINE_HOME"):
+        read_settings({"EARTHSHINE_HOME": home})
+
+
+def test_home_must_not_be_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="not a folder"):
+        read_settings({"EARTHSHINE_HOME": str(tmp_path / "file")})
+
+
+def test_the_token_is_taken_and_never_shown():
+    settings = read_settings({"HF_TOKEN": "hf_secret\n"})
+    assert settings.token == "hf_secret"
+    assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize("token", ["hf secret", "hf\r\nX-Injected: 1", "hf_señor"])
+def test_a_token_that_would_break_a_header_is_refused_without_showing_it(token):
+    with pytest.raises(UsageError, match="HF_TOKEN") as refusal:
+        read_settings({"HF_TOKEN": token})
+    assert token not in str(refusal.value)
+
+
+def test_settings_do_not_change():
+    with pytest.raises(FrozenInstanceError):
+        Settings().kernels = "reference"
+
+
+def test_this_process_is_read_by_default(monkeypatch):
+    monkeypatch.setenv("EARTHSHINE_KERNELS", "portable")
+    assert read_settings().kernels == "portable"

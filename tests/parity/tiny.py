@@ -1,0 +1,170 @@
+"""Seeded tiny checkpoints in the published formats, and transformers' DeepseekV3 over the same files.
+
+The oracle reads the files with the `safetensors` library and decodes them by itself, so that a mistake in
+Earthshine's reader, decoders or mathematics shows as a difference.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+from earthshine.spec import spec_from_config
+from earthshine.weights import write_checkpoint
+from earthshine.weights.writer import published_tensors, tensor_shapes
+
+VOCAB = 160
+INT4 = {
+    "config_groups": {
+        "group_0": {
+            "input_activations": None,
+            "output_activations": None,
+            "targets": ["Linear"],
+            "weights": {
+                "actorder": None, "block_structure": None, "dynamic": False, "group_size": 32, "num_bits": 4,
+                "observer": "minmax", "observer_kwargs": {}, "strategy": "group", "symmetric": True, "type": "int",
+            },
+        }
+    },
+    "format": "pack-quantized",
+    "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp\\.(gate|up|gate_up|down)_proj.*"],
+    "kv_cache_scheme": None,
+    "quant_method": "compressed-tensors",
+    "quantization_status": "compressed",
+}  # fmt: skip
+FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+# 32 original positions stretched eightfold: a prompt of 100 tokens lies mostly past the original window.
+YARN = {
+    "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 32, "type": "yarn",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One corner of the format: how queries are made, how experts are grouped, how weights are stored."""
+
+    q_lora_rank: int | None = 48
+    n_groups: int = 1
+    storage: str = "bf16"
+    yarn: bool = True
+
+    def config(self) -> dict[str, Any]:
+        quantization = {"bf16": None, "fp8": FP8, "int4": INT4}[self.storage]
+        return {
+            "architectures": ["DeepseekV3ForCausalLM"],
+            "attention_bias": False,
+            "bos_token_id": 0,
+            "eos_token_id": VOCAB - 1,
+            "first_k_dense_replace": 1,
+            "hidden_act": "silu",
+            "hidden_size": 160,
+            "intermediate_size": 192,
+            "kv_lora_rank": 32,
+            "max_position_embeddings": 256,
+            "model_type": "kimi_k2" if self.storage == "int4" else "deepseek_v3",
+            "moe_intermediate_size": 64,
+            "moe_layer_freq": 1,
+            "n_group": self.n_groups,
+            "n_routed_experts": 16,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_attention_heads": 4,
+            "num_experts_per_tok": 4,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 4,
+            "num_nextn_predict_layers": 0,
+            "q_lora_rank": self.q_lora_rank,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "rms_norm_eps": 1e-6,
+            "rope_scaling": YARN if self.yarn else None,
+            "rope_theta": 10000.0,
+            "routed_scaling_factor": 2.5,
+            "scoring_func": "sigmoid",
+            "tie_word_embeddings": False,
+            "topk_group": 4 if self.n_groups > 1 else 1,
+            "topk_method": "noaux_tc",
+            "torch_dtype": "bfloat16",
+            "v_head_dim": 16,
+            "vocab_size": VOCAB,
+        } | ({"quantization_config": quantization} if quantization else {})
+
+
+def _values(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Large enough queries and keys that attention is far from uniform, or score errors could not be seen."""
+    noise = torch.randn(shape, generator=generator)
+    if name.endswith("router_bias"):
+        return 0.1 * noise
+    if len(shape) == 1:
+        return (1 + 0.2 * noise).bfloat16()
+    gain = 1.0 if name == "embed" else (2.5 if ".q" in name or "kv_" in name else 1.0) * shape[-1] ** -0.5
+    return (gain * noise).bfloat16()
+
+
+def write_tiny(folder: Path, case: Case, seed: int = 0) -> Path:
+    """config.json and shards of a random model; the same seed gives the same bytes."""
+    generator = torch.Generator().manual_seed(seed)
+    spec = spec_from_config(case.config())
+    tensors = {name: _values(name, shape, generator) for name, shape in tensor_shapes(spec).items()}
+    write_checkpoint(folder, published_tensors(spec, tensors), shard_bytes=200_000)
+    (folder / "config.json").write_text(json.dumps(case.config()))
+    return folder
+
+
+def _decoded(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published tensors to fp32 values, by the formats' definitions, with the publishers' rounding to bf16."""
+    values = {}
+    for name, tensor in stored.items():
+        base, _, part = name.rpartition(".")
+        if part == "weight_packed":
+            codes = torch.stack([(tensor >> 4 * i) & 15 for i in range(8)], -1).flatten(1) - 8
+            scale = stored[f"{base}.weight_scale"].repeat_interleave(32, 1)
+            values[f"{base}.weight"] = (codes.bfloat16() * scale).float()
+        elif f"{name}_scale_inv" in stored:
+            scale = stored[f"{name}_scale_inv"].repeat_interleave(128, 0).repeat_interleave(128, 1)
+            rows, columns = tensor.shape
+            values[name] = (tensor.float() * scale[:rows, :columns]).bfloat16().float()
+        elif part in ("weight", "e_score_correction_bias"):
+            values[name] = tensor.float()
+    return values
+
+
+def _fused(values: dict[str, Tensor], n_experts: int) -> dict[str, Tensor]:
+    """transformers holds a layer's experts as two stacks."""
+    fused = {name: value for name, value in values.items() if ".experts." not in name}
+    for layer in {name.split(".mlp.experts.")[0] for name in values if ".experts." in name}:
+        parts = {
+            part: torch.stack([values[f"{layer}.mlp.experts.{e}.{part}_proj.weight"] for e in range(n_experts)])
+            for part in ("gate", "up", "down")
+        }
+        fused[f"{layer}.mlp.experts.gate_up_proj"] = torch.cat((parts["gate"], parts["up"]), 1)
+        fused[f"{layer}.mlp.experts.down_proj"] = parts["down"]
+    return fused
+
+
+def oracle(folder: Path, dtype: torch.dtype = torch.float32) -> DeepseekV3ForCausalLM:
+    """transformers' model over the values in `folder`."""
+    config = json.loads((folder / "config.json").read_text())
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if config["rope_scaling"]:
+        rope = {key: value for key, value in config["rope_scaling"].items() if key != "type"} | {"rope_type": "yarn"}
+    dropped = ("architectures", "quantization_config", "rope_scaling", "model_type", "torch_dtype", "rope_theta")
+    kept = {key: value for key, value in config.items() if key not in dropped}
+    rope["rope_theta"] = config["rope_theta"]
+    model = DeepseekV3ForCausalLM(DeepseekV3Config(**kept, rope_parameters=rope, attn_implementation="eager"))
+    stored: dict[str, Tensor] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        stored |= load_file(shard)
+    state = _fused(_decoded(stored), config["n_routed_experts"])
+    model.load_state_dict(state, strict=True)
+    model.eval().to(dtype)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.data = state[name].clone()  # kept in fp32, as published
+    return model

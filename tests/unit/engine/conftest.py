@@ -1,0 +1,92 @@
+"""A decoder small enough to check by hand: whole numbers throughout, so every comparison is exact.
+
+Each layer's latent mixes the token's values with its position, and attention is the sum of all latents so far,
+weighted by position. A wrong, missing, stale or misplaced latent therefore changes everything after it.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from earthshine.engine import Session
+from earthshine.kv import PagePool
+from earthshine.models import Query
+from earthshine.spec.model import DenseSpec, LayerSpec, MlaSpec, ModelSpec, RopeSpec, Storage
+
+HIDDEN, VOCAB, STOP, CONTEXT = 6, 40, 39, 64
+MLA = MlaSpec(1, None, 4, 4, HIDDEN, RopeSpec(2, 10000.0, None), 1e-6)
+SPEC = ModelSpec(
+    "fake",
+    HIDDEN,
+    VOCAB,
+    CONTEXT,
+    1e-6,
+    (LayerSpec(MLA, DenseSpec(8)),) * 3,
+    Storage.BF16,
+    Storage.BF16,
+    None,
+    (STOP,),
+)
+
+
+class FakeAttention:
+    """Exact in bf16 latents of whole numbers below 128."""
+
+    def absorbed(self, query: Query, latents: Tensor, start: int) -> Tensor:
+        weight = torch.arange(1, len(latents) + 1, dtype=torch.float64)[:, None]
+        mixed = (latents.double() * weight).cumsum(0)[start:]
+        return ((mixed[:, None] + query.nope.double().sum(-1, keepdim=True)) % 113).to(latents.dtype)
+
+    def naive(self, query: Query, latents: Tensor, start: int) -> Tensor:
+        return (self.absorbed(query, latents, start).double() + 1).to(latents.dtype)
+
+
+class FakeDecoder:
+    """`steps` records the tokens of each forward pass; `fail_at` raises in that one, after two layers."""
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16, spec: ModelSpec = SPEC) -> None:
+        self.spec, self.dtype = spec, dtype
+        self.steps: list[list[int]] = []
+        self.fail_at: int | None = None
+
+    def hidden(self, tokens: Tensor, positions: Tensor, context) -> Tensor:
+        self.steps.append(tokens.tolist())
+        x = (tokens.double()[:, None] * torch.tensor([3, 5, 7, 11, 13, 17]) + 1) % 101
+        for layer in range(self.spec.n_layers):
+            if layer == 2 and self.fail_at == len(self.steps):
+                raise RuntimeError("the disk is gone")
+            latent = ((x * (layer + 2) + positions[:, None] * 19) % 109).to(self.dtype)
+            query = Query(x[:, None, :4].to(self.dtype), x[:, None, 4:].to(self.dtype))
+            x = (x + context.attend(layer, FakeAttention(), query, latent)[:, 0].double() * 3) % 103
+        return x.to(self.dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        scattered = (hidden.double() @ torch.arange(1, HIDDEN * VOCAB + 1).view(HIDDEN, VOCAB).double()) % 97
+        return (scattered / 16).float()
+
+
+@pytest.fixture
+def decoder() -> FakeDecoder:
+    return FakeDecoder()
+
+
+@pytest.fixture
+def make_pool():
+    def make(n_pages: int = 32, page_tokens: int = 4, dtype: torch.dtype = torch.bfloat16) -> PagePool:
+        return PagePool(SPEC.n_layers, SPEC.latent_dim, page_tokens, n_pages, dtype)
+
+    return make
+
+
+@pytest.fixture
+def make_session(make_pool):
+    def make(decoder: FakeDecoder | None = None, pool: PagePool | None = None, **options) -> Session:
+        options.setdefault("fingerprint", "fake-1")
+        return Session(decoder or FakeDecoder(), pool or make_pool(), **options)
+
+    return make
+
+
+@pytest.fixture
+def make_decoder():
+    return FakeDecoder

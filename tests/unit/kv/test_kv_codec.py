@@ -1,0 +1,303 @@
+"""The stored form of a conversation: what comes back is what went in, or BlobError."""
+
+import io
+import struct
+from hashlib import blake2b
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from earthshine.errors import BlobError
+from earthshine.kv import BlobHeader, BlobLayout, BlobReader, BlobWriter, KVBlob, LatentFormat, read_header
+
+
+def make_blob(form=LatentFormat.BF16, n_tokens=5, pending=0, tail_dim=6, layers=3, rank=4, rope=2) -> KVBlob:
+    generator = torch.Generator().manual_seed(7)
+    layout = BlobLayout("moon-1", form, layers, rank, rope)
+    header = BlobHeader(layout, n_tokens, tuple(range(100, 100 + n_tokens + pending)), tail_dim)
+    latents = tuple(torch.randn(n_tokens, rank + rope, generator=generator).to(form.dtype) for _ in range(layers))
+    tail = torch.randn(tail_dim, generator=generator).to(form.dtype) if tail_dim else None
+    return KVBlob(header, latents, tail)
+
+
+def same(one: KVBlob, other: KVBlob) -> bool:
+    tails = [torch.empty(0) if blob.tail is None else blob.tail for blob in (one, other)]
+    pairs = zip((*one.layers, tails[0]), (*other.layers, tails[1]), strict=True)
+    return one.header == other.header and all(a.dtype is b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("form", LatentFormat)
+@pytest.mark.parametrize(("n_tokens", "pending", "tail_dim"), [(5, 0, 6), (5, 1, 0), (0, 0, 0), (0, 1, 0), (1, 0, 0)])
+def test_a_blob_comes_back_as_it_was(form, n_tokens, pending, tail_dim):
+    blob = make_blob(form, n_tokens, pending, tail_dim)
+    data = blob.to_bytes()
+    assert len(data) == blob.header.blob_bytes
+    assert same(KVBlob.from_bytes(data), blob)
+
+
+def test_layers_larger_than_one_chunk_come_back():
+    blob = make_blob(LatentFormat.FP32, n_tokens=5000, rank=60, rope=4, layers=1)
+    assert blob.header.layer_bytes > 1 << 20
+    assert same(KVBlob.from_bytes(blob.to_bytes()), blob)
+
+
+def test_bits_survive_that_are_not_numbers():
+    bits = torch.tensor([[0x7FC1, 0x0001, -0x8000, 0x7F80]], dtype=torch.int16)
+    header = BlobHeader(BlobLayout("m", LatentFormat.BF16, 1, 3, 1), 1, (9,), 0)
+    back = KVBlob.from_bytes(KVBlob(header, (bits.view(torch.bfloat16),), None).to_bytes())
+    assert torch.equal(back.layers[0].view(torch.int16), bits)
+
+
+def test_the_bytes_are_those_of_the_description():
+    """Assembled by hand from the module's table, for one layer of two tokens in fp32 with a tail."""
+    layer, tail = [[1.0, -2.0], [0.5, 4.0]], [8.0, 16.0, 32.0]
+    header = BlobHeader(BlobLayout("é", LatentFormat.FP32, 1, 1, 1), 2, (7, 65536), 3)
+    blob = KVBlob(header, (torch.tensor(layer),), torch.tensor(tail))
+    start = b"ESHKV\r\n\x1a" + struct.pack("<II", 1, 32 + 2 + 8)
+    start += struct.pack("<8I", 2, 1, 1, 1, 2, 2, 3, 2) + "é".encode() + struct.pack("<2I", 7, 65536)
+    seal = blake2b(start, digest_size=16).digest()
+    expected = start + seal
+    for index, values in ((0, struct.pack("<4f", 1.0, -2.0, 0.5, 4.0)), (1, struct.pack("<3f", *tail))):
+        block = struct.pack("<I", index) + values
+        expected += block + blake2b(seal + block, digest_size=16).digest()
+    assert blob.to_bytes() == expected
+
+
+def test_every_truncation_is_refused():
+    data = make_blob().to_bytes()
+    for end in range(len(data)):
+        with pytest.raises(BlobError, match=r"trunc"):
+            KVBlob.from_bytes(data[:end])
+
+
+def test_trailing_bytes_are_refused():
+    with pytest.raises(BlobError, match="followed by bytes"):
+        KVBlob.from_bytes(make_blob().to_bytes() + b"\0")
+
+
+def test_every_changed_bit_is_refused():
+    """Each byte with one bit flipped; the bit goes round so that all eight are met."""
+    data = bytearray(make_blob().to_bytes())
+    for position in range(len(data)):
+        data[position] ^= 1 << position % 8
+        with pytest.raises(BlobError):
+            KVBlob.from_bytes(bytes(data))
+        data[position] ^= 1 << position % 8
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_mutations_of_many_bytes_never_yield_other_data(data):
+    original = make_blob()
+    raw = bytearray(original.to_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(raw)))
+    if data.draw(st.booleans()):
+        raw[cut:cut] = data.draw(st.binary(max_size=9))
+    try:
+        back = KVBlob.from_bytes(bytes(raw))
+    except BlobError:
+        return
+    assert bytes(raw) == original.to_bytes()
+    assert same(back, original)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200), st.booleans())
+def test_arbitrary_bytes_raise_only_blob_errors(raw, with_magic):
+    with pytest.raises(BlobError):
+        KVBlob.from_bytes((b"ESHKV\r\n\x1a\x01\0\0\0" if with_magic else b"") + raw)
+
+
+def resealed(numbers: tuple[int, ...], name: bytes = b"m", ids: tuple[int, ...] = (), extra: bytes = b"") -> bytes:
+    """A header with any numbers at all and the right checksum, as a hostile peer would send it."""
+    body = struct.pack("<8I", *numbers) + name + struct.pack(f"<{len(ids)}I", *ids) + extra
+    start = b"ESHKV\r\n\x1a" + struct.pack("<II", 1, len(body)) + body
+    return start + blake2b(start, digest_size=16).digest()
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (resealed((3, 1, 1, 1, 0, 0, 0, 1)), "latent format 3"),
+        (resealed((1, 0, 1, 1, 0, 0, 0, 1)), "n_layers"),
+        (resealed((1, 1 << 31, 1, 1, 0, 0, 0, 1)), "n_layers"),
+        (resealed((1, 1, 1 << 30, 1, 0, 0, 0, 1)), "kv_lora_rank"),
+        (resealed((1, 1, 1, 1 << 30, 0, 0, 0, 1)), "rope_dim"),
+        (resealed((1, 1, 1, 1, 1 << 31, 0, 0, 1)), "n_tokens"),
+        (resealed((1, 1, 1, 1, 0, 0, 1 << 31, 1)), "tail_dim"),
+        (resealed((1, 1, 1, 1, 0, 1 << 31, 0, 1)), "length that its own numbers give"),
+        (resealed((1, 1, 1, 1, 0, 0, 0, 1 << 31)), "length that its own numbers give"),
+        (resealed((1, 1, 1, 1, 0, 0, 0, 1), extra=b"x"), "length that its own numbers give"),
+        (resealed((1, 1, 1, 1, 3, 1, 0, 1), ids=(5,)), "3 tokens have latents, but 1"),
+        (resealed((1, 1, 1, 1, 0, 2, 0, 1), ids=(5, 6)), "0 tokens have latents, but 2"),
+        (resealed((1, 1, 1, 1, 0, 1, 4, 1), ids=(5,)), "no tail"),
+        (resealed((1, 1, 1, 1, 0, 0, 4, 1)), "no tail"),
+        (resealed((1, 1, 1, 1, 0, 0, 0, 0), name=b""), "fingerprint"),
+        (resealed((1, 1, 1, 1, 0, 0, 0, 257), name=b"m" * 257), "fingerprint"),
+        (resealed((1, 1, 1, 1, 0, 0, 0, 2), name=b"\xff\xfe"), "UTF-8"),
+        (resealed((1, 4096, 65536, 65536, 1, 1, 0, 1), ids=(5,)), "truncated or too large"),
+    ],
+)
+def test_a_hostile_header_is_refused_for_what_it_says(raw, message):
+    with pytest.raises(BlobError, match=message):
+        KVBlob.from_bytes(raw)
+
+
+def test_an_unknown_version_and_a_foreign_file_are_named():
+    data = make_blob().to_bytes()
+    with pytest.raises(BlobError, match="version 2; this Earthshine reads version 1"):
+        KVBlob.from_bytes(data[:8] + struct.pack("<I", 2) + data[12:])
+    with pytest.raises(BlobError, match="not a stored conversation state"):
+        KVBlob.from_bytes(b"\x7fELF" + data)
+
+
+def test_blocks_can_be_neither_exchanged_nor_taken_from_another_blob():
+    data, header = make_blob(n_tokens=1), make_blob(n_tokens=1).header
+    raw = data.to_bytes()
+    block = 4 + header.layer_bytes + 16
+    first = len(raw) - 3 * block - (4 + header.tail_bytes + 16)
+    swapped = raw[:first] + raw[first + block : first + 2 * block] + raw[first : first + block]
+    with pytest.raises(BlobError, match="checksum of layer 0"):
+        KVBlob.from_bytes(swapped + raw[first + 2 * block :])
+    other = KVBlob(BlobHeader(header.layout, 1, (555,), 6), data.layers, data.tail).to_bytes()
+    with pytest.raises(BlobError, match="checksum of layer 1"):
+        KVBlob.from_bytes(raw[: first + block] + other[first + block :])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fingerprint": "moon-2"}, "belongs to the model 'moon-1'; this one is 'moon-2'"),
+        ({"format": LatentFormat.FP32}, "format is bf16, but this model's is fp32"),
+        ({"n_layers": 2}, "n_layers is 3, but this model's is 2"),
+        ({"kv_lora_rank": 5}, "kv_lora_rank"),
+        ({"rope_dim": 1}, "rope_dim"),
+    ],
+)
+def test_another_model_or_layout_is_named(change, message):
+    mine = {"fingerprint": "moon-1", "format": LatentFormat.BF16, "n_layers": 3, "kv_lora_rank": 4, "rope_dim": 2}
+    theirs = make_blob().header.layout
+    theirs.require(BlobLayout(**mine))
+    with pytest.raises(BlobError, match=message):
+        theirs.require(BlobLayout(**{**mine, **change}))
+
+
+def test_layers_are_readable_before_the_rest_is_written():
+    """The writer puts out each layer whole, so a receiver can use it while the next is computed."""
+    blob, file = make_blob(), io.BytesIO()
+    writer = BlobWriter(file, blob.header)
+    for index, latents in enumerate(blob.layers):
+        writer.layer(index, latents)
+        reader = BlobReader(io.BytesIO(file.getvalue()), limit_bytes=1 << 20)
+        received = reader.layers()
+        assert all(torch.equal(next(received), blob.layers[i]) for i in range(index + 1))
+        with pytest.raises(BlobError, match="truncated"):
+            next(received) if index < 2 else reader.tail()
+
+
+def test_the_header_can_be_read_alone():
+    assert read_header(io.BytesIO(make_blob().to_bytes()[:120]), 1 << 20) == make_blob().header
+
+
+def test_a_blob_beyond_the_readers_limit_is_refused_before_its_layers():
+    blob = make_blob()
+    with pytest.raises(BlobError, match="too large"):
+        BlobReader(io.BytesIO(blob.to_bytes()), limit_bytes=blob.header.blob_bytes - 1)
+
+
+def test_no_more_is_read_of_a_header_than_the_limit_allows():
+    class Endless(io.BytesIO):
+        given = 0
+
+        def read(self, size=-1):
+            part = super().read(size) or bytes(size)
+            self.given += len(part)
+            return part
+
+    file = Endless(b"ESHKV\r\n\x1a" + struct.pack("<II", 1, 60_000_000))
+    with pytest.raises(BlobError, match="can't have 60000000 bytes"):
+        BlobReader(file, limit_bytes=1000)
+    assert file.given <= 1000
+
+
+def test_a_file_that_gives_a_byte_at_a_time_is_read():
+    class Slow(io.BytesIO):
+        def read(self, size=-1):
+            return super().read(min(size, 1))
+
+    blob = make_blob()
+    assert same(KVBlob.read(Slow(blob.to_bytes()), 1 << 20), blob)
+
+
+def test_the_writer_refuses_layers_out_of_order_missing_or_misshapen():
+    blob = make_blob()
+    writer = BlobWriter(io.BytesIO(), blob.header)
+    with pytest.raises(BlobError, match="Layer 1 is out of order; layer 0"):
+        writer.layer(1, blob.layers[1])
+    with pytest.raises(BlobError, match=r"\[5, 6\] values"):
+        writer.layer(0, blob.layers[0][:4])
+    with pytest.raises(BlobError, match=r"torch\.float32"):
+        writer.layer(0, blob.layers[0].float())
+    with pytest.raises(BlobError, match="layer 0 was not written"):
+        writer.close()
+    for index, latents in enumerate(blob.layers):
+        writer.layer(index, latents)
+    with pytest.raises(BlobError, match="the tail was not written"):
+        writer.close()
+    writer.tail(blob.tail)
+    writer.close()
+    with pytest.raises(BlobError, match="nothing comes next"):
+        writer.tail(blob.tail)
+
+
+def test_values_that_contradict_their_header_are_refused():
+    blob = make_blob()
+    for layers, tail in ((blob.layers[:2], blob.tail), (blob.layers, None), (blob.layers, blob.tail[:5])):
+        with pytest.raises(BlobError):
+            KVBlob(blob.header, layers, tail)
+    with pytest.raises(BlobError, match="no stored form"):
+        LatentFormat.of(torch.float16)
+    with pytest.raises(BlobError, match="Unicode"):
+        BlobLayout("\ud800", LatentFormat.BF16, 1, 1, 1)
+    with pytest.raises(BlobError, match="token id"):
+        BlobHeader(blob.header.layout, 1, (-1,), 0)
+
+
+def test_a_saved_state_is_loaded_and_replaces_the_one_before(tmp_path):
+    path, blob = tmp_path / "state", make_blob()
+    make_blob(n_tokens=1).save(path)
+    blob.save(path)
+    assert same(KVBlob.load(path), blob)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_failed_save_leaves_the_old_state_and_no_temporary_file(tmp_path, monkeypatch):
+    path, old = tmp_path / "state", make_blob(n_tokens=1)
+    old.save(path)
+
+    def fail(self, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(KVBlob, "write", fail)
+    with pytest.raises(BlobError, match="No space left"):
+        make_blob().save(path)
+    monkeypatch.undo()
+    assert same(KVBlob.load(path), old)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_absent_damaged_and_impossible_paths_are_blob_errors(tmp_path):
+    with pytest.raises(BlobError, match="could not be read"):
+        KVBlob.load(tmp_path / "absent")
+    with pytest.raises(BlobError, match="could not be read"):
+        KVBlob.load(tmp_path)
+    with pytest.raises(BlobError, match="could not be written"):
+        make_blob().save(tmp_path / "no folder" / "state")
+    (tmp_path / "cut").write_bytes(make_blob().to_bytes()[:-1])
+    with pytest.raises(BlobError, match="truncated"):
+        KVBlob.load(tmp_path / "cut")

@@ -1,0 +1,271 @@
+"""The page pool and timelines over it: what is written is read, and every page returns."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from earthshine.errors import ContextError, UsageError
+from earthshine.kv import PagePool, Timeline
+
+LAYERS, LATENT, PAGE = 2, 3, 4
+
+
+def make_pool(n_pages: int = 8) -> PagePool:
+    return PagePool(LAYERS, LATENT, PAGE, n_pages, torch.float32)
+
+
+def latents(layer: int, start: int, end: int, mark: int = 0) -> torch.Tensor:
+    """Values that name their layer, position and writer."""
+    column = torch.arange(start, end, dtype=torch.float32)[:, None] + 1000 * layer + 10000 * mark
+    return column + torch.tensor([0.0, 0.25, 0.5])
+
+
+def extend(timeline: Timeline, end: int, mark: int = 0) -> None:
+    start = timeline.length
+    timeline.reserve(end)
+    for layer in range(LAYERS):
+        timeline.write(layer, start, latents(layer, start, end, mark))
+    timeline.commit(end)
+
+
+def assert_holds(timeline: Timeline, *parts: tuple[int, int, int]) -> None:
+    for layer in range(LAYERS):
+        want = torch.cat([latents(layer, *part) for part in parts])
+        assert torch.equal(timeline.read(layer, len(want)), want)
+
+
+def test_the_pool_counts_its_bytes():
+    assert make_pool(8).bytes == 2 * 8 * 4 * 3 * 4
+
+
+def test_allocate_names_how_many_pages_are_free_and_needed_and_takes_none():
+    pool = make_pool(3)
+    pool.allocate(1)
+    with pytest.raises(ContextError, match=r"2 pages free, but 3 are needed"):
+        pool.allocate(3)
+    assert pool.free_pages == 2
+
+
+@pytest.mark.parametrize("n_pages", [2**50, 2**70])
+def test_a_pool_beyond_memory_is_refused(n_pages):
+    with pytest.raises(ContextError, match="use fewer pages"):
+        make_pool(n_pages)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 8), (2, 0, 4, 8), (2, 3, 0, 8), (2, 3, 4, -1)])
+def test_a_pool_without_extent_is_refused(shape):
+    with pytest.raises(UsageError, match="above zero"):
+        PagePool(*shape, torch.float32)
+
+
+def test_a_page_without_holder_can_be_neither_shared_nor_released():
+    pool = make_pool()
+    page = pool.allocate(1)
+    pool.release(page)
+    with pytest.raises(UsageError, match="no holder"):
+        pool.release(page)
+    with pytest.raises(UsageError, match="no holder"):
+        pool.hold(page)
+    assert pool.free_pages == 8
+
+
+def test_what_is_written_in_pieces_is_read_whole():
+    timeline = Timeline(make_pool())
+    for end in (1, 3, 9, 10, 17):
+        extend(timeline, end)
+    assert_holds(timeline, (0, 17))
+    assert timeline.length == 17
+    assert len(timeline.pages) == 5
+
+
+def test_pages_in_order_are_read_in_place_and_scattered_ones_are_gathered():
+    pool = make_pool()
+    one, other = Timeline(pool), Timeline(pool)
+    extend(one, 4)
+    assert one.read(0, 4).untyped_storage().data_ptr() == pool.tensor.untyped_storage().data_ptr()
+    extend(other, 5, mark=1)
+    extend(one, 9)
+    assert one.pages == (0, 3, 4)
+    assert_holds(one, (0, 9))
+    assert_holds(other, (0, 5, 1))
+    assert one.read(0, 9).untyped_storage().data_ptr() != pool.tensor.untyped_storage().data_ptr()
+    extend(one, 11, mark=2)
+    assert_holds(one, (0, 9), (9, 11, 2))
+
+
+def test_the_table_leads_to_every_position():
+    pool = make_pool()
+    blocker, timeline = Timeline(pool), Timeline(pool)
+    extend(timeline, 3)
+    extend(blocker, 1)
+    extend(timeline, 10)
+    for position in range(10):
+        page, offset = timeline.table[position // PAGE], position % PAGE
+        want = torch.cat([latents(layer, position, position + 1) for layer in range(LAYERS)])
+        assert torch.equal(pool.tensor[:, page, offset], want)
+
+
+def test_writing_outside_what_is_reserved_is_refused():
+    timeline = Timeline(make_pool())
+    extend(timeline, 5)
+    with pytest.raises(UsageError, match="5 to 5 are reserved"):
+        timeline.write(0, 5, latents(0, 5, 6))
+    timeline.reserve(7)
+    with pytest.raises(UsageError, match="5 to 7 are reserved"):
+        timeline.write(0, 4, latents(0, 4, 6))
+    with pytest.raises(UsageError, match="5 to 7 are reserved"):
+        timeline.write(0, 6, latents(0, 6, 8))
+    with pytest.raises(UsageError, match="5 to 7 are reserved"):
+        timeline.commit(8)
+    assert_holds(timeline, (0, 5))
+
+
+def test_latents_of_another_dtype_or_width_are_refused():
+    timeline = Timeline(make_pool())
+    timeline.reserve(1)
+    with pytest.raises(UsageError, match=r"torch\.bfloat16"):
+        timeline.write(0, 0, latents(0, 0, 1).bfloat16())
+    with pytest.raises(UsageError, match=r"not \[2\]"):
+        timeline.write(0, 0, latents(0, 0, 1)[:, :2])
+
+
+@pytest.mark.parametrize("length", [-1, 5])
+def test_lengths_beyond_the_timeline_are_refused(length):
+    timeline = Timeline(make_pool())
+    extend(timeline, 4)
+    for call in (timeline.truncate, timeline.fork, lambda n: timeline.read(0, n)):
+        with pytest.raises(UsageError):
+            call(length)
+    assert timeline.length == 4
+
+
+def test_truncating_returns_pages_and_what_was_reserved():
+    pool = make_pool()
+    timeline = Timeline(pool)
+    extend(timeline, 13)
+    timeline.reserve(30)
+    assert pool.free_pages == 0
+    timeline.truncate(5)
+    assert pool.free_pages == 6
+    assert_holds(timeline, (0, 5))
+    timeline.release()
+    timeline.release()
+    assert pool.free_pages == 8
+
+
+def test_a_failed_reserve_changes_nothing():
+    pool = make_pool(4)
+    timeline = Timeline(pool)
+    extend(timeline, 6)
+    with pytest.raises(ContextError):
+        timeline.reserve(17)
+    assert (timeline.length, len(timeline.pages), pool.free_pages) == (6, 2, 2)
+    assert timeline.capacity(6) == 16
+
+
+def test_a_fork_shares_pages_until_one_side_writes():
+    pool = make_pool()
+    one = Timeline(pool)
+    extend(one, 10)
+    other = one.fork(6)
+    assert pool.free_pages == 5
+    assert other.pages == one.pages[:2]
+    extend(other, 9, mark=1)
+    assert other.pages[0] == one.pages[0]
+    assert other.pages[1] != one.pages[1]
+    assert_holds(other, (0, 6), (6, 9, 1))
+    assert_holds(one, (0, 10))
+    extend(one, 12, mark=2)
+    assert_holds(one, (0, 10), (10, 12, 2))
+    one.release()
+    assert_holds(other, (0, 6), (6, 9, 1))
+    other.release()
+    assert pool.free_pages == 8
+
+
+def test_the_side_that_was_forked_copies_too():
+    """A place reserved before the fork must not be written in the shared page afterwards."""
+    pool = make_pool()
+    one = Timeline(pool)
+    extend(one, 5)
+    one.reserve(7)
+    other = one.fork(5)
+    with pytest.raises(UsageError, match="reserved"):
+        one.write(0, 5, latents(0, 5, 6))
+    extend(one, 6, mark=1)
+    extend(other, 6, mark=2)
+    assert_holds(one, (0, 5), (5, 6, 1))
+    assert_holds(other, (0, 5), (5, 6, 2))
+
+
+def test_what_was_reserved_before_a_cut_must_be_reserved_again():
+    """The cut may end inside a page that another timeline holds."""
+    pool = make_pool()
+    one = Timeline(pool)
+    extend(one, 7)
+    other = one.fork(7)
+    other.reserve(8)
+    extend(one, 8)
+    other.truncate(5)
+    with pytest.raises(UsageError, match="5 to 5 are reserved"):
+        other.write(0, 5, latents(0, 5, 6, mark=1))
+    assert_holds(one, (0, 8))
+
+
+def test_capacity_counts_the_copy_of_a_shared_page():
+    pool = make_pool(3)
+    one = Timeline(pool)
+    extend(one, 6)
+    other = one.fork(6)
+    assert other.capacity(6) == 8
+    assert other.capacity(4) == 8
+    assert other.capacity(0) == 4
+    other.reserve(8)
+    assert pool.free_pages == 0
+    assert one.capacity(6) == 8
+    third = other.fork(6)
+    assert third.capacity(6) == 6
+    with pytest.raises(ContextError, match="0 pages free, but 1 are needed"):
+        third.reserve(7)
+
+
+ACTIONS = st.lists(
+    st.tuples(st.sampled_from(["extend", "truncate", "fork", "release"]), st.integers(0, 3), st.integers(0, 14)),
+    max_size=25,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ACTIONS)
+def test_any_sequence_of_operations_keeps_values_and_accounts_for_pages(actions):
+    """Held against plain lists: values, capacity as a promise that reserve keeps, and all pages back at the end."""
+    pool = make_pool(6)
+    timelines = [Timeline(pool) for _ in range(4)]
+    models: list[list[int]] = [[], [], [], []]  # each position's mark
+    for mark, (action, which, n) in enumerate(actions):
+        timeline, model = timelines[which], models[which]
+        if action == "extend":
+            end = len(model) + n
+            if end > timeline.capacity(len(model)):
+                with pytest.raises(ContextError):
+                    timeline.reserve(end)
+            else:
+                extend(timeline, end, mark)
+                model += [mark] * n
+        elif action == "truncate":
+            timeline.truncate(min(n, len(model)))
+            del model[n:]
+        elif action == "fork":
+            target = (which + 1) % 4
+            timelines[target].release()
+            timelines[target], models[target] = timeline.fork(min(n, len(model))), model[:n]
+        else:
+            timeline.release()
+            model.clear()
+        for each, marks in zip(timelines, models, strict=True):
+            if marks:
+                assert_holds(each, *((i, i + 1, m) for i, m in enumerate(marks)))
+    for timeline in timelines:
+        timeline.release()
+    assert pool.free_pages == 6
