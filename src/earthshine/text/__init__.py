@@ -1,0 +1,36 @@
+"""Tokens to words: tokenizers, chat templates, tool declarations, and the parsing of what a model writes.
+
+Everything here handles text from strangers: model folders, templates, messages. Malformed input raises TextError.
+No torch, no network, no code from a model's folder.
+"""
+
+from earthshine.text.chat import ChatTemplate, load_template
+from earthshine.text.regions import (
+    Content,
+    Event,
+    Reasoning,
+    RegionParser,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+)
+from earthshine.text.stream import Detokenizer, StopStrings
+from earthshine.text.tokenizer import Tokenizer, load_tokenizer
+from earthshine.text.tools import declare_tools
+
+__all__ = [
+    "ChatTemplate",
+    "Content",
+    "Detokenizer",
+    "Event",
+    "Reasoning",
+    "RegionParser",
+    "StopStrings",
+    "Tokenizer",
+    "ToolCallArguments",
+    "ToolCallEnd",
+    "ToolCallStart",
+    "declare_tools",
+    "load_template",
+    "load_tokenizer",
+]

@@ -1,0 +1,206 @@
+"""What a model writes, told apart as it streams: reasoning, content and tool calls.
+
+The parser acts on the ids of Kimi's markers (reference/models/kimi-k2.6.md, section 9), never on text that looks like
+them. Invariant: no text is lost and nothing raises; a tool call that does not parse comes out as content, markers
+included. Tokenizers without the markers yield content only.
+"""
+
+import re
+from dataclasses import dataclass
+
+from earthshine.text.stream import Detokenizer
+from earthshine.text.tokenizer import Tokenizer
+
+_CALL_ID = re.compile(r"(?:functions\.)?(?P<name>[\w.\-]+):(?P<index>[0-9]{1,18})")
+_MAX_CALL_ID = 512
+
+_THINK, _UNTHINK = "<think>", "</think>"
+_SECTION, _SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
+_CALL, _ARGUMENTS, _CALL_END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
+_MARKERS = (_THINK, _UNTHINK, _SECTION, _SECTION_END, _CALL, _ARGUMENTS, _CALL_END)
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of the thoughts."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallStart:
+    """A call of function `name` begins. `index` counts the calls of this answer from 0; `id` is `functions.NAME:N`."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallArguments:
+    """A piece of the arguments' JSON text, which is not checked here."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallEnd:
+    """The call is complete. A call that the answer breaks off has no such event."""
+
+    index: int
+
+
+Event = Reasoning | Content | ToolCallStart | ToolCallArguments | ToolCallEnd
+
+
+class RegionParser:
+    """One answer's ids to events. With `thinking` the prompt left a `<think>` open, so reasoning comes first.
+
+    States: reasoning, content, section (between calls), call (its id is being written), arguments, and broken (a call
+    whose id did not parse, shown as content to its end). A marker that means nothing in a state is text there.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, thinking: bool) -> None:
+        ids = {tokenizer.special_id(text): text for text in _MARKERS}
+        self._markers = {token_id: text for token_id, text in ids.items() if token_id is not None}
+        self._detokenizer = Detokenizer(tokenizer)
+        self._state = "reasoning" if thinking and _UNTHINK in self._markers.values() else "content"
+        self._untouched = True  # nothing but whitespace was written since the state began
+        self._marker = ""  # the section's first marker, until a call has started or it was shown
+        self._shown = False  # this section's markers are being shown
+        self._gap = ""  # a section's text outside its calls
+        self._held = ""  # a call's id so far, or whitespace that may end its arguments
+        self._n_calls = 0
+        self._events: list[Event] = []
+
+    def push(self, token_id: int) -> list[Event]:
+        """The events that this id settles; TextError only for an id outside the vocabulary."""
+        marker = self._markers.get(token_id)
+        if marker is None:
+            self._text(self._detokenizer.push(token_id))
+        else:
+            self._text(self._detokenizer.flush())
+            if not self._step(marker):
+                self._text(marker)
+        return self._take()
+
+    def flush(self) -> list[Event]:
+        """The rest, when the answer ends. A call with arguments gets no end; one without becomes content."""
+        self._text(self._detokenizer.flush())
+        if self._state == "arguments":
+            self._write(self._held)
+        elif self._state == "call" and (self._held + self._gap).strip():
+            self._show(_CALL + self._held)
+        elif self._state == "section" and self._gap.strip():
+            self._show("")
+        self._held = self._gap = self._marker = ""
+        return self._take()
+
+    def _take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def _enter(self, state: str) -> bool:
+        self._state, self._untouched = state, True
+        return True
+
+    def _say(self, text: str) -> None:
+        if text:
+            self._events.append(Content(text))
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._events.append(ToolCallArguments(self._n_calls - 1, text))
+
+    def _show(self, text: str) -> None:
+        """What a section holds turns out to be no call: it becomes content, with the markers that it came with."""
+        self._say(self._marker + self._gap + text)
+        self._marker, self._gap, self._shown = "", "", True
+
+    def _text(self, text: str) -> None:
+        if self._state == "section":
+            self._gap += text
+        elif self._state == "call":
+            self._held += text
+            if len(self._held) > _MAX_CALL_ID:
+                self._break()
+        elif self._state == "arguments":
+            text = self._held + text
+            text = text.lstrip() if self._untouched else text
+            body = text.rstrip()
+            self._held = text[len(body) :]
+            self._untouched = self._untouched and not body
+            self._write(body)
+        elif text:
+            self._events.append(Reasoning(text) if self._state == "reasoning" else Content(text))
+            self._untouched = self._untouched and text.isspace()
+
+    def _step(self, marker: str) -> bool:
+        """Acts on a marker; False if it means nothing in this state."""
+        if self._state in ("reasoning", "content"):
+            return self._step_outside(marker)
+        if self._state == "section":
+            return self._step_section(marker)
+        if self._state == "arguments":
+            return self._step_arguments(marker)
+        if self._state == "call":
+            if marker == _ARGUMENTS:
+                return self._start()
+            self._break()
+        if marker in (_CALL_END, _SECTION_END):  # broken: its end is shown too
+            self._say(marker)
+            return self._enter("section" if marker == _CALL_END else "content")
+        return False
+
+    def _step_outside(self, marker: str) -> bool:
+        if marker == _SECTION:  # also the implicit end of reasoning
+            self._marker, self._gap, self._shown = _SECTION, "", False
+            return self._enter("section")
+        if marker == _THINK:  # in reasoning: some models repeat the prompt's marker
+            return self._untouched and (self._state == "reasoning" or self._enter("reasoning"))
+        return marker == _UNTHINK and self._state == "reasoning" and self._enter("content")
+
+    def _step_section(self, marker: str) -> bool:
+        if marker == _CALL:
+            self._held = ""
+            return self._enter("call")
+        if marker != _SECTION_END:
+            return False
+        if self._gap.strip() or self._shown:
+            self._show(_SECTION_END if self._marker or self._shown else "")
+        self._marker = self._gap = ""
+        return self._enter("content")
+
+    def _step_arguments(self, marker: str) -> bool:
+        if marker not in (_CALL, _CALL_END, _SECTION_END):
+            return False
+        self._events.append(ToolCallEnd(self._n_calls - 1))
+        self._held = ""
+        self._enter("section")
+        return marker == _CALL_END or self._step_section(marker)
+
+    def _start(self) -> bool:
+        match = _CALL_ID.fullmatch(self._held.strip())
+        if match is None:
+            self._break()
+            return False
+        if self._gap.strip():
+            self._say(self._gap)
+        call_id = f"functions.{match['name']}:{match['index']}"
+        self._events.append(ToolCallStart(self._n_calls, call_id, match["name"]))
+        self._n_calls += 1
+        self._marker = self._gap = self._held = ""
+        return self._enter("arguments")
+
+    def _break(self) -> None:
+        self._show(_CALL + self._held)
+        self._held = ""
+        self._enter("broken")

@@ -1,0 +1,74 @@
+"""Text as it streams: ids to final text, and the search for stop strings across pieces.
+
+Invariant: what `push` returns never has to be taken back, and with `flush` nothing is lost. Refused: stop strings
+that are empty, very long or very many.
+"""
+
+from collections.abc import Sequence
+
+from earthshine.errors import UsageError
+from earthshine.text.tokenizer import Tokenizer
+
+_MAX_STOPS = 64
+_MAX_STOP_CHARS = 1024
+
+
+class Detokenizer:
+    """One sequence of ids to text. Ids whose `special` flag is set are dropped if `skip_special`."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._decoder = tokenizer.decoder()
+
+    def push(self, token_id: int) -> str:
+        """The text that is final now; "" while a character's bytes are incomplete. TextError for an unknown id."""
+        if self._skip_special and self._tokenizer.is_special(token_id):
+            return ""
+        return self._decoder.push(token_id)
+
+    def flush(self) -> str:
+        """What was held back, incomplete bytes as U+FFFD; afterwards the detokenizer starts anew."""
+        return self._decoder.flush()
+
+
+class StopStrings:
+    """Ends a stream before the first stop string that is complete.
+
+    The result does not depend on how the text is cut into pieces: of several stops the one that is complete first
+    counts, and of those complete together the one that begins first.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        sound = not isinstance(stops, str) and len(stops) <= _MAX_STOPS
+        if not sound or not all(isinstance(stop, str) and 0 < len(stop) <= _MAX_STOP_CHARS for stop in stops):
+            raise UsageError(f"Stop strings must be at most {_MAX_STOPS} texts of 1 to {_MAX_STOP_CHARS} characters.")
+        self._stops = tuple(stops)
+        self._held = ""
+        self._stopped = False
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Text that can no longer belong to a stop string, and whether one was met; after that ("", True)."""
+        if self._stopped:
+            return "", True
+        text = self._held + text
+        hits = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if hits:
+            self._held, self._stopped = "", True
+            return text[: min(hits)[1]], True
+        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def flush(self) -> str:
+        """The text held back when the stream ends without a stop string; "" after one."""
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
+        for size in range(min(len(stop) - 1, len(text)), 0, -1):
+            if text.endswith(stop[:size]):
+                return size
+        return 0

@@ -1,0 +1,203 @@
+"""Kimi's tokenizer: `tiktoken.model`, 256 reserved ids after the ranks, and one fixed split pattern.
+
+Format and rules: reference/models/kimi-k2.6.md, section 6. The vocabulary may be smaller than Kimi's; the named
+control tokens keep their offsets from the first reserved id. Refused: ranks other than 0..n-1, repeated tokens,
+bad base64, a missing single byte, and names for ids outside the reserved range.
+"""
+
+import base64
+import binascii
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+
+from earthshine.errors import TextError
+from earthshine.text.control import ControlToken, ControlTokens
+from earthshine.text.decoding import ByteDecoder, TokenDecoder
+from earthshine.text.files import present, read_bytes, read_object
+from earthshine.text.tokenizer import Tokenizer
+
+_MAX_FILE_BYTES = 64 << 20
+_MAX_CONFIG_BYTES = 16 << 20
+_MAX_RANKS = 1 << 20
+_MAX_TOKEN_BYTES = 4096
+_MAX_NAME_CHARS = 256
+N_RESERVED = 256
+
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+PATTERN = "|".join(
+    (
+        r"[\p{Han}]+",
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTION}",
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTION}",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+
+# offset from the first reserved id -> (text, special flag); section 6's table
+_NAMES: dict[int, tuple[str, bool]] = {
+    0: ("[BOS]", True),
+    1: ("[EOS]", True),
+    2: ("<|im_end|>", True),
+    3: ("<|im_user|>", True),
+    4: ("<|im_assistant|>", True),
+    6: ("<|start_header_id|>", True),
+    7: ("<|end_header_id|>", True),
+    9: ("[EOT]", True),
+    10: ("<|im_system|>", True),
+    11: ("<|tool_calls_section_begin|>", False),
+    12: ("<|tool_calls_section_end|>", False),
+    13: ("<|tool_call_begin|>", False),
+    14: ("<|tool_call_argument_begin|>", False),
+    15: ("<|tool_call_end|>", False),
+    17: ("<|im_middle|>", True),
+    18: ("<|media_begin|>", True),
+    19: ("<|media_content|>", True),
+    20: ("<|media_end|>", True),
+    21: ("<|media_pad|>", True),
+    22: ("<think>", False),
+    23: ("</think>", False),
+    254: ("[UNK]", True),
+    255: ("[PAD]", True),
+}
+
+_CHUNK_CHARS = 400_000
+_RUN_CHARS = 25_000
+_RUNS = re.compile(r"\s+|\S+")
+
+
+def _cuts(text: str) -> list[int]:
+    """Ascending positions where the text is cut before encoding: every 400,000 characters, and inside each such
+    chunk every 25,000 of a longer run of whitespace or of anything else."""
+    found: list[int] = []
+    for low in range(0, len(text), _CHUNK_CHARS):
+        high = min(low + _CHUNK_CHARS, len(text))
+        if low:
+            found.append(low)
+        if high - low > _RUN_CHARS:
+            for run in _RUNS.finditer(text, low, high):
+                found.extend(range(run.start() + _RUN_CHARS, run.end(), _RUN_CHARS))
+    return found
+
+
+class TiktokenTokenizer(Tokenizer):
+    """Byte-pair encoding by rank over `tokens`, which lists the bytes of ids 0..n-1."""
+
+    def __init__(self, tokens: Sequence[bytes], controls: ControlTokens) -> None:
+        super().__init__(controls, len(tokens) + N_RESERVED)
+        self._tokens = tuple(tokens)
+        ranks = {token: rank for rank, token in enumerate(tokens)}
+        self._bpe = tiktoken.Encoding("earthshine", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if 0 <= token_id < len(self._tokens):
+            return self._tokens[token_id]
+        token = self.controls.by_id.get(token_id)
+        if token is None:
+            raise TextError(f"Token id {token_id} is outside the vocabulary of {self.vocab_size} ids.")
+        return token.text.encode()
+
+    def decoder(self) -> TokenDecoder:
+        return ByteDecoder(self.token_bytes)
+
+    def _parts(self, text: str, start: int, end: int, cuts: Sequence[int]) -> Iterator[int]:
+        at = start
+        for cut in (*cuts[bisect_right(cuts, start) : bisect_right(cuts, end - 1)], end):
+            if at < cut:
+                yield from self._bpe.encode_ordinary(text[at:cut])
+            at = cut
+
+    def _encode(self, text: str, literal: Sequence[int]) -> list[int]:
+        # A cut inside a control token is dropped: the token's own ends cut the text already. The published code
+        # would split the token there and lose it.
+        cuts, at = _cuts(text), 0
+        ids: list[int] = []
+        for start, end, token_id in self.controls.spans(text, literal):
+            ids.extend(self._parts(text, at, start, cuts))
+            ids.append(token_id)
+            at = end
+        ids.extend(self._parts(text, at, len(text), cuts))
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return list(self._parts(text, 0, len(text), _cuts(text)))
+
+
+def _read_line(path: Path, number: int, line: bytes) -> bytes:
+    token, separator, rank = line.partition(b" ")
+    if not separator or rank != str(number).encode():
+        raise TextError(f"{path} line {number + 1} must be a base64 token, one space and the rank {number}.")
+    try:
+        value = base64.b64decode(token, validate=True)
+    except binascii.Error as error:
+        raise TextError(f"{path} line {number + 1} holds no valid base64: {error}.") from error
+    if not 0 < len(value) <= _MAX_TOKEN_BYTES:
+        raise TextError(f"{path} line {number + 1} holds {len(value)} bytes; a token has 1 to {_MAX_TOKEN_BYTES}.")
+    return value
+
+
+def _read_tokens(folder: Path) -> list[bytes]:
+    path = folder / "tiktoken.model"
+    lines = read_bytes(folder, path.name, _MAX_FILE_BYTES).split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    if not 256 <= len(lines) <= _MAX_RANKS:
+        raise TextError(f"{path} has {len(lines)} lines; a vocabulary has 256 to {_MAX_RANKS}.")
+    tokens = [_read_line(path, number, line) for number, line in enumerate(lines)]
+    distinct = set(tokens)
+    if len(distinct) != len(tokens):
+        raise TextError(f"{path} lists a token twice; each rank needs its own token.")
+    missing = [byte for byte in range(256) if bytes([byte]) not in distinct]
+    if missing:
+        raise TextError(f"{path} lacks the single byte {missing[0]:#04x}; all 256 must be tokens.")
+    return tokens
+
+
+def _read_entry(folder: Path, key: str, entry: Any, first: int) -> ControlToken:
+    where = f"{folder / 'tokenizer_config.json'} added_tokens_decoder[{key!r}]"
+    if not re.fullmatch(r"[0-9]{1,9}", key) or not first <= int(key) < first + N_RESERVED:
+        raise TextError(f"{where} must name an id from {first} to {first + N_RESERVED - 1}.")
+    content = entry.get("content") if isinstance(entry, dict) else None
+    if not isinstance(content, str) or not 2 <= len(content) <= _MAX_NAME_CHARS:
+        raise TextError(f"{where} needs a content of 2 to {_MAX_NAME_CHARS} characters.")
+    special = entry.get("special", False)
+    if not isinstance(special, bool):
+        raise TextError(f"{where} has a special flag that is neither true nor false.")
+    return ControlToken(int(key), content, special)
+
+
+def _named(folder: Path, first: int) -> dict[int, ControlToken]:
+    if present(folder, "tokenizer_config.json"):
+        config = read_object(folder, "tokenizer_config.json", _MAX_CONFIG_BYTES)
+        entries = config.get("added_tokens_decoder")
+        if entries is not None:
+            if not isinstance(entries, dict):
+                raise TextError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder must be an object.")
+            read = [_read_entry(folder, key, entry, first) for key, entry in entries.items()]
+            return {token.id: token for token in read}
+    return {first + offset: ControlToken(first + offset, *name) for offset, name in _NAMES.items()}
+
+
+def load_tiktoken(folder: Path) -> TiktokenTokenizer:
+    """Reads `tiktoken.model` and, where present, the names in `tokenizer_config.json`; raises TextError.
+
+    Reserved ids without a name are `<|reserved_token_{id}|>` and count as special.
+    """
+    tokens = _read_tokens(folder)
+    first = len(tokens)
+    named = _named(folder, first)
+    reserved = (
+        named.get(token_id) or ControlToken(token_id, f"<|reserved_token_{token_id}|>", True)
+        for token_id in range(first, first + N_RESERVED)
+    )
+    return TiktokenTokenizer(tokens, ControlTokens(reserved))

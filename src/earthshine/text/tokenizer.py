@@ -1,0 +1,86 @@
+"""What a tokenizer is to the rest of the project, and the choice of the one that a model's folder needs.
+
+No code from a model's folder is ever run. Ids and texts are exact: encoding adds nothing (no BOS), and control
+tokens become ids only where the caller allows it. Refused: folders without a known tokenizer file.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from earthshine.errors import TextError
+from earthshine.text.control import ControlTokens
+from earthshine.text.decoding import TokenDecoder
+from earthshine.text.files import present
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class Tokenizer(ABC):
+    """Text to ids and back for one vocabulary; safe to share between threads."""
+
+    def __init__(self, controls: ControlTokens, vocab_size: int) -> None:
+        self.controls = controls
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str, allow_special: bool, literal: Sequence[int] = ()) -> list[int]:
+        """The ids of a text; with `allow_special`, texts of control tokens become their single ids.
+
+        `literal` holds ascending positions; a control token with one of them inside is ordinary text all the same.
+        Lone surrogates become U+FFFD, since no UTF-8 form of them exists.
+        """
+        text = _SURROGATES.sub("�", text)
+        return self._encode(text, literal) if allow_special else self._encode_plain(text)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the ids, control tokens included; they may end inside a UTF-8 character."""
+        return b"".join(self.token_bytes(token_id) for token_id in ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids, invalid UTF-8 as U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def special_id(self, name: str) -> int | None:
+        """The id of the control token with this text, or None."""
+        token = self.controls.by_text.get(name)
+        return None if token is None else token.id
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether skip_special_tokens drops this id. False for think and tool markers, which parsers need."""
+        token = self.controls.by_id.get(token_id)
+        return token is not None and token.special
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one id alone; TextError where the vocabulary has no such id."""
+        return self.token_bytes(token_id).decode("utf-8", errors="replace")
+
+    @abstractmethod
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one id alone; TextError where the vocabulary has no such id."""
+
+    @abstractmethod
+    def decoder(self) -> TokenDecoder:
+        """A fresh incremental decoder that knows nothing of control tokens' `special` flag."""
+
+    @abstractmethod
+    def _encode(self, text: str, literal: Sequence[int]) -> list[int]: ...
+
+    @abstractmethod
+    def _encode_plain(self, text: str) -> list[int]: ...
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model's folder: `tiktoken.model` (Kimi) if there is one, else `tokenizer.json`.
+
+    The two libraries are imported here, so that only the one in use costs time.
+    """
+    if present(folder, "tiktoken.model"):
+        from earthshine.text.tiktoken_model import load_tiktoken
+
+        return load_tiktoken(folder)
+    if present(folder, "tokenizer.json"):
+        from earthshine.text.hugging_face import load_hugging_face
+
+        return load_hugging_face(folder)
+    raise TextError(f"{folder} has no tokenizer: neither tiktoken.model nor tokenizer.json is there.")
