@@ -1,0 +1,133 @@
+"""The command line: one function a command, its options, and one place that turns errors into sentences.
+
+Commands import what they need when they run, so that `inspect` on a config loads no torch. Exit codes: 0, 1 for a
+failure, 2 for wrong use, 130 when interrupted.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from earthshine import __version__
+from earthshine.errors import EarthshineError, UsageError
+
+app = typer.Typer(
+    help="Run open sparse mixture-of-experts models with latent attention on hardware you have.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+MODEL_HELP = "A folder, or a Hugging Face id; without it, gleam, the small model that ships inside."
+Model = Annotated[str | None, typer.Argument(help=MODEL_HELP)]
+Dtype = Annotated[str, typer.Option(help="Activations: bf16 as published, or fp32.")]
+
+
+@app.command()
+def chat(
+    model: Model = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="One question, then exit.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest reply; without it, to the context's end.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's own, else 0.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus; default: the model's own, else 1.")] = None,
+    top_k: Annotated[int, typer.Option(help="Sample among so many tokens; 0 for all.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
+    presence_penalty: Annotated[float, typer.Option(help="Off the logit of tokens already generated.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="The same, for each time.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Divides logits of tokens seen; 1 is off.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same reply.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the reply before this text; may be repeated.")] = None,
+    thinking: Annotated[bool, typer.Option(help="Let the model reason before it answers.")] = True,
+    context: Annotated[int | None, typer.Option(help="Tokens of room; default: the model's, to 32768.")] = None,
+    dtype: Dtype = "bf16",
+) -> None:
+    """Talk with a model: in a terminal a conversation; with -p, or with text on standard input, one answer."""
+    from earthshine.cli.chat import ChatOptions, run_chat
+
+    options = ChatOptions(
+        prompt=prompt, system=system, thinking=thinking, stop=tuple(stop or ()), context=context, dtype=dtype
+    )
+    sampling = {
+        "max_tokens": max_tokens,
+        "top_k": top_k,
+        "min_p": min_p,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    chosen = {key: value for key, value in (("temperature", temperature), ("top_p", top_p)) if value is not None}
+    run_chat(model, options, sampling | chosen)
+
+
+@app.command()
+def inspect(
+    model: Model = None,
+    context: Annotated[int, typer.Option(help="Context at which FLOPs a token are given.")] = 32768,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
+) -> None:
+    """Show a model's architecture, size and stored formats; from a config.json alone too."""
+    from earthshine.cli.inspect import run_inspect
+
+    run_inspect(model, context, json)
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Argument(help="A folder, a Hugging Face id, or gleam.")],
+    file: Annotated[Path, typer.Argument(help="UTF-8 text; - for standard input.")],
+    json: Annotated[bool, typer.Option("--json", help="One JSON document, with each token's log-likelihood.")] = False,
+    context: Annotated[int | None, typer.Option(help="Tokens a window; default: the model's, to 32768.")] = None,
+    dtype: Dtype = "bf16",
+) -> None:
+    """Log-likelihood, perplexity and bits a byte of a text under a model."""
+    from earthshine.cli.score import run_score
+
+    run_score(model, file, json, context, dtype)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine offers and which implementation serves each operation."""
+    from earthshine.cli.doctor import run_doctor
+
+    run_doctor()
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(f"earthshine {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None: ...
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stdout.flush()
+    typer.echo(f"earthshine: {message}", err=True)
+    sys.exit(code)
+
+
+def main() -> None:
+    """Entry point. Errors raised on purpose become one or two plain sentences on standard error."""
+    try:
+        app()
+    except UsageError as error:
+        _fail(str(error), 2)
+    except EarthshineError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader has gone; what Python still holds for it must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

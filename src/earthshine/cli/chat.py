@@ -1,0 +1,197 @@
+"""`earthshine chat`: a conversation in the terminal, or one answer for -p or standard input.
+
+The session keeps what was computed, so each turn costs its new tokens only. Reasoning is shown dimmed in a terminal
+and left out of a pipe. What a model writes is untrusted: control characters never reach a terminal.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from earthshine.cli.dtypes import parse_dtype
+from earthshine.cli.source import find_model
+from earthshine.engine import Finished, LoadedModel, SamplingParams, TokenEvent, load_model, sampling_defaults
+from earthshine.errors import ContextError, TextError, UsageError
+from earthshine.text import (
+    ChatTemplate,
+    Content,
+    Reasoning,
+    RegionParser,
+    StopStrings,
+    Tokenizer,
+    load_template,
+    load_tokenizer,
+)
+from earthshine.text import Event as TextEvent
+
+LONGEST_CONTEXT = 32768  # tokens that a conversation makes room for, unless asked for more
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+_GREETING = "Ask away; /clear starts anew, and an empty line or Ctrl-D ends."
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    prompt: str | None
+    system: str | None
+    thinking: bool
+    stop: tuple[str, ...]
+    context: int | None
+    dtype: str
+
+
+def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> None:
+    """Answer -p or standard input, or converse. Wrong options are refused before a model is loaded."""
+    dtype = parse_dtype(options.dtype)
+    SamplingParams(**sampling)
+    if any(not stop for stop in options.stop):
+        raise UsageError("An empty stop text would end every reply before it begins.")
+    question = _question(options)
+    folder = find_model(model)
+    tokenizer, template = load_tokenizer(folder), load_template(folder)
+    params = SamplingParams(**sampling_defaults(folder) | sampling)
+    conversation = Conversation(load_model(folder, dtype=dtype), tokenizer, template, options, params)
+    if question is not None:
+        conversation.ask(question)
+    else:
+        _converse(conversation)
+
+
+def _question(options: ChatOptions) -> str | None:
+    """The one question to answer, or None for a conversation."""
+    question = options.prompt
+    if question is None:
+        if sys.stdin.isatty():
+            return None
+        try:
+            question = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TextError(f"Standard input is not UTF-8 text: byte {error.start} can't be decoded.") from None
+    if not question.strip():
+        raise UsageError("There is no question; give one with -p or on standard input.")
+    return _encodable(question.strip())
+
+
+def _encodable(text: str) -> str:
+    """Arguments and terminal lines may hold bytes that are not UTF-8, which Python carries as lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TextError(f"The question is not UTF-8 text: character {error.start} can't be encoded.") from None
+    return text
+
+
+class Conversation:
+    """Messages so far, and a session that holds their tokens."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        options: ChatOptions,
+        params: SamplingParams,
+    ) -> None:
+        self._tokenizer, self._template, self._options, self._params = tokenizer, template, options, params
+        room = min(model.spec.max_context, LONGEST_CONTEXT) if options.context is None else options.context
+        self._session = model.session(room)
+        self._room = room
+        self.clear()
+
+    def clear(self) -> None:
+        system = self._options.system
+        self._messages: list[dict[str, Any]] = [{"role": "system", "content": _encodable(system)}] if system else []
+
+    def ask(self, question: str) -> None:
+        """Print the reply as it is written; an interrupted one counts as far as it came. Raises ContextError."""
+        messages = [*self._messages, {"role": "user", "content": question}]
+        prompt = self._template.encode(self._tokenizer, messages, thinking=self._options.thinking)
+        self._session.sync(prompt)
+        parser = RegionParser(self._tokenizer, thinking=prompt[-1] == self._tokenizer.special_id("<think>"))
+        screen = _Screen(self._options.stop)
+        try:
+            for event in self._events(parser, screen):
+                if screen.show(event):
+                    break
+        except KeyboardInterrupt:
+            screen.notice = "interrupted"
+        reply = screen.finish()
+        self._messages = [*messages, {"role": "assistant", "content": reply}]
+
+    def _events(self, parser: RegionParser, screen: "_Screen") -> Iterator[TextEvent]:
+        for event in self._session.generate(self._params):
+            if isinstance(event, TokenEvent):
+                yield from parser.push(event.token)
+            elif isinstance(event, Finished) and event.reason == "length":
+                screen.notice = f"stopped after {self._params.max_tokens} tokens"
+            elif isinstance(event, Finished) and event.reason == "context":
+                screen.notice = f"stopped: the context of {self._room} tokens is full"
+        yield from parser.flush()
+
+
+class _Screen:
+    """One reply on its way to standard output. `notice` is said on standard error at the end."""
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._stops = StopStrings(stop)
+        self._terminal = sys.stdout.isatty()
+        self._said: list[str] = []
+        self._dimmed = False
+        self.notice = ""
+
+    def show(self, event: TextEvent) -> bool:
+        """True when a stop text has ended the reply."""
+        if isinstance(event, Reasoning):
+            if self._terminal:
+                self._write(event.text, dim=True)
+            return False
+        if not isinstance(event, Content):
+            return False
+        text, stopped = self._stops.push(event.text)
+        self._say(text)
+        return stopped
+
+    def finish(self) -> str:
+        """Ends the line; returns the reply's text."""
+        self._say(self._stops.flush())
+        self._write("\n", dim=False)
+        if self.notice:
+            print(f"({self.notice})", file=sys.stderr)
+        return "".join(self._said)
+
+    def _say(self, text: str) -> None:
+        self._said.append(text)
+        self._write(text, dim=False)
+
+    def _write(self, text: str, *, dim: bool) -> None:
+        if self._terminal:
+            text = text.translate(_CONTROLS)
+            if text and dim != self._dimmed:
+                text = (_DIM if dim else f"{_PLAIN}\n\n") + text
+                self._dimmed = dim
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _converse(conversation: Conversation) -> None:
+    """Read questions from the terminal until it ends."""
+    import readline  # noqa: F401  (line editing and history for input)
+
+    print(_GREETING, file=sys.stderr)
+    while True:
+        try:
+            line = _encodable(input("> ").strip())
+            if not line:
+                return
+            if line == "/clear":
+                conversation.clear()
+            else:
+                conversation.ask(line)
+        except EOFError:
+            print()
+            return
+        except UnicodeDecodeError:
+            print("That line is not UTF-8 text; it was left out.", file=sys.stderr)
+        except (ContextError, TextError) as error:
+            print(error, file=sys.stderr)

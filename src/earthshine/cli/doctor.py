@@ -1,0 +1,38 @@
+"""`earthshine doctor`: what this machine offers, what serves each operation, and why a better one does not."""
+
+import os
+import platform
+
+import torch
+
+from earthshine import __version__
+from earthshine.cli.source import GLEAM
+from earthshine.errors import EarthshineError
+from earthshine.kernels import implementations
+from earthshine.settings import read_settings
+from earthshine.spec import load_spec
+from earthshine.units import format_bytes
+from earthshine.weights import Checkpoint
+
+
+def run_doctor() -> None:
+    settings = read_settings()
+    print(f"earthshine   {__version__}")
+    print(f"python       {platform.python_version()} on {platform.system()} {platform.machine()}")
+    print(f"torch        {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"processors   {len(os.sched_getaffinity(0))}")
+    print(f"kernels      {settings.kernels} (EARTHSHINE_KERNELS)")
+    print(f"downloads    {settings.home or 'the default cache of huggingface_hub'} (EARTHSHINE_HOME)")
+    print(f"gleam        {_gleam()}")
+    print()
+    for served in implementations():
+        print(f"{served.operation:12} {served.name:16} {served.reason}".rstrip())
+
+
+def _gleam() -> str:
+    try:
+        shares = Checkpoint.open(GLEAM, load_spec(GLEAM)).coverage().shares
+    except EarthshineError as error:
+        return f"unusable: {error}"
+    n_tensors, nbytes = (sum(counts) for counts in zip(*((s.n_tensors, s.nbytes) for s in shares), strict=True))
+    return f"{format_bytes(nbytes)} in {n_tensors} tensors"

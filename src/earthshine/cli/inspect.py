@@ -1,0 +1,114 @@
+"""`earthshine inspect`: a model's architecture, footprint, formats and tensor coverage.
+
+From a config.json alone too, and then without loading torch."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from earthshine.cli.source import find_model
+from earthshine.spec import ModelSpec, decode_flops_per_token, footprint, load_spec, prefill_flops_per_token
+from earthshine.spec.model import MoeSpec
+from earthshine.units import format_bytes, format_count
+
+
+def run_inspect(model: str | None, context: int, as_json: bool) -> None:
+    path = find_model(model, weights=False)
+    spec = load_spec(path)
+    facts = {"architecture": _architecture(spec), "footprint": _footprint(spec, context)}
+    if _has_weights(path):
+        facts["weights"] = _coverage(path, spec)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    for title, rows in facts.items():
+        _show(title, rows)
+
+
+def _has_weights(path: Path) -> bool:
+    return any((path / name).exists() for name in ("model.safetensors", "model.safetensors.index.json"))
+
+
+def _architecture(spec: ModelSpec) -> dict[str, Any]:
+    attention = spec.layers[0].attention
+    sparse = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
+    facts: dict[str, Any] = {
+        "family": spec.family,
+        "n_layers": spec.n_layers,
+        "dense_layers": spec.n_layers - len(sparse),
+        "hidden": spec.hidden,
+        "vocab_size": spec.vocab_size,
+        "max_context": spec.max_context,
+        "n_heads": attention.n_heads,
+        "q_lora_rank": attention.q_lora_rank,
+        "kv_lora_rank": attention.kv_lora_rank,
+        "rope_dim": attention.rope.dim,
+        "yarn_factor": attention.rope.yarn.factor if attention.rope.yarn else None,
+        "trunk_storage": str(spec.trunk_storage),
+        "expert_storage": str(spec.expert_storage),
+        "stop_tokens": list(spec.stop_tokens),
+    }
+    if sparse:
+        first = sparse[0]
+        facts |= {
+            "n_experts": first.n_experts,
+            "top_k": first.top_k,
+            "intermediate": first.intermediate,
+            "shared_intermediate": first.shared_intermediate,
+            "n_groups": first.router.n_groups,
+        }
+    return facts
+
+
+def _footprint(spec: ModelSpec, context: int) -> dict[str, Any]:
+    size = footprint(spec)
+    facts: dict[str, Any] = {
+        "total_params": size.total_params,
+        "active_params": size.active_params,
+        "n_routed_experts": size.n_routed_experts,
+        "expert_bytes": size.expert_bytes,
+        "experts_bytes": size.experts_bytes,
+    }
+    facts |= {f"trunk_bytes_{kind}": value for kind, value in size.trunk_bytes.items()}
+    facts |= {f"latent_bytes_per_token_{kind}": value for kind, value in size.latent_bytes_per_token.items()}
+    facts["context"] = context
+    facts["prefill_flops_per_token"] = prefill_flops_per_token(spec, context)
+    facts["decode_flops_per_token"] = decode_flops_per_token(spec, context)
+    facts["decode_flops_per_token_at_0"] = decode_flops_per_token(spec, 1)
+    return facts
+
+
+def _coverage(folder: Path, spec: ModelSpec) -> dict[str, Any]:
+    """Opens every header, so this is also the check that the weights fit their config."""
+    from earthshine.weights import Checkpoint
+
+    shares = Checkpoint.open(folder, spec).coverage().shares
+    return {f"{share.kind}_{share.format}": {"tensors": share.n_tensors, "bytes": share.nbytes} for share in shares}
+
+
+def _readable(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield f"{value['tensors']:,} tensors, {value['bytes']:,} B"
+        yield format_bytes(value["bytes"])
+    elif isinstance(value, list):
+        yield ", ".join(str(item) for item in value)
+    elif value is None:
+        yield "none"
+    else:
+        yield f"{value:,.0f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        if "bytes" in name:
+            yield format_bytes(value)
+        elif "params" in name or "flops" in name:
+            yield format_count(value)
+
+
+def _show(title: str, rows: dict[str, Any]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(name, *_readable(name, value))
+    Console().print(table)
+    print()

@@ -1,0 +1,68 @@
+"""`earthshine score`: how likely a text is under a model, as log-likelihood, perplexity and bits a byte.
+
+The first token has nothing before it and is not scored. A text longer than a window is scored in consecutive
+windows, each of which begins with the last token of the one before.
+"""
+
+import json
+import math
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from earthshine.cli.dtypes import parse_dtype
+from earthshine.cli.source import find_model
+from earthshine.engine import Session, load_model
+from earthshine.errors import UsageError
+from earthshine.text import load_tokenizer
+
+LONGEST_WINDOW = 32768
+
+
+def run_score(model: str, file: Path, as_json: bool, context: int | None, dtype: str) -> None:
+    precision = parse_dtype(dtype)
+    text = _read(file)
+    folder = find_model(model)
+    tokenizer = load_tokenizer(folder)
+    tokens = tokenizer.encode(text, allow_special=False)
+    if len(tokens) < 2:
+        raise UsageError("The text has fewer than two tokens, so there is nothing to score.")
+    loaded = load_model(folder, dtype=precision)
+    window = min(loaded.spec.max_context, LONGEST_WINDOW) if context is None else context
+    if not 2 <= window <= loaded.spec.max_context:
+        raise UsageError(f"A window of {window} tokens is not possible; it has 2 to {loaded.spec.max_context} here.")
+    logprobs = score_windows(loaded.session(min(window, len(tokens))), tokens, window)
+    total = float(logprobs.double().sum())
+    scored_bytes = len(tokenizer.decode_bytes(tokens[1:]))
+    summary = {
+        "tokens": len(tokens),
+        "scored_tokens": len(logprobs),
+        "scored_bytes": scored_bytes,
+        "log_likelihood": total,
+        "perplexity": math.exp(-total / len(logprobs)),
+        "bits_per_byte": -total / math.log(2) / scored_bytes,
+    }
+    if as_json:
+        print(json.dumps(summary | {"token_ids": tokens, "logprobs": [None, *logprobs.tolist()]}))
+        return
+    for name, value in summary.items():
+        print(f"{name:16} {value:,.4f}" if isinstance(value, float) else f"{name:16} {value:,}")
+
+
+def score_windows(session: Session, tokens: list[int], window: int) -> torch.Tensor:
+    """fp32 [n - 1]: each token's log-likelihood but the first's, given those before it in its window."""
+    starts = [*range(0, len(tokens) - 1, window - 1), len(tokens) - 1]
+    return torch.cat([session.score(tokens[start : end + 1]) for start, end in pairwise(starts)])
+
+
+def _read(file: Path) -> str:
+    try:
+        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file} can't be read: {error.strerror}.") from None
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8 text: byte {error.start} can't be decoded.") from None

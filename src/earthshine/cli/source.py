@@ -1,0 +1,46 @@
+"""Which folder a person means by MODEL: one on disk, one to download, or gleam. The only module that downloads."""
+
+import re
+from pathlib import Path
+
+from earthshine.errors import SourceError
+from earthshine.settings import read_settings
+
+GLEAM = Path(__file__).resolve().parents[1] / "gleam"
+_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
+# No Python, no pickles: only what Earthshine reads.
+_FILES = ["config.json", "generation_config.json", "tokenizer*", "tiktoken.model", "chat_template.jinja"]
+_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
+
+
+def find_model(name: str | None, *, weights: bool = True) -> Path:
+    """The folder of a model, downloaded (and resumed, with progress) if `name` is a Hugging Face id.
+
+    A path to a config.json is returned as it is. `weights` False fetches an id's small files only. Raises SourceError
+    for what is neither, and for a download that fails.
+    """
+    if name is None or name == "gleam":
+        return GLEAM
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if not _ID.fullmatch(name):
+        raise SourceError(f"{name} is neither a folder here nor a Hugging Face id such as moonshotai/Kimi-K2.6.")
+    return _download(name, _FILES + (_WEIGHTS if weights else []))
+
+
+def _download(name: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    settings = read_settings()
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=patterns, cache_dir=settings.home, token=settings.token or None)
+        )
+    except Exception as error:  # the library raises errors of several others for what a network can do
+        first = str(error).strip().splitlines()
+        said = first[0] if first else type(error).__name__
+        raise SourceError(
+            f"{name} is not a folder here and could not be downloaded: {said} Check the id and the network; "
+            "what has arrived is kept, and the same command goes on from there."
+        ) from None
