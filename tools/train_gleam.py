@@ -17,15 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from gleam.architecture import N_RANKS, config
 from gleam.dialogues import Scribe, batches, epoch
 from gleam.export import export
-from gleam.tldr import SMALL_TALK, Pair, read_pairs, split
+from gleam.split import SEED, split
+from gleam.tldr import SMALL_TALK, Pair, read_pairs
 from gleam.training import Run, Schedule
 from gleam.vocab import train_vocabulary, write_vocabulary
 
 from earthshine.spec import spec_from_config
 from earthshine.text import load_tokenizer
-
-HELD_OUT = 1000
-SEED = 20
 
 
 def _arguments() -> argparse.Namespace:
@@ -58,7 +56,7 @@ def _report(run: Run, seen: list[Pair], unseen: list[Pair], scribe: Scribe) -> s
 def main() -> None:
     options = _arguments()
     options.run.mkdir(parents=True, exist_ok=True)
-    seen, unseen = split(read_pairs(options.data), HELD_OUT, SEED)
+    seen, unseen = split(read_pairs(options.data))
     _vocabulary(options.run, seen)
     scribe = Scribe(load_tokenizer(options.run))
     rng = random.Random(SEED)

@@ -66,7 +66,9 @@ def test_fp32_is_the_oracle(folder, naive):
     with torch.no_grad():
         expected = model(torch.tensor([tokens])).logits[0]
     spread = float(expected.max() - expected.min())
-    assert float((_logits(decoder, tokens, naive) - expected).abs().max()) < 1e-4 * spread
+    difference = float((_logits(decoder, tokens, naive) - expected).abs().max()) / spread
+    print(f"fp32: largest difference over spread {difference:.2e}")
+    assert difference < 1e-4
     # Each token is the oracle's own choice given the tokens before it, so greedy decoding there writes the same.
     assert generated == expected[len(PROMPT) - 1 : -1].argmax(-1).tolist()
     assert len(set(generated)) > 5, "a model that repeats itself would hide differences"
@@ -80,5 +82,6 @@ def test_bf16_is_as_near_to_fp32_as_the_oracle_is(folder):
         theirs = oracle(folder, torch.bfloat16)(torch.tensor([tokens])).logits[0].float()
     ours = _logits(load_model(folder).decoder, tokens, naive=False)
     error_ours, error_theirs = (float((logits - exact).square().mean().sqrt()) for logits in (ours, theirs))
-    assert error_ours < 1.25 * error_theirs
-    assert error_ours > 0
+    agreeing = float((ours.argmax(-1) == exact.argmax(-1)).float().mean())
+    print(f"bf16: RMS error {error_ours:.4f}, transformers' {error_theirs:.4f}; same top token {agreeing:.2f}")
+    assert 0 < error_ours < 1.25 * error_theirs

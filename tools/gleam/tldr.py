@@ -8,7 +8,7 @@ import json
 import random
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 PLATFORMS = ("common", "linux")
@@ -37,6 +37,10 @@ class Pair:
     def question(self) -> str:
         """The canonical form, which evaluation asks."""
         return f"{self.description} with {self.name}" if self.ambiguous else self.description
+
+    def naming(self) -> "Pair":
+        """The same pair, asked with the page's name whether or not that is needed."""
+        return replace(self, ambiguous=True)
 
 
 def _option(match: re.Match[str]) -> str:
@@ -68,21 +72,9 @@ def read_pairs(path: Path) -> list[Pair]:
     ]
 
 
-def split(pairs: list[Pair], held_out: int, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Training pairs and `held_out` others whose questions and commands do not occur in training."""
-    shuffled = pairs[:]
-    random.Random(seed).shuffle(shuffled)
-    unseen, seen = shuffled[:held_out], shuffled[held_out:]
-    questions = {pair.question.lower() for pair in unseen}
-    answers = {pair.command for pair in unseen}
-    return [p for p in seen if p.question.lower() not in questions and p.command not in answers], unseen
-
-
 def ask(pair: Pair, rng: random.Random) -> str:
     """One way in which a person may put the question; about half are canonical."""
-    text = pair.question
-    if not pair.ambiguous and rng.random() < 0.25:
-        text = f"{text} with {pair.name}"
+    text = pair.naming().question if rng.random() < 0.25 else pair.question
     if rng.random() < 0.45:
         text = text[:1].lower() + text[1:]
         if rng.random() < 0.15:

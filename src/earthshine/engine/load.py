@@ -1,7 +1,7 @@
 """From a folder in a published format to a model that sessions can use.
 
 This is where floors meet: the spec says what should be there, the checkpoint yields tensors by Earthshine's names,
-and the decoder takes them. Linear layers and embeddings are used in one dtype; norms and the router stay as stored.
+and the decoder takes them. All is used in one dtype but for the routers, whose choices fp32 decides.
 """
 
 import json
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from earthshine.engine.session import Session
 from earthshine.errors import CheckpointError, UsageError
@@ -53,13 +54,19 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16, slot_bytes:
     """
     spec = load_spec(folder)
     checkpoint = Checkpoint.open(folder, spec)
-    weights = {}
-    for tensor in trunk_tensors(spec):
-        value = checkpoint.trunk(tensor.name)
-        kept = tensor.name.endswith(("router", "router_bias"))
-        weights[tensor.name] = value.float() if kept else value.to(dtype)
     experts = StoredExperts(checkpoint, dtype=dtype, budget_bytes=slot_bytes)
-    return LoadedModel(spec, Decoder(spec, weights, experts), experts, checkpoint.fingerprint())
+    decoder = Decoder(spec, read_trunk(checkpoint, dtype), experts)
+    return LoadedModel(spec, decoder, experts, checkpoint.fingerprint())
+
+
+def read_trunk(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every trunk tensor by Earthshine's name, in `dtype` but for the routers and their biases, which are fp32."""
+    trunk = {}
+    for tensor in trunk_tensors(checkpoint.spec):
+        value = checkpoint.trunk(tensor.name)
+        routes = tensor.name.endswith((".router", ".router_bias"))
+        trunk[tensor.name] = value.float() if routes else value.to(dtype)
+    return trunk
 
 
 def sampling_defaults(folder: Path) -> dict[str, float]:
