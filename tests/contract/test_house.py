@@ -11,7 +11,7 @@ import pytest
 from .source import PACKAGE, ROOT, modules
 
 FLOORS = [
-    {"errors", "units", "settings"},
+    {"errors", "units", "settings", "untrusted"},
     {"kernels", "spec", "machine"},
     {"models", "weights", "kv", "text", "plan"},
     {"engine"},
@@ -20,7 +20,7 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-TORCH_FREE = ("errors", "units", "settings", "spec", "machine", "plan", "text", "prfaas.router")
+TORCH_FREE = ("errors", "units", "settings", "untrusted", "spec", "machine", "plan", "text", "prfaas.router")
 OWNERS = {
     "printing": ({"print", "typer.echo", "click.echo", "sys.stdout.write", "sys.stderr.write"}, ("cli",)),
     "the environment": ({"os.getenv", "os.environ.get", "os.putenv"}, ("settings",)),

@@ -4,7 +4,6 @@ This is where floors meet: the spec says what should be there, the checkpoint yi
 and the decoder takes them. All is used in one dtype but for the routers, whose choices fp32 decides.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +15,12 @@ from earthshine.errors import CheckpointError, UsageError
 from earthshine.kv import PagePool
 from earthshine.models import Decoder
 from earthshine.spec import ModelSpec, load_spec, trunk_tensors
+from earthshine.untrusted import parse_object, read_file, resolve_in, shown
 from earthshine.weights import Checkpoint, StoredExperts
 
 PAGE_TOKENS = 64
 SLOT_BYTES = 8 * 2**30  # of routed experts kept in memory, at most
-_MOST_DEFAULTS_BYTES = 1 << 20
+_MAX_DEFAULTS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +72,17 @@ def read_trunk(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
 def sampling_defaults(folder: Path) -> dict[str, float]:
     """`temperature` and `top_p` that the publisher recommends in generation_config.json; greedy where it says nothing.
 
-    Raises CheckpointError for a file that is not a small JSON object with numbers in those places.
+    Raises CheckpointError for a file that is no JSON object of at most 1 MiB with numbers from 0 to 100 there.
     """
     path = folder / "generation_config.json"
-    if not path.is_file():
+    if not path.exists():
         return {"temperature": 0.0}
-    try:
-        raw = path.read_bytes()[: _MOST_DEFAULTS_BYTES + 1]
-        found = json.loads(raw)
-    except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is not a JSON object; repair it, or remove it to sample greedily.")
+    real = resolve_in(folder, path.name, CheckpointError)
+    found = parse_object(read_file(real, str(path), _MAX_DEFAULTS_BYTES, CheckpointError), str(path), CheckpointError)
     chosen = {key: found[key] for key in ("temperature", "top_p") if found.get(key) is not None}
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in chosen.values()):
-        raise CheckpointError(f"{path} gives a temperature or top_p that is not a number.")
+    for key, value in chosen.items():
+        if type(value) not in (int, float) or not 0 <= value <= 100:
+            raise CheckpointError(f"{path} gives {shown(value)} as {key}; it must be a number from 0 to 100.")
     if found.get("do_sample") is False:
         return {"temperature": 0.0}
     return {"temperature": 0.0 if "top_p" not in chosen else 1.0} | {k: float(v) for k, v in chosen.items()}

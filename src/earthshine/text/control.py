@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from earthshine.errors import TextError
+from earthshine.untrusted import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class ControlTokens:
         for token in tokens:
             if not token.text or token.text in self.by_text or token.id in self.by_id:
                 raise TextError(
-                    f"Control token {token.text!r} (id {token.id}) is empty or repeats another; each needs a text."
+                    f"Control token {shown(token.text)} (id {token.id}) is empty or repeats another; each needs a text."
                 )
             self.by_id[token.id] = self.by_text[token.text] = token
         texts = sorted(self.by_text, key=lambda text: (-len(text), text))  # longest first: a regex takes the first

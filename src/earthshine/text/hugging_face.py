@@ -17,6 +17,7 @@ from earthshine.text.control import ControlToken, ControlTokens
 from earthshine.text.decoding import ByteDecoder, PrefixDecoder, TokenDecoder
 from earthshine.text.files import read_object
 from earthshine.text.tokenizer import Tokenizer
+from earthshine.untrusted import shown
 
 _MAX_FILE_BYTES = 128 << 20
 _MAX_ADDED = 1 << 16
@@ -167,5 +168,5 @@ def load_hugging_face(folder: Path) -> HuggingFaceTokenizer:
     full, plain = copies
     for token in controls.by_id.values():
         if full.token_to_id(token.text) != token.id:
-            raise TextError(f"{path} gives {token.text!r} the id {token.id}, but its vocabulary says otherwise.")
+            raise TextError(f"{path} gives {shown(token.text)} the id {token.id}, but its vocabulary says otherwise.")
     return HuggingFaceTokenizer(full, plain, controls, _is_byte_level(data.get("decoder")))

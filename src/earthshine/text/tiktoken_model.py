@@ -20,6 +20,7 @@ from earthshine.text.control import ControlToken, ControlTokens
 from earthshine.text.decoding import ByteDecoder, TokenDecoder
 from earthshine.text.files import present, read_bytes, read_object
 from earthshine.text.tokenizer import Tokenizer
+from earthshine.untrusted import shown
 
 _MAX_FILE_BYTES = 64 << 20
 _MAX_CONFIG_BYTES = 16 << 20
@@ -164,7 +165,7 @@ def _read_tokens(folder: Path) -> list[bytes]:
 
 
 def _read_entry(folder: Path, key: str, entry: Any, first: int) -> ControlToken:
-    where = f"{folder / 'tokenizer_config.json'} added_tokens_decoder[{key!r}]"
+    where = f"{folder / 'tokenizer_config.json'} added_tokens_decoder[{shown(key)}]"
     if not re.fullmatch(r"[0-9]{1,9}", key) or not first <= int(key) < first + N_RESERVED:
         raise TextError(f"{where} must name an id from {first} to {first + N_RESERVED - 1}.")
     content = entry.get("content") if isinstance(entry, dict) else None

@@ -11,7 +11,7 @@ import torch
 from earthshine import kernels
 from earthshine.errors import CheckpointError
 from earthshine.spec.model import Storage
-from earthshine.weights.strict_json import shown
+from earthshine.untrusted import shown
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,13 +7,12 @@ the file. Format: 8 bytes little-endian length, that many bytes of JSON (padded 
 
 import math
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from earthshine.errors import CheckpointError
-from earthshine.weights.strict_json import read_object, shown
+from earthshine.untrusted import open_regular, parse_object, shown
 
 MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library sets itself
 _MAX_RANK = 8
@@ -44,19 +43,6 @@ class Header:
 
     metadata: dict[str, str]
     extents: tuple[TensorExtent, ...]
-
-
-def open_regular(path: Path, shown_name: str) -> int:
-    """A descriptor of a regular file, read-only; a pipe, folder, link or absent file is a CheckpointError."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "its name is not one"
-        raise CheckpointError(f"{shown(shown_name)} can't be opened: {reason}.") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise CheckpointError(f"{shown(shown_name)} is not a regular file.")
-    return descriptor
 
 
 def read_exactly(descriptor: int, offset: int, nbytes: int, shown_name: str) -> bytearray:
@@ -136,13 +122,13 @@ def _header_bytes(descriptor: int, file_bytes: int, where: str) -> bytes:
 def read_header(path: Path, shown_name: str | None = None) -> Header:
     """The header of a safetensors file; CheckpointError, naming the file, for anything that breaks the format."""
     where = path.name if shown_name is None else shown_name
-    descriptor = open_regular(path, where)
+    descriptor = open_regular(path, shown(where), CheckpointError)
     try:
         file_bytes = os.fstat(descriptor).st_size
         raw = _header_bytes(descriptor, file_bytes, where)
     finally:
         os.close(descriptor)
-    entries = read_object(raw, f"the header of {where}")
+    entries = parse_object(raw, f"the header of {where}", CheckpointError)
     metadata = _metadata(entries.pop("__metadata__", {}), where)
     data_start = 8 + len(raw)
     extents = [_extent(name, entry, path, data_start, file_bytes, where) for name, entry in entries.items()]

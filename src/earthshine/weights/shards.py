@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from earthshine.errors import CheckpointError
-from earthshine.weights.header import MAX_HEADER_BYTES, TensorExtent, open_regular, read_exactly, read_header
-from earthshine.weights.strict_json import read_object, shown
+from earthshine.untrusted import open_regular, parse_object, read_file, resolve_in, shown
+from earthshine.weights.header import MAX_HEADER_BYTES, TensorExtent, read_exactly, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -57,7 +57,7 @@ def listed(problems: Sequence[str]) -> str:
 
 def read_bytes(file: Path, offset: int, nbytes: int) -> bytearray:
     """`nbytes` bytes of a shard from `offset`; the numbers come from a checked header. Raises CheckpointError."""
-    descriptor = open_regular(file, file.name)
+    descriptor = open_regular(file, shown(file.name), CheckpointError)
     try:
         return read_exactly(descriptor, offset, nbytes, file.name)
     finally:
@@ -78,33 +78,16 @@ def read_tensor(extent: TensorExtent) -> torch.Tensor:
     return view_tensor(read_bytes(extent.file, extent.offset, extent.nbytes), 0, extent)
 
 
-def _cache_repository(folder: Path) -> Path | None:
-    """The `models--org--name` folder of a Hugging Face cache that encloses `folder`, if one does."""
-    return next((parent for parent in folder.parents if parent.name.startswith("models--")), None)
-
-
 def _resolve(folder: Path, name: str) -> Path:
-    """The real path of a file of the folder. `folder` is itself real, so that its enclosing cache is known."""
+    """The real path of a shard; only plain file names are looked up."""
     if not _PLAIN.issuperset(name) or name.startswith("."):
         raise CheckpointError(f"the index names the shard {shown(name)}, which is not a plain file name.")
-    real = Path(os.path.realpath(folder / name))
-    cache = _cache_repository(folder)
-    if not real.is_relative_to(folder) and not (cache is not None and real.is_relative_to(cache)):
-        raise CheckpointError(f"{shown(name)} is a link that leaves the checkpoint's folder; it is not followed.")
-    return real
+    return resolve_in(folder, name, CheckpointError)
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    path = _resolve(folder, INDEX_NAME)
-    descriptor = open_regular(path, INDEX_NAME)
-    try:
-        file_bytes = os.fstat(descriptor).st_size
-        if file_bytes > MAX_HEADER_BYTES:
-            raise CheckpointError(f"{INDEX_NAME} has {file_bytes} bytes; an index has at most {MAX_HEADER_BYTES}.")
-        raw = bytes(read_exactly(descriptor, 0, file_bytes, INDEX_NAME))
-    finally:
-        os.close(descriptor)
-    index = read_object(raw, INDEX_NAME)
+    raw = read_file(_resolve(folder, INDEX_NAME), INDEX_NAME, MAX_HEADER_BYTES, CheckpointError)
+    index = parse_object(raw, INDEX_NAME, CheckpointError)
     weight_map: Any = index.get("weight_map")
     if not index.keys() <= {"weight_map", "metadata"} or not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{INDEX_NAME} should hold a weight_map that is not empty and metadata, nothing else.")
@@ -145,10 +128,10 @@ def open_shards(folder: Path) -> Shards:
         real_folder = Path(os.path.realpath(folder, strict=True))
         names = set(os.listdir(real_folder))
     except (OSError, ValueError):
-        raise CheckpointError(f"{shown(str(folder))} is not a folder that can be read.") from None
+        raise CheckpointError(f"{shown(folder)} is not a folder that can be read.") from None
     if INDEX_NAME not in names:
         if SINGLE_NAME not in names:
-            raise CheckpointError(f"{shown(str(folder))} holds neither {INDEX_NAME} nor {SINGLE_NAME}.")
+            raise CheckpointError(f"{shown(folder)} holds neither {INDEX_NAME} nor {SINGLE_NAME}.")
         header = read_header(_resolve(real_folder, SINGLE_NAME), SINGLE_NAME)
         return Shards(real_folder, {extent.name: extent for extent in header.extents})
     weight_map = _read_index(real_folder)
@@ -156,5 +139,5 @@ def open_shards(folder: Path) -> Shards:
     problems: list[str] = []
     extents = _compare(weight_map, files, problems)
     if problems:
-        raise CheckpointError(f"The shards of {shown(str(folder))} do not fit their index, {listed(problems)}.")
+        raise CheckpointError(f"The shards of {shown(folder)} do not fit their index, {listed(problems)}.")
     return Shards(real_folder, extents)

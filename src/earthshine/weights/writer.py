@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.spec.model import ModelSpec, Storage
+from earthshine.untrusted import shown
 from earthshine.weights.checkpoint.names import Published, published_experts, published_trunk
 from earthshine.weights.shards import INDEX_NAME, SINGLE_NAME, TORCH_DTYPES
-from earthshine.weights.strict_json import shown
 
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _INT4_GROUP = 32
@@ -167,7 +167,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _refuse_occupied(folder: Path) -> None:
     if any(entry.name == INDEX_NAME or entry.suffix == ".safetensors" for entry in folder.iterdir()):
-        raise UsageError(f"{shown(str(folder))} already holds a checkpoint; write to an empty folder.")
+        raise UsageError(f"{shown(folder)} already holds a checkpoint; write to an empty folder.")
 
 
 def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> tuple[Path, ...]:
@@ -187,7 +187,7 @@ def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise CheckpointError(f"{shown(str(folder))} can't be written: {error.strerror}.") from None
+            raise CheckpointError(f"{shown(folder)} can't be written: {error.strerror}.") from None
         raise
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from earthshine.errors import SpecError
 from earthshine.spec import load_spec, read_config, spec_from_config
-from earthshine.spec.config import MAX_CONFIG_BYTES, MAX_DEPTH
+from earthshine.spec.config import MAX_CONFIG_BYTES
+from earthshine.untrusted import MAX_DEPTH
 
 
 def _write(folder: Path, raw: bytes) -> Path:
@@ -71,13 +72,13 @@ def test_a_file_over_the_size_bound_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_path_that_holds_no_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"config\.json does not exist"):
+    with pytest.raises(SpecError, match=r"config\.json' does not exist"):
         read_config(tmp_path)
-    with pytest.raises(SpecError, match="absent does not exist"):
+    with pytest.raises(SpecError, match="absent' does not exist"):
         read_config(tmp_path / "absent")
-    with pytest.raises(SpecError, match=r"below-a-file can't be read"):
+    with pytest.raises(SpecError, match="below-a-file' does not exist"):
         read_config(_write(tmp_path, b"{}") / "below-a-file")
-    with pytest.raises(SpecError, match="not a path"):
+    with pytest.raises(SpecError, match=r"'a\\x00b' does not exist"):
         read_config(Path("a\0b"))
 
 

@@ -197,7 +197,7 @@ def test_links_that_leave_the_folder_are_refused(tmp_path: Path, ranks: Ranks, t
         load_tokenizer(tmp_path / "model")
     link.unlink()
     link.symlink_to(link)
-    with pytest.raises(TextError, match=r"could not be read|not a readable"):
+    with pytest.raises(TextError, match=r"can't be opened"):
         load_tokenizer(tmp_path / "model")
 
 
@@ -212,14 +212,14 @@ def test_links_of_the_hub_cache_are_followed(tmp_path: Path, ranks: Ranks, tiny_
 
 def test_a_file_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "tiktoken.model")
-    with pytest.raises(TextError, match="not a readable file"):
+    with pytest.raises(TextError, match="not a regular file"):
         load_tokenizer(tmp_path)
 
 
 def test_an_oversized_file_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
     with (tmp_path / "tiktoken.model").open("wb") as file:
         file.truncate((64 << 20) + 1)
-    with pytest.raises(TextError, match="over 67108864 bytes"):
+    with pytest.raises(TextError, match="more than 67108864 bytes"):
         load_tokenizer(tmp_path)
 
 

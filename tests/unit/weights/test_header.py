@@ -81,9 +81,9 @@ def test_a_hole_between_tensors_is_refused(tmp_path: Path) -> None:
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     one = json.dumps(entry("U8", [4], 0, 4))
-    refused(raw_file(tmp_path / "x", f'{{"a":{one},"a":{one}}}'.encode(), bytes(4)), "'a' appears twice")
+    refused(raw_file(tmp_path / "x", f'{{"a":{one},"a":{one}}}'.encode(), bytes(4)), "'a' twice")
     nested = b'{"a":{"dtype":"U8","dtype":"I8","shape":[4],"data_offsets":[0,4]}}'
-    refused(raw_file(tmp_path / "y", nested, bytes(4)), "'dtype' appears twice")
+    refused(raw_file(tmp_path / "y", nested, bytes(4)), "'dtype' twice")
 
 
 @pytest.mark.parametrize(

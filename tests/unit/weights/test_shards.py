@@ -101,13 +101,13 @@ def test_an_index_that_is_not_the_expected_json_is_refused(tmp_path: Path, text:
 def test_an_index_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
     two_shards(tmp_path)
     (tmp_path / INDEX).write_text('{"weight_map":{"a":"one.safetensors","a":"two.safetensors"}}')
-    refused(tmp_path, "'a' appears twice")
+    refused(tmp_path, "'a' twice")
 
 
 def test_an_index_of_absurd_size_is_not_read(tmp_path: Path) -> None:
     two_shards(tmp_path)
     os.truncate(tmp_path / INDEX, 2**40)
-    refused(tmp_path, "an index has at most")
+    refused(tmp_path, "more than 100000000 bytes")
 
 
 def test_all_disagreements_are_reported_together(tmp_path: Path) -> None:

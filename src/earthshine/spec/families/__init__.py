@@ -9,8 +9,8 @@ from collections.abc import Callable
 from earthshine.errors import SpecError, Unsupported
 from earthshine.spec.families.deepseek import read_flat
 from earthshine.spec.families.kimi_k25 import read_kimi_k25
-from earthshine.spec.families.reader import shown
 from earthshine.spec.model import ModelSpec
+from earthshine.untrusted import shown
 
 FAMILIES: dict[str, Callable[[dict[str, object]], ModelSpec]] = {
     "deepseek_v3": read_flat,

@@ -7,6 +7,7 @@ section 5). Every other method, width, group or list of exceptions is refused by
 
 from earthshine.spec.families.reader import KeyReader
 from earthshine.spec.model import Storage
+from earthshine.untrusted import shown
 
 # What the published ignore lists of Moonshot keep in bf16, by what each entry matches. Entries are compared as text
 # and never run as patterns: a config is untrusted, and a pattern can take exponential time.
@@ -99,7 +100,7 @@ def _check_ignore_list(block: KeyReader) -> None:
         if entry in _KEPT_BF16:
             kept.add(_KEPT_BF16[entry])
         else:
-            block.problems.unsupported(f"{name} holds an entry that no published config has, {entry[:60]!a}")
+            block.problems.unsupported(f"{name} holds an entry that no published config has, {shown(entry)}")
     missing = [part for part in _MUST_STAY_BF16 if part not in kept]
     if missing:
         block.problems.unsupported(

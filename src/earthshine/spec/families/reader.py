@@ -9,6 +9,7 @@ where published configs differ (reference/models/formulas.md, section 6).
 from collections.abc import Iterable
 
 from earthshine.errors import SpecError, Unsupported
+from earthshine.untrusted import shown
 
 SIZE_MAX = 2**31
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -24,29 +25,12 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 _SHOWN_PROBLEMS = 8
 _ABSENT = object()
-_SHOWN_CHARACTERS = 60
-
-
-def shown(value: object) -> str:
-    """A short ASCII rendering of an untrusted value in JSON's spelling, safe to print in a message."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, int) and value.bit_length() > 64:
-        return "an integer of more than 64 bits"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, str):
-        return ascii(value if len(value) <= _SHOWN_CHARACTERS else value[: _SHOWN_CHARACTERS - 3] + "...")
-    if isinstance(value, list) and len(value) <= 4 and not any(isinstance(entry, (dict, list)) for entry in value):
-        return "[" + ", ".join(map(shown, value)) + "]"
-    if isinstance(value, (dict, list)):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
-    return f"a {type(value).__name__}"
+_PLAIN_CHARACTERS = 60
 
 
 def _plain(key: object) -> str:
     """A key as it is where it is a short word, else as `shown`."""
-    plain = isinstance(key, str) and len(key) <= _SHOWN_CHARACTERS and key.isascii() and key.isidentifier()
+    plain = isinstance(key, str) and len(key) <= _PLAIN_CHARACTERS and key.isascii() and key.isidentifier()
     return str(key) if plain else shown(key)
 
 

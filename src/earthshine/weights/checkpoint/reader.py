@@ -17,6 +17,7 @@ from torch import Tensor
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.spec.layout import moe_layers
 from earthshine.spec.model import ModelSpec, MoeSpec, Storage
+from earthshine.untrusted import shown
 from earthshine.weights.checkpoint.names import (
     Published,
     PublishedTensor,
@@ -28,7 +29,6 @@ from earthshine.weights.checkpoint.names import (
 from earthshine.weights.formats import StoredLinear
 from earthshine.weights.header import TensorExtent
 from earthshine.weights.shards import Shards, listed, open_shards, read_bytes, read_tensor
-from earthshine.weights.strict_json import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Checkpoint:
         shards = open_shards(folder)
         problems = list(_problems(shards, spec))
         if problems:
-            raise CheckpointError(f"The weights in {shown(str(folder))} do not fit their config, {listed(problems)}.")
+            raise CheckpointError(f"The weights in {shown(folder)} do not fit their config, {listed(problems)}.")
         trunk = {published.name: published for published in published_trunk(spec)}
         return cls(spec, shards, trunk, dict(moe_layers(spec)))
 

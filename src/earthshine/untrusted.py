@@ -1,0 +1,139 @@
+"""What strangers wrote: the small files of a model's folder, their JSON, and their names in our messages.
+
+A file is read only if it is regular, within the caller's limit and, once links are followed, in the model's folder or
+among the blobs of the hub cache that the folder belongs to. A JSON object is UTF-8, at most 32 levels deep, repeats no
+key and holds no number beyond a float's range. What breaks a rule raises the error that the caller names.
+"""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from earthshine.errors import EarthshineError
+
+MAX_DEPTH = 32  # published files nest 9 deep
+_SHOWN_CHARACTERS = 80  # the longest published tensor name has 72
+
+Refusal = type[EarthshineError]
+
+
+def shown(value: object) -> str:
+    """A short ASCII rendering of an untrusted value in JSON's spelling, so that no terminal is misled by it.
+
+    A Path is a person's own and its end tells most, so it is escaped but never cut.
+    """
+    if isinstance(value, Path):
+        return ascii(str(value))
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "an integer of more than 64 bits"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return ascii(value if len(value) <= _SHOWN_CHARACTERS else value[: _SHOWN_CHARACTERS - 3] + "...")
+    if isinstance(value, list) and len(value) <= 4 and not any(isinstance(entry, (dict, list)) for entry in value):
+        return "[" + ", ".join(map(shown, value)) + "]"
+    if isinstance(value, (dict, list)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
+    return f"a {type(value).__name__}"
+
+
+def resolve_in(folder: Path, name: str, refusal: Refusal) -> Path:
+    """The real path of `folder/name`, there or not; a link that leads out of the folder is refused.
+
+    The hub cache is the exception: `snapshots/<revision>/name` links to the same repository's `blobs`.
+    """
+    try:
+        home, real = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / name))
+    except (OSError, ValueError):
+        raise refusal(f"{shown(folder / name)} is not a path.") from None
+    roots = [home, *(above.parent / "blobs" for above in home.parents if above.name == "snapshots")]
+    if not any(real.is_relative_to(root) for root in roots):
+        raise refusal(f"{shown(name)} is a link that leaves the model's folder; put the file itself there.")
+    return real
+
+
+def open_regular(path: Path, what: str, refusal: Refusal) -> int:
+    """A read-only descriptor of a regular file at a resolved path; a pipe is refused without waiting for a writer."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its name is not one"
+        raise refusal(f"{what} can't be opened: {reason}.") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise refusal(f"{what} is not a regular file.")
+    return descriptor
+
+
+def read_file(path: Path, what: str, limit_bytes: int, refusal: Refusal) -> bytes:
+    """The content of a regular file at a resolved path, of at most `limit_bytes`; `what` names it in messages."""
+    try:
+        with open(open_regular(path, what, refusal), "rb") as file:
+            raw = file.read(limit_bytes + 1)
+    except OSError as error:
+        raise refusal(f"{what} can't be read: {error.strerror}.") from None
+    if len(raw) > limit_bytes:
+        raise refusal(f"{what} has more than {limit_bytes} bytes, more than such a file can have.")
+    return raw
+
+
+class _Unsound(ValueError):
+    """JSON that Python accepts and this module does not."""
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _Unsound(f"gives the key {shown(repeated)} twice in one object")
+    return found
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise _Unsound(f"holds {text}, which is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _Unsound(f"holds {text[:20]}, which is beyond the range of a number")
+    return value
+
+
+def parse_object(raw: bytes, what: str, refusal: Refusal) -> dict[str, Any]:
+    """The JSON object in `raw`; `what` names its source in messages."""
+    try:
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+        )
+    except _Unsound as error:
+        raise refusal(f"{what} {error}.") from None
+    except UnicodeDecodeError as error:
+        raise refusal(f"{what} is not UTF-8 text: byte {error.start} can't be decoded.") from None
+    except json.JSONDecodeError as error:
+        raise refusal(f"{what} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
+    except (RecursionError, MemoryError):
+        raise refusal(f"{what} nests more than {MAX_DEPTH} levels deep.") from None
+    except ValueError:  # an integer of more digits than Python converts
+        raise refusal(f"{what} holds a number with too many digits.") from None
+    if not isinstance(value, dict):
+        raise refusal(f"{what} holds no JSON object.")
+    require_depth(value, what, refusal)
+    return value
+
+
+def require_depth(value: object, what: str, refusal: Refusal) -> None:
+    """Refuses lists and objects nested more than MAX_DEPTH levels deep, without recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        containers = [entry for entry in level if isinstance(entry, (dict, list))]
+        if not containers:
+            return
+        level = [inner for entry in containers for inner in (entry.values() if isinstance(entry, dict) else entry)]
+    raise refusal(f"{what} nests more than {MAX_DEPTH} levels deep.")
