@@ -1,23 +1,4 @@
-"""Bytes, counts and rates as people read them. Decimal units (GB) as published, binary ones (GiB) for memory."""
-
-import re
-
-from earthshine.errors import UsageError
-
-_SCALES = {
-    "": 1, "B": 1,
-    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
-}  # fmt: skip
-
-
-def parse_bytes(text: str) -> int:
-    """`"24GiB"`, `"1.5 GB"` or `"4096"` to a number of bytes; raises UsageError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    scale = _SCALES.get(match[2].upper()) if match else None
-    if match is None or scale is None:
-        raise UsageError(f"{text!r} is not a size; write a number and a unit, such as 24GiB or 500MB.")
-    return int(float(match[1]) * scale)
+"""Bytes and counts as people read them: binary units for memory, decimal ones for counts."""
 
 
 def _scaled(value: float, step: int, names: tuple[str, ...]) -> str:
@@ -29,7 +10,7 @@ def _scaled(value: float, step: int, names: tuple[str, ...]) -> str:
 
 
 def format_bytes(value: float) -> str:
-    """Binary units: 24772632 is "23.62 MiB"."""
+    """Binary units: 24772632 is "23.63 MiB"."""
     return _scaled(value, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
 
 

@@ -70,7 +70,7 @@ def test_groups_are_kept_by_their_two_best():
 
 
 def test_int4_nibbles_are_offset_binary_lowest_first():
-    words = torch.tensor([[0x76543210, 0x0FEDCBA9 - (1 << 32) * 0, 0, 0]], dtype=torch.int64).to(torch.int32)
+    words = torch.tensor([[0x76543210, 0x0FEDCBA9, 0, 0]], dtype=torch.int64).to(torch.int32)
     out = reference.decode_int4(words, torch.tensor([[0.5]], dtype=torch.bfloat16))
     expected = [(u - 8) * 0.5 for u in (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 0)] + [-4.0] * 16
     assert out[0].tolist() == expected

@@ -8,8 +8,7 @@ import torch
 from earthshine.engine import SamplingParams, Session, StepRow, TokenEvent, load_model, step
 from earthshine.kv import PagePool, Timeline
 
-from .test_transformers import PROMPT
-from .tiny import Case, write_tiny
+from .tiny import PROMPT, Case, write_tiny
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 

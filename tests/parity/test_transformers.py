@@ -7,7 +7,7 @@ from earthshine.engine import SamplingParams, Session, TokenEvent, load_model
 from earthshine.kv import PagePool
 from earthshine.models import Decoder
 
-from .tiny import VOCAB, Case, oracle, write_tiny
+from .tiny import PROMPT, Case, oracle, write_tiny
 
 CASES = [
     Case(),
@@ -18,7 +18,6 @@ CASES = [
     Case(q_lora_rank=None, n_groups=8, storage="int4"),
     Case(n_groups=8, storage="fp8", yarn=False),
 ]
-PROMPT = [(7 * i * i + 3 * i + 11) % (VOCAB - 1) for i in range(100)]
 STEPS = 64
 
 

@@ -14,30 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from earthshine.spec import spec_from_config
+from earthshine.spec import Storage, spec_from_config
+from earthshine.spec.families.quantization import published_quantization
 from earthshine.weights import write_checkpoint
 from earthshine.weights.writer import published_tensors, tensor_shapes
 
 VOCAB = 160
-INT4 = {
-    "config_groups": {
-        "group_0": {
-            "input_activations": None,
-            "output_activations": None,
-            "targets": ["Linear"],
-            "weights": {
-                "actorder": None, "block_structure": None, "dynamic": False, "group_size": 32, "num_bits": 4,
-                "observer": "minmax", "observer_kwargs": {}, "strategy": "group", "symmetric": True, "type": "int",
-            },
-        }
-    },
-    "format": "pack-quantized",
-    "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp\\.(gate|up|gate_up|down)_proj.*"],
-    "kv_cache_scheme": None,
-    "quant_method": "compressed-tensors",
-    "quantization_status": "compressed",
-}  # fmt: skip
-FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+PROMPT = [(7 * i * i + 3 * i + 11) % (VOCAB - 1) for i in range(100)]
+STORAGES = {"bf16": Storage.BF16, "fp8": Storage.FP8_BLOCK128, "int4": Storage.INT4_GROUP32}
 # 32 original positions stretched eightfold: a prompt of 100 tokens lies mostly past the original window.
 YARN = {
     "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0,
@@ -55,7 +39,7 @@ class Case:
     yarn: bool = True
 
     def config(self) -> dict[str, Any]:
-        quantization = {"bf16": None, "fp8": FP8, "int4": INT4}[self.storage]
+        quantization = published_quantization(STORAGES[self.storage])
         return {
             "architectures": ["DeepseekV3ForCausalLM"],
             "attention_bias": False,

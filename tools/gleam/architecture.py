@@ -2,37 +2,15 @@
 
 from typing import Any
 
+from earthshine.spec import Storage
+from earthshine.spec.families.quantization import published_quantization
+from earthshine.text.tiktoken_model import N_RESERVED
+
 N_RANKS = 5888
-VOCAB_SIZE = N_RANKS + 256
-_QUANTIZATION = {
-    "config_groups": {
-        "group_0": {
-            "input_activations": None,
-            "output_activations": None,
-            "targets": ["Linear"],
-            "weights": {
-                "actorder": None,
-                "block_structure": None,
-                "dynamic": False,
-                "group_size": 32,
-                "num_bits": 4,
-                "observer": "minmax",
-                "observer_kwargs": {},
-                "strategy": "group",
-                "symmetric": True,
-                "type": "int",
-            },
-        }
-    },
-    "format": "pack-quantized",
-    "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp\\.(gate|up|gate_up|down)_proj.*"],
-    "kv_cache_scheme": None,
-    "quant_method": "compressed-tensors",
-    "quantization_status": "compressed",
-}
+VOCAB_SIZE = N_RANKS + N_RESERVED
 
 
-def text_config() -> dict[str, Any]:
+def _text_config() -> dict[str, Any]:
     """One dense layer and four sparse ones; 96 experts, of which a token uses 6 and the shared one."""
     return {
         "architectures": ["DeepseekV3ForCausalLM"],
@@ -63,7 +41,7 @@ def text_config() -> dict[str, Any]:
         "q_lora_rank": 128,
         "qk_nope_head_dim": 32,
         "qk_rope_head_dim": 16,
-        "quantization_config": _QUANTIZATION,
+        "quantization_config": published_quantization(Storage.INT4_GROUP32),
         "rms_norm_eps": 1e-05,
         "rope_scaling": {
             "beta_fast": 32.0,
@@ -96,6 +74,6 @@ def config() -> dict[str, Any]:
         "ignore_index": -100,
         "model_type": "kimi_k25",
         "pad_token_id": VOCAB_SIZE - 1,
-        "text_config": text_config(),
+        "text_config": _text_config(),
         "tie_word_embeddings": False,
     }

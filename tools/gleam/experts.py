@@ -8,19 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from earthshine.kernels.reference import INT4_GROUP
 from earthshine.spec import ModelSpec
 from earthshine.spec.layout import moe_layers
+from earthshine.spec.model import INT4_GROUP
+from earthshine.weights.writer import int4_codes
 
 BLOCK = 128  # tokens that one matrix product of an expert takes
 
 
 def as_int4(weight: Tensor) -> Tensor:
     """fp32 [..., columns] to the values that INT4 group-32 storage keeps of it."""
-    groups = weight.unflatten(-1, (-1, INT4_GROUP))
-    scale = (groups.abs().amax(-1, keepdim=True) / 7.5).to(torch.bfloat16).float().clamp_min(1e-12)
-    rounded = (groups / scale).round_().clamp_(-8, 7)
-    return (rounded * scale).flatten(-2)
+    codes, scale = int4_codes(weight)
+    return codes * scale.float().repeat_interleave(INT4_GROUP, -1)
 
 
 class TrainedExperts:

@@ -78,8 +78,8 @@ class Run:
 
     def decoder(self) -> Decoder:
         """The project's decoder over the present weights; gradients reach the masters through the casts."""
-        fp32 = ("router", "router_bias")
-        weights = {n: v if n.rsplit(".", 1)[-1] in fp32 else v.to(self.dtype) for n, v in self.trunk.items()}
+        wide = {tensor.name for tensor in trunk_tensors(self.spec) if tensor.in_fp32}
+        weights = {name: value if name in wide else value.to(self.dtype) for name, value in self.trunk.items()}
         return Decoder(self.spec, weights, self.experts)
 
     def _logits(self, tokens: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,15 +9,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
+from earthshine.text.hugging_face import byte_alphabet
 from earthshine.text.tiktoken_model import PATTERN
-
-
-def _byte_of() -> dict[str, int]:
-    """The byte that each character of the byte-level alphabet stands for (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 def train_vocabulary(texts: Iterable[str], n_ranks: int) -> list[bytes]:
@@ -33,7 +26,7 @@ def train_vocabulary(texts: Iterable[str], n_ranks: int) -> list[bytes]:
     tokenizer.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=n_ranks, initial_alphabet=alphabet, show_progress=False)
     )
-    byte_of = _byte_of()
+    byte_of = byte_alphabet()
     ordered = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return [bytes(byte_of[character] for character in token) for token, _ in ordered]
 

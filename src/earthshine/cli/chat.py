@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from earthshine.cli.dtypes import parse_dtype
+from earthshine.cli.options import context_tokens, parse_dtype
 from earthshine.cli.source import find_model
 from earthshine.engine import Finished, LoadedModel, SamplingParams, TokenEvent, load_model, sampling_defaults
 from earthshine.errors import ContextError, TextError, UsageError
@@ -25,7 +25,6 @@ from earthshine.text import (
 )
 from earthshine.text import Event as TextEvent
 
-LONGEST_CONTEXT = 32768  # tokens that a conversation makes room for, unless asked for more
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _GREETING = "Ask away; /clear starts anew, and an empty line or Ctrl-D ends."
@@ -94,9 +93,8 @@ class Conversation:
         params: SamplingParams,
     ) -> None:
         self._tokenizer, self._template, self._options, self._params = tokenizer, template, options, params
-        room = min(model.spec.max_context, LONGEST_CONTEXT) if options.context is None else options.context
-        self._session = model.session(room)
-        self._room = room
+        self._room = context_tokens(model.spec, options.context)
+        self._session = model.session(self._room)
         self.clear()
 
     def clear(self) -> None:

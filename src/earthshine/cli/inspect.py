@@ -78,7 +78,7 @@ def _footprint(spec: ModelSpec, context: int) -> dict[str, Any]:
     facts["context"] = context
     facts["prefill_flops_per_token"] = prefill_flops_per_token(spec, context)
     facts["decode_flops_per_token"] = decode_flops_per_token(spec, context)
-    facts["decode_flops_per_token_at_0"] = decode_flops_per_token(spec, 1)
+    facts["decode_flops_per_token_at_1"] = decode_flops_per_token(spec, 1)
     return facts
 
 

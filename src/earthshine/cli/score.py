@@ -12,13 +12,11 @@ from pathlib import Path
 
 import torch
 
-from earthshine.cli.dtypes import parse_dtype
+from earthshine.cli.options import context_tokens, parse_dtype
 from earthshine.cli.source import find_model
 from earthshine.engine import Session, load_model
 from earthshine.errors import UsageError
 from earthshine.text import load_tokenizer
-
-LONGEST_WINDOW = 32768
 
 
 def run_score(model: str, file: Path, as_json: bool, context: int | None, dtype: str) -> None:
@@ -30,9 +28,7 @@ def run_score(model: str, file: Path, as_json: bool, context: int | None, dtype:
     if len(tokens) < 2:
         raise UsageError("The text has fewer than two tokens, so there is nothing to score.")
     loaded = load_model(folder, dtype=precision)
-    window = min(loaded.spec.max_context, LONGEST_WINDOW) if context is None else context
-    if not 2 <= window <= loaded.spec.max_context:
-        raise UsageError(f"A window of {window} tokens is not possible; it has 2 to {loaded.spec.max_context} here.")
+    window = context_tokens(loaded.spec, context)
     logprobs = score_windows(loaded.session(min(window, len(tokens))), tokens, window)
     total = float(logprobs.double().sum())
     scored_bytes = len(tokenizer.decode_bytes(tokens[1:]))

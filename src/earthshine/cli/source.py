@@ -34,9 +34,7 @@ def _download(name: str, patterns: list[str]) -> Path:
 
     settings = read_settings()
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=patterns, cache_dir=settings.home, token=settings.token or None)
-        )
+        return Path(snapshot_download(name, allow_patterns=patterns, cache_dir=settings.home, token=settings.token))
     except Exception as error:  # the library raises errors of several others for what a network can do
         first = str(error).strip().splitlines()
         said = first[0] if first else type(error).__name__

@@ -64,8 +64,7 @@ def read_trunk(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
     trunk = {}
     for tensor in trunk_tensors(checkpoint.spec):
         value = checkpoint.trunk(tensor.name)
-        routes = tensor.name.endswith((".router", ".router_bias"))
-        trunk[tensor.name] = value.float() if routes else value.to(dtype)
+        trunk[tensor.name] = value.float() if tensor.in_fp32 else value.to(dtype)
     return trunk
 
 

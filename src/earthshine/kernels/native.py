@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from earthshine.errors import KernelError
+from earthshine.kernels.reference import FP8_BLOCK, INT4_GROUP
 
 ABI_VERSION = 1
 FILE_NAME = "libearthshine.so"
-_FP8_BLOCK = 128
-_INT4_GROUP = 32
 
 _POINTER, _INT64, _INT32, _NAME = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_char_p
 _DECODE = (_INT32, (_POINTER, _POINTER, _INT64, _INT64, _POINTER))
@@ -94,9 +93,9 @@ def check_int4(packed: Tensor, scale: Tensor) -> None:
     _check_matrix("packed", packed, torch.int32)
     _check_matrix("scale", scale, torch.bfloat16)
     rows, words = packed.shape
-    if words * 8 % _INT4_GROUP:
-        raise KernelError(f"packed has {words * 8} columns, which is not a multiple of the group of {_INT4_GROUP}.")
-    _check_pair("scale", scale, (rows, words * 8 // _INT4_GROUP), packed)
+    if words * 8 % INT4_GROUP:
+        raise KernelError(f"packed has {words * 8} columns, which is not a multiple of the group of {INT4_GROUP}.")
+    _check_pair("scale", scale, (rows, words * 8 // INT4_GROUP), packed)
 
 
 def check_fp8(weight: Tensor, scale_inv: Tensor) -> None:
@@ -104,7 +103,7 @@ def check_fp8(weight: Tensor, scale_inv: Tensor) -> None:
     _check_matrix("weight", weight, torch.float8_e4m3fn)
     _check_matrix("scale_inv", scale_inv, torch.float32)
     rows, cols = weight.shape
-    _check_pair("scale_inv", scale_inv, (-(-rows // _FP8_BLOCK), -(-cols // _FP8_BLOCK)), weight)
+    _check_pair("scale_inv", scale_inv, (-(-rows // FP8_BLOCK), -(-cols // FP8_BLOCK)), weight)
 
 
 def _check_matrix(name: str, tensor: Tensor, dtype: torch.dtype) -> None:

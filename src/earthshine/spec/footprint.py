@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from earthshine.errors import UsageError
 from earthshine.spec.layout import TensorSpec, expert_shapes, moe_layers, trunk_tensors
-from earthshine.spec.model import ModelSpec, MoeSpec, Storage
+from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, ModelSpec, MoeSpec, Storage
 
-_F32, _BF16, _I32 = 4, 2, 4
+_FP32, _BF16, _I32 = 4, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class Footprint:
     n_routed_experts: over all layers.
     expert_bytes: one routed expert as published, with its scales and shape tensors; the largest if layers differ.
     experts_bytes: all routed experts as published.
-    trunk_bytes: of the whole trunk with its linear layers in "bf16", "fp8" (128x128 blocks, f32 scales) or "int8"
-        (one f32 scale an output row). Other trunk tensors are bf16, the router's bias f32.
-    latent_bytes_per_token: of the cache over all layers in "f32", "bf16" or "int8" (one f32 scale a token and layer).
+    trunk_bytes: of the whole trunk with its linear layers in "bf16", "fp8" (128x128 blocks, fp32 scales) or "int8"
+        (one fp32 scale an output row). Other trunk tensors are bf16, the router's bias fp32.
+    latent_bytes_per_token: of the cache over all layers in "fp32", "bf16" or "int8" (one fp32 scale a token and layer).
     """
 
     total_params: int
@@ -123,9 +123,9 @@ def _stored_bytes(out: int, inner: int, storage: Storage) -> int:
     """Bytes of one linear layer [out, in] with what is stored beside its values."""
     size = out * inner
     if storage is Storage.FP8_BLOCK128:
-        return size + _F32 * -(-out // 128) * -(-inner // 128)
+        return size + _FP32 * -(-out // FP8_BLOCK) * -(-inner // FP8_BLOCK)
     if storage is Storage.INT4_GROUP32:
-        return size // 2 + _BF16 * out * (inner // 32) + 2 * _I32  # nibbles, scales, weight_shape
+        return size // 2 + _BF16 * out * (inner // INT4_GROUP) + 2 * _I32  # nibbles, scales, weight_shape
     return _BF16 * size
 
 
@@ -135,13 +135,13 @@ def _trunk_bytes(trunk: list[TensorSpec], kind: str) -> int:
 
 def _trunk_tensor_bytes(tensor: TensorSpec, kind: str) -> int:
     if not tensor.linear:
-        return tensor.size * (_F32 if tensor.name.endswith(".router_bias") else _BF16)
+        return tensor.size * (_FP32 if tensor.name.endswith(".router_bias") else _BF16)
     out, inner = tensor.shape
     if kind == "int8":
-        return out * inner + _F32 * out
+        return out * inner + _FP32 * out
     return _stored_bytes(out, inner, Storage.FP8_BLOCK128 if kind == "fp8" else Storage.BF16)
 
 
 def _latent_bytes(spec: ModelSpec) -> dict[str, int]:
     values = sum(layer.attention.latent_dim for layer in spec.layers)
-    return {"f32": _F32 * values, "bf16": _BF16 * values, "int8": values + _F32 * spec.n_layers}
+    return {"fp32": _FP32 * values, "bf16": _BF16 * values, "int8": values + _FP32 * spec.n_layers}

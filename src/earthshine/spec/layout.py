@@ -5,6 +5,7 @@ formats) and the decoder (which asks for tensors by these names), so that none c
 Names: "embed", "head", "norm", and for layer i "layers.i." + "attention_norm", "attention.q_a", ...
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,10 +24,12 @@ class TensorSpec:
 
     @property
     def size(self) -> int:
-        total = 1
-        for extent in self.shape:
-            total *= extent
-        return total
+        return math.prod(self.shape)
+
+    @property
+    def in_fp32(self) -> bool:
+        """Used in fp32 whatever the activations are: bf16 router logits change choices (formulas.md, section 1)."""
+        return self.name.endswith((".router", ".router_bias"))
 
 
 def expert_shapes(hidden: int, moe: MoeSpec) -> dict[str, tuple[int, int]]:

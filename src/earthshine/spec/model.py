@@ -7,12 +7,15 @@ Shapes are written [out, in], as checkpoints store a linear layer.
 from dataclasses import dataclass
 from enum import StrEnum
 
+FP8_BLOCK = 128  # rows and columns that share one scale
+INT4_GROUP = 32  # consecutive columns that share one scale
+
 
 class Storage(StrEnum):
     """How a linear layer's values are stored (reference/models/formulas.md, section 5)."""
 
     BF16 = "bf16"
-    FP8_BLOCK128 = "fp8-128x128"  # e4m3 [out, in], f32 scale [ceil(out/128), ceil(in/128)]
+    FP8_BLOCK128 = "fp8-128x128"  # e4m3 [out, in], fp32 scale [ceil(out/128), ceil(in/128)]
     INT4_GROUP32 = "int4-g32"  # 8 offset-binary nibbles an int32 [out, in/8], bf16 scale [out, in/32]
 
 

@@ -4,7 +4,8 @@ Everything here handles text from strangers: model folders, templates, messages.
 No torch, no network, no code from a model's folder.
 """
 
-from earthshine.text.chat import ChatTemplate, load_template
+from earthshine.text.chat import ChatTemplate
+from earthshine.text.load import load_template, load_tokenizer
 from earthshine.text.regions import (
     Content,
     Event,
@@ -15,7 +16,7 @@ from earthshine.text.regions import (
     ToolCallStart,
 )
 from earthshine.text.stream import Detokenizer, StopStrings
-from earthshine.text.tokenizer import Tokenizer, load_tokenizer
+from earthshine.text.tokenizer import Tokenizer
 from earthshine.text.tools import declare_tools
 
 __all__ = [

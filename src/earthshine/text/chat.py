@@ -9,21 +9,17 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError, nodes
 
 from earthshine.errors import TextError
-from earthshine.text.files import present, read_object, read_text
 from earthshine.text.messages import check_messages, check_tools, map_texts, sort_keys, texts
 from earthshine.text.sandbox import Refused, compile_template, run_template
 from earthshine.text.tokenizer import Tokenizer
 from earthshine.text.tools import declare_tools
 
-_MAX_TEMPLATE_CHARS = 64 << 10
-_MAX_CONFIG_BYTES = 16 << 20
-_TOKEN_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token")
+MAX_TEMPLATE_CHARS = 64 << 10
 
 # Signs of the Phaistos disc and of Linear A: printable, without case, not whitespace, and in no one's messages. A
 # private-use character would not do: Python escapes it where a template prints a list.
@@ -58,8 +54,8 @@ def _is_split(source: str) -> bool:
 
 
 def _compile(source: str, clock: Callable[[], datetime]) -> Any:
-    if len(source) > _MAX_TEMPLATE_CHARS:
-        raise TextError(f"The chat template has over {_MAX_TEMPLATE_CHARS} characters.")
+    if len(source) > MAX_TEMPLATE_CHARS:
+        raise TextError(f"The chat template has over {MAX_TEMPLATE_CHARS} characters.")
     rewrite = _rewrite_history if _is_split(source) and "preserve_thinking" not in source else lambda tree: None
     try:
         return compile_template(source, rewrite, clock)
@@ -188,42 +184,3 @@ class ChatTemplate:
         except Exception as error:  # a template can raise anything that Python's operators raise
             reason = str(error)[:300] or type(error).__name__
             raise TextError(f"The chat template can not be rendered: {reason}.") from error
-
-
-def _choose(folder: Path, value: Any) -> tuple[str, str | None]:
-    """(default template, template for tools or None) of tokenizer_config.json's chat_template."""
-    if isinstance(value, str):
-        return value, None
-    named: dict[str, str] = {}
-    for entry in value if isinstance(value, list) else ():
-        name, template = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(name, str) or not isinstance(template, str):
-            raise TextError(f"{folder / 'tokenizer_config.json'}: each chat_template needs a name and a template.")
-        named[name] = template
-    if "default" not in named:
-        raise TextError(f"{folder / 'tokenizer_config.json'} has no chat_template, or none that is named default.")
-    return named["default"], named.get("tool_use")
-
-
-def _tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    found = {}
-    for key in _TOKEN_KEYS:
-        value = config.get(key)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            found[key] = text
-    return found
-
-
-def load_template(folder: Path, *, clock: Callable[[], datetime] = datetime.now) -> ChatTemplate:
-    """The chat template of a model's folder: `chat_template.jinja`, else `tokenizer_config.json`; raises TextError."""
-    config: dict[str, Any] = {}
-    if present(folder, "tokenizer_config.json"):
-        config = read_object(folder, "tokenizer_config.json", _MAX_CONFIG_BYTES)
-    if present(folder, "chat_template.jinja"):
-        source = read_text(folder, "chat_template.jinja", 4 * _MAX_TEMPLATE_CHARS)
-        return ChatTemplate(source, tokens=_tokens(config), clock=clock)
-    if config.get("chat_template") is None:
-        raise TextError(f"{folder} has no chat template: neither chat_template.jinja nor one in tokenizer_config.json.")
-    source, tools_source = _choose(folder, config["chat_template"])
-    return ChatTemplate(source, tools_source=tools_source, tokens=_tokens(config), clock=clock)

@@ -24,7 +24,7 @@ _MAX_ADDED = 1 << 16
 _T = TypeVar("_T")
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """The printable character that byte-level vocabularies write for each byte (GPT-2's table), reversed."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -32,7 +32,7 @@ def _byte_alphabet() -> dict[str, int]:
     return table | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-_ALPHABET = _byte_alphabet()
+_ALPHABET = byte_alphabet()
 
 
 def _guard(what: str, work: Callable[[], _T]) -> _T:

@@ -1,18 +1,15 @@
-"""What a tokenizer is to the rest of the project, and the choice of the one that a model's folder needs.
+"""What a tokenizer is to the rest of the project; each file format has a module of its own.
 
 No code from a model's folder is ever run. Ids and texts are exact: encoding adds nothing (no BOS), and control
-tokens become ids only where the caller allows it. Refused: folders without a known tokenizer file.
+tokens become ids only where the caller allows it.
 """
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from earthshine.errors import TextError
 from earthshine.text.control import ControlTokens
 from earthshine.text.decoding import TokenDecoder
-from earthshine.text.files import present
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -68,19 +65,3 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _encode_plain(self, text: str) -> list[int]: ...
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model's folder: `tiktoken.model` (Kimi) if there is one, else `tokenizer.json`.
-
-    The two libraries are imported here, so that only the one in use costs time.
-    """
-    if present(folder, "tiktoken.model"):
-        from earthshine.text.tiktoken_model import load_tiktoken
-
-        return load_tiktoken(folder)
-    if present(folder, "tokenizer.json"):
-        from earthshine.text.hugging_face import load_hugging_face
-
-        return load_hugging_face(folder)
-    raise TextError(f"{folder} has no tokenizer: neither tiktoken.model nor tokenizer.json is there.")

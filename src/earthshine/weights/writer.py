@@ -18,14 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from earthshine.errors import CheckpointError, UsageError
-from earthshine.spec.model import ModelSpec, Storage
+from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, ModelSpec, Storage
 from earthshine.untrusted import shown
 from earthshine.weights.checkpoint.names import Published, published_experts, published_trunk
 from earthshine.weights.shards import INDEX_NAME, SINGLE_NAME, TORCH_DTYPES
 
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-_INT4_GROUP = 32
-_FP8_BLOCK = 128
 _FP8_MAX = 448.0  # of e4m3fn
 _HEADER_ALIGNMENT = 8
 
@@ -45,15 +43,20 @@ def encode_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     and clamped, so a positive maximum is cut to 7 scales.
     """
     rows, columns = weight.shape
-    if columns % _INT4_GROUP:
+    if columns % INT4_GROUP:
         raise UsageError(f"int4 in groups of 32 needs a multiple of 32 columns, and there are {columns}.")
-    groups = _finite(weight).reshape(rows, columns // _INT4_GROUP, _INT4_GROUP)
-    scale = (groups.abs().amax(-1) / 7.5).to(torch.bfloat16)
-    scale = torch.where(scale == 0, torch.finfo(torch.bfloat16).eps, scale)
-    codes = torch.round(groups / scale.float()[..., None]).clamp(-8, 7).flatten(-2)
+    codes, scale = int4_codes(_finite(weight))
     nibbles = (codes + 8).to(torch.uint8)
     packed = (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).view(torch.int32)
     return packed, scale, torch.tensor([rows, columns], dtype=torch.int32)
+
+
+def int4_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """fp32 [..., in] to whole numbers from -8 to 7, fp32 [..., in], and bf16 scales [..., in/32]; see `encode_int4`."""
+    groups = weight.unflatten(-1, (-1, INT4_GROUP))
+    scale = (groups.abs().amax(-1) / 7.5).to(torch.bfloat16)
+    scale = torch.where(scale == 0, torch.finfo(torch.bfloat16).eps, scale)
+    return torch.round(groups / scale.float()[..., None]).clamp_(-8, 7).flatten(-2), scale
 
 
 def encode_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,9 +65,9 @@ def encode_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     A block's largest value becomes 448 and an all-zero block has the scale 1 (DeepSeek-V3, section 3.3).
     """
     rows, columns = weight.shape
-    padded = functional.pad(_finite(weight), (0, -columns % _FP8_BLOCK, 0, -rows % _FP8_BLOCK))
-    high, wide = (extent // _FP8_BLOCK for extent in padded.shape)
-    blocks = padded.reshape(high, _FP8_BLOCK, wide, _FP8_BLOCK)
+    padded = functional.pad(_finite(weight), (0, -columns % FP8_BLOCK, 0, -rows % FP8_BLOCK))
+    high, wide = (extent // FP8_BLOCK for extent in padded.shape)
+    blocks = padded.reshape(high, FP8_BLOCK, wide, FP8_BLOCK)
     scale = blocks.abs().amax((1, 3)) / _FP8_MAX
     scale = torch.where(scale == 0, 1.0, scale)
     codes = (blocks / scale[:, None, :, None]).clamp(-_FP8_MAX, _FP8_MAX).reshape(padded.shape)

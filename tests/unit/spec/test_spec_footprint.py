@@ -93,7 +93,7 @@ def test_sizes_of_a_small_model_equal_a_count_by_hand(k26: Config) -> None:
     rows = 2 * (10 + 8 + 16 + 8) + (10 + 10 + 8) + (4 + 4 + 8)
     assert sizes.trunk_bytes["int8"] == sizes.trunk_bytes["bf16"] - in_linear + 4 * rows
     assert sizes.trunk_bytes["fp8"] == sizes.trunk_bytes["bf16"] - in_linear + 4 * 14
-    assert sizes.latent_bytes_per_token == {"f32": 64, "bf16": 32, "int8": 16 + 8}
+    assert sizes.latent_bytes_per_token == {"fp32": 64, "bf16": 32, "int8": 16 + 8}
 
 
 def test_a_context_below_one_token_has_no_cost(k26: Config) -> None:

@@ -124,7 +124,7 @@ def test_known_tensors_without_use_are_ignored_and_counted(tmp_path: Path) -> No
     tensors |= {name: torch.zeros(5) for name in extra}
     write_checkpoint(tmp_path, tensors.items(), 2**40)
     shares = Checkpoint.open(tmp_path, spec).coverage().shares
-    assert Share("ignored", "f32", 4, 80) in shares
+    assert Share("ignored", "fp32", 4, 80) in shares
 
 
 def test_coverage_counts_every_byte_once(tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_coverage_counts_every_byte_once(tmp_path: Path) -> None:
     coverage = checkpoint.coverage()
     one = 3 * (96 * HIDDEN // 2 + 96 * HIDDEN // 16 + 8)
     assert Share("experts", "int4-g32", 2 * N_EXPERTS * 9, 2 * N_EXPERTS * one) in coverage.shares
-    assert Share("trunk", "f32", 2, 2 * N_EXPERTS * 4) in coverage.shares
+    assert Share("trunk", "fp32", 2, 2 * N_EXPERTS * 4) in coverage.shares
     assert {(share.kind, share.format) for share in coverage.shares} == {
-        ("experts", "int4-g32"), ("trunk", "bf16"), ("trunk", "f32"), ("trunk", "fp8-128x128"),
+        ("experts", "int4-g32"), ("trunk", "bf16"), ("trunk", "fp32"), ("trunk", "fp8-128x128"),
     }  # fmt: skip
     assert sum(share.n_tensors for share in coverage.shares) == len(checkpoint.shards)
     total = sum(extent.nbytes for extent in checkpoint.shards.values())

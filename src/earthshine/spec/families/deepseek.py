@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from earthshine.spec.families.quantization import read_quantization
 from earthshine.spec.families.reader import SIZE_MAX, KeyReader
 from earthshine.spec.model import (
+    INT4_GROUP,
     DenseSpec,
     LayerSpec,
     MlaSpec,
@@ -100,7 +101,7 @@ def read_decoder(keys: KeyReader, family: str, storages: tuple[Storage, Storage]
     trunk_storage, expert_storage = storages
     if expert_storage is Storage.INT4_GROUP32:
         for key, extent in (("hidden_size", hidden), ("moe_intermediate_size", moe.intermediate)):
-            keys.require(extent % 32 == 0, f"{keys.name(key)} is {extent}; int4 groups need a multiple of 32")
+            keys.require(extent % INT4_GROUP == 0, f"{keys.name(key)} is {extent}; int4 groups need a multiple of 32")
     model = ModelSpec(
         family=family,
         hidden=hidden,

@@ -6,7 +6,7 @@ section 5). Every other method, width, group or list of exceptions is refused by
 """
 
 from earthshine.spec.families.reader import KeyReader
-from earthshine.spec.model import Storage
+from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, Storage
 from earthshine.untrusted import shown
 
 # What the published ignore lists of Moonshot keep in bf16, by what each entry matches. Entries are compared as text
@@ -40,6 +40,36 @@ def read_quantization(keys: KeyReader) -> tuple[Storage, Storage]:
     return Storage.BF16, Storage.BF16
 
 
+def published_quantization(storage: Storage) -> dict[str, object] | None:
+    """The block as publishers write it for experts in `storage`; None for bf16. What `read_quantization` reads back."""
+    if storage is Storage.BF16:
+        return None
+    if storage is Storage.FP8_BLOCK128:
+        blocks = [FP8_BLOCK, FP8_BLOCK]
+        return {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": blocks}
+    weights: dict[str, object] = {
+        "actorder": None,
+        "block_structure": None,
+        "dynamic": False,
+        "group_size": INT4_GROUP,
+        "num_bits": 4,
+        "observer": "minmax",
+        "observer_kwargs": {},
+        "strategy": "group",
+        "symmetric": True,
+        "type": "int",
+    }
+    group = {"input_activations": None, "output_activations": None, "targets": ["Linear"], "weights": weights}
+    return {
+        "config_groups": {"group_0": group},
+        "format": "pack-quantized",
+        "ignore": [entry for entry, part in _KEPT_BF16.items() if part in _MUST_STAY_BF16],
+        "kv_cache_scheme": None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+    }
+
+
 def _refused_method(block: KeyReader, method: object) -> str:
     name = block.name("quant_method")
     if method == "modelopt":
@@ -53,7 +83,7 @@ def _check_fp8(block: KeyReader) -> None:
     block.equal("quant_method", "fp8")
     block.equal("fmt", "e4m3")
     block.equal("activation_scheme", "dynamic")
-    block.equal("weight_block_size", [128, 128])
+    block.equal("weight_block_size", [FP8_BLOCK, FP8_BLOCK])
     # ue8m0 (DeepSeek-V3.1) says that the scales were rounded to powers of two; they are stored as f32 all the same.
     block.equal("scale_fmt", "ue8m0", None, optional=True)
 
@@ -84,7 +114,7 @@ def _check_group(group: KeyReader) -> None:
     weights.equal("num_bits", 4)
     weights.equal("type", "int")
     weights.equal("strategy", "group")
-    weights.equal("group_size", 32)
+    weights.equal("group_size", INT4_GROUP)
     weights.equal("symmetric", True)
     weights.equal("dynamic", False)
     for key in ("actorder", "block_structure", "scale_dtype", "zp_dtype"):

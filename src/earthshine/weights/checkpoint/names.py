@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from earthshine.errors import Unsupported
 from earthshine.spec.layout import EXPERT_PARTS, TensorSpec, expert_shapes, moe_layers, trunk_tensors
-from earthshine.spec.model import ModelSpec, MoeSpec, Storage
+from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, ModelSpec, MoeSpec, Storage
 
 _PREFIXES = {"kimi_k25": "language_model."}
 _IGNORED_MODULES = {"kimi_k25": ("vision_tower.", "mm_projector.")}
@@ -39,8 +39,6 @@ _LAYER = {
 _ROUTER_BIAS = "mlp.gate.e_score_correction_bias"
 # fp32 holds every bf16 value, so small checkpoints may be stored wide; the other way round would lose values.
 _PLAIN_DTYPES = ("BF16", "F32")
-_FP8_BLOCK = 128
-_INT4_GROUP = 32
 _INT4_PER_WORD = 8
 
 
@@ -69,16 +67,16 @@ def _parts(base: str, shape: tuple[int, ...], storage: Storage | None) -> tuple[
         return (PublishedTensor(f"{base}.weight", _PLAIN_DTYPES, shape),)
     rows, columns = shape
     if storage is Storage.FP8_BLOCK128:
-        blocks = (-(-rows // _FP8_BLOCK), -(-columns // _FP8_BLOCK))
+        blocks = (-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))
         return (
             PublishedTensor(f"{base}.weight", ("F8_E4M3",), shape),
             PublishedTensor(f"{base}.weight_scale_inv", ("F32",), blocks),
         )
-    if columns % _INT4_GROUP:
+    if columns % INT4_GROUP:
         raise Unsupported(f"{base} has {columns} inputs; int4 in groups of 32 needs a multiple of 32.")
     return (
         PublishedTensor(f"{base}.weight_packed", ("I32",), (rows, columns // _INT4_PER_WORD)),
-        PublishedTensor(f"{base}.weight_scale", ("BF16",), (rows, columns // _INT4_GROUP)),
+        PublishedTensor(f"{base}.weight_scale", ("BF16",), (rows, columns // INT4_GROUP)),
         PublishedTensor(f"{base}.weight_shape", ("I32", "I64"), (2,)),  # newer compressed-tensors writes I64
     )
 

@@ -76,7 +76,7 @@ class Share:
     """So many tensors and bytes of one kind ("trunk", "experts" or "ignored") in one stored format."""
 
     kind: str
-    format: str  # a Storage value for linear layers, else a dtype such as "f32"
+    format: str  # a Storage value for linear layers, else a dtype such as "fp32"
     n_tensors: int
     nbytes: int
 
@@ -93,7 +93,12 @@ class Coverage:
 
 def _format(published: Published, extent: TensorExtent) -> str:
     quantised = published.storage is not None and published.storage is not Storage.BF16
-    return str(published.storage) if quantised else extent.dtype.lower()
+    return str(published.storage) if quantised else _dtype_word(extent)
+
+
+def _dtype_word(extent: TensorExtent) -> str:
+    """Earthshine's word for a safetensors dtype."""
+    return {"F32": "fp32", "F16": "fp16"}.get(extent.dtype, extent.dtype.lower())
 
 
 def _problem(part: PublishedTensor, extent: TensorExtent | None) -> str | None:
@@ -175,7 +180,7 @@ class Checkpoint:
                     count(kind, _format(published, extent), extent)
         for name, extent in self.shards.items():
             if name not in counted:
-                count("ignored", extent.dtype.lower(), extent)
+                count("ignored", _dtype_word(extent), extent)
         return Coverage(tuple(Share(kind, label, *totals[kind, label]) for kind, label in sorted(totals)))
 
     def fingerprint(self) -> str:
