@@ -50,7 +50,7 @@ def _home(text: str) -> Path | None:
         raise UsageError(f"EARTHSHINE_HOME is {text!r}, whose home folder is unknown; write the whole path.") from None
     if not home.is_absolute():
         raise UsageError(f"EARTHSHINE_HOME is {text!r}; write a path that starts with / or ~.")
-    if home.exists() and not home.is_dir():
+    if os.path.exists(home) and not os.path.isdir(home):
         raise UsageError(f"EARTHSHINE_HOME is {text!r}, which is not a folder; name one, new or old.")
     return home
 

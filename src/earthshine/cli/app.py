@@ -1,9 +1,10 @@
 """The command line: one function a command, its options, and one place that turns errors into sentences.
 
 Commands import what they need when they run, so that `inspect` on a config loads no torch. Exit codes: 0, 1 for a
-failure, 2 for wrong use, 130 when interrupted.
+failure, 2 for wrong use, 130 when interrupted (typer sees to that).
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -112,22 +113,34 @@ def _options(
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
     typer.echo(f"earthshine: {message}", err=True)
     sys.exit(code)
 
 
 def main() -> None:
     """Entry point. Errors raised on purpose become one or two plain sentences on standard error."""
+    if sys.stdout is None:  # closed by the caller; there is nowhere to say so but standard error
+        _fail("standard output is closed", 1)
     try:
         app()
+        sys.stdout.flush()
     except UsageError as error:
         _fail(str(error), 2)
     except EarthshineError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except BrokenPipeError:
-        # The reader has gone; what Python still holds for it must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except MemoryError:
+        _fail("there is not enough memory for this model; see its size with: earthshine inspect", 1)
+    except BrokenPipeError:  # the reader has gone, which is no news to it
+        _abandon_output()
         sys.exit(1)
+    except OSError as error:
+        _abandon_output()
+        _fail(f"the output can't be written: {error.strerror}", 1)
+
+
+def _abandon_output() -> None:
+    """What Python still holds for standard output must not fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

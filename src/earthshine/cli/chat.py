@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from earthshine.cli.options import context_tokens, parse_dtype
+from earthshine.cli.options import context_tokens, parse_dtype, read_text, standard_input
 from earthshine.cli.source import find_model
 from earthshine.engine import Finished, LoadedModel, SamplingParams, TokenEvent, load_model, sampling_defaults
 from earthshine.errors import ContextError, TextError, UsageError
@@ -44,13 +44,14 @@ def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) 
     """Answer -p or standard input, or converse. Wrong options are refused before a model is loaded."""
     dtype = parse_dtype(options.dtype)
     SamplingParams(**sampling)
-    if any(not stop for stop in options.stop):
-        raise UsageError("An empty stop text would end every reply before it begins.")
+    StopStrings(options.stop)
     question = _question(options)
     folder = find_model(model)
     tokenizer, template = load_tokenizer(folder), load_template(folder)
     params = SamplingParams(**sampling_defaults(folder) | sampling)
-    conversation = Conversation(load_model(folder, dtype=dtype), tokenizer, template, options, params)
+    model_in_use = load_model(folder, dtype=dtype)
+    tokenizer.require_fit(model_in_use.spec.vocab_size, model_in_use.spec.stop_tokens)
+    conversation = Conversation(model_in_use, tokenizer, template, options, params)
     if question is not None:
         conversation.ask(question)
     else:
@@ -61,23 +62,20 @@ def _question(options: ChatOptions) -> str | None:
     """The one question to answer, or None for a conversation."""
     question = options.prompt
     if question is None:
-        if sys.stdin.isatty():
+        if sys.stdin is not None and sys.stdin.isatty():
             return None
-        try:
-            question = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise TextError(f"Standard input is not UTF-8 text: byte {error.start} can't be decoded.") from None
+        question = read_text(standard_input(), "Standard input")
     if not question.strip():
         raise UsageError("There is no question; give one with -p or on standard input.")
-    return _encodable(question.strip())
+    return _encodable(question.strip(), "The question")
 
 
-def _encodable(text: str) -> str:
+def _encodable(text: str, what: str) -> str:
     """Arguments and terminal lines may hold bytes that are not UTF-8, which Python carries as lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise TextError(f"The question is not UTF-8 text: character {error.start} can't be encoded.") from None
+        raise TextError(f"{what} is not UTF-8 text: character {error.start} can't be encoded.") from None
     return text
 
 
@@ -99,16 +97,18 @@ class Conversation:
 
     def clear(self) -> None:
         system = self._options.system
-        self._messages: list[dict[str, Any]] = [{"role": "system", "content": _encodable(system)}] if system else []
+        self._messages: list[dict[str, Any]] = []
+        if system:
+            self._messages.append({"role": "system", "content": _encodable(system, "The system message")})
 
     def ask(self, question: str) -> None:
         """Print the reply as it is written; an interrupted one counts as far as it came. Raises ContextError."""
         messages = [*self._messages, {"role": "user", "content": question}]
         prompt = self._template.encode(self._tokenizer, messages, thinking=self._options.thinking)
-        self._session.sync(prompt)
         parser = RegionParser(self._tokenizer, thinking=prompt[-1] == self._tokenizer.special_id("<think>"))
         screen = _Screen(self._options.stop)
         try:
+            self._session.sync(prompt)
             for event in self._events(parser, screen):
                 if screen.show(event):
                     break
@@ -179,7 +179,7 @@ def _converse(conversation: Conversation) -> None:
     print(_GREETING, file=sys.stderr)
     while True:
         try:
-            line = _encodable(input("> ").strip())
+            line = _encodable(input("> ").strip(), "That line")
             if not line:
                 return
             if line == "/clear":
@@ -189,6 +189,8 @@ def _converse(conversation: Conversation) -> None:
         except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print()
         except UnicodeDecodeError:
             print("That line is not UTF-8 text; it was left out.", file=sys.stderr)
         except (ContextError, TextError) as error:

@@ -3,6 +3,7 @@
 From a config.json alone too, and then without loading torch."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def run_inspect(model: str | None, context: int, as_json: bool) -> None:
 
 
 def _has_weights(path: Path) -> bool:
-    return any((path / name).exists() for name in ("model.safetensors", "model.safetensors.index.json"))
+    return any(os.path.lexists(path / name) for name in ("model.safetensors", "model.safetensors.index.json"))
 
 
 def _architecture(spec: ModelSpec) -> dict[str, Any]:

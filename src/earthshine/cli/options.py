@@ -1,11 +1,15 @@
-"""What several commands ask for in the same words: the activations' dtype, and room for so many tokens."""
+"""What several commands take in the same way: the activations' dtype, room for so many tokens, and text."""
+
+import sys
+from typing import BinaryIO
 
 import torch
 
-from earthshine.errors import UsageError
+from earthshine.errors import TextError, UsageError
 from earthshine.spec import ModelSpec
 
 LONGEST_CONTEXT = 32768  # tokens that a command makes room for, unless asked for more
+MAX_TEXT_BYTES = 64 << 20
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -22,3 +26,21 @@ def context_tokens(spec: ModelSpec, asked: int | None) -> int:
     if not 2 <= tokens <= spec.max_context:
         raise UsageError(f"A context of {tokens} tokens is not possible; this model takes 2 to {spec.max_context}.")
     return tokens
+
+
+def standard_input() -> BinaryIO | None:
+    """The bytes of standard input; None where the caller closed it."""
+    return None if sys.stdin is None else sys.stdin.buffer
+
+
+def read_text(file: BinaryIO | None, name: str) -> str:
+    """All of `file`, at most 64 MiB of UTF-8; raises UsageError and TextError, which call it `name`."""
+    if file is None:
+        raise UsageError(f"{name} is closed.")
+    raw = file.read(MAX_TEXT_BYTES + 1)
+    if len(raw) > MAX_TEXT_BYTES:
+        raise UsageError(f"{name} holds more than {MAX_TEXT_BYTES} bytes, more than any context.")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TextError(f"{name} is not UTF-8 text: byte {error.start} can't be decoded.") from None

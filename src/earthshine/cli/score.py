@@ -6,17 +6,18 @@ windows, each of which begins with the last token of the one before.
 
 import json
 import math
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
-from earthshine.cli.options import context_tokens, parse_dtype
+from earthshine.cli.options import context_tokens, parse_dtype, read_text, standard_input
 from earthshine.cli.source import find_model
 from earthshine.engine import Session, load_model
 from earthshine.errors import UsageError
 from earthshine.text import load_tokenizer
+
+_MOST_NATS = 700.0  # a token; beyond it a perplexity is no number
 
 
 def run_score(model: str, file: Path, as_json: bool, context: int | None, dtype: str) -> None:
@@ -28,6 +29,7 @@ def run_score(model: str, file: Path, as_json: bool, context: int | None, dtype:
     if len(tokens) < 2:
         raise UsageError("The text has fewer than two tokens, so there is nothing to score.")
     loaded = load_model(folder, dtype=precision)
+    tokenizer.require_fit(loaded.spec.vocab_size, loaded.spec.stop_tokens)
     window = context_tokens(loaded.spec, context)
     logprobs = score_windows(loaded.session(min(window, len(tokens))), tokens, window)
     total = float(logprobs.double().sum())
@@ -37,7 +39,7 @@ def run_score(model: str, file: Path, as_json: bool, context: int | None, dtype:
         "scored_tokens": len(logprobs),
         "scored_bytes": scored_bytes,
         "log_likelihood": total,
-        "perplexity": math.exp(-total / len(logprobs)),
+        "perplexity": math.exp(min(-total / len(logprobs), _MOST_NATS)),
         "bits_per_byte": -total / math.log(2) / scored_bytes,
     }
     if as_json:
@@ -54,11 +56,10 @@ def score_windows(session: Session, tokens: list[int], window: int) -> torch.Ten
 
 
 def _read(file: Path) -> str:
+    if str(file) == "-":
+        return read_text(standard_input(), "Standard input")
     try:
-        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        with file.open("rb") as opened:
+            return read_text(opened, str(file))
     except OSError as error:
         raise UsageError(f"{file} can't be read: {error.strerror}.") from None
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8 text: byte {error.start} can't be decoded.") from None

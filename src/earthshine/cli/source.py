@@ -1,10 +1,12 @@
 """Which folder a person means by MODEL: one on disk, one to download, or gleam. The only module that downloads."""
 
+import os
 import re
 from pathlib import Path
 
 from earthshine.errors import SourceError
 from earthshine.settings import read_settings
+from earthshine.untrusted import shown
 
 GLEAM = Path(__file__).resolve().parents[1] / "gleam"
 _ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
@@ -21,11 +23,14 @@ def find_model(name: str | None, *, weights: bool = True) -> Path:
     """
     if name is None or name == "gleam":
         return GLEAM
-    path = Path(name).expanduser()
-    if path.exists():
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise SourceError(f"{name} is in the home folder of nobody known here.") from None
+    if os.path.exists(path):
         return path
     if not _ID.fullmatch(name):
-        raise SourceError(f"{name} is neither a folder here nor a Hugging Face id such as moonshotai/Kimi-K2.6.")
+        raise SourceError(f"{shown(name)} is neither a folder here nor a Hugging Face id such as moonshotai/Kimi-K2.6.")
     return _download(name, _FILES + (_WEIGHTS if weights else []))
 
 

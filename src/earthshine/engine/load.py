@@ -4,6 +4,7 @@ This is where floors meet: the spec says what should be there, the checkpoint yi
 and the decoder takes them. All is used in one dtype but for the routers, whose choices fp32 decides.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from earthshine.kv import PagePool
 from earthshine.models import Decoder
 from earthshine.spec import ModelSpec, load_spec, trunk_tensors
 from earthshine.untrusted import parse_object, read_file, resolve_in, shown
-from earthshine.weights import Checkpoint, StoredExperts
+from earthshine.weights import Checkpoint, StoredExperts, exactly
 
 PAGE_TOKENS = 64
 SLOT_BYTES = 8 * 2**30  # of routed experts kept in memory, at most
@@ -43,7 +44,7 @@ class LoadedModel:
             raise UsageError(f"A context of {wanted} tokens is not possible; this model takes 1 to {spec.max_context}.")
         pages = -(-wanted // PAGE_TOKENS)
         pool = PagePool(spec.n_layers, spec.latent_dim, PAGE_TOKENS, pages, self.decoder.dtype)
-        return Session(self.decoder, pool, fingerprint=self.fingerprint)
+        return Session(self.decoder, pool, fingerprint=self.fingerprint, context_tokens=wanted)
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16, slot_bytes: int = SLOT_BYTES) -> LoadedModel:
@@ -64,24 +65,25 @@ def read_trunk(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
     trunk = {}
     for tensor in trunk_tensors(checkpoint.spec):
         value = checkpoint.trunk(tensor.name)
-        trunk[tensor.name] = value.float() if tensor.in_fp32 else value.to(dtype)
+        trunk[tensor.name] = exactly(value, torch.float32 if tensor.in_fp32 else dtype, tensor.name)
     return trunk
 
 
 def sampling_defaults(folder: Path) -> dict[str, float]:
     """`temperature` and `top_p` that the publisher recommends in generation_config.json; greedy where it says nothing.
 
-    Raises CheckpointError for a file that is no JSON object of at most 1 MiB with numbers from 0 to 100 there.
+    Raises CheckpointError for a file that is no JSON object of at most 1 MiB with sensible numbers there.
     """
     path = folder / "generation_config.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return {"temperature": 0.0}
     real = resolve_in(folder, path.name, CheckpointError)
     found = parse_object(read_file(real, str(path), _MAX_DEFAULTS_BYTES, CheckpointError), str(path), CheckpointError)
     chosen = {key: found[key] for key in ("temperature", "top_p") if found.get(key) is not None}
     for key, value in chosen.items():
-        if type(value) not in (int, float) or not 0 <= value <= 100:
-            raise CheckpointError(f"{path} gives {shown(value)} as {key}; it must be a number from 0 to 100.")
+        most = 1 if key == "top_p" else 100
+        if type(value) not in (int, float) or not 0 <= value <= most or (key == "top_p" and value == 0):
+            raise CheckpointError(f"{path} gives {shown(value)} as {key}; it must be a number up to {most}.")
     if found.get("do_sample") is False:
         return {"temperature": 0.0}
     return {"temperature": 0.0 if "top_p" not in chosen else 1.0} | {k: float(v) for k, v in chosen.items()}

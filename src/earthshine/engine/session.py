@@ -15,7 +15,7 @@ from torch import Tensor
 
 from earthshine.engine.sampling import Sampler, SamplingParams
 from earthshine.engine.step import Model, StepRow, step
-from earthshine.errors import BlobError, ContextError, UsageError
+from earthshine.errors import BlobError, CheckpointError, ContextError, UsageError
 from earthshine.kv import BlobHeader, BlobLayout, KVBlob, LatentFormat, PagePool, Timeline, common_prefix
 
 SCORE_ROWS = 512  # hidden states whose logits exist at once: 512 x 163840 fp32 are 320 MiB
@@ -51,13 +51,21 @@ Event = TokenEvent | Finished
 
 
 class Session:
-    """`fingerprint` names the model's weights in snapshots; `prefill_tokens` pass through the model in one step.
+    """`fingerprint` names the model's weights in snapshots; `prefill_tokens` pass through the model in one step;
+    a conversation has at most `context_tokens`, by default as many as the model's context.
 
     Raises UsageError if the pool does not fit the model.
     """
 
     def __init__(
-        self, decoder: Model, pool: PagePool, *, fingerprint: str, prefill_tokens: int = 2048, naive: bool = False
+        self,
+        decoder: Model,
+        pool: PagePool,
+        *,
+        fingerprint: str,
+        context_tokens: int | None = None,
+        prefill_tokens: int = 2048,
+        naive: bool = False,
     ) -> None:
         spec = decoder.spec
         if (pool.n_layers, pool.latent_dim, pool.dtype) != (spec.n_layers, spec.latent_dim, decoder.dtype):
@@ -71,6 +79,7 @@ class Session:
         form = LatentFormat.of(decoder.dtype)
         self._layout = BlobLayout(fingerprint, form, spec.n_layers, attention.kv_lora_rank, attention.rope.dim)
         self._decoder, self._spec, self._prefill_tokens, self._naive = decoder, spec, prefill_tokens, naive
+        self._context_tokens = min(context_tokens or spec.max_context, spec.max_context)
         self._timeline = Timeline(pool)
         self._tokens: list[int] = []
         self._last: Tensor | None = None  # [hidden] of the timeline's last token, where it is known
@@ -114,7 +123,8 @@ class Session:
     def score(self, tokens: Sequence[int]) -> Tensor:
         """fp32 [n - 1]: the log-likelihood of each token but the first, given those before it.
 
-        The session then holds `tokens`. Everything is computed anew. Raises as `sync`, and UsageError below two tokens.
+        The session then holds `tokens`. Everything is computed anew. Raises as `sync`, UsageError below
+        two tokens, and CheckpointError for weights that give no finite numbers.
         """
         wanted = self._checked(tokens)
         if len(wanted) < 2:
@@ -131,6 +141,8 @@ class Session:
         except BaseException:
             self._trim()
             raise
+        if not bool(torch.isfinite(scores).all()):
+            raise CheckpointError("The model gives log-likelihoods that are no numbers; its weights are damaged.")
         return scores
 
     def snapshot(self) -> KVBlob:
@@ -170,7 +182,7 @@ class Session:
         while params.max_tokens is None or produced < params.max_tokens:
             if turn != self._turn:
                 raise UsageError("The session was changed while it generated; start again with generate.")
-            if len(self._tokens) >= self._spec.max_context or self._room(self._timeline.length) < len(self._tokens):
+            if len(self._tokens) >= self._context_tokens or self._room(self._timeline.length) < len(self._tokens):
                 yield Finished("context")
                 return
             sampled = sampler.sample(self._decoder.logits(self._latest()[None])[0])
@@ -227,10 +239,10 @@ class Session:
         return self._timeline.capacity(keep)
 
     def _require_room(self, keep: int, n_tokens: int) -> None:
-        if n_tokens > self._spec.max_context:
-            raise ContextError(
-                f"The conversation has {n_tokens} tokens, but the model's context ends at {self._spec.max_context}."
-            )
+        if n_tokens > self._context_tokens:
+            whole = self._context_tokens == self._spec.max_context
+            ends = "the model's context ends at" if whole else "room was asked for only"
+            raise ContextError(f"The conversation has {n_tokens} tokens, but {ends} {self._context_tokens}.")
         if n_tokens > self._room(keep):
             raise ContextError(
                 f"The conversation has {n_tokens} tokens, but the latent cache's free pages hold {self._room(keep)}."

@@ -12,6 +12,7 @@ from earthshine.spec.layout import TensorSpec, expert_shapes, moe_layers, trunk_
 from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, ModelSpec, MoeSpec, Storage
 
 _FP32, _BF16, _I32 = 4, 2, 4
+_MAX_CONTEXT = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,8 @@ def decode_flops_per_token(spec: ModelSpec, context: int) -> float:
 
 
 def _check_context(context: int) -> None:
-    if context < 1:
-        raise UsageError(f"A context of {context} tokens has no cost; it must be at least 1.")
+    if not 1 <= context <= _MAX_CONTEXT:
+        raise UsageError(f"A context of so many tokens has no cost; it lies between 1 and {_MAX_CONTEXT}.")
 
 
 def _matrices(spec: ModelSpec) -> Iterator[TensorSpec]:

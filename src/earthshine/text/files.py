@@ -3,6 +3,7 @@
 They are untrusted and read as `earthshine.untrusted` says, up to the caller's bound; all else is a TextError.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from earthshine.untrusted import parse_object, read_file, resolve_in
 
 def present(folder: Path, name: str) -> bool:
     """Whether the folder has an entry of that name, even one that `read_bytes` would refuse."""
-    path = folder / name
-    return path.is_symlink() or path.exists()
+    return os.path.lexists(folder / name)
 
 
 def read_bytes(folder: Path, name: str, limit_bytes: int) -> bytes:

@@ -8,6 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
+from earthshine.errors import TextError
 from earthshine.text.control import ControlTokens
 from earthshine.text.decoding import TokenDecoder
 
@@ -51,6 +52,15 @@ class Tokenizer(ABC):
     def token_text(self, token_id: int) -> str:
         """The text of one id alone; TextError where the vocabulary has no such id."""
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
+
+    def require_fit(self, vocab_size: int, stop_tokens: Sequence[int]) -> None:
+        """TextError unless every id is one of the model's and Kimi's end of turn, if there is one, stops it."""
+        end = self.special_id("<|im_end|>")
+        if self.vocab_size > vocab_size or (end is not None and end not in stop_tokens):
+            raise TextError(
+                f"The tokenizer's {self.vocab_size} ids do not fit the model's {vocab_size} and its stop tokens "
+                f"{list(stop_tokens)}; both must come from the same release."
+            )
 
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:

@@ -7,7 +7,8 @@ damaged, unsafe or does not fit its config is refused with a CheckpointError.
 
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.experts import StoredExperts
+from earthshine.weights.formats import exactly
 from earthshine.weights.shards import open_shards
 from earthshine.weights.writer import write_checkpoint
 
-__all__ = ["Checkpoint", "StoredExperts", "open_shards", "write_checkpoint"]
+__all__ = ["Checkpoint", "StoredExperts", "exactly", "open_shards", "write_checkpoint"]

@@ -14,7 +14,7 @@ from earthshine import kernels
 from earthshine.errors import UsageError
 from earthshine.spec.layout import moe_layers
 from earthshine.weights.checkpoint import Checkpoint, ExpertExtents
-from earthshine.weights.formats import StoredLinear
+from earthshine.weights.formats import StoredLinear, exactly
 from earthshine.weights.shards import read_bytes, view_tensor
 from earthshine.weights.slots import LruSlots
 
@@ -111,6 +111,10 @@ class StoredExperts:
     def _expert(self, layer: int, expert: int, x: Tensor) -> Tensor:
         """[picked, hidden] to [picked, hidden]; each matrix is decoded, used and dropped in turn."""
         stored = self._fetch(layer, expert)
-        gate = kernels.linear(x, stored.gate.decode().to(x.dtype))
-        up = kernels.linear(x, stored.up.decode().to(x.dtype))
-        return kernels.linear(kernels.swiglu(gate, up), stored.down.decode().to(x.dtype))
+        gate = kernels.linear(x, _used(stored.gate, x.dtype))
+        up = kernels.linear(x, _used(stored.up, x.dtype))
+        return kernels.linear(kernels.swiglu(gate, up), _used(stored.down, x.dtype))
+
+
+def _used(linear: StoredLinear, dtype: torch.dtype) -> Tensor:
+    return exactly(linear.decode(), dtype, linear.names[0])

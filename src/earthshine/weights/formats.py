@@ -28,10 +28,12 @@ class StoredLinear:
     tensors: tuple[torch.Tensor, ...]
 
     def check(self) -> None:
-        """CheckpointError for a scale that is NaN or infinite, or a stored shape that is not [out, in].
+        """CheckpointError for a scale, norm or router bias that is NaN or infinite, or a stored shape that lies.
 
         Zero and negative scales are values like any other.
         """
+        if len(self.shape) == 1 and not bool(torch.isfinite(self.tensors[0]).all()):
+            raise CheckpointError(f"{shown(self.names[0])} holds a value that is NaN or infinite; the file is damaged.")
         if self.storage is None or self.storage is Storage.BF16:
             return
         if not bool(torch.isfinite(self.tensors[1]).all()):
@@ -48,3 +50,11 @@ class StoredLinear:
         if self.storage is Storage.INT4_GROUP32:
             return kernels.decode_int4(self.tensors[0], self.tensors[1])
         return self.tensors[0]
+
+
+def exactly(value: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """`value` in `dtype`; CheckpointError, naming the tensor, where that would round a published value."""
+    used = value.to(dtype)
+    if used.dtype.itemsize < value.dtype.itemsize and not torch.equal(used.to(value.dtype), value):
+        raise CheckpointError(f"{shown(name)} is published in more digits than bf16 has; load this model in fp32.")
+    return used

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from earthshine.errors import CheckpointError
+from earthshine.units import format_bytes
 from earthshine.untrusted import open_regular, parse_object, shown
 
 MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library sets itself
@@ -47,7 +48,11 @@ class Header:
 
 def read_exactly(descriptor: int, offset: int, nbytes: int, shown_name: str) -> bytearray:
     """`nbytes` bytes from `offset`; a file that ends earlier is a CheckpointError. The caller has checked `nbytes`."""
-    buffer = bytearray(nbytes)
+    try:
+        buffer = bytearray(nbytes)
+    except MemoryError:
+        size = format_bytes(nbytes)
+        raise CheckpointError(f"{shown(shown_name)} has a tensor of {size}, more memory than there is.") from None
     view = memoryview(buffer)
     done = 0
     while done < nbytes:

@@ -182,13 +182,15 @@ def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_
     """
     created: list[Path] = []
     try:
+        if not folder.exists():
+            created.append(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_occupied(folder)
         return _write_all(folder, tensors, shard_bytes, created)
     except BaseException as error:
-        for path in created:
+        for path in reversed(created):
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+                path.rmdir() if path == folder else path.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise CheckpointError(f"{shown(folder)} can't be written: {error.strerror}.") from None
         raise

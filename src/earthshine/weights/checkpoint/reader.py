@@ -8,7 +8,7 @@ Values are judged when they are read: a scale that is NaN, or a stored shape tha
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +29,9 @@ from earthshine.weights.checkpoint.names import (
 from earthshine.weights.formats import StoredLinear
 from earthshine.weights.header import TensorExtent
 from earthshine.weights.shards import Shards, listed, open_shards, read_bytes, read_tensor
+
+_MAX_PROBLEMS = 1000
+_SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +115,13 @@ def _problem(part: PublishedTensor, extent: TensorExtent | None) -> str | None:
 
 
 def _problems(shards: Shards, spec: ModelSpec) -> Iterator[str]:
-    expected: set[str] = set()
+    expected: set[str] = set()  # of those that are there, so that a config can't make it larger than the files
     for published in chain(published_trunk(spec), published_experts(spec)):
         for part in published.parts:
-            expected.add(part.name)
-            problem = _problem(part, shards.get(part.name))
+            extent = shards.get(part.name)
+            if extent is not None:
+                expected.add(part.name)
+            problem = _problem(part, extent)
             if problem is not None:
                 yield problem
     for name in shards:
@@ -135,9 +140,10 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path, spec: ModelSpec) -> Self:
-        """Reads headers only. CheckpointError lists all that does not fit; Unsupported for widths int4 can't hold."""
+        """Reads headers only. CheckpointError lists what does not fit (no more than the first thousand are sought);
+        Unsupported for widths that int4 can't hold."""
         shards = open_shards(folder)
-        problems = list(_problems(shards, spec))
+        problems = list(islice(_problems(shards, spec), _MAX_PROBLEMS))
         if problems:
             raise CheckpointError(f"The weights in {shown(folder)} do not fit their config, {listed(problems)}.")
         trunk = {published.name: published for published in published_trunk(spec)}
@@ -186,17 +192,24 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """64 hex digits that identify the model, so that a state saved by one is refused by another.
 
-        blake2b-256 over the family, every used tensor's name, dtype and shape, and the bytes of all norms and router
-        biases (2 MB of a K2.6), which differ between trained models.
+        blake2b-256 over the spec, every used tensor's name, dtype and shape, the first and last 4 KiB of every trunk
+        tensor (7 MB of a K2.6), and those of each sparse layer's first expert.
         """
         digest = hashlib.blake2b(digest_size=32)
-        digest.update(f"earthshine model 1\n{self.spec.family}\n".encode())
+        digest.update(f"earthshine model 2\n{self.spec}\n".encode())
         for published in chain(self._trunk.values(), published_experts(self.spec)):
             for part in published.parts:
                 extent = self.shards[part.name]
                 digest.update(f"{part.name} {extent.dtype} {extent.shape}\n".encode())
-        for published in self._trunk.values():
-            if len(published.shape) == 1:
-                extent = self.shards[published.parts[0].name]
-                digest.update(read_bytes(extent.file, extent.offset, extent.nbytes))
+        firsts = (published_expert(self.spec, layer, moe, 0) for layer, moe in self._moe.items())
+        for published in chain(self._trunk.values(), *firsts):
+            for part in published.parts:
+                digest.update(_sample(self.shards[part.name]))
         return digest.hexdigest()
+
+
+def _sample(extent: TensorExtent) -> bytes:
+    """A tensor's first and last 4 KiB, which differ between trained models."""
+    ends = (extent.offset, max(extent.offset, extent.offset + extent.nbytes - _SAMPLE_BYTES))
+    size = min(extent.nbytes, _SAMPLE_BYTES)
+    return b"".join(read_bytes(extent.file, offset, size) for offset in ends)
