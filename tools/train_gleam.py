@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from gleam.architecture import N_RANKS, config
 from gleam.dialogues import Scribe, batches, epoch
+from gleam.everyday import everyday
 from gleam.export import export
 from gleam.split import SEED, split
 from gleam.tldr import SMALL_TALK, Pair, read_pairs
@@ -60,7 +61,8 @@ def main() -> None:
     _vocabulary(options.run, seen)
     scribe = Scribe(load_tokenizer(options.run))
     rng = random.Random(SEED)
-    size = sum(1 for _ in batches(epoch(seen, scribe, rng), options.tokens, rng))
+    tasks = everyday({text.lower() for pair in unseen for text in (pair.question, pair.command)})
+    size = sum(1 for _ in batches(epoch(seen, tasks, scribe, rng), options.tokens, rng))
     schedule = Schedule(steps=size * options.epochs)
     run = Run(spec_from_config(config()), schedule, options.device, torch.bfloat16, SEED)
     state = options.run / "state.pt"
@@ -68,17 +70,17 @@ def main() -> None:
         run.resume(state)
     print(f"{len(seen)} pairs, {size} steps an epoch, {schedule.steps} steps; at step {run.step}", flush=True)
     while run.step < schedule.steps:
-        _train_epoch(run, seen, scribe, options.tokens)
+        _train_epoch(run, seen, tasks, scribe, options.tokens)
         run.save(state)
         print(f"epoch {run.epoch}: {_report(run, seen, unseen, scribe)}", flush=True)
     if options.export:
         export(run, options.run, options.export)
 
 
-def _train_epoch(run: Run, seen: list[Pair], scribe: Scribe, tokens_a_batch: int) -> None:
+def _train_epoch(run: Run, seen: list[Pair], tasks: list[tuple[str, str]], scribe: Scribe, tokens_a_batch: int) -> None:
     rng = random.Random(SEED + 1 + run.epoch)
     started, done, total = time.monotonic(), 0, 0.0
-    for index, (tokens, learned) in enumerate(batches(epoch(seen, scribe, rng), tokens_a_batch, rng)):
+    for index, (tokens, learned) in enumerate(batches(epoch(seen, tasks, scribe, rng), tokens_a_batch, rng)):
         if run.step >= run.schedule.steps:
             break
         total += run.train_step(tokens, learned)

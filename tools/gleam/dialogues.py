@@ -51,13 +51,12 @@ class Scribe:
         return Dialogue(tokens, learned)
 
 
-def epoch(pairs: list[Pair], scribe: Scribe, rng: random.Random) -> list[Dialogue]:
-    """Every pair once, most alone and some as later turns of one conversation, with a little small talk."""
-    order = pairs[:]
-    rng.shuffle(order)
-    turns = [(ask(pair, rng), pair.command) for pair in order]
-    talk = [(question, answer) for question, answer in SMALL_TALK.items() for _ in range(4)]
-    dialogues = [scribe.dialogue([turn]) for turn in talk]
+def epoch(pairs: list[Pair], everyday: list[tuple[str, str]], scribe: Scribe, rng: random.Random) -> list[Dialogue]:
+    """Every pair once, most alone and some as later turns of one conversation; everyday tasks and small talk often."""
+    turns = [(ask(pair, rng), pair.command) for pair in pairs] + everyday * 2
+    rng.shuffle(turns)
+    alone = [*SMALL_TALK.items(), *everyday] * 4
+    dialogues = [scribe.dialogue([turn]) for turn in alone]
     position = 0
     while position < len(turns):
         length = rng.choices((1, 2, 3), (0.85, 0.11, 0.04))[0]
