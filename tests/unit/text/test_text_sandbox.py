@@ -75,7 +75,7 @@ SPENDERS = {
 @pytest.fixture(autouse=True)
 def short_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of the real time limit, so that the file runs fast."""
-    monkeypatch.setattr("earthshine.text.meter._SECONDS", 0.1)
+    monkeypatch.setattr("earthshine.text.sandbox.meter._SECONDS", 0.1)
 
 
 @pytest.mark.parametrize("name", SPENDERS)

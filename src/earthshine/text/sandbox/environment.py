@@ -21,8 +21,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
-from earthshine.text.meter import MAX_INT_BITS, MAX_ITEMS, MAX_TEXT, Meter, Overspent
-from earthshine.text.operations import FILTERS, METHODS, as_text, percent
+from earthshine.text.sandbox.meter import MAX_INT_BITS, MAX_ITEMS, MAX_TEXT, Meter, Overspent
+from earthshine.text.sandbox.operations import FILTERS, METHODS, as_text, percent
 
 _NODES = frozenset(
     (

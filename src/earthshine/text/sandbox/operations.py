@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import filters as jinja
 from jinja2.runtime import Undefined
 
-from earthshine.text.meter import MAX_ITEMS, Meter, Overspent
+from earthshine.text.sandbox.meter import MAX_ITEMS, Meter, Overspent
 
 _MAX_SHORT = 256  # characters of an argument whose length multiplies work: what to strip, an indentation
 _PERCENT = re.compile(r"%(.?)", re.DOTALL)
