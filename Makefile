@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find native -type f)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench clean FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -35,13 +35,17 @@ clean:
 
 # Stamps: what is missing on the machine is said first, and a repeated call installs nothing unless something
 # that the installation reads has changed.
-$(VENV)/.installed: $(VENV)/.torch $(BUILD_INPUTS)
+$(VENV)/.installed: $(VENV)/.torch $(VENV)/.modules $(BUILD_INPUTS)
 	$(PIP) install -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -e ".[dev]"
 	@touch $@
+
+# The editable installation maps modules to files, so it is renewed when a file comes, goes or moves.
+$(VENV)/.modules: $(VENV)/.created FORCE
+	@find src -name '*.py' | sort | cmp -s - $@ || find src -name '*.py' | sort > $@
 
 $(VENV)/.torch: $(VENV)/.created
 	$(PIP) install "$(TORCH)"
@@ -54,3 +58,5 @@ $(VENV)/.created:
 	  echo "Earthshine builds a small native library, and no C++ compiler was found; install g++ or clang." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
+
+FORCE:
