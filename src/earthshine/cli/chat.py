@@ -20,6 +20,7 @@ from earthshine.text import (
     RegionParser,
     StopStrings,
     Tokenizer,
+    leaves_thinking_open,
     load_template,
     load_tokenizer,
 )
@@ -105,7 +106,7 @@ class Conversation:
         """Print the reply as it is written; an interrupted one counts as far as it came. Raises ContextError."""
         messages = [*self._messages, {"role": "user", "content": question}]
         prompt = self._template.encode(self._tokenizer, messages, thinking=self._options.thinking)
-        parser = RegionParser(self._tokenizer, thinking=prompt[-1] == self._tokenizer.special_id("<think>"))
+        parser = RegionParser(self._tokenizer, thinking=leaves_thinking_open(self._tokenizer, prompt))
         screen = _Screen(self._options.stop)
         try:
             self._session.sync(prompt)

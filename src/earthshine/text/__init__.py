@@ -14,6 +14,7 @@ from earthshine.text.regions import (
     ToolCallArguments,
     ToolCallEnd,
     ToolCallStart,
+    leaves_thinking_open,
 )
 from earthshine.text.stream import Detokenizer, StopStrings
 from earthshine.text.tokenizer import Tokenizer
@@ -32,6 +33,7 @@ __all__ = [
     "ToolCallEnd",
     "ToolCallStart",
     "declare_tools",
+    "leaves_thinking_open",
     "load_template",
     "load_tokenizer",
 ]

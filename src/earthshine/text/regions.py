@@ -6,6 +6,7 @@ included. Tokenizers without the markers yield content only.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from earthshine.text.stream import Detokenizer
@@ -59,6 +60,13 @@ class ToolCallEnd:
 
 
 Event = Reasoning | Content | ToolCallStart | ToolCallArguments | ToolCallEnd
+
+
+def leaves_thinking_open(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
+    """Whether the prompt's last `<think>` is still open at its end, so that the answer begins as reasoning."""
+    opened, closed = tokenizer.special_id(_THINK), tokenizer.special_id(_UNTHINK)
+    last = next((token_id for token_id in reversed(prompt) if token_id in (opened, closed)), None)
+    return last is not None and last == opened
 
 
 class RegionParser:

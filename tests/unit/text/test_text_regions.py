@@ -15,6 +15,7 @@ from earthshine.text import (
     ToolCallArguments,
     ToolCallEnd,
     ToolCallStart,
+    leaves_thinking_open,
 )
 
 SECTION, SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
@@ -168,3 +169,21 @@ def test_no_text_is_lost(tiny: Tokenizer, parts: list[str], thinking: bool, brok
     assert out == kept
     opened = [event for event in events if isinstance(event, (ToolCallStart, ToolCallEnd))]
     assert all(isinstance(event, ToolCallStart) == (number % 2 == 0) for number, event in enumerate(opened))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opened"),
+    [
+        ("<think>", True),
+        ("<think></think>answer<|im_end|>question<think>\n", True),
+        ("<think></think>", False),
+        ("a question", False),
+        ("", False),
+    ],
+)
+def test_a_prompt_may_leave_its_thinking_open(tiny: Tokenizer, prompt: str, opened: bool) -> None:
+    assert leaves_thinking_open(tiny, tiny.encode(prompt, True)) is opened
+
+
+def test_typed_markers_open_nothing(tiny: Tokenizer) -> None:
+    assert leaves_thinking_open(tiny, tiny.encode("<think>", False)) is False
