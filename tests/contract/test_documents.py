@@ -1,0 +1,39 @@
+"""What the documents say is so: links lead somewhere, the example runs, every dependency has its reason."""
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from .source import ROOT
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_files_named_in_the_tour_exist():
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`([a-z]+/[a-z_/]+\.(?:py|h|cc))`", text):
+        assert (ROOT / "src" / "earthshine" / name).exists() or (ROOT / name).exists(), name
+
+
+def test_the_example_in_the_readme_runs():
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip()
+    assert "<" not in done.stdout
+
+
+def test_every_dependency_has_its_reason():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = project["dependencies"] + project["optional-dependencies"]["dev"]
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Dependencies")[2]
+    for requirement in listed:
+        assert re.match(r"[\w-]+", requirement)[0] in table, requirement

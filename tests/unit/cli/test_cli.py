@@ -1,0 +1,224 @@
+"""The commands as a person meets them: what they print, where errors go, and the exit codes."""
+
+import json
+import math
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from earthshine.cli import main
+from earthshine.cli.source import GLEAM
+from earthshine.engine import load_model
+from earthshine.text import load_tokenizer
+
+RUN = [sys.executable, "-c", "from earthshine.cli import main; main()"]
+
+
+@pytest.fixture
+def earthshine(monkeypatch, capsys):
+    """Run a command in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["earthshine", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code or 0
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def test_one_question_has_one_answer(earthshine):
+    code, out, err = earthshine("chat", "-p", "hello")
+    assert (code, err) == (0, "")
+    assert out.startswith("Hello!")
+    assert out.count("\n") == 1
+
+
+def test_the_answer_is_cut_at_max_tokens_and_says_so(earthshine):
+    code, out, err = earthshine("chat", "-p", "hello", "--max-tokens", 3)
+    assert code == 0
+    assert len(out) < 20
+    assert "stopped after 3 tokens" in err
+
+
+def test_a_stop_text_ends_the_answer_before_it(earthshine):
+    whole = earthshine("chat", "-p", "hello")[1].strip()
+    assert earthshine("chat", "-p", "hello", "--stop", "Tell")[1].strip() == whole.split("Tell")[0].strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--temperature", "-1"], "temperature"),
+        (["--top-p", "0"], "top_p"),
+        (["--max-tokens", "0"], "max_tokens"),
+        (["--dtype", "fp8"], "fp8"),
+        (["--stop", ""], "Stop strings"),
+        (["--context", "5000"], "5000"),
+        (["--no-such-option"], "no-such-option"),
+    ],
+)
+def test_wrong_use_is_named_and_exits_2(earthshine, arguments, said):
+    code, out, err = earthshine("chat", "-p", "hello", *arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_a_question_longer_than_the_context_is_refused(earthshine):
+    code, out, err = earthshine("chat", "-p", "copy a file " * 3000)
+    assert (code, out) == (1, "")
+    assert "4096" in err
+
+
+@pytest.mark.parametrize("model", ["no/such folder", "/nowhere/at/all", "config.json"])
+def test_a_model_that_is_not_there_is_named(earthshine, model):
+    code, _, err = earthshine("chat", model, "-p", "hello")
+    assert code == 1
+    assert model in err
+
+
+def test_an_empty_question_is_wrong_use(earthshine):
+    assert earthshine("chat", "-p", "  ")[0] == 2
+
+
+def _piped(raw: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*RUN, *arguments], input=raw, capture_output=True, check=False, timeout=60)
+
+
+def test_standard_input_is_one_question(earthshine):
+    done = _piped(b"hello\n", "chat")
+    assert done.returncode == 0
+    assert done.stdout.decode() == earthshine("chat", "-p", "hello")[1]
+
+
+def test_invalid_utf8_on_standard_input_is_named():
+    done = _piped(b"list files \xff\xfe", "chat")
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert b"not UTF-8 text: byte 11" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    """`earthshine inspect | head -1`."""
+    process = subprocess.Popen([*RUN, "inspect"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(30) in (0, 1)
+
+
+def _terminal(lines: list[str]) -> str:
+    """Type each line once the prompt is there; returns all that the terminal showed."""
+    pid, screen = pty.fork()
+    if pid == 0:
+        os.execv(RUN[0], [*RUN, "chat"])
+    shown, deadline = "", time.monotonic() + 60
+    waiting = [*lines, "\x04"]
+    while time.monotonic() < deadline:
+        if not select.select([screen], [], [], 0.5)[0]:
+            continue
+        try:
+            shown += os.read(screen, 4096).decode(errors="replace")
+        except OSError:
+            break
+        if waiting and shown.count("> ") == len(lines) + 2 - len(waiting):
+            os.write(screen, waiting.pop(0).encode())
+    os.waitpid(pid, 0)
+    os.close(screen)
+    return shown
+
+
+def test_a_terminal_holds_a_conversation():
+    shown = _terminal(["hello\n", "who are you?\n"])
+    assert "Hello!" in shown
+    assert "I am gleam" in shown
+    assert "Traceback" not in shown
+
+
+def test_inspect_reads_a_config_without_torch(shared_data):
+    config = shared_data / "configs" / "moonshotai--Kimi-K2.6_config.json"
+    code = (
+        "import sys\nfrom earthshine.cli.inspect import run_inspect\n"
+        f"run_inspect({str(config)!r}, 32768, True)\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    facts = json.loads(done.stdout)["footprint"]
+    assert facts["expert_bytes"] == 24_772_632
+    assert facts["latent_bytes_per_token_bf16"] == 70_272
+    assert facts["total_params"] == 1_026_408_232_448
+
+
+def test_inspect_counts_every_tensor_of_gleam(earthshine):
+    code, out, _ = earthshine("inspect", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    size = facts["footprint"]
+    shares = facts["weights"]
+    assert shares["experts_int4-g32"]["bytes"] == size["experts_bytes"]
+    trunk = sum(share["bytes"] for name, share in shares.items() if name.startswith("trunk"))
+    assert trunk == size["trunk_bytes_bf16"]
+
+
+def test_inspect_names_a_config_it_can_not_read(earthshine, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "kimi_k3"}')
+    code, _, err = earthshine("inspect", tmp_path)
+    assert code == 1
+    assert "kimi_k3" in err
+
+
+def test_score_is_the_sum_of_its_tokens(earthshine, tmp_path):
+    text = "List all files in a directory, then count them."
+    (tmp_path / "text.txt").write_text(text)
+    code, out, _ = earthshine("score", "gleam", tmp_path / "text.txt", "--json", "--dtype", "fp32")
+    scored = json.loads(out)
+    assert code == 0
+    tokens = load_tokenizer(GLEAM).encode(text, allow_special=False)
+    assert scored["token_ids"] == tokens
+    expected = load_model(GLEAM, dtype=torch.float32).session(256).score(tokens)
+    assert scored["logprobs"][0] is None
+    assert scored["logprobs"][1:] == pytest.approx(expected.tolist(), abs=1e-5)
+    total = sum(scored["logprobs"][1:])
+    assert scored["log_likelihood"] == pytest.approx(total)
+    assert scored["perplexity"] == pytest.approx(math.exp(-total / (len(tokens) - 1)))
+    first = len(load_tokenizer(GLEAM).decode_bytes(tokens[:1]))
+    assert scored["bits_per_byte"] == pytest.approx(-total / math.log(2) / (len(text) - first))
+
+
+def test_score_of_a_long_text_runs_in_windows(earthshine, tmp_path):
+    """Every token but the first is scored, in windows that share one token."""
+    (tmp_path / "text.txt").write_text("print the working directory " * 20)
+    _, out, _ = earthshine("score", "gleam", tmp_path / "text.txt", "--json", "--context", 16)
+    scored = json.loads(out)
+    assert scored["scored_tokens"] == scored["tokens"] - 1
+    assert all(logprob < 0 for logprob in scored["logprobs"][1:])
+
+
+@pytest.mark.parametrize(("raw", "code"), [(b"\xff", 1), (b"", 2)])
+def test_score_refuses_what_is_no_text(earthshine, tmp_path, raw, code):
+    (tmp_path / "text.txt").write_bytes(raw)
+    assert earthshine("score", "gleam", tmp_path / "text.txt")[0] == code
+
+
+def test_doctor_names_what_serves_each_operation(earthshine):
+    code, out, _ = earthshine("doctor")
+    assert code == 0
+    for operation in ("attend", "decode_int4", "linear", "rms_norm", "route"):
+        assert f"\n{operation}" in out
+    assert "unusable" not in out
+
+
+def test_no_command_shows_help(earthshine):
+    code, out, err = earthshine()
+    assert code == 2
+    assert "inspect" in out + err
