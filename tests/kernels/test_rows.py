@@ -55,3 +55,19 @@ def test_gradients_flow_through_the_plain_product():
     weight = _draw(6, 8, seed=1).requires_grad_()
     rows.linear(x, weight).sum().backward()
     torch.testing.assert_close(x.grad, weight.sum(0).expand(40, -1))
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(576, 7168), (7168, 2048)], ids=str)
+def test_the_number_of_threads_changes_nothing_at_full_width(dtype, shape):
+    """Kimi-K2.6's latent and an expert's down projection, where a library might divide the sum itself."""
+    x, weight = _draw(33, shape[1], dtype=dtype), _draw(*shape, dtype=dtype, seed=1)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(rows.linear(x, weight))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])

@@ -137,6 +137,8 @@ def main() -> None:
         _abandon_output()
         sys.exit(1)
     except OSError as error:
+        if error.filename is not None:
+            _fail(f"{error.filename}: {error.strerror}", 1)
         _abandon_output()
         _fail(f"the output can't be written: {error.strerror}", 1)
 

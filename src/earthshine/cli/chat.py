@@ -28,6 +28,7 @@ from earthshine.text import Event as TextEvent
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+_INTERRUPTED = "interrupted"
 _GREETING = "Ask away; /clear starts anew, and an empty line or Ctrl-D ends."
 
 
@@ -54,7 +55,8 @@ def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) 
     tokenizer.require_fit(model_in_use.spec.vocab_size, model_in_use.spec.stop_tokens)
     conversation = Conversation(model_in_use, tokenizer, template, options, params)
     if question is not None:
-        conversation.ask(question)
+        if not conversation.ask(question):
+            raise KeyboardInterrupt
     else:
         _converse(conversation)
 
@@ -102,8 +104,11 @@ class Conversation:
         if system:
             self._messages.append({"role": "system", "content": _encodable(system, "The system message")})
 
-    def ask(self, question: str) -> None:
-        """Print the reply as it is written; an interrupted one counts as far as it came. Raises ContextError."""
+    def ask(self, question: str) -> bool:
+        """Print the reply as it is written; False if it was interrupted. Raises ContextError.
+
+        An interrupted reply counts as far as it came; a question that got no word of one is forgotten.
+        """
         messages = [*self._messages, {"role": "user", "content": question}]
         prompt = self._template.encode(self._tokenizer, messages, thinking=self._options.thinking)
         parser = RegionParser(self._tokenizer, thinking=leaves_thinking_open(self._tokenizer, prompt))
@@ -114,9 +119,12 @@ class Conversation:
                 if screen.show(event):
                     break
         except KeyboardInterrupt:
-            screen.notice = "interrupted"
+            screen.notice = _INTERRUPTED
         reply = screen.finish()
-        self._messages = [*messages, {"role": "assistant", "content": reply}]
+        interrupted = screen.notice == _INTERRUPTED
+        if reply or not interrupted:
+            self._messages = [*messages, {"role": "assistant", "content": reply}]
+        return not interrupted
 
     def _events(self, parser: RegionParser, screen: "_Screen") -> Iterator[TextEvent]:
         for event in self._session.generate(self._params):

@@ -14,7 +14,7 @@ import torch
 
 from earthshine.cli import main
 from earthshine.cli.source import GLEAM
-from earthshine.engine import load_model
+from earthshine.engine import Session, load_model
 from earthshine.text import load_tokenizer
 
 RUN = [sys.executable, "-c", "from earthshine.cli import main; main()"]
@@ -222,3 +222,20 @@ def test_no_command_shows_help(earthshine):
     code, out, err = earthshine()
     assert code == 2
     assert "inspect" in out + err
+
+
+def test_an_interrupted_answer_is_said_and_exits_130(earthshine, monkeypatch):
+    whole = Session.generate
+
+    def interrupted(self, params):
+        events = whole(self, params)
+        yield next(events)
+        yield next(events)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "generate", interrupted)
+    code, out, err = earthshine("chat", "-p", "hello", "--no-thinking")
+    assert code == 130
+    assert "Hello!".startswith(out.strip()[:6])
+    assert "(interrupted)" in err
+    assert "Traceback" not in err
