@@ -37,3 +37,12 @@ def test_every_dependency_has_its_reason():
     table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Dependencies")[2]
     for requirement in listed:
         assert re.match(r"[\w-]+", requirement)[0] in table, requirement
+
+
+def test_no_document_is_cited_that_is_not_here():
+    own = {"tool_call_guidance.md"}  # of Kimi-K2's repository, cited as such
+    for folder in ("src", "native", "tests", "tools", "docs", "benchmarks"):
+        for path in (path for suffix in ("py", "md", "h", "cc") for path in (ROOT / folder).rglob(f"*.{suffix}")):
+            for name in re.findall(r"[\w./-]+\.md\b", path.read_text(encoding="utf-8")):
+                known = name in own or (ROOT / name).exists() or (path.parent / name).exists()
+                assert known or (ROOT / "docs" / name).exists(), f"{path} cites {name}"

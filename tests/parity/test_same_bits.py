@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def load(folder):
-    return cache(lambda dtype, slot_bytes=1 << 30: load_model(folder, dtype=dtype, slot_bytes=slot_bytes))
+    return cache(lambda dtype, budget_bytes=1 << 30: load_model(folder, dtype=dtype, budget_bytes=budget_bytes))
 
 
 def _session(model, prefill_tokens=64):

@@ -23,23 +23,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-MODEL_HELP = "A folder, or a Hugging Face id; without it, gleam, the small model that ships inside."
+MODEL_HELP = "A folder, a Hugging Face id (downloaded first), or gleam, the small model inside and the default."
 Model = Annotated[str | None, typer.Argument(help=MODEL_HELP)]
-Dtype = Annotated[str, typer.Option(help="Activations: bf16 as published, or fp32.")]
+Dtype = Annotated[
+    str, typer.Option(help="Activations: bf16 as published, or fp32; FP8 and INT4 weights decode to bf16 either way.")
+]
 
 
 @app.command()
 def chat(
     model: Model = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="One question, then exit.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="One question, then exit; standard input is not read.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest reply; without it, to the context's end.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's own, else 0.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus; default: the model's own, else 1.")] = None,
     top_k: Annotated[int, typer.Option(help="Sample among so many tokens; 0 for all.")] = 0,
     min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
-    presence_penalty: Annotated[float, typer.Option(help="Off the logit of tokens already generated.")] = 0.0,
-    frequency_penalty: Annotated[float, typer.Option(help="The same, for each time.")] = 0.0,
+    presence_penalty: Annotated[float, typer.Option(help="Off the logit of each token generated so far.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="The same, for each time it was generated.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Divides logits of tokens seen; 1 is off.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same reply.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the reply before this text; may be repeated.")] = None,
@@ -69,7 +73,9 @@ def chat(
 @app.command()
 def inspect(
     model: Model = None,
-    context: Annotated[int, typer.Option(help="Context at which FLOPs a token are given.")] = 32768,
+    context: Annotated[
+        int | None, typer.Option(help="Where FLOPs a token are given; default: the model's, to 32768.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
 ) -> None:
     """Show a model's architecture, size and stored formats; from a config.json alone too."""
@@ -108,7 +114,9 @@ def _version(shown: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None: ...
 
 
@@ -131,7 +139,9 @@ def main() -> None:
         _fail(str(error), 2)
     except EarthshineError as error:
         _fail(str(error), 1)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch's way to say it
+            raise
         _fail("there is not enough memory for this model; see its size with: earthshine inspect", 1)
     except BrokenPipeError:  # the reader has gone, which is no news to it
         _abandon_output()

@@ -26,7 +26,7 @@ def run_doctor() -> None:
     print(f"gleam        {_gleam()}")
     print()
     for served in implementations():
-        print(f"{served.operation:12} {served.name:16} {served.reason}".rstrip())
+        print(f"{served.operation:14} {served.name:16} {served.reason}".rstrip())
 
 
 def _gleam() -> str:

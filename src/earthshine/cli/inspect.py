@@ -11,16 +11,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from earthshine.cli.options import context_tokens
 from earthshine.cli.source import find_model
 from earthshine.spec import ModelSpec, decode_flops_per_token, footprint, load_spec, prefill_flops_per_token
 from earthshine.spec.model import MoeSpec
 from earthshine.units import format_bytes, format_count
 
 
-def run_inspect(model: str | None, context: int, as_json: bool) -> None:
+def run_inspect(model: str | None, context: int | None, as_json: bool) -> None:
     path = find_model(model, weights=False)
     spec = load_spec(path)
-    facts = {"architecture": _architecture(spec), "footprint": _footprint(spec, context)}
+    facts = {"architecture": _architecture(spec), "footprint": _footprint(spec, context_tokens(spec, context))}
     if _has_weights(path):
         facts["weights"] = _coverage(path, spec)
     if as_json:
@@ -70,7 +71,7 @@ def _footprint(spec: ModelSpec, context: int) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "total_params": size.total_params,
         "active_params": size.active_params,
-        "n_routed_experts": size.n_routed_experts,
+        "n_experts_in_all_layers": size.n_experts_in_all_layers,
         "expert_bytes": size.expert_bytes,
         "experts_bytes": size.experts_bytes,
     }

@@ -1,30 +1,36 @@
 """What several commands take in the same way: the activations' dtype, room for so many tokens, and text."""
 
 import sys
-from typing import BinaryIO
-
-import torch
+from typing import TYPE_CHECKING, BinaryIO
 
 from earthshine.errors import TextError, UsageError
 from earthshine.spec import ModelSpec
+from earthshine.untrusted import shown
+
+if TYPE_CHECKING:
+    import torch  # `inspect` takes bounds from here, and loads none
 
 LONGEST_CONTEXT = 32768  # tokens that a command makes room for, unless asked for more
 MAX_TEXT_BYTES = 64 << 20
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def parse_dtype(name: str) -> torch.dtype:
+def parse_dtype(name: str) -> "torch.dtype":
     """The dtype called bf16 or fp32; raises UsageError."""
-    if name not in _DTYPES:
-        raise UsageError(f"{name!r} is not a dtype here; choose one of {', '.join(_DTYPES)}.")
-    return _DTYPES[name]
+    import torch
+
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    if name not in dtypes:
+        raise UsageError(f"{name!r} is not a dtype here; choose one of {', '.join(dtypes)}.")
+    return dtypes[name]
 
 
 def context_tokens(spec: ModelSpec, asked: int | None) -> int:
     """Tokens to make room for; raises UsageError for fewer than 2 or more than the model's context."""
     tokens = min(spec.max_context, LONGEST_CONTEXT) if asked is None else asked
     if not 2 <= tokens <= spec.max_context:
-        raise UsageError(f"A context of {tokens} tokens is not possible; this model takes 2 to {spec.max_context}.")
+        raise UsageError(
+            f"A context of {shown(tokens)} tokens is not possible; this model takes 2 to {spec.max_context}."
+        )
     return tokens
 
 

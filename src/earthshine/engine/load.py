@@ -20,13 +20,13 @@ from earthshine.untrusted import parse_object, read_file, resolve_in, shown
 from earthshine.weights import Checkpoint, StoredExperts, exactly
 
 PAGE_TOKENS = 64
-SLOT_BYTES = 8 * 2**30  # of routed experts kept in memory, at most
+BUDGET_BYTES = 8 * 2**30  # of routed experts kept in memory, at most
 _MAX_DEFAULTS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready for sessions. `fingerprint` names its weights, so that a saved state meets no other model."""
+    """A model ready for sessions. `fingerprint` names its weights, so that a saved state of another one is refused."""
 
     spec: ModelSpec
     decoder: Decoder
@@ -47,15 +47,15 @@ class LoadedModel:
         return Session(self.decoder, pool, fingerprint=self.fingerprint, context_tokens=wanted)
 
 
-def load_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16, slot_bytes: int = SLOT_BYTES) -> LoadedModel:
+def load_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16, budget_bytes: int = BUDGET_BYTES) -> LoadedModel:
     """Open the checkpoint in `folder`, read its trunk into memory, and leave its routed experts on disk.
 
-    `dtype`: of activations, bf16 as the models are published, or fp32. `slot_bytes`: of experts kept in memory.
+    `dtype`: of activations, bf16 as the models are published, or fp32. `budget_bytes`: of experts kept in memory.
     Raises SpecError, Unsupported and CheckpointError for what is wrong with the files.
     """
     spec = load_spec(folder)
     checkpoint = Checkpoint.open(folder, spec)
-    experts = StoredExperts(checkpoint, dtype=dtype, budget_bytes=slot_bytes)
+    experts = StoredExperts(checkpoint, dtype=dtype, budget_bytes=budget_bytes)
     decoder = Decoder(spec, read_trunk(checkpoint, dtype), experts)
     return LoadedModel(spec, decoder, experts, checkpoint.fingerprint())
 

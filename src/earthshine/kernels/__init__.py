@@ -55,7 +55,7 @@ def implementations() -> tuple[Implementation, ...]:
     """One entry an operation, sorted by name. Raises KernelError where EARTHSHINE_KERNELS can't be satisfied here."""
     decoder = _decoder()
     served = [Implementation(operation, decoder.name, decoder.reason) for operation in _DECODERS]
-    unwritten = "No native version of this operation exists."
+    unwritten = "Torch is the only implementation so far."
     served += [Implementation(operation, "torch", unwritten) for operation in _TORCH_ONLY]
     return tuple(sorted(served, key=lambda implementation: implementation.operation))
 

@@ -3,7 +3,7 @@
 Sums are fp32 whatever the inputs are, and a result returns to its input's dtype. Faster implementations are
 held against these, elementwise, in cosine, and in where nan and inf stand. All but the decoders are
 differentiable, so the trainer of the shipped model runs through them as well.
-Formulas: reference/models/formulas.md, sections 1, 2, 4 and 5.
+Sources: DeepSeek-V3 (arXiv 2412.19437) and its inference code; compressed-tensors for the INT4 form.
 """
 
 import functools

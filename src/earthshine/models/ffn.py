@@ -51,7 +51,7 @@ class Moe:
         flat = x.reshape(-1, x.shape[-1])
         rule = self.spec.router
         chosen, weight = kernels.route(
-            kernels.linear(flat.float(), self.router.float()),  # bf16 logits change choices (formulas.md, section 1)
+            kernels.linear(flat.float(), self.router.float()),  # logits in bf16 change choices
             self.router_bias,
             top_k=self.spec.top_k,
             n_groups=rule.n_groups,

@@ -1,4 +1,4 @@
-"""Rotary tables with DeepSeek's YaRN (reference/models/formulas.md, section 3; YaRN, arXiv 2309.00071).
+"""Rotary tables with DeepSeek's YaRN (arXiv 2309.00071, as in DeepSeek-V3's modeling code).
 
 YaRN is static here: it applies at every length, as the published models were trained.
 """

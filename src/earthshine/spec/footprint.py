@@ -22,7 +22,7 @@ class Footprint:
     total_params: every value of trunk and routed experts.
     active_params: values that one token's forward pass multiplies by: the trunk and `top_k` experts of each layer,
         without the embedding table, which is a lookup.
-    n_routed_experts: over all layers.
+    n_experts_in_all_layers: routed experts, all sparse layers together.
     expert_bytes: one routed expert as published, with its scales and shape tensors; the largest if layers differ.
     experts_bytes: all routed experts as published.
     trunk_bytes: of the whole trunk with its linear layers in "bf16", "fp8" (128x128 blocks, fp32 scales) or "int8"
@@ -32,7 +32,7 @@ class Footprint:
 
     total_params: int
     active_params: int
-    n_routed_experts: int
+    n_experts_in_all_layers: int
     expert_bytes: int
     experts_bytes: int
     trunk_bytes: Mapping[str, int]
@@ -40,7 +40,7 @@ class Footprint:
 
 
 def footprint(spec: ModelSpec) -> Footprint:
-    """The sizes of a model (published figures: reference/models/kimi-k2.6.md, section 4)."""
+    """The sizes of a model."""
     trunk = list(trunk_tensors(spec))
     trunk_params = sum(tensor.size for tensor in trunk)
     embedding = spec.vocab_size * spec.hidden
@@ -50,7 +50,7 @@ def footprint(spec: ModelSpec) -> Footprint:
     return Footprint(
         total_params=trunk_params + sum(moe.n_experts * size for moe, size in zip(moes, per_expert, strict=True)),
         active_params=trunk_params - embedding + _active_expert_params(spec),
-        n_routed_experts=sum(moe.n_experts for moe in moes),
+        n_experts_in_all_layers=sum(moe.n_experts for moe in moes),
         expert_bytes=max(bytes_each, default=0),
         experts_bytes=sum(moe.n_experts * size for moe, size in zip(moes, bytes_each, strict=True)),
         trunk_bytes={kind: _trunk_bytes(trunk, kind) for kind in ("bf16", "fp8", "int8")},

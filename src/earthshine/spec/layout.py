@@ -28,7 +28,7 @@ class TensorSpec:
 
     @property
     def in_fp32(self) -> bool:
-        """Used in fp32 whatever the activations are: bf16 router logits change choices (formulas.md, section 1)."""
+        """Used in fp32 whatever the activations are: router logits in bf16 change choices."""
         return self.name.endswith((".router", ".router_bias"))
 
 

@@ -12,7 +12,7 @@ INT4_GROUP = 32  # consecutive columns that share one scale
 
 
 class Storage(StrEnum):
-    """How a linear layer's values are stored (reference/models/formulas.md, section 5)."""
+    """How a linear layer's values are stored."""
 
     BF16 = "bf16"
     FP8_BLOCK128 = "fp8-128x128"  # e4m3 [out, in], fp32 scale [ceil(out/128), ceil(in/128)]
@@ -21,7 +21,7 @@ class Storage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class YarnSpec:
-    """Static YaRN as DeepSeek applies it: at every length (formulas.md, section 3)."""
+    """Static YaRN as DeepSeek applies it: at every length (arXiv 2309.00071)."""
 
     factor: float
     original_context: int

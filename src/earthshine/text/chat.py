@@ -35,7 +35,7 @@ def _rewrite_history(tree: nodes.Template) -> None:
 
     The template splits messages into `hist_msgs`, whose reasoning it blanks, and `suffix_msgs`, whose reasoning it
     keeps unless `thinking` is false. The flag makes the first [] and the second `messages`, and within the loop over
-    the second `thinking is false` no longer holds (reference/models/kimi-k2.6.md, section 7.4).
+    the second `thinking is false` no longer holds.
     """
     all_messages = {"hist_msgs": nodes.List([], lineno=1), "suffix_msgs": _name("messages")}
     for assign in tree.find_all(nodes.Assign):

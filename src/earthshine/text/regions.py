@@ -1,6 +1,6 @@
 """What a model writes, told apart as it streams: reasoning, content and tool calls.
 
-The parser acts on the ids of Kimi's markers (reference/models/kimi-k2.6.md, section 9), never on text that looks like
+The parser acts on the ids of Kimi's markers (tool_call_guidance.md of Kimi-K2), never on text that looks like
 them. Invariant: no text is lost and nothing raises; a tool call that does not parse comes out as content, markers
 included. Tokenizers without the markers yield content only.
 """

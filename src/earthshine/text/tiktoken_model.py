@@ -1,8 +1,8 @@
 """Kimi's tokenizer: `tiktoken.model`, 256 reserved ids after the ranks, and one fixed split pattern.
 
-Format and rules: reference/models/kimi-k2.6.md, section 6. The vocabulary may be smaller than Kimi's; the named
-control tokens keep their offsets from the first reserved id. Refused: ranks other than 0..n-1, repeated tokens,
-bad base64, a missing single byte, and names for ids outside the reserved range.
+Format and rules are those of tokenization_kimi.py, published beside the weights. The vocabulary may be smaller than
+Kimi's; the named control tokens keep their offsets from the first reserved id. Refused: ranks other than 0..n-1,
+repeated tokens, bad base64, a missing single byte, and names for ids outside the reserved range.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """Tool declarations as the TypeScript text that Kimi was trained on.
 
-The rules are those of reference/models/kimi-k2.6.md, section 8. A schema that has no rule is not an error for the
-caller: the answer is None, and the chat template writes the tools as JSON instead.
+The rules are those of tool_declaration_ts.py, published beside the weights. A schema that has no rule is not an
+error for the caller: the answer is None, and the chat template writes the tools as JSON instead.
 """
 
 import json

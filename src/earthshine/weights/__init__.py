@@ -1,8 +1,8 @@
 """Bytes on disk to tensors: published checkpoints read in place, and routed experts fetched as tokens need them.
 
-Owns the safetensors reader and writer, the published names of tensors, and the expert store. Every value that
-leaves this package is exactly the published one. No pickle, no memory map, no unchecked length: a file that is
-damaged, unsafe or does not fit its config is refused with a CheckpointError.
+Owns the safetensors reader and writer, the published names of tensors, and the expert store. Every value that leaves
+this package is the published one, FP8 and INT4 decoded to bf16 as their publishers do. No pickle, no memory map, no
+unchecked length: a file that is damaged, unsafe or does not fit its config is refused with a CheckpointError.
 """
 
 from earthshine.weights.checkpoint import Checkpoint

@@ -1,4 +1,4 @@
-"""Rotary tables against the golden values of the published configurations (reference formulas.md, section 3)."""
+"""Rotary tables against the golden values of the published configurations."""
 
 import math
 

@@ -1,6 +1,6 @@
 """Small copies of the configs that the readers exist for, so that the rules are tested without the reference data.
 
-Each fixture makes a fresh object, which a test may change. Values are those of reference/models/*.md; the
+Each fixture makes a fresh object, which a test may change. Values are the published ones; the
 boilerplate that Hugging Face adds is represented by a few keys.
 """
 

@@ -1,4 +1,4 @@
-"""Sizes follow from the spec alone and equal the published figures (reference/models/kimi-k2.6.md, section 4)."""
+"""Sizes follow from the spec alone and equal the published figures."""
 
 import dataclasses
 import os
@@ -26,7 +26,7 @@ def test_k26_weighs_what_is_published(k26: Config) -> None:
     sizes = footprint(spec_from_config(k26))
     assert sizes.total_params == 1_026_408_232_448
     assert sizes.active_params == 31_687_095_808
-    assert sizes.n_routed_experts == 384 * 60
+    assert sizes.n_experts_in_all_layers == 384 * 60
     assert sizes.expert_bytes == 24_772_632
     assert sizes.experts_bytes == 60 * 384 * 24_772_632
     assert sizes.trunk_bytes["bf16"] == 23_444_463_616
@@ -50,7 +50,7 @@ def test_k2_instruct_fills_its_published_checkpoint(k2_instruct: Config) -> None
 def test_moonlight_experts_are_three_bf16_matrices(moonlight: Config) -> None:
     sizes = footprint(spec_from_config(moonlight))
     assert sizes.expert_bytes == 2 * 3 * 1408 * 2048 == 17_301_504
-    assert sizes.n_routed_experts == 26 * 64
+    assert sizes.n_experts_in_all_layers == 26 * 64
 
 
 def test_deepseek_v3_has_its_published_parameters_without_the_prediction_layer(deepseek_v3: Config) -> None:

@@ -52,7 +52,7 @@ def test_what_is_written_is_read_back_exactly(tmp_path: Path, family: str, exper
 
 
 def test_published_names_are_those_of_the_releases(tmp_path: Path) -> None:
-    """Spot checks against the tensor listing of Kimi-K2.5 (reference/models/kimi-k2.6.md, section 4)."""
+    """Spot checks against the tensor listing of Kimi-K2.5."""
     names = set(open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32, family="kimi_k25")).shards)
     base = "language_model.model.layers"
     assert {

@@ -29,7 +29,7 @@ KIMI_VOCABULARY = 163840
 KIMI_SPECIALS = 256  # the last ids of a Kimi vocabulary: [BOS], [EOS], <|im_end|>, ...
 
 # The publisher's modelling code builds these two norms without an epsilon and so takes its class default, whatever
-# rms_norm_eps says: 1e-6 also where K2.6 has 1e-5 (reference/models/formulas.md, section 2).
+# rms_norm_eps says: 1e-6 also where K2.6 has 1e-5.
 _LATENT_NORM_EPS = 1e-6
 
 # Training, bookkeeping and text-generation defaults that Hugging Face writes into a config.
@@ -68,7 +68,7 @@ def read_flat(config: dict[str, object]) -> ModelSpec:
 def read_tokens(family: str, text: KeyReader, outer: KeyReader | None = None) -> Tokens:
     """Stop tokens are the union of both levels' eos and, in Kimi vocabularies, [EOS] and <|im_end|>.
 
-    Kimi chat turns end with <|im_end|> while K2.5's config names [EOS] only (reference/models/kimi-k2.6.md, section 2).
+    Kimi chat turns end with <|im_end|> while K2.5's config names [EOS] only.
     """
     vocab_size = text.integer("vocab_size")
     bound = SIZE_MAX if text.problems else vocab_size  # a stand-in bounds nothing

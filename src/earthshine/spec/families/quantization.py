@@ -1,8 +1,8 @@
 """How a checkpoint stores its linear layers, from the quantization_config block of its config.json.
 
 Three answers exist: bf16 throughout (no block), FP8 e4m3 in 128x128 blocks throughout (DeepSeek, Kimi-K2-Instruct),
-and INT4 in groups of 32 for the routed experts alone (Kimi-K2-Thinking and later; reference/models/formulas.md,
-section 5). Every other method, width, group or list of exceptions is refused by name.
+and INT4 in groups of 32 for the routed experts alone (Kimi-K2-Thinking and later). Every other method, width, group or
+list of exceptions is refused by name.
 """
 
 from earthshine.spec.families.reader import KeyReader

@@ -3,7 +3,7 @@
 Problems are collected, so that one run names them all: a getter that finds a problem records it and returns a
 stand-in within bounds, and `finish` raises before a caller can use what was built from it. A key that nobody
 asked for is refused by name, because an unread key may change the mathematics. Both spellings of a key are read
-where published configs differ (reference/models/formulas.md, section 6).
+where published configs differ.
 """
 
 from collections.abc import Iterable

@@ -2,7 +2,7 @@
 
 The invariant: every tensor of `spec.layout` has exactly one published spelling, with the shapes and dtypes that its
 storage allows. Covers DeepSeek-V3, Kimi-K2, K2-Thinking, Moonlight and, behind a prefix, Kimi-K2.5 and later.
-Facts: reference/models/kimi-k2.6.md sections 3 and 4, deepseek.md section 1.2. Refuses widths that a format can't hold.
+Names and shapes are those of the published checkpoints. Refuses widths that a format can't hold.
 """
 
 import re
