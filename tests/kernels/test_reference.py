@@ -95,3 +95,20 @@ def test_linear_sums_in_fp32():
     x = torch.tensor([[4096.0] + [0.5] * 4096], dtype=torch.bfloat16)
     weight = torch.ones(1, 4097, dtype=torch.bfloat16)
     assert reference.linear(x, weight).item() == 6144.0
+
+
+def test_rms_norm_rounds_before_the_weight_multiplies():
+    x, weight = torch.linspace(-3, 3, 64).bfloat16(), torch.linspace(0.5, 1.5, 64).bfloat16()
+    scaled = x.float() / (x.float().square().mean() + 1e-6).sqrt()
+    assert torch.equal(reference.rms_norm(x, weight, 1e-6), weight * scaled.bfloat16())
+    assert not torch.equal((weight.float() * scaled).bfloat16(), weight * scaled.bfloat16())
+
+
+def test_scores_that_vanish_weigh_nothing():
+    _, weight = _route([-200.0, -200.0], [0.0, 0.0], top_k=2)
+    assert weight.tolist() == [[0.0, 0.0]]
+
+
+def test_equal_groups_go_to_the_lower_one():
+    chosen, _ = _route([0.5] * 6, [0.0] * 6, top_k=2, n_groups=3, groups_kept=1)
+    assert chosen.tolist() == [[0, 1]]

@@ -71,3 +71,27 @@ def test_the_number_of_threads_changes_nothing_at_full_width(dtype, shape):
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+def test_elementwise_results_are_the_same_alone_among_others_and_on_any_number_of_threads():
+    gate, up, logits = _draw(75, 1032), _draw(75, 1032, seed=1), _draw(75, 131, seed=2)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(rows.swiglu(gate, up))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    scores = rows.route(logits, torch.zeros(131), top_k=131, normalize=False)[1]
+    for row in range(75):
+        one = slice(row, row + 1)
+        assert torch.equal(rows.swiglu(gate[one], up[one]), results[0][one])
+        assert torch.equal(rows.route(logits[one], torch.zeros(131), top_k=131, normalize=False)[1], scores[one])
+
+
+def test_bf16_queries_are_not_rounded_when_they_are_scaled():
+    query, key, value = (_draw(2, 20, 16, dtype=torch.bfloat16, seed=seed) * 8 for seed in range(3))
+    expected = reference.attend(query, key, value, 0.3, 0)
+    torch.testing.assert_close(rows.attend(query, key, value, 0.3, 0), expected, rtol=1e-2, atol=1e-2)

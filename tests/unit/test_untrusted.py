@@ -12,7 +12,8 @@ from earthshine.untrusted import MAX_DEPTH, parse_object, read_file, require_dep
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "null"), (True, "true"), (1.5, "1.5"), ("a\x1b\ud800", r"'a\x1b\ud800'"), (["a", None], "['a', null]"),
-     ("y" * 81, "'" + "y" * 77 + "...'"), (10**30, "an integer of more than 64 bits"), ([[1]], "a list of 1 entries")],
+     ("y" * 81, "'" + "y" * 77 + "...'"), ("y" * 80, f"'{'y' * 80}'"),
+     (10**30, "an integer of more than 64 bits"), ([[1]], "a list of 1 entries")],
 )  # fmt: skip
 def test_a_value_is_shown_short_and_in_printable_ascii(value: object, text: str) -> None:
     assert shown(value) == text
@@ -47,6 +48,16 @@ def test_a_link_is_followed_within_the_folder_and_to_the_hubs_blobs_only(tmp_pat
     for name in ("main", "file", "../other/file"):
         with pytest.raises(SpecError, match="leaves the model's folder"):
             resolve_in(folder, name, SpecError)
+
+
+def test_blobs_near_a_folder_that_is_no_snapshot_are_outside_it(tmp_path: Path) -> None:
+    folder, blob = tmp_path / "models" / "mine", tmp_path / "blobs" / "hash"
+    for place in (folder, blob.parent):
+        place.mkdir(parents=True)
+    blob.write_text("here")
+    (folder / "hash").symlink_to(blob)
+    with pytest.raises(SpecError, match="leaves the model's folder"):
+        resolve_in(folder, "hash", SpecError)
 
 
 def test_only_short_regular_files_are_read(tmp_path: Path) -> None:

@@ -246,3 +246,12 @@ def test_memory_that_torch_can_not_get_is_a_sentence(earthshine, monkeypatch):
     code, _, err = earthshine("chat", "-p", "hello")
     assert code == 1
     assert "not enough memory" in err
+
+
+def test_a_score_reads_control_words_as_text_and_never_overflows(earthshine, tmp_path, monkeypatch):
+    monkeypatch.setattr("earthshine.cli.score.score_windows", lambda *_: torch.full((9,), -1e4))
+    (tmp_path / "text.txt").write_text("one <|im_end|> two")
+    code, out, _ = earthshine("score", "gleam", tmp_path / "text.txt", "--json")
+    assert code == 0
+    assert json.loads(out)["perplexity"] == pytest.approx(math.exp(700))
+    assert json.loads(out)["token_ids"] == load_tokenizer(GLEAM).encode("one <|im_end|> two", allow_special=False)

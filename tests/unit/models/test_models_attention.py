@@ -1,5 +1,7 @@
 """Latent attention: both forms agree, the past alone counts, and positions matter only by their distance."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -73,3 +75,13 @@ def test_the_latent_is_normalised_and_its_key_rotated(attention, x):
     torch.testing.assert_close(key.norm(dim=-1), plain[:, 24:].norm(dim=-1))
     torch.testing.assert_close(key[0], plain[0, 24:])
     assert not torch.allclose(key[1], plain[1, 24:])
+
+
+def test_both_latent_norms_add_the_specs_epsilon(attention, x):
+    weights, positions = attention.weights, torch.arange(40)
+    low_rank = replace(weights, q=None, q_a=weights.kv_a[:24], q_a_norm=weights.kv_a_norm, q_b=torch.eye(72, 24))
+    changed = Mla(replace(SPEC, q_lora_rank=24, latent_norm_eps=10.0), low_rank, RotaryTable(SPEC.rope))
+    plain = x @ weights.kv_a[:24].T
+    wanted = plain / (plain.square().mean(-1, keepdim=True) + 10).sqrt() * weights.kv_a_norm
+    torch.testing.assert_close(changed.latent(x, positions)[:, :24], wanted)
+    torch.testing.assert_close(changed.query(x, positions).nope[:, 0], wanted[:, :16])

@@ -81,3 +81,28 @@ def test_table_turns_by_position_times_frequency():
     angle = 5000 * float(frequencies(K26)[10])
     assert float(cos[1, 10]) == pytest.approx(math.cos(angle), abs=2e-5)
     assert float(sin[1, 10]) == pytest.approx(math.sin(angle), abs=2e-5)
+
+
+def test_the_table_is_scaled_where_the_two_mscales_differ():
+    rope = RopeSpec(64, 50000.0, YarnSpec(64.0, 4096, 32.0, 1.0, 2.0, 0.5))
+    cos, sin = RotaryTable(rope).at(torch.tensor([0, 3]))
+    gain = (0.2 * math.log(64) + 1) / (0.05 * math.log(64) + 1)
+    assert float(cos[0, 0]) == pytest.approx(gain)
+    assert float(sin[1, 0]) == pytest.approx(gain * math.sin(3))
+
+
+@pytest.mark.parametrize(
+    ("yarn", "bounds"),
+    [(YarnSpec(4.0, 6, 1.0, 1.0, 1.0, 1.0), (0, 0.001)), (YarnSpec(4.0, 65536, 10000.0, 1.0, 1.0, 1.0), (0, 7))],
+)
+def test_ramp_bounds_stay_within_the_dimensions_and_apart(yarn, bounds):
+    theta = 10000.0 if yarn.original_context == 6 else 2.0
+    rope = RopeSpec(8, theta, yarn)
+    assert yarn_range(rope, yarn) == bounds
+    assert frequencies(rope).isfinite().all()
+
+
+def test_frequencies_are_made_in_double_precision():
+    rope = RopeSpec(64, 50000.0, None)
+    expected = torch.tensor([50000.0 ** (-2 * pair / 64) for pair in range(32)])
+    assert torch.equal(frequencies(rope), expected)

@@ -112,6 +112,13 @@ def test_the_two_places_of_quantization_config_mean_the_same(k26: Config) -> Non
         spec_from_config(moved)
 
 
+def test_a_second_group_of_quantised_layers_is_refused(k26: Config) -> None:
+    groups = k26["text_config"]["quantization_config"]["config_groups"]
+    groups["group_1"] = copy.deepcopy(groups["group_0"])
+    with pytest.raises(SpecError, match="exactly one group"):
+        spec_from_config(k26)
+
+
 @pytest.mark.parametrize("value", [163585, [163585], None, [163586, 163585]])
 def test_kimi_stops_at_both_ends_of_text_whichever_the_config_names(k26: Config, value: object) -> None:
     k26["eos_token_id"] = k26["text_config"]["eos_token_id"] = value

@@ -126,3 +126,9 @@ def test_importing_the_package_loads_no_heavy_module() -> None:
     path = os.pathsep.join(sys.path)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path})
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_routers_and_their_biases_alone_are_used_in_fp32(k26: Config) -> None:
+    spec = spec_from_config(k26)
+    wide = {tensor.name for tensor in trunk_tensors(spec) if tensor.in_fp32}
+    assert wide == {f"layers.{index}.{part}" for index in range(1, 61) for part in ("router", "router_bias")}

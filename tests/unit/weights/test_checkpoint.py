@@ -1,6 +1,7 @@
 """A folder against its spec: round trips in every storage, and each way of not fitting."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -230,3 +231,36 @@ def test_the_fingerprint_depends_on_the_model_and_not_on_its_files(tmp_path: Pat
         write_checkpoint(tmp_path / name, tensors.items(), 2**40)
         others.append(Checkpoint.open(tmp_path / name, spec).fingerprint())
     assert len({one, *others}) == 6
+
+
+def test_the_fingerprint_sees_every_experts_layer_and_the_ends_of_a_long_tensor(tmp_path: Path) -> None:
+    spec = tiny_spec(Storage.INT4_GROUP32)
+    prints = {open_tiny(tmp_path / "plain", spec).fingerprint()}
+    for index, name in enumerate(("layers.2.mlp.experts.0.up_proj.weight_scale", "layers.0.mlp.gate_proj.weight")):
+        tensors = dict(published_tensors(spec, random_tensors(spec)))
+        tensors[f"model.{name}"][-1, -1] += 1
+        write_checkpoint(tmp_path / str(index), tensors.items(), 2**40)
+        prints.add(Checkpoint.open(tmp_path / str(index), spec).fingerprint())
+    assert len(prints) == 3
+
+
+def test_extents_of_two_files_never_merge(tmp_path: Path) -> None:
+    """Not even where the second continues at the offset at which the first ends."""
+    extents = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32)).expert_extents(1, 0)
+    last, (gate, (packed, *rest)) = extents.extents[-1], extents.parts[0]
+    moved = replace(packed, file=tmp_path / "other", offset=last.offset + last.nbytes)
+    split = replace(extents, parts=((gate, (moved, *rest)), *extents.parts[1:]))
+    assert [span.file.name for span in split.ranges] == ["model.safetensors", "other"]
+
+
+def test_a_shape_tensor_of_newer_libraries_is_read(tmp_path: Path) -> None:
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith("weight_shape")]:
+            tensors[name] = tensors[name].long()
+
+    altered(tmp_path, widen)
+
+
+def test_the_layer_after_those_that_predict_ahead_is_unexpected(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is unexpected"):
+        altered(tmp_path, lambda tensors: tensors.update({"model.layers.3.eh_proj.weight": torch.zeros(1)}))

@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.spec.model import Storage
-from earthshine.weights.checkpoint import Checkpoint
-from earthshine.weights.experts import ExpertStats, StoredExperts, read_expert
+from earthshine.weights.checkpoint import Checkpoint, ExpertExtents
+from earthshine.weights.experts import ExpertStats, StoredExpert, StoredExperts, read_expert
 from earthshine.weights.slots import LruSlots
 
 from .tiny import HIDDEN, N_EXPERTS, open_tiny, tiny_spec
@@ -136,3 +136,33 @@ def test_slots_never_hold_more_than_their_budget_and_evict_the_least_recent() ->
     assert (slots.look((0, 0)), slots.look((0, 1)), slots.look((0, 2))) == ("a", None, "c")
     slots.make_room(10)
     assert (len(slots), slots.resident_bytes) == (0, 0)
+
+
+def test_outputs_are_summed_in_fp32_whatever_x_is(tmp_path: Path) -> None:
+    checkpoint = open_tiny(tmp_path, tiny_spec())
+    experts = StoredExperts(checkpoint, dtype=torch.bfloat16, budget_bytes=2**30)
+    x, chosen, weight = request(16, dtype=torch.bfloat16)
+    parts = [experts.ffn(1, x.float(), chosen[:, [k]], weight[:, [k]]) for k in (0, 1)]
+    assert torch.equal(experts.ffn(1, x, chosen, weight), (parts[0] + parts[1]).bfloat16())
+
+
+def test_an_expert_in_more_digits_than_bf16_has_is_refused_there(tmp_path: Path) -> None:
+    checkpoint = open_tiny(tmp_path, tiny_spec(), dtype=torch.float32)
+    experts = StoredExperts(checkpoint, dtype=torch.bfloat16, budget_bytes=2**30)
+    with pytest.raises(CheckpointError, match=r"experts\..*load this model in fp32"):
+        experts.ffn(1, *request(1, dtype=torch.bfloat16))
+
+
+def test_room_is_made_before_an_expert_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_tiny(tmp_path, tiny_spec())
+    experts = StoredExperts(checkpoint, dtype=torch.float32, budget_bytes=one_expert(checkpoint))
+    resident = []
+
+    def reading(extents: ExpertExtents) -> StoredExpert:
+        resident.append(experts._slots.resident_bytes)
+        return read_expert(extents)
+
+    monkeypatch.setattr("earthshine.weights.experts.read_expert", reading)
+    experts.ffn(1, *request(3))
+    assert len(resident) > 1
+    assert set(resident) == {0}

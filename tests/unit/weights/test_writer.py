@@ -195,3 +195,32 @@ def test_a_width_that_int4_can_not_hold_is_refused_by_name() -> None:
     spec = replace(tiny_spec(Storage.INT4_GROUP32), hidden=40)
     with pytest.raises(Unsupported, match=r"experts\.0\.gate_proj has 40 inputs"):
         list(published_tensors(spec, {}))
+
+
+def test_the_data_of_a_shard_begins_at_a_multiple_of_eight(tmp_path: Path) -> None:
+    for letters in range(1, 9):
+        (path,) = write_checkpoint(tmp_path / str(letters), [("x" * letters, torch.zeros(1))], 100)
+        assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
+
+
+def test_a_shard_may_be_exactly_as_large_as_the_limit(tmp_path: Path) -> None:
+    tensors = [(name, torch.zeros(4)) for name in "abcd"]
+    assert len(write_checkpoint(tmp_path, tensors, 32)) == 3  # two shards and the index
+
+
+def test_the_index_comes_last_and_a_failing_rename_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, renamed = Path.rename, list[str]()
+
+    def failing(self: Path, target: Path) -> Path:
+        renamed.append(target.name)
+        if target.name.endswith("index.json"):
+            raise OSError(5, "no more")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(CheckpointError, match="no more"):
+        write_checkpoint(tmp_path, some_tensors(), 50)
+    assert len(renamed) == 4
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,97 @@
+"""The pieces of the commands that no answer of gleam shows: the screen, a conversation's messages, room, downloads."""
+
+import io
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from earthshine.cli.chat import ChatOptions, Conversation, _Screen
+from earthshine.cli.options import context_tokens
+from earthshine.cli.score import score_windows
+from earthshine.cli.source import GLEAM, find_model
+from earthshine.engine import SamplingParams, Session, load_model
+from earthshine.errors import UsageError
+from earthshine.spec import load_spec
+from earthshine.text import Content, Reasoning, load_template, load_tokenizer
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "shown"),
+    [(Terminal, "\x1b[2mwhy]0;x\x1b[0m\n\na[31mb\tc\n"), (io.StringIO, "a\x1b[31mb\tc\x9b\n")],
+    ids=["terminal", "pipe"],
+)
+def test_a_terminal_sees_dimmed_reasoning_and_no_control_characters(monkeypatch, stream, shown):
+    monkeypatch.setattr(sys, "stdout", stream())
+    screen = _Screen(())
+    screen.show(Reasoning("why\x1b]0;x\x07"))
+    screen.show(Content("a\x1b[31mb\tc\x9b"))
+    assert screen.finish() == "a\x1b[31mb\tc\x9b"
+    assert sys.stdout.getvalue() == shown
+
+
+@pytest.fixture(scope="module")
+def gleam():
+    return load_model(GLEAM), load_tokenizer(GLEAM), load_template(GLEAM)
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_conversation_holds_its_system_message_its_turns_and_its_way_of_thinking(
+    gleam, monkeypatch, capsys, thinking
+):
+    synced, sync = [], Session.sync
+    monkeypatch.setattr(Session, "sync", lambda self, tokens: (synced.append(tokens), sync(self, tokens))[1])
+    options = ChatOptions(None, "Be brief.", thinking, (), 512, "bf16")
+    conversation = Conversation(*gleam, options, SamplingParams(temperature=0, max_tokens=30))
+    conversation.ask("hello")
+    reply = {"role": "assistant", "content": capsys.readouterr().out.removesuffix("\n")}
+    conversation.ask("who are you?")
+    turns = [{"role": "user", "content": "hello"}, reply, {"role": "user", "content": "who are you?"}]
+    _, tokenizer, template = gleam
+    messages = [{"role": "system", "content": "Be brief."}, *turns]
+    assert synced[-1] == template.encode(tokenizer, messages, thinking=thinking)
+
+
+def test_a_question_without_a_word_of_reply_is_forgotten(gleam, monkeypatch):
+    def interrupted(self, params):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "generate", interrupted)
+    conversation = Conversation(*gleam, ChatOptions(None, None, True, (), 512, "bf16"), SamplingParams())
+    assert not conversation.ask("hello")
+    assert conversation._messages == []
+
+
+def test_room_is_made_for_32768_tokens_unless_another_number_is_asked_for():
+    spec = replace(load_spec(GLEAM), max_context=262144)
+    assert [context_tokens(spec, asked) for asked in (None, 2, 262144)] == [32768, 2, 262144]
+    for asked in (1, 262145):
+        with pytest.raises(UsageError, match=f"{asked} tokens is not possible"):
+            context_tokens(spec, asked)
+
+
+def test_a_download_shows_its_token_and_takes_the_index_with_the_shards(monkeypatch, tmp_path):
+    asked = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: asked.update(options) or tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    assert find_model("team/model") == tmp_path
+    assert asked["token"] == "hf_mine"
+    assert {"*.safetensors", "*.safetensors.index.json"} < set(asked["allow_patterns"])
+
+
+def test_windows_are_as_long_as_they_may_be_and_share_one_token():
+    seen = []
+
+    class Recorder:
+        def score(self, tokens):
+            seen.append(tokens)
+            return torch.zeros(len(tokens) - 1)
+
+    assert len(score_windows(Recorder(), list(range(9)), 4)) == 8
+    assert seen == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8]]
