@@ -86,6 +86,8 @@ def hub(tmp_path):
         "EARTHSHINE_HOME": str(tmp_path / "models"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
     }
     environment.pop("HF_HUB_OFFLINE", None)
     yield lambda *arguments: subprocess.run(
