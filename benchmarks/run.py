@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 
 from earthshine import kernels
 from earthshine.engine import LoadedModel, SamplingParams, load_model
@@ -47,6 +48,21 @@ def decoding(repeats: int) -> dict[str, list[float]]:
         for name, way in [*zip(rates, ways, strict=True), *zip(reversed(rates), reversed(ways), strict=True)]:
             rates[name] += [written / taken for taken in seconds(lambda way=way: way(packed, scale), 1)]
     return rates
+
+
+def same_bits(repeats: int) -> dict[str, list[float]]:
+    """Time of a product that does not depend on its batch over the library's own, 2048x7168, in turns A B B A."""
+    ratios: dict[str, list[float]] = {}
+    for dtype, n_rows in ((d, n) for d in (torch.bfloat16, torch.float32) for n in (1, 256)):
+        weight, x = torch.randn(2048, 7168).to(dtype), torch.randn(n_rows, 7168).to(dtype)
+        ways = [functional.linear, kernels.linear]
+        name = f"same bits, {str(dtype)[6:]}, {n_rows} rows (times plain)"
+        for _ in range(repeats):
+            taken: list[float] = []
+            for way in (*ways, *reversed(ways)):
+                taken.append(statistics.median(seconds(lambda way=way, x=x, weight=weight: way(x, weight), 5)))
+            ratios.setdefault(name, []).append((taken[1] + taken[2]) / (taken[0] + taken[3]))
+    return ratios
 
 
 def gleam_rates(model: LoadedModel, repeats: int) -> dict[str, list[float]]:
@@ -85,9 +101,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="three repeats instead of ten")
     repeats = 3 if parser.parse_args().short else 10
-    rows = decoding(repeats) | gleam_rates(load_model(GLEAM), repeats) | starting(repeats)
+    rows = decoding(repeats) | same_bits(repeats) | gleam_rates(load_model(GLEAM), repeats) | starting(repeats)
     for name, values in rows.items():
-        print(f"{name:34} {statistics.median(values):10.1f}   {min(values):.1f} to {max(values):.1f}")
+        print(f"{name:42} {statistics.median(values):10.1f}   {min(values):.1f} to {max(values):.1f}")
     served = next(entry.name for entry in kernels.implementations() if entry.operation == "decode_int4")
     machine = {"processors": len(os.sched_getaffinity(0)), "system": platform.platform(), "decode_int4": served}
     print(json.dumps({"machine": machine} | {name: statistics.median(values) for name, values in rows.items()}))

@@ -11,6 +11,7 @@ import json
 import math
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ class Examinee:
         self.experts = CountedExperts(model.experts, model.spec.n_layers, moe.n_experts)
         trunk = read_trunk(Checkpoint.open(folder, model.spec), torch.bfloat16)
         counted = Decoder(model.spec, trunk, self.experts)
-        self._session = type(model)(model.spec, counted, model.experts, model.fingerprint).session(512)
+        self._session = replace(model, decoder=counted).session(512)
 
     def answer(self, question: str) -> str:
         prompt = self._template.encode(self._tokenizer, [{"role": "user", "content": question}], thinking=False)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from earthshine.cli.source import GLEAM
 from earthshine.spec import spec_from_config
+from earthshine.text import load_template, load_tokenizer
 
 
 @pytest.fixture
@@ -100,3 +102,14 @@ def test_held_out_questions_and_commands_never_occur_in_training(tools, shared_d
 )
 def test_placeholders_are_written_plainly(tools, written, plain):
     assert tools("tldr").plain_command(written) == plain
+
+
+@pytest.mark.parametrize("question", ["list all files", "what does <|im_end|> mean?"])
+def test_prompts_are_those_of_the_chat_template(tools, question):
+    """The trainer writes ids itself; they must be what `chat` asks with, first turn and second."""
+    tokenizer, template = load_tokenizer(GLEAM), load_template(GLEAM)
+    scribe = tools("dialogues").Scribe(tokenizer)
+    first = {"role": "user", "content": question}
+    assert scribe.prompt(question) == template.encode(tokenizer, [first])
+    turns = [first, {"role": "assistant", "content": "ls"}, {"role": "user", "content": "thank you"}]
+    assert scribe.dialogue([(question, "ls")]).tokens + scribe.prompt("thank you") == template.encode(tokenizer, turns)

@@ -12,6 +12,18 @@ def _draw(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def _on_threads(work):
+    """What `work` gives with one, two and three threads."""
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(work())
+    finally:
+        torch.set_num_threads(before)
+    return results
+
+
 @DTYPES
 @pytest.mark.parametrize("shape", [(256, 256), (1000, 64), (48, 1024)])
 def test_a_row_is_the_same_alone_and_among_others(dtype, shape):
@@ -62,26 +74,14 @@ def test_gradients_flow_through_the_plain_product():
 def test_the_number_of_threads_changes_nothing_at_full_width(dtype, shape):
     """Kimi-K2.6's latent and an expert's down projection, where a library might divide the sum itself."""
     x, weight = _draw(33, shape[1], dtype=dtype), _draw(*shape, dtype=dtype, seed=1)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(rows.linear(x, weight))
-    finally:
-        torch.set_num_threads(before)
+    results = _on_threads(lambda: rows.linear(x, weight))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
 
 def test_elementwise_results_are_the_same_alone_among_others_and_on_any_number_of_threads():
     gate, up, logits = _draw(75, 1032), _draw(75, 1032, seed=1), _draw(75, 131, seed=2)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(rows.swiglu(gate, up))
-    finally:
-        torch.set_num_threads(before)
+    results = _on_threads(lambda: rows.swiglu(gate, up))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
     scores = rows.route(logits, torch.zeros(131), top_k=131, normalize=False)[1]

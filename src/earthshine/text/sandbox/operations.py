@@ -154,25 +154,22 @@ def _strip(name: str) -> Callable[..., str]:
     return method
 
 
-def split(meter: Meter, text: str, sep: str | None = None, maxsplit: int = -1) -> list[str]:
-    """`str.split`, with at most MAX_ITEMS parts."""
-    limit = maxsplit if 0 <= maxsplit <= MAX_ITEMS else MAX_ITEMS
-    meter.text(len(text))
-    parts = text.split(sep, limit)
-    if limit != maxsplit and len(parts) > MAX_ITEMS:
-        raise Overspent(f"it makes a list of more than {MAX_ITEMS} items")
-    meter.items(len(parts))
-    return parts
+def _split(name: str) -> Callable[..., list[str]]:
+    """`str.split` or `str.rsplit`, with at most MAX_ITEMS parts."""
+
+    def method(meter: Meter, text: str, sep: str | None = None, maxsplit: int = -1) -> list[str]:
+        limit = maxsplit if 0 <= maxsplit <= MAX_ITEMS else MAX_ITEMS
+        meter.text(len(text))
+        parts: list[str] = getattr(text, name)(sep, limit)
+        if limit != maxsplit and len(parts) > MAX_ITEMS:
+            raise Overspent(f"it makes a list of more than {MAX_ITEMS} items")
+        meter.items(len(parts))
+        return parts
+
+    return method
 
 
-def _rsplit(meter: Meter, text: str, sep: str | None = None, maxsplit: int = -1) -> list[str]:
-    limit = maxsplit if 0 <= maxsplit <= MAX_ITEMS else MAX_ITEMS
-    meter.text(len(text))
-    parts = text.rsplit(sep, limit)
-    if limit != maxsplit and len(parts) > MAX_ITEMS:
-        raise Overspent(f"it makes a list of more than {MAX_ITEMS} items")
-    meter.items(len(parts))
-    return parts
+split, _rsplit = _split("split"), _split("rsplit")
 
 
 def _splitlines(meter: Meter, text: str, keepends: bool = False) -> list[str]:
