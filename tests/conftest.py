@@ -1,11 +1,18 @@
-"""Fixtures that every folder of tests shares: where the optional reference data lies, and one thread for torch."""
+"""Fixtures that every folder of tests shares: optional reference data, one thread for torch, AMX in emulation."""
 
+import ctypes
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from earthshine.kernels import library
+
+_ROOT = Path(__file__).resolve().parents[1]
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -24,3 +31,23 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The native library with AMX's tile instructions computed in C++, built from the sources in 5 seconds."""
+    if library.available() and library.refusal("avx512_bf16"):
+        pytest.skip(f"emulated AMX packs with AVX512_BF16. {library.refusal('avx512_bf16')}")
+    beside = Path(sys.executable).with_name("cmake")
+    cmake = str(beside) if beside.is_file() else shutil.which("cmake")
+    if cmake is None or not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        pytest.skip("emulated AMX needs cmake and a C++ compiler")
+    folder = tmp_path_factory.mktemp("emulated")
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DEARTHSHINE_EMULATE_AMX=ON"]
+    where = f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder}"
+    for command in (["-S", str(_ROOT), "-B", str(folder), where, *options], ["--build", str(folder)]):
+        done = subprocess.run([cmake, *command], capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    opened = library.open_library(folder / library.FILE_NAME)
+    assert isinstance(opened, ctypes.CDLL), opened
+    return opened

@@ -1,53 +1,48 @@
 // INT4, symmetric, 32 columns to a bf16 scale: the routed experts of Kimi-K2-Thinking, K2.5 and K2.6.
 //
-// Byte b of a row holds column 2b in its low nibble and column 2b + 1 in its high one, offset by 8.
+// Byte b of a row holds column 2b in its low nibble and column 2b + 1 in its high one, offset by 8. A whole number up
+// to 8 times a bf16 is exact in fp32, so the one rounding to bf16 is the publisher's own.
 #pragma once
 
-#include "bf16.h"
+#include "matrix.h"
 
 namespace {
 
+template <class T>
 struct Int4Group32 {
-  static constexpr int64_t block_rows = 1;
-  static constexpr int64_t block_cols = 32;
-  static constexpr int64_t bits = 4;
-  static constexpr int64_t scale_bytes = 2;
-
-  // codes: [cols / 2] bytes; scales: [cols / 32] bf16; cols: a multiple of 32; out: [cols] bf16.
-  static void decode_row(const uint8_t* codes, const uint8_t* scales, int64_t cols, uint16_t* out) {
-    const int64_t groups = cols / block_cols;
-    int64_t g = 0;
-    for (; g + 4 <= groups; g += 4) {
-      strip<4>(codes + g * 16, scales + g * scale_bytes, out + g * block_cols);
-    }
-    for (; g < groups; ++g) {
-      strip<1>(codes + g * 16, scales + g * scale_bytes, out + g * block_cols);
+  static void panel(const Stored& m, int64_t row, int64_t first, int64_t n_tiles, uint32_t* words) {
+    const int64_t rows = at_most(m.rows - row, tile_rows);
+    const uint8_t* from = m.codes + row * m.row_bytes + first * 16;
+    const uint8_t* scales = m.scales + row * m.scale_bytes + first * 2;
+    alignas(64) uint8_t staged_scales[16 * 16];
+    const bool whole_scales = rows == tile_rows && n_tiles == panel_tiles;
+    if (!whole_scales) stage(scales, m.scale_bytes, rows, n_tiles * 2, staged_scales, 16);
+    typename T::I scale_pairs[4];  // of tiles 2i and 2i + 1
+    T::transpose4(whole_scales ? scales : staged_scales, whole_scales ? m.scale_bytes : 16, scale_pairs);
+    for (int64_t t = 0; t < n_tiles; ++t, from += 16, words += tile_words) {
+      alignas(64) uint8_t staged[16 * 16];
+      if (rows < tile_rows) stage(from, m.row_bytes, rows, 16, staged, 16);
+      const bool whole = rows == tile_rows;
+      const typename T::I pair = scale_pairs[t / 2];
+      const typename T::F scale = t % 2 == 0 ? T::lower(pair) : T::upper(pair);
+      tile(whole ? from : staged, whole ? m.row_bytes : 16, scale, words);
     }
   }
 
  private:
-  // Four groups are one AVX-512 vector of codes. GCC 12 gives a single group vectors of 16 bytes only, and decoding
-  // is then half as fast. A code becomes a 32-bit word of two bf16, so that every lane is 32 bits wide.
-  template <int64_t groups>
-  static void strip(const uint8_t* __restrict codes, const uint8_t* __restrict scales, uint16_t* __restrict out) {
-    float scale[groups * 16];
-    uint32_t pair[groups * 16];
-    for (int64_t g = 0; g < groups; ++g) {
-      const float of_group = Bf16::load(scales + g * scale_bytes);
-      for (int64_t b = 0; b < 16; ++b) {
-        scale[g * 16 + b] = of_group;
+  // Rows that are absent have the scale zero.
+  static void tile(const uint8_t* from, int64_t stride, typename T::F scale, uint32_t* words) {
+    typename T::I codes[4];
+    T::transpose4(from, stride, codes);
+    for (int64_t w = 0; w < 4; ++w) {
+      typename T::I rest = codes[w];
+      for (int64_t pair = 0; pair < 4; ++pair) {
+        const typename T::F even = T::mul(T::offset_nibble(rest), scale);
+        const typename T::F odd = T::mul(T::offset_nibble(T::template right<4>(rest)), scale);
+        T::store(words + (w * 4 + pair) * 16, T::round_pair(even, odd));
+        rest = T::template right<8>(rest);
       }
     }
-    for (int64_t b = 0; b < groups * 16; ++b) {
-      const uint32_t code = codes[b];
-      pair[b] = product(code & 15u, scale[b]) | product(code >> 4, scale[b]) << 16;
-    }
-    std::memcpy(out, pair, sizeof pair);
-  }
-
-  // An integer below 9 times a bf16 is exact in fp32, so the one rounding is the publisher's own.
-  static uint32_t product(uint32_t nibble, float scale) {
-    return Bf16::round(static_cast<float>(static_cast<int32_t>(nibble) - 8) * scale);
   }
 };
 

@@ -1,15 +1,16 @@
 /* Earthshine's native library: the whole interface, in C.
  *
- * Pointers state their shape as [rows, cols], row-major and without gaps. Inputs need no alignment; outputs need that
- * of their type. No output may overlap an input. Every function returns a status, keeps no pointer, allocates nothing
- * and throws nothing. Numbers are little-endian, as checkpoints store them. bf16 travels as uint16_t.
+ * Pointers state their shape as [rows, cols], row-major and without gaps unless strides are given. Stored matrices need
+ * no alignment; activations and outputs need that of their type. No output may overlap an input. Every function returns
+ * a status, keeps no pointer and throws nothing. Numbers are little-endian, as checkpoints store them. bf16 travels as
+ * uint16_t. A row's result depends on that row alone: not on other rows of the call, and not on the number of threads.
  */
 #ifndef EARTHSHINE_H
 #define EARTHSHINE_H
 
 #include <stdint.h>
 
-#define ES_ABI_VERSION 1
+#define ES_ABI_VERSION 2
 
 #if defined(_WIN32)
 #define ES_API __declspec(dllexport)
@@ -26,6 +27,8 @@ extern "C" {
 #define ES_NULL_POINTER 1 /* a pointer is null although the shape is not empty */
 #define ES_BAD_SHAPE 2    /* a size is negative, too large, or not a multiple of the format's group */
 #define ES_UNSUPPORTED 3  /* no such instruction set in this build, or the processor lacks it */
+#define ES_NO_MEMORY 4    /* the workspace can't be had */
+#define ES_BAD_INDEX 5    /* a token, page or boundary points outside its array */
 
 /* ES_ABI_VERSION at the time of building. It changes when a signature or a meaning does. */
 ES_API int32_t es_abi_version(void);
@@ -41,22 +44,110 @@ ES_API const char* es_instruction_set_at(int32_t index);
 ES_API const char* es_instruction_set(void);
 
 /* Forces one of es_instruction_set_at()'s names for the whole process, or the best one again with "auto".
- * Results are the same bits whichever serves. ES_NULL_POINTER, ES_UNSUPPORTED. */
+ * Results are the same bits whichever serves, but for avx512_bf16, whose instruction adds in an order of its own.
+ * ES_NULL_POINTER, ES_UNSUPPORTED. */
 ES_API int32_t es_force_instruction_set(const char* name);
 
-/* INT4 in groups of 32 (compressed-tensors `pack-quantized`, symmetric):
- * out[r, c] = bf16((nibble - 8) * scale[r, c / 32]), rounded to nearest even; nan where the product is nan. */
-ES_API int32_t es_decode_int4(const int32_t* packed, /* [rows, cols / 8], eight nibbles a word, lowest first */
-                              const uint16_t* scale, /* [rows, cols / 32], bf16 */
-                              int64_t rows, int64_t cols, /* cols: a multiple of 32 */
-                              uint16_t* out);        /* [rows, cols], bf16 */
+/* Why an instruction set can't run here, in a sentence; empty where it can; null for a name that this build lacks. */
+ES_API const char* es_refusal(const char* name);
 
-/* FP8 e4m3fn in blocks of 128 x 128 (DeepSeek-V3), the blocks at the lower and right edge cropped:
- * out[r, c] = bf16(fp32(weight[r, c]) * scale_inv[r / 128, c / 128]): an fp32 product, rounded to nearest even. */
-ES_API int32_t es_decode_fp8(const uint8_t* weight,  /* [rows, cols], e4m3fn; 0x7f and 0xff are nan */
-                             const float* scale_inv, /* [ceil(rows / 128), ceil(cols / 128)] */
-                             int64_t rows, int64_t cols,
-                             uint16_t* out);         /* [rows, cols], bf16 */
+/* The threads that share an operation, the caller's among them; 1 at first. ES_BAD_SHAPE outside 1 to 512. */
+ES_API int32_t es_set_threads(int32_t n_threads);
+ES_API int32_t es_threads(void);
+
+/* A stored matrix [rows, cols], that is [out, in]. */
+#define ES_BF16 0          /* codes: bf16 [rows, cols]; scales: null */
+#define ES_FP8_BLOCK128 1  /* codes: e4m3fn [rows, cols]; scales: fp32 [ceil(rows / 128), ceil(cols / 128)] */
+#define ES_INT4_GROUP32 2  /* codes: nibbles plus 8, the lower first, [rows, cols / 2]; scales: bf16 [rows, cols / 32] */
+#define ES_INT8_GROUP128 3 /* codes: int8 [rows, cols]; scales: fp32 [rows, ceil(cols / 128)] */
+typedef struct {
+  int32_t format;
+  int64_t rows, cols;
+  const void* codes;
+  const void* scales;
+} es_matrix;
+
+/* out[r, c] = bf16(code * scale), the product in fp32, rounded to nearest even. */
+ES_API int32_t es_decode(const es_matrix* matrix, uint16_t* out /* [rows, cols], bf16 */);
+
+/* y = x W^T: products of bf16 (weights decoded as es_decode does), sums in fp32. */
+ES_API int32_t es_linear(const es_matrix* matrix, const uint16_t* x /* [m, cols], bf16 */, int64_t m,
+                         void* y /* [m, rows], fp32 where to_fp32 is not 0, else bf16 */, int32_t to_fp32);
+
+/* A bf16 matrix a head: y[t][h] = x[t][h] W_h^T. Strides in elements. */
+typedef struct {
+  int64_t n_heads, rows, cols; /* each W_h is [rows, cols] */
+  int32_t by_columns;          /* not 0: W_h is stored as [cols, rows] */
+  int64_t head_bytes;          /* from one head's matrix to the next */
+  int64_t x_row, x_head;       /* x: [m][n_heads][cols] */
+  int64_t y_row, y_head;       /* y: [m][n_heads][rows], bf16 */
+} es_heads;
+ES_API int32_t es_linear_by_head(const es_heads* shape, const uint8_t* matrices, const uint16_t* x, int64_t m,
+                                 uint16_t* y);
+
+/* One routed expert: gate and up are [intermediate, hidden], down is [hidden, intermediate]. */
+typedef struct {
+  es_matrix gate, up, down;
+} es_expert;
+
+/* each[p] = down(bf16(silu(gate x) * up x)) with x = x[token[p]], for the pairs begin[i] <= p < begin[i + 1] of expert
+ * i. gate x and up x are fp32. Unweighted: es_moe_sum weighs. */
+ES_API int32_t es_moe_ffn(const es_expert* experts, int64_t n_experts, const int64_t* begin /* [n_experts + 1] */,
+                          const uint16_t* x /* [tokens, hidden], bf16 */, int64_t tokens,
+                          const int32_t* token /* [begin[n_experts]] */, int64_t hidden, int64_t intermediate,
+                          float* each /* [begin[n_experts], hidden] */);
+
+/* total[token[p]] = fma(weight[p], each[p], total[token[p]]) for p ascending. */
+ES_API int32_t es_moe_sum(const float* each /* [pairs, hidden] */, const int32_t* token, const float* weight,
+                          int64_t pairs, int64_t tokens, int64_t hidden, float* total /* [tokens, hidden] */);
+
+/* out = bf16(weight * bf16(x / sqrt(mean(x^2) + eps))) of each row of `dim`. x is bf16, or fp32 where x_is_fp32 is not
+ * 0. Where `added` is not null, x += added comes first, rounded to x's type and kept in x, whose rows then may not
+ * overlap. Row strides in elements. `out` may be x itself where x is bf16 and the strides are equal. */
+ES_API int32_t es_rms_norm(void* x, int32_t x_is_fp32, int64_t x_row, const uint16_t* added, int64_t added_row,
+                           const uint16_t* weight /* [dim] */, float eps, int64_t rows, int64_t dim, uint16_t* out,
+                           int64_t out_row);
+
+/* Each pair (x[2i], x[2i+1]) of each head turns by the row's i-th angle. Strides in elements; `out` may be x itself,
+ * with equal strides. */
+ES_API int32_t es_rotate(const uint16_t* x /* [rows][n_heads][dim] */, int64_t x_row, int64_t x_head,
+                         const float* cos /* [rows, dim / 2] */, const float* sin, int64_t rows, int64_t n_heads,
+                         int64_t dim, uint16_t* out, int64_t out_row, int64_t out_head);
+
+/* out = bf16(silu(gate) * up). gate and up are bf16, or fp32 where is_fp32 is not 0; row strides in elements. */
+ES_API int32_t es_swiglu(const void* gate, int64_t gate_row, const void* up, int64_t up_row, int32_t is_fp32,
+                         int64_t rows, int64_t cols, uint16_t* out /* [rows, cols] */);
+
+/* The top_k experts of each token by sigmoid(logits) + bias, the greatest first and of equal ones the lower expert, and
+ * their weights: the scores without bias, where `normalize` is not 0 divided by their sum plus 1e-20, times scale. Only
+ * the groups_kept groups whose two best sum highest take part. nan comes before all numbers. At most 4096 experts. */
+ES_API int32_t es_route(const float* logits /* [tokens, n_experts] */, const float* bias /* [n_experts] */,
+                        int64_t tokens, int64_t n_experts, int64_t top_k, int64_t n_groups, int64_t groups_kept,
+                        int32_t normalize, float scale, int64_t* chosen /* [tokens, top_k] */,
+                        float* weight /* [tokens, top_k] */);
+
+/* Query rows first to first + rows of a batch: tokens of one conversation at positions start, start + 1, ... Position p
+ * lies in slot p % page_tokens of page pages[p / page_tokens] of the pool. */
+typedef struct {
+  int64_t first, rows, start;
+  const int32_t* pages; /* [n_pages] */
+  int64_t n_pages;
+} es_sequence;
+
+typedef struct {
+  int64_t n_heads, kv_lora_rank, rope_dim; /* a latent is kv_lora_rank values, then rope_dim of the shared key */
+  int64_t page_tokens, n_pool_pages;
+  float scale; /* of scores, before softmax: above zero */
+} es_attention;
+
+/* Absorbed latent attention: out[t][h] = the latents' first kv_lora_rank values, mixed by softmax over positions 0 to
+ * t's own of scale * q[t][h] . latent. Positions of this call must be in the pool already; what lies beyond the last of
+ * them may be anything. Sequences' rows ascend; rows of no sequence are left as they are. ES_BAD_INDEX for rows outside
+ * the batch, pages outside the pool, or fewer pages than positions. */
+ES_API int32_t es_mla_attention(const es_attention* shape, const es_sequence* sequences, int64_t n_sequences,
+                                const uint16_t* q /* [tokens, n_heads, latent], bf16 */, int64_t tokens,
+                                const uint16_t* pool /* [n_pool_pages, page_tokens, latent], bf16 */,
+                                uint16_t* out /* [tokens, n_heads, kv_lora_rank], bf16 */);
 
 #ifdef __cplusplus
 }

@@ -1,12 +1,9 @@
-// The instance for x86-64 with AVX2. CMakeLists.txt sets the flags.
-#include "instance.h"
-
-#include "../formats/fp8_block128.h"
-#include "../formats/int4_group32.h"
-#include "../ops/decode.h"
+// The instance for x86-64 with AVX2 and FMA. CMakeLists.txt sets the flags.
+#include "../tiles/avx2.h"
+#include "table.h"
 
 namespace earthshine {
 
-const Instance avx2 = {"avx2", decode<Int4Group32>, decode<Fp8Block128>};
+const Instance avx2 = table<Avx2Tile>("avx2");
 
 }  // namespace earthshine

@@ -1,7 +1,7 @@
 """The environment, read once into one frozen value: the only module that looks at os.environ.
 
 Three variables, all optional; an empty one counts as unset. A value that has no meaning is refused by name.
-    EARTHSHINE_KERNELS   auto (the default), reference, portable, avx2 or avx512: what serves the operations
+    EARTHSHINE_KERNELS   auto (the default), reference, portable, avx2, avx512, avx512_bf16 or amx: what serves
     EARTHSHINE_HOME      the folder that downloaded models go to; by default Hugging Face's own cache
     HF_TOKEN             passed to the downloader, never shown
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from earthshine.errors import UsageError
 
-KERNEL_CHOICES = ("auto", "reference", "portable", "avx2", "avx512")
+# From the slowest to the best.
+KERNEL_CHOICES = ("auto", "reference", "portable", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ OWNERS = {
 IMPORT_OWNERS = {
     "sockets": ({"socket", "http", "urllib", "requests", "httpx", "asyncio", "huggingface_hub"},
                 ("cli.source", "server", "prfaas.transport")),
-    "native code": ({"ctypes", "cffi"}, ("kernels.native",)),
+    "native code": ({"ctypes", "cffi"}, ("kernels",)),
     "printing": ({"rich", "typer"}, ("cli",)),
     "pickle": ({"pickle", "marshal", "shelve", "dill"}, ()),
 }  # fmt: skip

@@ -1,102 +1,217 @@
 """The door to every operation: what serves it is decided here, and nowhere else.
 
-`reference` is the oracle and serves wherever nothing better exists. `rows` keeps torch's bits independent of the
-batch. The native library decodes stored weights in main memory. EARTHSHINE_KERNELS can ask for the reference or for
-an instruction set, never for other results: the same bits come out. A fallback is never silent: `implementations()`
-says what serves and why a better one does not.
+`reference` is the oracle. The native library serves bf16 activations in main memory, with weights in any stored
+format. `rows` is torch made independent of the batch; it serves fp32 activations, training, and machines without the
+library. EARTHSHINE_KERNELS can ask for the reference or for an instruction set. A fallback is never silent:
+`implementations()` says what serves and why a better one does not.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from earthshine.errors import KernelError
-from earthshine.kernels import native, reference
-from earthshine.kernels.reference import rms_norm, rotate
-from earthshine.kernels.rows import attend, linear, linear_by_head, route, swiglu
+from earthshine.kernels import attention, elementwise, library, native, reference, rows
+from earthshine.kernels.attention import PagedTokens
+from earthshine.kernels.library import set_threads, threads
+from earthshine.kernels.matrix import Format, Matrix, fp8_matrix, int4_matrix, raw_bytes, stored_bytes
+from earthshine.kernels.native import Expert
+from earthshine.kernels.rows import attend
 from earthshine.settings import KERNEL_CHOICES, read_settings
 
 __all__ = [
+    "Expert",
+    "Format",
     "Implementation",
+    "Matrix",
+    "PagedTokens",
+    "add_rms_norm",
     "attend",
-    "decode_fp8",
-    "decode_int4",
+    "attend_latents",
+    "decode",
+    "ffn",
+    "fp8_matrix",
     "implementations",
+    "int4_matrix",
     "linear",
     "linear_by_head",
+    "moe_ffn",
+    "moe_sum",
+    "raw_bytes",
     "rms_norm",
     "rotate",
     "route",
+    "set_threads",
+    "stored_bytes",
     "swiglu",
+    "threads",
 ]
 
-_DECODERS = ("decode_fp8", "decode_int4")
-_TORCH_ONLY = ("attend", "linear", "linear_by_head", "rms_norm", "rotate", "route", "swiglu")
+_NATIVE = (
+    "add_rms_norm", "attend_latents", "decode", "ffn", "linear", "linear_by_head", "moe_ffn", "moe_sum", "rms_norm",
+    "rotate", "route", "swiglu",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """What serves one operation on this machine's processor, and why a better one does not ("" where this is best)."""
+    """What serves one operation on bf16 here, and why a better one does not ("" where this is best)."""
 
     operation: str
     name: str  # "torch" or "native" and its instruction set
     reason: str
 
 
+def implementations() -> tuple[Implementation, ...]:
+    """One entry an operation, sorted by name. Raises KernelError where EARTHSHINE_KERNELS can't be satisfied here."""
+    serving = _serving()
+    served = [Implementation(operation, serving.name, serving.reason) for operation in _NATIVE]
+    served.append(Implementation("attend", "torch", "Only training and comparisons use keys and values by head."))
+    return tuple(sorted(served, key=lambda implementation: implementation.operation))
+
+
+def decode(matrix: Matrix) -> Tensor:
+    """A stored matrix to bf16 [rows, cols]."""
+    return native.decode(matrix) if _serving().native else reference.decode(matrix)
+
+
+def linear(x: Tensor, weight: Tensor | Matrix, out_dtype: torch.dtype | None = None) -> Tensor:
+    """[..., in] by [out, in] to [..., out], in x's dtype unless another is asked for; summed in fp32."""
+    wanted = out_dtype or x.dtype
+    if _is_stored(weight) and _is_native(x, weight):
+        return native.linear(x, weight, wanted)
+    wide = decode(weight) if isinstance(weight, Matrix) else weight
+    if wanted == x.dtype == wide.dtype:
+        return rows.linear(x, wide)
+    return rows.linear(x.float(), wide.float()).to(wanted)
+
+
+def linear_by_head(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """[..., n_heads, in] by [n_heads, out, in] to [..., n_heads, out]: every head has a matrix of its own.
+
+    `out` may be a part of a wider tensor; it is returned.
+    """
+    if x.ndim == 3 and weight.dtype == torch.bfloat16 and _is_native(x, weight):
+        result = x.new_empty(*x.shape[:-1], weight.shape[1]) if out is None else out
+        native.linear_by_head(x, weight, result)
+        return result
+    product = rows.linear_by_head(x, weight)
+    return product if out is None else out.copy_(product)
+
+
+def ffn(x: Tensor, gate: Tensor | Matrix, up: Tensor | Matrix, down: Tensor | Matrix) -> Tensor:
+    """down(silu(gate x) * up x), [..., hidden] to [..., hidden]; what goes into down has x's dtype.
+
+    Natively gate x and up x stay in fp32, as an expert's do.
+    """
+    if all(_is_stored(weight) and _is_native(x, weight) for weight in (gate, up, down)):
+        return native.ffn(x, gate, up, down)
+    return linear(swiglu(linear(x, gate), linear(x, up)), down)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, as `reference.rms_norm`."""
+    if weight.dtype == torch.bfloat16 and _is_native(x, weight):
+        return elementwise.rms_norm(x, weight, eps)
+    return reference.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + added, and the norm of that. What x was may be overwritten."""
+    if weight.dtype == torch.bfloat16 and _is_native(x, added, weight):
+        return x, elementwise.rms_norm(x, weight, eps, added=added)
+    total = x + added
+    return total, reference.rms_norm(total, weight, eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding over interleaved pairs, as `reference.rotate`; cos and sin: fp32 [tokens, ..., dim / 2]."""
+    if x.ndim == cos.ndim and x.ndim in (2, 3) and cos.shape[1:-1] in ((), (1,)) and _is_native(x):
+        return elementwise.rotate(x, *((cos, sin) if x.ndim == 2 else (cos[:, 0], sin[:, 0])))
+    return reference.rotate(x, cos, sin)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise."""
+    return elementwise.swiglu(gate, up) if _is_native(gate, up) else rows.swiglu(gate, up)
+
+
+def route(
+    logits: Tensor,
+    bias: Tensor,
+    *,
+    top_k: int,
+    n_groups: int = 1,
+    groups_kept: int = 1,
+    normalize: bool = True,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """As `reference.route`, whose docstring gives the shapes."""
+    own = logits.is_cpu and bias.dtype == torch.float32 and not logits.requires_grad and _serving().native
+    choose = elementwise.route if own else rows.route
+    return choose(
+        logits, bias, top_k=top_k, n_groups=n_groups, groups_kept=groups_kept, normalize=normalize, scale=scale
+    )
+
+
+def attend_latents(
+    query: Tensor, pool: Tensor, sequences: Sequence[PagedTokens], kv_lora_rank: int, scale: float
+) -> Tensor:
+    """Causal attention over latents in pages, as `attention.attend_latents`, whose docstring gives the shapes."""
+    attend_pages = attention.attend_latents if _is_native(query) else rows.attend_latents
+    return attend_pages(query, pool, sequences, kv_lora_rank, scale)
+
+
+def moe_ffn(x: Tensor, experts: Sequence[Expert], token: Tensor, begin: Sequence[int], each: Tensor) -> None:
+    """As `reference.moe_ffn`, whose docstring gives the shapes."""
+    (native if _is_native(x) else reference).moe_ffn(x, experts, token, begin, each)
+
+
+def moe_sum(each: Tensor, token: Tensor, weight: Tensor, total: Tensor) -> None:
+    """As `reference.moe_sum`, whose docstring gives the shapes."""
+    (native if _serving().native else reference).moe_sum(each, token, weight, total)
+
+
+def _is_stored(weight: Tensor | Matrix) -> bool:
+    """Whether the native library takes it as it lies."""
+    return isinstance(weight, Matrix) or (weight.dtype == torch.bfloat16 and weight.is_contiguous())
+
+
+def _is_native(x: Tensor, *others: Tensor | Matrix) -> bool:
+    if x.dtype is not torch.bfloat16 or not x.is_cpu or not _serving().native:
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    return not any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in (x, *others))
+
+
 @dataclass(frozen=True, slots=True)
-class _Decoder:
+class _Serving:
     native: bool
     name: str
     reason: str
 
 
-def implementations() -> tuple[Implementation, ...]:
-    """One entry an operation, sorted by name. Raises KernelError where EARTHSHINE_KERNELS can't be satisfied here."""
-    decoder = _decoder()
-    served = [Implementation(operation, decoder.name, decoder.reason) for operation in _DECODERS]
-    unwritten = "Torch is the only implementation so far."
-    served += [Implementation(operation, "torch", unwritten) for operation in _TORCH_ONLY]
-    return tuple(sorted(served, key=lambda implementation: implementation.operation))
-
-
-def decode_int4(packed: Tensor, scale: Tensor) -> Tensor:
-    """int32 [rows, cols / 8] and bf16 [rows, cols / 32] to bf16 [rows, cols]; KernelError if misshapen."""
-    native.check_int4(packed, scale)
-    if packed.device.type == "cpu" and _decoder().native:
-        return native.decode_int4(packed.contiguous(), scale.contiguous())
-    return reference.decode_int4(packed, scale)
-
-
-def decode_fp8(weight: Tensor, scale_inv: Tensor) -> Tensor:
-    """e4m3 [rows, cols] and fp32 [rows / 128, cols / 128] (up) to bf16 [rows, cols]; KernelError if misshapen."""
-    native.check_fp8(weight, scale_inv)
-    if weight.device.type == "cpu" and _decoder().native:
-        return native.decode_fp8(weight.contiguous(), scale_inv.contiguous())
-    return reference.decode_fp8(weight, scale_inv)
-
-
 @functools.cache
-def _decoder() -> _Decoder:
-    """What decodes weights in this process: settled at the first use, since a process keeps one environment."""
+def _serving() -> _Serving:
+    """What serves in this process: settled at the first use, since a process keeps one environment."""
     asked = read_settings().kernels
     if asked == "reference":
-        return _Decoder(False, "torch", "EARTHSHINE_KERNELS asks for the reference.")
-    if not native.available():
+        return _Serving(False, "torch", "EARTHSHINE_KERNELS asks for the reference.")
+    if not library.available():
         if asked == "auto":
-            return _Decoder(False, "torch", native.reason())
-        raise KernelError(f"EARTHSHINE_KERNELS asks for {asked}, but: {native.reason()}")
-    offered = native.instruction_sets()
+            return _Serving(False, "torch", library.reason())
+        raise KernelError(f"EARTHSHINE_KERNELS asks for {asked}, but: {library.reason()}")
+    offered = library.instruction_sets()
     if asked not in ("auto", *offered):
         permitted = ", ".join(("auto", "reference", *offered))
-        raise KernelError(f"EARTHSHINE_KERNELS asks for {asked}, which can't run here; permitted are {permitted}.")
-    native.force(asked)
-    serving = native.instruction_set()
-    return _Decoder(True, f"native {serving}", _why_not_better(asked, serving, offered))
-
-
-def _why_not_better(asked: str, serving: str, offered: tuple[str, ...]) -> str:
+        raise KernelError(f"EARTHSHINE_KERNELS asks for {asked}: {library.refusal(asked)} Permitted are {permitted}.")
+    library.force(asked)
+    serving = library.instruction_set()
     if serving != offered[0]:
-        return f"EARTHSHINE_KERNELS asks for {asked}; {offered[0]} would run here."
-    best = KERNEL_CHOICES[-1]
-    return "" if serving == best else f"This processor, or this build for it, does not offer {best}."
+        return _Serving(True, f"native {serving}", f"EARTHSHINE_KERNELS asks for {asked}; {offered[0]} would run here.")
+    better = KERNEL_CHOICES[KERNEL_CHOICES.index(serving) + 1 :]
+    return _Serving(True, f"native {serving}", " ".join(library.refusal(name) for name in reversed(better)))

@@ -1,168 +1,172 @@
-"""The native library, and the only module that loads native code.
+"""Tensors into the native library's matrix products: a linear layer, one a head, the experts of a batch.
 
-It is `libearthshine.so` in one of this package's folders (an editable install has two: the sources and the built
-files). A library that is absent or of another interface version is never loaded, and `reason()` says so.
-Every tensor is checked before its address crosses the boundary; what does not fit raises KernelError.
-Interface: native/include/earthshine.h.
+Every tensor is checked before its address crosses the boundary; what does not fit raises KernelError. Activations
+are bf16 in main memory; weights are bf16 tensors or a Matrix in any stored format.
 """
 
 import ctypes
-import functools
-from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from earthshine.errors import KernelError
-from earthshine.kernels.reference import FP8_BLOCK, INT4_GROUP
+from earthshine.kernels.library import check_status, library
+from earthshine.kernels.matrix import Format, Matrix
 
-ABI_VERSION = 1
-FILE_NAME = "libearthshine.so"
-
-_POINTER, _INT64, _INT32, _NAME = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_char_p
-_DECODE = (_INT32, (_POINTER, _POINTER, _INT64, _INT64, _POINTER))
-_SIGNATURES = MappingProxyType(
-    {
-        "es_status_text": (_NAME, (_INT32,)),
-        "es_instruction_set_at": (_NAME, (_INT32,)),
-        "es_instruction_set": (_NAME, ()),
-        "es_force_instruction_set": (_INT32, (_NAME,)),
-        "es_decode_int4": _DECODE,
-        "es_decode_fp8": _DECODE,
-    }
-)
+_BF16 = torch.bfloat16
+_FFN_TOKENS = 256  # whose fp32 results exist at once: 7 MiB at Kimi-K2.6's width
 
 
-def available() -> bool:
-    """Whether the library is loaded."""
-    return not reason()
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        ("format", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("cols", ctypes.c_int64),
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+    )
 
 
-def reason() -> str:
-    """Why the library does not serve, in a sentence; empty where it does."""
-    loaded = _load()
-    return loaded if isinstance(loaded, str) else ""
+class _Expert(ctypes.Structure):
+    _fields_ = (("gate", _Matrix), ("up", _Matrix), ("down", _Matrix))
 
 
-def instruction_sets() -> tuple[str, ...]:
-    """The instruction sets that this build and this processor have, best first; the last is "portable"."""
-    library = _library()
-    names: list[str] = []
-    while (name := library.es_instruction_set_at(len(names))) is not None:
-        names.append(name.decode("ascii"))
-    return tuple(names)
+class _Heads(ctypes.Structure):
+    _fields_ = (
+        ("n_heads", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("cols", ctypes.c_int64),
+        ("by_columns", ctypes.c_int32),
+        ("head_bytes", ctypes.c_int64),
+        ("x_row", ctypes.c_int64),
+        ("x_head", ctypes.c_int64),
+        ("y_row", ctypes.c_int64),
+        ("y_head", ctypes.c_int64),
+    )
 
 
-def instruction_set() -> str:
-    """The instruction set that serves now."""
-    return str(_library().es_instruction_set().decode("ascii"))
+@dataclass(frozen=True, slots=True, eq=False)
+class Expert:
+    """One routed expert: gate and up [intermediate, hidden], down [hidden, intermediate].
 
-
-def force(name: str) -> None:
-    """Makes one of `instruction_sets()`, or with "auto" the best, serve the whole process; the bits stay the same."""
-    permitted = ("auto", *instruction_sets())
-    if name not in permitted:
-        raise KernelError(f"The instruction set {name!r} can't run here; permitted are {', '.join(permitted)}.")
-    _check_status(_library().es_force_instruction_set(name.encode("ascii")))
-
-
-def decode_int4(packed: Tensor, scale: Tensor) -> Tensor:
-    """As `reference.decode_int4`, bit for bit but for nan, which is always 0x7fc0. Contiguous CPU tensors only.
-
-    packed: int32 [rows, cols / 8]; scale: bf16 [rows, cols / 32]; returns bf16 [rows, cols].
+    Its form for the library is made once, since a decoded token meets hundreds of experts.
     """
-    check_int4(packed, scale)
-    rows, cols = packed.shape[0], packed.shape[1] * 8
-    return _decode(_library().es_decode_int4, packed, scale, rows, cols)
+
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+    descriptor: _Expert = field(init=False)
+
+    def __post_init__(self) -> None:
+        described = _Expert(_describe(self.gate), _describe(self.up), _describe(self.down))
+        object.__setattr__(self, "descriptor", described)
 
 
-def decode_fp8(weight: Tensor, scale_inv: Tensor) -> Tensor:
-    """As `reference.decode_fp8`, bit for bit but for nan, which is always 0x7fc0. Contiguous CPU tensors only.
-
-    weight: e4m3fn [rows, cols]; scale_inv: fp32 [ceil(rows / 128), ceil(cols / 128)]; returns bf16 [rows, cols].
-    """
-    check_fp8(weight, scale_inv)
-    return _decode(_library().es_decode_fp8, weight, scale_inv, *weight.shape)
-
-
-def check_int4(packed: Tensor, scale: Tensor) -> None:
-    """Refuses tensors that are not the two halves of one int4 matrix, whichever implementation serves."""
-    _check_matrix("packed", packed, torch.int32)
-    _check_matrix("scale", scale, torch.bfloat16)
-    rows, words = packed.shape
-    if words * 8 % INT4_GROUP:
-        raise KernelError(f"packed has {words * 8} columns, which is not a multiple of the group of {INT4_GROUP}.")
-    _check_pair("scale", scale, (rows, words * 8 // INT4_GROUP), packed)
-
-
-def check_fp8(weight: Tensor, scale_inv: Tensor) -> None:
-    """Refuses tensors that are not the two halves of one fp8 matrix, whichever implementation serves."""
-    _check_matrix("weight", weight, torch.float8_e4m3fn)
-    _check_matrix("scale_inv", scale_inv, torch.float32)
-    rows, cols = weight.shape
-    _check_pair("scale_inv", scale_inv, (-(-rows // FP8_BLOCK), -(-cols // FP8_BLOCK)), weight)
-
-
-def _check_matrix(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-        raise KernelError(f"{name} is not a dense tensor; a {dtype} matrix is expected.")
-    if tensor.dtype != dtype or tensor.ndim != 2:
-        raise KernelError(f"{name} is {tensor.dtype} {list(tensor.shape)}; a {dtype} matrix is expected.")
-
-
-def _check_pair(name: str, scales: Tensor, shape: tuple[int, int], codes: Tensor) -> None:
-    if tuple(scales.shape) != shape:
-        raise KernelError(f"{name} is {list(scales.shape)}; codes of {list(codes.shape)} need {list(shape)}.")
-    if scales.device != codes.device:
-        raise KernelError(f"{name} is on {scales.device} and its codes on {codes.device}; both must be on one device.")
-
-
-def _decode(function: Callable[..., int], codes: Tensor, scales: Tensor, rows: int, cols: int) -> Tensor:
-    for tensor in (codes, scales):
-        if tensor.device.type != "cpu" or not tensor.is_contiguous():
-            raise KernelError("The native library reads contiguous tensors in main memory; copy the weights there.")
-    out = torch.empty(rows, cols, dtype=torch.bfloat16)
-    _check_status(function(codes.data_ptr(), scales.data_ptr(), rows, cols, out.data_ptr()))
+def decode(matrix: Matrix) -> Tensor:
+    """As `reference.decode`, to the same bits but for the sign and payload of a nan: bf16 [rows, cols]."""
+    out = torch.empty(matrix.shape, dtype=_BF16)
+    check_status(library().es_decode(ctypes.byref(_describe(matrix)), out.data_ptr()))
     return out
 
 
-def _check_status(status: int) -> None:
-    if status != 0:
-        raise KernelError(str(_library().es_status_text(status).decode("ascii")))
+def linear(x: Tensor, weight: Tensor | Matrix, out_dtype: torch.dtype) -> Tensor:
+    """bf16 [..., in] by [out, in] to bf16 or fp32 [..., out]; summed in fp32."""
+    matrix = _describe(weight)
+    rows, columns = weight.shape
+    if x.dtype != _BF16 or x.shape[-1:] != (columns,) or not columns or out_dtype not in (_BF16, torch.float32):
+        raise KernelError(f"{x.dtype} {list(x.shape)} by {[rows, columns]} to {out_dtype} can't be multiplied.")
+    x = x.contiguous()
+    out = torch.empty((*x.shape[:-1], rows), dtype=out_dtype)
+    m = x.numel() // columns
+    check_status(library().es_linear(ctypes.byref(matrix), x.data_ptr(), m, out.data_ptr(), out_dtype == torch.float32))
+    return out
 
 
-def _library() -> ctypes.CDLL:
-    loaded = _load()
-    if isinstance(loaded, str):
-        raise KernelError(loaded)
-    return loaded
+def linear_by_head(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """out[t, h] = x[t, h] by weight[h], for bf16 x [tokens, n_heads, in] and weight [n_heads, rows, in].
+
+    `weight` may be transposed in memory: of its last two axes either may be the contiguous one. x and out
+    [tokens, n_heads, rows] may be parts of wider tensors.
+    """
+    tokens, n_heads, columns = x.shape
+    heads, rows, width = weight.shape
+    fits = heads == n_heads and width == columns and out.shape == (tokens, n_heads, rows)
+    by_columns = weight.stride(1) == 1 and rows > 1
+    packed = weight.stride()[1:] == ((1, rows) if by_columns else (columns, 1)) or (rows == weight.stride(2) == 1)
+    inner = x.stride(2) == 1 and out.stride(2) == 1
+    if not (fits and packed and inner) or {x.dtype, weight.dtype, out.dtype} != {_BF16}:
+        raise KernelError(f"{list(x.shape)} by {list(weight.shape)} to {list(out.shape)}, head by head, does not fit.")
+    shape = _Heads(
+        n_heads, rows, columns, by_columns, 2 * weight.stride(0), x.stride(0), x.stride(1), out.stride(0), out.stride(1)
+    )
+    check_status(
+        library().es_linear_by_head(ctypes.byref(shape), weight.data_ptr(), x.data_ptr(), tokens, out.data_ptr())
+    )
 
 
-@functools.cache
-def _load() -> ctypes.CDLL | str:
-    """The library, or why there is none. Looked for once a process."""
-    package = find_spec("earthshine.kernels")
-    folders = (package and package.submodule_search_locations) or ()
-    found = next((path for folder in folders if (path := Path(folder, FILE_NAME)).is_file()), None)
-    if found is None:
-        return f"The native library {FILE_NAME} is not installed; `pip install .` builds it, and needs a C++ compiler."
-    return open_library(found)
+def ffn(x: Tensor, gate: Tensor | Matrix, up: Tensor | Matrix, down: Tensor | Matrix) -> Tensor:
+    """A dense SwiGLU layer, bf16 [..., hidden] to the same, as if it were the one expert of all tokens."""
+    expert = (_Expert * 1)(_Expert(_describe(gate), _describe(up), _describe(down)))
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    tokens, hidden = flat.shape
+    out = torch.empty_like(flat)
+    each = torch.empty(min(tokens, _FFN_TOKENS), hidden)
+    for first in range(0, tokens, _FFN_TOKENS):
+        part = flat[first : first + _FFN_TOKENS]
+        n = len(part)
+        token, begin = torch.arange(n, dtype=torch.int32), (ctypes.c_int64 * 2)(0, n)
+        check_status(
+            library().es_moe_ffn(
+                expert, 1, begin, part.data_ptr(), n, token.data_ptr(), hidden, gate.shape[0], each.data_ptr()
+            )
+        )
+        out[first : first + n] = each[:n]
+    return out.view(x.shape)
 
 
-def open_library(path: Path) -> ctypes.CDLL | str:
-    """Loads one file and declares its functions; a sentence where it is not a library of this interface version."""
-    try:
-        library = ctypes.CDLL(str(path))
-        library.es_abi_version.restype = _INT32
-        version = int(library.es_abi_version())
-        if version != ABI_VERSION:
-            return f"{path} has interface version {version}, and this package needs {ABI_VERSION}; install it again."
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError) as problem:
-        return f"{path} can't be loaded ({problem}); install the package again."
-    return library
+def moe_ffn(x: Tensor, experts: Sequence[Expert], token: Tensor, begin: Sequence[int], each: Tensor) -> None:
+    """As `reference.moe_ffn`."""
+    tokens, hidden = x.shape
+    n = len(experts)
+    if not n:
+        return
+    if x.dtype != _BF16 or token.dtype != torch.int32 or each.dtype != torch.float32 or len(begin) != n + 1:
+        raise KernelError("Experts take bf16 activations, int32 tokens, fp32 results, one more boundary than experts.")
+    if begin[0] < 0 or any(b < a for a, b in pairwise(begin)) or begin[-1] > min(len(token), len(each)):
+        raise KernelError("The boundaries of the experts' pairs do not ascend within the pairs.")
+    if each.shape[1:] != (hidden,) or not (x.is_contiguous() and token.is_contiguous() and each.is_contiguous()):
+        raise KernelError(f"Results must be contiguous and {hidden} wide, as the activations are.")
+    described = (_Expert * n)(*[expert.descriptor for expert in experts])
+    bounds = (ctypes.c_int64 * (n + 1))(*begin)
+    check_status(
+        library().es_moe_ffn(
+            described, n, bounds, x.data_ptr(), tokens, token.data_ptr(), hidden, experts[0].gate.rows, each.data_ptr()
+        )
+    )
+
+
+def moe_sum(each: Tensor, token: Tensor, weight: Tensor, total: Tensor) -> None:
+    """As `reference.moe_sum`, with fused multiply-adds."""
+    pairs, hidden = each.shape
+    right = (each.dtype, weight.dtype, total.dtype, token.dtype) == (torch.float32,) * 3 + (torch.int32,)
+    if not right or token.shape != (pairs,) or weight.shape != (pairs,) or total.shape[1:] != (hidden,):
+        raise KernelError("A weighted sum takes fp32 results and weights, int32 tokens, one each a pair.")
+    if not all(part.is_contiguous() for part in (each, token, weight, total)):
+        raise KernelError("A weighted sum takes contiguous tensors.")
+    check_status(
+        library().es_moe_sum(
+            each.data_ptr(), token.data_ptr(), weight.data_ptr(), pairs, len(total), hidden, total.data_ptr()
+        )
+    )
+
+
+def _describe(weight: Tensor | Matrix) -> _Matrix:
+    if isinstance(weight, Matrix):
+        scales = None if weight.scales is None else weight.scales.data_ptr()
+        return _Matrix(weight.form, weight.rows, weight.cols, weight.codes.data_ptr(), scales)
+    if weight.dtype != _BF16 or weight.ndim != 2 or not weight.is_contiguous() or not weight.is_cpu:
+        raise KernelError(f"A weight must be a contiguous bf16 matrix in main memory, not {weight.dtype}.")
+    return _Matrix(Format.BF16, *weight.shape, weight.data_ptr(), None)

@@ -7,23 +7,62 @@ Sources: DeepSeek-V3 (arXiv 2412.19437) and its inference code; compressed-tenso
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-FP8_BLOCK = 128
-INT4_GROUP = 32
+from earthshine.kernels.matrix import FP8_BLOCK, INT4_GROUP, INT8_GROUP, Format, Matrix
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """[..., in] by [out, in] to [..., out] in x's dtype."""
-    return functional.linear(x.float(), weight.float()).to(x.dtype)
+def linear(x: Tensor, weight: Tensor | Matrix, out_dtype: torch.dtype | None = None) -> Tensor:
+    """[..., in] by [out, in] to [..., out], in x's dtype unless another is asked for."""
+    wide = decode(weight) if isinstance(weight, Matrix) else weight
+    return functional.linear(x.float(), wide.float()).to(out_dtype or x.dtype)
 
 
-def linear_by_head(x: Tensor, weight: Tensor) -> Tensor:
+def ffn(x: Tensor, gate: Tensor | Matrix, up: Tensor | Matrix, down: Tensor | Matrix) -> Tensor:
+    """down(silu(gate x) * up x); gate and up [intermediate, hidden], down [hidden, intermediate]."""
+    wide = torch.float32
+    return linear(swiglu(linear(x, gate, wide), linear(x, up, wide)).to(x.dtype), down)
+
+
+class Expert(Protocol):
+    """gate and up [intermediate, hidden], down [hidden, intermediate]."""
+
+    @property
+    def gate(self) -> Matrix: ...
+    @property
+    def up(self) -> Matrix: ...
+    @property
+    def down(self) -> Matrix: ...
+
+
+def moe_ffn(x: Tensor, experts: Sequence[Expert], token: Tensor, begin: Sequence[int], each: Tensor) -> None:
+    """Every chosen expert's own output, unweighted: each[p] = down(swiglu(gate x[t], up x[t])) with t = token[p].
+
+    x: bf16 [tokens, hidden]; experts: gate, up and down; token: int32 [pairs], grouped by expert; begin: expert i has
+    the pairs from begin[i] to begin[i + 1]; each: fp32 [pairs, hidden], written. What goes into down is bf16.
+    """
+    for expert, first, last in zip(experts, begin[:-1], begin[1:], strict=True):
+        rows = x[token[first:last].long()]
+        wide = torch.float32
+        inner = swiglu(linear(rows, expert.gate, wide), linear(rows, expert.up, wide)).to(x.dtype)
+        each[first:last] = linear(inner, expert.down, wide)
+
+
+def moe_sum(each: Tensor, token: Tensor, weight: Tensor, total: Tensor) -> None:
+    """total[token[p]] += weight[p] * each[p], one pair after another; all fp32 but token, int32 [pairs]."""
+    for p, t in enumerate(token.tolist()):
+        total[t] += weight[p] * each[p]
+
+
+def linear_by_head(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """[..., n_heads, in] by [n_heads, out, in] to [..., n_heads, out] in x's dtype: each head has its own matrix."""
-    return torch.einsum("...hi,hoi->...ho", x.float(), weight.float()).to(x.dtype)
+    product = torch.einsum("...hi,hoi->...ho", x.float(), weight.float()).to(x.dtype)
+    return product if out is None else out.copy_(product)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -95,6 +134,26 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, start: int) 
     position = torch.arange(start, start + new, device=query.device)[:, None]
     future = torch.arange(context, device=query.device) > position
     return (scores.masked_fill(future, float("-inf")).softmax(-1) @ value.float()).to(query.dtype)
+
+
+def decode(matrix: Matrix) -> Tensor:
+    """A stored matrix to bf16 [rows, cols]."""
+    rows, cols = matrix.shape
+    if matrix.scales is None:
+        return matrix.codes.clone().view(torch.bfloat16).view(rows, cols)
+    codes, scales = matrix.codes.clone(), matrix.scales.clone()  # a copy is aligned, the bytes may not be
+    if matrix.form is Format.INT4_GROUP32:
+        return decode_int4(codes.view(torch.int32).view(rows, -1), scales.view(torch.bfloat16).view(rows, -1))
+    if matrix.form is Format.FP8_BLOCK128:
+        wide = scales.view(torch.float32).view(-(-rows // FP8_BLOCK), -1)
+        return decode_fp8(codes.view(torch.float8_e4m3fn).view(rows, cols), wide)
+    return decode_int8(codes.view(torch.int8).view(rows, cols), scales.view(torch.float32).view(rows, -1))
+
+
+def decode_int8(codes: Tensor, scale: Tensor) -> Tensor:
+    """int8 [out, in] and fp32 [out, ceil(in / 128)] to bf16 [out, in]: multiplied in fp32, then rounded to bf16."""
+    wide = scale.repeat_interleave(INT8_GROUP, 1)[:, : codes.shape[1]]
+    return (codes.float() * wide).to(torch.bfloat16)
 
 
 def decode_int4(packed: Tensor, scale: Tensor) -> Tensor:

@@ -1,0 +1,137 @@
+// The routed experts of a batch: gate and up, SwiGLU, down, for every (token, expert) pair; and their weighted sum.
+#pragma once
+
+#include "math.h"
+#include "product.h"
+
+namespace {
+
+// Rows of one expert that are computed together.
+struct Segment {
+  int64_t expert, first, count;  // pairs first to first + count
+  int64_t packed;                // where its rows begin among the packed ones, a multiple of 16
+};
+
+template <class Tile>
+struct MoeFfn : Product<Tile> {
+  using T = Tile;
+  using P = Product<Tile>;
+  using A = typename Tile::A;
+  static constexpr int64_t most_segments = 64;
+
+  struct Call {
+    const es_expert* experts;
+    const uint16_t* x;     // [tokens, hidden]
+    const int32_t* token;  // [pairs]
+    int64_t hidden, intermediate;
+    float* each;  // [pairs, hidden]
+  };
+
+  static bool run(const Call& call, int64_t n_experts, const int64_t* begin) {
+    earthshine::Exclusive lock;
+    const int64_t inputs = up_to(call.hidden, tile_cols), inner = up_to(call.intermediate, tile_cols);
+    const int64_t rows = at_most(up_to(begin[n_experts] - begin[0], 16) + 16 * at_most(n_experts, most_segments),
+                                 many_rows + 16 * most_segments);
+    A* packed = static_cast<A*>(earthshine::workspace(rows * (inputs + inner) * static_cast<int64_t>(sizeof(A))));
+    if (packed == nullptr) return false;
+    Segment segments[most_segments];
+    int64_t expert = 0, next = begin[0];
+    while (expert < n_experts) {
+      int64_t n = 0, used = 0;
+      for (; expert < n_experts && n < most_segments && used < many_rows;) {
+        const int64_t count = at_most(begin[expert + 1] - next, many_rows - used);
+        if (count > 0) {
+          segments[n++] = {expert, next, count, used};
+          used += up_to(count, 16);
+          next += count;
+        }
+        if (next == begin[expert + 1]) ++expert;
+      }
+      group(call, segments, n, packed, packed + rows * inputs, inputs, inner);
+    }
+    return true;
+  }
+
+  // total[token[p]] += weight[p] * each[p], pairs in order; columns are divided among threads.
+  static void sum(const float* each, const int32_t* token, const float* weight, int64_t pairs, int64_t hidden,
+                  float* total) {
+    constexpr int64_t width = 256;
+    earthshine::parallel((hidden + width - 1) / width, [&](int64_t index) {
+      T::begin();
+      const int64_t from = index * width, n = at_most(hidden - from, width);
+      for (int64_t p = 0; p < pairs; ++p) {
+        const float* source = each + p * hidden + from;
+        float* to = total + token[p] * hidden + from;
+        const typename T::F share = T::broadcast(weight[p]);
+        int64_t i = 0;
+        for (; i + 16 <= n; i += 16) T::store(to + i, T::fma(share, T::load(source + i), T::load(to + i)));
+        for (; i < n; ++i) to[i] = __builtin_fmaf(weight[p], source[i], to[i]);
+      }
+      T::end();
+    });
+  }
+
+ private:
+  static void group(const Call& call, const Segment* segments, int64_t n, A* packed, A* inner_rows, int64_t inputs,
+                    int64_t inner) {
+    int64_t most = 0, all = 0;
+    for (int64_t s = 0; s < n; ++s) {
+      most = segments[s].count > most ? segments[s].count : most;
+      all += segments[s].count;
+    }
+    earthshine::parallel(all <= 16 ? 1 : n, [&](int64_t index) {
+      for (int64_t s = all <= 16 ? 0 : index; s < (all <= 16 ? n : index + 1); ++s) {
+        for (int64_t r = 0; r < segments[s].count; ++r) {
+          const uint16_t* row = call.x + call.token[segments[s].first + r] * call.hidden;
+          T::pack(row, call.hidden, packed + (segments[s].packed + r) * inputs, inputs);
+        }
+      }
+    });
+    const int64_t width = strip_width(most);
+    const int64_t inner_strips = (inner + width - 1) / width, strips = (call.hidden + width - 1) / width;
+    earthshine::parallel(n * inner_strips, [&](int64_t index) {
+      const Segment& segment = segments[index / inner_strips];
+      T::begin();
+      gate_and_up(call, segment, index % inner_strips * width, width, packed + segment.packed * inputs,
+                  inner_rows + segment.packed * inner, inner);
+      T::end();
+    });
+    earthshine::parallel(n * strips, [&](int64_t index) {
+      const Segment& segment = segments[index / strips];
+      T::begin();
+      down(call, segment, index % strips * width, width, inner_rows + segment.packed * inner);
+      T::end();
+    });
+  }
+
+  static void gate_and_up(const Call& call, const Segment& segment, int64_t row, int64_t width, const A* rows, A* to,
+                          int64_t inner) {
+    const es_expert& expert = call.experts[segment.expert];
+    float* gate = sums_of_thread.value;
+    float* up = more_sums_of_thread.value;
+    P::strip(stored(expert.gate), panel_of<Tile>(expert.gate.format), row, width, rows, segment.count, gate);
+    P::strip(stored(expert.up), panel_of<Tile>(expert.up.format), row, width, rows, segment.count, up);
+    const int64_t n = at_most(inner - row, width);  // a multiple of 32; beyond the matrix both are zero
+    for (int64_t r = 0; r < segment.count; ++r) {
+      for (int64_t i = 0; i < n; i += 16) {
+        float* at = gate + r * width + i;
+        T::store(at, T::mul(Math<T>::silu(T::load(at)), T::load(up + r * width + i)));
+      }
+      uint16_t rounded[wide];
+      P::round_row(gate + r * width, n, rounded);
+      T::pack(rounded, n, to + r * inner + row, n);
+    }
+  }
+
+  static void down(const Call& call, const Segment& segment, int64_t row, int64_t width, const A* rows) {
+    const es_matrix& matrix = call.experts[segment.expert].down;
+    float* sums = sums_of_thread.value;
+    P::strip(stored(matrix), panel_of<Tile>(matrix.format), row, width, rows, segment.count, sums);
+    const int64_t n = at_most(call.hidden - row, width);
+    for (int64_t r = 0; r < segment.count; ++r) {
+      std::memcpy(call.each + (segment.first + r) * call.hidden + row, sums + r * width, static_cast<size_t>(n) * 4);
+    }
+  }
+};
+
+}  // namespace

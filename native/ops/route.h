@@ -1,0 +1,91 @@
+// The router after its product: sigmoid, groups, the best experts and their weights (DeepSeek-V3, equations 12 to 16).
+//
+// Scores are ordered as whole numbers, so that nan has a place (before all others, as in torch's sort) and equal scores
+// fall to the lower expert.
+#pragma once
+
+#include "elementwise.h"
+
+namespace {
+
+// Greater numbers for greater values; nan is the greatest, both zeros are one.
+inline uint32_t rank_of(float value) {
+  if (value != value) return 0xffffffffu;
+  const float plain = value + 0.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &plain, sizeof bits);
+  return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
+}
+
+// The n greatest of `count` values, greatest first, as (rank, ~index): so equal values are in ascending order.
+inline void greatest(const float* values, int64_t count, int64_t n, uint64_t* found) {
+  int64_t held = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t key = static_cast<uint64_t>(rank_of(values[i])) << 32 | (0xffffffffu - static_cast<uint32_t>(i));
+    if (held == n && key < found[n - 1]) continue;
+    int64_t at = held < n ? held++ : n - 1;
+    for (; at > 0 && found[at - 1] < key; --at) found[at] = found[at - 1];
+    found[at] = key;
+  }
+}
+
+inline int64_t index_of(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
+
+template <class T>
+struct Route {
+  using L = Lanes16<T>;
+  static constexpr int64_t most = earthshine::most_experts;
+
+  static void run(const earthshine::RouteCall& call) {
+    over_rows<T>(call.tokens, call.n_experts * 8, [&](int64_t token) { one(call, token); });
+  }
+
+ private:
+  static void one(const earthshine::RouteCall& call, int64_t token) {
+    alignas(64) float scores[most], choice[most];
+    uint64_t found[most];
+    const float* logits = call.logits + token * call.n_experts;
+    for (int64_t i = 0; i < call.n_experts; i += 16) {
+      const int64_t n = at_most(call.n_experts - i, 16);
+      const typename T::F score = L::one_nan(Math<T>::sigmoid(L::load(logits + i, n)));
+      L::store(scores + i, n, score);
+      L::store(choice + i, n, T::add(score, L::load(call.bias + i, n)));
+    }
+    if (call.n_groups > 1) keep_groups(call, choice, found);
+    greatest(choice, call.n_experts, call.top_k, found);
+    weigh(call, scores, found, call.chosen + token * call.top_k, call.weight + token * call.top_k);
+  }
+
+  // A group counts by the sum of its two best; the experts of groups that are not kept fall to -inf.
+  static void keep_groups(const earthshine::RouteCall& call, float* choice, uint64_t* found) {
+    const int64_t members = call.n_experts / call.n_groups;
+    float sums[most / 2];
+    bool kept[most / 2] = {};
+    for (int64_t group = 0; group < call.n_groups; ++group) {
+      const float* mine = choice + group * members;
+      greatest(mine, members, 2, found);
+      sums[group] = mine[index_of(found[0])] + mine[index_of(found[1])];
+    }
+    greatest(sums, call.n_groups, call.groups_kept, found);
+    for (int64_t i = 0; i < call.groups_kept; ++i) kept[index_of(found[i])] = true;
+    for (int64_t expert = 0; expert < call.n_experts; ++expert) {
+      if (!kept[expert / members]) choice[expert] = float_from_bits(0xff800000u);
+    }
+  }
+
+  static void weigh(const earthshine::RouteCall& call, const float* scores, const uint64_t* found, int64_t* chosen,
+                    float* weight) {
+    float total = 0.0f;
+    for (int64_t k = 0; k < call.top_k; ++k) {
+      chosen[k] = index_of(found[k]);
+      weight[k] = scores[chosen[k]];
+      total += weight[k];
+    }
+    for (int64_t k = 0; k < call.top_k; ++k) {
+      const float share = call.normalize ? weight[k] / (total + 1e-20f) : weight[k];
+      weight[k] = share * call.scale;
+    }
+  }
+};
+
+}  // namespace

@@ -1,0 +1,187 @@
+"""What lies between the products, by the native library: RMS norm, rotary embedding, SwiGLU and the router's choice.
+
+Activations are bf16 (norm and SwiGLU also take fp32) and may be strided views, as long as each row lies without gaps.
+A row's bits depend on that row alone. Subnormal numbers count as zero; a nan comes out as 0x7fc0.
+Tensors that do not fit raise KernelError before an address crosses. Outputs may not overlap inputs, but may be them.
+"""
+
+import torch
+from torch import Tensor
+
+from earthshine.errors import KernelError
+from earthshine.kernels.library import check_status, library
+
+_BF16, _FP32 = torch.bfloat16, torch.float32
+MOST_EXPERTS = 4096
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, *, added: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """bf16(weight * bf16(x / sqrt(mean(x^2) + eps))) over the last axis, as `reference.rms_norm` for bf16.
+
+    x: bf16 or fp32 [..., dim]; weight: bf16 [dim]. With `added`, bf16 [..., dim], x += added comes first, rounded to
+    x's dtype and kept in x: a residual and the norm after it in one pass. `out`: bf16 [..., dim], which may be x.
+    """
+    dim = x.shape[-1] if x.ndim else 0
+    if weight.dtype is not _BF16 or weight.shape != (dim,) or not weight.is_contiguous() or not weight.is_cpu:
+        raise KernelError(f"The norm's weight is {_words(weight)}; bf16 [{dim}] without gaps is needed.")
+    wide = _is_wide(x)
+    rows, x_row = _rows(x)
+    added_row = 0 if added is None else _rows_like(added, x)
+    if out is None:
+        out, out_row = torch.empty(x.shape, dtype=_BF16), dim
+    else:
+        out_row = _rows_like(out, x)
+    check_status(
+        library().es_rms_norm(
+            x.data_ptr(),
+            wide,
+            x_row,
+            None if added is None else added.data_ptr(),
+            added_row,
+            weight.data_ptr(),
+            eps,
+            rows,
+            dim,
+            out.data_ptr(),
+            out_row,
+        )
+    )
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Rotary embedding over interleaved pairs, bit for bit `reference.rotate(x, cos[:, None], sin[:, None])`.
+
+    x: bf16 [rows, n_heads, dim] or [rows, dim]; cos, sin: fp32 [rows, dim / 2]; `out`: bf16 of x's shape, or x itself.
+    """
+    if x.dtype is not _BF16 or x.ndim not in (2, 3) or not x.is_cpu or (x.stride(-1) != 1 and x.shape[-1] > 1):
+        raise KernelError(f"x is {_words(x)}; bf16 [rows, n_heads, dim] or [rows, dim] is needed.")
+    rows, dim = x.shape[0], x.shape[-1]
+    for angles in (cos, sin):
+        if angles.dtype is not _FP32 or angles.shape != (rows, dim // 2) or not angles.is_contiguous():
+            raise KernelError(f"The angles are {_words(angles)}; fp32 [{rows}, {dim // 2}] without gaps is needed.")
+        if not angles.is_cpu:
+            raise KernelError("The angles must lie in main memory.")
+    if out is None:
+        out = torch.empty(x.shape, dtype=_BF16)
+    elif out.dtype is not _BF16 or out.shape != x.shape or not out.is_cpu or (out.stride(-1) != 1 and dim > 1):
+        raise KernelError(f"out is {_words(out)}; bf16 {list(x.shape)} is needed.")
+    heads = x.ndim == 3
+    check_status(
+        library().es_rotate(
+            x.data_ptr(),
+            x.stride(0),
+            x.stride(1) if heads else dim,
+            cos.data_ptr(),
+            sin.data_ptr(),
+            rows,
+            x.shape[1] if heads else 1,
+            dim,
+            out.data_ptr(),
+            out.stride(0),
+            out.stride(1) if heads else dim,
+        )
+    )
+    return out
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """bf16(silu(gate) * up); gate and up: both bf16 or both fp32 [..., cols]. Returns bf16 of their shape.
+
+    silu is within a few units in the last place of fp32, so one bf16 in some hundreds differs from the reference.
+    """
+    wide = _is_wide(gate)
+    if up.dtype is not gate.dtype or up.shape != gate.shape or not up.is_cpu:
+        raise KernelError(f"up is {_words(up)} and gate is {_words(gate)}; both must be alike, in main memory.")
+    rows, gate_row = _rows(gate)
+    up_row = _rows(up)[1]
+    out = torch.empty(gate.shape, dtype=_BF16)
+    check_status(
+        library().es_swiglu(
+            gate.data_ptr(), gate_row, up.data_ptr(), up_row, wide, rows, gate.shape[-1], out.data_ptr()
+        )
+    )
+    return out
+
+
+def route(
+    logits: Tensor,
+    bias: Tensor,
+    *,
+    top_k: int,
+    n_groups: int = 1,
+    groups_kept: int = 1,
+    normalize: bool = True,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """As `reference.route`: chosen int64 [tokens, top_k], the greatest first, and their fp32 weights.
+
+    logits: fp32 [tokens, n_experts], at most 4096 experts; bias: fp32 [n_experts]. The sigmoid is within a few units
+    in the last place; from there on every bit is the reference's. nan counts as the greatest score, as in torch.
+    """
+    if logits.dtype is not _FP32 or logits.ndim != 2 or not logits.is_contiguous() or not logits.is_cpu:
+        raise KernelError(f"The logits are {_words(logits)}; fp32 [tokens, n_experts] without gaps is needed.")
+    tokens, n_experts = logits.shape
+    if bias.dtype is not _FP32 or bias.shape != (n_experts,) or not bias.is_contiguous() or not bias.is_cpu:
+        raise KernelError(f"The router's bias is {_words(bias)}; fp32 [{n_experts}] without gaps is needed.")
+    if not 1 <= top_k <= n_experts <= MOST_EXPERTS:
+        raise KernelError(f"{top_k} of {n_experts} experts can't be chosen; it takes 1 to all of at most 4096.")
+    if n_groups != 1 and (n_groups < 1 or n_experts % n_groups or n_experts < 2 * n_groups):
+        raise KernelError(f"{n_experts} experts can't form {n_groups} equal groups of two or more.")
+    if not 1 <= groups_kept <= n_groups:
+        raise KernelError(f"{groups_kept} of {n_groups} groups can't be kept; it takes 1 to all of them.")
+    chosen = torch.empty(tokens, top_k, dtype=torch.int64)
+    weight = torch.empty(tokens, top_k, dtype=_FP32)
+    check_status(
+        library().es_route(
+            logits.data_ptr(),
+            bias.data_ptr(),
+            tokens,
+            n_experts,
+            top_k,
+            n_groups,
+            groups_kept,
+            normalize,
+            scale,
+            chosen.data_ptr(),
+            weight.data_ptr(),
+        )
+    )
+    return chosen, weight
+
+
+def _is_wide(x: Tensor) -> bool:
+    """Whether x is fp32 rather than bf16; KernelError where it is neither, has no axis, or lies elsewhere."""
+    wide = x.dtype is _FP32
+    if (not wide and x.dtype is not _BF16) or not x.ndim or not x.is_cpu:
+        raise KernelError(f"x is {_words(x)}; bf16 or fp32 [..., dim] in main memory is needed.")
+    return wide
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    """How many rows x has, and the elements from one to the next."""
+    dim = x.shape[-1]
+    if x.ndim == 2 and (x.stride(1) == 1 or dim < 2):
+        return x.shape[0], x.stride(0)
+    if x.is_contiguous():
+        return x.numel() // dim if dim else 0, dim
+    try:
+        flat = x.view(-1, dim)
+    except RuntimeError as problem:
+        raise KernelError(f"The rows of {_words(x)} have no one distance; copy them together.") from problem
+    if flat.stride(1) != 1 and dim > 1:
+        raise KernelError(f"The rows of {_words(x)} have gaps; copy them together.")
+    return flat.shape[0], flat.stride(0)
+
+
+def _rows_like(other: Tensor, x: Tensor) -> int:
+    """The row stride of a bf16 tensor of x's shape."""
+    if other.dtype is not _BF16 or other.shape != x.shape or not other.is_cpu:
+        raise KernelError(f"A tensor is {_words(other)}; bf16 {list(x.shape)} in main memory is needed.")
+    return _rows(other)[1]
+
+
+def _words(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)} on {x.device.type}"

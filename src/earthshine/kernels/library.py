@@ -1,0 +1,142 @@
+"""The native library, and the only module that loads native code.
+
+It is `libearthshine.so` in one of this package's folders (an editable install has two: the sources and the built
+files). A library that is absent or of another interface version is never loaded, and `reason()` says so.
+Interface: native/include/earthshine.h.
+"""
+
+import ctypes
+import functools
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+
+from earthshine.errors import KernelError
+
+ABI_VERSION = 2
+FILE_NAME = "libearthshine.so"
+
+_POINTER, _INT64, _INT32, _NAME = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_char_p
+_FLOAT = ctypes.c_float
+_SIGNATURES = MappingProxyType(
+    {
+        "es_status_text": (_NAME, (_INT32,)),
+        "es_instruction_set_at": (_NAME, (_INT32,)),
+        "es_instruction_set": (_NAME, ()),
+        "es_force_instruction_set": (_INT32, (_NAME,)),
+        "es_refusal": (_NAME, (_NAME,)),
+        "es_set_threads": (_INT32, (_INT32,)),
+        "es_threads": (_INT32, ()),
+        "es_decode": (_INT32, (_POINTER, _POINTER)),
+        "es_linear": (_INT32, (_POINTER, _POINTER, _INT64, _POINTER, _INT32)),
+        "es_linear_by_head": (_INT32, (_POINTER, _POINTER, _POINTER, _INT64, _POINTER)),
+        "es_moe_ffn": (_INT32, (_POINTER, _INT64, _POINTER, _POINTER, _INT64, _POINTER, _INT64, _INT64, _POINTER)),
+        "es_moe_sum": (_INT32, (_POINTER, _POINTER, _POINTER, _INT64, _INT64, _INT64, _POINTER)),
+        "es_rms_norm": (
+            _INT32,
+            (_POINTER, _INT32, _INT64, _POINTER, _INT64, _POINTER, _FLOAT, _INT64, _INT64, _POINTER, _INT64),
+        ),
+        "es_rotate": (
+            _INT32,
+            (_POINTER, _INT64, _INT64, _POINTER, _POINTER, _INT64, _INT64, _INT64, _POINTER, _INT64, _INT64),
+        ),
+        "es_swiglu": (_INT32, (_POINTER, _INT64, _POINTER, _INT64, _INT32, _INT64, _INT64, _POINTER)),
+        "es_route": (
+            _INT32,
+            (_POINTER, _POINTER, _INT64, _INT64, _INT64, _INT64, _INT64, _INT32, _FLOAT, _POINTER, _POINTER),
+        ),
+        "es_mla_attention": (_INT32, (_POINTER, _POINTER, _INT64, _POINTER, _INT64, _POINTER, _POINTER)),
+    }
+)
+
+
+def available() -> bool:
+    """Whether the library is loaded."""
+    return not reason()
+
+
+def reason() -> str:
+    """Why the library does not serve, in a sentence; empty where it does."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else ""
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """The instruction sets that this build and this processor have, best first; the last is "portable"."""
+    loaded = library()
+    names: list[str] = []
+    while (name := loaded.es_instruction_set_at(len(names))) is not None:
+        names.append(name.decode("ascii"))
+    return tuple(names)
+
+
+def instruction_set() -> str:
+    """The instruction set that serves now."""
+    return str(library().es_instruction_set().decode("ascii"))
+
+
+def refusal(name: str) -> str:
+    """Why an instruction set can't run here, in a sentence; empty where it can."""
+    text = library().es_refusal(name.encode("ascii"))
+    return f"This build has no {name}." if text is None else str(text.decode("ascii"))
+
+
+def force(name: str) -> None:
+    """Makes one of `instruction_sets()`, or with "auto" the best, serve the whole process."""
+    permitted = ("auto", *instruction_sets())
+    if name not in permitted:
+        raise KernelError(f"The instruction set {name!r} can't run here; permitted are {', '.join(permitted)}.")
+    check_status(library().es_force_instruction_set(name.encode("ascii")))
+
+
+def set_threads(n_threads: int) -> None:
+    """How many threads share an operation, 1 to 512. No result depends on it."""
+    if not 1 <= n_threads <= 512:
+        raise KernelError(f"{n_threads} threads are not possible; it takes 1 to 512.")
+    check_status(library().es_set_threads(n_threads))
+
+
+def threads() -> int:
+    """How many threads share an operation."""
+    return int(library().es_threads())
+
+
+def check_status(status: int) -> None:
+    """Raises KernelError, saying which, for any status but success."""
+    if status != 0:
+        raise KernelError(str(library().es_status_text(status).decode("ascii")))
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library; raises KernelError, saying why, where there is none."""
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise KernelError(loaded)
+    return loaded
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | str:
+    """The library, or why there is none. Looked for once a process."""
+    package = find_spec("earthshine.kernels")
+    folders = (package and package.submodule_search_locations) or ()
+    found = next((path for folder in folders if (path := Path(folder, FILE_NAME)).is_file()), None)
+    if found is None:
+        return f"The native library {FILE_NAME} is not installed; `pip install .` builds it, and needs a C++ compiler."
+    return open_library(found)
+
+
+def open_library(path: Path) -> ctypes.CDLL | str:
+    """Loads one file and declares its functions; a sentence where it is not a library of this interface version."""
+    try:
+        loaded = ctypes.CDLL(str(path))
+        loaded.es_abi_version.restype = _INT32
+        version = int(loaded.es_abi_version())
+        if version != ABI_VERSION:
+            return f"{path} has interface version {version}, and this package needs {ABI_VERSION}; install it again."
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as problem:
+        return f"{path} can't be loaded ({problem}); install the package again."
+    return loaded

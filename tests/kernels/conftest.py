@@ -1,0 +1,43 @@
+"""One instruction set at a time, AMX in emulation where the processor has none."""
+
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+
+import pytest
+
+from earthshine.kernels import library
+
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
+
+
+@pytest.fixture
+def native_library() -> Iterator[None]:
+    """Skips where the sources run uninstalled; an installed package without its library is a failure."""
+    if not library.available():
+        try:
+            distribution("earthshine")
+        except PackageNotFoundError:
+            pytest.skip(library.reason())
+        pytest.fail(library.reason())
+    before = library.threads()
+    library.set_threads(1)
+    yield
+    library.set_threads(before)
+    library.force("auto")
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(
+    request: pytest.FixtureRequest, native_library: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Serves while the test runs; "portable" can be forced beside it."""
+    name = str(request.param)
+    if name == "amx" and name not in library.instruction_sets():
+        emulated = request.getfixturevalue("emulated_library")
+        monkeypatch.setattr(library, "_load", lambda: emulated)
+    if name not in library.instruction_sets():
+        pytest.skip(f"{name} can't run here: {library.refusal(name)}")
+    library.force(name)
+    assert library.instruction_set() == name
+    yield name
+    library.set_threads(1)

@@ -1,0 +1,304 @@
+"""Latent attention over pages against the oracle, and against itself however tokens, pages and threads are divided."""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from earthshine.errors import KernelError
+from earthshine.kernels import library, reference
+from earthshine.kernels.attention import PagedTokens, _Attention, _Sequence, attend_latents
+
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
+SPAN = 512  # positions of one softmax in the library
+
+Shape = tuple[int, int, int, int, list[tuple[int, int]]]  # heads, rank, rope, page tokens, (count, start) of each
+
+pytestmark = pytest.mark.skipif(not library.available(), reason="the native library is not installed")
+
+
+class Case(NamedTuple):
+    query: Tensor
+    pool: Tensor
+    sequences: list[PagedTokens]
+    rank: int
+    scale: float
+
+    def attend(self) -> Tensor:
+        return attend_latents(self.query, self.pool, self.sequences, self.rank, self.scale)
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    threads = library.threads()
+    yield
+    library.set_threads(threads)
+    library.force("auto")
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest) -> str:
+    if request.param not in library.instruction_sets():
+        pytest.skip(f"this processor or build does not offer {request.param}")
+    library.force(request.param)
+    return str(request.param)
+
+
+def draw(*shape: int, seed: int = 0, size: float = 1.0) -> Tensor:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * size).bfloat16()
+
+
+def make(
+    n_heads: int,
+    rank: int,
+    rope: int,
+    page_tokens: int,
+    tokens: list[tuple[int, int]],
+    seed: int = 0,
+    size: float = 1.0,
+) -> Case:
+    """`tokens`: (count, start) of each sequence. Pages are shuffled; whatever no sequence has written is nan."""
+    needs = [-(-(count + start) // page_tokens) for count, start in tokens]
+    order = torch.randperm(sum(needs) + 2, generator=torch.Generator().manual_seed(seed)).int()
+    pool = torch.full((len(order), page_tokens, rank + rope), float("nan"), dtype=torch.bfloat16)
+    sequences = []
+    for i, ((count, start), pages) in enumerate(zip(tokens, order[: sum(needs)].split(needs), strict=True)):
+        write(pool, pages, draw(count + start, rank + rope, seed=seed + i + 1))
+        sequences.append(PagedTokens(count, start, pages))
+    query = draw(sum(count for count, _ in tokens), n_heads, rank + rope, seed=seed + 99, size=size)
+    return Case(query, pool, sequences, rank, (rank + rope) ** -0.5)
+
+
+def write(pool: Tensor, pages: Tensor, latents: Tensor) -> None:
+    place = torch.arange(len(latents))
+    pool[pages[place // pool.shape[1]].long(), place % pool.shape[1]] = latents
+
+
+def expected(case: Case) -> Tensor:
+    """fp32 [tokens, n_heads, rank]."""
+    results, first = [], 0
+    for sequence in case.sequences:
+        end = sequence.start + sequence.count
+        latents = case.pool[sequence.pages.long()].flatten(0, 1)[:end].float()[None]
+        query = case.query[first : first + sequence.count].float().transpose(0, 1)
+        mixed = reference.attend(query, latents, latents[..., : case.rank], case.scale, sequence.start)
+        results.append(mixed.transpose(0, 1))
+        first += sequence.count
+    return torch.cat(results)
+
+
+def assert_near(actual: Tensor, wanted: Tensor) -> None:
+    """Within the roundings of shares and results to bf16: half a unit in the last place is 2^-9 of a value."""
+    assert actual.isfinite().all()
+    error = (actual.float() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    assert error.max() < 2**-8
+    assert ((actual.float() - wanted).abs() <= 2**-8 * wanted.abs() + 2**-7 * wanted.square().mean().sqrt()).all()
+
+
+SHAPES: list[Shape] = [
+    (1, 32, 0, 16, [(1, 0)]),
+    (3, 40, 8, 16, [(17, 0), (1, 33), (2, 15)]),
+    (3, 33, 5, 7, [(5, 60), (1, 199)]),
+    (16, 64, 32, 48, [(1, 95), (9, 100)]),
+    (64, 96, 32, 64, [(1, 130), (3, 61)]),
+    (128, 64, 64, 64, [(1, 63), (2, 126)]),
+    (5, 64, 0, 64, [(3, SPAN - 2), (1, 2 * SPAN)]),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("size", [0.3, 6.0], ids=["even", "peaked"])
+def test_every_instruction_set_is_near_the_oracle(instruction_set: str, shape: Shape, size: float) -> None:
+    case = make(*shape, seed=len(shape[4]), size=size)
+    assert_near(case.attend(), expected(case))
+
+
+def test_the_shapes_of_published_models_are_near_the_oracle() -> None:
+    """Kimi-K2.6 has 64 heads, Moonlight 16; both keep 512 + 64 values a token."""
+    for n_heads in (16, 64):
+        case = make(n_heads, 512, 64, 64, [(1, 700), (3, 20)])
+        assert_near(case.attend(), expected(case))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_instruction_sets_give_the_same_bits(shape: Shape) -> None:
+    """All but avx512_bf16, which adds in an order of its own."""
+    case = make(*shape, seed=4)
+    results: dict[str, Tensor] = {}
+    for name in set(library.instruction_sets()) - {"avx512_bf16"}:
+        library.force(name)
+        results[name] = case.attend()
+    for name, result in results.items():
+        assert torch.equal(result, results["portable"]), name
+
+
+def test_any_number_of_threads_gives_the_same_bits(instruction_set: str) -> None:
+    case, results = make(6, 48, 16, 16, [(25, 0), (1, 1100), (2, 530)]), []
+    for threads in (1, 2, 3):
+        library.set_threads(threads)
+        results.append(case.attend())
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def alone(case: Case, place: int, begin: int, end: int) -> Tensor:
+    """Tokens begin to end of one sequence, in a call of their own; what comes later is nan in the pool."""
+    whole = case.sequences[place]
+    first = sum(sequence.count for sequence in case.sequences[:place])
+    seen = whole.start + end
+    pool = torch.full_like(case.pool, float("nan"))
+    write(pool, whole.pages, case.pool[whole.pages.long()].flatten(0, 1)[:seen])
+    part = PagedTokens(end - begin, whole.start + begin, whole.pages)
+    return case._replace(query=case.query[first + begin : first + end], pool=pool, sequences=[part]).attend()
+
+
+@pytest.mark.parametrize("n_heads", [3, 16, 64])
+def test_a_token_is_the_same_alone_in_a_batch_and_in_any_chunk(instruction_set: str, n_heads: int) -> None:
+    case = make(n_heads, 64, 8, 16, [(9, SPAN - 4), (1, 40), (12, 0)])
+    together = case.attend()
+    for place, first, count in ((0, 0, 9), (1, 9, 1), (2, 10, 12)):
+        for chunk in (count, 5, 1):
+            for begin in range(0, count, chunk):
+                end = min(begin + chunk, count)
+                assert torch.equal(alone(case, place, begin, end), together[first + begin : first + end])
+
+
+def test_spans_in_turn_side_by_side_and_in_several_rounds_give_the_same_bits() -> None:
+    """A token of 128 heads is a block. 32 MiB hold a span of 128 of them, so the spans of 130 are taken in turn."""
+    case = make(128, 512, 0, 64, [(130, SPAN - 60)])
+    library.set_threads(3)
+    library.force(next(name for name in library.instruction_sets() if name != "amx"))  # 2 s where it is emulated
+    together = case.attend()
+    assert torch.equal(alone(case, 0, 50, 130), together[50:])
+    for token in (0, 59, 60, 61, 129):
+        assert torch.equal(alone(case, 0, token, token + 1), together[token : token + 1])
+
+
+def test_where_pages_lie_and_how_large_they_are_changes_nothing(instruction_set: str) -> None:
+    latents, query = draw(700, 96, seed=1), draw(3, 16, 96)
+    results = []
+    for page_tokens in (7, 16, 48, 64, 1000):
+        n = -(-700 // page_tokens)
+        swapped = torch.arange(n - n % 4).view(-1, 4)[:, [0, 2, 1, 3]].flatten()  # ends of a block where they were
+        for order in (torch.arange(n), torch.arange(n).flip(0), torch.cat((swapped, torch.arange(n - n % 4, n)))):
+            pool = torch.full((n, page_tokens, 96), float("inf"), dtype=torch.bfloat16)
+            write(pool, order, latents)
+            results.append(attend_latents(query, pool, [PagedTokens(3, 697, order.int())], 64, 0.1))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_sequences_may_share_pages() -> None:
+    case = make(4, 32, 16, 16, [(2, 62)])
+    pages = case.sequences[0].pages
+    forked = torch.cat((pages[:2], torch.tensor([len(case.pool)], dtype=torch.int32)))
+    pool = torch.cat((case.pool, draw(1, 16, 48, seed=7)))
+    sequences = [case.sequences[0], PagedTokens(2, 40, forked)]
+    both = case._replace(query=draw(4, 4, 48, seed=3), pool=pool, sequences=sequences)
+    assert_near(both.attend(), expected(both))
+    assert torch.equal(both._replace(query=both.query[:2], sequences=sequences[:1]).attend(), both.attend()[:2])
+
+
+def test_a_score_far_above_the_others_selects_its_latent(instruction_set: str) -> None:
+    """Scores of thousands overflow no exponential, and a share of one is exact."""
+    latents = draw(600, 64, seed=2)
+    latents[[70, 550]] = draw(2, 64, seed=3) * 40
+    query = latents[[70, 550]].unsqueeze(1).repeat(1, 16, 1)
+    pool = latents.view(-1, 60, 64)
+    mixed = attend_latents(query, pool, [PagedTokens(2, 598, torch.arange(10, dtype=torch.int32))], 48, 1.0)
+    assert torch.equal(mixed, query[..., :48])
+
+
+def test_a_first_token_gives_its_own_latent_back(instruction_set: str) -> None:
+    case = make(3, 48, 16, 16, [(1, 0)])
+    latent = case.pool[case.sequences[0].pages[0], 0, :48]
+    assert torch.equal(case.attend(), latent.expand(1, 3, 48))
+
+
+def test_empty_sequences_and_empty_batches_are_possible() -> None:
+    case = make(4, 32, 16, 16, [(2, 5)])
+    empty = PagedTokens(0, 3, case.sequences[0].pages)
+    assert torch.equal(case._replace(sequences=[empty, *case.sequences, empty]).attend(), case.attend())
+    assert case._replace(query=case.query[:0], sequences=[]).attend().shape == (0, 4, 32)
+
+
+def _pages(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+REFUSED: list[tuple[Callable[[Case], Case], str]] = [
+    (lambda c: c._replace(query=c.query.float()), "query is torch.float32"),
+    (lambda c: c._replace(pool=c.pool[..., :40]), "three contiguous axes"),
+    (lambda c: c._replace(query=c.query[0]), "three contiguous axes"),
+    (lambda c: c._replace(pool=c.pool.to("meta")), "main memory"),
+    (lambda c: c._replace(query=c.query[..., :40].contiguous()), "Queries of 40, latents of 48"),
+    (lambda c: c._replace(rank=0), "values of 0"),
+    (lambda c: c._replace(rank=49), "values of 49"),
+    (lambda c: c._replace(scale=0.0), r"scaled by 0\.0"),
+    (lambda c: c._replace(scale=float("nan")), "scaled by nan"),
+    (lambda c: c._replace(scale=1e39), "does not fit"),
+    (lambda c: c._replace(sequences=[]), "have 0 tokens and the queries 2"),
+    (lambda c: c._replace(sequences=[PagedTokens(2, 15, _pages(0))]), "Positions 15 to 17 do not fit in 1 pages of 16"),
+    (lambda c: c._replace(sequences=[PagedTokens(2, -1, _pages(0))]), "Positions -1 to 1"),
+    (lambda c: c._replace(sequences=[PagedTokens(2, 0, _pages(0).long())]), "int32"),
+    (lambda c: c._replace(sequences=[PagedTokens(2, 0, _pages(0, len(c.pool)))]), "outside its array"),
+    (lambda c: c._replace(sequences=[PagedTokens(2, 0, _pages(-1))]), "outside its array"),
+]
+
+
+@pytest.mark.parametrize(("damage", "says"), REFUSED, ids=[says for _, says in REFUSED])
+def test_what_does_not_fit_is_refused(damage: Callable[[Case], Case], says: str) -> None:
+    with pytest.raises(KernelError, match=says):
+        damage(make(4, 32, 16, 16, [(2, 5)])).attend()
+
+
+OK, NULL, SHAPE, INDEX = 0, 1, 2, 5
+HUGE = 2**62
+C_REFUSED: list[tuple[dict[str, float], dict[str, int | None], int]] = [
+    ({"n_heads": 0}, {}, SHAPE),
+    ({"n_heads": HUGE}, {}, SHAPE),
+    ({"kv_lora_rank": 0}, {}, SHAPE),
+    ({"kv_lora_rank": HUGE}, {}, SHAPE),
+    ({"rope_dim": -1}, {}, SHAPE),
+    ({"page_tokens": 0}, {}, SHAPE),
+    ({"n_pool_pages": HUGE}, {}, SHAPE),
+    ({"scale": -1.0}, {}, SHAPE),
+    ({"scale": float("inf")}, {}, SHAPE),
+    ({"n_pool_pages": 1}, {}, INDEX),
+    ({}, {"first": -1}, INDEX),
+    ({}, {"first": HUGE}, INDEX),
+    ({}, {"rows": 3}, INDEX),
+    ({}, {"rows": -1}, INDEX),
+    ({}, {"start": HUGE}, INDEX),
+    ({}, {"start": 31}, INDEX),
+    ({}, {"n_pages": HUGE}, INDEX),
+    ({}, {"n_pages": -1}, INDEX),
+    ({}, {"pages": None}, NULL),
+]
+
+
+@pytest.mark.parametrize(("of_shape", "of_sequence", "status"), C_REFUSED, ids=str)
+def test_the_c_interface_checks_its_own_arguments(
+    of_shape: dict[str, float], of_sequence: dict[str, int | None], status: int
+) -> None:
+    query, pool, pages = draw(2, 4, 48), draw(2, 16, 48), _pages(1, 0)
+    out = torch.empty(2, 4, 32, dtype=torch.bfloat16)
+
+    def call(shape: _Attention | None, sequences: object, n: int, *missing: str) -> int:
+        at = {name: None if name in missing else t.data_ptr() for name, t in (("q", query), ("p", pool), ("o", out))}
+        where = None if shape is None else ctypes.byref(shape)
+        return int(library.library().es_mla_attention(where, sequences, n, at["q"], 2, at["p"], at["o"]))
+
+    shape = _Attention(4, 32, 16, 16, 2, 0.1)
+    sequence = _Sequence(0, 2, 28, pages.data_ptr(), 2)
+    assert call(shape, (_Sequence * 1)(sequence), 1) == OK
+    assert call(shape, (_Sequence * 2)(sequence, sequence), 2) == INDEX  # rows that both would write
+    assert call(shape, None, 1) == call(None, (_Sequence * 1)(sequence), 1) == NULL
+    assert [call(shape, (_Sequence * 1)(sequence), 1, name) for name in "qpo"] == [NULL] * 3
+    assert call(shape, (_Sequence * 1)(sequence), -1) == SHAPE
+    for changed, values in ((shape, of_shape), (sequence, of_sequence)):
+        for name, value in values.items():
+            setattr(changed, name, value)
+    assert call(shape, (_Sequence * 1)(sequence), 1) == status
