@@ -1,29 +1,35 @@
-"""`earthshine inspect`: a model's architecture, footprint, formats and tensor coverage.
+"""`earthshine inspect`: a model's architecture, footprint, formats and tensor coverage; with --hash its checksums.
 
-From a config.json alone too, and then without loading torch."""
+From a config.json alone too, and then without loading torch. Progress goes to standard error, so that standard output
+stays one document."""
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from earthshine.cli.options import context_tokens
 from earthshine.cli.source import find_model
+from earthshine.errors import UsageError
 from earthshine.spec import ModelSpec, decode_flops_per_token, footprint, load_spec, prefill_flops_per_token
 from earthshine.spec.model import MoeSpec
 from earthshine.units import format_bytes, format_count
 
 
-def run_inspect(model: str | None, context: int | None, as_json: bool) -> None:
-    path = find_model(model, weights=False)
+def run_inspect(model: str | None, context: int | None, as_json: bool, make_hashes: bool = False) -> None:
+    path = find_model(model, weights=make_hashes)
     spec = load_spec(path)
     facts = {"architecture": _architecture(spec), "footprint": _footprint(spec, context_tokens(spec, context))}
     if _has_weights(path):
         facts["weights"] = _coverage(path, spec)
+    if make_hashes:
+        facts["manifest"] = _hash(path, spec)
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -90,6 +96,34 @@ def _coverage(folder: Path, spec: ModelSpec) -> dict[str, Any]:
 
     shares = Checkpoint.open(folder, spec).coverage().shares
     return {f"{share.kind}_{share.format}": {"tensors": share.n_tensors, "bytes": share.nbytes} for share in shares}
+
+
+def _hash(folder: Path, spec: ModelSpec) -> dict[str, Any]:
+    """Reads every weight once and writes their checksums beside them, against which later reads are held."""
+    from earthshine.weights import Checkpoint, Reader, write_manifest
+
+    if not _has_weights(folder):
+        raise UsageError(f"{folder} has no weights to make checksums of.")
+    checkpoint = Checkpoint.open(folder, spec)
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    begun = time.perf_counter()
+    done_bytes = 0
+    with Progress("hashing", *columns, console=Console(stderr=True), transient=True) as bar, Reader() as reader:
+        task = bar.add_task("", total=None)
+
+        def show(done: int, total: int) -> None:
+            nonlocal done_bytes
+            done_bytes = done
+            bar.update(task, completed=done, total=total)
+
+        path = write_manifest(checkpoint, reader, show)
+        reason = reader.reason
+    return {
+        "written": str(path),
+        "bytes_hashed": done_bytes,
+        "bytes_per_second": done_bytes / max(time.perf_counter() - begun, 1e-9),
+        "reads": reason or "past the page cache",
+    }
 
 
 def _readable(name: str, value: Any) -> Iterator[str]:

@@ -1,120 +1,251 @@
 """Routed experts from disk: the seam that the mathematics calls, answered from slots or by reading the checkpoint.
 
-The invariant: the result depends on the published values alone, never on the budget, on what the slots hold or on
-the order of earlier calls; sums are fp32 in ascending order of expert. Refuses a budget below one expert.
-Not safe to call from two threads at once.
+The invariant: the result depends on the published values alone, never on slots, on what they hold, on the order in
+which reads end or on earlier calls; a token's experts are summed in fp32, ascending. Beside its slots the store takes
+at most 64 MiB for outputs that are not summed yet. Not safe to call from two threads at once.
 """
 
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from earthshine import kernels
 from earthshine.errors import UsageError
-from earthshine.spec.layout import moe_layers
-from earthshine.weights.checkpoint import Checkpoint, ExpertExtents
-from earthshine.weights.formats import StoredLinear, exactly
-from earthshine.weights.shards import read_bytes, view_tensor
-from earthshine.weights.slots import LruSlots
+from earthshine.weights.checkpoint import Checkpoint
+from earthshine.weights.formats import dense
+from earthshine.weights.manifest import Manifest
+from earthshine.weights.placement import Weight
+from earthshine.weights.reading import Reader
+from earthshine.weights.residency import Arrivals, Held, Residency
+
+_EACH_BYTES = 64 << 20  # of outputs that are not summed yet: 2340 pairs of Kimi-K2.6
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertStats:
-    """What the store has done so far: experts found in a slot, experts read, and the bytes of those reads."""
+    """What the store has done so far. An expert counts once a call, however many tokens chose it."""
 
     hits: int
     misses: int
-    bytes_read: int
+    bytes_read: int  # published bytes of the misses
+    read_wait_seconds: float  # in which nothing was computed
+    compute_seconds: float
+    direct: bool  # whether every read went past the page cache
+    rereads: int  # reads repeated because what came first did not pass its check
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StoredExpert:
-    """One routed expert as published."""
+class _Pairs:
+    """A call's choices by expert, then token: expert i of `experts` has the pairs from begin[i] to begin[i + 1]."""
 
-    gate: StoredLinear  # [intermediate, hidden]
-    up: StoredLinear  # [intermediate, hidden]
-    down: StoredLinear  # [hidden, intermediate]
+    experts: list[int]
+    begin: list[int]
+    token: Tensor  # int32 [pairs]
+    weight: Tensor  # fp32 [pairs]
 
-
-def read_expert(extents: ExpertExtents) -> StoredExpert:
-    """Reads the merged ranges and checks the scales and stored shapes; raises CheckpointError."""
-    buffers = [(span, read_bytes(span.file, span.offset, span.nbytes)) for span in extents.ranges]
-    linears = []
-    for published, parts in extents.parts:
-        tensors = []
-        for extent in parts:
-            span, buffer = next(
-                (span, buffer)
-                for span, buffer in buffers
-                if span.file == extent.file and 0 <= extent.offset - span.offset <= span.nbytes - extent.nbytes
-            )
-            tensors.append(view_tensor(buffer, extent.offset - span.offset, extent))
-        names = tuple(extent.name for extent in parts)
-        linears.append(StoredLinear(published.shape, published.storage, names, tuple(tensors)))
-        linears[-1].check()
-    return StoredExpert(*linears)
+    def __len__(self) -> int:
+        return self.begin[-1]
 
 
-class StoredExperts:
-    """`models`' Experts over a checkpoint, holding at most `budget_bytes` of published experts in memory."""
+def _pairs(chosen: Tensor, weight: Tensor) -> _Pairs:
+    if len(chosen) == 1:  # a decoded token: 20 us less
+        only, place = chosen[0].sort()
+        first = torch.zeros(len(only), dtype=torch.int32)
+        return _Pairs(only.tolist(), list(range(len(only) + 1)), first, weight[0, place])
+    flat = chosen.numpy().reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    ids = flat[order]
+    firsts = np.flatnonzero(ids[1:] != ids[:-1]) + 1
+    begin = [0, *firsts.tolist(), len(ids)]
+    token = torch.from_numpy((order // chosen.shape[1]).astype(np.int32))
+    shares = torch.from_numpy(weight.detach().numpy().reshape(-1)[order])
+    return _Pairs(ids[begin[:-1]].tolist(), begin, token, shares)
 
-    def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, budget_bytes: int) -> None:
-        """`dtype` is that of activations inside an expert. UsageError for a small budget names the least that works."""
-        smallest = max(
-            (checkpoint.expert_extents(layer, 0).nbytes for layer, _ in moe_layers(checkpoint.spec)), default=0
+
+class ExpertStore:
+    """`models`' Experts over a checkpoint, holding `slots_per_layer` experts of each layer and reading the rest."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        slots_per_layer: int,
+        transit_slots: int,
+        reader: Reader,
+        dtype: torch.dtype,
+        manifest: Manifest | None = None,
+    ) -> None:
+        """`transit_slots`: for experts on their way through, read ahead of their use; one is enough, and none is where
+        every expert has a slot. `dtype`: of activations inside an expert. Opens every shard in `reader`.
+
+        UsageError for fewer slots than work, or more memory than can be mapped; CheckpointError for changed shards.
+        """
+        self._residency = Residency(
+            checkpoint,
+            slots_per_layer=slots_per_layer,
+            transit_slots=transit_slots,
+            reader=reader,
+            dtype=dtype,
+            manifest=manifest,
         )
-        if budget_bytes < smallest:
-            raise UsageError(
-                f"{budget_bytes} bytes hold no expert; the smallest budget that works is {smallest} bytes."
-            )
-        self._checkpoint = checkpoint
-        self._dtype = dtype
-        self._slots: LruSlots[StoredExpert] = LruSlots(budget_bytes)
+        self._checkpoint, self._reader, self._dtype = checkpoint, reader, dtype
         self._hits = 0
-        self._misses = 0
-        self._bytes_read = 0
+        self._compute_seconds = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots; memory is touched only as they fill."""
+        return self._residency.arena.nbytes
 
     @property
     def stats(self) -> ExpertStats:
         """A snapshot of the counters since construction."""
-        return ExpertStats(self._hits, self._misses, self._bytes_read)
-
-    def _fetch(self, layer: int, expert: int) -> StoredExpert:
-        found = self._slots.look((layer, expert))
-        if found is not None:
-            self._hits += 1
-            return found
-        extents = self._checkpoint.expert_extents(layer, expert)
-        self._slots.make_room(extents.nbytes)
-        stored = read_expert(extents)
-        self._misses += 1
-        self._bytes_read += extents.nbytes
-        self._slots.keep((layer, expert), stored, extents.nbytes)
-        return stored
+        home, reader = self._residency, self._reader
+        waited, computed = home.read_wait_seconds, self._compute_seconds
+        return ExpertStats(self._hits, home.misses, home.bytes_read, waited, computed, reader.direct, reader.rereads)
 
     def ffn(self, layer: int, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
         """The weighted sum of each token's chosen experts, `down(silu(gate x) * up x)`, in x's dtype.
 
-        x: [tokens, hidden]; chosen: int64 [tokens, top_k]; weight: fp32 [tokens, top_k]. An expert's output is
-        weighted and summed in fp32, ascending in expert, whatever order a token's choices are in.
+        x: [tokens, hidden]; chosen: int64 [tokens, top_k], distinct in a row; weight: fp32 [tokens, top_k]. Raises
+        CheckpointError where an expert can't be read; later calls are none the worse for it.
         """
-        total = torch.zeros_like(x, dtype=torch.float32)
-        inputs = x.to(self._dtype)
-        for expert in torch.unique(chosen).tolist():
-            picks = chosen == expert
-            tokens = picks.any(-1).nonzero().squeeze(-1)
-            share = torch.where(picks, weight, 0.0).sum(-1)[tokens]  # [picked]
-            total[tokens] += self._expert(layer, expert, inputs[tokens]).float() * share[:, None]
+        total = torch.zeros(x.shape, dtype=torch.float32)
+        home, resident = self._residency, self._residency.resident(layer)
+        if not chosen.numel():
+            return total.to(x.dtype)
+        home.begin()
+        pairs = _pairs(chosen, weight)
+        kept = home.choose(layer, chosen.numpy(), pairs.experts, np.diff(pairs.begin))
+        arrivals = home.arrivals((layer, expert) for expert in pairs.experts if expert not in resident)
+        call = _Call(layer, x.to(self._dtype).contiguous(), pairs, kept, resident, arrivals)
+        n_hits = sum(expert in resident for expert in pairs.experts)
+        rows = max(1, _EACH_BYTES // (4 * x.shape[1]))
+        if 0 < n_hits < len(pairs.experts) and 2 * len(pairs) <= rows:  # the hits' outputs are there twice for a moment
+            self._hits_first(call, total)
+        else:
+            self._in_waves(call, rows, total)
+        self._hits += n_hits
+        home.end()
         return total.to(x.dtype)
 
-    def _expert(self, layer: int, expert: int, x: Tensor) -> Tensor:
-        """[picked, hidden] to [picked, hidden]; each matrix is decoded, used and dropped in turn."""
-        stored = self._fetch(layer, expert)
-        gate = kernels.linear(x, _used(stored.gate, x.dtype))
-        up = kernels.linear(x, _used(stored.up, x.dtype))
-        return kernels.linear(kernels.swiglu(gate, up), _used(stored.down, x.dtype))
+    def preload(self, progress: Callable[[int, int], None]) -> None:
+        """Fills the slots of a store that has one for every expert; `progress` is told bytes done and bytes in all.
+
+        UsageError where experts outnumber slots; CheckpointError as for `ffn`.
+        """
+        home = self._residency
+        if not home.whole:
+            raise UsageError("Experts can be loaded ahead only where each has a slot of its own.")
+        home.begin()
+        counts = home.n_experts.items()
+        missing = [(layer, e) for layer, count in counts for e in range(count) if e not in home.resident(layer)]
+        total = sum(self._checkpoint.expert_extents(*key).nbytes for key in missing)
+        before = home.bytes_read
+        arrivals = home.arrivals(missing)
+        for key in missing:
+            arrivals.release(key, arrivals.take(key), keep=True)
+            progress(home.bytes_read - before, total)
+        home.end()
+
+    def _hits_first(self, call: "_Call", total: Tensor) -> None:
+        """Computes what is in memory while the rest is read, the rest as it arrives, and sums once all is there."""
+        pairs, begin = call.pairs, call.pairs.begin
+        each = torch.empty(len(pairs), total.shape[1])
+        hits = [i for i, expert in enumerate(pairs.experts) if expert in call.resident]
+        rows = torch.from_numpy(np.concatenate([np.arange(begin[i], begin[i + 1]) for i in hits]))
+        ends = np.cumsum([begin[i + 1] - begin[i] for i in hits]).tolist()
+        outputs = torch.empty(len(rows), total.shape[1])
+        held = [call.take(i) for i in hits]
+        self._compute(held, call.x, pairs.token[rows], [0, *ends], outputs)
+        each[rows] = outputs
+        call.release(hits, held)
+        misses = [i for i in range(len(pairs.experts)) if i not in set(hits)]
+        while misses:
+            run = call.run(misses, len(pairs))
+            misses = misses[len(run) :]
+            self._compute_run(call, run, each[begin[run[0]] : begin[run[-1] + 1]])
+        kernels.moe_sum(each, pairs.token, pairs.weight, total)
+
+    def _in_waves(self, call: "_Call", rows: int, total: Tensor) -> None:
+        """Computes and sums what is there in ascending order, at most `rows` pairs at once, while the rest is read."""
+        pairs, begin = call.pairs, call.pairs.begin
+        each = torch.empty(min(rows, len(pairs)), total.shape[1])
+        left = list(range(len(pairs.experts)))
+        while left:
+            run = call.run(left, rows)
+            left = left[len(run) :]
+            first, last = begin[run[0]], begin[run[-1] + 1]
+            if last - first <= rows:
+                self._compute_run(call, run, each[: last - first])
+                kernels.moe_sum(each[: last - first], pairs.token[first:last], pairs.weight[first:last], total)
+                continue
+            held = call.take(run[0])  # one expert with more pairs than rows
+            for at in range(first, last, rows):
+                end = min(at + rows, last)
+                part, token = each[: end - at], pairs.token[at:end]
+                self._compute([held], call.x, token, [0, end - at], part)
+                kernels.moe_sum(part, token, pairs.weight[at:end], total)
+            call.release(run, [held])
+
+    def _compute_run(self, call: "_Call", run: list[int], each: Tensor) -> None:
+        """The outputs of a run of experts whose pairs follow one another; each: [pairs of the run, hidden]."""
+        begin = call.pairs.begin[run[0] : run[-1] + 2]
+        held = [call.take(i) for i in run]
+        token = call.pairs.token[begin[0] : begin[-1]]
+        self._compute(held, call.x, token, [end - begin[0] for end in begin], each)
+        call.release(run, held)
+
+    def _compute(self, held: Sequence[Held], x: Tensor, token: Tensor, begin: Sequence[int], each: Tensor) -> None:
+        """As kernels.moe_ffn; in fp32 each matrix is decoded, used and dropped in turn."""
+        started = time.perf_counter()
+        if self._dtype == torch.bfloat16:
+            kernels.moe_ffn(x, [cast(kernels.Expert, one.weights) for one in held], token, begin, each)
+        else:
+            for one, first, last in zip(held, begin[:-1], begin[1:], strict=True):
+                rows = x[token[first:last].long()]
+                gate, up, down = cast(tuple[Weight, Weight, Weight], one.weights)
+                inner = kernels.swiglu(*(kernels.linear(rows, dense(weight, x.dtype)) for weight in (gate, up)))
+                each[first:last] = kernels.linear(inner, dense(down, x.dtype))
+        self._compute_seconds += time.perf_counter() - started
 
 
-def _used(linear: StoredLinear, dtype: torch.dtype) -> Tensor:
-    return exactly(linear.decode(), dtype, linear.names[0])
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """One call of `ffn`: what it wants and where that comes from. Experts go by their index in `pairs.experts`."""
+
+    layer: int
+    x: Tensor  # [tokens, hidden] in the dtype of activations
+    pairs: _Pairs
+    kept: set[int]
+    resident: Mapping[int, Held]
+    arrivals: Arrivals
+
+    def run(self, left: list[int], rows: int) -> list[int]:
+        """The first of `left` and those right after it that are in memory by now, together at most `rows` pairs."""
+        begin = self.pairs.begin
+        end = left[0] + 1
+        for i in left[1:]:
+            if i != end or begin[i + 1] - begin[left[0]] > rows or not self._is_there(i):
+                break
+            end += 1
+        return list(range(left[0], end))
+
+    def take(self, i: int) -> Held:
+        expert = self.pairs.experts[i]
+        found = self.resident.get(expert)
+        return self.arrivals.take((self.layer, expert)) if found is None else found
+
+    def release(self, run: Sequence[int], held: Sequence[Held]) -> None:
+        for i, one in zip(run, held, strict=True):
+            expert = self.pairs.experts[i]
+            self.arrivals.release((self.layer, expert), one, expert in self.kept)
+
+    def _is_there(self, i: int) -> bool:
+        expert = self.pairs.experts[i]
+        return expert in self.resident or self.arrivals.is_there((self.layer, expert))

@@ -10,6 +10,7 @@ import torch
 
 from earthshine import kernels
 from earthshine.errors import CheckpointError
+from earthshine.kernels import Matrix
 from earthshine.spec.model import Storage
 from earthshine.untrusted import shown
 
@@ -46,10 +47,15 @@ class StoredLinear:
     def decode(self) -> torch.Tensor:
         """The matrix [out, in]: bf16 from fp8 and int4, the stored dtype otherwise."""
         if self.storage is Storage.FP8_BLOCK128:
-            return kernels.decode_fp8(self.tensors[0], self.tensors[1])
+            return kernels.decode(kernels.fp8_matrix(self.tensors[0], self.tensors[1]))
         if self.storage is Storage.INT4_GROUP32:
-            return kernels.decode_int4(self.tensors[0], self.tensors[1])
+            return kernels.decode(kernels.int4_matrix(self.tensors[0], self.tensors[1]))
         return self.tensors[0]
+
+
+def dense(weight: Matrix | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[out, in] in `dtype`, which is bf16 or wider, from stored bytes or from a tensor that is dense already."""
+    return (kernels.decode(weight) if isinstance(weight, Matrix) else weight).to(dtype)
 
 
 def exactly(value: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:

@@ -64,18 +64,19 @@ def read_bytes(file: Path, offset: int, nbytes: int) -> bytearray:
         os.close(descriptor)
 
 
-def view_tensor(buffer: bytearray, start: int, extent: TensorExtent) -> torch.Tensor:
-    """The extent's tensor over `buffer`, whose byte `start` is its first; copies only where `start` is not aligned."""
+def view_bytes(raw: torch.Tensor, extent: TensorExtent) -> torch.Tensor:
+    """The extent's tensor over its bytes, uint8 [nbytes]; copies only where they are not aligned to its dtype."""
     dtype = TORCH_DTYPES[extent.dtype]
     if extent.nbytes == 0:
         return torch.empty(extent.shape, dtype=dtype)
-    raw = torch.frombuffer(buffer, dtype=torch.uint8, offset=start, count=extent.nbytes)
-    return (raw.clone() if start % dtype.itemsize else raw).view(dtype).reshape(extent.shape)
+    aligned = raw.storage_offset() % dtype.itemsize == 0
+    return (raw if aligned else raw.clone()).view(dtype).reshape(extent.shape)
 
 
 def read_tensor(extent: TensorExtent) -> torch.Tensor:
     """The published tensor, dtype and shape as stored; a file that has become shorter is a CheckpointError."""
-    return view_tensor(read_bytes(extent.file, extent.offset, extent.nbytes), 0, extent)
+    raw = read_bytes(extent.file, extent.offset, extent.nbytes)
+    return view_bytes(torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8), extent)
 
 
 def _resolve(folder: Path, name: str) -> Path:

@@ -1,42 +1,48 @@
-"""Which published experts stay in memory, within a number of bytes that is never exceeded.
+"""Memory that reads arrive in: one region, cut in equal slots.
 
-Owns the budget and the rule of eviction; knows nothing of what an expert is. The rule is least recently used for
-now. A better one replaces this class and keeps its three methods: look, make room before a read, keep after it.
+The invariant: a slot begins at a page and never moves; memory is touched only as slots are used, and is neither given
+back nor asked for again while the arena lives. Refuses a region that the machine can't map.
 """
 
-from collections import OrderedDict
-from typing import Generic, TypeVar
+import mmap
 
-Key = tuple[int, int]  # layer, expert
-T = TypeVar("T")
+import torch
+from torch import Tensor
+
+from earthshine.errors import UsageError
+from earthshine.units import format_bytes
+from earthshine.weights.reading import PAGE
 
 
-class LruSlots(Generic[T]):
-    """At most `budget_bytes` of values, the least recently looked-up one leaving first."""
+class Arena:
+    """`n_slots` slots of `slot_bytes` rounded up to pages, in private memory of huge pages where there are some."""
 
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
-        self.resident_bytes = 0
-        self._kept: OrderedDict[Key, tuple[T, int]] = OrderedDict()
+    def __init__(self, slot_bytes: int, n_slots: int) -> None:
+        if slot_bytes < 1 or n_slots < 1:
+            raise UsageError("An arena needs one slot of one byte or more.")
+        self.slot_bytes = -(-slot_bytes // PAGE) * PAGE
+        self.n_slots = n_slots
+        self.nbytes = self.slot_bytes * n_slots
+        try:
+            self._map = mmap.mmap(-1, self.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError, ValueError):
+            size = format_bytes(self.nbytes)
+            raise UsageError(f"{n_slots} slots take {size}, more memory than this machine can map.") from None
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._huge()
+        self._view = memoryview(self._map)
+        self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
-    def __len__(self) -> int:
-        return len(self._kept)
+    def _huge(self) -> None:
+        try:
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:  # a kernel without them: the same memory, a little slower
+            return
 
-    def look(self, key: Key) -> T | None:
-        """The value, now the most recently used, or None."""
-        found = self._kept.get(key)
-        if found is None:
-            return None
-        self._kept.move_to_end(key)
-        return found[0]
+    def view(self, slot: int) -> memoryview:
+        """A slot's bytes, to read into; begins at a page."""
+        return self._view[slot * self.slot_bytes : (slot + 1) * self.slot_bytes]
 
-    def make_room(self, nbytes: int) -> None:
-        """Evicts until `nbytes` more fit, so that even while they are being read the budget holds."""
-        while self._kept and self.resident_bytes + nbytes > self.budget_bytes:
-            _, (_, released) = self._kept.popitem(last=False)
-            self.resident_bytes -= released
-
-    def keep(self, key: Key, value: T, nbytes: int) -> None:
-        """Stores a value that `look` did not find and that `make_room` made room for."""
-        self._kept[key] = value, nbytes
-        self.resident_bytes += nbytes
+    def tensor(self, slot: int) -> Tensor:
+        """The same bytes, uint8 [slot_bytes]."""
+        return self._bytes[slot * self.slot_bytes : (slot + 1) * self.slot_bytes]

@@ -1,15 +1,18 @@
 """Tensors to a published checkpoint: the encoders, the inverse of the reader's names, and safetensors shards.
 
 The invariant: a folder holds either a whole checkpoint or none; files are written under temporary names, synced and
-renamed, the index last, and removed on any failure. Refuses to overwrite a checkpoint, values that are not finite,
-and tensors that do not fit the spec. Used by the trainer of the shipped model, the synthesiser and tests.
+renamed, the index last, and removed on any failure. A tensor may be declared first and made piece by piece when its
+turn comes. Refuses to overwrite a checkpoint, values that are not finite, and tensors that do not fit the spec.
+Used by the trainer of the shipped model, the synthesiser and tests.
 """
 
 import contextlib
 import json
+import math
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -110,12 +113,38 @@ def published_tensors(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> Iterato
         yield from ((part.name, value) for part, value in zip(published.parts, encoded, strict=True))
 
 
-def _raw(tensor: Tensor) -> memoryview:
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """A tensor declared before its data exist, so that a shard's header is written first and memory stays flat.
+
+    `pieces` is called once and yields (byte offset in the tensor, bytes) of what is to be written. What no piece
+    covers is left out of the file as a hole, which reads as zeros and takes no space on disk.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterable[tuple[int, bytes | memoryview]]]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _pieces(tensor: Tensor | Streamed) -> Iterable[tuple[int, bytes | memoryview]]:
+    if isinstance(tensor, Streamed):
+        return tensor.pieces()
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    return [(0, flat.view(torch.uint8).numpy().data)]
 
 
-def _write_shard(path: Path, tensors: list[tuple[str, Tensor]]) -> None:
+def _write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
+    left = memoryview(data)
+    while left:
+        count = os.pwrite(descriptor, left, position)
+        left, position = left[count:], position + count
+
+
+def _write_shard(path: Path, tensors: Sequence[tuple[str, Tensor | Streamed]]) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, tensor in tensors:
@@ -126,30 +155,33 @@ def _write_shard(path: Path, tensors: list[tuple[str, Tensor]]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _HEADER_ALIGNMENT)
     with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in tensors:
-            file.write(_raw(tensor))
-        file.flush()
-        os.fsync(file.fileno())
+        descriptor = file.fileno()
+        _write_at(descriptor, len(text).to_bytes(8, "little") + text, 0)
+        start = 8 + len(text)
+        os.ftruncate(descriptor, start + position)
+        for name, tensor in tensors:
+            for offset, piece in _pieces(tensor):
+                if not 0 <= offset <= tensor.nbytes - len(piece):
+                    raise UsageError(f"{shown(name)} was given data outside its {tensor.nbytes} bytes.")
+                _write_at(descriptor, piece, start + offset)
+            start += tensor.nbytes
+        os.fsync(descriptor)
 
 
-def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+def shards_by_size(
+    tensors: Iterable[tuple[str, Tensor | Streamed]], shard_bytes: int
+) -> Iterator[list[tuple[str, Tensor | Streamed]]]:
     """Tensors in order, cut before a shard would exceed `shard_bytes`; a larger tensor is a shard of its own."""
-    shard: list[tuple[str, Tensor]] = []
+    shard: list[tuple[str, Tensor | Streamed]] = []
     held = 0
-    seen: set[str] = set()
     for name, tensor in tensors:
-        if name in seen or name == "__metadata__" or tensor.dtype not in _DTYPE_NAMES:
-            raise UsageError(f"{shown(name)} is given twice or can't be stored as safetensors.")
-        seen.add(name)
         if shard and held + tensor.nbytes > shard_bytes:
             yield shard
             shard, held = [], 0
         shard.append((name, tensor))
         held += tensor.nbytes
-    if not shard:
-        raise UsageError("There are no tensors to write.")
-    yield shard
+    if shard:
+        yield shard
 
 
 def _write_index(path: Path, names: list[list[str]], shard_names: list[str], total_bytes: int) -> None:
@@ -173,12 +205,19 @@ def _refuse_occupied(folder: Path) -> None:
         raise UsageError(f"{shown(folder)} already holds a checkpoint; write to an empty folder.")
 
 
-def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> tuple[Path, ...]:
-    """Writes safetensors shards of about `shard_bytes` and their index; returns the files, the index last.
+def write_checkpoint(
+    folder: Path, tensors: Iterable[tuple[str, Tensor | Streamed]], shard_bytes: int
+) -> tuple[Path, ...]:
+    """`write_shards` of tensors cut into shards of about `shard_bytes`; holds one shard's tensors in memory."""
+    return write_shards(folder, shards_by_size(tensors, shard_bytes))
+
+
+def write_shards(folder: Path, shards: Iterable[Sequence[tuple[str, Tensor | Streamed]]]) -> tuple[Path, ...]:
+    """Writes each of `shards` as a safetensors file, then their index; returns the files, the index last.
 
     Names follow the published form, `model-00001-of-000064.safetensors`, or `model.safetensors` for a single shard.
-    Holds one shard's tensors in memory. Raises UsageError for tensors that can't be stored or a folder that holds a
-    checkpoint already, CheckpointError where the disk refuses; in every such case nothing stays behind.
+    Raises UsageError for tensors that can't be stored or a folder that holds a checkpoint already, CheckpointError
+    where the disk refuses; in every such case nothing stays behind.
     """
     created: list[Path] = []
     try:
@@ -186,7 +225,7 @@ def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_
             created.append(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_occupied(folder)
-        return _write_all(folder, tensors, shard_bytes, created)
+        return _write_all(folder, shards, created)
     except BaseException as error:
         for path in reversed(created):
             with contextlib.suppress(OSError):
@@ -197,18 +236,22 @@ def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_
 
 
 def _write_all(
-    folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int, created: list[Path]
+    folder: Path, shards: Iterable[Sequence[tuple[str, Tensor | Streamed]]], created: list[Path]
 ) -> tuple[Path, ...]:
     token = uuid.uuid4().hex
     partial: list[Path] = []
     names: list[list[str]] = []
+    seen: set[str] = set()
     total_bytes = 0
-    for shard in _shards(tensors, shard_bytes):
+    for shard in shards:
+        _refuse_unstorable(shard, seen)
         partial.append(folder / f".{token}-{len(partial)}.partial")
         created.append(partial[-1])
         _write_shard(partial[-1], shard)
         names.append([name for name, _ in shard])
         total_bytes += sum(tensor.nbytes for _, tensor in shard)
+    if not partial:
+        raise UsageError("There are no tensors to write.")
     shard_names = [SINGLE_NAME]
     if len(partial) > 1:
         shard_names = [f"model-{i:05d}-of-{len(partial):06d}.safetensors" for i in range(1, len(partial) + 1)]
@@ -222,3 +265,10 @@ def _write_all(
         source.rename(target)
     _sync_folder(folder)
     return final
+
+
+def _refuse_unstorable(shard: Sequence[tuple[str, Tensor | Streamed]], seen: set[str]) -> None:
+    for name, tensor in shard:
+        if name in seen or name == "__metadata__" or tensor.dtype not in _DTYPE_NAMES:
+            raise UsageError(f"{shown(name)} is given twice or can't be stored as safetensors.")
+        seen.add(name)

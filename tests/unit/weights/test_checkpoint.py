@@ -12,10 +12,9 @@ from earthshine.errors import CheckpointError, UsageError
 from earthshine.spec.layout import trunk_tensors
 from earthshine.spec.model import Storage
 from earthshine.weights.checkpoint import Checkpoint, Share
-from earthshine.weights.experts import read_expert
 from earthshine.weights.writer import encode_fp8, encode_int4, published_tensors, write_checkpoint
 
-from .tiny import HIDDEN, N_EXPERTS, open_tiny, random_tensors, tiny_spec, write_tiny
+from .tiny import HIDDEN, N_EXPERTS, expert_values, open_tiny, random_tensors, tiny_spec, write_tiny
 
 Change = Callable[[dict[str, torch.Tensor]], object]
 
@@ -23,9 +22,9 @@ Change = Callable[[dict[str, torch.Tensor]], object]
 def published(tensor: torch.Tensor, storage: Storage) -> torch.Tensor:
     """The values that a reader must see for a linear layer written in `storage`."""
     if storage is Storage.FP8_BLOCK128:
-        return kernels.decode_fp8(*encode_fp8(tensor))
+        return kernels.decode(kernels.fp8_matrix(*encode_fp8(tensor)))
     if storage is Storage.INT4_GROUP32:
-        return kernels.decode_int4(*encode_int4(tensor)[:2])
+        return kernels.decode(kernels.int4_matrix(*encode_int4(tensor)[:2]))
     return tensor
 
 
@@ -47,9 +46,8 @@ def test_what_is_written_is_read_back_exactly(tmp_path: Path, family: str, exper
         wanted = published(tensors[tensor.name], trunk) if tensor.linear else tensors[tensor.name]
         assert same(checkpoint.trunk(tensor.name), wanted), tensor.name
     for layer, expert in [(1, 0), (2, N_EXPERTS - 1)]:
-        stored = read_expert(checkpoint.expert_extents(layer, expert))
-        for part, linear in (("gate", stored.gate), ("up", stored.up), ("down", stored.down)):
-            assert same(linear.decode(), published(tensors[f"layers.{layer}.experts.{expert}.{part}"], experts))
+        for part, value in zip(("gate", "up", "down"), expert_values(checkpoint, layer, expert), strict=True):
+            assert same(value, published(tensors[f"layers.{layer}.experts.{expert}.{part}"], experts))
 
 
 def test_published_names_are_those_of_the_releases(tmp_path: Path) -> None:
@@ -154,7 +152,7 @@ def test_a_scale_that_is_not_finite_is_refused_by_name(tmp_path: Path, storage: 
     write_checkpoint(tmp_path, tensors.items(), 2**40)
     checkpoint = Checkpoint.open(tmp_path, spec)
     with pytest.raises(CheckpointError, match=f"experts.3.up_proj.{name}' holds a scale that is NaN or infinite"):
-        read_expert(checkpoint.expert_extents(1, 3))
+        expert_values(checkpoint, 1, 3)
     if storage is Storage.FP8_BLOCK128:
         with pytest.raises(CheckpointError, match=r"o_proj.weight_scale_inv' holds a scale"):
             checkpoint.trunk("layers.0.attention.o")
@@ -166,7 +164,7 @@ def test_zero_and_negative_scales_are_values(tmp_path: Path) -> None:
     base = "model.layers.1.mlp.experts.0.gate_proj"
     tensors[f"{base}.weight_scale"][0, :2] = torch.tensor([0.0, -1.0])
     write_checkpoint(tmp_path, tensors.items(), 2**40)
-    value = read_expert(Checkpoint.open(tmp_path, spec).expert_extents(1, 0)).gate.decode()[0]
+    value = expert_values(Checkpoint.open(tmp_path, spec), 1, 0)[0][0]
     codes = tensors[f"{base}.weight_packed"].view(torch.uint8)[0, 16:32]
     assert (value[:32] == 0).all()
     assert value[32:64:2].tolist() == (8 - (codes & 15).float()).tolist()
@@ -179,7 +177,7 @@ def test_a_stored_shape_that_lies_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, tensors.items(), 2**40)
     checkpoint = Checkpoint.open(tmp_path, spec)
     with pytest.raises(CheckpointError, match=r"down_proj.weight_shape' says \[160, 95\], .* \[160, 96\]"):
-        read_expert(checkpoint.expert_extents(2, 1))
+        expert_values(checkpoint, 2, 1)
 
 
 def test_an_expert_written_together_is_one_range(tmp_path: Path) -> None:

@@ -1,168 +1,246 @@
-"""Experts from disk: equal to a dense loop, whatever the budget, the order of calls or the rest of the batch."""
+"""Experts from disk: equal to a dense loop, and the same bits whatever the slots, the calls before and the reads."""
 
+import random
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
+from earthshine import kernels
 from earthshine.errors import CheckpointError, UsageError
+from earthshine.kernels import reference
 from earthshine.spec.model import Storage
-from earthshine.weights.checkpoint import Checkpoint, ExpertExtents
-from earthshine.weights.experts import ExpertStats, StoredExpert, StoredExperts, read_expert
-from earthshine.weights.slots import LruSlots
+from earthshine.weights import experts as experts_module
+from earthshine.weights.checkpoint import Checkpoint
+from earthshine.weights.experts import ExpertStore
+from earthshine.weights.placement import slot_bytes
+from earthshine.weights.reading import Reader, Ticket
 
-from .tiny import HIDDEN, N_EXPERTS, open_tiny, tiny_spec
+from .tiny import HIDDEN, N_EXPERTS, expert_values, open_tiny, tiny_spec
 
 STORAGES = [Storage.BF16, Storage.INT4_GROUP32, Storage.FP8_BLOCK128]
+Request = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def request(tokens: int, seed: int = 3, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
-    """x, chosen, weight for top_k 2 of distinct experts."""
+def request(tokens: int, seed: int = 3, dtype: torch.dtype = torch.bfloat16, top_k: int = 2) -> Request:
+    """x, chosen, weight, each token's experts distinct."""
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.stack([torch.randperm(N_EXPERTS, generator=generator)[:2] for _ in range(tokens)])
+    chosen = torch.stack([torch.randperm(N_EXPERTS, generator=generator)[:top_k] for _ in range(tokens)])
     x = torch.randn((tokens, HIDDEN), generator=generator).to(dtype)
-    return x, chosen, torch.rand((tokens, 2), generator=generator)
+    return x, chosen, torch.rand((tokens, top_k), generator=generator)
 
 
-def one_expert(checkpoint: Checkpoint) -> int:
-    return checkpoint.expert_extents(1, 0).nbytes
+def store(checkpoint: Checkpoint, slots: int, transit: int = 1, **options: Any) -> ExpertStore:
+    options = {"reader": Reader(), "dtype": torch.bfloat16} | options
+    return ExpertStore(checkpoint, slots_per_layer=slots, transit_slots=transit, **options)
 
 
-def dense(checkpoint: Checkpoint, layer: int, *parts: torch.Tensor) -> torch.Tensor:
+def dense_loop(checkpoint: Checkpoint, layer: int, parts: Request) -> torch.Tensor:
     """Token by token in float64, from the decoded matrices."""
     x, chosen, weight = parts
     out = torch.zeros(x.shape, dtype=torch.float64)
     for token in range(len(x)):
         for expert, share in zip(chosen[token].tolist(), weight[token].double(), strict=True):
-            stored = read_expert(checkpoint.expert_extents(layer, expert))
-            gate, up, down = (linear.decode().double() for linear in (stored.gate, stored.up, stored.down))
+            gate, up, down = (matrix.double() for matrix in expert_values(checkpoint, layer, expert))
             value = x[token].double()
             out[token] += share * (down @ (functional.silu(gate @ value) * (up @ value)))
     return out
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_the_sum_equals_a_dense_loop(tmp_path: Path, storage: Storage) -> None:
-    checkpoint = open_tiny(tmp_path, tiny_spec(storage))
-    experts = StoredExperts(checkpoint, dtype=torch.float32, budget_bytes=2**30)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sum_equals_a_dense_loop(tmp_path: Path, storage: Storage, dtype: torch.dtype) -> None:
+    checkpoint = open_tiny(tmp_path, tiny_spec(storage), shard_bytes=60_000)
+    experts = store(checkpoint, 2, dtype=dtype)
+    near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
     for layer in (1, 2):
-        parts = request(7, seed=layer)
-        wanted = dense(checkpoint, layer, *parts)
-        torch.testing.assert_close(experts.ffn(layer, *parts).double(), wanted, rtol=1e-4, atol=1e-5)
+        parts = request(7, seed=layer, dtype=dtype)
+        wanted, found = dense_loop(checkpoint, layer, parts), experts.ffn(layer, *parts)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), wanted, **near)
         assert wanted.abs().mean() > 0.1
 
 
-def test_the_sum_returns_to_the_dtype_of_x(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def _row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle need not give a row the same bits in any company; where it serves, it gets one row at a time."""
+
+    def moe_ffn(x: Any, experts: Any, token: torch.Tensor, begin: Any, each: torch.Tensor) -> None:
+        for expert, first, last in zip(experts, begin[:-1], begin[1:], strict=True):
+            for p in range(first, last):
+                reference.moe_ffn(x, [expert], token[p : p + 1], [0, 1], each[p : p + 1])
+
+    if any((one.operation, one.name) == ("moe_ffn", "torch") for one in kernels.implementations()):
+        monkeypatch.setattr(kernels, "moe_ffn", moe_ffn)
+
+
+class Unpunctual(Reader):
+    """Starts reads late and in any order, from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(threads=3)
+        self._random = random.Random(seed)
+
+    def queue(self, ticket: Ticket, *options: Any) -> None:
+        threading.Timer(self._random.random() * 0.004, super().queue, (ticket, *options)).start()
+
+
+def outputs(experts: ExpertStore) -> list[torch.Tensor]:
+    """Steps of one token, of a few and of many, over two layers."""
+    calls = [(1, 1), (2, 1), (1, 3), (2, 40), (1, 1), (1, 1), (2, 3), (1, 40), (2, 1)]
+    return [experts.ffn(layer, *request(tokens, seed=i)) for i, (layer, tokens) in enumerate(calls)]
+
+
+@pytest.mark.parametrize("each_rows", [3, 7, 10_000])
+def test_slots_order_of_reads_and_waves_do_not_change_a_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each_rows: int
+) -> None:
+    """From nothing resident and one slot for all that passes through, to everything resident."""
     checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
-    experts = StoredExperts(checkpoint, dtype=torch.bfloat16, budget_bytes=2**30)
-    parts = request(5, dtype=torch.bfloat16)
-    out = experts.ffn(1, *parts)
-    assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out.double(), dense(checkpoint, 1, *parts), rtol=0.05, atol=0.05)
-    nothing = experts.ffn(1, parts[0][:0], parts[1][:0], parts[2][:0])
-    assert nothing.shape == (0, HIDDEN)
-
-
-def request_of(tokens: int) -> tuple[torch.Tensor, ...]:
-    return request(tokens, seed=11)
-
-
-@pytest.mark.parametrize("storage", STORAGES)
-def test_a_budget_of_two_experts_gives_the_same_bits(tmp_path: Path, storage: Storage) -> None:
-    checkpoint = open_tiny(tmp_path, tiny_spec(storage))
-    rich = StoredExperts(checkpoint, dtype=torch.float32, budget_bytes=2**30)
-    poor = StoredExperts(checkpoint, dtype=torch.float32, budget_bytes=2 * one_expert(checkpoint))
-    for layer, tokens in [(1, 9), (2, 4), (1, 9), (1, 1)]:
-        parts = request_of(tokens)
-        assert torch.equal(rich.ffn(layer, *parts), poor.ffn(layer, *parts))
-    assert rich.stats.hits > poor.stats.hits
-    assert poor.stats.bytes_read == poor.stats.misses * one_expert(checkpoint)
+    wanted = outputs(store(checkpoint, N_EXPERTS, 0))
+    monkeypatch.setattr(experts_module, "_EACH_BYTES", each_rows * 4 * HIDDEN)
+    for seed, (slots, transit) in enumerate([(0, 1), (0, 4), (1, 1), (2, 1), (3, 5), (5, 2), (6, 0)]):
+        with Unpunctual(seed) as reader:
+            found = outputs(store(checkpoint, slots, transit, reader=reader))
+        assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True)), (slots, transit)
 
 
 def test_the_order_of_a_tokens_choices_does_not_matter(tmp_path: Path) -> None:
-    experts = StoredExperts(open_tiny(tmp_path, tiny_spec()), dtype=torch.float32, budget_bytes=2**30)
-    x, chosen, weight = request_of(6)
+    experts = store(open_tiny(tmp_path, tiny_spec()), N_EXPERTS)
+    x, chosen, weight = request(6, top_k=4)
     assert torch.equal(experts.ffn(1, x, chosen, weight), experts.ffn(1, x, chosen.flip(-1), weight.flip(-1)))
 
 
-def test_hits_misses_and_bytes_are_counted(tmp_path: Path) -> None:
-    checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
-    size = one_expert(checkpoint)
-    experts = StoredExperts(checkpoint, dtype=torch.float32, budget_bytes=2 * size)
-    x, weight = torch.ones(1, HIDDEN), torch.ones(1, 2)
-    expected = [([0, 1], 0, 2), ([1, 0], 2, 2), ([0, 2], 3, 3), ([0, 2], 5, 3), ([1, 5], 5, 5)]
-    for chosen, hits, misses in expected:
-        experts.ffn(1, x, torch.tensor([chosen]), weight)
-        assert experts.stats == ExpertStats(hits, misses, misses * size)
-    experts.ffn(2, x, torch.tensor([[1, 5]]), weight)
-    assert experts.stats.misses == 7
-
-
-def test_a_budget_below_one_expert_names_the_smallest_that_works(tmp_path: Path) -> None:
-    checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
-    size = one_expert(checkpoint)
-    with pytest.raises(UsageError, match=f"the smallest budget that works is {size} bytes"):
-        StoredExperts(checkpoint, dtype=torch.float32, budget_bytes=size - 1)
-    single = StoredExperts(checkpoint, dtype=torch.float32, budget_bytes=size)
-    parts = request_of(5)
-    whole = StoredExperts(checkpoint, dtype=torch.float32, budget_bytes=2**30)
-    assert torch.equal(single.ffn(1, *parts), whole.ffn(1, *parts))
-
-
-def test_an_expert_that_fails_to_load_is_not_kept(tmp_path: Path) -> None:
-    checkpoint = open_tiny(tmp_path, tiny_spec())
-    experts = StoredExperts(checkpoint, dtype=torch.float32, budget_bytes=2**30)
-    path = tmp_path / "model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-10])
-    x, chosen, weight = torch.ones(1, HIDDEN), torch.tensor([[N_EXPERTS - 1]]), torch.ones(1, 1)
-    with pytest.raises(CheckpointError, match="ends at byte"):
-        experts.ffn(2, x, chosen, weight)
-    assert experts.stats == ExpertStats(0, 0, 0)
-    path.write_bytes(whole)
-    assert experts.ffn(2, x, chosen, weight).isfinite().all()
-
-
-def test_slots_never_hold_more_than_their_budget_and_evict_the_least_recent() -> None:
-    slots: LruSlots[str] = LruSlots(10)
-    for expert in (0, 1):
-        slots.make_room(4)
-        slots.keep((0, expert), "abc"[expert], 4)
-    assert slots.look((0, 0)) == "a"
-    slots.make_room(5)
-    assert slots.resident_bytes == 4
-    slots.keep((0, 2), "c", 5)
-    assert (slots.look((0, 0)), slots.look((0, 1)), slots.look((0, 2))) == ("a", None, "c")
-    slots.make_room(10)
-    assert (len(slots), slots.resident_bytes) == (0, 0)
-
-
-def test_outputs_are_summed_in_fp32_whatever_x_is(tmp_path: Path) -> None:
-    checkpoint = open_tiny(tmp_path, tiny_spec())
-    experts = StoredExperts(checkpoint, dtype=torch.bfloat16, budget_bytes=2**30)
-    x, chosen, weight = request(16, dtype=torch.bfloat16)
+def test_outputs_are_summed_in_fp32_and_return_to_the_dtype_of_x(tmp_path: Path) -> None:
+    experts = store(open_tiny(tmp_path, tiny_spec()), N_EXPERTS)
+    x, chosen, weight = request(16)
     parts = [experts.ffn(1, x.float(), chosen[:, [k]], weight[:, [k]]) for k in (0, 1)]
+    assert parts[0].dtype == torch.float32
     assert torch.equal(experts.ffn(1, x, chosen, weight), (parts[0] + parts[1]).bfloat16())
+    assert experts.ffn(1, x[:0], chosen[:0], weight[:0]).shape == (0, HIDDEN)
+
+
+def test_an_expert_is_read_once_a_call_and_counted(tmp_path: Path) -> None:
+    """With every expert resident the first touch misses and all else hits; with no slot, each call reads all anew."""
+    checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
+    size = checkpoint.expert_extents(1, 0).nbytes
+    parts = request(40)
+    for slots, transit, second in [(N_EXPERTS, 0, (N_EXPERTS, N_EXPERTS)), (0, 2, (0, 2 * N_EXPERTS))]:
+        experts = store(checkpoint, slots, transit)
+        for hits, misses in ((0, N_EXPERTS), second):
+            experts.ffn(1, *parts)
+            stats = experts.stats
+            assert (stats.hits, stats.misses, stats.bytes_read) == (hits, misses, misses * size)
+        assert stats.compute_seconds > 0
+        assert stats.read_wait_seconds > 0
+
+
+def test_what_is_used_again_and_again_keeps_its_slot(tmp_path: Path) -> None:
+    """Experts 0 and 1 in every step, two slots, and a passer-by in each: the passer-by is never admitted."""
+    experts = store(open_tiny(tmp_path, tiny_spec()), 2)
+    x, weight = torch.ones(1, HIDDEN, dtype=torch.bfloat16), torch.ones(1, 3)
+    for step in range(8):
+        experts.ffn(1, x, torch.tensor([[0, 1, 2 + step % 4]]), weight)
+    assert (experts.stats.hits, experts.stats.misses) == (14, 10)
+
+
+def test_fewer_slots_than_work_are_refused(tmp_path: Path) -> None:
+    checkpoint = open_tiny(tmp_path, tiny_spec())
+    for slots, transit in [(5, 0), (0, 0), (-1, 1)]:
+        with pytest.raises(UsageError, match="one transit slot or more"):
+            store(checkpoint, slots, transit)
+    with pytest.raises(UsageError, match="more memory than this machine can map"):
+        store(checkpoint, 2, 2**40)
+    with pytest.raises(UsageError, match="Layer 0 has no routed experts"):
+        store(checkpoint, 2).ffn(0, *request(1))
+
+
+def test_memory_is_the_slots_of_the_layers_and_those_of_transit(tmp_path: Path) -> None:
+    checkpoint = open_tiny(tmp_path, tiny_spec())
+    size = slot_bytes(checkpoint)
+    assert size % 4096 == 0
+    assert 0 <= size - checkpoint.expert_extents(1, 0).nbytes <= 3 * 8192 + 4095
+    for slots, transit, n_slots in [(0, 1, 1), (2, 3, 7), (6, 0, 12), (100, 0, 12), (100, 2, 14)]:
+        assert store(checkpoint, slots, transit).nbytes == n_slots * size
+
+
+def test_a_failed_read_leaves_the_store_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever read of a call fails, the next calls give the right bits and no slot is lost."""
+    checkpoint = open_tiny(tmp_path, tiny_spec(Storage.FP8_BLOCK128))
+    wanted = outputs(store(checkpoint, N_EXPERTS, 0))
+    for failing in range(1, 14, 3):
+        experts = store(checkpoint, 2, 2)
+        real, count = Reader._read, [0]
+
+        def reading(self: Reader, segment: Any, count: list[int] = count, failing: int = failing) -> None:
+            count[0] += 1
+            if count[0] == failing:
+                raise CheckpointError("a bad sector")
+            real(self, segment)  # noqa: B023
+
+        monkeypatch.setattr(Reader, "_read", reading)
+        with pytest.raises(CheckpointError, match="a bad sector"):
+            outputs(experts)
+        assert all(torch.equal(a, b) for a, b in zip(wanted, outputs(experts), strict=True))
+        monkeypatch.setattr(Reader, "_read", real)
+        assert len(experts._residency._free) >= 2
+
+
+def test_an_interrupt_while_waiting_leaves_the_store_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_tiny(tmp_path, tiny_spec())
+    wanted = outputs(store(checkpoint, N_EXPERTS, 0))
+    gate = threading.Event()
+    real, wait = Reader._read, Ticket.wait
+
+    def slow(self: Reader, segment: Any) -> None:
+        gate.wait(5)
+        real(self, segment)
+
+    def interrupted(self: Ticket) -> None:
+        raise KeyboardInterrupt
+
+    experts = store(checkpoint, 2, 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(Reader, "_read", slow)
+        patched.setattr(Ticket, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            outputs(experts)
+        filling = dict(experts._residency._reads)
+        assert filling
+        threading.Timer(0.05, gate.set).start()
+        patched.setattr(Ticket, "wait", wait)
+        assert all(torch.equal(a, b) for a, b in zip(wanted, outputs(experts), strict=True))
+    assert all(ticket.ended for ticket, _ in filling.values())
+
+
+def test_everything_can_be_loaded_ahead(tmp_path: Path) -> None:
+    checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
+    experts = store(checkpoint, N_EXPERTS, 0)
+    told: list[tuple[int, int]] = []
+    experts.preload(lambda done, total: told.append((done, total)))
+    total = 2 * N_EXPERTS * checkpoint.expert_extents(1, 0).nbytes
+    assert (len(told), told[-1]) == (2 * N_EXPERTS, (total, total))
+    outputs(experts)
+    assert experts.stats.misses == 2 * N_EXPERTS
+    with pytest.raises(UsageError, match="only where each has a slot"):
+        store(checkpoint, 2).preload(lambda done, total: None)
 
 
 def test_an_expert_in_more_digits_than_bf16_has_is_refused_there(tmp_path: Path) -> None:
     checkpoint = open_tiny(tmp_path, tiny_spec(), dtype=torch.float32)
-    experts = StoredExperts(checkpoint, dtype=torch.bfloat16, budget_bytes=2**30)
     with pytest.raises(CheckpointError, match=r"experts\..*load this model in fp32"):
-        experts.ffn(1, *request(1, dtype=torch.bfloat16))
+        store(checkpoint, 1).ffn(1, *request(1))
+    parts = request(3, dtype=torch.float32)
+    assert store(checkpoint, 1, dtype=torch.float32).ffn(1, *parts).isfinite().all()
 
 
-def test_room_is_made_before_an_expert_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = open_tiny(tmp_path, tiny_spec())
-    experts = StoredExperts(checkpoint, dtype=torch.float32, budget_bytes=one_expert(checkpoint))
-    resident = []
-
-    def reading(extents: ExpertExtents) -> StoredExpert:
-        resident.append(experts._slots.resident_bytes)
-        return read_expert(extents)
-
-    monkeypatch.setattr("earthshine.weights.experts.read_expert", reading)
-    experts.ffn(1, *request(3))
-    assert len(resident) > 1
-    assert set(resident) == {0}
+def test_fp32_experts_that_are_whole_in_bf16_give_the_bits_of_bf16_ones(tmp_path: Path) -> None:
+    spec = tiny_spec()
+    narrow = open_tiny(tmp_path / "narrow", spec)
+    wide = open_tiny(tmp_path / "wide", spec, widen=True)
+    assert slot_bytes(wide) > slot_bytes(narrow)
+    for a, b in zip(outputs(store(narrow, 2)), outputs(store(wide, 2)), strict=True):
+        assert torch.equal(a, b)

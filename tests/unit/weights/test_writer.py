@@ -11,8 +11,16 @@ import torch
 from earthshine import kernels
 from earthshine.errors import CheckpointError, Unsupported, UsageError
 from earthshine.spec.model import Storage
+from earthshine.weights.header import read_header
 from earthshine.weights.shards import open_shards, read_tensor
-from earthshine.weights.writer import encode_fp8, encode_int4, published_tensors, write_checkpoint
+from earthshine.weights.writer import (
+    Streamed,
+    encode_fp8,
+    encode_int4,
+    published_tensors,
+    write_checkpoint,
+    write_shards,
+)
 
 from .tiny import random_tensors, tiny_spec
 
@@ -35,7 +43,7 @@ def test_int4_is_within_half_a_step_below_the_cut() -> None:
     weight = weights(24, 96)
     packed, scale, _ = encode_int4(weight)
     step = scale.float().repeat_interleave(32, 1)
-    error = (kernels.decode_int4(packed, scale).float() - weight).abs()
+    error = (kernels.decode(kernels.int4_matrix(packed, scale)).float() - weight).abs()
     inside = weight < 7 * step
     assert (error <= 0.5 * step * 1.02 + weight.abs() * 2**-8)[inside].all()
     assert (error <= step * 1.02)[~inside].all()
@@ -44,7 +52,7 @@ def test_int4_is_within_half_a_step_below_the_cut() -> None:
 def test_int4_of_zeros_decodes_to_zeros() -> None:
     packed, scale, _ = encode_int4(torch.zeros(2, 64))
     assert (scale > 0).all()
-    assert torch.equal(kernels.decode_int4(packed, scale), torch.zeros(2, 64, dtype=torch.bfloat16))
+    assert torch.equal(kernels.decode(kernels.int4_matrix(packed, scale)), torch.zeros(2, 64, dtype=torch.bfloat16))
 
 
 def test_int4_equals_compressed_tensors_both_ways() -> None:
@@ -65,7 +73,7 @@ def test_int4_equals_compressed_tensors_both_ways() -> None:
     assert torch.equal(packed, state["weight_packed"])
     stored = {"weight_packed": packed, "weight_scale": scale, "weight_shape": shape}
     value = PackedQuantizationCompressor.decompress(stored, scheme)["weight"]
-    assert torch.equal(kernels.decode_int4(packed, scale), value)
+    assert torch.equal(kernels.decode(kernels.int4_matrix(packed, scale)), value)
 
 
 def test_fp8_scales_each_block_by_its_own_maximum_and_crops_edges() -> None:
@@ -78,7 +86,7 @@ def test_fp8_scales_each_block_by_its_own_maximum_and_crops_edges() -> None:
     assert codes.float().abs().max() == 448
     # e4m3 has 3 bits of mantissa: half a step is 1/16 of the value, or 2^-10 scales where it is subnormal.
     wide = scale.repeat_interleave(128, 0)[:200].repeat_interleave(128, 1)[:, :300]
-    error = (kernels.decode_fp8(codes, scale).float() - weight).abs()
+    error = (kernels.decode(kernels.fp8_matrix(codes, scale)).float() - weight).abs()
     assert (error <= weight.abs() * (2**-4 + 2**-8) + wide * 2**-10).all()
     assert encode_fp8(torch.zeros(3, 5))[1].tolist() == [[1.0]]
 
@@ -224,3 +232,33 @@ def test_the_index_comes_last_and_a_failing_rename_leaves_nothing(
         write_checkpoint(tmp_path, some_tensors(), 50)
     assert len(renamed) == 4
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_streamed_tensor_is_written_piece_by_piece_and_its_gaps_are_zeros(tmp_path: Path) -> None:
+    pieces = [(4, b"\x00\x00\x80\x3f"), (4096 * 4, b"\x00\x00\x00\x40")]
+    streamed = Streamed(torch.float32, (2, 1 << 20), lambda: iter(pieces))
+    (path,) = write_checkpoint(tmp_path, [("a", streamed), ("b", torch.ones(3))], 10**9)
+    shards = open_shards(tmp_path)
+    value = read_tensor(shards["a"])
+    assert value.shape == (2, 1 << 20)
+    assert value.nonzero().tolist() == [[0, 1], [0, 4096]]
+    assert (value[0, 1], value[0, 4096]) == (1, 2)
+    assert read_tensor(shards["b"]).tolist() == [1, 1, 1]
+    assert path.stat().st_size > 8 << 20
+    assert path.stat().st_blocks * 512 < 1 << 20
+
+
+@pytest.mark.parametrize("piece", [(-1, b"x"), (0, b"x" * 17), (16, b"x")])
+def test_a_piece_outside_its_tensor_is_refused(tmp_path: Path, piece: tuple[int, bytes]) -> None:
+    with pytest.raises(UsageError, match="'a' was given data outside its 16 bytes"):
+        write_checkpoint(tmp_path, [("a", Streamed(torch.float32, (4,), lambda: [piece]))], 100)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_are_written_as_they_are_given(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, ([("b", torch.zeros(4)), ("a", torch.ones(1))], [("c", torch.zeros(2))]))
+    assert [extent.name for extent in read_header(files[0]).extents] == ["b", "a"]
+    assert len(files) == 3
+    with pytest.raises(UsageError, match="'c' is given twice"):
+        write_shards(tmp_path / "new", [[("c", torch.zeros(1))], [("c", torch.zeros(1))]])
+    assert not (tmp_path / "new").exists()

@@ -10,6 +10,10 @@ import torch
 
 from earthshine.spec.model import DenseSpec, LayerSpec, MlaSpec, ModelSpec, MoeSpec, RopeSpec, RouterSpec, Storage
 from earthshine.weights.checkpoint import Checkpoint
+from earthshine.weights.formats import dense
+from earthshine.weights.placement import check_values, place, slot_bytes, stored_expert
+from earthshine.weights.reading import Reader, Segment
+from earthshine.weights.slots import Arena
 from earthshine.weights.writer import published_tensors, tensor_shapes, write_checkpoint
 
 N_EXPERTS = 6
@@ -36,9 +40,13 @@ def random_tensors(spec: ModelSpec, seed: int = 0, dtype: torch.dtype = torch.bf
     }
 
 
-def write_tiny(folder: Path, spec: ModelSpec, *, shard_bytes: int = 2**40, **values: Any) -> dict[str, torch.Tensor]:
-    """Writes a random checkpoint and returns the tensors that went in, by Earthshine's names."""
+def write_tiny(
+    folder: Path, spec: ModelSpec, *, shard_bytes: int = 2**40, widen: bool = False, **values: Any
+) -> dict[str, torch.Tensor]:
+    """Writes a random checkpoint, its values as fp32 to `widen`, and returns what went in by Earthshine's names."""
     tensors = random_tensors(spec, **values)
+    if widen:
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
     write_checkpoint(folder, published_tensors(spec, tensors), shard_bytes)
     return tensors
 
@@ -46,6 +54,18 @@ def write_tiny(folder: Path, spec: ModelSpec, *, shard_bytes: int = 2**40, **val
 def open_tiny(folder: Path, spec: ModelSpec, **values: Any) -> Checkpoint:
     write_tiny(folder, spec, **values)
     return Checkpoint.open(folder, spec)
+
+
+def expert_values(checkpoint: Checkpoint, layer: int, expert: int) -> list[torch.Tensor]:
+    """Gate, up and down of one expert in bf16, read and checked as the store does."""
+    arena = Arena(slot_bytes(checkpoint), 1)
+    placed = place(checkpoint.expert_extents(layer, expert), arena.slot_bytes)
+    view = arena.view(0)
+    segments = [Segment(span.file, span.offset, span.nbytes, view[at:]) for span, at in placed.ranges]
+    with Reader() as reader:
+        reader.submit_all(segments, check=lambda: check_values(placed, view)).wait()
+    found = stored_expert(placed, arena.tensor(0))
+    return [dense(weight, torch.bfloat16).clone() for weight in (found.gate, found.up, found.down)]
 
 
 def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, object]:

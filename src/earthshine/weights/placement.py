@@ -1,0 +1,159 @@
+"""Where the bytes of one expert lie once they are read into a slot, and the matrices that they are there.
+
+The invariant: a matrix is a view of the published bytes, wherever they lie; what is checked once after a read (scales,
+stored shapes) holds for as long as the slot is the expert's. Refuses scales that are NaN or infinite, shape tensors
+that contradict the config, and an expert that takes more room than its layer's first one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from earthshine.errors import CheckpointError
+from earthshine.kernels import Expert, Format, Matrix, raw_bytes, stored_bytes
+from earthshine.spec.layout import moe_layers
+from earthshine.spec.model import Storage
+from earthshine.untrusted import shown
+from earthshine.weights.checkpoint import ByteRange, Checkpoint, ExpertExtents
+from earthshine.weights.checkpoint.names import Published
+from earthshine.weights.formats import exactly
+from earthshine.weights.header import TensorExtent
+from earthshine.weights.reading import PAGE, padded
+
+_FORMATS = {
+    None: Format.BF16,
+    Storage.BF16: Format.BF16,
+    Storage.FP8_BLOCK128: Format.FP8_BLOCK128,
+    Storage.INT4_GROUP32: Format.INT4_GROUP32,
+}
+# Of an unsigned view of the scales: where the exponent is all ones, and the bits below the sign.
+_NOT_FINITE = {"BF16": ("<u2", 0x7F80, 0x7FFF), "F32": ("<u4", 0x7F800000, 0x7FFFFFFF)}
+_SHAPE_DTYPES = {"I32": "<i4", "I64": "<i8"}
+
+Weight = Matrix | Tensor  # a tensor: plain weights published in fp32, for activations in fp32
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedMatrix:
+    """One matrix in a slot: its published tensors, each with the byte of the slot at which it begins."""
+
+    published: Published
+    parts: tuple[tuple[TensorExtent, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedExpert:
+    """One expert in a slot: the ranges to read, each with the page of the slot that it goes to, and its matrices."""
+
+    layer: int
+    expert: int
+    ranges: tuple[tuple[ByteRange, int], ...]
+    matrices: tuple[PlacedMatrix, PlacedMatrix, PlacedMatrix]
+    nbytes: int  # as published
+
+    def published(self, slot: memoryview) -> list[memoryview]:
+        """The published bytes of each range, without the rest of the pages they lie in."""
+        begins = [at + span.offset % PAGE for span, at in self.ranges]
+        return [slot[begin : begin + span.nbytes] for begin, (span, _) in zip(begins, self.ranges, strict=True)]
+
+
+def slot_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of a slot that holds any routed expert wherever its parts lie; 0 for a model without experts.
+
+    The largest expert as published and two pages for each of its tensors, 0.3% of an expert of Kimi-K2.6.
+    """
+    firsts = [checkpoint.expert_extents(layer, 0) for layer, _ in moe_layers(checkpoint.spec)]
+    most = max((first.nbytes + 2 * PAGE * len(first.extents) for first in firsts), default=0)
+    return -(-most // PAGE) * PAGE
+
+
+def place(extents: ExpertExtents, room: int) -> PlacedExpert:
+    """Where an expert's parts go in a slot of `room` bytes. Takes 11 microseconds, so it is not kept."""
+    ranges = []
+    used = 0
+    for span in extents.ranges:
+        ranges.append((span, used))
+        used += padded(span.offset, span.nbytes)
+    if used > room:
+        where = f"layer {extents.layer} expert {extents.expert}"
+        raise CheckpointError(f"{where} takes more room than the layer's first expert; all must be stored alike.")
+    gate, up, down = (
+        PlacedMatrix(published, tuple((part, _begin(part, ranges)) for part in parts))
+        for published, parts in extents.parts
+    )
+    nbytes = sum(span.nbytes for span, _ in ranges)
+    return PlacedExpert(extents.layer, extents.expert, tuple(ranges), (gate, up, down), nbytes)
+
+
+def _begin(part: TensorExtent, ranges: list[tuple[ByteRange, int]]) -> int:
+    for span, at in ranges:
+        inside = part.offset - span.offset
+        if span.file == part.file and 0 <= inside <= span.nbytes - part.nbytes:
+            return at + span.offset % PAGE + inside
+    raise AssertionError("an expert's ranges hold all its parts")
+
+
+def check_values(expert: PlacedExpert, slot: memoryview) -> None:
+    """CheckpointError, by the tensor's name, for a scale that is NaN or infinite or a stored shape that lies.
+
+    Zero and negative scales are values like any other. 50 microseconds for an expert of Kimi-K2.6.
+    """
+    for matrix in expert.matrices:
+        if matrix.published.storage in (None, Storage.BF16):
+            continue
+        extent, begin = matrix.parts[1]
+        if not _all_finite(extent, slot, begin):
+            raise CheckpointError(f"{shown(extent.name)} holds a scale that is NaN or infinite; the file is damaged.")
+        if matrix.published.storage is Storage.INT4_GROUP32:
+            extent, begin = matrix.parts[2]
+            says = np.ndarray((2,), _SHAPE_DTYPES[extent.dtype], slot, begin).tolist()
+            if says != list(matrix.published.shape):
+                right = list(matrix.published.shape)
+                raise CheckpointError(f"{shown(extent.name)} says {says}, but the config makes it {right}.")
+
+
+def _all_finite(extent: TensorExtent, slot: memoryview, begin: int) -> bool:
+    dtype, exponent, magnitude = _NOT_FINITE[extent.dtype]
+    # numpy reads at any address; one pass without a copy is enough where no scale is negative, and none usually is.
+    bits = np.ndarray((extent.nbytes // np.dtype(dtype).itemsize,), dtype, slot, begin)
+    return not bits.size or bool(bits.max() < exponent) or not bool(((bits & magnitude) >= exponent).any())
+
+
+def stored_expert(expert: PlacedExpert, slot: Tensor) -> Expert:
+    """The expert over the slot's bytes, uint8 [slot bytes], for kernels that take bf16 activations.
+
+    Plain weights published in fp32 are turned into bf16 where they lie; CheckpointError where that would round one.
+    """
+    gate, up, down = (_matrix(matrix, slot) for matrix in expert.matrices)
+    return Expert(gate, up, down)
+
+
+def weights(expert: PlacedExpert, slot: Tensor) -> tuple[Weight, Weight, Weight]:
+    """Gate, up and down over the slot's bytes, for activations in fp32: plain weights in fp32 stay as they are."""
+    gate, up, down = (
+        _wide(matrix, slot) if matrix.parts[0][0].dtype == "F32" else _matrix(matrix, slot)
+        for matrix in expert.matrices
+    )
+    return gate, up, down
+
+
+def _wide(matrix: PlacedMatrix, slot: Tensor) -> Tensor:
+    extent, begin = matrix.parts[0]
+    raw = slot[begin : begin + extent.nbytes]
+    return (raw.clone() if begin % 4 else raw).view(torch.float32).view(matrix.published.shape)
+
+
+def _matrix(matrix: PlacedMatrix, slot: Tensor) -> Matrix:
+    rows, cols = matrix.published.shape
+    extent, begin = matrix.parts[0]
+    form = _FORMATS[matrix.published.storage]
+    codes = slot[begin : begin + extent.nbytes]
+    if extent.dtype == "F32":
+        codes = codes[: stored_bytes(form, rows, cols)[0]]
+        codes.copy_(raw_bytes(exactly(_wide(matrix, slot), torch.bfloat16, extent.name)))
+    if len(matrix.parts) == 1:
+        return Matrix(form, rows, cols, codes)
+    extent, begin = matrix.parts[1]
+    return Matrix(form, rows, cols, codes, slot[begin : begin + extent.nbytes])

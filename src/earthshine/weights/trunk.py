@@ -1,0 +1,337 @@
+"""The trunk from disk: units (the layers, the head) that stay in memory, or that stream through two buffers.
+
+The invariant: weights are the published values wherever they lie, but for a trunk that was asked for in int8, which
+rounds them; a streamed unit is read anew, and checked anew, each time it is asked for. Units are asked for in order, so
+the next one that streams is read while the present one computes, and reads of experts go first. Embeddings may stay on
+disk, a row being all that a token needs. Refuses what the checkpoint refuses.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from earthshine.errors import CheckpointError
+from earthshine.kernels import Format, Matrix, decode, raw_bytes
+from earthshine.kernels.matrix import INT8_GROUP
+from earthshine.spec.layout import TensorSpec, trunk_tensors
+from earthshine.spec.model import ModelSpec, Storage
+from earthshine.untrusted import open_regular, shown
+from earthshine.weights.checkpoint import Checkpoint
+from earthshine.weights.checkpoint.names import Published, published_trunk
+from earthshine.weights.formats import StoredLinear, exactly
+from earthshine.weights.header import TensorExtent, read_exactly
+from earthshine.weights.manifest import Manifest, trunk_ranges
+from earthshine.weights.reading import PAGE, Priority, Reader, Segment, Ticket, padded
+from earthshine.weights.shards import view_bytes
+from earthshine.weights.slots import Arena
+
+Weight = Tensor | Matrix
+_FORMATS = {Storage.FP8_BLOCK128: Format.FP8_BLOCK128, Storage.INT4_GROUP32: Format.INT4_GROUP32}
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A published tensor's parts, each with the page of the buffer that its read goes to."""
+
+    tensor: TensorSpec
+    published: Published
+    parts: tuple[tuple[TensorExtent, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is read and kept together: the tensors of "layers.3", or the head. `nbytes`: of a buffer that holds it."""
+
+    name: str
+    placed: tuple[_Placed, ...]
+    nbytes: int
+
+    def bytes_as(self, kind: str) -> int:
+        """Bytes that it takes in memory: as published, or "int8"."""
+        if kind != "int8":
+            return self.nbytes
+        return sum(_int8_bytes(placed) for placed in self.placed)
+
+
+def units(checkpoint: Checkpoint) -> dict[str, Unit]:
+    """The layers as "layers.0" and so on, and "head", in the order of a forward pass."""
+    published = {tensor.name: tensor for tensor in published_trunk(checkpoint.spec)}
+    groups: dict[str, list[TensorSpec]] = {}
+    for tensor in trunk_tensors(checkpoint.spec):
+        if tensor.name not in ("embed", "norm"):
+            groups.setdefault(_unit_of(tensor.name), []).append(tensor)
+    return {name: _unit(checkpoint, name, tensors, published) for name, tensors in groups.items()}
+
+
+def embedding_bytes(spec: ModelSpec) -> int:
+    """Of the embedding in bf16."""
+    return 2 * spec.vocab_size * spec.hidden
+
+
+class StoredTrunk:
+    """`models`' Trunk over a checkpoint, for bf16 activations."""
+
+    dtype = torch.bfloat16
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        reader: Reader,
+        *,
+        streamed: frozenset[str] = frozenset(),
+        embedding_on_disk: bool = False,
+        int8: bool = False,
+        manifest: Manifest | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """`streamed`: names of units that are read whenever they are needed; the others are read now, `int8` ones
+        rounded. Raises CheckpointError for what can't be read or is damaged."""
+        self._checkpoint, self._reader, self._manifest, self._int8 = checkpoint, reader, manifest, int8
+        self._units = units(checkpoint)
+        self._ranges = dict(trunk_ranges(checkpoint))
+        self._streamed = [name for name in self._units if name in streamed]
+        self.norm = exactly(checkpoint.trunk("norm"), self.dtype, "norm")
+        self._rows = _Rows(checkpoint) if embedding_on_disk else None
+        self._embed = None if embedding_on_disk else exactly(checkpoint.trunk("embed"), self.dtype, "embed")
+        self._resident: dict[str, Mapping[str, Weight]] = {}
+        self._load(progress)
+        most = max((self._units[name].nbytes for name in self._streamed), default=0)
+        self._buffers = Arena(most, 2) if self._streamed else None
+        self._pending: dict[str, tuple[int, list[Ticket]]] = {}  # unit: its buffer and its reads, all queued
+        self._reads: list[Ticket] = []  # that may still write to a buffer; noted before they can begin
+        self._current: tuple[str, Mapping[str, Weight]] | None = None
+        self.bytes_streamed = 0
+        if self._streamed:
+            self._ask(self._streamed[0], 0, Priority.PREFETCH)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """int64 [...] to bf16 [..., hidden]."""
+        if self._embed is not None:
+            return functional.embedding(tokens, self._embed)
+        assert self._rows is not None
+        return self._rows.read(tokens)
+
+    def layer(self, index: int) -> Mapping[str, Weight]:
+        """One layer's weights; a streamed one's are valid until the next streamed unit is asked for."""
+        return self._weights(f"layers.{index}")
+
+    def head(self) -> Weight:
+        """[vocab_size, hidden]."""
+        return self._weights("head")["head"]
+
+    def _load(self, progress: Progress | None) -> None:
+        """Reads every resident unit, a unit ahead of the one that is looked at."""
+        names = [name for name in self._units if name not in self._streamed]
+        total, done = sum(self._units[name].nbytes for name in names), 0
+        ahead: list[tuple[str, Arena, list[Ticket]]] = []
+        for name in [*names, ""]:
+            if name:
+                memory = Arena(self._units[name].nbytes, 1)
+                ahead.append((name, memory, self._tickets(name, memory.view(0))))
+                for ticket in ahead[-1][2]:
+                    self._reader.queue(ticket)
+            while len(ahead) > (1 if name else 0):
+                ready, memory, tickets = ahead.pop(0)
+                _finish(tickets)
+                self._keep(ready, memory)
+                done += self._units[ready].nbytes
+                if progress is not None:
+                    progress(done, total)
+
+    def _keep(self, name: str, memory: Arena) -> None:
+        views = _views(self._units[name], memory.tensor(0))
+        if not self._int8:
+            self._resident[name] = views
+            return
+        specs = {_short(placed.tensor.name): placed for placed in self._units[name].placed}
+        self._resident[name] = {
+            short: encode_int8(weight) if _is_rounded(specs[short]) else _copied(weight)
+            for short, weight in views.items()
+        }
+
+    def _weights(self, name: str) -> Mapping[str, Weight]:
+        found = self._resident.get(name)
+        if found is not None:
+            return found
+        if self._current is not None and self._current[0] == name:
+            return self._current[1]
+        assert self._buffers is not None
+        if name not in self._pending:  # asked for out of turn, as after a step that failed or was interrupted
+            self._forget()
+            self._ask(name, 0, Priority.DEMAND)
+        buffer, tickets = self._pending.pop(name)
+        _finish(tickets)
+        self._reads = [ticket for ticket in self._reads if not ticket.ended]
+        self.bytes_streamed += self._units[name].nbytes
+        self._current = name, _views(self._units[name], self._buffers.tensor(buffer))
+        follower = self._streamed[(self._streamed.index(name) + 1) % len(self._streamed)]
+        if follower != name:
+            self._ask(follower, 1 - buffer, Priority.PREFETCH)
+        return self._current[1]
+
+    def _ask(self, name: str, buffer: int, priority: Priority) -> None:
+        assert self._buffers is not None
+        tickets = self._tickets(name, self._buffers.view(buffer))
+        self._reads += tickets
+        for ticket in tickets:
+            self._reader.queue(ticket, priority)
+        self._pending[name] = buffer, tickets
+
+    def _forget(self) -> None:
+        """Takes the buffers back from reads that nobody will use."""
+        self._current = None
+        self._pending.clear()
+        for ticket in self._reads:
+            if not ticket.cancel():
+                ticket.settle()
+        self._reads.clear()
+
+    def _tickets(self, name: str, buffer: memoryview) -> list[Ticket]:
+        """One read a tensor, so that an expert's read waits for no more than that."""
+        tickets = []
+        for placed in self._units[name].placed:
+            segments = [
+                Segment(
+                    extent.file, extent.offset, extent.nbytes, buffer[at : at + padded(extent.offset, extent.nbytes)]
+                )
+                for extent, at in placed.parts
+            ]
+            tickets.append(self._reader.ticket(segments, self._check(placed, buffer)))
+        return tickets
+
+    def _check(self, placed: _Placed, buffer: memoryview) -> Callable[[], None] | None:
+        manifest, name = self._manifest, placed.tensor.name
+        if manifest is None:
+            return None
+        ordered = sorted(placed.parts, key=lambda part: (part[0].file, part[0].offset))
+        starts = [(at + extent.offset % PAGE, extent.nbytes) for extent, at in ordered]
+        where = self._ranges[name][0]
+
+        def check() -> None:
+            manifest.check_trunk(name, [buffer[start : start + nbytes] for start, nbytes in starts], where)
+
+        return check
+
+
+class _Rows:
+    """Embedding rows, read when they are asked for: 14 KB each in Kimi-K2.6, through the page cache."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        extent = checkpoint.shards[next(p for p in published_trunk(checkpoint.spec) if p.name == "embed").parts[0].name]
+        self._extent, self._hidden = extent, checkpoint.spec.hidden
+        self._file = open_regular(extent.file, shown(extent.file.name), CheckpointError)
+        self._was = os.fstat(self._file)
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """int64 [...] to bf16 [..., hidden]; CheckpointError for a file that was changed."""
+        unique, inverse = torch.unique(tokens, return_inverse=True)
+        row_bytes = self._extent.nbytes // self._extent.shape[0]
+        raw = bytearray()
+        for token in unique.tolist():
+            raw += read_exactly(self._file, self._extent.offset + token * row_bytes, row_bytes, self._extent.file.name)
+        now = os.fstat(self._file)
+        if (now.st_size, now.st_mtime_ns) != (self._was.st_size, self._was.st_mtime_ns):
+            raise CheckpointError(f"{shown(self._extent.file.name)} was written to while in use. Load it anew.")
+        wide = torch.float32 if self._extent.dtype == "F32" else torch.bfloat16
+        rows = (
+            torch.frombuffer(raw, dtype=wide).view(-1, self._hidden)
+            if raw
+            else torch.empty(0, self._hidden, dtype=wide)
+        )
+        return exactly(rows, torch.bfloat16, "embed")[inverse]
+
+
+def encode_int8(weight: Weight) -> Matrix:
+    """Symmetric int8 in groups of 128 columns, the largest of a group becoming 127: half of bf16's size, and lossy.
+
+    A few rows at a time, so that the fp32 values take 64 MiB at most.
+    """
+    plain = decode(weight) if isinstance(weight, Matrix) else weight
+    rows, columns = plain.shape
+    codes = torch.empty(rows, columns, dtype=torch.int8)
+    scales = torch.empty(rows, -(-columns // INT8_GROUP))
+    step = max(1, (16 << 20) // max(columns, 1))
+    for first in range(0, rows, step):
+        block = functional.pad(plain[first : first + step].float(), (0, -columns % INT8_GROUP))
+        groups = block.view(len(block), -1, INT8_GROUP)
+        scale = groups.abs().amax(-1) / 127
+        whole = (groups / torch.where(scale == 0, 1.0, scale)[..., None]).round_()
+        codes[first : first + step] = whole.view(len(block), -1)[:, :columns]
+        scales[first : first + step] = scale
+    return Matrix(Format.INT8_GROUP128, rows, columns, raw_bytes(codes), raw_bytes(scales))
+
+
+def _unit_of(name: str) -> str:
+    return ".".join(name.split(".")[:2]) if name.startswith("layers.") else name
+
+
+def _short(name: str) -> str:
+    return name.split(".", 2)[2] if name.startswith("layers.") else name
+
+
+def _unit(checkpoint: Checkpoint, name: str, tensors: list[TensorSpec], published: Mapping[str, Published]) -> Unit:
+    placed, used = [], 0
+    for tensor in tensors:
+        parts = []
+        for part in published[tensor.name].parts:
+            extent = checkpoint.shards[part.name]
+            parts.append((extent, used))
+            used += padded(extent.offset, extent.nbytes)
+        placed.append(_Placed(tensor, published[tensor.name], tuple(parts)))
+    return Unit(name, tuple(placed), used)
+
+
+def _views(unit: Unit, memory: Tensor) -> dict[str, Weight]:
+    """The unit's weights where its reads have put them; what is not used as it is published is converted."""
+    weights: dict[str, Weight] = {}
+    for placed in unit.placed:
+        raw = [
+            memory[at + extent.offset % PAGE : at + extent.offset % PAGE + extent.nbytes] for extent, at in placed.parts
+        ]
+        tensors = tuple(view_bytes(part, extent) for part, (extent, _) in zip(raw, placed.parts, strict=True))
+        names = tuple(extent.name for extent, _ in placed.parts)
+        linear = StoredLinear(placed.published.shape, placed.published.storage, names, tensors)
+        linear.check()
+        weights[_short(placed.tensor.name)] = _used(placed, linear, raw)
+    return weights
+
+
+def _used(placed: _Placed, linear: StoredLinear, raw: list[Tensor]) -> Weight:
+    name, storage = placed.tensor.name, placed.published.storage
+    if storage in _FORMATS and not name.endswith(".kv_b"):  # which attention takes apart by head
+        rows, columns = placed.published.shape
+        return Matrix(_FORMATS[storage], rows, columns, raw[0], raw[1])
+    if name.endswith(".router_bias"):
+        return linear.decode().float()
+    value = linear.decode()
+    return value if placed.tensor.in_fp32 else exactly(value, torch.bfloat16, name)
+
+
+def _is_rounded(placed: _Placed) -> bool:
+    """Whether int8 applies: to matrices, but for the router and what attention takes apart."""
+    tensor = placed.tensor
+    return (tensor.linear or tensor.name == "head") and not tensor.name.endswith(".kv_b")
+
+
+def _int8_bytes(placed: _Placed) -> int:
+    if not _is_rounded(placed):
+        return 2 * placed.tensor.size if not placed.tensor.in_fp32 else 4 * placed.tensor.size
+    rows, columns = placed.tensor.shape
+    return rows * columns + 4 * rows * -(-columns // INT8_GROUP)
+
+
+def _copied(weight: Weight) -> Weight:
+    return weight if isinstance(weight, Matrix) else weight.clone()
+
+
+def _finish(tickets: list[Ticket]) -> None:
+    """Waits for all, so that the buffers are free whatever happens; raises the first error."""
+    for ticket in tickets:
+        ticket.settle()
+    for ticket in tickets:
+        ticket.wait()
