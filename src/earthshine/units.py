@@ -1,5 +1,12 @@
 """Bytes and counts as people read them: binary units for memory, decimal ones for counts."""
 
+import re
+
+from earthshine.errors import UsageError
+
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+
 
 def _scaled(value: float, step: int, names: tuple[str, ...]) -> str:
     index = 0
@@ -17,3 +24,11 @@ def format_bytes(value: float) -> str:
 def format_count(value: float) -> str:
     """Decimal magnitudes: 1026408232448 is "1026.41 B"."""
     return _scaled(value, 1000, ("", " K", " M", " B")) if abs(value) >= 1000 else f"{value:.0f}"
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from "12GiB" (binary), "12GB" (decimal) or a plain number; raises UsageError for anything else."""
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmgt]i?|)b?", text.strip().lower())
+    if found is None:
+        raise UsageError(f"{text[:40]!r} is not a size; write a number of bytes with a unit, such as 12GiB or 500MB.")
+    return int(float(found[1]) * (_UNITS | _BINARY)[found[2]])

@@ -1,16 +1,38 @@
-"""Greedy output and latents do not depend on how a prompt was cut, what was reused, threads, budget or the batch."""
+"""Greedy output does not depend on how a prompt was cut, what was reused, threads, budget, the batch or the processor.
 
+Every logit of a run counts: they are hashed as they are computed. On bf16 one hash holds for every instruction set but
+avx512_bf16, whose instruction adds in an order of its own and has one hash of its own.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
 import torch
 
-from earthshine.engine import SamplingParams, Session, StepRow, TokenEvent, load_model, step
+from earthshine import kernels
+from earthshine.engine import LoadedModel, LoadOptions, SamplingParams, Session, StepRow, TokenEvent, load_model, step
+from earthshine.kernels import library
 from earthshine.kv import PagePool, Timeline
+from earthshine.models import Decoder
+from earthshine.spec import load_spec
+from earthshine.weights import Checkpoint, ExpertStore, Reader, StoredTrunk
 
 from .tiny import PROMPT, Case, write_tiny
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+UNITS = ("layers.0", "layers.1", "layers.2", "head")
+HALF = PROMPT[:50]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads() -> Iterator[None]:
+    before = kernels.threads() if library.available() else 1
+    yield
+    if library.available():
+        kernels.set_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +42,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def load(folder):
-    return cache(lambda dtype, budget_bytes=1 << 30: load_model(folder, dtype=dtype, budget_bytes=budget_bytes))
+    return cache(lambda dtype: load_model(folder, LoadOptions(dtype=dtype, threads=1)))
 
 
-def _session(model, prefill_tokens=64):
-    spec = model.spec
-    pool = PagePool(spec.n_layers, spec.latent_dim, 16, 16, model.decoder.dtype)
+def _pool(spec, dtype, pages):
+    return PagePool(spec.n_layers, spec.latent_dim, 16, pages, dtype)
+
+
+def _session(model: LoadedModel, prefill_tokens=64):
+    pool = _pool(model.spec, model.decoder.dtype, 16)
     return Session(model.decoder, pool, fingerprint="tiny", prefill_tokens=prefill_tokens)
 
 
@@ -64,19 +89,127 @@ def test_however_many_threads_run(load, dtype):
 
 
 @DTYPES
-def test_whatever_the_slots_hold(load, dtype):
-    one_expert = load(dtype, 40_000)
-    assert _answer(_session(one_expert)) == _answer(_session(load(dtype)))
-    assert one_expert.experts.stats.misses > 100
+def test_whatever_the_slots_hold(folder, load, dtype):
+    checkpoint = Checkpoint.open(folder, load_spec(folder))
+    with Reader() as reader:
+        store = ExpertStore(checkpoint, slots_per_layer=1, transit_slots=1, reader=reader, dtype=dtype)
+        decoder = Decoder(checkpoint.spec, load(dtype).decoder.trunk, store)
+        poor = Session(decoder, _pool(checkpoint.spec, dtype, 16), fingerprint="tiny", prefill_tokens=64)
+        assert _answer(poor) == _answer(_session(load(dtype)))
+        assert store.stats.misses > 100
 
 
 @DTYPES
 def test_whoever_shares_the_step(load, dtype):
     model = load(dtype)
-    spec = model.spec
-    pool = PagePool(spec.n_layers, spec.latent_dim, 16, 48, dtype)
+    pool = _pool(model.spec, dtype, 48)
     prompts = [PROMPT[:50], PROMPT[30:37], [9]]
     alone = [step(model.decoder, [StepRow(Timeline(pool), prompt)])[0] for prompt in prompts]
     together = step(model.decoder, [StepRow(Timeline(pool), prompt) for prompt in prompts])
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one, other)
+
+
+@dataclass(frozen=True)
+class Held:
+    """How a model lies in memory, and who computes."""
+
+    slots: int = 16
+    transit: int = 0
+    streamed: tuple[str, ...] = ()
+    threads: int = 1
+
+
+@pytest.fixture
+def build(folder) -> Iterator[Callable[[Held], Decoder]]:
+    """A bf16 decoder held as asked."""
+    spec, readers = load_spec(folder), []
+
+    def built(held: Held) -> Decoder:
+        checkpoint, reader = Checkpoint.open(folder, spec), Reader()
+        readers.append(reader)
+        if library.available():
+            kernels.set_threads(held.threads)
+        streamed = frozenset(held.streamed)
+        trunk = StoredTrunk(checkpoint, reader, streamed=streamed, embedding_on_disk=bool(streamed))
+        experts = ExpertStore(
+            checkpoint, slots_per_layer=held.slots, transit_slots=held.transit, reader=reader, dtype=torch.bfloat16
+        )
+        return Decoder(spec, trunk, experts)
+
+    yield built
+    for reader in readers:
+        reader.close()
+
+
+def run_hash(decoder: Decoder, chunks: Sequence[int] = (50,), others: int = 0, tokens: int = 199) -> str:
+    """Of every position's logits in a greedy run after HALF, which passes in `chunks`, and `tokens` more tokens.
+
+    `others`: sequences of other lengths that share each step, half the time in front.
+    """
+    pool = _pool(decoder.spec, decoder.dtype, 17 * (1 + others))
+    mine, rest = Timeline(pool), [Timeline(pool) for _ in range(others)]
+    digest, at = hashlib.sha256(), 0
+    following: Sequence[int] = ()
+    for i in range(len(chunks) + tokens):
+        if i < len(chunks):
+            following, at = HALF[at : at + chunks[i]], at + chunks[i]
+        beside = [[(i * 7 + j * 31) % 159] * (1 + (j + i) % 3 * (i < 9)) for j in range(others)]
+        rows = [StepRow(mine, following), *map(StepRow, rest, beside)]
+        hidden = step(decoder, rows[::-1])[-1] if i % 2 else step(decoder, rows)[0]
+        logits = decoder.logits(hidden)
+        digest.update(logits.numpy().tobytes())
+        following = [int(logits[-1].argmax())]
+    return digest.hexdigest()
+
+
+FEW = 24  # where threads may have to share a processor, and wait for each other thousands of times
+WAYS = {
+    "no slots": (Held(0, 1), {}),
+    "some slots": (Held(5, 3), {}),
+    "2 threads": (Held(threads=2), {"tokens": FEW}),
+    "3 threads": (Held(threads=3), {"tokens": FEW}),
+    "in chunks": (Held(), {"chunks": (1, 16, 17, 9, 7)}),
+    "beside seven others": (Held(), {"others": 7}),
+    "trunk streamed": (Held(streamed=UNITS), {}),
+    "all of these": (Held(1, 2, UNITS[1:], 2), {"chunks": (33, 17), "others": 7, "tokens": FEW}),
+}
+
+
+class TestEveryLogit:
+    @pytest.mark.parametrize("way", WAYS)
+    def test_is_the_same_however_the_model_is_held_and_the_run_is_cut(self, build, way):
+        held, options = WAYS[way]
+        assert run_hash(build(held), **options) == run_hash(build(Held()), tokens=options.get("tokens", 199))
+
+    def test_differs_where_anything_differs(self, build):
+        """The hash sees one token less, of the prompt and of the run."""
+        decoder = build(Held())
+        hashes = {run_hash(decoder, (49,), tokens=5), run_hash(decoder, tokens=5), run_hash(decoder, tokens=4)}
+        assert len(hashes) == 3
+
+    def test_is_the_same_on_every_instruction_set_but_one(self, build):
+        served = next(one for one in kernels.implementations() if one.operation == "linear")
+        if served.name == "torch":
+            pytest.skip(served.reason)
+        serving, hashes = library.instruction_set(), {}
+        try:
+            for name in library.instruction_sets():
+                library.force(name)
+                hashes[name] = {run_hash(build(Held())) for _ in range(2)}
+        finally:
+            library.force(serving)
+        own = hashes.pop("avx512_bf16", set())
+        assert len(set.union(*hashes.values())) == 1, hashes
+        assert not own or (len(own) == 1 and own.isdisjoint(hashes["portable"]))
+
+    def test_is_the_same_on_emulated_amx(self, build, emulated_library, monkeypatch):
+        serving = library.instruction_set()
+        library.force("portable")
+        try:
+            wanted = run_hash(build(Held()))
+        finally:
+            library.force(serving)
+        monkeypatch.setattr(library, "_load", lambda: emulated_library)
+        library.force("amx")
+        assert run_hash(build(Held(5, 3, UNITS[:2]))) == wanted

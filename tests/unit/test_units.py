@@ -2,7 +2,8 @@
 
 import pytest
 
-from earthshine.units import format_bytes, format_count
+from earthshine.errors import UsageError
+from earthshine.units import format_bytes, format_count, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -16,3 +17,43 @@ def test_bytes_are_binary(value, text):
 @pytest.mark.parametrize(("value", "text"), [(999, "999"), (1000, "1.00 K"), (1_026_408_232_448, "1026.41 B")])
 def test_counts_are_decimal(value, text):
     assert format_count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0", 0),
+        ("1024", 1024),
+        ("12GiB", 12 << 30),
+        ("12gib", 12 << 30),
+        ("12Gi", 12 << 30),
+        ("12GB", 12 * 10**9),
+        ("12G", 12 * 10**9),
+        (" 1.5 TiB ", 3 << 39),
+        ("0.5k", 500),
+        ("512MiB", 512 << 20),
+        ("7b", 7),
+        ("999999999999999", 999_999_999_999_999),
+    ],
+)
+def test_a_size_is_binary_with_an_i_and_decimal_without(text, value):
+    assert parse_bytes(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", " ", "GiB", "-1GiB", "+1", "1e9", "12XB", "12GiBB", "1.2.3G", "1,5G", ".5G", "12 G B", "0x10", "nan", "inf",
+        "1" * 16, "1." + "1" * 7, "\u0661\u0662GiB", "12\nGiB\n13", "9" * 10_000,
+    ],
+    ids=lambda text: ascii(text[:12]),
+)  # fmt: skip
+def test_what_is_no_size_is_refused_by_its_beginning(text):
+    with pytest.raises(UsageError, match="is not a size; write a number of bytes with a unit") as refusal:
+        parse_bytes(text)
+    assert len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize("value", [1, 1000, 12 << 30, 25 * 10**9])
+def test_what_is_shown_is_read_back(value):
+    assert abs(parse_bytes(format_bytes(value)) - value) <= 0.01 * value

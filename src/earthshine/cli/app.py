@@ -28,6 +28,13 @@ Model = Annotated[str | None, typer.Argument(help=MODEL_HELP)]
 Dtype = Annotated[
     str, typer.Option(help="Activations: bf16 as published, or fp32; FP8 and INT4 weights decode to bf16 either way.")
 ]
+Memory = Annotated[
+    str | None, typer.Option(help="All the memory to use, such as 16GiB; default: most of what is free.")
+]
+Threads = Annotated[int | None, typer.Option(help="Processors to use; default: all. No result depends on it.")]
+Trunk = Annotated[
+    str, typer.Option(help="All but the experts: bf16 as published, or int8, which takes half the memory and is lossy.")
+]
 
 
 @app.command()
@@ -48,15 +55,21 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same reply.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the reply before this text; may be repeated.")] = None,
     thinking: Annotated[bool, typer.Option(help="Let the model reason before it answers.")] = True,
-    context: Annotated[int | None, typer.Option(help="Tokens of room; default: the model's, to 32768.")] = None,
+    stats: Annotated[bool, typer.Option(help="After each reply: rates, expert hits, bytes read.")] = False,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of room; default: what the memory allows, to 32768.")
+    ] = None,
+    memory: Memory = None,
+    threads: Threads = None,
+    trunk: Trunk = "bf16",
     dtype: Dtype = "bf16",
 ) -> None:
     """Talk with a model: in a terminal a conversation; with -p, or with text on standard input, one answer."""
     from earthshine.cli.chat import ChatOptions, run_chat
+    from earthshine.cli.options import Holding
 
-    options = ChatOptions(
-        prompt=prompt, system=system, thinking=thinking, stop=tuple(stop or ()), context=context, dtype=dtype
-    )
+    holding = Holding(dtype, memory, threads, trunk, context)
+    options = ChatOptions(prompt, system, thinking, tuple(stop or ()), holding, stats)
     sampling = {
         "max_tokens": max_tokens,
         "top_k": top_k,
@@ -77,11 +90,14 @@ def inspect(
         int | None, typer.Option(help="Where FLOPs a token are given; default: the model's, to 32768.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
+    make_hashes: Annotated[
+        bool, typer.Option("--hash", help="Read all weights and write checksums beside them; loading checks them.")
+    ] = False,
 ) -> None:
     """Show a model's architecture, size and stored formats; from a config.json alone too."""
     from earthshine.cli.inspect import run_inspect
 
-    run_inspect(model, context, json)
+    run_inspect(model, context, json, make_hashes)
 
 
 @app.command()
@@ -89,13 +105,19 @@ def score(
     model: Annotated[str, typer.Argument(help="A folder, a Hugging Face id, or gleam.")],
     file: Annotated[Path, typer.Argument(help="UTF-8 text; - for standard input.")],
     json: Annotated[bool, typer.Option("--json", help="One JSON document, with each token's log-likelihood.")] = False,
-    context: Annotated[int | None, typer.Option(help="Tokens a window; default: the model's, to 32768.")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens a window; default: what the memory allows, to 32768.")
+    ] = None,
+    memory: Memory = None,
+    threads: Threads = None,
+    trunk: Trunk = "bf16",
     dtype: Dtype = "bf16",
 ) -> None:
     """Log-likelihood, perplexity and bits a byte of a text under a model."""
+    from earthshine.cli.options import Holding
     from earthshine.cli.score import run_score
 
-    run_score(model, file, json, context, dtype)
+    run_score(model, file, json, Holding(dtype, memory, threads, trunk, context))
 
 
 @app.command()

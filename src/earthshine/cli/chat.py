@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from earthshine.cli.options import context_tokens, parse_dtype, read_text, standard_input
+from earthshine.cli.options import Holding, read_text, standard_input
+from earthshine.cli.progress import TokenProgress
 from earthshine.cli.source import find_model
-from earthshine.engine import Finished, LoadedModel, SamplingParams, TokenEvent, load_model, sampling_defaults
+from earthshine.cli.stats import Tally
+from earthshine.engine import Finished, LoadedModel, SamplingParams, TokenEvent, sampling_defaults
 from earthshine.errors import ContextError, TextError, UsageError
 from earthshine.text import (
     ChatTemplate,
@@ -38,20 +40,20 @@ class ChatOptions:
     system: str | None
     thinking: bool
     stop: tuple[str, ...]
-    context: int | None
-    dtype: str
+    holding: Holding
+    stats: bool = False
 
 
 def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> None:
     """Answer -p or standard input, or converse. Wrong options are refused before a model is loaded."""
-    dtype = parse_dtype(options.dtype)
+    options.holding.options()
     SamplingParams(**sampling)
     StopStrings(options.stop)
     question = _question(options)
     folder = find_model(model)
     tokenizer, template = load_tokenizer(folder), load_template(folder)
     params = SamplingParams(**sampling_defaults(folder) | sampling)
-    model_in_use = load_model(folder, dtype=dtype)
+    model_in_use = options.holding.load(folder)
     tokenizer.require_fit(model_in_use.spec.vocab_size, model_in_use.spec.stop_tokens)
     conversation = Conversation(model_in_use, tokenizer, template, options, params)
     if question is not None:
@@ -94,8 +96,8 @@ class Conversation:
         params: SamplingParams,
     ) -> None:
         self._tokenizer, self._template, self._options, self._params = tokenizer, template, options, params
-        self._room = context_tokens(model.spec, options.context)
-        self._session = model.session(self._room)
+        self._model, self._room = model, model.division.context_tokens
+        self._session = model.session()
         self.clear()
 
     def clear(self) -> None:
@@ -113,22 +115,27 @@ class Conversation:
         prompt = self._template.encode(self._tokenizer, messages, thinking=self._options.thinking)
         parser = RegionParser(self._tokenizer, thinking=leaves_thinking_open(self._tokenizer, prompt))
         screen = _Screen(self._options.stop)
+        tally = Tally(self._model)
         try:
-            self._session.sync(prompt)
-            for event in self._events(parser, screen):
+            with TokenProgress() as progress:
+                tally.synced(self._session.sync(prompt, progress.report))
+            for event in self._events(parser, screen, tally):
                 if screen.show(event):
                     break
         except KeyboardInterrupt:
             screen.notice = _INTERRUPTED
         reply = screen.finish()
+        if self._options.stats:
+            print(tally.summary(), file=sys.stderr)
         interrupted = screen.notice == _INTERRUPTED
         if reply or not interrupted:
             self._messages = [*messages, {"role": "assistant", "content": reply}]
         return not interrupted
 
-    def _events(self, parser: RegionParser, screen: "_Screen") -> Iterator[TextEvent]:
+    def _events(self, parser: RegionParser, screen: "_Screen", tally: Tally) -> Iterator[TextEvent]:
         for event in self._session.generate(self._params):
             if isinstance(event, TokenEvent):
+                tally.token()
                 yield from parser.push(event.token)
             elif isinstance(event, Finished) and event.reason == "length":
                 screen.notice = f"stopped after {self._params.max_tokens} tokens"

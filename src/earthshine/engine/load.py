@@ -1,27 +1,47 @@
-"""From a folder in a published format to a model that sessions can use.
+"""From a folder in a published format to a model that sessions can use, within a number of bytes.
 
-This is where floors meet: the spec says what should be there, the checkpoint yields tensors by Earthshine's names,
-and the decoder takes them. All is used in one dtype but for the routers, whose choices fp32 decides.
+This is where floors meet: the spec says what should be there, the plan divides the memory, the checkpoint yields
+tensors by Earthshine's names, and the decoder takes them. With fp32 activations all of the trunk is used in fp32.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from earthshine import kernels
 from earthshine.engine.session import Session
+from earthshine.engine.sizes import sizes_of
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.kv import PagePool
-from earthshine.models import Decoder
+from earthshine.machine import memory_available, memory_resident, processors
+from earthshine.models import Decoder, ResidentTrunk, Trunk
+from earthshine.plan import Division, divide
 from earthshine.spec import ModelSpec, load_spec, trunk_tensors
 from earthshine.untrusted import parse_object, read_file, resolve_in, shown
-from earthshine.weights import Checkpoint, StoredExperts, exactly
+from earthshine.weights import Checkpoint, ExpertStore, Reader, StoredTrunk, exactly, load_manifest
 
 PAGE_TOKENS = 64
-BUDGET_BYTES = 8 * 2**30  # of routed experts kept in memory, at most
+TRUNKS = ("bf16", "int8")
+_SHARE = 0.85  # of what the system has to give, where no budget is named
 _MAX_DEFAULTS_BYTES = 1 << 20
+
+Progress = Callable[[str, int, int], None]  # what is read, bytes done, bytes in all
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a model is to be held. `memory_bytes`: of the whole process, by default most of what the system has to give;
+    `context_tokens`: room for so many; `threads`: by default every processor; `trunk`: bf16 as published, or int8."""
+
+    dtype: torch.dtype = torch.bfloat16
+    memory_bytes: int | None = None
+    context_tokens: int | None = None
+    threads: int | None = None
+    trunk: str = "bf16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,34 +50,112 @@ class LoadedModel:
 
     spec: ModelSpec
     decoder: Decoder
-    experts: StoredExperts
+    experts: ExpertStore
     fingerprint: str
+    division: Division
+    reader: Reader
 
     def session(self, context_tokens: int | None = None) -> Session:
-        """An empty session with pages of its own for `context_tokens`, by default the model's whole context.
+        """An empty session with pages of its own for `context_tokens`, by default all that the budget has room for.
 
-        Raises UsageError for a context that the model does not have and ContextError where memory does not suffice.
+        Raises UsageError for a context that the model or the budget does not have.
         """
-        spec = self.spec
-        wanted = spec.max_context if context_tokens is None else context_tokens
-        if not 1 <= wanted <= spec.max_context:
-            raise UsageError(f"A context of {wanted} tokens is not possible; this model takes 1 to {spec.max_context}.")
+        spec, room = self.spec, self.division.context_tokens
+        wanted = room if context_tokens is None else context_tokens
+        if not 1 <= wanted <= room:
+            raise UsageError(f"A context of {wanted} tokens is not possible; this model has room for 1 to {room}.")
         pages = -(-wanted // PAGE_TOKENS)
         pool = PagePool(spec.n_layers, spec.latent_dim, PAGE_TOKENS, pages, self.decoder.dtype)
-        return Session(self.decoder, pool, fingerprint=self.fingerprint, context_tokens=wanted)
+        return Session(
+            self.decoder,
+            pool,
+            fingerprint=self.fingerprint,
+            context_tokens=wanted,
+            prefill_tokens=self.division.prefill_tokens,
+        )
+
+    def close(self) -> None:
+        """Ends the reading threads; the model can't be used afterwards."""
+        self.reader.close()
 
 
-def load_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16, budget_bytes: int = BUDGET_BYTES) -> LoadedModel:
-    """Open the checkpoint in `folder`, read its trunk into memory, and leave its routed experts on disk.
+def load_model(folder: Path, options: LoadOptions | None = None, progress: Progress | None = None) -> LoadedModel:
+    """Open the checkpoint in `folder` and read what is to stay in memory.
 
-    `dtype`: of activations, bf16 as the models are published, or fp32. `budget_bytes`: of experts kept in memory.
-    Raises SpecError, Unsupported and CheckpointError for what is wrong with the files.
+    Raises SpecError, Unsupported and CheckpointError for what is wrong with the files, and UsageError for a budget that
+    is too small, which names the smallest, or for options that do not go together.
     """
+    options = options or LoadOptions()
+    _check(options)
     spec = load_spec(folder)
     checkpoint = Checkpoint.open(folder, spec)
-    experts = StoredExperts(checkpoint, dtype=dtype, budget_bytes=budget_bytes)
-    decoder = Decoder(spec, read_trunk(checkpoint, dtype), experts)
-    return LoadedModel(spec, decoder, experts, checkpoint.fingerprint())
+    division = _division(checkpoint, options)
+    kernels.set_threads(options.threads or processors())
+    if options.dtype == torch.bfloat16:
+        torch.set_num_threads(1)  # its threads would wait in loops for work on the processors that the kernels use
+    reader = Reader()
+    try:
+        trunk = _trunk(checkpoint, reader, division, options, progress)
+        experts = ExpertStore(
+            checkpoint,
+            slots_per_layer=division.slots_per_layer,
+            transit_slots=division.transit_slots,
+            reader=reader,
+            dtype=options.dtype,
+            manifest=load_manifest(checkpoint),
+        )
+        if division.transit_slots == 0 and division.slots_per_layer:
+            experts.preload(_named(progress, "experts"))
+    except BaseException:
+        reader.close()
+        raise
+    return LoadedModel(spec, Decoder(spec, trunk, experts), experts, checkpoint.fingerprint(), division, reader)
+
+
+def _check(options: LoadOptions) -> None:
+    if options.trunk not in TRUNKS:
+        raise UsageError(f"{options.trunk!r} is not a form of the trunk; choose one of {', '.join(TRUNKS)}.")
+    if options.trunk != "bf16" and options.dtype != torch.bfloat16:
+        raise UsageError("A trunk in int8 takes bf16 activations; leave --dtype or --trunk at its default.")
+    if options.threads is not None and not 1 <= options.threads <= 512:
+        raise UsageError(f"{options.threads} threads are not possible; choose 1 to 512.")
+
+
+def _division(checkpoint: Checkpoint, options: LoadOptions) -> Division:
+    spec, asked = checkpoint.spec, options.context_tokens
+    if asked is not None and not 1 <= asked <= spec.max_context:
+        raise UsageError(f"A context of {asked} tokens is not possible; this model takes 1 to {spec.max_context}.")
+    process = memory_resident()
+    asked_bytes = options.memory_bytes
+    budget = process + int(_SHARE * memory_available()) if asked_bytes is None else asked_bytes
+    # What is rounded, or used in fp32, is so once and for all: then results can't depend on what streams.
+    stays = options.trunk != "bf16" or options.dtype != torch.bfloat16
+    sizes = sizes_of(checkpoint, options.dtype, options.trunk)
+    return divide(sizes, budget, process, spec.max_context, asked, may_stream=not stays)
+
+
+def _trunk(
+    checkpoint: Checkpoint, reader: Reader, division: Division, options: LoadOptions, progress: Progress | None
+) -> Trunk:
+    if options.dtype != torch.bfloat16:
+        return ResidentTrunk(read_trunk(checkpoint, options.dtype))
+    return StoredTrunk(
+        checkpoint,
+        reader,
+        streamed=frozenset(division.streamed),
+        embedding_on_disk=division.embedding_on_disk,
+        int8=options.trunk == "int8",
+        manifest=load_manifest(checkpoint),
+        progress=_named(progress, "trunk"),
+    )
+
+
+def _named(progress: Progress | None, what: str) -> Callable[[int, int], None]:
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress(what, done, total)
+
+    return report
 
 
 def read_trunk(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ one sampled, has none yet. That is so after every call, after every event, and a
 abandoned halfway. Refuses conversations beyond the model's context or the pool's pages before anything changes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Literal
@@ -18,7 +18,7 @@ from earthshine.engine.step import Model, StepRow, step
 from earthshine.errors import BlobError, CheckpointError, ContextError, UsageError
 from earthshine.kv import BlobHeader, BlobLayout, KVBlob, LatentFormat, PagePool, Timeline, common_prefix
 
-SCORE_ROWS = 512  # hidden states whose logits exist at once: 512 x 163840 fp32 are 320 MiB
+SCORE_ROWS = 64  # hidden states whose logits exist at once: 64 x 163840 fp32 are 40 MiB
 _SOFTMAX_ROWS = 64  # and of those, log-probabilities
 
 
@@ -90,10 +90,11 @@ class Session:
         """What the session holds, tokens sampled included."""
         return tuple(self._tokens)
 
-    def sync(self, tokens: Sequence[int]) -> Synced:
+    def sync(self, tokens: Sequence[int], progress: Callable[[float, int], None] | None = None) -> Synced:
         """Hold exactly `tokens`: keep the longest common prefix, drop the rest, compute what is missing.
 
-        At least the last token is computed, unless nothing at all changed. Raises UsageError for token ids outside
+        At least the last token is computed, unless nothing at all changed. `progress` is told after each layer how many
+        tokens' worth of work is done, and how many there are. Raises UsageError for token ids outside
         the vocabulary and ContextError beyond the context or the pages, both before anything changes.
         """
         wanted = self._checked(tokens)
@@ -103,7 +104,7 @@ class Session:
         self._require_room(reused, len(wanted))
         self._replace(reused, wanted)
         try:
-            self._latest()
+            self._latest(progress)
         except BaseException:
             self._trim()
             raise
@@ -194,21 +195,28 @@ class Session:
             yield TokenEvent(sampled.token, sampled.logprob, sampled.top)
         yield Finished("length")
 
-    def _latest(self) -> Tensor:
+    def _latest(self, progress: Callable[[float, int], None] | None = None) -> Tensor:
         """[hidden] of the last token held, computing whatever is missing up to it."""
         if self._last is None and self._timeline.length == len(self._tokens):
             self._timeline.truncate(len(self._tokens) - 1)
-        for _ in self._prefill(len(self._tokens)):
+        for _ in self._prefill(len(self._tokens), progress):
             pass
         assert self._last is not None
         return self._last
 
-    def _prefill(self, end: int) -> Iterator[tuple[int, Tensor]]:
+    def _prefill(self, end: int, progress: Callable[[float, int], None] | None = None) -> Iterator[tuple[int, Tensor]]:
         """Compute tokens held up to `end`; yields each step's first position and hidden states [tokens, hidden]."""
+        first = self._timeline.length
+
+        def after_layer(index: int) -> None:
+            if progress is not None:
+                share = len(chunk) * (index + 1) / self._spec.n_layers
+                progress(start - first + share, end - first)
+
         while (start := self._timeline.length) < end:
             self._last = None
             chunk = self._tokens[start : min(end, start + self._prefill_tokens)]
-            hidden = step(self._decoder, [StepRow(self._timeline, chunk)], self._naive)[0]
+            hidden = step(self._decoder, [StepRow(self._timeline, chunk)], self._naive, after_layer)[0]
             self._last = hidden[-1].clone()
             yield start, hidden
 

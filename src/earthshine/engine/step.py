@@ -4,17 +4,20 @@ Invariant: a row's result depends on its own tokens and timeline alone, so rows 
 would get by itself. A step that fails leaves every timeline as it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from earthshine import kernels
 from earthshine.errors import UsageError
 from earthshine.kv import Timeline
 from earthshine.models import Context, Mla, Query
 from earthshine.spec.model import ModelSpec
+
+PIECE_TOKENS = 256  # whose absorbed queries exist at once: 18 MiB of them, and as much of results, in Kimi-K2.6
 
 
 class Model(Protocol):
@@ -28,8 +31,10 @@ class Model(Protocol):
         """Of activations and latents."""
         ...
 
-    def hidden(self, tokens: Tensor, positions: Tensor, context: Context) -> Tensor:
-        """tokens, positions: int64 [n]. Returns [n, hidden] after the final norm."""
+    def hidden(
+        self, tokens: Tensor, positions: Tensor, context: Context, after_layer: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """tokens, positions: int64 [n]. Returns [n, hidden] after the final norm; `after_layer` is told each layer."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -46,7 +51,7 @@ class StepRow:
 
 
 class PagedContext:
-    """Attention of each row's new tokens over its timeline, pages written first and then read back.
+    """Attention of each row's new tokens over its timeline, pages written first and then read where they lie.
 
     `naive` expands latents to keys and values instead of absorbing the expansion: slower, for comparison.
     """
@@ -58,20 +63,50 @@ class PagedContext:
         for row in rows:
             self._spans.append((row.timeline, begin, begin + len(row.tokens)))
             begin += len(row.tokens)
+        bounds = [(first, min(first + PIECE_TOKENS, begin)) for first in range(0, begin, PIECE_TOKENS)]
+        self._pieces = [(first, last, self._paged(first, last)) for first, last in bounds]
 
     def attend(self, layer: int, attention: Mla, query: Query, latent: Tensor) -> Tensor:
         """query: [tokens, n_heads, ...]; latent: [tokens, latent_dim]. Returns [tokens, n_heads, v_dim]."""
-        outputs = []
         for timeline, begin, end in self._spans:
-            start = timeline.length
-            timeline.write(layer, start, latent[begin:end])
-            latents = timeline.read(layer, start + end - begin)
-            mine = Query(query.nope[begin:end], query.rope[begin:end])
-            outputs.append((attention.naive if self._naive else attention.absorbed)(mine, latents, start))
+            timeline.write(layer, timeline.length, latent[begin:end])
+        outputs = self._expanded(layer, attention, query) if self._naive else self._absorbed(layer, attention, query)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
+    def _absorbed(self, layer: int, attention: Mla, query: Query) -> list[Tensor]:
+        """A piece of the batch at a time: absorbed queries are three times as wide as queries."""
+        pool = self._spans[0][0].pool.tensor[layer]
+        outputs = []
+        for first, last, sequences in self._pieces:
+            piece = Query(query.nope[first:last], query.rope[first:last])
+            outputs.append(attention.paged(piece, pool, sequences))
+        return outputs
 
-def step(decoder: Model, rows: Sequence[StepRow], naive: bool = False) -> list[Tensor]:
+    def _paged(self, first: int, last: int) -> list[kernels.PagedTokens]:
+        """Of every span, the tokens that lie from `first` to `last` in the batch."""
+        return [
+            kernels.PagedTokens(
+                min(end, last) - max(begin, first), timeline.length + max(begin, first) - begin, timeline.table
+            )
+            for timeline, begin, end in self._spans
+            if begin < last and end > first
+        ]
+
+    def _expanded(self, layer: int, attention: Mla, query: Query) -> list[Tensor]:
+        outputs = []
+        for timeline, begin, end in self._spans:
+            latents = timeline.read(layer, timeline.length + end - begin)
+            mine = Query(query.nope[begin:end], query.rope[begin:end])
+            outputs.append(attention.naive(mine, latents, timeline.length))
+        return outputs
+
+
+def step(
+    decoder: Model,
+    rows: Sequence[StepRow],
+    naive: bool = False,
+    after_layer: Callable[[int], None] | None = None,
+) -> list[Tensor]:
     """Compute the new tokens of every row, keep their latents, and return each row's hidden states [tokens, hidden].
 
     Raises ContextError if the pages do not suffice and UsageError for a row without tokens or two rows of one
@@ -81,13 +116,15 @@ def step(decoder: Model, rows: Sequence[StepRow], naive: bool = False) -> list[T
         raise UsageError("A step needs at least one token in every row.")
     if len({id(row.timeline) for row in rows}) < len(rows):
         raise UsageError("Two rows of a step can't continue the same timeline.")
+    if len({id(row.timeline.pool) for row in rows}) > 1:
+        raise UsageError("The rows of a step share one pool of pages.")
     try:
         for row in rows:
             row.timeline.reserve(row.timeline.length + len(row.tokens))
         tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.int64)
         positions = torch.cat([_positions(row) for row in rows])
         with torch.no_grad():
-            hidden = decoder.hidden(tokens, positions, PagedContext(rows, naive))
+            hidden = decoder.hidden(tokens, positions, PagedContext(rows, naive), after_layer)
     except BaseException:
         for row in rows:
             row.timeline.truncate(row.timeline.length)

@@ -34,9 +34,9 @@ class Timeline:
 
     @property
     def table(self) -> Tensor:
-        """int64 [pages]: position p lies in `pool.tensor[:, table[p // page_tokens], p % page_tokens]`."""
+        """int32 [pages]: position p lies in `pool.tensor[:, table[p // page_tokens], p % page_tokens]`."""
         if self._table is None:
-            self._table = torch.tensor(self._pages, dtype=torch.int64)
+            self._table = torch.tensor(self._pages, dtype=torch.int32)
             self._in_one_piece = bool(self._pages) and bool((self._table.diff() == 1).all())
         return self._table
 
@@ -86,7 +86,8 @@ class Timeline:
             lane[start:end] = latent
             return
         position = torch.arange(start, end)
-        slots = self.table[position // self.pool.page_tokens] * self.pool.page_tokens + position % self.pool.page_tokens
+        page = self.table.long()[position // self.pool.page_tokens]
+        slots = page * self.pool.page_tokens + position % self.pool.page_tokens
         self.pool.tensor[layer].flatten(0, 1).index_copy_(0, slots, latent)
 
     def read(self, layer: int, length: int) -> Tensor:

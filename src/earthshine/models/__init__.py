@@ -6,5 +6,19 @@ Reads the spec and calls kernels; knows neither files nor conversations.
 from earthshine.models.decoder import Context, Decoder
 from earthshine.models.ffn import Experts, Ffn, Moe
 from earthshine.models.mla import Mla, MlaWeights, Query
+from earthshine.models.trunk import LayerWeights, ResidentTrunk, Trunk, Weight
 
-__all__ = ["Context", "Decoder", "Experts", "Ffn", "Mla", "MlaWeights", "Moe", "Query"]
+__all__ = [
+    "Context",
+    "Decoder",
+    "Experts",
+    "Ffn",
+    "LayerWeights",
+    "Mla",
+    "MlaWeights",
+    "Moe",
+    "Query",
+    "ResidentTrunk",
+    "Trunk",
+    "Weight",
+]

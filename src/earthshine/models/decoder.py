@@ -4,17 +4,17 @@ It holds no state of a conversation. What a token may attend to is the caller's 
 lie is the caller's `Experts`, so prefill, decode, training and tests run the same lines.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from earthshine import kernels
 from earthshine.models.ffn import Experts, Ffn, Moe
 from earthshine.models.mla import Mla, MlaWeights, Query
 from earthshine.models.rope import RotaryTable
+from earthshine.models.trunk import LayerWeights, ResidentTrunk, Trunk, Weight
 from earthshine.spec.model import LayerSpec, ModelSpec, MoeSpec
 
 
@@ -29,24 +29,23 @@ class Context(Protocol):
 class _Layer:
     """x + attention(norm x), then x + ffn(norm x)."""
 
-    def __init__(self, index: int, spec: LayerSpec, weights: Mapping[str, Tensor], table: RotaryTable, eps: float):
-        mine = _under(weights, f"layers.{index}.")
-        self.index, self._eps = index, eps
-        self._attention_norm, self._ffn_norm = mine["attention_norm"], mine["ffn_norm"]
-        self.attention = Mla(spec.attention, MlaWeights(**_under(mine, "attention.")), table)
+    def __init__(self, index: int, spec: LayerSpec, weights: LayerWeights, table: RotaryTable, eps: float) -> None:
+        self.index, self.weights, self._eps = index, weights, eps
+        self._attention_norm, self._ffn_norm = _plain(weights, "attention_norm"), _plain(weights, "ffn_norm")
+        self.attention = Mla(spec.attention, MlaWeights(**_under(weights, "attention.")), table)  # type: ignore[arg-type]
         self._moe: Moe | None = None
         self._dense: Ffn | None = None
         if isinstance(spec.ffn, MoeSpec):
-            shared = Ffn(**_under(mine, "shared.")) if spec.ffn.shared_intermediate else None
-            self._moe = Moe(spec.ffn, index, mine["router"], mine["router_bias"], shared)
+            shared = Ffn(**_under(weights, "shared.")) if spec.ffn.shared_intermediate else None
+            self._moe = Moe(spec.ffn, index, _plain(weights, "router"), _plain(weights, "router_bias"), shared)
         else:
-            self._dense = Ffn(**_under(mine, "ffn."))
+            self._dense = Ffn(**_under(weights, "ffn."))
 
     def __call__(self, x: Tensor, positions: Tensor, context: Context, experts: Experts) -> Tensor:
         normed = kernels.rms_norm(x, self._attention_norm, self._eps)
         query, latent = self.attention.query(normed, positions), self.attention.latent(normed, positions)
-        x = x + self.attention.output(context.attend(self.index, self.attention, query, latent))
-        normed = kernels.rms_norm(x, self._ffn_norm, self._eps)
+        mixed = self.attention.output(context.attend(self.index, self.attention, query, latent))
+        x, normed = kernels.add_rms_norm(x, mixed, self._ffn_norm, self._eps)
         if self._moe is not None:
             return x + self._moe(normed, experts)
         assert self._dense is not None
@@ -54,34 +53,54 @@ class _Layer:
 
 
 class Decoder:
-    """`weights` holds every tensor of `spec.layout.trunk_tensors`, linear layers in the activations' dtype."""
+    """`weights` is a Trunk, or every tensor of `spec.layout.trunk_tensors` by name."""
 
-    def __init__(self, spec: ModelSpec, weights: Mapping[str, Tensor], experts: Experts) -> None:
+    def __init__(self, spec: ModelSpec, weights: Trunk | Mapping[str, Weight], experts: Experts) -> None:
         self.spec = spec
-        self._embed, self._norm, self._head = weights["embed"], weights["norm"], weights["head"]
+        self.trunk: Trunk = ResidentTrunk(weights) if isinstance(weights, Mapping) else weights
         self._experts = experts
-        tables = {layer.attention.rope: RotaryTable(layer.attention.rope) for layer in spec.layers}
-        self._layers = [
-            _Layer(index, layer, weights, tables[layer.attention.rope], spec.norm_eps)
-            for index, layer in enumerate(spec.layers)
-        ]
+        self._tables = {layer.attention.rope: RotaryTable(layer.attention.rope) for layer in spec.layers}
+        self._layers: list[_Layer | None] = [None] * spec.n_layers
 
     @property
     def dtype(self) -> torch.dtype:
         """Of activations and latents."""
-        return self._embed.dtype
+        return self.trunk.dtype
 
-    def hidden(self, tokens: Tensor, positions: Tensor, context: Context) -> Tensor:
-        """tokens: int64 [..., tokens]; positions: int64 [tokens]. Returns [..., tokens, hidden] after the last norm."""
-        x = functional.embedding(tokens, self._embed)
-        for layer in self._layers:
-            x = layer(x, positions, context, self._experts)
-        return kernels.rms_norm(x, self._norm, self.spec.norm_eps)
+    def hidden(
+        self, tokens: Tensor, positions: Tensor, context: Context, after_layer: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """tokens: int64 [..., tokens]; positions: int64 [tokens]. Returns [..., tokens, hidden] after the last norm.
+
+        All tokens pass a layer before the next layer's weights are asked for; `after_layer` is told its number.
+        """
+        x = self.trunk.embed(tokens)
+        for index in range(self.spec.n_layers):
+            x = self._layer(index)(x, positions, context, self._experts)
+            if after_layer is not None:
+                after_layer(index)
+        return kernels.rms_norm(x, self.trunk.norm, self.spec.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., hidden] to fp32 [..., vocab_size]."""
-        return kernels.linear(hidden, self._head).float()
+        return kernels.linear(hidden, self.trunk.head(), torch.float32)
+
+    def _layer(self, index: int) -> _Layer:
+        """Made anew only where the trunk's weights for it have moved."""
+        weights = self.trunk.layer(index)
+        layer = self._layers[index]
+        if layer is None or layer.weights is not weights:
+            spec = self.spec.layers[index]
+            layer = _Layer(index, spec, weights, self._tables[spec.attention.rope], self.spec.norm_eps)
+            self._layers[index] = layer
+        return layer
 
 
-def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
+def _plain(weights: LayerWeights, name: str) -> Tensor:
+    weight = weights[name]
+    assert isinstance(weight, Tensor), f"{name} is published in full"
+    return weight
+
+
+def _under(weights: LayerWeights, prefix: str) -> dict[str, Weight]:
+    return {name[len(prefix) :]: weight for name, weight in weights.items() if name.startswith(prefix)}

@@ -6,9 +6,11 @@ Routed experts are behind the `Experts` protocol: the mathematics does not know 
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from earthshine import kernels
+from earthshine.models.trunk import Weight
 from earthshine.spec.model import MoeSpec
 
 
@@ -28,12 +30,12 @@ class Experts(Protocol):
 class Ffn:
     """down(silu(gate x) * up x); gate and up [intermediate, hidden], down [hidden, intermediate]."""
 
-    gate: Tensor
-    up: Tensor
-    down: Tensor
+    gate: Weight
+    up: Weight
+    down: Weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        return kernels.linear(kernels.swiglu(kernels.linear(x, self.gate), kernels.linear(x, self.up)), self.down)
+        return kernels.ffn(x, self.gate, self.up, self.down)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Moe:
         flat = x.reshape(-1, x.shape[-1])
         rule = self.spec.router
         chosen, weight = kernels.route(
-            kernels.linear(flat.float(), self.router.float()),  # logits in bf16 change choices
+            kernels.linear(flat, self.router, torch.float32),  # logits in bf16 change choices
             self.router_bias,
             top_k=self.spec.top_k,
             n_groups=rule.n_groups,

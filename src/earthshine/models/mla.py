@@ -5,6 +5,7 @@ heads share, after rotation. Naive attention expands latents to keys and values 
 expansion to the query's and the output's side, so the latents are read as they are. Both give the same result.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from earthshine import kernels
 from earthshine.models.rope import RotaryTable, softmax_scale
+from earthshine.models.trunk import Weight
 from earthshine.spec.model import MlaSpec
 
 
@@ -25,14 +27,19 @@ class Query(NamedTuple):
 class MlaWeights:
     """Matrices are [out, in]; either `q`, or `q_a`, `q_a_norm` and `q_b`."""
 
-    kv_a: Tensor  # [kv_lora_rank + rope.dim, hidden]
+    kv_a: Weight  # [kv_lora_rank + rope.dim, hidden]
     kv_a_norm: Tensor  # [kv_lora_rank]
-    kv_b: Tensor  # [n_heads * (nope_dim + v_dim), kv_lora_rank]
-    o: Tensor  # [hidden, n_heads * v_dim]
-    q: Tensor | None = None  # [n_heads * qk_dim, hidden]
-    q_a: Tensor | None = None  # [q_lora_rank, hidden]
+    kv_b: Tensor  # [n_heads * (nope_dim + v_dim), kv_lora_rank]; plain, since absorbing takes it apart
+    o: Weight  # [hidden, n_heads * v_dim]
+    q: Weight | None = None  # [n_heads * qk_dim, hidden]
+    q_a: Weight | None = None  # [q_lora_rank, hidden]
     q_a_norm: Tensor | None = None  # [q_lora_rank]
-    q_b: Tensor | None = None  # [n_heads * qk_dim, q_lora_rank]
+    q_b: Weight | None = None  # [n_heads * qk_dim, q_lora_rank]
+
+    def __post_init__(self) -> None:
+        low = [part is not None for part in (self.q_a, self.q_a_norm, self.q_b)]
+        if low != [self.q is None] * 3:
+            raise ValueError("the query's weights are either q, or q_a with q_a_norm and q_b")
 
 
 class Mla:
@@ -41,16 +48,20 @@ class Mla:
     def __init__(self, spec: MlaSpec, weights: MlaWeights, table: RotaryTable) -> None:
         self.spec, self.weights = spec, weights
         self._table = table
-        self._scale = softmax_scale(spec)
+        self.scale = softmax_scale(spec)
+        heads = weights.kv_b.unflatten(0, (spec.n_heads, -1))
+        self._w_uk, self._w_uv = heads.split((spec.nope_dim, spec.v_dim), dim=1)  # [n_heads, nope or v, kv_lora_rank]
 
     def query(self, x: Tensor, positions: Tensor) -> Query:
         """x: [..., tokens, hidden]; positions: int64 [tokens]."""
         spec, w = self.spec, self.weights
-        if w.q_a is None:
-            q = kernels.linear(x, _present(w.q))
+        if w.q is not None:
+            q = kernels.linear(x, w.q)
         else:
-            low = kernels.rms_norm(kernels.linear(x, w.q_a), _present(w.q_a_norm), spec.latent_norm_eps)
-            q = kernels.linear(low, _present(w.q_b))
+            assert w.q_a is not None
+            assert w.q_a_norm is not None
+            assert w.q_b is not None
+            q = kernels.linear(kernels.rms_norm(kernels.linear(x, w.q_a), w.q_a_norm, spec.latent_norm_eps), w.q_b)
         nope, rope = q.unflatten(-1, (spec.n_heads, spec.qk_dim)).split((spec.nope_dim, spec.rope.dim), dim=-1)
         cos, sin = self._table.at(positions)
         return Query(nope, kernels.rotate(rope, cos[:, None], sin[:, None]))
@@ -73,23 +84,37 @@ class Mla:
         nope, value = heads.split((spec.nope_dim, spec.v_dim), dim=-1)
         key = torch.cat((nope, rope.unsqueeze(-3).expand(*nope.shape[:-1], -1)), -1)
         q = torch.cat(query, -1).transpose(-2, -3)
-        return kernels.attend(q, key, value, self._scale, start).transpose(-2, -3)
+        return kernels.attend(q, key, value, self.scale, start).transpose(-2, -3)
 
     def absorbed(self, query: Query, latents: Tensor, start: int) -> Tensor:
         """The same, reading latents as keys and values that all heads share: q' = W_uk^T q, out = W_uv (p c)."""
-        heads = self.weights.kv_b.unflatten(0, (self.spec.n_heads, -1))
-        w_uk, w_uv = heads.split((self.spec.nope_dim, self.spec.v_dim), dim=1)  # [n_heads, nope or v, kv_lora_rank]
-        q = torch.cat((kernels.linear_by_head(query.nope, w_uk.mT), query.rope), -1).transpose(-2, -3)
+        q = self.absorb(query).transpose(-2, -3)
         shared = latents.unsqueeze(-3)
-        mixed = kernels.attend(q, shared, shared[..., : self.spec.kv_lora_rank], self._scale, start)
-        return kernels.linear_by_head(mixed.transpose(-2, -3), w_uv)
+        mixed = kernels.attend(q, shared, shared[..., : self.spec.kv_lora_rank], self.scale, start)
+        return self.expand(mixed.transpose(-2, -3))
+
+    def paged(self, query: Query, pool: Tensor, sequences: Sequence[kernels.PagedTokens]) -> Tensor:
+        """Absorbed attention over latents where they lie, for the tokens of several conversations, one after the other.
+
+        query: [tokens, n_heads, ...]; pool: [n_pages, page_tokens, latent_dim], with the latents of these tokens
+        written. Returns [tokens, n_heads, v_dim].
+        """
+        mixed = kernels.attend_latents(self.absorb(query), pool, sequences, self.spec.kv_lora_rank, self.scale)
+        return self.expand(mixed)
+
+    def absorb(self, query: Query) -> Tensor:
+        """q' of every head, [..., tokens, n_heads, latent_dim]: what meets latents as they are."""
+        if query.nope.ndim > 3 or torch.is_grad_enabled():
+            return torch.cat((kernels.linear_by_head(query.nope, self._w_uk.mT), query.rope), -1)
+        q = query.nope.new_empty(*query.nope.shape[:-1], self.spec.latent_dim)
+        kernels.linear_by_head(query.nope, self._w_uk.mT, q[..., : self.spec.kv_lora_rank])
+        q[..., self.spec.kv_lora_rank :] = query.rope
+        return q
+
+    def expand(self, mixed: Tensor) -> Tensor:
+        """Mixed latents [..., tokens, n_heads, kv_lora_rank] to [..., tokens, n_heads, v_dim]."""
+        return kernels.linear_by_head(mixed, self._w_uv)
 
     def output(self, heads: Tensor) -> Tensor:
         """[..., tokens, n_heads, v_dim] to [..., tokens, hidden]."""
         return kernels.linear(heads.flatten(-2), self.weights.o)
-
-
-def _present(weight: Tensor | None) -> Tensor:
-    if weight is None:
-        raise ValueError("the query's weights are either q, or q_a with q_a_norm and q_b")
-    return weight

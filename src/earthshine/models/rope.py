@@ -60,9 +60,13 @@ class RotaryTable:
         yarn = rope.yarn
         self._gain = magnitude(yarn.factor, yarn.mscale) / magnitude(yarn.factor, yarn.mscale_all_dim) if yarn else 1.0
         self._cos = self._sin = torch.empty(0, len(self._frequencies))
+        self._asked: Tensor | None = None  # the positions of the last call, and its answer: a step asks in every layer
+        self._answer = (self._cos, self._sin)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions: int64 [tokens]; returns two of fp32 [tokens, dim/2]. Angles are fp32 products, as published."""
+        if positions is self._asked:
+            return self._answer
         needed = int(positions.max()) + 1
         while len(self._cos) < needed:
             block = torch.arange(len(self._cos), len(self._cos) + _BLOCK)
@@ -70,4 +74,6 @@ class RotaryTable:
             self._cos = torch.cat((self._cos, angles.cos() * self._gain))
             self._sin = torch.cat((self._sin, angles.sin() * self._gain))
         rows = positions.cpu()
-        return self._cos[rows].to(positions.device), self._sin[rows].to(positions.device)
+        self._asked = positions
+        self._answer = self._cos[rows].to(positions.device), self._sin[rows].to(positions.device)
+        return self._answer

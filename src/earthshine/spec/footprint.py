@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from earthshine.errors import UsageError
 from earthshine.spec.layout import TensorSpec, expert_shapes, moe_layers, trunk_tensors
-from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, ModelSpec, MoeSpec, Storage
+from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, INT8_GROUP, ModelSpec, MoeSpec, Storage
 
 _FP32, _BF16, _I32 = 4, 2, 4
 _MAX_CONTEXT = 2**31
@@ -25,8 +25,9 @@ class Footprint:
     n_experts_in_all_layers: routed experts, all sparse layers together.
     expert_bytes: one routed expert as published, with its scales and shape tensors; the largest if layers differ.
     experts_bytes: all routed experts as published.
-    trunk_bytes: of the whole trunk with its linear layers in "bf16", "fp8" (128x128 blocks, fp32 scales) or "int8"
-        (one fp32 scale an output row). Other trunk tensors are bf16, the router's bias fp32.
+    trunk_bytes: of the whole trunk with its linear layers in "bf16" or "fp8" (128x128 blocks, fp32 scales), or with
+        these and the head in "int8" (an fp32 scale for 128 columns of a row), but for what attention takes apart by
+        head. Other trunk tensors are bf16, the router's bias fp32.
     latent_bytes_per_token: of the cache over all layers in "fp32", "bf16" or "int8" (one fp32 scale a token and layer).
     """
 
@@ -135,11 +136,12 @@ def _trunk_bytes(trunk: list[TensorSpec], kind: str) -> int:
 
 
 def _trunk_tensor_bytes(tensor: TensorSpec, kind: str) -> int:
+    if kind == "int8" and (tensor.linear or tensor.name == "head") and not tensor.name.endswith(".kv_b"):
+        out, inner = tensor.shape
+        return out * inner + _FP32 * out * -(-inner // INT8_GROUP)
     if not tensor.linear:
         return tensor.size * (_FP32 if tensor.name.endswith(".router_bias") else _BF16)
     out, inner = tensor.shape
-    if kind == "int8":
-        return out * inner + _FP32 * out
     return _stored_bytes(out, inner, Storage.FP8_BLOCK128 if kind == "fp8" else Storage.BF16)
 
 

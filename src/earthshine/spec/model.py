@@ -9,6 +9,7 @@ from enum import StrEnum
 
 FP8_BLOCK = 128  # rows and columns that share one scale
 INT4_GROUP = 32  # consecutive columns that share one scale
+INT8_GROUP = 128  # the same where the trunk is held in int8, which is no published form
 
 
 class Storage(StrEnum):

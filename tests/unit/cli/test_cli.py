@@ -14,7 +14,7 @@ import torch
 
 from earthshine.cli import main
 from earthshine.cli.source import GLEAM
-from earthshine.engine import Session, load_model
+from earthshine.engine import LoadOptions, Session, load_model
 from earthshine.text import load_tokenizer
 
 RUN = [sys.executable, "-c", "from earthshine.cli import main; main()"]
@@ -185,7 +185,7 @@ def test_score_is_the_sum_of_its_tokens(earthshine, tmp_path):
     assert code == 0
     tokens = load_tokenizer(GLEAM).encode(text, allow_special=False)
     assert scored["token_ids"] == tokens
-    expected = load_model(GLEAM, dtype=torch.float32).session(256).score(tokens)
+    expected = load_model(GLEAM, LoadOptions(dtype=torch.float32)).session(256).score(tokens)
     assert scored["logprobs"][0] is None
     assert scored["logprobs"][1:] == pytest.approx(expected.tolist(), abs=1e-5)
     total = sum(scored["logprobs"][1:])
@@ -213,7 +213,7 @@ def test_score_refuses_what_is_no_text(earthshine, tmp_path, raw, code):
 def test_doctor_names_what_serves_each_operation(earthshine):
     code, out, _ = earthshine("doctor")
     assert code == 0
-    for operation in ("attend", "decode_int4", "linear", "rms_norm", "route"):
+    for operation in ("attend", "decode", "linear", "rms_norm", "route"):
         assert f"\n{operation}" in out
     assert "unusable" not in out
 
@@ -242,7 +242,7 @@ def test_an_interrupted_answer_is_said_and_exits_130(earthshine, monkeypatch):
 
 
 def test_memory_that_torch_can_not_get_is_a_sentence(earthshine, monkeypatch):
-    monkeypatch.setattr("earthshine.cli.chat.load_model", lambda *_, **__: torch.empty(10**15))
+    monkeypatch.setattr("earthshine.engine.load_model", lambda *_, **__: torch.empty(10**15))
     code, _, err = earthshine("chat", "-p", "hello")
     assert code == 1
     assert "not enough memory" in err

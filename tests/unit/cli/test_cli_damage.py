@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from earthshine.cli.source import GLEAM
-from earthshine.engine import load_model
+from earthshine.engine import LoadOptions, load_model
 from earthshine.errors import BlobError, CheckpointError
 from earthshine.kv import KVBlob
 
@@ -76,7 +76,7 @@ def test_published_digits_are_never_rounded_silently(copy):
     reweigh(copy, widen)
     with pytest.raises(CheckpointError, match=r"head.*fp32"):
         load_model(copy)
-    assert load_model(copy, dtype=torch.float32).decoder.dtype is torch.float32
+    assert load_model(copy, LoadOptions(dtype=torch.float32)).decoder.dtype is torch.float32
 
 
 def test_a_score_that_is_no_number_is_refused(copy):
@@ -140,7 +140,9 @@ def test_a_context_beyond_reason_is_wrong_use():
     refused(run("inspect", "--context", "1" + "0" * 400), "not possible", code=2)
 
 
-def test_a_tensor_larger_than_memory_is_a_sentence(copy):
+@pytest.mark.parametrize(("memory", "code"), [(None, 2), ("4TiB", 1)], ids=["default", "claimed"])
+def test_a_tensor_larger_than_memory_is_a_sentence(copy, memory, code):
+    """Refused by the plan; where more memory is claimed than there is, by the machine."""
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30)); "
     edit(copy, vocab_size=2**31 - 1)
     with (copy / "model.safetensors").open("rb+") as file:
@@ -158,12 +160,18 @@ def test_a_tensor_larger_than_memory_is_a_sentence(copy):
     with (copy / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + position)  # holes: next to nothing on disk
-    code = limit + "from earthshine.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "chat", str(copy), "-p", "hello"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    refused(done, "memory")
+    command = [
+        sys.executable,
+        "-c",
+        limit + "from earthshine.cli import main; main()",
+        "chat",
+        str(copy),
+        "-p",
+        "hello",
+    ]
+    command += ["--memory", memory] if memory else []
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    refused(done, "memory", code)
 
 
 def test_an_interrupt_ends_quietly():

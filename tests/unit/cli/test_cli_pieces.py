@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from earthshine.cli.chat import ChatOptions, Conversation, _Screen
-from earthshine.cli.options import context_tokens
+from earthshine.cli.options import Holding, context_tokens
 from earthshine.cli.score import score_windows
 from earthshine.cli.source import GLEAM, find_model
 from earthshine.engine import SamplingParams, Session, load_model
@@ -46,8 +46,10 @@ def test_a_conversation_holds_its_system_message_its_turns_and_its_way_of_thinki
     gleam, monkeypatch, capsys, thinking
 ):
     synced, sync = [], Session.sync
-    monkeypatch.setattr(Session, "sync", lambda self, tokens: (synced.append(tokens), sync(self, tokens))[1])
-    options = ChatOptions(None, "Be brief.", thinking, (), 512, "bf16")
+    monkeypatch.setattr(
+        Session, "sync", lambda self, tokens, *told: (synced.append(tokens), sync(self, tokens, *told))[1]
+    )
+    options = ChatOptions(None, "Be brief.", thinking, (), Holding(context=512))
     conversation = Conversation(*gleam, options, SamplingParams(temperature=0, max_tokens=30))
     conversation.ask("hello")
     reply = {"role": "assistant", "content": capsys.readouterr().out.removesuffix("\n")}
@@ -63,7 +65,7 @@ def test_a_question_without_a_word_of_reply_is_forgotten(gleam, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Session, "generate", interrupted)
-    conversation = Conversation(*gleam, ChatOptions(None, None, True, (), 512, "bf16"), SamplingParams())
+    conversation = Conversation(*gleam, ChatOptions(None, None, True, (), Holding(context=512)), SamplingParams())
     assert not conversation.ask("hello")
     assert conversation._messages == []
 

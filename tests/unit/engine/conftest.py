@@ -37,6 +37,16 @@ class FakeAttention:
         mixed = (latents.double() * weight).cumsum(0)[start:]
         return ((mixed[:, None] + query.nope.double().sum(-1, keepdim=True)) % 113).to(latents.dtype)
 
+    def paged(self, query: Query, pool: Tensor, sequences) -> Tensor:
+        outputs, first = [], 0
+        for sequence in sequences:
+            last = first + sequence.count
+            latents = pool[sequence.pages.long()].flatten(0, 1)[: sequence.start + sequence.count]
+            mine = Query(query.nope[first:last], query.rope[first:last])
+            outputs.append(self.absorbed(mine, latents, sequence.start))
+            first = last
+        return torch.cat(outputs)
+
     def naive(self, query: Query, latents: Tensor, start: int) -> Tensor:
         return (self.absorbed(query, latents, start).double() + 1).to(latents.dtype)
 
@@ -49,7 +59,7 @@ class FakeDecoder:
         self.steps: list[list[int]] = []
         self.fail_at: int | None = None
 
-    def hidden(self, tokens: Tensor, positions: Tensor, context) -> Tensor:
+    def hidden(self, tokens: Tensor, positions: Tensor, context, after_layer=None) -> Tensor:
         self.steps.append(tokens.tolist())
         x = (tokens.double()[:, None] * torch.tensor([3, 5, 7, 11, 13, 17]) + 1) % 101
         for layer in range(self.spec.n_layers):
@@ -58,6 +68,8 @@ class FakeDecoder:
             latent = ((x * (layer + 2) + positions[:, None] * 19) % 109).to(self.dtype)
             query = Query(x[:, None, :4].to(self.dtype), x[:, None, 4:].to(self.dtype))
             x = (x + context.attend(layer, FakeAttention(), query, latent)[:, 0].double() * 3) % 103
+            if after_layer is not None:
+                after_layer(layer)
         return x.to(self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -227,17 +227,17 @@ def test_scores_are_the_log_likelihoods_of_each_next_token(make_session, make_de
     assert session.sync(tokens) == Synced(49, 1)
 
 
-def test_scores_never_hold_more_than_512_rows_of_logits(make_session, make_decoder, make_pool, monkeypatch):
+def test_scores_never_hold_more_logits_than_those_of_64_rows(make_session, make_decoder, make_pool, monkeypatch):
     decoder = make_decoder(spec=dataclasses.replace(make_decoder().spec, max_context=2000))
     rows = []
     plain = decoder.logits
     monkeypatch.setattr(decoder, "logits", lambda hidden: (rows.append(len(hidden)), plain(hidden))[1])
     tokens = [(7 * i * i + 3 * i) % 40 for i in range(1301)]
     whole = make_session(decoder, make_pool(n_pages=400), prefill_tokens=2000).score(tokens)
-    assert rows == [512, 512, 276]
+    assert rows == [*[64] * 20, 20]
     rows.clear()
     pieces = make_session(decoder, make_pool(n_pages=400), prefill_tokens=700).score(tokens)
-    assert rows == [512, 188, 512, 88]
+    assert rows == [*[64] * 10, 60, *[64] * 9, 24]
     assert torch.equal(whole, pieces)
 
 

@@ -1,0 +1,147 @@
+// What bounds an engine on this machine: bf16 and fp32 multiply-adds a second, and bytes read from memory a second.
+//
+//   c++ -O2 -march=native -pthread limits.cc -o limits && ./limits N_THREADS
+//
+// Prints one line of JSON. Each figure is the best of several tries: a limit is what the machine can do.
+#include <immintrin.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+volatile float sink;
+
+// Seconds until `work(thread)` has returned on every thread.
+double timed(int n_threads, const std::function<void(int)>& work) {
+  const double began = now();
+  std::vector<std::thread> threads;
+  for (int i = 0; i < n_threads; ++i) threads.emplace_back(work, i);
+  for (std::thread& thread : threads) thread.join();
+  return now() - began;
+}
+
+double best_rate(int n_threads, double amount, const std::function<void(int)>& work) {
+  double best = 0;
+  for (int i = 0; i < 5; ++i) {
+    const double rate = amount / timed(n_threads, work);
+    best = rate > best ? rate : best;
+  }
+  return best;
+}
+
+#if defined(__AVX512F__)
+void fused(long rounds) {
+  __m512 sums[16], x = _mm512_set1_ps(0.5f), y = _mm512_set1_ps(0.25f);
+  for (__m512& sum : sums) sum = x;
+  for (long r = 0; r < rounds; ++r) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) sums[i] = _mm512_fmadd_ps(sums[i], x, y);
+  }
+  for (int i = 1; i < 16; ++i) sums[0] = _mm512_add_ps(sums[0], sums[i]);
+  sink = _mm512_reduce_add_ps(sums[0]);
+}
+constexpr double fused_flops = 16 * 32;
+#elif defined(__FMA__)
+void fused(long rounds) {
+  __m256 sums[12], x = _mm256_set1_ps(0.5f), y = _mm256_set1_ps(0.25f);
+  for (__m256& sum : sums) sum = x;
+  for (long r = 0; r < rounds; ++r) {
+#pragma GCC unroll 12
+    for (int i = 0; i < 12; ++i) sums[i] = _mm256_fmadd_ps(sums[i], x, y);
+  }
+  for (int i = 1; i < 12; ++i) sums[0] = _mm256_add_ps(sums[0], sums[i]);
+  sink = _mm256_cvtss_f32(sums[0]);
+}
+constexpr double fused_flops = 12 * 16;
+#endif
+
+#if defined(__AVX512BF16__)
+void pairs(long rounds) {
+  __m512 sums[16];
+  const __m512bh x = reinterpret_cast<__m512bh>(_mm512_set1_epi32(0x3f003f00));
+  for (__m512& sum : sums) sum = _mm512_set1_ps(1.0f);
+  for (long r = 0; r < rounds; ++r) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) sums[i] = _mm512_dpbf16_ps(sums[i], x, x);
+  }
+  for (int i = 1; i < 16; ++i) sums[0] = _mm512_add_ps(sums[0], sums[i]);
+  sink = _mm512_reduce_add_ps(sums[0]);
+}
+#endif
+
+#if defined(__AMX_BF16__)
+bool tiles_permitted() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+
+void tiles(long rounds) {
+  alignas(64) uint8_t configuration[64] = {1};
+  for (int i = 0; i < 8; ++i) {
+    configuration[16 + 2 * i] = 64;
+    configuration[48 + i] = 16;
+  }
+  _tile_loadconfig(configuration);
+  _tile_zero(0), _tile_zero(1), _tile_zero(2), _tile_zero(3), _tile_zero(4), _tile_zero(5), _tile_zero(6), _tile_zero(7);
+  for (long r = 0; r < rounds; ++r) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+}
+#endif
+
+uint64_t read_all(const uint8_t* from, long bytes) {
+  uint64_t sums[8] = {};
+  for (long i = 0; i < bytes; i += 64) {
+    uint64_t line[8];
+    std::memcpy(line, from + i, sizeof line);
+    for (int j = 0; j < 8; ++j) sums[j] ^= line[j];
+  }
+  for (int j = 1; j < 8; ++j) sums[0] ^= sums[j];
+  return sums[0];
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int n = argc > 1 ? std::atoi(argv[1]) : 1;
+  constexpr long rounds = 20'000'000;
+  double fp32 = 0, bf16 = 0;
+#if defined(__AVX512F__) || defined(__FMA__)
+  fp32 = best_rate(n, n * fused_flops * rounds, [](int) { fused(rounds); });
+#endif
+  const char* unit = "fused multiply-add";
+  bf16 = fp32;
+#if defined(__AVX512BF16__)
+  bf16 = best_rate(n, n * 16.0 * 64 * rounds, [](int) { pairs(rounds); });
+  unit = "VDPBF16PS";
+#endif
+#if defined(__AMX_BF16__)
+  if (tiles_permitted()) {
+    bf16 = best_rate(n, n * 4.0 * 16 * 16 * 64 * (rounds / 10), [](int) { tiles(rounds / 10); });
+    unit = "AMX";
+  }
+#endif
+  constexpr long bytes = 2L << 30;
+  uint8_t* memory = static_cast<uint8_t*>(std::aligned_alloc(1 << 21, bytes));
+  madvise(memory, bytes, MADV_HUGEPAGE);  // as the engine asks for its own
+  std::memset(memory, 1, bytes);
+  const long share = bytes / n / 64 * 64;
+  const double read = best_rate(n, 1.0 * n * share, [&](int i) { sink = read_all(memory + i * share, share); });
+  std::printf("{\"threads\": %d, \"unit\": \"%s\", \"bf16_flops\": %.4g, \"fp32_flops\": %.4g, \"memory_read\": %.4g}\n", n,
+              unit, bf16, fp32, read);
+}

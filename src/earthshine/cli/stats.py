@@ -1,0 +1,52 @@
+"""What a reply cost: the lines that --stats prints after it."""
+
+import resource
+import time
+from dataclasses import astuple
+
+from earthshine.engine import LoadedModel, Synced
+from earthshine.units import format_bytes
+
+
+class Tally:
+    """Counts from its making; ask for a summary once the reply is over."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model, self._before = model, model.experts.stats
+        self._began = self._first = time.monotonic()
+        self._prompt = Synced(0, 0)
+        self._tokens = 0
+        self._at_first = self._before
+
+    def synced(self, prompt: Synced) -> None:
+        """The prompt is computed."""
+        self._prompt, self._first, self._at_first = prompt, time.monotonic(), self._model.experts.stats
+
+    def token(self) -> None:
+        """One more token of the reply."""
+        self._tokens += 1
+
+    def summary(self) -> str:
+        """Four lines: the prompt's rate, the reply's, what the experts cost, and the memory it took."""
+        now, stats = time.monotonic(), self._model.experts.stats
+        hits, misses, nbytes, waited = (
+            after - before for after, before in zip(astuple(stats)[:4], astuple(self._before)[:4], strict=True)
+        )
+        read = f"{format_bytes(nbytes)} read"
+        if nbytes:
+            read += f", {format_bytes(nbytes / max(now - self._began, 1e-9))}/s"
+        wanted = max(hits + misses, 1)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        lines = [
+            f"prompt   {self._prompt.computed} tokens computed, {self._prompt.reused} reused, "
+            f"{_rate(self._prompt.computed, self._first - self._began)}",
+            f"reply    {self._tokens} tokens, {_rate(self._tokens, now - self._first)}",
+            f"experts  {hits} of {hits + misses} found in memory ({hits / wanted:.0%}), {read}, "
+            f"{waited:.2f} s waited for{'' if stats.direct else '; ' + self._model.reader.reason}",
+            f"memory   {format_bytes(peak)} at most, of {format_bytes(self._model.division.budget_bytes)}",
+        ]
+        return "\n".join(lines)
+
+
+def _rate(tokens: int, seconds: float) -> str:
+    return f"{tokens / max(seconds, 1e-9):.2f} a second"
