@@ -10,13 +10,12 @@ import argparse
 import json
 import resource
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from limits import Disk, processor_limits
+from limits import Disk, matrix_peak, read_rate
 from torch import Tensor
 
 from earthshine import kernels
@@ -50,8 +49,8 @@ def open_model(arguments: argparse.Namespace) -> tuple[LoadedModel, Timed]:
     return model, timed
 
 
-def prompt(n_tokens: int) -> list[int]:
-    return torch.randint(5, 2000, (n_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+def prompt(n_tokens: int, seed: int = 0) -> list[int]:
+    return torch.randint(5, 2000, (n_tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def steps(session: Session, count: int) -> list[float]:
@@ -70,21 +69,52 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def decode(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds a token after prompts of 16 tokens and of `--tokens`, and bytes touched a second."""
+    """Bytes touched a second while decoding, over memory's own read rate, which is measured before and after each
+    round of 8 tokens; and where `--tokens` is given, the rate after so many over the rate after 16, in turns A B B A.
+    """
     model, _ = open_model(arguments)
-    session = model.session()
-    session.sync(prompt(16))
-    steps(session, 3)
-    bare = steps(session, 24)
-    result: dict[str, Any] = {"seconds": spread(bare), "bytes": touched(model)}
+    bare = model.session(256)
+    bare.sync(prompt(16))
+    long = model.session(arguments.tokens + 256) if arguments.tokens else bare
     if arguments.tokens:
-        fill(session, arguments.tokens)
-        steps(session, 3)
-        result["seconds_at_context"] = spread(steps(session, 24))
-        session.sync(prompt(16))
-        steps(session, 3)
-        result["seconds_again"] = spread(steps(session, 24))
+        fill(long, arguments.tokens)
+    for session in (bare, long):
+        steps(session, 4)
+    seconds: dict[str, list[float]] = {"bare": [], "long": []}
+    ratios, nbytes, memory = [], touched(model), [memory_rate(model, arguments.threads)]
+    for order in ("bare", "long"), ("long", "bare"), ("bare", "long"), ("long", "bare"):
+        for which in order:
+            taken = statistics.median(steps(bare if which == "bare" else long, 9)[1:])
+            seconds[which].append(taken)
+            memory.append(memory_rate(model, arguments.threads))
+            if which == "bare":
+                ratios.append(2 * nbytes / taken / (memory[-2] + memory[-1]))
+    result: dict[str, Any] = {"bytes": nbytes, "ratio": spread(ratios), "memory": spread(memory)}
+    result |= {f"seconds, {which}": spread(values) for which, values in seconds.items()}
+    result["at context over bare"] = statistics.median(seconds["bare"]) / statistics.median(seconds["long"])
     return result
+
+
+def memory_rate(model: LoadedModel, n_threads: int) -> float:
+    """Of what a token reads: the head, as a part of the trunk, and the experts' slots, weighed by their bytes."""
+    head = model.decoder.trunk.head()
+    assert isinstance(head, Tensor)
+    slots = model.experts._residency.arena._bytes[: 2 << 30]
+    share = routed(model) / touched(model)
+    return 1 / (share / read_rate(n_threads, slots) + (1 - share) / read_rate(n_threads, head))
+
+
+def touched(model: LoadedModel) -> int:
+    """Bytes of weights that one token reads: the trunk without the embedding, and its experts."""
+    spec = model.spec
+    trunk = sum(share.nbytes for share in model.experts._checkpoint.coverage().shares if share.kind == "trunk")
+    return trunk - 2 * spec.vocab_size * spec.hidden + routed(model)
+
+
+def routed(model: LoadedModel) -> int:
+    """Bytes of the routed experts of one token."""
+    extents = model.experts._checkpoint.expert_extents
+    return sum(moe.top_k * extents(layer, 0).nbytes for layer, moe in moe_layers(model.spec))
 
 
 def fill(session: Session, n_tokens: int) -> None:
@@ -99,33 +129,28 @@ def fill(session: Session, n_tokens: int) -> None:
     session._last = None
 
 
-def touched(model: LoadedModel) -> int:
-    """Bytes of weights that one token reads: the trunk without the embedding, and its experts."""
-    store, spec = model.experts, model.spec
-    checkpoint = store._checkpoint
-    trunk = sum(share.nbytes for share in checkpoint.coverage().shares if share.kind == "trunk")
-    trunk -= 2 * spec.vocab_size * spec.hidden
-    return trunk + sum(moe.top_k * checkpoint.expert_extents(layer, 0).nbytes for layer, moe in moe_layers(spec))
-
-
 def cold(arguments: argparse.Namespace) -> dict[str, Any]:
     """Bytes a second from disk while a token's experts are wanted, from empty slots on, over the disk's own rate.
 
-    The disk is measured before and after every token, since both change from one second to the next.
+    The disk is read before and after every token by the same pattern: as many experts, as often, after such pauses.
     """
     model, timed = open_model(arguments)
-    layer = next(layer for layer, _ in moe_layers(model.spec))
-    extents = model.experts._checkpoint.expert_extents(layer, 0)
-    disk = Disk(extents.ranges[0].file, extents.nbytes)
+    extents = model.experts._checkpoint.expert_extents
+    every = [extents(layer, e).ranges[0] for layer, moe in moe_layers(model.spec) for e in range(moe.n_experts)]
+    disk = Disk([(span.file, span.offset) for span in every], every[0].nbytes)
     session = model.session()
-    session.sync(prompt(1))
+    # Another token each time: a virtual disk answers faster what it has read before, and must to both sides alike.
+    session.sync(prompt(1, time.time_ns()))
     steps(session, 1)  # the prompt itself has given the first token
-    rates, walls, own = [], [], [disk.rate()]
+    layers = sum(1 for _ in moe_layers(model.spec))
+    rates, walls, own, pause = [], [], [disk.rate(layers, 7, 0.02)], 0.02
     for _ in range(arguments.tokens or 12):
-        before, waited = model.experts.stats.bytes_read, timed.seconds
+        before, waited = model.experts.stats, timed.seconds
         walls.append(steps(session, 1)[0])
-        rates.append((model.experts.stats.bytes_read - before) / (timed.seconds - waited))
-        own.append(disk.rate())
+        after, inside = model.experts.stats, timed.seconds - waited
+        rates.append((after.bytes_read - before.bytes_read) / inside)
+        pause = (walls[-1] - inside) / layers
+        own.append(disk.rate(layers, max(1, (after.misses - before.misses) // layers), pause))
     ratios = [2 * rate / (a + b) for rate, a, b in zip(rates, own[:-1], own[1:], strict=True)]
     stats = model.experts.stats
     found = {"ratio": spread(ratios), "rate": spread(rates), "disk": spread(own), "seconds": spread(walls)}
@@ -190,14 +215,13 @@ def main() -> None:
     parser.add_argument("--context", type=int)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    build = Path(tempfile.gettempdir()) / "earthshine-limits"
-    before = processor_limits(arguments.threads, build)
+    before = matrix_peak(arguments.threads)
     result = WHAT[arguments.what](arguments)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result["peak"] = peak
     if arguments.memory:
         result["peak_over_budget"] = peak / parse_bytes(arguments.memory)
-    result["limits"] = [before, processor_limits(arguments.threads, build)]
+    result["matrix_peak"] = [before, matrix_peak(arguments.threads)]
     print(json.dumps({"what": arguments.what, **result}))
 
 

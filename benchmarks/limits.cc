@@ -1,17 +1,16 @@
 // What bounds an engine on this machine: bf16 and fp32 multiply-adds a second, and bytes read from memory a second.
 //
-//   c++ -O2 -march=native -pthread limits.cc -o limits && ./limits N_THREADS
+// A shared library for limits.py:
 //
-// Prints one line of JSON. Each figure is the best of several tries: a limit is what the machine can do.
+//   c++ -O3 -march=native -pthread -shared -fPIC limits.cc -o limits.so
+//
+// Each figure is the best of several tries: a limit is what the machine can do.
 #include <immintrin.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <thread>
@@ -93,7 +92,8 @@ void tiles(long rounds) {
     configuration[48 + i] = 16;
   }
   _tile_loadconfig(configuration);
-  _tile_zero(0), _tile_zero(1), _tile_zero(2), _tile_zero(3), _tile_zero(4), _tile_zero(5), _tile_zero(6), _tile_zero(7);
+  _tile_zero(0), _tile_zero(1), _tile_zero(2), _tile_zero(3);
+  _tile_zero(4), _tile_zero(5), _tile_zero(6), _tile_zero(7);
   for (long r = 0; r < rounds; ++r) {
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
@@ -117,31 +117,32 @@ uint64_t read_all(const uint8_t* from, long bytes) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  const int n = argc > 1 ? std::atoi(argv[1]) : 1;
+extern "C" {
+
+// Multiply-adds of bf16, by the fastest unit, as FLOP/s; `name` receives the unit.
+double bf16_rate(int n_threads, const char** name) {
   constexpr long rounds = 20'000'000;
-  double fp32 = 0, bf16 = 0;
-#if defined(__AVX512F__) || defined(__FMA__)
-  fp32 = best_rate(n, n * fused_flops * rounds, [](int) { fused(rounds); });
-#endif
-  const char* unit = "fused multiply-add";
-  bf16 = fp32;
-#if defined(__AVX512BF16__)
-  bf16 = best_rate(n, n * 16.0 * 64 * rounds, [](int) { pairs(rounds); });
-  unit = "VDPBF16PS";
-#endif
 #if defined(__AMX_BF16__)
   if (tiles_permitted()) {
-    bf16 = best_rate(n, n * 4.0 * 16 * 16 * 64 * (rounds / 10), [](int) { tiles(rounds / 10); });
-    unit = "AMX";
+    *name = "AMX";
+    return best_rate(n_threads, n_threads * 4.0 * 16 * 16 * 64 * (rounds / 10), [](int) { tiles(rounds / 10); });
   }
 #endif
-  constexpr long bytes = 2L << 30;
-  uint8_t* memory = static_cast<uint8_t*>(std::aligned_alloc(1 << 21, bytes));
-  madvise(memory, bytes, MADV_HUGEPAGE);  // as the engine asks for its own
-  std::memset(memory, 1, bytes);
-  const long share = bytes / n / 64 * 64;
-  const double read = best_rate(n, 1.0 * n * share, [&](int i) { sink = read_all(memory + i * share, share); });
-  std::printf("{\"threads\": %d, \"unit\": \"%s\", \"bf16_flops\": %.4g, \"fp32_flops\": %.4g, \"memory_read\": %.4g}\n", n,
-              unit, bf16, fp32, read);
+#if defined(__AVX512BF16__)
+  *name = "VDPBF16PS";
+  return best_rate(n_threads, n_threads * 16.0 * 64 * rounds, [](int) { pairs(rounds); });
+#elif defined(__AVX512F__) || defined(__FMA__)
+  *name = "fused multiply-add";
+  return best_rate(n_threads, n_threads * fused_flops * rounds, [](int) { fused(rounds); });
+#else
+  *name = "none";
+  return 0;
+#endif
+}
+
+// Bytes a second at which `n_threads` read `bytes` from `memory`, each a part of its own.
+double read_rate(int n_threads, const uint8_t* memory, long bytes) {
+  const long share = bytes / n_threads / 64 * 64;
+  return best_rate(n_threads, 1.0 * n_threads * share, [&](int i) { sink = read_all(memory + i * share, share); });
+}
 }

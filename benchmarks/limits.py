@@ -1,52 +1,82 @@
 """The machine's own limits: what its matrix unit, memory and disk give, for ratios taken in the same run."""
 
-import json
+import ctypes
+import functools
 import os
 import random
 import subprocess
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from mmap import mmap
 from pathlib import Path
-from typing import Any
+
+from torch import Tensor
+
+from earthshine.weights.slots import Arena
 
 SOURCE = Path(__file__).with_name("limits.cc")
 PAGE = 4096
 
 
-def processor_limits(n_threads: int, build: Path) -> dict[str, Any]:
-    """FLOP/s of bf16 and fp32 and bytes read a second from memory, by limits.cc, built in `build`."""
-    program = build / "limits"
-    build.mkdir(parents=True, exist_ok=True)
-    if not program.exists() or program.stat().st_mtime < SOURCE.stat().st_mtime:
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """limits.cc, built for this processor."""
+    built = Path(tempfile.gettempdir()) / "earthshine-limits.so"
+    if not built.exists() or built.stat().st_mtime < SOURCE.stat().st_mtime:
         compiler = os.environ.get("CXX", "c++")
-        command = [compiler, "-O3", "-march=native", "-pthread", str(SOURCE), "-o", str(program)]
-        subprocess.run(command, check=True)
-    printed = subprocess.run([str(program), str(n_threads)], check=True, capture_output=True, text=True).stdout
-    found: dict[str, Any] = json.loads(printed)
-    return found
+        options = ["-O3", "-march=native", "-pthread", "-shared", "-fPIC"]
+        subprocess.run([compiler, *options, str(SOURCE), "-o", str(built)], check=True)
+    library = ctypes.CDLL(str(built))
+    library.bf16_rate.restype = library.read_rate.restype = ctypes.c_double
+    return library
+
+
+def matrix_peak(n_threads: int) -> tuple[float, str]:
+    """FLOP/s of bf16 multiply-adds by the processor's fastest unit, and what it is called."""
+    unit = ctypes.c_char_p()
+    rate = float(_library().bf16_rate(n_threads, ctypes.byref(unit)))
+    return rate, (unit.value or b"").decode()
+
+
+def read_rate(n_threads: int, memory: Tensor) -> float:
+    """Bytes a second at which so many threads read this very memory, the best of five tries."""
+    return float(_library().read_rate(n_threads, ctypes.c_void_p(memory.data_ptr()), ctypes.c_long(memory.nbytes)))
 
 
 class Disk:
-    """O_DIRECT reads of `block` bytes at random places of one file, by a program that does nothing else."""
+    """O_DIRECT reads of `block` bytes at random ones of some places, by a program that does nothing else.
 
-    def __init__(self, file: Path, block: int) -> None:
+    The places should be like those that the engine reads: a virtual disk answers from its host's memory what was read
+    before, at twice the rate.
+    """
+
+    def __init__(self, places: list[tuple[Path, int]], block: int) -> None:
         self._block = block // PAGE * PAGE
-        self._places = (file.stat().st_size - self._block) // PAGE
-        self._file = os.open(file, os.O_RDONLY | os.O_DIRECT)
-        self._buffers = [mmap(-1, self._block) for _ in range(4)]
+        self._places = [(file, offset // PAGE * PAGE) for file, offset in places]
+        self._files = {file: os.open(file, os.O_RDONLY | os.O_DIRECT) for file, _ in places}
+        memory = Arena(self._block, 4)
+        memory.touch()
+        self._buffers = [memory.view(i) for i in range(4)]
         self._draw = random.Random(0)
 
-    def rate(self, reads: int = 12, depth: int = 2) -> float:
-        """Bytes a second of `reads` reads, `depth` at once."""
-        jobs = [(i, self._draw.randrange(self._places) * PAGE) for i in range(reads)]
-        with ThreadPoolExecutor(depth) as pool:
-            began = time.perf_counter()
-            list(pool.map(self._read, jobs))
-            return reads * self._block / (time.perf_counter() - began)
+    def rate(self, bursts: int, reads: int, pause_seconds: float, depth: int = 2) -> float:
+        """Bytes a second of `bursts` times `reads` reads, `depth` at once, the pauses between them not counted.
 
-    def _read(self, job: tuple[int, int]) -> None:
-        view = memoryview(self._buffers[job[0] % len(self._buffers)])
+        Bursts, because a disk that is lent by the second gives more to one who pauses.
+        """
+        seconds = 0.0
+        with ThreadPoolExecutor(depth) as pool:
+            for _ in range(bursts):
+                jobs = list(enumerate(self._draw.sample(self._places, reads)))
+                time.sleep(pause_seconds)
+                began = time.perf_counter()
+                list(pool.map(self._read, jobs))
+                seconds += time.perf_counter() - began
+        return bursts * reads * self._block / seconds
+
+    def _read(self, job: tuple[int, tuple[Path, int]]) -> None:
+        turn, (file, offset) = job
+        view = self._buffers[turn % len(self._buffers)][: self._block]
         done = 0
         while done < self._block:
-            done += os.preadv(self._file, [view[done:]], job[1] + done)
+            done += os.preadv(self._files[file], [view[done:]], offset + done)

@@ -7,7 +7,6 @@ Times are this machine's and noisy; only ratios taken in one run mean something 
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -21,7 +20,7 @@ from torch.nn import functional
 
 from earthshine import kernels
 from earthshine.engine import LoadedModel, SamplingParams, load_model
-from earthshine.kernels import reference
+from earthshine.machine import processors
 
 GLEAM = Path(__file__).parents[1] / "src" / "earthshine" / "gleam"
 
@@ -37,17 +36,33 @@ def seconds(work: Callable[[], object], repeats: int) -> list[float]:
     return taken
 
 
-def decoding(repeats: int) -> dict[str, list[float]]:
-    """GB/s of bf16 written when the gate of one K2.6 expert is decoded, natively and by the reference in turns."""
-    packed = torch.randint(-(2**31), 2**31 - 1, (2048, 896), dtype=torch.int32)
-    scale = torch.rand(2048, 224).bfloat16()
-    written = 2048 * 7168 * 2 / 1e9
-    rates: dict[str, list[float]] = {"decode int4, served (GB/s)": [], "decode int4, reference (GB/s)": []}
-    ways = [kernels.decode_int4, reference.decode_int4]
+def products(repeats: int) -> dict[str, list[float]]:
+    """GB/s of INT4 that products of one row read, and the same over what a plain copy reads and writes, A B B A.
+
+    The matrices are 16 of Kimi-K2.6's gates, 132 MB, so that they come from memory.
+    """
+    shape, groups = (2048, 896), (2048, 224)
+    gates = [
+        kernels.int4_matrix(torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int32), torch.rand(groups).bfloat16())
+        for _ in range(16)
+    ]
+    x, source = torch.randn(1, 7168).bfloat16(), torch.ones(sum(gate.nbytes for gate in gates) // 4)
+    target = torch.empty_like(source)
+    rates: list[float] = []
+    ratios: list[float] = []
     for _ in range(repeats):
-        for name, way in [*zip(rates, ways, strict=True), *zip(reversed(rates), reversed(ways), strict=True)]:
-            rates[name] += [written / taken for taken in seconds(lambda way=way: way(packed, scale), 1)]
-    return rates
+        taken = [
+            seconds(work, 1)[0]
+            for work in (
+                lambda: [kernels.linear(x, gate) for gate in gates],
+                lambda: target.copy_(source),
+                lambda: target.copy_(source),
+                lambda: [kernels.linear(x, gate) for gate in gates],
+            )
+        ]
+        rates.append(2 * source.nbytes / (taken[0] + taken[3]) / 1e9)
+        ratios.append((taken[1] + taken[2]) / (taken[0] + taken[3]) / 2)
+    return {"int4 products, one row (GB/s)": rates, "the same over a plain copy (times)": ratios}
 
 
 def same_bits(repeats: int) -> dict[str, list[float]]:
@@ -101,11 +116,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="three repeats instead of ten")
     repeats = 3 if parser.parse_args().short else 10
-    rows = decoding(repeats) | same_bits(repeats) | gleam_rates(load_model(GLEAM), repeats) | starting(repeats)
+    kernels.set_threads(processors())
+    rows = products(repeats) | same_bits(repeats) | gleam_rates(load_model(GLEAM), repeats) | starting(repeats)
     for name, values in rows.items():
         print(f"{name:42} {statistics.median(values):10.1f}   {min(values):.1f} to {max(values):.1f}")
-    served = next(entry.name for entry in kernels.implementations() if entry.operation == "decode_int4")
-    machine = {"processors": len(os.sched_getaffinity(0)), "system": platform.platform(), "decode_int4": served}
+    served = next(entry.name for entry in kernels.implementations() if entry.operation == "linear")
+    machine = {"processors": processors(), "system": platform.platform(), "linear": served}
     print(json.dumps({"machine": machine} | {name: statistics.median(values) for name, values in rows.items()}))
 
 

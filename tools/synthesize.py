@@ -56,6 +56,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dense", type=int, help="how many of them are dense")
     parser.add_argument("--experts", type=int, help="routed experts a layer")
     parser.add_argument("--top-k", type=int, help="experts a token")
+    parser.add_argument("--context", type=int, help="the longest conversation, in tokens")
     parser.add_argument("--vocab", type=int, help="tokens; control tokens keep their distance from the end")
     parser.add_argument("--expert-storage", choices=STORAGES, help="by default as published")
     parser.add_argument("--trunk-storage", choices=("bf16", "fp8"), help="refused where the experts' does not allow it")
@@ -170,6 +171,7 @@ def _cut(options: argparse.Namespace) -> Cut:
         n_experts=options.experts,
         top_k=options.top_k,
         vocab_size=options.vocab,
+        max_context=options.context,
         expert_storage=options.expert_storage,
         trunk_storage=options.trunk_storage,
     )

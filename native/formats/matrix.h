@@ -21,8 +21,11 @@ constexpr int64_t tile_cols = 32;
 constexpr int64_t tile_words = 256;
 constexpr int64_t panel_tiles = 8;  // at most so many tiles of a panel are decoded at once: 256 columns, 8 KB
 
+// bf16 stored by columns: a format that only the library itself names, beside ES_BF16 and so on.
+constexpr int32_t bf16_by_columns = -1;
+
 struct Stored {
-  int32_t format;  // ES_BF16 and so on
+  int32_t format;  // ES_BF16 and so on, or bf16_by_columns
   const uint8_t* codes;
   const uint8_t* scales;
   int64_t rows, cols;

@@ -58,7 +58,7 @@ ES_API int32_t es_threads(void);
 /* A stored matrix [rows, cols], that is [out, in]. */
 #define ES_BF16 0          /* codes: bf16 [rows, cols]; scales: null */
 #define ES_FP8_BLOCK128 1  /* codes: e4m3fn [rows, cols]; scales: fp32 [ceil(rows / 128), ceil(cols / 128)] */
-#define ES_INT4_GROUP32 2  /* codes: nibbles plus 8, the lower first, [rows, cols / 2]; scales: bf16 [rows, cols / 32] */
+#define ES_INT4_GROUP32 2  /* codes: nibbles plus 8, lower first, [rows, cols / 2]; scales: bf16 [rows, cols / 32] */
 #define ES_INT8_GROUP128 3 /* codes: int8 [rows, cols]; scales: fp32 [rows, ceil(cols / 128)] */
 typedef struct {
   int32_t format;

@@ -38,11 +38,12 @@ struct Linear : Product<Tile> {
     return true;
   }
 
-  // A matrix a head, bf16, `head_stride` bytes apart: y[t][h] = x[t][h] W_h^T. Strides of x and y are in elements.
+  // A bf16 matrix a head: y[t][h] = x[t][h] W_h^T. A head is one task, since its rows are packed for it alone.
   static bool by_head(const es_heads& shape, const uint8_t* codes, const uint16_t* x, int64_t m, uint16_t* y) {
     earthshine::Exclusive lock;
     const bool transposed = shape.by_columns != 0;
-    const Panel panel = panel_of<Tile>(transposed ? -1 : ES_BF16);
+    const int32_t format = transposed ? bf16_by_columns : ES_BF16;
+    const Panel panel = panel_of<Tile>(format);
     const int64_t padded = up_to(shape.cols, tile_cols);
     const int64_t chunk = at_most(m, many_rows / 4), rows_padded = up_to(chunk, 16);
     A* packed = static_cast<A*>(earthshine::workspace(shape.n_heads * rows_padded * padded * sizeof(A)));
@@ -56,7 +57,8 @@ struct Linear : Product<Tile> {
         const uint16_t* from = x + first * shape.x_row + head * shape.x_head;
         for (int64_t r = 0; r < rows; ++r) Tile::pack(from + r * shape.x_row, shape.cols, mine + r * padded, padded);
         const int64_t row_bytes = (transposed ? shape.rows : shape.cols) * 2;
-        const Stored w = {transposed ? -1 : ES_BF16, codes + head * shape.head_bytes, nullptr, shape.rows, shape.cols, row_bytes, 0, 1};
+        const uint8_t* lies = codes + head * shape.head_bytes;
+        const Stored w = {format, lies, nullptr, shape.rows, shape.cols, row_bytes, 0, 1};
         float* sums = sums_of_thread.value;
         for (int64_t strip = 0; strip < strips; ++strip) {
           const int64_t row = strip * width, n = at_most(shape.rows - row, width);

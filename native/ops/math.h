@@ -18,7 +18,7 @@ struct Math {
     const F n = T::sub(shifted, shift);
     F r = T::fma(n, T::broadcast(-0.693359375f), bounded);
     r = T::fma(n, T::broadcast(2.12194440e-4f), r);
-    F p = T::broadcast(1.9875691500e-4f);  // minimax on [-ln2 / 2, ln2 / 2]
+    F p = T::broadcast(1.9875691500e-4f);  // minimax on [-ln2 / 2, ln2 / 2]: Cephes' expf
     p = T::fma(p, r, T::broadcast(1.3981999507e-3f));
     p = T::fma(p, r, T::broadcast(8.3334519073e-3f));
     p = T::fma(p, r, T::broadcast(4.1665795894e-2f));

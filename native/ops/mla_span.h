@@ -69,7 +69,8 @@ struct Span : Tile {
 
   static void decode_queries(const LatentCall& call, const RowBlock& rows, const Scratch<A>& to) {
     const int64_t row_bytes = call.latent * 2, tiles = up_to(call.latent, tile_cols) / tile_cols;
-    const Stored q = {ES_BF16, call.q + first_row(call, rows) * row_bytes, nullptr, rows.n, call.latent, row_bytes, 0, 1};
+    const uint8_t* from = call.q + first_row(call, rows) * row_bytes;
+    const Stored q = {ES_BF16, from, nullptr, rows.n, call.latent, row_bytes, 0, 1};
     for (int64_t row = 0; row < rows.n; row += 16) {
       Bf16<T>::panel(q, row, 0, tiles, to.queries + row / 16 * tiles * tile_words);
     }

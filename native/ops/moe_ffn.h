@@ -72,6 +72,12 @@ struct MoeFfn : Product<Tile> {
   }
 
  private:
+  // A long strip of a few rows' work is a long piece of memory in order: INT4 comes a quarter faster than by 64 rows.
+  static constexpr int64_t longest = 256;
+  static int64_t width_for(int64_t rows, int64_t all_rows) {
+    return rows <= few_rows && all_rows >= 32 * longest ? longest : strip_width(rows);
+  }
+
   static void group(const Call& call, const Segment* segments, int64_t n, A* packed, A* inner_rows, int64_t inputs,
                     int64_t inner) {
     int64_t most = 0, all = 0;
@@ -87,7 +93,7 @@ struct MoeFfn : Product<Tile> {
         }
       }
     });
-    const int64_t width = strip_width(most);
+    const int64_t width = width_for(most, n * call.intermediate);
     const int64_t inner_strips = (inner + width - 1) / width, strips = (call.hidden + width - 1) / width;
     earthshine::parallel(n * inner_strips, [&](int64_t index) {
       const Segment& segment = segments[index / inner_strips];
@@ -117,7 +123,7 @@ struct MoeFfn : Product<Tile> {
         float* at = gate + r * width + i;
         T::store(at, T::mul(Math<T>::silu(T::load(at)), T::load(up + r * width + i)));
       }
-      uint16_t rounded[wide];
+      uint16_t rounded[longest];
       P::round_row(gate + r * width, n, rounded);
       T::pack(rounded, n, to + r * inner + row, n);
     }

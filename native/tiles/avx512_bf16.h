@@ -1,5 +1,5 @@
 // AVX512_BF16: VDPBF16PS adds two products a lane. It rounds in an order of its own, so these are not the bits of the
-// other instruction sets; it is twice as fast as fused multiply-adds on Zen 5 (docs/numbers.md).
+// other instruction sets; it is twice as fast as fused multiply-adds on Zen 5 (docs/log.md).
 #pragma once
 
 #include "pairs.h"

@@ -33,10 +33,12 @@ struct Fused : L {
                        int64_t n_panels, int64_t n_tiles, float* c, int64_t c_stride) {
     int64_t panel = 0;
     for (; m == 1 && panel + 2 * most_panels <= n_panels; panel += 2 * most_panels) {
-      block<1, 2 * most_panels>(a, a_stride, words + panel * panel_words, panel_words, n_tiles, c + panel * 16, c_stride);
+      block<1, 2 * most_panels>(a, a_stride, words + panel * panel_words, panel_words, n_tiles, c + panel * 16,
+                                c_stride);
     }
     for (; panel + most_panels <= n_panels; panel += most_panels) {
-      all_rows<most_panels>(m, a, a_stride, words + panel * panel_words, panel_words, n_tiles, c + panel * 16, c_stride);
+      all_rows<most_panels>(m, a, a_stride, words + panel * panel_words, panel_words, n_tiles, c + panel * 16,
+                            c_stride);
     }
     for (; panel < n_panels; ++panel) {
       all_rows<1>(m, a, a_stride, words + panel * panel_words, panel_words, n_tiles, c + panel * 16, c_stride);

@@ -193,6 +193,17 @@ class TestExperts:
         reference.moe_ffn(x, some, token, begin, expected)
         torch.testing.assert_close(outputs(x, some, token, begin), expected, rtol=2e-2, atol=4e-3)
 
+    @pytest.mark.usefixtures("instruction_set")
+    def test_a_dense_layer_is_the_one_expert_of_all_tokens(self) -> None:
+        """270 tokens: more than are computed at once."""
+        x, one = draw(270, HIDDEN), experts(Format.FP8_BLOCK128, 1)[0]
+        out = native.ffn(x, one.gate, one.up, one.down)
+        assert_same_bits(out, outputs(x, [one], torch.arange(270).int(), [0, 270]).bfloat16())
+        expected = reference.ffn(x, one.gate, one.up, one.down)
+        torch.testing.assert_close(out, expected, rtol=2e-2, atol=4e-3)
+        assert expected.abs().mean() > 0.01
+        assert_same_bits(native.ffn(x[261:262], one.gate, one.up, one.down), out[261:262])
+
     @pytest.mark.parametrize("counts", [(5, 0, 600, 20), (3,) * 70, (1,) * 66, (0,) * 65 + (4,)], ids=len)
     def test_a_pair_is_the_same_in_any_company_and_on_any_threads(
         self, instruction_set: str, counts: Sequence[int]

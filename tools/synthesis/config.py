@@ -1,4 +1,4 @@
-"""A published config.json, cut: fewer layers, experts or tokens, another storage; all else stays as published.
+"""A published config.json, cut: fewer layers, experts or tokens, another storage or context; the rest as published.
 
 The invariant: what comes out is read by `earthshine.spec` as the model that was asked for. Refuses to enlarge a
 vocabulary and pairs of storages that no published config can express.
@@ -30,6 +30,7 @@ class Cut:
     n_experts: int | None = None
     top_k: int | None = None
     vocab_size: int | None = None
+    max_context: int | None = None
     expert_storage: str | None = None
     trunk_storage: str | None = None
 
@@ -50,6 +51,7 @@ def cut_config(published: dict[str, Any], cut: Cut) -> tuple[dict[str, Any], Mod
         "first_k_dense_replace": cut.n_dense,
         "n_routed_experts": cut.n_experts,
         "num_experts_per_tok": cut.top_k,
+        "max_position_embeddings": cut.max_context,
         "num_nextn_predict_layers": 0 if spec.n_mtp_layers else None,
     }
     for key, value in changes.items():

@@ -14,7 +14,7 @@ from earthshine.cli.progress import TokenProgress
 from earthshine.cli.source import find_model
 from earthshine.cli.stats import Tally
 from earthshine.engine import Finished, LoadedModel, SamplingParams, TokenEvent, sampling_defaults
-from earthshine.errors import ContextError, TextError, UsageError
+from earthshine.errors import EarthshineError, TextError, UsageError
 from earthshine.text import (
     ChatTemplate,
     Content,
@@ -124,6 +124,10 @@ class Conversation:
                     break
         except KeyboardInterrupt:
             screen.notice = _INTERRUPTED
+        except EarthshineError:
+            if screen.begun:  # else the terminal would stay in the middle of a line, perhaps a dim one
+                screen.finish()
+            raise
         reply = screen.finish()
         if self._options.stats:
             print(tally.summary(), file=sys.stderr)
@@ -153,6 +157,11 @@ class _Screen:
         self._said: list[str] = []
         self._dimmed = False
         self.notice = ""
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was written."""
+        return self._dimmed or any(self._said)
 
     def show(self, event: TextEvent) -> bool:
         """True when a stop text has ended the reply."""
@@ -209,5 +218,5 @@ def _converse(conversation: Conversation) -> None:
             print()
         except UnicodeDecodeError:
             print("That line is not UTF-8 text; it was left out.", file=sys.stderr)
-        except (ContextError, TextError) as error:
+        except EarthshineError as error:  # a read that failed too: the conversation goes on from where it was
             print(error, file=sys.stderr)

@@ -1,6 +1,5 @@
 """`earthshine doctor`: what this machine offers, what serves each operation, and why a better one does not."""
 
-import os
 import platform
 
 import torch
@@ -9,6 +8,7 @@ from earthshine import __version__
 from earthshine.cli.source import GLEAM
 from earthshine.errors import EarthshineError
 from earthshine.kernels import implementations
+from earthshine.machine import processors
 from earthshine.settings import read_settings
 from earthshine.spec import load_spec
 from earthshine.units import format_bytes
@@ -20,7 +20,7 @@ def run_doctor() -> None:
     print(f"earthshine   {__version__}")
     print(f"python       {platform.python_version()} on {platform.system()} {platform.machine()}")
     print(f"torch        {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"processors   {len(os.sched_getaffinity(0))}")
+    print(f"processors   {processors()}")
     print(f"kernels      {settings.kernels} (EARTHSHINE_KERNELS)")
     print(f"downloads    {settings.home or 'the default cache of huggingface_hub'} (EARTHSHINE_HOME)")
     print(f"gleam        {_gleam()}")

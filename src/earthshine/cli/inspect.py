@@ -1,7 +1,8 @@
 """`earthshine inspect`: a model's architecture, footprint, formats and tensor coverage; with --hash its checksums.
 
 From a config.json alone too, and then without loading torch. Progress goes to standard error, so that standard output
-stays one document."""
+stays one document.
+"""
 
 import json
 import os
@@ -14,12 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from earthshine.cli.options import context_tokens
 from earthshine.cli.source import find_model
 from earthshine.errors import UsageError
+from earthshine.plan.budget import CONTEXT_TOKENS
 from earthshine.spec import ModelSpec, decode_flops_per_token, footprint, load_spec, prefill_flops_per_token
 from earthshine.spec.model import MoeSpec
 from earthshine.units import format_bytes, format_count
+from earthshine.untrusted import shown
 
 
 def run_inspect(model: str | None, context: int | None, as_json: bool, make_hashes: bool = False) -> None:
@@ -35,6 +37,16 @@ def run_inspect(model: str | None, context: int | None, as_json: bool, make_hash
         return
     for title, rows in facts.items():
         _show(title, rows)
+
+
+def context_tokens(spec: ModelSpec, asked: int | None) -> int:
+    """The context whose FLOPs are shown; raises UsageError for fewer than 2 tokens or more than the model's."""
+    tokens = min(spec.max_context, CONTEXT_TOKENS) if asked is None else asked
+    if not 2 <= tokens <= spec.max_context:
+        raise UsageError(
+            f"A context of {shown(tokens)} tokens is not possible; this model takes 2 to {spec.max_context}."
+        )
+    return tokens
 
 
 def _has_weights(path: Path) -> bool:

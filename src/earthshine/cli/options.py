@@ -1,42 +1,27 @@
-"""What several commands take in the same way: how a model is held, room for so many tokens, and text."""
+"""What several commands take in the same way: how a model is held, and text."""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
+import torch
+
+from earthshine.cli.progress import ByteProgress
+from earthshine.engine import LoadedModel, LoadOptions, load_model
 from earthshine.errors import TextError, UsageError
-from earthshine.spec import ModelSpec
 from earthshine.units import parse_bytes
 from earthshine.untrusted import shown
 
-if TYPE_CHECKING:
-    import torch  # `inspect` takes bounds from here, and loads none
-
-    from earthshine.engine import LoadedModel, LoadOptions
-
-LONGEST_CONTEXT = 32768  # tokens that a command makes room for, unless asked for more
 MAX_TEXT_BYTES = 64 << 20
 
 
-def parse_dtype(name: str) -> "torch.dtype":
+def parse_dtype(name: str) -> torch.dtype:
     """The dtype called bf16 or fp32; raises UsageError."""
-    import torch
-
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     if name not in dtypes:
         raise UsageError(f"{name!r} is not a dtype here; choose one of {', '.join(dtypes)}.")
     return dtypes[name]
-
-
-def context_tokens(spec: ModelSpec, asked: int | None) -> int:
-    """Tokens to make room for; raises UsageError for fewer than 2 or more than the model's context."""
-    tokens = min(spec.max_context, LONGEST_CONTEXT) if asked is None else asked
-    if not 2 <= tokens <= spec.max_context:
-        raise UsageError(
-            f"A context of {shown(tokens)} tokens is not possible; this model takes 2 to {spec.max_context}."
-        )
-    return tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +34,15 @@ class Holding:
     trunk: str = "bf16"
     context: int | None = None
 
-    def options(self) -> "LoadOptions":
+    def options(self) -> LoadOptions:
         """Raises UsageError for a dtype or a size that is none."""
-        from earthshine.engine import LoadOptions
-
         if self.context is not None and self.context < 2:
             raise UsageError(f"A context of {shown(self.context)} tokens is not possible; give 2 or more.")
         memory = None if self.memory is None else parse_bytes(self.memory)
         return LoadOptions(parse_dtype(self.dtype), memory, self.context, self.threads, self.trunk)
 
-    def load(self, folder: Path) -> "LoadedModel":
+    def load(self, folder: Path) -> LoadedModel:
         """The model in `folder`; where it takes a while, a terminal sees how far it is."""
-        from earthshine.cli.progress import ByteProgress
-        from earthshine.engine import load_model
-
         with ByteProgress() as progress:
             return load_model(folder, self.options(), progress.report)
 

@@ -2,7 +2,6 @@
 
 import resource
 import time
-from dataclasses import astuple
 
 from earthshine.engine import LoadedModel, Synced
 from earthshine.units import format_bytes
@@ -16,11 +15,10 @@ class Tally:
         self._began = self._first = time.monotonic()
         self._prompt = Synced(0, 0)
         self._tokens = 0
-        self._at_first = self._before
 
     def synced(self, prompt: Synced) -> None:
         """The prompt is computed."""
-        self._prompt, self._first, self._at_first = prompt, time.monotonic(), self._model.experts.stats
+        self._prompt, self._first = prompt, time.monotonic()
 
     def token(self) -> None:
         """One more token of the reply."""
@@ -29,9 +27,9 @@ class Tally:
     def summary(self) -> str:
         """Four lines: the prompt's rate, the reply's, what the experts cost, and the memory it took."""
         now, stats = time.monotonic(), self._model.experts.stats
-        hits, misses, nbytes, waited = (
-            after - before for after, before in zip(astuple(stats)[:4], astuple(self._before)[:4], strict=True)
-        )
+        before = self._before
+        hits, misses = stats.hits - before.hits, stats.misses - before.misses
+        nbytes, waited = stats.bytes_read - before.bytes_read, stats.read_wait_seconds - before.read_wait_seconds
         read = f"{format_bytes(nbytes)} read"
         if nbytes:
             read += f", {format_bytes(nbytes / max(now - self._began, 1e-9))}/s"

@@ -22,10 +22,12 @@ from earthshine.models import Decoder, ResidentTrunk, Trunk
 from earthshine.plan import Division, divide
 from earthshine.spec import ModelSpec, load_spec, trunk_tensors
 from earthshine.untrusted import parse_object, read_file, resolve_in, shown
-from earthshine.weights import Checkpoint, ExpertStore, Reader, StoredTrunk, exactly, load_manifest
+from earthshine.weights import Checkpoint, ExpertStore, Manifest, Reader, StoredTrunk, exactly, load_manifest
+from earthshine.weights.manifest import trunk_ranges
 
 PAGE_TOKENS = 64
 TRUNKS = ("bf16", "int8")
+MOST_THREADS = 512
 _SHARE = 0.85  # of what the system has to give, where no budget is named
 _MAX_DEFAULTS_BYTES = 1 << 20
 
@@ -89,27 +91,27 @@ def load_model(folder: Path, options: LoadOptions | None = None, progress: Progr
     _check(options)
     spec = load_spec(folder)
     checkpoint = Checkpoint.open(folder, spec)
+    manifest = load_manifest(checkpoint)
     division = _division(checkpoint, options)
-    kernels.set_threads(options.threads or processors())
-    if options.dtype == torch.bfloat16:
-        torch.set_num_threads(1)  # its threads would wait in loops for work on the processors that the kernels use
+    kernels.set_threads(options.threads or min(processors(), MOST_THREADS), options.dtype)
     reader = Reader()
     try:
-        trunk = _trunk(checkpoint, reader, division, options, progress)
+        trunk = _trunk(checkpoint, reader, manifest, division, options, progress)
         experts = ExpertStore(
             checkpoint,
             slots_per_layer=division.slots_per_layer,
             transit_slots=division.transit_slots,
             reader=reader,
             dtype=options.dtype,
-            manifest=load_manifest(checkpoint),
+            manifest=manifest,
         )
         if division.transit_slots == 0 and division.slots_per_layer:
             experts.preload(_named(progress, "experts"))
     except BaseException:
         reader.close()
         raise
-    return LoadedModel(spec, Decoder(spec, trunk, experts), experts, checkpoint.fingerprint(), division, reader)
+    fingerprint = checkpoint.fingerprint() + ("-int8" if options.trunk == "int8" else "")  # its latents are others
+    return LoadedModel(spec, Decoder(spec, trunk, experts), experts, fingerprint, division, reader)
 
 
 def _check(options: LoadOptions) -> None:
@@ -117,8 +119,8 @@ def _check(options: LoadOptions) -> None:
         raise UsageError(f"{options.trunk!r} is not a form of the trunk; choose one of {', '.join(TRUNKS)}.")
     if options.trunk != "bf16" and options.dtype != torch.bfloat16:
         raise UsageError("A trunk in int8 takes bf16 activations; leave --dtype or --trunk at its default.")
-    if options.threads is not None and not 1 <= options.threads <= 512:
-        raise UsageError(f"{options.threads} threads are not possible; choose 1 to 512.")
+    if options.threads is not None and not 1 <= options.threads <= MOST_THREADS:
+        raise UsageError(f"{options.threads} threads are not possible; choose 1 to {MOST_THREADS}.")
 
 
 def _division(checkpoint: Checkpoint, options: LoadOptions) -> Division:
@@ -135,17 +137,22 @@ def _division(checkpoint: Checkpoint, options: LoadOptions) -> Division:
 
 
 def _trunk(
-    checkpoint: Checkpoint, reader: Reader, division: Division, options: LoadOptions, progress: Progress | None
+    checkpoint: Checkpoint,
+    reader: Reader,
+    manifest: Manifest | None,
+    division: Division,
+    options: LoadOptions,
+    progress: Progress | None,
 ) -> Trunk:
     if options.dtype != torch.bfloat16:
-        return ResidentTrunk(read_trunk(checkpoint, options.dtype))
+        return ResidentTrunk(read_trunk(checkpoint, options.dtype, manifest))
     return StoredTrunk(
         checkpoint,
         reader,
         streamed=frozenset(division.streamed),
         embedding_on_disk=division.embedding_on_disk,
         int8=options.trunk == "int8",
-        manifest=load_manifest(checkpoint),
+        manifest=manifest,
         progress=_named(progress, "trunk"),
     )
 
@@ -158,10 +165,15 @@ def _named(progress: Progress | None, what: str) -> Callable[[int, int], None]:
     return report
 
 
-def read_trunk(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every trunk tensor by Earthshine's name, in `dtype` but for the routers and their biases, which are fp32."""
-    trunk = {}
+def read_trunk(checkpoint: Checkpoint, dtype: torch.dtype, manifest: Manifest | None = None) -> dict[str, Tensor]:
+    """Every trunk tensor by Earthshine's name, in `dtype` but for the routers and their biases, which are fp32.
+
+    Each is held against the manifest first, where there is one.
+    """
+    trunk, ranges = {}, dict(trunk_ranges(checkpoint))
     for tensor in trunk_tensors(checkpoint.spec):
+        if manifest is not None:
+            manifest.check_stored(tensor.name, ranges[tensor.name])
         value = checkpoint.trunk(tensor.name)
         trunk[tensor.name] = exactly(value, torch.float32 if tensor.in_fp32 else dtype, tensor.name)
     return trunk

@@ -18,8 +18,7 @@ from earthshine.engine.step import Model, StepRow, step
 from earthshine.errors import BlobError, CheckpointError, ContextError, UsageError
 from earthshine.kv import BlobHeader, BlobLayout, KVBlob, LatentFormat, PagePool, Timeline, common_prefix
 
-SCORE_ROWS = 64  # hidden states whose logits exist at once: 64 x 163840 fp32 are 40 MiB
-_SOFTMAX_ROWS = 64  # and of those, log-probabilities
+SCORE_ROWS = 64  # hidden states whose logits exist at once: 64 x 163840 fp32 are 40 MiB, their softmax as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +93,8 @@ class Session:
         """Hold exactly `tokens`: keep the longest common prefix, drop the rest, compute what is missing.
 
         At least the last token is computed, unless nothing at all changed. `progress` is told after each layer how many
-        tokens' worth of work is done, and how many there are. Raises UsageError for token ids outside
-        the vocabulary and ContextError beyond the context or the pages, both before anything changes.
+        tokens' worth of work is done, and how many there are. Raises UsageError for token ids outside the vocabulary
+        and ContextError beyond the context or the pages, both before anything changes.
         """
         wanted = self._checked(tokens)
         reused = common_prefix(self._tokens[: self._timeline.length], wanted)
@@ -258,6 +257,5 @@ class Session:
 
 
 def _likelihoods(logits: Tensor, following: Tensor) -> Tensor:
-    """fp32 [rows, vocab] and int64 [rows] to fp32 [rows], in blocks, so that the softmax needs little more memory."""
-    blocks = zip(logits.split(_SOFTMAX_ROWS), following.split(_SOFTMAX_ROWS), strict=True)
-    return torch.cat([rows.log_softmax(-1).gather(1, ids[:, None])[:, 0] for rows, ids in blocks])
+    """fp32 [rows, vocab] and int64 [rows] to fp32 [rows]."""
+    return logits.log_softmax(-1).gather(1, following[:, None])[:, 0]

@@ -1,4 +1,7 @@
-"""How many bytes each part of a model takes in memory: what the division of a budget starts from."""
+"""How many bytes each part of a model takes in memory: what the division of a budget starts from.
+
+Buffers that reads arrive in count with their padding to pages; activations count at the widest point of a layer.
+"""
 
 import torch
 
@@ -14,7 +17,7 @@ def sizes_of(checkpoint: Checkpoint, dtype: torch.dtype, trunk: str) -> Sizes:
     spec = checkpoint.spec
     parts = units(checkpoint)
     wide = dtype.itemsize // 2
-    resident = {name: unit.bytes_as(trunk) * wide for name, unit in parts.items()}
+    resident = {name: unit.bytes_as("fp32" if wide > 1 else trunk) for name, unit in parts.items()}
     embedding = embedding_bytes(spec) * wide
     if wide > 1:  # then neither streams
         resident["embed"], embedding = embedding, 0

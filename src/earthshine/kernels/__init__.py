@@ -16,8 +16,7 @@ from torch import Tensor
 from earthshine.errors import KernelError
 from earthshine.kernels import attention, elementwise, library, native, reference, rows
 from earthshine.kernels.attention import PagedTokens
-from earthshine.kernels.library import set_threads, threads
-from earthshine.kernels.matrix import Format, Matrix, fp8_matrix, int4_matrix, raw_bytes, stored_bytes
+from earthshine.kernels.matrix import Format, Matrix, Weight, fp8_matrix, int4_matrix, raw_bytes, stored_bytes
 from earthshine.kernels.native import Expert
 from earthshine.kernels.rows import attend
 from earthshine.settings import KERNEL_CHOICES, read_settings
@@ -28,6 +27,7 @@ __all__ = [
     "Implementation",
     "Matrix",
     "PagedTokens",
+    "Weight",
     "add_rms_norm",
     "attend",
     "attend_latents",
@@ -73,12 +73,28 @@ def implementations() -> tuple[Implementation, ...]:
     return tuple(sorted(served, key=lambda implementation: implementation.operation))
 
 
+def set_threads(n_threads: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    """How many threads share an operation on activations of `dtype`, 1 to 512. No result depends on it.
+
+    Where the native library serves, torch keeps one thread: more would wait in loops on the kernels' processors.
+    """
+    native_serves = library.available() and _serving().native
+    if native_serves:
+        library.set_threads(n_threads)
+    torch.set_num_threads(1 if native_serves and dtype == torch.bfloat16 else n_threads)
+
+
+def threads() -> int:
+    """How many threads share an operation."""
+    return library.threads() if library.available() else torch.get_num_threads()
+
+
 def decode(matrix: Matrix) -> Tensor:
     """A stored matrix to bf16 [rows, cols]."""
     return native.decode(matrix) if _serving().native else reference.decode(matrix)
 
 
-def linear(x: Tensor, weight: Tensor | Matrix, out_dtype: torch.dtype | None = None) -> Tensor:
+def linear(x: Tensor, weight: Weight, out_dtype: torch.dtype | None = None) -> Tensor:
     """[..., in] by [out, in] to [..., out], in x's dtype unless another is asked for; summed in fp32."""
     wanted = out_dtype or x.dtype
     if _is_stored(weight) and _is_native(x, weight):
@@ -102,14 +118,12 @@ def linear_by_head(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tens
     return product if out is None else out.copy_(product)
 
 
-def ffn(x: Tensor, gate: Tensor | Matrix, up: Tensor | Matrix, down: Tensor | Matrix) -> Tensor:
-    """down(silu(gate x) * up x), [..., hidden] to [..., hidden]; what goes into down has x's dtype.
-
-    Natively gate x and up x stay in fp32, as an expert's do.
-    """
+def ffn(x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
+    """As `reference.ffn`: gate x and up x stay in fp32, as an expert's do, but where gradients are wanted."""
     if all(_is_stored(weight) and _is_native(x, weight) for weight in (gate, up, down)):
         return native.ffn(x, gate, up, down)
-    return linear(swiglu(linear(x, gate), linear(x, up)), down)
+    wide = None if torch.is_grad_enabled() else torch.float32
+    return linear(swiglu(linear(x, gate, wide), linear(x, up, wide)).to(x.dtype), down)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -175,12 +189,12 @@ def moe_sum(each: Tensor, token: Tensor, weight: Tensor, total: Tensor) -> None:
     (native if _serving().native else reference).moe_sum(each, token, weight, total)
 
 
-def _is_stored(weight: Tensor | Matrix) -> bool:
+def _is_stored(weight: Weight) -> bool:
     """Whether the native library takes it as it lies."""
     return isinstance(weight, Matrix) or (weight.dtype == torch.bfloat16 and weight.is_contiguous())
 
 
-def _is_native(x: Tensor, *others: Tensor | Matrix) -> bool:
+def _is_native(x: Tensor, *others: Weight) -> bool:
     if x.dtype is not torch.bfloat16 or not x.is_cpu or not _serving().native:
         return False
     if not torch.is_grad_enabled():

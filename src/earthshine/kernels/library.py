@@ -90,10 +90,11 @@ def force(name: str) -> None:
 
 
 def set_threads(n_threads: int) -> None:
-    """How many threads share an operation, 1 to 512. No result depends on it."""
+    """How many threads share an operation, 1 to 512. No result depends on it. Without the library it does nothing."""
     if not 1 <= n_threads <= 512:
         raise KernelError(f"{n_threads} threads are not possible; it takes 1 to 512.")
-    check_status(library().es_set_threads(n_threads))
+    if available():
+        check_status(library().es_set_threads(n_threads))
 
 
 def threads() -> int:

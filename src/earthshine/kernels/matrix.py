@@ -70,6 +70,9 @@ class Matrix:
         return sum(stored_bytes(self.form, self.rows, self.cols))
 
 
+Weight = Tensor | Matrix  # of a product, [out, in]: plain values, or stored ones as they lie
+
+
 def raw_bytes(tensor: Tensor) -> Tensor:
     """A tensor's bytes as uint8 [n], without a copy where it is contiguous."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)

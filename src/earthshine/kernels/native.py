@@ -14,7 +14,7 @@ from torch import Tensor
 
 from earthshine.errors import KernelError
 from earthshine.kernels.library import check_status, library
-from earthshine.kernels.matrix import Format, Matrix
+from earthshine.kernels.matrix import Format, Matrix, Weight
 
 _BF16 = torch.bfloat16
 _FFN_TOKENS = 256  # whose fp32 results exist at once: 7 MiB at Kimi-K2.6's width
@@ -72,7 +72,7 @@ def decode(matrix: Matrix) -> Tensor:
     return out
 
 
-def linear(x: Tensor, weight: Tensor | Matrix, out_dtype: torch.dtype) -> Tensor:
+def linear(x: Tensor, weight: Weight, out_dtype: torch.dtype) -> Tensor:
     """bf16 [..., in] by [out, in] to bf16 or fp32 [..., out]; summed in fp32."""
     matrix = _describe(weight)
     rows, columns = weight.shape
@@ -107,7 +107,7 @@ def linear_by_head(x: Tensor, weight: Tensor, out: Tensor) -> None:
     )
 
 
-def ffn(x: Tensor, gate: Tensor | Matrix, up: Tensor | Matrix, down: Tensor | Matrix) -> Tensor:
+def ffn(x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
     """A dense SwiGLU layer, bf16 [..., hidden] to the same, as if it were the one expert of all tokens."""
     expert = (_Expert * 1)(_Expert(_describe(gate), _describe(up), _describe(down)))
     flat = x.reshape(-1, x.shape[-1]).contiguous()
@@ -163,7 +163,7 @@ def moe_sum(each: Tensor, token: Tensor, weight: Tensor, total: Tensor) -> None:
     )
 
 
-def _describe(weight: Tensor | Matrix) -> _Matrix:
+def _describe(weight: Weight) -> _Matrix:
     if isinstance(weight, Matrix):
         scales = None if weight.scales is None else weight.scales.data_ptr()
         return _Matrix(weight.form, weight.rows, weight.cols, weight.codes.data_ptr(), scales)

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from earthshine.kernels.matrix import FP8_BLOCK, INT4_GROUP, INT8_GROUP, Format, Matrix
+from earthshine.kernels.matrix import FP8_BLOCK, INT4_GROUP, INT8_GROUP, Format, Matrix, Weight
 
 
-def linear(x: Tensor, weight: Tensor | Matrix, out_dtype: torch.dtype | None = None) -> Tensor:
+def linear(x: Tensor, weight: Weight, out_dtype: torch.dtype | None = None) -> Tensor:
     """[..., in] by [out, in] to [..., out], in x's dtype unless another is asked for."""
     wide = decode(weight) if isinstance(weight, Matrix) else weight
     return functional.linear(x.float(), wide.float()).to(out_dtype or x.dtype)
 
 
-def ffn(x: Tensor, gate: Tensor | Matrix, up: Tensor | Matrix, down: Tensor | Matrix) -> Tensor:
+def ffn(x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
     """down(silu(gate x) * up x); gate and up [intermediate, hidden], down [hidden, intermediate]."""
     wide = torch.float32
     return linear(swiglu(linear(x, gate, wide), linear(x, up, wide)).to(x.dtype), down)

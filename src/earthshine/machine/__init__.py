@@ -5,6 +5,8 @@ from pathlib import Path
 
 __all__ = ["memory_available", "memory_resident", "processors"]
 
+_UNKNOWN = 8 << 30  # where the system says nothing, what a small machine has
+
 
 def processors() -> int:
     """Processors that this process may run on."""
@@ -15,7 +17,7 @@ def memory_available() -> int:
     """Bytes that this process could still take: what the system calls available, or what its cgroup leaves it."""
     available = _field(Path("/proc/meminfo"), "MemAvailable:")
     limits = [_cgroup_room(folder) for folder in _cgroup_folders()]
-    return min([value for value in (available, *limits) if value is not None], default=8 << 30)
+    return min([value for value in (available, *limits) if value is not None], default=_UNKNOWN)
 
 
 def memory_resident() -> int:

@@ -1,12 +1,12 @@
 """The mathematics of the models, in torch, readable beside the papers: rope, mla, ffn, then the decoder over them.
 
-Reads the spec and calls kernels; knows neither files nor conversations.
+Reads the spec and calls kernels. Files and conversations stay behind three protocols: Trunk, Experts and Context.
 """
 
 from earthshine.models.decoder import Context, Decoder
 from earthshine.models.ffn import Experts, Ffn, Moe
 from earthshine.models.mla import Mla, MlaWeights, Query
-from earthshine.models.trunk import LayerWeights, ResidentTrunk, Trunk, Weight
+from earthshine.models.trunk import LayerWeights, ResidentTrunk, Trunk
 
 __all__ = [
     "Context",
@@ -20,5 +20,4 @@ __all__ = [
     "Query",
     "ResidentTrunk",
     "Trunk",
-    "Weight",
 ]

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from earthshine import kernels
+from earthshine.kernels import Weight
 from earthshine.models.ffn import Experts, Ffn, Moe
 from earthshine.models.mla import Mla, MlaWeights, Query
 from earthshine.models.rope import RotaryTable
-from earthshine.models.trunk import LayerWeights, ResidentTrunk, Trunk, Weight
+from earthshine.models.trunk import LayerWeights, ResidentTrunk, Trunk
 from earthshine.spec.model import LayerSpec, ModelSpec, MoeSpec
 
 
@@ -32,7 +33,8 @@ class _Layer:
     def __init__(self, index: int, spec: LayerSpec, weights: LayerWeights, table: RotaryTable, eps: float) -> None:
         self.index, self.weights, self._eps = index, weights, eps
         self._attention_norm, self._ffn_norm = _plain(weights, "attention_norm"), _plain(weights, "ffn_norm")
-        self.attention = Mla(spec.attention, MlaWeights(**_under(weights, "attention.")), table)  # type: ignore[arg-type]
+        attention = MlaWeights(**_under(weights, "attention."))  # type: ignore[arg-type]
+        self.attention = Mla(spec.attention, attention, table)
         self._moe: Moe | None = None
         self._dense: Ffn | None = None
         if isinstance(spec.ffn, MoeSpec):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from earthshine import kernels
-from earthshine.models.trunk import Weight
+from earthshine.kernels import Weight
 from earthshine.spec.model import MoeSpec
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from earthshine import kernels
+from earthshine.kernels import Weight
 from earthshine.models.rope import RotaryTable, softmax_scale
-from earthshine.models.trunk import Weight
 from earthshine.spec.model import MlaSpec
 
 

@@ -1,4 +1,7 @@
-"""The trunk's weights as the decoder asks for them: all at hand, or a layer at a time from wherever they lie."""
+"""The trunk's weights as the decoder asks for them: all at hand, or a layer at a time from wherever they lie.
+
+A layer's weights are valid until the next layer is asked for; the same mapping again means that they have not moved.
+"""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -7,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from earthshine.kernels import Matrix
+from earthshine.kernels import Matrix, Weight
 
-Weight = Tensor | Matrix
 LayerWeights = Mapping[str, Weight]  # by Earthshine's names without "layers.i.", such as "attention.o"
 
 

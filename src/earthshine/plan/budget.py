@@ -75,12 +75,13 @@ def divide(
     context = context_tokens or _easy_context(sizes, budget_bytes, max_context, wanted, budget_bytes - smallest)
     fixed += (context - wanted) * sizes.latent
     left = budget_bytes - fixed
-    prefill = PREFILL_TOKENS[0] + _more_prefill(sizes, EASY_PREFILL, min(left - min(ways), budget_bytes // 10))
+    spare = min(left - min(ways), budget_bytes // 10)
+    prefill = PREFILL_TOKENS[0] + _more_prefill(sizes, EASY_PREFILL - PREFILL_TOKENS[0], spare)
     left -= (prefill - PREFILL_TOKENS[0]) * sizes.activation
     # What is left once the best way has its least: half of it for longer prompts, unless nothing else wants it.
     way = next(i for i, nbytes in enumerate(ways) if nbytes <= left)
     spare = min((left - ways[way]) // (1 if way == 0 else 2), budget_bytes // 10)
-    more = _more_prefill(sizes, PREFILL_TOKENS[1] - prefill + PREFILL_TOKENS[0], spare)
+    more = _more_prefill(sizes, PREFILL_TOKENS[1] - prefill, spare)
     left -= more * sizes.activation
     least = _least_trunk(sizes) if may_stream else sum(sizes.units.values())
     return _placed(sizes, budget_bytes, process, context, prefill + more, left, least, smallest)
@@ -102,11 +103,11 @@ def _ways(sizes: Sizes, may_stream: bool) -> tuple[int, ...]:
 
 
 def _more_prefill(sizes: Sizes, most: int, spare: int) -> int:
-    """How many tokens beyond the fewest, up to `most` in all, fit in `spare` bytes, in steps of 256.
+    """How many more tokens of a prompt, up to `most`, fit in `spare` bytes, in steps of 256.
 
     For a streamed model every doubling halves the bytes that a token of the prompt costs.
     """
-    return min(most - PREFILL_TOKENS[0], max(spare, 0) // max(sizes.activation, 1) // 256 * 256)
+    return min(most, max(spare, 0) // max(sizes.activation, 1) // 256 * 256)
 
 
 def _resident_bytes(sizes: Sizes) -> int:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from earthshine import kernels
 from earthshine.errors import UsageError
+from earthshine.kernels import Weight
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.formats import dense
 from earthshine.weights.manifest import Manifest
-from earthshine.weights.placement import Weight
 from earthshine.weights.reading import Reader
 from earthshine.weights.residency import Arrivals, Held, Residency
 
@@ -99,7 +99,7 @@ class ExpertStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all slots; memory is touched only as they fill."""
+        """Bytes of all slots."""
         return self._residency.arena.nbytes
 
     @property

@@ -1,4 +1,5 @@
-"""A stored linear layer and its values: the tensors as published, what must hold of them, and the decoded matrix.
+"""A stored linear layer and its values: the tensors as published, what must hold of them, the decoded matrix, and the
+one form of our own, int8.
 
 The invariant: decoding yields exactly the published values, in bf16 for the quantised storages and as stored for the
 plain ones. Refuses scales that are NaN or infinite and shape tensors that contradict the config, naming the tensor.
@@ -7,12 +8,19 @@ plain ones. Refuses scales that are NaN or infinite and shape tensors that contr
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from earthshine import kernels
 from earthshine.errors import CheckpointError
-from earthshine.kernels import Matrix
+from earthshine.kernels import Format, Matrix, Weight, raw_bytes
+from earthshine.kernels.matrix import INT8_GROUP
 from earthshine.spec.model import Storage
 from earthshine.untrusted import shown
+
+QUANTISED: dict[Storage | None, Format] = {
+    Storage.FP8_BLOCK128: Format.FP8_BLOCK128,
+    Storage.INT4_GROUP32: Format.INT4_GROUP32,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +61,7 @@ class StoredLinear:
         return self.tensors[0]
 
 
-def dense(weight: Matrix | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def dense(weight: Weight, dtype: torch.dtype) -> torch.Tensor:
     """[out, in] in `dtype`, which is bf16 or wider, from stored bytes or from a tensor that is dense already."""
     return (kernels.decode(weight) if isinstance(weight, Matrix) else weight).to(dtype)
 
@@ -64,3 +72,23 @@ def exactly(value: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     if used.dtype.itemsize < value.dtype.itemsize and not torch.equal(used.to(value.dtype), value):
         raise CheckpointError(f"{shown(name)} is published in more digits than bf16 has; load this model in fp32.")
     return used
+
+
+def encode_int8(weight: Weight) -> Matrix:
+    """Symmetric int8 in groups of 128 columns, the largest of a group becoming 127: half of bf16's size, and lossy.
+
+    A few rows at a time, so that what is computed on the way, some six times their fp32 values, takes little memory.
+    """
+    plain = kernels.decode(weight) if isinstance(weight, Matrix) else weight
+    rows, columns = plain.shape
+    codes = torch.empty(rows, columns, dtype=torch.int8)
+    scales = torch.empty(rows, -(-columns // INT8_GROUP))
+    step = max(1, (1 << 20) // max(columns, 1))
+    for first in range(0, rows, step):
+        block = functional.pad(plain[first : first + step].float(), (0, -columns % INT8_GROUP))
+        groups = block.view(len(block), -1, INT8_GROUP)
+        scale = groups.abs().amax(-1) / 127
+        whole = (groups / torch.where(scale == 0, 1.0, scale)[..., None]).round_()
+        codes[first : first + step] = whole.view(len(block), -1)[:, :columns]
+        scales[first : first + step] = scale
+    return Matrix(Format.INT8_GROUP128, rows, columns, raw_bytes(codes), raw_bytes(scales))

@@ -12,27 +12,19 @@ import torch
 from torch import Tensor
 
 from earthshine.errors import CheckpointError
-from earthshine.kernels import Expert, Format, Matrix, raw_bytes, stored_bytes
+from earthshine.kernels import Expert, Format, Matrix, Weight, raw_bytes, stored_bytes
 from earthshine.spec.layout import moe_layers
 from earthshine.spec.model import Storage
 from earthshine.untrusted import shown
 from earthshine.weights.checkpoint import ByteRange, Checkpoint, ExpertExtents
 from earthshine.weights.checkpoint.names import Published
-from earthshine.weights.formats import exactly
+from earthshine.weights.formats import QUANTISED, exactly
 from earthshine.weights.header import TensorExtent
 from earthshine.weights.reading import PAGE, padded
 
-_FORMATS = {
-    None: Format.BF16,
-    Storage.BF16: Format.BF16,
-    Storage.FP8_BLOCK128: Format.FP8_BLOCK128,
-    Storage.INT4_GROUP32: Format.INT4_GROUP32,
-}
 # Of an unsigned view of the scales: where the exponent is all ones, and the bits below the sign.
 _NOT_FINITE = {"BF16": ("<u2", 0x7F80, 0x7FFF), "F32": ("<u4", 0x7F800000, 0x7FFFFFFF)}
 _SHAPE_DTYPES = {"I32": "<i4", "I64": "<i8"}
-
-Weight = Matrix | Tensor  # a tensor: plain weights published in fp32, for activations in fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +93,7 @@ def check_values(expert: PlacedExpert, slot: memoryview) -> None:
     Zero and negative scales are values like any other. 50 microseconds for an expert of Kimi-K2.6.
     """
     for matrix in expert.matrices:
-        if matrix.published.storage in (None, Storage.BF16):
+        if matrix.published.storage not in QUANTISED:
             continue
         extent, begin = matrix.parts[1]
         if not _all_finite(extent, slot, begin):
@@ -148,7 +140,7 @@ def _wide(matrix: PlacedMatrix, slot: Tensor) -> Tensor:
 def _matrix(matrix: PlacedMatrix, slot: Tensor) -> Matrix:
     rows, cols = matrix.published.shape
     extent, begin = matrix.parts[0]
-    form = _FORMATS[matrix.published.storage]
+    form = QUANTISED.get(matrix.published.storage, Format.BF16)
     codes = slot[begin : begin + extent.nbytes]
     if extent.dtype == "F32":
         codes = codes[: stored_bytes(form, rows, cols)[0]]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -61,7 +62,7 @@ def padded(offset: int, nbytes: int) -> int:
 class Ticket:
     """One read of one or more segments, queued or about to be."""
 
-    __slots__ = ("_begun", "_ended", "_error", "_priority", "_reader", "check", "segments")
+    __slots__ = ("_begun", "_done", "_error", "_gate", "_priority", "_reader", "check", "segments")
 
     def __init__(self, reader: "Reader", segments: Sequence[Segment], check: Check | None) -> None:
         self.segments = tuple(segments)
@@ -69,35 +70,40 @@ class Ticket:
         self._reader = reader
         self._priority = Priority.DEMAND
         self._begun = False
-        self._ended = threading.Event()
         self._error: BaseException | None = None
+        self._done = False
+        self._gate = threading.Lock()  # held until the read has ended
+        self._gate.acquire()
 
     @property
     def ended(self) -> bool:
         """Whether the reader is done with the buffers, well or not."""
-        return self._ended.is_set()
+        return self._done
 
     def wait(self) -> None:
         """Returns once the bytes are there. Raises CheckpointError where they can't be had, as often as it is asked.
 
         What is waited for is no prefetch any more: it goes before those that are.
         """
-        self._reader.hasten(self)
-        self._ended.wait()
+        self._reader._hasten(self)
+        self.settle()
         if self._error is not None:
             raise self._error
 
     def settle(self) -> None:
         """Returns once the reader is done with the buffers, well or not."""
-        self._ended.wait()
+        while not self._done:
+            with self._gate:
+                pass
 
     def cancel(self) -> bool:
         """Whether the buffers are free now: true for a read that had not begun, which then never does."""
         return self._reader._cancel(self)
 
     def _end(self, error: BaseException | None) -> None:
-        self._error = error
-        self._ended.set()
+        if not self._done:
+            self._error, self._done = error, True
+            self._gate.release()
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +126,9 @@ class Reader:
         self._files: dict[Path, _File] = {}
         self._queue: list[tuple[int, int, Ticket]] = []
         self._asked = 0
-        self._changed = threading.Condition()
+        # Plain locks and a queue written in C: an interrupt can't leave one of these half taken, as it can a Condition.
+        self._lock = threading.Lock()
+        self._wake: SimpleQueue[None] = SimpleQueue()  # one entry or more for each read that waits, put first
         self._threads: list[threading.Thread] = []
         self._closed = False
         self._reason = "" if direct else "Reads past the page cache were not asked for."
@@ -146,8 +154,10 @@ class Reader:
 
         CheckpointError where it can't be opened or does not have `nbytes` bytes.
         """
-        with self._changed:
+        with self._lock:
             self._require_open()
+            while len(self._threads) < self._wanted:
+                self._start()
             opened = self._files.get(file)
             if opened is None:
                 opened = self._files[file] = self._opened(file)
@@ -166,14 +176,8 @@ class Reader:
         priority: Priority = Priority.DEMAND,
         check: Check | None = None,
     ) -> Ticket:
-        """Queues one read; see Segment for where the bytes arrive and `submit_all` for the rest."""
-        return self.submit_all((Segment(file, offset, nbytes, buffer),), priority, check)
-
-    def submit_all(
-        self, segments: Sequence[Segment], priority: Priority = Priority.DEMAND, check: Check | None = None
-    ) -> Ticket:
-        """Queues the reads of several segments as one ticket; see `ticket`."""
-        ticket = self.ticket(segments, check)
+        """Queues the read of one Segment; see there for where the bytes arrive, and `ticket` for the rest."""
+        ticket = self.ticket((Segment(file, offset, nbytes, buffer),), check)
         self.queue(ticket, priority)
         return ticket
 
@@ -190,32 +194,22 @@ class Reader:
 
     def queue(self, ticket: Ticket, priority: Priority = Priority.DEMAND) -> None:
         """Lets a ticket's read begin, once and when its turn comes."""
-        with self._changed:
+        with self._lock:
             self._require_open()
-            if len(self._threads) < self._wanted:
-                self._start()
             self._asked += 1
             ticket._priority = priority
+            self._wake.put(None)
             heapq.heappush(self._queue, (priority, self._asked, ticket))
-            self._changed.notify()
-
-    def hasten(self, ticket: Ticket) -> None:
-        """Makes demand of a prefetch that has not begun; does nothing to any other."""
-        if ticket._priority is Priority.DEMAND or ticket.ended:
-            return
-        with self._changed:
-            ticket._priority = Priority.DEMAND
-            self._queue = [(Priority.DEMAND, n, t) if t is ticket else (p, n, t) for p, n, t in self._queue]
-            heapq.heapify(self._queue)
 
     def close(self) -> None:
         """Cancels what is queued, waits for what is being read, and closes the files. May be called twice."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             for _, _, ticket in self._queue:
                 ticket._end(CheckpointError("The checkpoint was closed before this was read."))
             self._queue.clear()
-            self._changed.notify_all()
+            for _ in self._threads:
+                self._wake.put(None)
         for thread in self._threads:
             thread.join()
         for file in self._files.values():
@@ -253,25 +247,42 @@ class Reader:
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._serve, name="earthshine-reader", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._threads:
+                raise UsageError("This system grants no thread more, and reading from disk needs one.") from None
+            self._wanted = len(self._threads)
+            return
         self._threads.append(thread)
-        thread.start()
+
+    def _hasten(self, ticket: Ticket) -> None:
+        """Makes demand of a prefetch that has not begun; does nothing to any other."""
+        if ticket._priority is Priority.DEMAND or ticket.ended:
+            return
+        with self._lock:
+            ticket._priority = Priority.DEMAND
+            self._queue = [(Priority.DEMAND, n, t) if t is ticket else (p, n, t) for p, n, t in self._queue]
+            heapq.heapify(self._queue)
 
     def _cancel(self, ticket: Ticket) -> bool:
-        with self._changed:
-            if not ticket._begun and not ticket.ended:
-                self._queue = [entry for entry in self._queue if entry[2] is not ticket]
-                heapq.heapify(self._queue)
+        with self._lock:
+            if not ticket._begun:  # whoever finds it in the queue leaves it alone
                 ticket._end(CheckpointError("This read was cancelled."))
         return ticket.ended
 
     def _serve(self) -> None:
         while True:
-            with self._changed:
-                while not self._queue:
-                    if self._closed:
-                        return
-                    self._changed.wait()
+            self._wake.get()
+            with self._lock:
+                if self._closed:
+                    return
+                if not self._queue:
+                    continue
                 _, _, ticket = heapq.heappop(self._queue)
+                if ticket.ended:
+                    del ticket
+                    continue
                 ticket._begun = True
             try:
                 self._fill(ticket)
@@ -289,7 +300,7 @@ class Reader:
         try:
             ticket.check()
         except CheckpointError:
-            with self._changed:
+            with self._lock:
                 self._rereads += 1
             for segment in ticket.segments:
                 self._read(segment)
@@ -321,7 +332,7 @@ class Reader:
 
     def _go_through_the_cache(self, file: _File, error: OSError) -> None:
         """Turns O_DIRECT off for a file whose reads it makes fail; two threads may find that out at once."""
-        with self._changed:
+        with self._lock:
             flags = fcntl.fcntl(file.descriptor, fcntl.F_GETFL)
             fcntl.fcntl(file.descriptor, fcntl.F_SETFL, flags & ~getattr(os, "O_DIRECT", 0))
             file.direct = False

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from earthshine.errors import UsageError
-from earthshine.kernels import Expert
+from earthshine.kernels import Expert, Weight
 from earthshine.spec.layout import moe_layers
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.manifest import Manifest, shard_sizes
-from earthshine.weights.placement import PlacedExpert, Weight, check_values, place, slot_bytes, stored_expert, weights
+from earthshine.weights.placement import PlacedExpert, check_values, place, slot_bytes, stored_expert, weights
 from earthshine.weights.policy import Ids, LayerPolicy
 from earthshine.weights.reading import Reader, Segment, Ticket
 from earthshine.weights.slots import Arena
@@ -65,6 +65,8 @@ class Residency:
             reader.open(file, nbytes)
         n_slots = sum(self._n_slots.values()) + transit_slots
         self.arena = Arena(max(1, slot_bytes(checkpoint)), max(1, n_slots))
+        if not self.whole:  # else they are filled at once
+            self.arena.touch()
         self._checkpoint, self._reader, self._dtype, self._manifest = checkpoint, reader, dtype, manifest
         self._policy = {
             layer: LayerPolicy(moe.n_experts, moe.top_k)

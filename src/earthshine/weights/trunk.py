@@ -14,23 +14,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from earthshine.errors import CheckpointError
-from earthshine.kernels import Format, Matrix, decode, raw_bytes
+from earthshine.errors import CheckpointError, UsageError
+from earthshine.kernels import Matrix, Weight
 from earthshine.kernels.matrix import INT8_GROUP
 from earthshine.spec.layout import TensorSpec, trunk_tensors
-from earthshine.spec.model import ModelSpec, Storage
+from earthshine.spec.model import ModelSpec
+from earthshine.units import format_bytes
 from earthshine.untrusted import open_regular, shown
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.checkpoint.names import Published, published_trunk
-from earthshine.weights.formats import StoredLinear, exactly
-from earthshine.weights.header import TensorExtent, read_exactly
+from earthshine.weights.formats import QUANTISED, StoredLinear, encode_int8, exactly
+from earthshine.weights.header import ITEM_BYTES, TensorExtent, read_exactly
 from earthshine.weights.manifest import Manifest, trunk_ranges
 from earthshine.weights.reading import PAGE, Priority, Reader, Segment, Ticket, padded
 from earthshine.weights.shards import view_bytes
 from earthshine.weights.slots import Arena
 
-Weight = Tensor | Matrix
-_FORMATS = {Storage.FP8_BLOCK128: Format.FP8_BLOCK128, Storage.INT4_GROUP32: Format.INT4_GROUP32}
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -41,6 +40,7 @@ class _Placed:
     tensor: TensorSpec
     published: Published
     parts: tuple[tuple[TensorExtent, int], ...]
+    own: int | None  # the page where its values go once they are decoded or converted; None for what is used as it lies
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,9 @@ class Unit:
     nbytes: int
 
     def bytes_as(self, kind: str) -> int:
-        """Bytes that it takes in memory: as published, or "int8"."""
+        """Bytes that it takes in memory: as published, "int8", or "fp32"."""
+        if kind == "fp32":
+            return sum(4 * placed.tensor.size for placed in self.placed)
         if kind != "int8":
             return self.nbytes
         return sum(_int8_bytes(placed) for placed in self.placed)
@@ -95,13 +97,17 @@ class StoredTrunk:
         self._units = units(checkpoint)
         self._ranges = dict(trunk_ranges(checkpoint))
         self._streamed = [name for name in self._units if name in streamed]
-        self.norm = exactly(checkpoint.trunk("norm"), self.dtype, "norm")
+        self.norm = self._alone("norm")
         self._rows = _Rows(checkpoint) if embedding_on_disk else None
-        self._embed = None if embedding_on_disk else exactly(checkpoint.trunk("embed"), self.dtype, "embed")
+        if embedding_on_disk and manifest is not None:  # once, since a row has no checksum of its own
+            manifest.check_stored("embed", self._ranges["embed"])
+        self._embed = None if embedding_on_disk else self._alone("embed")
         self._resident: dict[str, Mapping[str, Weight]] = {}
         self._load(progress)
         most = max((self._units[name].nbytes for name in self._streamed), default=0)
         self._buffers = Arena(most, 2) if self._streamed else None
+        if self._buffers is not None:
+            self._buffers.touch()
         self._pending: dict[str, tuple[int, list[Ticket]]] = {}  # unit: its buffer and its reads, all queued
         self._reads: list[Ticket] = []  # that may still write to a buffer; noted before they can begin
         self._current: tuple[str, Mapping[str, Weight]] | None = None
@@ -124,15 +130,35 @@ class StoredTrunk:
         """[vocab_size, hidden]."""
         return self._weights("head")["head"]
 
+    def _alone(self, name: str) -> Tensor:
+        """A tensor that belongs to no unit, read and checked as those are."""
+        tensor = next(tensor for tensor in trunk_tensors(self._checkpoint.spec) if tensor.name == name)
+        published = next(found for found in published_trunk(self._checkpoint.spec) if found.name == name)
+        unit = _unit(self._checkpoint, name, [tensor], {name: published})
+        try:
+            memory = Arena(unit.nbytes, 1)
+        except UsageError:
+            size = format_bytes(unit.nbytes)
+            raise CheckpointError(f"The trunk tensor {name} takes {size}, more memory than there is.") from None
+        tickets = self._tickets(unit, memory.view(0))
+        for ticket in tickets:
+            self._reader.queue(ticket)
+        _finish(tickets)
+        value = _views(unit, memory.tensor(0))[name]
+        assert isinstance(value, Tensor), f"{name} is published in full"
+        return value if unit.placed[0].own is None else value.clone()  # without what it was made from
+
     def _load(self, progress: Progress | None) -> None:
         """Reads every resident unit, a unit ahead of the one that is looked at."""
         names = [name for name in self._units if name not in self._streamed]
+        if self._int8:  # what is published is there beside its int8 form for a while: the largest while little else is
+            names.sort(key=lambda name: -self._units[name].nbytes)
         total, done = sum(self._units[name].nbytes for name in names), 0
         ahead: list[tuple[str, Arena, list[Ticket]]] = []
         for name in [*names, ""]:
             if name:
                 memory = Arena(self._units[name].nbytes, 1)
-                ahead.append((name, memory, self._tickets(name, memory.view(0))))
+                ahead.append((name, memory, self._tickets(self._units[name], memory.view(0))))
                 for ticket in ahead[-1][2]:
                     self._reader.queue(ticket)
             while len(ahead) > (1 if name else 0):
@@ -176,7 +202,7 @@ class StoredTrunk:
 
     def _ask(self, name: str, buffer: int, priority: Priority) -> None:
         assert self._buffers is not None
-        tickets = self._tickets(name, self._buffers.view(buffer))
+        tickets = self._tickets(self._units[name], self._buffers.view(buffer))
         self._reads += tickets
         for ticket in tickets:
             self._reader.queue(ticket, priority)
@@ -191,10 +217,10 @@ class StoredTrunk:
                 ticket.settle()
         self._reads.clear()
 
-    def _tickets(self, name: str, buffer: memoryview) -> list[Ticket]:
+    def _tickets(self, unit: Unit, buffer: memoryview) -> list[Ticket]:
         """One read a tensor, so that an expert's read waits for no more than that."""
         tickets = []
-        for placed in self._units[name].placed:
+        for placed in unit.placed:
             segments = [
                 Segment(
                     extent.file, extent.offset, extent.nbytes, buffer[at : at + padded(extent.offset, extent.nbytes)]
@@ -246,26 +272,6 @@ class _Rows:
         return exactly(rows, torch.bfloat16, "embed")[inverse]
 
 
-def encode_int8(weight: Weight) -> Matrix:
-    """Symmetric int8 in groups of 128 columns, the largest of a group becoming 127: half of bf16's size, and lossy.
-
-    A few rows at a time, so that the fp32 values take 64 MiB at most.
-    """
-    plain = decode(weight) if isinstance(weight, Matrix) else weight
-    rows, columns = plain.shape
-    codes = torch.empty(rows, columns, dtype=torch.int8)
-    scales = torch.empty(rows, -(-columns // INT8_GROUP))
-    step = max(1, (16 << 20) // max(columns, 1))
-    for first in range(0, rows, step):
-        block = functional.pad(plain[first : first + step].float(), (0, -columns % INT8_GROUP))
-        groups = block.view(len(block), -1, INT8_GROUP)
-        scale = groups.abs().amax(-1) / 127
-        whole = (groups / torch.where(scale == 0, 1.0, scale)[..., None]).round_()
-        codes[first : first + step] = whole.view(len(block), -1)[:, :columns]
-        scales[first : first + step] = scale
-    return Matrix(Format.INT8_GROUP128, rows, columns, raw_bytes(codes), raw_bytes(scales))
-
-
 def _unit_of(name: str) -> str:
     return ".".join(name.split(".")[:2]) if name.startswith("layers.") else name
 
@@ -282,8 +288,23 @@ def _unit(checkpoint: Checkpoint, name: str, tensors: list[TensorSpec], publishe
             extent = checkpoint.shards[part.name]
             parts.append((extent, used))
             used += padded(extent.offset, extent.nbytes)
-        placed.append(_Placed(tensor, published[tensor.name], tuple(parts)))
+        room = _own_bytes(tensor, published[tensor.name], parts[0][0])
+        placed.append(_Placed(tensor, published[tensor.name], tuple(parts), used if room else None))
+        used += padded(0, room)
     return Unit(name, tuple(placed), used)
+
+
+def _own_bytes(tensor: TensorSpec, published: Published, extent: TensorExtent) -> int:
+    """Bytes of a tensor that can't be used as it lies: decoded, converted, or not aligned to its type. Else 0."""
+    if published.storage in QUANTISED:
+        return 2 * tensor.size if tensor.name.endswith(".kv_b") else 0
+    wanted = "BF16"
+    if tensor.name.endswith(".router_bias"):
+        wanted = "F32"
+    elif tensor.in_fp32:
+        wanted = extent.dtype
+    item_bytes = ITEM_BYTES[wanted]
+    return item_bytes * tensor.size if extent.dtype != wanted or extent.offset % item_bytes else 0
 
 
 def _views(unit: Unit, memory: Tensor) -> dict[str, Weight]:
@@ -297,15 +318,19 @@ def _views(unit: Unit, memory: Tensor) -> dict[str, Weight]:
         names = tuple(extent.name for extent, _ in placed.parts)
         linear = StoredLinear(placed.published.shape, placed.published.storage, names, tensors)
         linear.check()
-        weights[_short(placed.tensor.name)] = _used(placed, linear, raw)
+        value = _used(placed, linear, raw)
+        if placed.own is not None and isinstance(value, Tensor):  # in the unit's own memory: so it is counted and goes
+            room = memory[placed.own : placed.own + value.nbytes].view(value.dtype).view(value.shape)
+            value = room.copy_(value)
+        weights[_short(placed.tensor.name)] = value
     return weights
 
 
 def _used(placed: _Placed, linear: StoredLinear, raw: list[Tensor]) -> Weight:
     name, storage = placed.tensor.name, placed.published.storage
-    if storage in _FORMATS and not name.endswith(".kv_b"):  # which attention takes apart by head
+    if storage in QUANTISED and not name.endswith(".kv_b"):  # which attention takes apart by head
         rows, columns = placed.published.shape
-        return Matrix(_FORMATS[storage], rows, columns, raw[0], raw[1])
+        return Matrix(QUANTISED[storage], rows, columns, raw[0], raw[1])
     if name.endswith(".router_bias"):
         return linear.decode().float()
     value = linear.decode()

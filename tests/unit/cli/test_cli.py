@@ -242,7 +242,7 @@ def test_an_interrupted_answer_is_said_and_exits_130(earthshine, monkeypatch):
 
 
 def test_memory_that_torch_can_not_get_is_a_sentence(earthshine, monkeypatch):
-    monkeypatch.setattr("earthshine.engine.load_model", lambda *_, **__: torch.empty(10**15))
+    monkeypatch.setattr("earthshine.cli.options.load_model", lambda *_, **__: torch.empty(10**15))
     code, _, err = earthshine("chat", "-p", "hello")
     assert code == 1
     assert "not enough memory" in err

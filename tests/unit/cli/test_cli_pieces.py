@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from earthshine.cli.chat import ChatOptions, Conversation, _Screen
-from earthshine.cli.options import Holding, context_tokens
+from earthshine.cli.inspect import context_tokens
+from earthshine.cli.options import Holding
 from earthshine.cli.score import score_windows
 from earthshine.cli.source import GLEAM, find_model
 from earthshine.engine import SamplingParams, Session, load_model
@@ -70,7 +71,7 @@ def test_a_question_without_a_word_of_reply_is_forgotten(gleam, monkeypatch):
     assert conversation._messages == []
 
 
-def test_room_is_made_for_32768_tokens_unless_another_number_is_asked_for():
+def test_flops_are_shown_at_32768_tokens_unless_another_number_is_asked_for():
     spec = replace(load_spec(GLEAM), max_context=262144)
     assert [context_tokens(spec, asked) for asked in (None, 2, 262144)] == [32768, 2, 262144]
     for asked in (1, 262145):

@@ -12,9 +12,10 @@ from earthshine.kernels import Format, Matrix, decode
 from earthshine.spec.layout import trunk_tensors
 from earthshine.spec.model import Storage
 from earthshine.weights.checkpoint import Checkpoint
+from earthshine.weights.formats import encode_int8
 from earthshine.weights.manifest import load_manifest, trunk_ranges, write_manifest
 from earthshine.weights.reading import Reader, Ticket
-from earthshine.weights.trunk import StoredTrunk, embedding_bytes, encode_int8, units
+from earthshine.weights.trunk import StoredTrunk, embedding_bytes, units
 
 from .tiny import HIDDEN, open_tiny, tiny_spec
 

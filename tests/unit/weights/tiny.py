@@ -63,7 +63,9 @@ def expert_values(checkpoint: Checkpoint, layer: int, expert: int) -> list[torch
     view = arena.view(0)
     segments = [Segment(span.file, span.offset, span.nbytes, view[at:]) for span, at in placed.ranges]
     with Reader() as reader:
-        reader.submit_all(segments, check=lambda: check_values(placed, view)).wait()
+        ticket = reader.ticket(segments, lambda: check_values(placed, view))
+        reader.queue(ticket)
+        ticket.wait()
     found = stored_expert(placed, arena.tensor(0))
     return [dense(weight, torch.bfloat16).clone() for weight in (found.gate, found.up, found.down)]
 
