@@ -9,7 +9,7 @@ from earthshine.plan import Sizes
 from earthshine.spec import ModelSpec, MoeSpec
 from earthshine.spec.layout import moe_layers
 from earthshine.spec.model import DenseSpec, LayerSpec
-from earthshine.weights import Checkpoint, embedding_bytes, slot_bytes, units
+from earthshine.weights import Checkpoint, embedding_bytes, loading_bytes, slot_bytes, units
 
 
 def sizes_of(checkpoint: Checkpoint, dtype: torch.dtype, trunk: str) -> Sizes:
@@ -30,6 +30,7 @@ def sizes_of(checkpoint: Checkpoint, dtype: torch.dtype, trunk: str) -> Sizes:
         latent=spec.latent_dim * spec.n_layers * dtype.itemsize,
         activation=max(_activation_values(spec, layer) for layer in spec.layers) * dtype.itemsize,
         logits=spec.vocab_size * 4 * 4,  # and what sampling makes of them
+        loading=loading_bytes(parts) if trunk == "int8" else 0,
     )
 
 

@@ -31,6 +31,7 @@ class Sizes:
     latent: int  # of one token in all layers
     activation: int  # of one token of a prompt on its way through the model
     logits: int  # of one token
+    loading: int = 0  # the most that the trunk takes while it is brought into this form, before anything else is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def divide(
     fixed = process + MARGIN_BYTES + WORKSPACE_BYTES + sizes.logits
     fixed += wanted * sizes.latent + PREFILL_TOKENS[0] * sizes.activation
     ways = _ways(sizes, may_stream)
-    smallest = fixed + min(ways)
+    smallest = max(fixed + min(ways), process + MARGIN_BYTES + sizes.loading)
     if budget_bytes < smallest:
         raise UsageError(
             f"{format_bytes(budget_bytes)} of memory are too few for this model; the smallest budget that works with a "

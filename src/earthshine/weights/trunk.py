@@ -70,6 +70,18 @@ def units(checkpoint: Checkpoint) -> dict[str, Unit]:
     return {name: _unit(checkpoint, name, tensors, published) for name, tensors in groups.items()}
 
 
+def loading_bytes(parts: Mapping[str, Unit]) -> int:
+    """The most bytes that exist at once while units are rounded to int8: one as published beside all that are done.
+
+    The largest comes first, while little else is there.
+    """
+    done = most = 0
+    for unit in sorted(parts.values(), key=lambda unit: -unit.nbytes):
+        done += unit.bytes_as("int8")
+        most = max(most, done + unit.nbytes)
+    return most
+
+
 def embedding_bytes(spec: ModelSpec) -> int:
     """Of the embedding in bf16."""
     return 2 * spec.vocab_size * spec.hidden
@@ -149,9 +161,9 @@ class StoredTrunk:
         return value if unit.placed[0].own is None else value.clone()  # without what it was made from
 
     def _load(self, progress: Progress | None) -> None:
-        """Reads every resident unit, a unit ahead of the one that is looked at."""
+        """Reads every resident unit, one ahead of the one that is looked at, but none where memory is for rounding."""
         names = [name for name in self._units if name not in self._streamed]
-        if self._int8:  # what is published is there beside its int8 form for a while: the largest while little else is
+        if self._int8:
             names.sort(key=lambda name: -self._units[name].nbytes)
         total, done = sum(self._units[name].nbytes for name in names), 0
         ahead: list[tuple[str, Arena, list[Ticket]]] = []
@@ -161,7 +173,7 @@ class StoredTrunk:
                 ahead.append((name, memory, self._tickets(self._units[name], memory.view(0))))
                 for ticket in ahead[-1][2]:
                     self._reader.queue(ticket)
-            while len(ahead) > (1 if name else 0):
+            while len(ahead) > (1 if name and not self._int8 else 0):
                 ready, memory, tickets = ahead.pop(0)
                 _finish(tickets)
                 self._keep(ready, memory)
