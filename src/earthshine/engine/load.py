@@ -60,6 +60,8 @@ class LoadedModel:
     def session(self, context_tokens: int | None = None) -> Session:
         """An empty session with pages of its own for `context_tokens`, by default all that the budget has room for.
 
+        Sessions that are open at once share that room only if each is asked for with a part of it.
+
         Raises UsageError for a context that the model or the budget does not have.
         """
         spec, room = self.spec, self.division.context_tokens

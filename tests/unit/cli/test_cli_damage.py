@@ -175,7 +175,11 @@ def test_a_tensor_larger_than_memory_is_a_sentence(copy, memory, code):
 
 
 def test_an_interrupt_ends_quietly():
-    process = subprocess.Popen([*RUN, "chat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def heed() -> None:  # a shell starts what it runs in the background with interrupts ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*RUN, "chat"], stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=heed)
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     _, shown = process.communicate(timeout=30)
