@@ -1,6 +1,6 @@
 """The engine against the limits of the machine: one measurement a call, each in a process of its own.
 
-    python benchmarks/engine.py WHAT MODEL [--memory SIZE] [--tokens N] [--context N] [--threads N]
+    python benchmarks/engine.py WHAT MODEL [--memory SIZE] [--tokens N] [--context N] [--threads N] [--trunk KIND]
 
 WHAT is decode, cold, prompt or kernels (which takes no model). The last line printed is one JSON document with the
 medians, their spread, the limits measured in the same run, and the peak of resident memory over the budget.
@@ -43,7 +43,9 @@ class Timed:
 
 def open_model(arguments: argparse.Namespace) -> tuple[LoadedModel, Timed]:
     memory = None if arguments.memory is None else parse_bytes(arguments.memory)
-    model = load_model(arguments.model, LoadOptions(torch.bfloat16, memory, arguments.context, arguments.threads))
+    model = load_model(
+        arguments.model, LoadOptions(torch.bfloat16, memory, arguments.context, arguments.threads, arguments.trunk)
+    )
     timed = Timed(model.experts)
     model.decoder._experts = timed
     return model, timed
@@ -214,6 +216,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=0)
     parser.add_argument("--context", type=int)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--trunk", default="bf16")
     arguments = parser.parse_args()
     before = matrix_peak(arguments.threads)
     result = WHAT[arguments.what](arguments)

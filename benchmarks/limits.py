@@ -53,7 +53,7 @@ class Disk:
     def __init__(self, places: list[tuple[Path, int]], block: int) -> None:
         self._block = block // PAGE * PAGE
         self._places = [(file, offset // PAGE * PAGE) for file, offset in places]
-        self._files = {file: os.open(file, os.O_RDONLY | os.O_DIRECT) for file, _ in places}
+        self._files = {file: os.open(file, os.O_RDONLY | os.O_DIRECT) for file in {file for file, _ in places}}
         memory = Arena(self._block, 4)
         memory.touch()
         self._buffers = [memory.view(i) for i in range(4)]

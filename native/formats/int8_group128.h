@@ -19,17 +19,11 @@ struct Int8Group128 {
       alignas(64) uint8_t staged[16 * 32];
       const bool whole = rows == tile_rows && width == tile_cols;
       if (!whole) stage(from, m.row_bytes, rows, width, staged, 32);
-      tile(whole ? from : staged, whole ? m.row_bytes : 32, one_nan(T::load(scale)), words);
+      tile(whole ? from : staged, whole ? m.row_bytes : 32, one_nan<T>(T::load(scale)), words);
     }
   }
 
  private:
-  // Rounding would carry the lowest bits of another nan into its sign.
-  static typename T::F one_nan(typename T::F x) {
-    const typename T::I magnitude = T::both(T::as_int(x), T::broadcast_int(0x7fffffff));
-    return T::select_below(magnitude, 0x7f800001, x, T::broadcast(float_from_bits(0x7fc00000u)));
-  }
-
   static void tile(const uint8_t* from, int64_t stride, typename T::F scale, uint32_t* words) {
     for (int64_t half = 0; half < 2; ++half) {
       typename T::I codes[4];

@@ -54,4 +54,11 @@ inline float float_from_bits(uint32_t bits) {
   return value;
 }
 
+// Every nan becomes 0x7fc00000: rounding to bf16 would carry the lowest bits of another into its sign.
+template <class T>
+typename T::F one_nan(typename T::F x) {
+  const typename T::I magnitude = T::both(T::as_int(x), T::broadcast_int(0x7fffffff));
+  return T::select_below(magnitude, 0x7f800001, x, T::broadcast(float_from_bits(0x7fc00000u)));
+}
+
 }  // namespace

@@ -43,11 +43,7 @@ struct Lanes16 {
     return whole(staged);
   }
 
-  static F one_nan(F x) {
-    const I magnitude = T::both(T::as_int(x), T::broadcast_int(0x7fffffff));
-    return T::select_below(magnitude, 0x7f800001, x, T::broadcast(float_from_bits(0x7fc00000u)));
-  }
-  static I round(F x) { return T::round(one_nan(x)); }  // to bf16, in the lower half of each lane
+  static I round(F x) { return T::round(one_nan<T>(x)); }  // to bf16, in the lower half of each lane
   static F rounded(F x) { return T::as_float(T::template left<16>(round(x))); }
 
   static void store(uint16_t* to, int64_t n, F x) {

@@ -47,7 +47,7 @@ struct Route {
     const float* logits = call.logits + token * call.n_experts;
     for (int64_t i = 0; i < call.n_experts; i += 16) {
       const int64_t n = at_most(call.n_experts - i, 16);
-      const typename T::F score = L::one_nan(Math<T>::sigmoid(L::load(logits + i, n)));
+      const typename T::F score = one_nan<T>(Math<T>::sigmoid(L::load(logits + i, n)));
       L::store(scores + i, n, score);
       L::store(choice + i, n, T::add(score, L::load(call.bias + i, n)));
     }

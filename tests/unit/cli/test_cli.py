@@ -12,28 +12,11 @@ import time
 import pytest
 import torch
 
-from earthshine.cli import main
 from earthshine.cli.source import GLEAM
 from earthshine.engine import LoadOptions, Session, load_model
 from earthshine.text import load_tokenizer
 
 RUN = [sys.executable, "-c", "from earthshine.cli import main; main()"]
-
-
-@pytest.fixture
-def earthshine(monkeypatch, capsys):
-    """Run a command in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["earthshine", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit:
-            code = exit.code or 0
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 def test_one_question_has_one_answer(earthshine):

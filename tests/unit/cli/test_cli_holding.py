@@ -12,8 +12,7 @@ import time
 
 import pytest
 
-from earthshine import kernels
-from earthshine.cli import main, progress
+from earthshine.cli import progress
 from earthshine.cli.progress import ByteProgress, TokenProgress
 
 STATS = re.compile(
@@ -23,24 +22,6 @@ STATS = re.compile(
     r"[0-9.]+ s waited for(?:; [A-Z].*)?\n"
     r"memory   [0-9.]+ [MG]iB at most, of [0-9.]+ [MG]iB\n"
 )
-
-
-@pytest.fixture
-def earthshine(monkeypatch, capsys):
-    """Run a command in this process: (exit code, standard output, standard error)."""
-    threads = kernels.threads()
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["earthshine", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit:
-            code = exit.code or 0
-        return (code, *capsys.readouterr())
-
-    yield run
-    kernels.set_threads(threads)
 
 
 @pytest.fixture
