@@ -8,7 +8,6 @@ medians, their spread, the limits measured in the same run, and the peak of resi
 
 import argparse
 import json
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -19,7 +18,8 @@ from limits import Disk, matrix_peak, read_rate
 from torch import Tensor
 
 from earthshine import kernels
-from earthshine.engine import LoadedModel, LoadOptions, SamplingParams, Session, load_model
+from earthshine.engine import LoadedModel, SamplingParams, Session, load_model
+from earthshine.plan import Wishes
 from earthshine.spec.layout import moe_layers
 from earthshine.units import parse_bytes
 from earthshine.weights import ExpertStore
@@ -43,9 +43,8 @@ class Timed:
 
 def open_model(arguments: argparse.Namespace) -> tuple[LoadedModel, Timed]:
     memory = None if arguments.memory is None else parse_bytes(arguments.memory)
-    model = load_model(
-        arguments.model, LoadOptions(torch.bfloat16, memory, arguments.context, arguments.threads, arguments.trunk)
-    )
+    wishes = Wishes(memory, arguments.context, 1, arguments.threads, arguments.trunk)
+    model = load_model(arguments.model, wishes)
     timed = Timed(model.experts)
     model.decoder._experts = timed
     return model, timed
@@ -220,7 +219,7 @@ def main() -> None:
     arguments = parser.parse_args()
     before = matrix_peak(arguments.threads)
     result = WHAT[arguments.what](arguments)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
     result["peak"] = peak
     if arguments.memory:
         result["peak_over_budget"] = peak / parse_bytes(arguments.memory)

@@ -232,3 +232,10 @@ int32_t es_mla_attention(const es_attention* shape, const es_sequence* sequences
   if (end > 0 && (q == nullptr || pool == nullptr || out == nullptr)) return ES_NULL_POINTER;
   return done(earthshine::serving().mla_attention(*shape, sequences, n_sequences, q, pool, out));
 }
+
+int32_t es_read(const uint8_t* memory, int64_t bytes, uint64_t* out) {
+  if (bytes < 0 || bytes > most) return ES_BAD_SHAPE;
+  if (out == nullptr || (memory == nullptr && bytes > 0)) return ES_NULL_POINTER;
+  *out = earthshine::serving().read(memory, bytes);
+  return ES_OK;
+}

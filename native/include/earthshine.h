@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define ES_ABI_VERSION 2
+#define ES_ABI_VERSION 3
 
 #if defined(_WIN32)
 #define ES_API __declspec(dllexport)
@@ -148,6 +148,10 @@ ES_API int32_t es_mla_attention(const es_attention* shape, const es_sequence* se
                                 const uint16_t* q /* [tokens, n_heads, latent], bf16 */, int64_t tokens,
                                 const uint16_t* pool /* [n_pool_pages, page_tokens, latent], bf16 */,
                                 uint16_t* out /* [tokens, n_heads, kv_lora_rank], bf16 */);
+
+/* Reads `bytes` of memory once with all threads: out[0] = the exclusive or of its 64-bit words, the last one filled up
+ * with zeros. For measuring how fast that goes. */
+ES_API int32_t es_read(const uint8_t* memory, int64_t bytes, uint64_t* out);
 
 #ifdef __cplusplus
 }

@@ -23,6 +23,7 @@ struct Instance {
   void (*rotate)(const RotateCall&);
   void (*swiglu)(const SwigluCall&);
   void (*route)(const RouteCall&);
+  uint64_t (*read)(const uint8_t* memory, int64_t bytes);
 };
 
 extern const Instance portable;

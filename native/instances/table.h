@@ -6,6 +6,7 @@
 #include "../ops/linear.h"
 #include "../ops/mla_attention.h"
 #include "../ops/moe_ffn.h"
+#include "../ops/read.h"
 #include "../ops/route.h"
 
 namespace {
@@ -28,6 +29,7 @@ constexpr earthshine::Instance table(const char* name) {
       Elementwise<Tile>::rotate,
       Elementwise<Tile>::swiglu,
       Route<Tile>::run,
+      read_memory,
   };
 }
 

@@ -20,7 +20,7 @@ struct Linear : Product<Tile> {
     if (packed == nullptr) return false;
     for (int64_t first = 0; first < m; first += many_rows) {
       const int64_t rows = at_most(m - first, many_rows);
-      pack_rows(x + first * w.cols, w.cols, w.cols, rows, packed, padded);
+      pack_rows(w, x + first * w.cols, rows, packed, padded);
       const int64_t width = strip_width(rows), strips = (w.rows + width - 1) / width;
       earthshine::parallel(strips, [&](int64_t index) {
         Tile::begin();
@@ -94,10 +94,10 @@ struct Linear : Product<Tile> {
   }
 
   // Rows are few or wide: a task takes eight.
-  static void pack_rows(const uint16_t* x, int64_t stride, int64_t cols, int64_t rows, A* to, int64_t padded) {
+  static void pack_rows(const Stored& w, const uint16_t* x, int64_t rows, A* to, int64_t padded) {
     earthshine::parallel((rows + 7) / 8, [&](int64_t index) {
       for (int64_t r = index * 8; r < at_most(rows, index * 8 + 8); ++r) {
-        Tile::pack(x + r * stride, cols, to + r * padded, padded);
+        P::pack(w.format, x + r * w.cols, w.cols, to + r * padded, padded);
       }
     });
   }

@@ -27,13 +27,21 @@ struct MoeFfn : Product<Tile> {
     float* each;  // [pairs, hidden]
   };
 
+  // Packed rows: what gate takes, what up takes, the same unless an expert mixes formats, and what down takes.
+  struct Rows {
+    A *gate, *up, *down;
+  };
+
   static bool run(const Call& call, int64_t n_experts, const int64_t* begin) {
     earthshine::Exclusive lock;
     const int64_t inputs = up_to(call.hidden, tile_cols), inner = up_to(call.intermediate, tile_cols);
     const int64_t rows = at_most(up_to(begin[n_experts] - begin[0], 16) + 16 * at_most(n_experts, most_segments),
                                  many_rows + 16 * most_segments);
-    A* packed = static_cast<A*>(earthshine::workspace(rows * (inputs + inner) * static_cast<int64_t>(sizeof(A))));
+    const int64_t for_up = one_order(call.experts, n_experts) ? 0 : rows * inputs;
+    const int64_t values = rows * (inputs + inner) + for_up;
+    A* packed = static_cast<A*>(earthshine::workspace(values * static_cast<int64_t>(sizeof(A))));
     if (packed == nullptr) return false;
+    const Rows places = {packed, packed + for_up, packed + for_up + rows * inputs};
     Segment segments[most_segments];
     int64_t expert = 0, next = begin[0];
     while (expert < n_experts) {
@@ -47,7 +55,7 @@ struct MoeFfn : Product<Tile> {
         }
         if (next == begin[expert + 1]) ++expert;
       }
-      group(call, segments, n, packed, packed + rows * inputs, inputs, inner);
+      group(call, segments, n, places, inputs, inner);
     }
     return true;
   }
@@ -72,13 +80,21 @@ struct MoeFfn : Product<Tile> {
   }
 
  private:
+  // Whether gate and up of every expert take packed rows in the same order.
+  static bool one_order(const es_expert* experts, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+      if (!P::same_order(experts[i].gate.format, experts[i].up.format)) return false;
+    }
+    return true;
+  }
+
   // A long strip of a few rows' work is a long piece of memory in order: INT4 comes a quarter faster than by 64 rows.
   static constexpr int64_t longest = 256;
   static int64_t width_for(int64_t rows, int64_t all_rows) {
     return rows <= few_rows && all_rows >= 32 * longest ? longest : strip_width(rows);
   }
 
-  static void group(const Call& call, const Segment* segments, int64_t n, A* packed, A* inner_rows, int64_t inputs,
+  static void group(const Call& call, const Segment* segments, int64_t n, const Rows& rows, int64_t inputs,
                     int64_t inner) {
     int64_t most = 0, all = 0;
     for (int64_t s = 0; s < n; ++s) {
@@ -87,9 +103,12 @@ struct MoeFfn : Product<Tile> {
     }
     earthshine::parallel(all <= 16 ? 1 : n, [&](int64_t index) {
       for (int64_t s = all <= 16 ? 0 : index; s < (all <= 16 ? n : index + 1); ++s) {
+        const es_expert& expert = call.experts[segments[s].expert];
         for (int64_t r = 0; r < segments[s].count; ++r) {
           const uint16_t* row = call.x + call.token[segments[s].first + r] * call.hidden;
-          T::pack(row, call.hidden, packed + (segments[s].packed + r) * inputs, inputs);
+          const int64_t to = (segments[s].packed + r) * inputs;
+          P::pack(expert.gate.format, row, call.hidden, rows.gate + to, inputs);
+          if (rows.up != rows.gate) P::pack(expert.up.format, row, call.hidden, rows.up + to, inputs);
         }
       }
     });
@@ -98,25 +117,29 @@ struct MoeFfn : Product<Tile> {
     earthshine::parallel(n * inner_strips, [&](int64_t index) {
       const Segment& segment = segments[index / inner_strips];
       T::begin();
-      gate_and_up(call, segment, index % inner_strips * width, width, packed + segment.packed * inputs,
-                  inner_rows + segment.packed * inner, inner);
+      gate_and_up(call, segment, index % inner_strips * width, width, rows, inputs, inner);
       T::end();
     });
     earthshine::parallel(n * strips, [&](int64_t index) {
       const Segment& segment = segments[index / strips];
       T::begin();
-      down(call, segment, index % strips * width, width, inner_rows + segment.packed * inner);
+      down(call, segment, index % strips * width, width, rows.down + segment.packed * inner);
       T::end();
     });
   }
 
-  static void gate_and_up(const Call& call, const Segment& segment, int64_t row, int64_t width, const A* rows, A* to,
-                          int64_t inner) {
+  static void gate_and_up(const Call& call, const Segment& segment, int64_t row, int64_t width, const Rows& rows,
+                          int64_t inputs, int64_t inner) {
     const es_expert& expert = call.experts[segment.expert];
     float* gate = sums_of_thread.value;
     float* up = more_sums_of_thread.value;
-    P::strip(stored(expert.gate), panel_of<Tile>(expert.gate.format), row, width, rows, segment.count, gate);
-    P::strip(stored(expert.up), panel_of<Tile>(expert.up.format), row, width, rows, segment.count, up);
+    const int64_t from = segment.packed * inputs;
+    const auto product = [&](const es_matrix& matrix, const A* a, float* sums) {
+      P::strip(stored(matrix), panel_of<Tile>(matrix.format), row, width, a + from, segment.count, sums);
+    };
+    product(expert.gate, rows.gate, gate);
+    product(expert.up, rows.up, up);
+    A* to = rows.down + segment.packed * inner + row;
     const int64_t n = at_most(inner - row, width);  // a multiple of 32; beyond the matrix both are zero
     for (int64_t r = 0; r < segment.count; ++r) {
       for (int64_t i = 0; i < n; i += 16) {
@@ -125,7 +148,7 @@ struct MoeFfn : Product<Tile> {
       }
       uint16_t rounded[longest];
       P::round_row(gate + r * width, n, rounded);
-      T::pack(rounded, n, to + r * inner + row, n);
+      P::pack(expert.down.format, rounded, n, to + r * inner, n);
     }
   }
 

@@ -58,6 +58,20 @@ struct Product : Tile {
   using T = Tile;
   using A = typename Tile::A;
 
+  // Packs a row of n columns, padded with zeros, for products with matrices of this format.
+  static void pack(int32_t format, const uint16_t* from, int64_t n, A* to, int64_t padded) {
+    T::pack(from, n, to, padded);
+    if constexpr (Tile::in_rows) {
+      if (Dots<Tile>::arranges(format)) Dots<Tile>::arrange(to, padded);
+    }
+  }
+
+  // Whether what is packed for one format serves another.
+  static bool same_order(int32_t format, int32_t other) {
+    if constexpr (Tile::in_rows) return Dots<Tile>::arranges(format) == Dots<Tile>::arranges(other);
+    return true;
+  }
+
   // sums: [m up to sixteens][width] = a [m][cols padded to 32] times rows from `row` of the matrix, transposed.
   static void strip(const Stored& w, Panel panel, int64_t row, int64_t width, const A* a, int64_t m, float* sums) {
     if constexpr (Tile::in_rows) {

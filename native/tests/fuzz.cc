@@ -303,6 +303,22 @@ uint64_t attention(Random& random, Breaks* broken) {
   return hash(out);
 }
 
+uint64_t read(Random& random, Breaks* broken) {
+  const int64_t bytes = random.chance(8) ? random.from(4 << 20, (4 << 20) + 300) : random.size(3000);
+  const Heap<uint8_t> memory = random_bytes(random, bytes);
+  uint64_t found = 0, expected = 0;
+  if (broken != nullptr) {
+    broken->refuse("an absurd size", [&] { return es_read(memory.data(), broken->absurd(), &found); });
+    broken->refuse("no memory", [&] { return es_read(nullptr, bytes, &found); });
+    broken->refuse("nowhere to write", [&] { return es_read(memory.data(), bytes, nullptr); });
+    return 0;
+  }
+  for (int64_t i = 0; i < bytes; ++i) expected ^= static_cast<uint64_t>(memory.data()[i]) << (i % 8 * 8);
+  want_ok("es_read", es_read(memory.data(), bytes, &found));
+  if (found != expected) fail("es_read did not read every byte once");
+  return expected;
+}
+
 uint64_t choice(Random& random, Breaks* broken) {
   if (es_abi_version() != ES_ABI_VERSION) fail("the library has another interface version");
   const int32_t any = static_cast<int32_t>(random.next());
@@ -324,7 +340,7 @@ struct Operation {
 
 const Operation operations[] = {{"linear", linear}, {"linear_by_head", linear_by_head}, {"moe", moe},
                                 {"rms_norm", rms_norm}, {"rotate", rotate}, {"swiglu", swiglu}, {"route", route},
-                                {"attention", attention}, {"choice", choice}};
+                                {"attention", attention}, {"read", read}, {"choice", choice}};
 
 Random of_call(uint64_t seed, int64_t round, const Operation& operation) {
   return {seed * 1000003u + static_cast<uint64_t>(round) * 101u + static_cast<uint64_t>(&operation - operations)};

@@ -31,18 +31,35 @@ struct Avx512Bf16Tile : PairLanes {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }
   static F offset_codes() { return _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7); }
-  static I twice(F x) { return reinterpret_cast<I>(_mm512_cvtne2ps_pbh(x, x)); }
+  static I halves(F x, F y) { return reinterpret_cast<I>(_mm512_cvtne2ps_pbh(y, x)); }
   static I choose(I table, I words) { return _mm512_permutexvar_epi16(words, table); }  // by a word's lowest five bits
   static I nibbles(const uint8_t* from) {  // byte i becomes words 2i and 2i + 1, whose lowest four bits are its nibbles
     const I bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     return _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x0024002000040000), bytes);
   }
-  // to[i] += the total of sum[i], for i < 4.
-  static void add_totals(const F* sum, float* to) {
-    const F ab = _mm512_add_ps(_mm512_unpacklo_ps(sum[0], sum[1]), _mm512_unpackhi_ps(sum[0], sum[1]));
-    const F cd = _mm512_add_ps(_mm512_unpacklo_ps(sum[2], sum[3]), _mm512_unpackhi_ps(sum[2], sum[3]));
-    const __m512d p = _mm512_castps_pd(ab), q = _mm512_castps_pd(cd);
-    const F all = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
+  // Two groups of 32 nibbles, from a table of sixteen words for each: those in the lower halves of bytes, then in the
+  // upper ones.
+  static void choose_nibbles(I table, const uint8_t* from, I* values) {
+    const I group = _mm512_set_epi64(0x0010001000100010, 0x0010001000100010, 0x0010001000100010, 0x0010001000100010,  //
+                                     0, 0, 0, 0);
+    const I bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    const I lower = _mm512_ternarylogic_epi32(bytes, _mm512_set1_epi16(15), group, 0xea);  // bytes & 15 | group
+    values[0] = choose(table, lower);
+    values[1] = choose(table, either(_mm512_srli_epi16(bytes, 4), group));
+  }
+  static void even_first(A* columns) {  // of 64
+    const I even = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32,  //
+                                    30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const I p = load_int(columns), q = load_int(columns + 32);
+    _mm512_storeu_si512(columns, _mm512_permutex2var_epi16(p, even, q));
+    _mm512_storeu_si512(columns + 32, _mm512_permutex2var_epi16(p, either(even, _mm512_set1_epi16(1)), q));
+  }
+  // to[i] += the total of the i-th of four.
+  static void add_totals(F w, F x, F y, F z, float* to) {
+    const F wx = add(_mm512_unpacklo_ps(w, x), _mm512_unpackhi_ps(w, x));
+    const F yz = add(_mm512_unpacklo_ps(y, z), _mm512_unpackhi_ps(y, z));
+    const __m512d p = _mm512_castps_pd(wx), q = _mm512_castps_pd(yz);
+    const F all = add(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
     const __m128 total = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
     _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), total));

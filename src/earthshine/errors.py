@@ -8,6 +8,7 @@ EarthshineError
 ├── TextError           a tokenizer file, chat template, tool declaration or message is malformed
 ├── KernelError         the native library is missing, too old or was misused
 ├── BlobError           a stored conversation state is damaged or belongs to another model
+├── BudgetError         the memory that was granted does not suffice, and nothing is left to give back
 ├── ContextError        a conversation does not fit the model's context or the cache's pages
 └── SourceError         a model could not be found or downloaded
 
@@ -45,6 +46,10 @@ class KernelError(EarthshineError):
 
 class BlobError(EarthshineError):
     """A stored conversation state is damaged or belongs to another model, format or version."""
+
+
+class BudgetError(EarthshineError):
+    """The memory that was granted does not suffice, and nothing is left to give back."""
 
 
 class ContextError(EarthshineError):

@@ -1,9 +1,11 @@
 """The environment, read once into one frozen value: the only module that looks at os.environ.
 
-Three variables, all optional; an empty one counts as unset. A value that has no meaning is refused by name.
+Four variables, all optional; an empty one counts as unset. A value that has no meaning is refused by name.
     EARTHSHINE_KERNELS   auto (the default), reference, portable, avx2, avx512, avx512_bf16 or amx: what serves
     EARTHSHINE_HOME      the folder that downloaded models go to; by default Hugging Face's own cache
     HF_TOKEN             passed to the downloader, never shown
+    XDG_STATE_HOME       where the measured profile of this machine lies, in a folder earthshine; by default
+                         ~/.local/state. One that does not start with / is ignored, as its specification asks
 """
 
 import os
@@ -19,11 +21,22 @@ KERNEL_CHOICES = ("auto", "reference", "portable", "avx2", "avx512", "avx512_bf1
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the environment asks for. `home` and `token` are None where the downloader's defaults hold."""
+    """What the environment asks for. `home` and `token` are None where the downloader's defaults hold; `state` is None
+    for ~/.local/state."""
 
     kernels: str = "auto"
     home: Path | None = None
     token: str | None = field(default=None, repr=False)
+    state: Path | None = None
+
+    @property
+    def profile(self) -> Path:
+        """The file of this machine's measured profile, there or not; raises UsageError where no home is known."""
+        try:
+            state = self.state or Path("~/.local/state").expanduser()
+        except RuntimeError:
+            raise UsageError("The home folder is unknown; set XDG_STATE_HOME, or name the profile's file.") from None
+        return state / "earthshine" / "machine.json"
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -33,6 +46,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         kernels=_kernels(variables.get("EARTHSHINE_KERNELS", "")),
         home=_home(variables.get("EARTHSHINE_HOME", "")),
         token=_token(variables.get("HF_TOKEN", "")),
+        state=_state(variables.get("XDG_STATE_HOME", "")),
     )
 
 
@@ -61,3 +75,7 @@ def _token(text: str) -> str | None:
     if not all("!" <= character <= "~" for character in token):
         raise UsageError("HF_TOKEN holds a space or a character outside ASCII; set the token exactly as it was issued.")
     return token or None
+
+
+def _state(text: str) -> Path | None:
+    return Path(text) if Path(text).is_absolute() else None

@@ -32,7 +32,7 @@ OWNERS = {
 }
 IMPORT_OWNERS = {
     "sockets": ({"socket", "http", "urllib", "requests", "httpx", "asyncio", "huggingface_hub"},
-                ("cli.source", "server", "prfaas.transport")),
+                ("cli.source", "server", "prfaas.transport", "machine.network")),
     "native code": ({"ctypes", "cffi"}, ("kernels",)),
     "printing": ({"rich", "typer"}, ("cli",)),
     "pickle": ({"pickle", "marshal", "shelve", "dill"}, ()),

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from earthshine.kernels import Expert, Format, library, native, reference
+from earthshine.kernels import Expert, Format, int4_matrix, library, native, reference
 
-from .stored import FORMATS, assert_same_bits, draw, matrix
+from .stored import FORMATS, assert_same_bits, bf16, draw, matrix, random_bits
 
 # Remainders of sixteen rows, of a strip of 64 or 128, of 32, 128 and 256 columns, and of 8, 16 and 512 activations.
 SHAPES = [
@@ -69,6 +69,22 @@ class TestLinear:
         assert_near(wide, x, reference.decode(weight))
         assert_same(instruction_set, wide, elsewhere(instruction_set, lambda: on_portable(form, rows, cols, m)))
         assert_same_bits(native.linear(x, weight, torch.bfloat16), wide.bfloat16())
+
+
+class TestLossless:
+    @pytest.mark.parametrize("cols", [32, 64, 96, 160, 1056])
+    def test_int4_weights_enter_a_product_with_their_published_values(self, instruction_set: str, cols: int) -> None:
+        """Rows with a single one pick columns: alone, in fours and many together. Scales from 2^-100 to 2^100."""
+        rows = 37
+        patterns = random_bits(rows, cols // 32, seed=cols)
+        exponents = 27 + (patterns >> 16 & 0xFFFF) % 200
+        weight = int4_matrix(random_bits(rows, cols // 8, seed=3), bf16(patterns & 0x807F | exponents << 7))
+        picks, expected = torch.eye(cols).bfloat16(), reference.decode(weight).float().T
+        assert torch.equal(native.linear(picks, weight, torch.float32), expected)
+        for m in (1, 4):
+            for first in range(0, cols, 27):
+                some = slice(first, first + m)
+                assert torch.equal(native.linear(picks[some], weight, torch.float32), expected[some])
 
 
 class TestSameBits:
@@ -192,6 +208,21 @@ class TestExperts:
         expected = torch.zeros(8, 33)
         reference.moe_ffn(x, some, token, begin, expected)
         torch.testing.assert_close(outputs(x, some, token, begin), expected, rtol=2e-2, atol=4e-3)
+
+    @pytest.mark.parametrize(
+        "forms", [(Format.INT4_GROUP32, Format.BF16), (Format.FP8_BLOCK128, Format.INT4_GROUP32)], ids=str
+    )
+    def test_gate_and_up_may_be_stored_in_different_formats(
+        self, instruction_set: str, forms: tuple[Format, Format]
+    ) -> None:
+        gate, up = (experts(form, 1)[0] for form in forms)
+        x, some = draw(9, HIDDEN), [Expert(gate.gate, up.up, gate.down), Expert(up.gate, up.up, gate.down)]
+        token, begin = pairs_of((2, 9), 9)
+        each, expected = outputs(x, some, token, begin), torch.zeros(11, HIDDEN)
+        reference.moe_ffn(x, some, token, begin, expected)
+        torch.testing.assert_close(each, expected, rtol=2e-2, atol=4e-3)
+        assert expected.abs().mean() > 0.01
+        assert_same_bits(outputs(x, some[:1], token[:1], [0, 1]), each[:1])
 
     @pytest.mark.usefixtures("instruction_set")
     def test_a_dense_layer_is_the_one_expert_of_all_tokens(self) -> None:

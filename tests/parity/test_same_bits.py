@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from earthshine import kernels
-from earthshine.engine import LoadedModel, LoadOptions, SamplingParams, Session, StepRow, TokenEvent, load_model, step
+from earthshine.engine import LoadedModel, SamplingParams, Session, StepRow, TokenEvent, load_model, step
 from earthshine.kernels import library
 from earthshine.kv import PagePool, Timeline
 from earthshine.models import Decoder
+from earthshine.plan import Wishes
 from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint, ExpertStore, Reader, StoredTrunk
 
@@ -42,7 +43,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def load(folder):
-    return cache(lambda dtype: load_model(folder, LoadOptions(dtype=dtype, threads=1)))
+    return cache(
+        lambda dtype: load_model(folder, Wishes(dtype="fp32" if dtype == torch.float32 else "bf16", threads=1))
+    )
 
 
 def _pool(spec, dtype, pages):

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from earthshine.engine import LoadOptions, SamplingParams, Session, TokenEvent, load_model
+from earthshine.engine import SamplingParams, Session, TokenEvent, load_model
 from earthshine.kv import PagePool
 from earthshine.models import Decoder
+from earthshine.plan import Wishes
 
 from .tiny import PROMPT, Case, oracle, write_tiny
 
@@ -59,7 +60,7 @@ def _logits(decoder: Decoder, tokens: list[int], naive: bool) -> torch.Tensor:
 def test_fp32_is_the_oracle(folder, naive):
     """Logits within 1e-4 of their spread at every position, and the same 64 greedy tokens."""
     model = oracle(folder)
-    decoder = load_model(folder, LoadOptions(dtype=torch.float32)).decoder
+    decoder = load_model(folder, Wishes(dtype="fp32")).decoder
     generated = _greedy(decoder, naive)
     tokens = PROMPT + generated
     with torch.no_grad():

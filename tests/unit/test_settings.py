@@ -67,3 +67,21 @@ def test_settings_do_not_change():
 def test_this_process_is_read_by_default(monkeypatch):
     monkeypatch.setenv("EARTHSHINE_KERNELS", "portable")
     assert read_settings().kernels == "portable"
+
+
+def test_the_profile_lies_in_the_folder_for_state(monkeypatch):
+    assert read_settings({"XDG_STATE_HOME": "/srv/state"}).profile == Path("/srv/state/earthshine/machine.json")
+    monkeypatch.setenv("HOME", "/home/me")
+    expected = Path("/home/me/.local/state/earthshine/machine.json")
+    assert Settings().profile == read_settings({"XDG_STATE_HOME": ""}).profile == expected
+    assert read_settings({"XDG_STATE_HOME": "relative/state"}).profile == expected
+
+
+def test_without_a_home_the_profile_has_no_place(monkeypatch):
+    def unknown(_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    with pytest.raises(UsageError, match="set XDG_STATE_HOME"):
+        _ = Settings().profile
+    assert read_settings({"XDG_STATE_HOME": "/srv"}).profile.is_relative_to("/srv")

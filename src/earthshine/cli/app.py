@@ -36,6 +36,11 @@ Trunk = Annotated[
     str, typer.Option(help="All but the experts: bf16 as published, or int8, which takes half the memory and is lossy.")
 ]
 
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(help="What earthshine plan --save wrote; then it alone says how the model is held."),
+]
+
 
 @app.command()
 def chat(
@@ -63,12 +68,13 @@ def chat(
     threads: Threads = None,
     trunk: Trunk = "bf16",
     dtype: Dtype = "bf16",
+    plan: PlanFile = None,
 ) -> None:
     """Talk with a model: in a terminal a conversation; with -p, or with text on standard input, one answer."""
     from earthshine.cli.chat import ChatOptions, run_chat
     from earthshine.cli.options import Holding
 
-    holding = Holding(dtype, memory, threads, trunk, context)
+    holding = Holding(dtype, memory, threads, trunk, context, plan)
     options = ChatOptions(prompt, system, thinking, tuple(stop or ()), holding, stats)
     sampling = {
         "max_tokens": max_tokens,
@@ -112,12 +118,44 @@ def score(
     threads: Threads = None,
     trunk: Trunk = "bf16",
     dtype: Dtype = "bf16",
+    plan: PlanFile = None,
 ) -> None:
     """Log-likelihood, perplexity and bits a byte of a text under a model."""
     from earthshine.cli.options import Holding
     from earthshine.cli.score import run_score
 
-    run_score(model, file, json, Holding(dtype, memory, threads, trunk, context))
+    run_score(model, file, json, Holding(dtype, memory, threads, trunk, context, plan))
+
+
+@app.command()
+def plan(
+    model: Model = None,
+    memory: Memory = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of each conversation; default: what the memory allows, to 32768.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Conversations that are open at once.")] = 1,
+    machine: Annotated[
+        str | None,
+        typer.Option(help="A machine's file, or mini-24gb, desktop-128gb, server-768gb, 8xh200; default: this one."),
+    ] = None,
+    threads: Threads = None,
+    trunk: Trunk = "bf16",
+    skew: Annotated[float, typer.Option(help="How unevenly experts are chosen (Zipf's exponent): 0 is even.")] = 0.9,
+    watts: Annotated[float | None, typer.Option(help="Of the machine under load; default: its file's.")] = None,
+    kwh_price: Annotated[float, typer.Option(help="US dollars for a kilowatt hour.")] = 0.25,
+    machine_price: Annotated[float | None, typer.Option(help="US dollars; default: its file's.")] = None,
+    life_years: Annotated[float, typer.Option(help="Years over which the machine pays off.")] = 4.0,
+    prices: Annotated[Path | None, typer.Option(help="A table of services' prices instead of the one inside.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the plan, for --plan of chat and score.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the forecasts: a .png, .svg or .pdf.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
+) -> None:
+    """Forecast what goes where, how fast it will be and why, and what it costs; from a config.json alone too."""
+    from earthshine.cli.plan import PlanOptions, run_plan
+
+    money = (watts, kwh_price, machine_price, life_years, prices)
+    run_plan(model, PlanOptions(memory, context, batch, threads, trunk, machine, skew, *money, save, plot, json))
 
 
 @app.command()
@@ -126,6 +164,28 @@ def doctor() -> None:
     from earthshine.cli.doctor import run_doctor
 
     run_doctor()
+
+
+bench = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def machine(
+    save: Annotated[
+        Path | None, typer.Option(help="Where the profile goes; default: the place that earthshine plan reads.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Measure the disk of this folder, by a file of up to 2 GiB; default: of --save.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Measure the disk by this large file, which is only read.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Processors to measure with; default: all.")] = None,
+) -> None:
+    """Measure disk, memory, products and network in under a minute, and save the dated profile."""
+    from earthshine.cli.bench import BenchOptions, run_bench_machine
+
+    run_bench_machine(BenchOptions(save, folder, file, threads), json)
 
 
 def _version(shown: bool) -> None:

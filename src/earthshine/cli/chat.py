@@ -46,7 +46,7 @@ class ChatOptions:
 
 def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> None:
     """Answer -p or standard input, or converse. Wrong options are refused before a model is loaded."""
-    options.holding.options()
+    options.holding.planned()
     SamplingParams(**sampling)
     StopStrings(options.stop)
     question = _question(options)
@@ -96,7 +96,7 @@ class Conversation:
         params: SamplingParams,
     ) -> None:
         self._tokenizer, self._template, self._options, self._params = tokenizer, template, options, params
-        self._model, self._room = model, model.division.context_tokens
+        self._model, self._room = model, model.plan.division.context_tokens
         self._session = model.session()
         self.clear()
 

@@ -5,23 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
-
 from earthshine.cli.progress import ByteProgress
-from earthshine.engine import LoadedModel, LoadOptions, load_model
+from earthshine.engine import LoadedModel, load_model
 from earthshine.errors import TextError, UsageError
+from earthshine.plan import Plan, Wishes, read_plan
 from earthshine.units import parse_bytes
 from earthshine.untrusted import shown
 
 MAX_TEXT_BYTES = 64 << 20
-
-
-def parse_dtype(name: str) -> torch.dtype:
-    """The dtype called bf16 or fp32; raises UsageError."""
-    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    if name not in dtypes:
-        raise UsageError(f"{name!r} is not a dtype here; choose one of {', '.join(dtypes)}.")
-    return dtypes[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +24,27 @@ class Holding:
     threads: int | None = None
     trunk: str = "bf16"
     context: int | None = None
+    plan: Path | None = None
 
-    def options(self) -> LoadOptions:
-        """Raises UsageError for a dtype or a size that is none."""
+    def wishes(self) -> Wishes:
+        """Raises UsageError for a size that is none, and for a context without room for an answer."""
         if self.context is not None and self.context < 2:
             raise UsageError(f"A context of {shown(self.context)} tokens is not possible; give 2 or more.")
         memory = None if self.memory is None else parse_bytes(self.memory)
-        return LoadOptions(parse_dtype(self.dtype), memory, self.context, self.threads, self.trunk)
+        return Wishes(memory, self.context, 1, self.threads, self.trunk, self.dtype)
+
+    def planned(self) -> Plan | Wishes:
+        """A saved plan, which then is all that counts, or the wishes."""
+        if self.plan is None:
+            return self.wishes()
+        if self != Holding(plan=self.plan):
+            raise UsageError("--plan says all about how the model is held; leave out the other options about that.")
+        return read_plan(self.plan)
 
     def load(self, folder: Path) -> LoadedModel:
         """The model in `folder`; where it takes a while, a terminal sees how far it is."""
         with ByteProgress() as progress:
-            return load_model(folder, self.options(), progress.report)
+            return load_model(folder, self.planned(), progress.report)
 
 
 def standard_input() -> BinaryIO | None:

@@ -21,7 +21,7 @@ _MOST_NATS = 700.0  # a token; beyond it a perplexity is no number
 
 
 def run_score(model: str, file: Path, as_json: bool, holding: Holding) -> None:
-    holding.options()
+    holding.planned()
     text = _read(file)
     folder = find_model(model)
     tokenizer = load_tokenizer(folder)
@@ -30,7 +30,7 @@ def run_score(model: str, file: Path, as_json: bool, holding: Holding) -> None:
         raise UsageError("The text has fewer than two tokens, so there is nothing to score.")
     loaded = holding.load(folder)
     tokenizer.require_fit(loaded.spec.vocab_size, loaded.spec.stop_tokens)
-    window = max(2, loaded.division.context_tokens)
+    window = max(2, loaded.plan.division.context_tokens)
     logprobs = score_windows(loaded.session(min(window, len(tokens))), tokens, window)
     total = float(logprobs.double().sum())
     scored_bytes = len(tokenizer.decode_bytes(tokens[1:]))

@@ -3,7 +3,7 @@
 `load_model` opens a published checkpoint; a session syncs to a prefix of tokens and generates after it.
 """
 
-from earthshine.engine.load import LoadedModel, LoadOptions, load_model, read_trunk, sampling_defaults
+from earthshine.engine.load import LoadedModel, load_model, plan_for, read_trunk, sampling_defaults
 from earthshine.engine.sampling import Sampled, Sampler, SamplingParams
 from earthshine.engine.session import Event, Finished, Session, Synced, TokenEvent
 from earthshine.engine.step import Model, PagedContext, StepRow, step
@@ -11,7 +11,6 @@ from earthshine.engine.step import Model, PagedContext, StepRow, step
 __all__ = [
     "Event",
     "Finished",
-    "LoadOptions",
     "LoadedModel",
     "Model",
     "PagedContext",
@@ -23,6 +22,7 @@ __all__ = [
     "Synced",
     "TokenEvent",
     "load_model",
+    "plan_for",
     "read_trunk",
     "sampling_defaults",
     "step",

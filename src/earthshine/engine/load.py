@@ -1,10 +1,12 @@
-"""From a folder in a published format to a model that sessions can use, within a number of bytes.
+"""From a folder in a published format to a model that sessions can use, held as a plan says.
 
-This is where floors meet: the spec says what should be there, the plan divides the memory, the checkpoint yields
-tensors by Earthshine's names, and the decoder takes them. With fp32 activations all of the trunk is used in fp32.
+This is where floors meet: the spec says what should be there, the plan what goes where, the checkpoint yields tensors
+by Earthshine's names, and the decoder takes them. With fp32 activations all of the trunk is used in fp32. Refuses a
+plan of another model, and one whose parts exceed its budget with these files in this process.
 """
 
 import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,37 +15,40 @@ import torch
 from torch import Tensor
 
 from earthshine import kernels
+from earthshine.engine.ceiling import Ceiling
 from earthshine.engine.session import Session
-from earthshine.engine.sizes import sizes_of
+from earthshine.engine.sizes import stored_sizes
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.kv import PagePool
-from earthshine.machine import memory_available, memory_resident, processors
+from earthshine.machine import Machine, memory_available, memory_resident, memory_total, processors
 from earthshine.models import Decoder, ResidentTrunk, Trunk
-from earthshine.plan import Division, divide
+from earthshine.plan import Plan, Wishes, check_division, check_wishes, make_plan, model_name
+from earthshine.plan.budget import PAGE_TOKENS
+from earthshine.plan.plan import PROCESS_BYTES
 from earthshine.spec import ModelSpec, load_spec, trunk_tensors
+from earthshine.units import format_bytes
 from earthshine.untrusted import parse_object, read_file, resolve_in, shown
 from earthshine.weights import Checkpoint, ExpertStore, Manifest, Reader, StoredTrunk, exactly, load_manifest
 from earthshine.weights.manifest import trunk_ranges
 
-PAGE_TOKENS = 64
-TRUNKS = ("bf16", "int8")
-MOST_THREADS = 512
-_SHARE = 0.85  # of what the system has to give, where no budget is named
 _MAX_DEFAULTS_BYTES = 1 << 20
 
 Progress = Callable[[str, int, int], None]  # what is read, bytes done, bytes in all
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How a model is to be held. `memory_bytes`: of the whole process, by default most of what the system has to give;
-    `context_tokens`: room for so many; `threads`: by default every processor; `trunk`: bf16 as published, or int8."""
+class _Pages:
+    """The pages that the plan has room for, as they are handed to sessions."""
 
-    dtype: torch.dtype = torch.bfloat16
-    memory_bytes: int | None = None
-    context_tokens: int | None = None
-    threads: int | None = None
-    trunk: str = "bf16"
+    def __init__(self, n_pages: int) -> None:
+        self.left = n_pages
+
+    def take(self, pool: PagePool) -> None:
+        """They come back once nobody holds the pool any more."""
+        self.left -= pool.n_pages
+        weakref.finalize(pool, self._give, pool.n_pages)
+
+    def _give(self, n_pages: int) -> None:
+        self.left += n_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +59,37 @@ class LoadedModel:
     decoder: Decoder
     experts: ExpertStore
     fingerprint: str
-    division: Division
+    plan: Plan
     reader: Reader
+    ceiling: Ceiling
+    pages: _Pages
 
     def session(self, context_tokens: int | None = None) -> Session:
-        """An empty session with pages of its own for `context_tokens`, by default all that the budget has room for.
+        """An empty session with pages of its own for `context_tokens`, by default as many as the plan gives each.
 
-        Sessions that are open at once share that room only if each is asked for with a part of it.
-
-        Raises UsageError for a context that the model or the budget does not have.
+        All open sessions share the plan's pages. Raises UsageError for a context that the plan has no room for, or has
+        none left for.
         """
-        spec, room = self.spec, self.division.context_tokens
-        wanted = room if context_tokens is None else context_tokens
-        if not 1 <= wanted <= room:
-            raise UsageError(f"A context of {wanted} tokens is not possible; this model has room for 1 to {room}.")
-        pages = -(-wanted // PAGE_TOKENS)
-        pool = PagePool(spec.n_layers, spec.latent_dim, PAGE_TOKENS, pages, self.decoder.dtype)
+        spec, division = self.spec, self.plan.division
+        wanted = division.context_tokens if context_tokens is None else context_tokens
+        if not 1 <= wanted <= division.context_tokens * division.batch or wanted > spec.max_context:
+            most = min(division.context_tokens * division.batch, spec.max_context)
+            raise UsageError(f"A context of {wanted} tokens is not possible; this model has room for 1 to {most}.")
+        n_pages = -(-wanted // PAGE_TOKENS)
+        if n_pages > self.pages.left:
+            raise UsageError(
+                f"A context of {wanted} tokens takes {n_pages} pages, and the sessions that are open leave "
+                f"{self.pages.left}; close one, or plan for more at once."
+            )
+        pool = PagePool(spec.n_layers, spec.latent_dim, PAGE_TOKENS, n_pages, self.decoder.dtype)
+        self.pages.take(pool)
         return Session(
             self.decoder,
             pool,
             fingerprint=self.fingerprint,
             context_tokens=wanted,
-            prefill_tokens=self.division.prefill_tokens,
+            prefill_tokens=division.prefill_tokens,
+            ceiling=self.ceiling,
         )
 
     def close(self) -> None:
@@ -83,28 +97,29 @@ class LoadedModel:
         self.reader.close()
 
 
-def load_model(folder: Path, options: LoadOptions | None = None, progress: Progress | None = None) -> LoadedModel:
-    """Open the checkpoint in `folder` and read what is to stay in memory.
+def load_model(folder: Path, plan: Plan | Wishes | None = None, progress: Progress | None = None) -> LoadedModel:
+    """Open the checkpoint in `folder` and read what is to stay in memory. Wishes are planned for first.
 
     Raises SpecError, Unsupported and CheckpointError for what is wrong with the files, and UsageError for a budget that
-    is too small, which names the smallest, or for options that do not go together.
+    is too small, which names the smallest, for wishes that do not go together, and for a plan that does not fit.
     """
-    options = options or LoadOptions()
-    _check(options)
     spec = load_spec(folder)
+    wishes = plan if isinstance(plan, Wishes) else Wishes()
+    check_wishes(wishes, spec)
     checkpoint = Checkpoint.open(folder, spec)
     manifest = load_manifest(checkpoint)
-    division = _division(checkpoint, options)
-    kernels.set_threads(options.threads or min(processors(), MOST_THREADS), options.dtype)
+    plan = _checked(checkpoint, plan) if isinstance(plan, Plan) else plan_for(checkpoint, wishes)
+    kernels.set_threads(plan.threads, _dtype(plan))
     reader = Reader()
     try:
-        trunk = _trunk(checkpoint, reader, manifest, division, options, progress)
+        trunk = _trunk(checkpoint, reader, manifest, plan, progress)
+        division = plan.division
         experts = ExpertStore(
             checkpoint,
             slots_per_layer=division.slots_per_layer,
             transit_slots=division.transit_slots,
             reader=reader,
-            dtype=options.dtype,
+            dtype=_dtype(plan),
             manifest=manifest,
         )
         if division.transit_slots == 0 and division.slots_per_layer:
@@ -112,48 +127,75 @@ def load_model(folder: Path, options: LoadOptions | None = None, progress: Progr
     except BaseException:
         reader.close()
         raise
-    fingerprint = checkpoint.fingerprint() + ("-int8" if options.trunk == "int8" else "")  # its latents are others
-    return LoadedModel(spec, Decoder(spec, trunk, experts), experts, fingerprint, division, reader)
+    fingerprint = checkpoint.fingerprint() + ("-int8" if plan.trunk == "int8" else "")  # its latents are others
+    pages = _Pages(-(-division.context_tokens // PAGE_TOKENS) * division.batch)
+    ceiling = Ceiling(division.budget_bytes, experts.give_back)
+    return LoadedModel(spec, Decoder(spec, trunk, experts), experts, fingerprint, plan, reader, ceiling, pages)
 
 
-def _check(options: LoadOptions) -> None:
-    if options.trunk not in TRUNKS:
-        raise UsageError(f"{options.trunk!r} is not a form of the trunk; choose one of {', '.join(TRUNKS)}.")
-    if options.trunk != "bf16" and options.dtype != torch.bfloat16:
-        raise UsageError("A trunk in int8 takes bf16 activations; leave --dtype or --trunk at its default.")
-    if options.threads is not None and not 1 <= options.threads <= MOST_THREADS:
-        raise UsageError(f"{options.threads} threads are not possible; choose 1 to {MOST_THREADS}.")
+def plan_for(checkpoint: Checkpoint, wishes: Wishes, machine: Machine | None = None) -> Plan:
+    """The plan for these files in this process on this machine; `machine`, where it was measured, adds the forecast."""
+    total = memory_total()
+    if wishes.memory_bytes is not None and wishes.memory_bytes > total:
+        raise UsageError(
+            f"--memory {format_bytes(wishes.memory_bytes)} is more than this process may use here, "
+            f"{format_bytes(total)}; give that or less."
+        )
+    held = memory_resident()
+    return make_plan(
+        checkpoint.spec,
+        wishes,
+        machine,
+        process_bytes=max(held, PROCESS_BYTES),
+        available_bytes=max(0, memory_available() + held - max(held, PROCESS_BYTES)),
+        processors=processors(),
+        sizes=stored_sizes(checkpoint, wishes.dtype, wishes.trunk),
+    )
 
 
-def _division(checkpoint: Checkpoint, options: LoadOptions) -> Division:
-    spec, asked = checkpoint.spec, options.context_tokens
-    if asked is not None and not 1 <= asked <= spec.max_context:
-        raise UsageError(f"A context of {asked} tokens is not possible; this model takes 1 to {spec.max_context}.")
-    process = memory_resident()
-    asked_bytes = options.memory_bytes
-    budget = process + int(_SHARE * memory_available()) if asked_bytes is None else asked_bytes
-    # What is rounded, or used in fp32, is so once and for all: then results can't depend on what streams.
-    stays = options.trunk != "bf16" or options.dtype != torch.bfloat16
-    sizes = sizes_of(checkpoint, options.dtype, options.trunk)
-    return divide(sizes, budget, process, spec.max_context, asked, may_stream=not stays)
+def _checked(checkpoint: Checkpoint, plan: Plan) -> Plan:
+    """A plan that was made before, for this model, whose parts fit its budget in this process."""
+    wanted = model_name(checkpoint.spec)
+    if plan.model != wanted:
+        raise UsageError(f"The plan is for {shown(plan.model)}, and this model is {wanted}; make one with --save.")
+    if plan.division.budget_bytes > memory_total():
+        raise UsageError(
+            f"The plan's budget of {format_bytes(plan.division.budget_bytes)} is more than this process may use here, "
+            f"{format_bytes(memory_total())}; make one for this machine."
+        )
+    division = plan.division
+    check_wishes(
+        Wishes(None, division.context_tokens, division.batch, plan.threads, plan.trunk, plan.dtype), checkpoint.spec
+    )
+    if division.streamed and (plan.trunk, plan.dtype) != ("bf16", "bf16"):
+        raise UsageError(
+            "The plan streams layers of a trunk that is rounded or used in fp32, and such a trunk stays whole in "
+            "memory; make it anew with earthshine plan."
+        )
+    sizes = stored_sizes(checkpoint, plan.dtype, plan.trunk)
+    check_division(plan.division, sizes, max(memory_resident(), plan.process_bytes))
+    return plan
+
+
+def _dtype(plan: Plan) -> torch.dtype:
+    return torch.float32 if plan.dtype == "fp32" else torch.bfloat16
 
 
 def _trunk(
     checkpoint: Checkpoint,
     reader: Reader,
     manifest: Manifest | None,
-    division: Division,
-    options: LoadOptions,
+    plan: Plan,
     progress: Progress | None,
 ) -> Trunk:
-    if options.dtype != torch.bfloat16:
-        return ResidentTrunk(read_trunk(checkpoint, options.dtype, manifest))
+    if plan.dtype != "bf16":
+        return ResidentTrunk(read_trunk(checkpoint, _dtype(plan), manifest))
     return StoredTrunk(
         checkpoint,
         reader,
-        streamed=frozenset(division.streamed),
-        embedding_on_disk=division.embedding_on_disk,
-        int8=options.trunk == "int8",
+        streamed=frozenset(plan.division.streamed),
+        embedding_on_disk=plan.division.embedding_on_disk,
+        int8=plan.trunk == "int8",
         manifest=manifest,
         progress=_named(progress, "trunk"),
     )

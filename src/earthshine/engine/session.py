@@ -13,12 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from earthshine.engine.ceiling import Ceiling
 from earthshine.engine.sampling import Sampler, SamplingParams
 from earthshine.engine.step import Model, StepRow, step
 from earthshine.errors import BlobError, CheckpointError, ContextError, UsageError
 from earthshine.kv import BlobHeader, BlobLayout, KVBlob, LatentFormat, PagePool, Timeline, common_prefix
 
 SCORE_ROWS = 64  # hidden states whose logits exist at once: 64 x 163840 fp32 are 40 MiB, their softmax as many
+WATCHED_ROWS = 32  # of a step, from which on the ceiling is looked at after each layer: 20 us against milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ Event = TokenEvent | Finished
 
 class Session:
     """`fingerprint` names the model's weights in snapshots; `prefill_tokens` pass through the model in one step;
-    a conversation has at most `context_tokens`, by default as many as the model's context.
+    a conversation has at most `context_tokens`, by default as many as the model's context; `ceiling` is asked before
+    anything is allocated.
 
     Raises UsageError if the pool does not fit the model.
     """
@@ -65,6 +68,7 @@ class Session:
         context_tokens: int | None = None,
         prefill_tokens: int = 2048,
         naive: bool = False,
+        ceiling: Ceiling | None = None,
     ) -> None:
         spec = decoder.spec
         if (pool.n_layers, pool.latent_dim, pool.dtype) != (spec.n_layers, spec.latent_dim, decoder.dtype):
@@ -79,6 +83,7 @@ class Session:
         self._layout = BlobLayout(fingerprint, form, spec.n_layers, attention.kv_lora_rank, attention.rope.dim)
         self._decoder, self._spec, self._prefill_tokens, self._naive = decoder, spec, prefill_tokens, naive
         self._context_tokens = min(context_tokens or spec.max_context, spec.max_context)
+        self._ceiling = ceiling
         self._timeline = Timeline(pool)
         self._tokens: list[int] = []
         self._last: Tensor | None = None  # [hidden] of the timeline's last token, where it is known
@@ -146,8 +151,12 @@ class Session:
         return scores
 
     def snapshot(self) -> KVBlob:
-        """A copy of the state, which any session of the same model can restore."""
+        """A copy of the state, which any session of the same model can restore; BudgetError where it can't be had."""
         length = self._timeline.length
+        if self._ceiling is not None:
+            pool = self._timeline.pool
+            nbytes = length * pool.n_layers * pool.latent_dim * pool.dtype.itemsize
+            self._ceiling.require(nbytes, "A copy of the conversation's state")
         last = self._last if length == len(self._tokens) else None
         header = BlobHeader(self._layout, length, tuple(self._tokens), 0 if last is None else len(last))
         layers = tuple(self._timeline.read(layer, length).clone() for layer in range(self._layout.n_layers))
@@ -208,6 +217,8 @@ class Session:
         first = self._timeline.length
 
         def after_layer(index: int) -> None:
+            if self._ceiling is not None and len(chunk) > WATCHED_ROWS:
+                self._ceiling.check()
             if progress is not None:
                 share = len(chunk) * (index + 1) / self._spec.n_layers
                 progress(start - first + share, end - first)
@@ -215,6 +226,8 @@ class Session:
         while (start := self._timeline.length) < end:
             self._last = None
             chunk = self._tokens[start : min(end, start + self._prefill_tokens)]
+            if self._ceiling is not None:
+                self._ceiling.check()
             hidden = step(self._decoder, [StepRow(self._timeline, chunk)], self._naive, after_layer)[0]
             self._last = hidden[-1].clone()
             yield start, hidden

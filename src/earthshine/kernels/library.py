@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from earthshine.errors import KernelError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 FILE_NAME = "libearthshine.so"
 
 _POINTER, _INT64, _INT32, _NAME = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_char_p
@@ -46,6 +46,7 @@ _SIGNATURES = MappingProxyType(
             (_POINTER, _POINTER, _INT64, _INT64, _INT64, _INT64, _INT64, _INT32, _FLOAT, _POINTER, _POINTER),
         ),
         "es_mla_attention": (_INT32, (_POINTER, _POINTER, _INT64, _POINTER, _INT64, _POINTER, _POINTER)),
+        "es_read": (_INT32, (_POINTER, _INT64, _POINTER)),
     }
 )
 

@@ -1,5 +1,33 @@
-"""What goes where within a number of bytes. Pure arithmetic on a model's sizes: no torch, no files."""
+"""What goes where and what it costs: from a spec, a machine and a budget to one frozen plan, without torch.
 
-from earthshine.plan.budget import Division, Sizes, divide
+`make_plan` divides the memory and forecasts; `read_plan` and `plan_json` keep plans as files. The engine takes nothing
+else by way of configuration.
+"""
 
-__all__ = ["Division", "Sizes", "divide"]
+from earthshine.plan.budget import Division, Wanted, check_division, divide, latent_bytes
+from earthshine.plan.forecast import Cost, Forecaster, Load
+from earthshine.plan.plan import Plan, Wishes, check_wishes, make_plan, model_name
+from earthshine.plan.routing import Routing
+from earthshine.plan.saved import plan_json, read_plan
+from earthshine.plan.sizes import Sizes, sizes_of
+
+__all__ = [
+    "Cost",
+    "Division",
+    "Forecaster",
+    "Load",
+    "Plan",
+    "Routing",
+    "Sizes",
+    "Wanted",
+    "Wishes",
+    "check_division",
+    "check_wishes",
+    "divide",
+    "latent_bytes",
+    "make_plan",
+    "model_name",
+    "plan_json",
+    "read_plan",
+    "sizes_of",
+]

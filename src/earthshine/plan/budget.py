@@ -1,97 +1,148 @@
-"""A plain division of the memory that a person grants: the process, pages, activations, the trunk, then experts.
+"""The division of the memory that a person grants: the process, pages, activations, the trunk, then experts.
 
 The invariant: the parts of a Division add up to no more than the budget. The trunk comes before experts, since a token
 needs all of the trunk and 2% of the experts; where it does not fit, as many layers as do stay and the others stream.
-Refuses a budget that can't work, naming the smallest that does.
+Refuses a budget that can't work, naming the smallest that does and what takes it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from earthshine.errors import UsageError
+from earthshine.plan.sizes import Sizes
 from earthshine.units import format_bytes
 
 MARGIN_BYTES = 224 << 20  # allocators' rest, tokenizer, sampling; measured peaks lie below their sum (docs/numbers.md)
 WORKSPACE_BYTES = 192 << 20  # 64 MiB of experts' outputs, 64 of attention's partial sums, and the kernels' packed rows
 TRANSIT_SLOTS = 8  # experts on their way from disk: two keep it busy, and a token's misses fit at once
+PAGE_TOKENS = 64  # of latents
 CONTEXT_TOKENS, LEAST_CONTEXT = 32768, 2048  # of a conversation, where no number was asked for
 PREFILL_TOKENS = (256, 8192)  # of a prompt that pass through the model together: fewest, most
 EASY_PREFILL = 2048  # of them before anything else has its share
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """A model's parts in bytes, in the form in which they would lie in memory."""
-
-    units: Mapping[str, int]  # of the trunk: each layer and the head, in order
-    streamed_units: Mapping[str, int]  # the same as published, which is how they stream
-    embedding: int
-    expert: int  # a slot
-    experts: tuple[int, ...]  # how many there are in each sparse layer
-    latent: int  # of one token in all layers
-    activation: int  # of one token of a prompt on its way through the model
-    logits: int  # of one token
-    loading: int = 0  # the most that the trunk takes while it is brought into this form, before anything else is there
-
-
-@dataclass(frozen=True, slots=True)
 class Division:
-    """What goes where. `smallest` is the least budget that would do for the same context."""
+    """What goes where. `parts` adds up to `planned_bytes`; `smallest` is the least budget that would do as well."""
 
     budget_bytes: int
-    process: int  # Python, torch and what is open already
-    context_tokens: int
+    context_tokens: int  # of one conversation
+    batch: int  # conversations that are open at once
     prefill_tokens: int
     streamed: tuple[str, ...]  # units of the trunk
     embedding_on_disk: bool
     slots_per_layer: int
     transit_slots: int
-    planned_bytes: int
+    parts: Mapping[str, int]  # bytes
     smallest: int
 
+    @property
+    def planned_bytes(self) -> int:
+        return sum(self.parts.values())
 
-def divide(
-    sizes: Sizes,
-    budget_bytes: int,
-    process: int,
-    max_context: int,
-    context_tokens: int | None,
-    may_stream: bool = True,
-) -> Division:
-    """Raises UsageError, naming the smallest budget that works, where `budget_bytes` is less.
 
-    `process`: bytes that the process holds already; `context_tokens`: asked for, or None for what the budget allows
-    easily; `may_stream`: whether units of the trunk may.
-    """
-    wanted = context_tokens or min(max_context, LEAST_CONTEXT)
-    fixed = process + MARGIN_BYTES + WORKSPACE_BYTES + sizes.logits
-    fixed += wanted * sizes.latent + PREFILL_TOKENS[0] * sizes.activation
-    ways = _ways(sizes, may_stream)
-    smallest = max(fixed + min(ways), process + MARGIN_BYTES + sizes.loading)
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a division is asked for. `context_tokens` None: what the budget allows easily; `process`: bytes that the
+    process holds before the model; `may_stream`: whether units of the trunk may."""
+
+    process: int
+    max_context: int
+    context_tokens: int | None = None
+    batch: int = 1
+    may_stream: bool = True
+
+
+def divide(sizes: Sizes, budget_bytes: int, wanted: Wanted) -> Division:
+    """Raises UsageError, naming the smallest budget that works and what takes it, where `budget_bytes` is less."""
+    context = wanted.context_tokens or min(wanted.max_context, LEAST_CONTEXT)
+    least = _fixed(sizes, wanted, context, PREFILL_TOKENS[0])
+    ways = _ways(sizes, wanted.may_stream)
+    smallest = max(sum(least.values()) + min(ways), wanted.process + MARGIN_BYTES + sizes.loading)
     if budget_bytes < smallest:
-        raise UsageError(
-            f"{format_bytes(budget_bytes)} of memory are too few for this model; the smallest budget that works with a "
-            f"context of {wanted} tokens is {format_bytes(smallest)}: --memory {-(-smallest >> 20) + 1}MiB."
-        )
-    context = context_tokens or _easy_context(sizes, budget_bytes, max_context, wanted, budget_bytes - smallest)
-    fixed += (context - wanted) * sizes.latent
-    left = budget_bytes - fixed
+        raise UsageError(_refusal(budget_bytes, smallest, context, wanted, least, min(ways)))
+    if wanted.context_tokens is None:
+        context = _easy_context(sizes, budget_bytes, wanted, context, budget_bytes - smallest)
+    left = budget_bytes - sum(_fixed(sizes, wanted, context, PREFILL_TOKENS[0]).values())
     spare = min(left - min(ways), budget_bytes // 10)
     prefill = PREFILL_TOKENS[0] + _more_prefill(sizes, EASY_PREFILL - PREFILL_TOKENS[0], spare)
     left -= (prefill - PREFILL_TOKENS[0]) * sizes.activation
     # What is left once the best way has its least: half of it for longer prompts, unless nothing else wants it.
     way = next(i for i, nbytes in enumerate(ways) if nbytes <= left)
     spare = min((left - ways[way]) // (1 if way == 0 else 2), budget_bytes // 10)
-    more = _more_prefill(sizes, PREFILL_TOKENS[1] - prefill, spare)
-    left -= more * sizes.activation
-    least = _least_trunk(sizes) if may_stream else sum(sizes.units.values())
-    return _placed(sizes, budget_bytes, process, context, prefill + more, left, least, smallest)
+    prefill += _more_prefill(sizes, PREFILL_TOKENS[1] - prefill, spare)
+    fixed = _fixed(sizes, wanted, context, prefill)
+    trunk = _least_trunk(sizes) if wanted.may_stream else sum(sizes.units.values())
+    streamed, on_disk, slots, transit = _placed(sizes, budget_bytes - sum(fixed.values()), trunk)
+    parts = fixed | weight_parts(sizes, streamed, on_disk, slots, transit)
+    return Division(
+        budget_bytes, context, wanted.batch, prefill, tuple(streamed), on_disk, slots, transit, parts, smallest
+    )
 
 
-def _easy_context(sizes: Sizes, budget_bytes: int, max_context: int, least: int, spare: int) -> int:
-    """To 32768 tokens, and to an eighth of the budget."""
-    affordable = min(budget_bytes // 8 // max(sizes.latent, 1), least + spare // max(sizes.latent, 1))
-    return max(least, min(max_context, CONTEXT_TOKENS, affordable))
+def check_division(division: Division, sizes: Sizes, process: int) -> None:
+    """Raises UsageError where what `division` asks for takes more than its budget, as with files of another layout."""
+    if set(division.streamed) - set(sizes.units):
+        raise UsageError("The plan streams layers that this model does not have; make it anew with earthshine plan.")
+    wanted = Wanted(process, 0, division.context_tokens, division.batch)
+    parts = _fixed(sizes, wanted, division.context_tokens, division.prefill_tokens) | weight_parts(
+        sizes, list(division.streamed), division.embedding_on_disk, division.slots_per_layer, division.transit_slots
+    )
+    needed = max(sum(parts.values()), process + MARGIN_BYTES + sizes.loading)
+    if needed > division.budget_bytes:
+        raise UsageError(
+            f"The plan takes {format_bytes(needed)} with these files in this process, but its budget is "
+            f"{format_bytes(division.budget_bytes)}; make it anew with earthshine plan."
+        )
+
+
+def latent_bytes(sizes: Sizes, context_tokens: int) -> int:
+    """Of one conversation's pages."""
+    return -(-context_tokens // PAGE_TOKENS) * PAGE_TOKENS * sizes.latent
+
+
+def weight_parts(sizes: Sizes, streamed: list[str], on_disk: bool, slots: int, transit: int) -> dict[str, int]:
+    """Bytes of what a choice of places holds of the weights."""
+    held = sum(min(slots, n) for n in sizes.experts)
+    return {
+        "trunk": sum(size for name, size in sizes.units.items() if name not in streamed),
+        "embedding": 0 if on_disk else sizes.embedding,
+        "trunk buffers": _stream_bytes(sizes, streamed),
+        "expert slots": held * sizes.expert,
+        "experts in transit": transit * sizes.expert,
+    }
+
+
+def _fixed(sizes: Sizes, wanted: Wanted, context: int, prefill: int) -> dict[str, int]:
+    """All but the weights."""
+    return {
+        "process": wanted.process,
+        "margin": MARGIN_BYTES,
+        "workspace": WORKSPACE_BYTES + wanted.batch * sizes.logits + context * sizes.gathered,
+        "latent pages": wanted.batch * latent_bytes(sizes, context),
+        "activations": prefill * sizes.activation,
+    }
+
+
+def _refusal(
+    budget_bytes: int, smallest: int, context: int, wanted: Wanted, least: Mapping[str, int], weights: int
+) -> str:
+    pages = least["latent pages"]
+    others = sum(least.values()) - pages - wanted.process
+    each = "" if wanted.batch == 1 else f" for each of {wanted.batch} conversations"
+    return (
+        f"{format_bytes(budget_bytes)} of memory are too few for this model; the smallest budget that works with a "
+        f"context of {context} tokens{each} is {format_bytes(smallest)}: --memory {-(-smallest >> 20) + 1}MiB. Of it "
+        f"{format_bytes(weights)} are weights, {format_bytes(pages)} the context, {format_bytes(others)} room to "
+        f"compute in, {format_bytes(wanted.process)} the process itself."
+    )
+
+
+def _easy_context(sizes: Sizes, budget_bytes: int, wanted: Wanted, least: int, spare: int) -> int:
+    """To 32768 tokens, and all conversations together to an eighth of the budget."""
+    each = max(sizes.latent, 1) * wanted.batch
+    affordable = min(budget_bytes // 8 // each, least + spare // (each + sizes.gathered)) // PAGE_TOKENS * PAGE_TOKENS
+    return max(least, min(wanted.max_context, CONTEXT_TOKENS, affordable))
 
 
 def _ways(sizes: Sizes, may_stream: bool) -> tuple[int, ...]:
@@ -127,34 +178,20 @@ def _least_trunk(sizes: Sizes) -> int:
     return min(_stream_bytes(sizes, list(sizes.units)), with_head)
 
 
-def _placed(
-    sizes: Sizes,
-    budget_bytes: int,
-    process: int,
-    context: int,
-    prefill: int,
-    room: int,
-    least: int,
-    smallest: int,
-) -> Division:
-    """Fills `room` bytes with the trunk, which takes `least` of them, and experts."""
-    streamed: list[str] = []
-    embedding_on_disk, slots, transit = False, max(sizes.experts, default=0), 0
-    used = _resident_bytes(sizes)
-    if used > room:
-        embedding_on_disk = True
-        spare = room - least
-        transit = min(TRANSIT_SLOTS, max(2, spare // 8 // max(sizes.expert, 1))) if sizes.experts else 0
-        streamed = _streamed(sizes, room - transit * sizes.expert)
-        trunk = sum(size for name, size in sizes.units.items() if name not in streamed)
-        used = trunk + _stream_bytes(sizes, streamed) + transit * sizes.expert
-        each = len(sizes.experts) * sizes.expert
-        slots = min((room - used) // each, max(sizes.experts)) if each else 0
-        used += slots * each
-    planned = budget_bytes - room + used
-    return Division(
-        budget_bytes, process, context, prefill, tuple(streamed), embedding_on_disk, slots, transit, planned, smallest
-    )
+def _placed(sizes: Sizes, room: int, least: int) -> tuple[list[str], bool, int, int]:
+    """Fills `room` bytes with the trunk, which takes `least` of them, and experts.
+
+    Returns the units that stream, whether the embedding stays on disk, slots a layer, and slots for transit.
+    """
+    if _resident_bytes(sizes) <= room:
+        return [], False, max(sizes.experts, default=0), 0
+    spare = room - least
+    transit = min(TRANSIT_SLOTS, max(2, spare // 8 // max(sizes.expert, 1))) if sizes.experts else 0
+    streamed = _streamed(sizes, room - transit * sizes.expert)
+    used = sum(weight_parts(sizes, streamed, True, 0, transit).values())
+    each = len(sizes.experts) * sizes.expert
+    slots = min((room - used) // each, max(sizes.experts)) if each else 0
+    return streamed, True, slots, transit
 
 
 def _streamed(sizes: Sizes, room: int) -> list[str]:

@@ -66,7 +66,7 @@ def expert_params(hidden: int, moe: MoeSpec) -> int:
 
 def expert_bytes(hidden: int, moe: MoeSpec, storage: Storage) -> int:
     """Published bytes of one routed expert: 24,772,632 for Kimi-K2.6 (int4), 44,050,944 for Kimi-K2-Instruct (fp8)."""
-    return sum(_stored_bytes(out, inner, storage) for out, inner in expert_shapes(hidden, moe).values())
+    return sum(stored_bytes(out, inner, storage) for out, inner in expert_shapes(hidden, moe).values())
 
 
 def prefill_flops_per_token(spec: ModelSpec, context: int) -> float:
@@ -121,7 +121,7 @@ def _active_expert_params(spec: ModelSpec) -> int:
     return sum(moe.top_k * expert_params(spec.hidden, moe) for _, moe in moe_layers(spec))
 
 
-def _stored_bytes(out: int, inner: int, storage: Storage) -> int:
+def stored_bytes(out: int, inner: int, storage: Storage) -> int:
     """Bytes of one linear layer [out, in] with what is stored beside its values."""
     size = out * inner
     if storage is Storage.FP8_BLOCK128:
@@ -142,7 +142,7 @@ def _trunk_tensor_bytes(tensor: TensorSpec, kind: str) -> int:
     if not tensor.linear:
         return tensor.size * (_FP32 if tensor.name.endswith(".router_bias") else _BF16)
     out, inner = tensor.shape
-    return _stored_bytes(out, inner, Storage.FP8_BLOCK128 if kind == "fp8" else Storage.BF16)
+    return stored_bytes(out, inner, Storage.FP8_BLOCK128 if kind == "fp8" else Storage.BF16)
 
 
 def _latent_bytes(spec: ModelSpec) -> dict[str, int]:

@@ -12,7 +12,7 @@ from earthshine.weights.formats import exactly
 from earthshine.weights.manifest import Manifest, load_manifest, write_manifest
 from earthshine.weights.placement import slot_bytes
 from earthshine.weights.reading import Reader
-from earthshine.weights.trunk import StoredTrunk, embedding_bytes, loading_bytes, units
+from earthshine.weights.trunk import StoredTrunk, embedding_bytes, units
 from earthshine.weights.writer import write_checkpoint
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "embedding_bytes",
     "exactly",
     "load_manifest",
-    "loading_bytes",
     "slot_bytes",
     "units",
     "write_checkpoint",

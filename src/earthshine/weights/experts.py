@@ -109,6 +109,12 @@ class ExpertStore:
         waited, computed = home.read_wait_seconds, self._compute_seconds
         return ExpertStats(self._hits, home.misses, home.bytes_read, waited, computed, reader.direct, reader.rereads)
 
+    def give_back(self, nbytes: int) -> int:
+        """Lets the system have the memory of slots, `nbytes` or a little more where there are so many, and returns of
+        how much; between calls only. No result changes."""
+        each = self._residency.arena.slot_bytes
+        return self._residency.give_back(-(-nbytes // each)) * each
+
     def ffn(self, layer: int, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
         """The weighted sum of each token's chosen experts, `down(silu(gate x) * up x)`, in x's dtype.
 

@@ -1,8 +1,8 @@
 """Which experts are in memory, and the reads that bring others: slots, who has them, and what becomes of them.
 
-The invariant: a slot is free, or holds one whole checked expert, or is being read into. A call is bracketed by `begin`
-and `end`; after one that failed or was interrupted anywhere, the next `begin` takes back every slot that holds no
-whole expert. What is in memory never changes a result. Refuses fewer slots than can work.
+The invariant: a slot is free, holds one whole checked expert, is being read into, or was given back for good. A call
+is bracketed by `begin` and `end`; after one that failed or was interrupted anywhere, the next `begin` takes back every
+slot that holds no whole expert. What is in memory never changes a result. Refuses fewer slots than can work.
 """
 
 import time
@@ -31,6 +31,7 @@ _MOST_AHEAD = 64  # reads queued at once; two keep the disk busy
 # generated: worth 2 to 5 points of hits over the 60 tokens that follow, against one step of the prompt's frequencies.
 _BATCH_TOKENS = 32
 _PROMPT_STEPS = 256
+_LEAST_TRANSIT = 2  # of a store that held every expert, once it no longer does: two reads keep the disk busy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +69,11 @@ class Residency:
         if not self.whole:  # else they are filled at once
             self.arena.touch()
         self._checkpoint, self._reader, self._dtype, self._manifest = checkpoint, reader, dtype, manifest
-        self._policy = {
-            layer: LayerPolicy(moe.n_experts, moe.top_k)
-            for layer, moe in moes.items()
-            if 0 < self._n_slots[layer] < moe.n_experts
-        }
+        self._top_k = {layer: moe.top_k for layer, moe in moes.items()}
+        self._policy: dict[int, LayerPolicy] = {}
+        for layer in moes:
+            self._renew_policy(layer)
+        self._given_back: set[int] = set()  # slots
         self._resident: dict[int, dict[int, Held]] = {layer: {} for layer in moes}
         self._free = list(range(self.arena.n_slots))
         self._reads: dict[int, tuple[Ticket, PlacedExpert]] = {}  # slot to what is being read into it
@@ -89,6 +90,45 @@ class Residency:
     def end(self) -> None:
         """After the last use of a call that went well."""
         self._in_call = False
+
+    def give_back(self, n_slots: int) -> int:
+        """Lets the system have the memory of up to `n_slots` slots, and returns of how many; not within a call.
+
+        Layers with the most slots lose them first, each the expert that its policy wants least. What is on its way
+        through keeps its slots, so that a store without any other still works.
+        """
+        self.begin()  # takes back what a failed call left
+        if self.whole and n_slots > 0:
+            self.whole = False
+            for _ in range(min(_LEAST_TRANSIT, sum(self._n_slots.values()))):
+                self._lose()
+        given = 0
+        while given < n_slots and any(self._n_slots.values()):
+            self._lose()
+            slot = self._free.pop()
+            self._given_back.add(slot)
+            self.arena.give_back(slot)
+            given += 1
+        self.end()
+        return given
+
+    def _lose(self) -> None:
+        """One slot of one layer becomes free."""
+        layer = max(self._n_slots, key=lambda layer: self._n_slots[layer])
+        self._n_slots[layer] -= 1
+        self._renew_policy(layer)
+        resident, left = self._resident[layer], self._n_slots[layer]
+        policy = self._policy.get(layer)
+        kept = set(policy.kept(_ids(resident), _ids(()), left).tolist()) if policy else set()
+        for expert in resident.keys() - kept:
+            self._free.append(resident.pop(expert).slot)
+
+    def _renew_policy(self, layer: int) -> None:
+        """A policy where there is something to choose."""
+        if not 0 < self._n_slots[layer] < self.n_experts[layer]:
+            self._policy.pop(layer, None)
+        elif layer not in self._policy:
+            self._policy[layer] = LayerPolicy(self.n_experts[layer], self._top_k[layer])
 
     def resident(self, layer: int) -> dict[int, Held]:
         """The layer's experts that have slots, by number; not to be changed."""
@@ -131,7 +171,7 @@ class Residency:
             for expert in list(resident)[self._n_slots[layer] :]:
                 del resident[expert]
         taken = {held.slot for held_there in self._resident.values() for held in held_there.values()}
-        self._free = [slot for slot in range(self.arena.n_slots) if slot not in taken]
+        self._free = [slot for slot in range(self.arena.n_slots) if slot not in taken | self._given_back]
 
     def _begin_read(self, key: Key) -> int:
         """Queues an expert's read into a free slot, which it returns."""

@@ -1,7 +1,7 @@
 """Memory that reads arrive in: one region, cut in equal slots.
 
-The invariant: a slot begins at a page and never moves; memory is touched as slots are used, or all at once, and is
-neither given back nor asked for again while the arena lives. Refuses a region that the machine can't map.
+The invariant: a slot begins at a page and never moves; memory is touched as slots are used, or all at once, and goes
+back to the system a slot at a time, if at all. Refuses a region that the machine can't map.
 """
 
 import mmap
@@ -52,6 +52,13 @@ class Arena:
                 self._map.madvise(_MADV_POPULATE_WRITE, start, min(_TOUCHED_AT_ONCE, self.nbytes - start))
             except (OSError, ValueError):
                 return
+
+    def give_back(self, slot: int) -> None:
+        """Lets the system have a slot's memory, by whole pages of its own; what it held is gone."""
+        start = -(-slot * self.slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (slot + 1) * self.slot_bytes // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if length > 0:
+            self._map.madvise(mmap.MADV_DONTNEED, start, length)
 
     def view(self, slot: int) -> memoryview:
         """A slot's bytes, to read into; begins at a page."""

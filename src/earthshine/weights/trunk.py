@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.kernels import Matrix, Weight
-from earthshine.kernels.matrix import INT8_GROUP
 from earthshine.spec.layout import TensorSpec, trunk_tensors
 from earthshine.spec.model import ModelSpec
 from earthshine.units import format_bytes
@@ -51,14 +50,6 @@ class Unit:
     placed: tuple[_Placed, ...]
     nbytes: int
 
-    def bytes_as(self, kind: str) -> int:
-        """Bytes that it takes in memory: as published, "int8", or "fp32"."""
-        if kind == "fp32":
-            return sum(4 * placed.tensor.size for placed in self.placed)
-        if kind != "int8":
-            return self.nbytes
-        return sum(_int8_bytes(placed) for placed in self.placed)
-
 
 def units(checkpoint: Checkpoint) -> dict[str, Unit]:
     """The layers as "layers.0" and so on, and "head", in the order of a forward pass."""
@@ -68,18 +59,6 @@ def units(checkpoint: Checkpoint) -> dict[str, Unit]:
         if tensor.name not in ("embed", "norm"):
             groups.setdefault(_unit_of(tensor.name), []).append(tensor)
     return {name: _unit(checkpoint, name, tensors, published) for name, tensors in groups.items()}
-
-
-def loading_bytes(parts: Mapping[str, Unit]) -> int:
-    """The most bytes that exist at once while units are rounded to int8: one as published beside all that are done.
-
-    The largest comes first, while little else is there.
-    """
-    done = most = 0
-    for unit in sorted(parts.values(), key=lambda unit: -unit.nbytes):
-        done += unit.bytes_as("int8")
-        most = max(most, done + unit.nbytes)
-    return most
 
 
 def embedding_bytes(spec: ModelSpec) -> int:
@@ -113,9 +92,9 @@ class StoredTrunk:
         self._rows = _Rows(checkpoint) if embedding_on_disk else None
         if embedding_on_disk and manifest is not None:  # once, since a row has no checksum of its own
             manifest.check_stored("embed", self._ranges["embed"])
-        self._embed = None if embedding_on_disk else self._alone("embed")
         self._resident: dict[str, Mapping[str, Weight]] = {}
         self._load(progress)
+        self._embed = None if embedding_on_disk else self._alone("embed")
         most = max((self._units[name].nbytes for name in self._streamed), default=0)
         self._buffers = Arena(most, 2) if self._streamed else None
         if self._buffers is not None:
@@ -353,13 +332,6 @@ def _is_rounded(placed: _Placed) -> bool:
     """Whether int8 applies: to matrices, but for the router and what attention takes apart."""
     tensor = placed.tensor
     return (tensor.linear or tensor.name == "head") and not tensor.name.endswith(".kv_b")
-
-
-def _int8_bytes(placed: _Placed) -> int:
-    if not _is_rounded(placed):
-        return 2 * placed.tensor.size if not placed.tensor.in_fp32 else 4 * placed.tensor.size
-    rows, columns = placed.tensor.shape
-    return rows * columns + 4 * rows * -(-columns // INT8_GROUP)
 
 
 def _copied(weight: Weight) -> Weight:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from earthshine.cli.source import GLEAM
-from earthshine.engine import LoadOptions, Session, load_model
+from earthshine.engine import Session, load_model
+from earthshine.plan import Wishes
 from earthshine.text import load_tokenizer
 
 RUN = [sys.executable, "-c", "from earthshine.cli import main; main()"]
@@ -168,7 +169,7 @@ def test_score_is_the_sum_of_its_tokens(earthshine, tmp_path):
     assert code == 0
     tokens = load_tokenizer(GLEAM).encode(text, allow_special=False)
     assert scored["token_ids"] == tokens
-    expected = load_model(GLEAM, LoadOptions(dtype=torch.float32)).session(256).score(tokens)
+    expected = load_model(GLEAM, Wishes(dtype="fp32")).session(256).score(tokens)
     assert scored["logprobs"][0] is None
     assert scored["logprobs"][1:] == pytest.approx(expected.tolist(), abs=1e-5)
     total = sum(scored["logprobs"][1:])

@@ -11,9 +11,11 @@ import torch
 
 from earthshine import kernels
 from earthshine.cli.source import GLEAM
-from earthshine.engine import LoadedModel, LoadOptions, SamplingParams, TokenEvent, load_model
+from earthshine.engine import LoadedModel, SamplingParams, TokenEvent, load_model, plan_for
+from earthshine.engine.ceiling import Ceiling
 from earthshine.errors import CheckpointError, UsageError
-from earthshine.plan import divide
+from earthshine.plan import Plan, Wishes
+from earthshine.spec import load_spec
 from earthshine.units import parse_bytes
 from earthshine.weights import Checkpoint, Reader, write_manifest
 
@@ -25,14 +27,19 @@ PROMPT = [(7 * i * i + 3 * i + 11) % 5000 for i in range(70)]
 def _fixed_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the process holds differs from run to run; the budgets here start from one number."""
     monkeypatch.setattr("earthshine.engine.load.memory_resident", lambda: PROCESS)
+    monkeypatch.setattr("earthshine.engine.load.Ceiling", lambda budget, give: Ceiling(budget, give, lambda: PROCESS))
     threads = kernels.threads()
     yield
     kernels.set_threads(threads)
 
 
+def planned(**options) -> Plan:
+    return plan_for(Checkpoint.open(GLEAM, load_spec(GLEAM)), Wishes(**options))
+
+
 @contextmanager
-def loaded(**options) -> Iterator[LoadedModel]:
-    model = load_model(GLEAM, LoadOptions(**options))
+def loaded(plan: Plan | None = None, **options) -> Iterator[LoadedModel]:
+    model = load_model(GLEAM, plan or Wishes(**options))
     try:
         yield model
     finally:
@@ -49,7 +56,7 @@ def answer(model: LoadedModel) -> tuple[list[float], list[tuple[int, float]]]:
 
 def smallest(**options) -> int:
     with pytest.raises(UsageError) as refusal:
-        load_model(GLEAM, LoadOptions(memory_bytes=1, **options))
+        load_model(GLEAM, Wishes(memory_bytes=1, **options))
     named = re.search(r"the smallest budget that works with a context of [0-9]+ tokens is .*: --memory ([0-9]+MiB)\.",
                       str(refusal.value))  # fmt: skip
     assert named is not None, refusal.value
@@ -59,32 +66,27 @@ def smallest(**options) -> int:
 def test_every_budget_gives_the_same_bits() -> None:
     """From a trunk and experts that stream to all of them in memory, over what lies between."""
     with loaded(context_tokens=200) as model:
-        least, wanted = model.division.smallest, answer(model)
-        assert (model.division.streamed, model.division.transit_slots) == ((), 0)
+        least, wanted = model.plan.division.smallest, answer(model)
+        assert (model.plan.division.streamed, model.plan.division.transit_slots) == ((), 0)
         assert model.experts.stats.misses == 4 * 96, "all were read ahead, and nothing since"
     seen = set()
     for more in (0, 2, 10, 40, 100):
         with loaded(memory_bytes=least + (more << 20), context_tokens=200) as model:
-            assert answer(model) == wanted, model.division
-            seen.add((len(model.division.streamed), model.division.slots_per_layer))
-            assert model.division.planned_bytes <= least + (more << 20)
+            assert answer(model) == wanted, model.plan.division
+            seen.add((len(model.plan.division.streamed), model.plan.division.slots_per_layer))
+            assert model.plan.division.planned_bytes <= least + (more << 20)
     assert len(seen) >= 3
     assert any(streamed for streamed, _ in seen)
 
 
-def test_a_streamed_trunk_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_streamed_trunk_gives_the_same_bits() -> None:
     with loaded() as model:
         wanted = answer(model)
     units = ("layers.0", "layers.1", "layers.2", "layers.3", "layers.4", "head")
-
+    plan = planned()
     for streamed in (units, units[2:3], units[::2]):
-        monkeypatch.setattr(
-            "earthshine.engine.load.divide",
-            lambda *sizes, names=streamed, **how: replace(
-                divide(*sizes, **how), streamed=names, embedding_on_disk=True
-            ),
-        )
-        with loaded() as model:
+        division = replace(plan.division, streamed=streamed, embedding_on_disk=True)
+        with loaded(replace(plan, division=division)) as model:
             assert answer(model) == wanted
             assert model.decoder.trunk.bytes_streamed > 0
 
@@ -107,7 +109,7 @@ def test_int8_is_close_and_is_another_thing() -> None:
 
 def test_progress_climbs_to_the_whole_of_the_trunk_and_then_of_the_experts() -> None:
     told: list[tuple[str, int, int]] = []
-    load_model(GLEAM, LoadOptions(), lambda *report: told.append(report)).close()
+    load_model(GLEAM, Wishes(), lambda *report: told.append(report)).close()
     assert list(dict.fromkeys(what for what, _, _ in told)) == ["trunk", "experts"]
     for what in ("trunk", "experts"):
         done = [at for name, at, _ in told if name == what]
@@ -122,7 +124,7 @@ def test_a_prompts_progress_climbs_layer_by_layer_to_its_new_tokens() -> None:
         session, told = model.session(), []
         session.sync(PROMPT[:20])
         session.sync((PROMPT * 10)[:600], lambda *report: told.append(report))
-        assert model.division.prefill_tokens == 256
+        assert model.plan.division.prefill_tokens == 256
     assert {total for _, total in told} == {580}
     done = [at for at, _ in told]
     assert done == sorted(done)
@@ -139,7 +141,7 @@ def test_a_prompts_progress_climbs_layer_by_layer_to_its_new_tokens() -> None:
         ({"threads": 0}, "0 threads"),
         ({"threads": 513}, "1 to 512"),
         ({"trunk": "fp4"}, "bf16, int8"),
-        ({"trunk": "int8", "dtype": torch.float32}, "takes bf16 activations"),
+        ({"trunk": "int8", "dtype": "fp32"}, "takes bf16 activations"),
         ({"memory_bytes": 0}, "the smallest budget"),
         ({"memory_bytes": -1}, "the smallest budget"),
     ],
@@ -147,31 +149,31 @@ def test_a_prompts_progress_climbs_layer_by_layer_to_its_new_tokens() -> None:
 )
 def test_options_that_can_not_be_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        load_model(GLEAM, LoadOptions(**options))
+        load_model(GLEAM, Wishes(**options))
 
 
 def test_fp32_needs_all_of_the_trunk() -> None:
     """So the smallest budget that is named for it is more than twice bf16's trunk, and works."""
-    least = smallest(dtype=torch.float32)
-    with loaded(dtype=torch.float32, memory_bytes=least) as model:
-        assert not model.division.streamed
+    least = smallest(dtype="fp32")
+    with loaded(dtype="fp32", memory_bytes=least) as model:
+        assert not model.plan.division.streamed
         assert len(answer(model)[0]) > 0
     with pytest.raises(UsageError, match="the smallest budget"):
-        load_model(GLEAM, LoadOptions(dtype=torch.float32, memory_bytes=least - (64 << 20)))
+        load_model(GLEAM, Wishes(dtype="fp32", memory_bytes=least - (64 << 20)))
 
 
 def test_a_trunk_in_int8_stays() -> None:
     """Were a part of it to stream, as published, the answer would depend on the budget."""
     with loaded(trunk="int8", memory_bytes=smallest(trunk="int8")) as tight, loaded(trunk="int8") as roomy:
-        assert not tight.division.streamed
+        assert not tight.plan.division.streamed
         assert answer(tight) == answer(roomy)
 
 
 def test_a_session_has_room_for_what_the_budget_allows_and_no_more() -> None:
     with loaded() as model:
-        least = model.division.smallest
+        least = model.plan.division.smallest
     with loaded(memory_bytes=least) as model:
-        room = model.division.context_tokens
+        room = model.plan.division.context_tokens
         assert room == 2048
         for wrong in (0, room + 1, -5):
             with pytest.raises(UsageError, match=f"1 to {room}"):
@@ -193,4 +195,4 @@ def test_damage_is_found_wherever_the_trunk_lies(tmp_path, budget: Callable[[], 
     raw[extent.offset + 100] ^= 4
     extent.file.write_bytes(raw)
     with pytest.raises(CheckpointError, match=r"layers.3.attention.o does not match its checksum"):
-        answer(load_model(folder, LoadOptions(memory_bytes=budget())))
+        answer(load_model(folder, Wishes(memory_bytes=budget())))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthshine.errors import UsageError
-from earthshine.plan import Division, Sizes, divide
+from earthshine.plan import Division, Sizes, Wanted, check_division, divide, latent_bytes
 from earthshine.plan.budget import MARGIN_BYTES, PREFILL_TOKENS, WORKSPACE_BYTES
 from earthshine.units import parse_bytes
 
@@ -29,8 +29,8 @@ def parts(sizes: Sizes, found: Division) -> int:
     trunk = sum(size for name, size in sizes.units.items() if name not in found.streamed)
     buffers = 2 * max((sizes.streamed_units[name] for name in found.streamed), default=0)
     slots = sum(min(found.slots_per_layer, n) for n in sizes.experts) + found.transit_slots
-    fixed = found.process + MARGIN_BYTES + WORKSPACE_BYTES + sizes.logits
-    passing = found.context_tokens * sizes.latent + found.prefill_tokens * sizes.activation
+    fixed = PROCESS + MARGIN_BYTES + WORKSPACE_BYTES + sizes.logits
+    passing = latent_bytes(sizes, found.context_tokens) + found.prefill_tokens * sizes.activation
     embedding = 0 if found.embedding_on_disk else sizes.embedding
     return fixed + passing + trunk + buffers + embedding + slots * sizes.expert
 
@@ -42,14 +42,14 @@ def resident(sizes: Sizes, found: Division) -> int:
 def smallest(sizes: Sizes, context: int | None = None, max_context: int = 262_144) -> int:
     """The budget that a refusal names, in bytes."""
     with pytest.raises(UsageError) as refusal:
-        divide(sizes, 1, PROCESS, max_context, context)
+        divide(sizes, 1, Wanted(PROCESS, max_context, context))
     named = re.search(r"--memory ([0-9]+MiB)", str(refusal.value))
     assert named is not None
     return parse_bytes(named[1])
 
 
 def check(sizes: Sizes, found: Division, max_context: int) -> None:
-    assert parts(sizes, found) <= found.planned_bytes <= found.budget_bytes
+    assert parts(sizes, found) == found.planned_bytes <= found.budget_bytes
     assert found.smallest <= found.budget_bytes
     assert 0 <= found.slots_per_layer <= max(sizes.experts, default=0)
     whole = found.slots_per_layer == max(sizes.experts, default=0)
@@ -82,25 +82,25 @@ def some_sizes(draw: st.DrawFn) -> Sizes:
 @given(some_sizes(), st.one_of(st.none(), st.integers(1, 5000)), st.integers(0, 10**12), st.sampled_from([0, 1, 7]))
 def test_the_parts_never_exceed_the_budget(sizes: Sizes, context: int | None, more: int, shift: int) -> None:
     """At the smallest budget, right above it, and at any other."""
-    least = divide(sizes, 1 << 62, PROCESS, 5000, context).smallest
+    least = divide(sizes, 1 << 62, Wanted(PROCESS, 5000, context)).smallest
     for budget in (least, least + shift, least + (more >> shift * 5)):
-        found = divide(sizes, budget, PROCESS, 5000, context)
+        found = divide(sizes, budget, Wanted(PROCESS, 5000, context))
         check(sizes, found, 5000)
         assert context is None or found.context_tokens == context
         assert found.smallest == least
     with pytest.raises(UsageError):
-        divide(sizes, least - 1, PROCESS, 5000, context)
+        divide(sizes, least - 1, Wanted(PROCESS, 5000, context))
 
 
 @pytest.mark.parametrize("sizes", [K2_6, K2_6_INT8, TINY], ids=["K2.6", "K2.6 int8", "tiny"])
 @pytest.mark.parametrize("context", [None, 1, 4096, 131_072])
 def test_the_smallest_budget_is_named_and_works(sizes: Sizes, context: int | None) -> None:
     named = smallest(sizes, context)
-    found = divide(sizes, named, PROCESS, 262_144, context)
+    found = divide(sizes, named, Wanted(PROCESS, 262_144, context))
     check(sizes, found, 262_144)
     assert named - 2 * MIB < found.smallest <= named
     with pytest.raises(UsageError, match=f"{context or 2048} tokens is .*MiB"):
-        divide(sizes, found.smallest - 1, PROCESS, 262_144, context)
+        divide(sizes, found.smallest - 1, Wanted(PROCESS, 262_144, context))
 
 
 @pytest.mark.parametrize("sizes", [K2_6, K2_6_INT8, TINY], ids=["K2.6", "K2.6 int8", "tiny"])
@@ -109,8 +109,8 @@ def test_more_memory_never_means_less_of_anything(sizes: Sizes) -> None:
     all of it is there, no less stays in memory with half a GiB more; within that the steps of context and prefill may
     take what one layer needs."""
     start = smallest(sizes)
-    found = [divide(sizes, start + i * (GIB // 2), PROCESS, 262_144, None) for i in range(400)]
-    found += [divide(sizes, start + (220 + i * 20) * GIB, PROCESS, 262_144, None) for i in range(40)]
+    found = [divide(sizes, start + i * (GIB // 2), Wanted(PROCESS, 262_144)) for i in range(400)]
+    found += [divide(sizes, start + (220 + i * 20) * GIB, Wanted(PROCESS, 262_144)) for i in range(40)]
     for less, more in pairwise(found):
         check(sizes, more, 262_144)
         assert more.context_tokens >= less.context_tokens
@@ -126,7 +126,7 @@ def test_more_memory_never_means_less_of_anything(sizes: Sizes) -> None:
 
 
 def test_k2_6_streams_its_trunk_at_8_gib_and_keeps_it_at_32() -> None:
-    little, much = (divide(K2_6, gib * GIB, PROCESS, 262_144, None) for gib in (8, 32))
+    little, much = (divide(K2_6, gib * GIB, Wanted(PROCESS, 262_144)) for gib in (8, 32))
     assert len(little.streamed) > 40
     assert "head" not in little.streamed, "the head alone is as large as eight layers, and a token needs it too"
     assert little.transit_slots > 4
@@ -137,16 +137,44 @@ def test_k2_6_streams_its_trunk_at_8_gib_and_keeps_it_at_32() -> None:
 
 def test_streamed_units_lie_apart() -> None:
     """Between two that stream others compute, so that reading hides behind them."""
-    found = divide(K2_6, 18 * GIB, PROCESS, 262_144, None)
+    found = divide(K2_6, 18 * GIB, Wanted(PROCESS, 262_144))
     streamed = [name in found.streamed for name in K2_6.units]
     assert 5 < sum(streamed) < 30
     assert not any(a and b for a, b in pairwise(streamed))
 
 
 def test_a_model_that_fits_is_wholly_in_memory() -> None:
-    found = divide(TINY, 2 * GIB, PROCESS, 1024, None)
+    found = divide(TINY, 2 * GIB, Wanted(PROCESS, 1024))
     assert (found.streamed, found.embedding_on_disk) == ((), False)
     assert (found.slots_per_layer, found.transit_slots) == (6, 0)
     assert found.context_tokens == 1024
-    dense = divide(replace(TINY, experts=(), expert=0), 2 * GIB, PROCESS, 1024, None)
+    dense = divide(replace(TINY, experts=(), expert=0), 2 * GIB, Wanted(PROCESS, 1024))
     assert (dense.slots_per_layer, dense.transit_slots) == (0, 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(some_sizes(), st.integers(1, 5000), st.integers(0, 10**11), st.integers(1, 9))
+def test_many_conversations_have_pages_each_and_what_is_divided_is_found_to_fit(
+    sizes: Sizes, context: int, more: int, batch: int
+) -> None:
+    least = divide(sizes, 1 << 62, Wanted(PROCESS, 5000, context, batch)).smallest
+    found = divide(sizes, least + more, Wanted(PROCESS, 5000, context, batch))
+    assert found.parts["latent pages"] == batch * latent_bytes(sizes, context)
+    assert sum(found.parts.values()) == found.planned_bytes <= found.budget_bytes
+    check_division(found, sizes, PROCESS)
+    with pytest.raises(UsageError, match="make it anew"):
+        check_division(found, sizes, PROCESS + found.budget_bytes - found.planned_bytes + 1)
+
+
+def test_a_division_of_another_model_is_refused() -> None:
+    found = divide(K2_6, 8 * GIB, Wanted(PROCESS, 4096))
+    with pytest.raises(UsageError, match="does not have"):
+        check_division(found, TINY, PROCESS)
+
+
+def test_a_refusal_says_what_takes_the_memory() -> None:
+    with pytest.raises(UsageError) as refusal:
+        divide(K2_6, GIB, Wanted(PROCESS, 262_144, 4096, 3))
+    said = str(refusal.value)
+    assert "context of 4096 tokens for each of 3 conversations is " in said
+    assert "4.09 GiB are weights, 823.50 MiB the context, 459.88 MiB room to compute in, 300.00 MiB the process" in said

@@ -270,12 +270,3 @@ def test_int8_halves_a_large_matrix_and_keeps_what_it_can_represent() -> None:
     big = torch.randn(256, 2048, generator=generator).bfloat16()
     assert encode_int8(big).nbytes == 256 * 2048 + 256 * 16 * 4
     assert encode_int8(big).nbytes < 0.52 * 2 * big.numel()
-
-
-def test_a_unit_says_how_many_bytes_it_takes(checkpoint: Checkpoint, reader: Reader) -> None:
-    for name, unit in units(checkpoint).items():
-        layer = StoredTrunk(checkpoint, reader, int8=True)._weights(name)
-        held = sum(weight.nbytes for weight in layer.values())
-        assert held <= unit.bytes_as("int8")
-        assert unit.bytes_as("int8") <= 1.02 * held + 2 * 160 * 6
-        assert unit.bytes_as("bf16") == unit.nbytes

@@ -1,0 +1,130 @@
+"""One budget of growth.py, in a process of its own: measures points, and forecasts each from the machine's profile.
+
+Contexts are filled with random latents, which decode at the speed of true ones.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine import fill, prompt, steps
+
+from earthshine.engine import StepRow, load_model, plan_for, step
+from earthshine.engine.sizes import stored_sizes
+from earthshine.kv import Timeline
+from earthshine.machine import Machine, own_machine, read_machine
+from earthshine.plan import Forecaster, Load, Wishes
+from earthshine.settings import read_settings
+from earthshine.spec import load_spec
+from earthshine.units import parse_bytes
+from earthshine.weights import Checkpoint
+
+SETTLING = 512  # tokens of a prompt, and then some of a reply, after which slots hold what they will
+SETTLING_STEPS = 24
+
+
+class Budget:
+    """A model held within one budget, and what its plan forecasts."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.request = request
+        machine = profile(request["machine"])
+        memory = parse_bytes(request["memory"]) if request["memory"] else None
+        room = max([*request["contexts"], *request["prompts"], SETTLING]) + 256
+        checkpoint = Checkpoint.open(Path(request["model"]), load_spec(Path(request["model"])))
+        self.plan = plan_for(checkpoint, Wishes(memory, room, skew=request["skew"]), machine)
+        sizes = stored_sizes(checkpoint, "bf16", "bf16")
+        self.costs = Forecaster(checkpoint.spec, sizes, self.plan.division, machine)
+        self.model = load_model(Path(request["model"]), self.plan)
+        self.session = self.model.session()
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        yield from self.prompts()
+        self.session.sync(prompt(SETTLING, 99))
+        steps(self.session, SETTLING_STEPS)
+        yield from self.contexts()
+        self.session.close()
+        yield from self.batches()
+
+    def prompts(self) -> Iterator[dict[str, Any]]:
+        """From empty slots where experts stream, so the first is the one that counts there."""
+        streams = self.plan.division.transit_slots > 0
+        for n_tokens in self.request["prompts"]:
+            seconds, before = [], self.read()
+            for repeat in range(1 if streams else self.request["repeats"]):
+                self.session.close()
+                began = time.perf_counter()
+                self.session.sync(prompt(n_tokens, repeat))
+                seconds.append(time.perf_counter() - began)
+            cost = self.costs.prompt(n_tokens, self.request["skew"])
+            yield point("prompt", n_tokens, seconds, cost.seconds, self.read() - before, cost.disk_bytes)
+
+    def contexts(self) -> Iterator[dict[str, Any]]:
+        for context in self.request["contexts"]:
+            self.session.close()
+            if context:
+                fill(self.session, context)
+            else:
+                self.session.sync(prompt(16))
+            steps(self.session, 3)
+            before = self.read()
+            seconds = steps(self.session, self.request["tokens"])
+            cost = self.costs.decode(Load(max(context, 16), 1, self.request["skew"]))
+            read = (self.read() - before) / len(seconds)
+            yield point("decode", context, seconds, cost.seconds, read, cost.disk_bytes)
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Steps of several short conversations at once."""
+        pool, decoder = self.session._timeline.pool, self.model.decoder
+        for batch in self.request["batches"]:
+            timelines = [Timeline(pool) for _ in range(batch)]
+            tokens = [prompt(self.request["tokens"] + 10, seed) for seed in range(batch)]
+            step(decoder, [StepRow(t, ids[:8]) for t, ids in zip(timelines, tokens, strict=True)])
+            seconds, before = [], self.read()
+            for at in range(8, 8 + self.request["tokens"]):
+                began = time.perf_counter()
+                rows = step(decoder, [StepRow(t, [ids[at]]) for t, ids in zip(timelines, tokens, strict=True)])
+                decoder.logits(torch.cat(rows))
+                seconds.append(time.perf_counter() - began)
+            cost = self.costs.decode(Load(16, batch, self.request["skew"]))
+            yield point("batch", batch, seconds, cost.seconds, (self.read() - before) / len(seconds), cost.disk_bytes)
+            for timeline in timelines:
+                timeline.release()
+
+    def read(self) -> int:
+        """Bytes from disk so far."""
+        streamed: int = self.model.decoder.trunk.bytes_streamed
+        return self.model.experts.stats.bytes_read + streamed
+
+
+def profile(path: str | None) -> Machine:
+    machine = read_machine(Path(path)) if path else own_machine(read_settings().profile)
+    if machine is None:
+        raise SystemExit("this machine's rates are not known; run earthshine bench machine first")
+    return machine
+
+
+def point(
+    what: str, at: int, seconds: list[float], forecast: float, nbytes: float, bytes_forecast: float
+) -> dict[str, Any]:
+    spread = {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
+    found = {"what": what, "at": at, "seconds": spread, "forecast": forecast}
+    return found | {"bytes": nbytes, "bytes_forecast": bytes_forecast}
+
+
+def main() -> None:
+    budget = Budget(json.loads(sys.argv[1]))
+    points = list(budget.points())
+    peak = 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+    division = budget.plan.division
+    found = {"budget": division.budget_bytes, "planned": division.planned_bytes, "peak": peak, "points": points}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""`earthshine plan`: what goes where on a machine, how fast that will be and why, and what it costs.
+
+From a config.json alone, without torch. What is printed are forecasts; `benchmarks/` holds them against measurements.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from earthshine.cli.source import find_model
+from earthshine.errors import UsageError
+from earthshine.machine import Machine, described, memory_available, memory_resident, own_machine, read_machine
+from earthshine.plan import Cost, Wishes, plan_json
+from earthshine.plan.explore import Case
+from earthshine.plan.plan import PROCESS_BYTES
+from earthshine.plan.prices import SHIPPED, Ownership, PriceTable, read_prices
+from earthshine.settings import read_settings
+from earthshine.spec import load_spec
+from earthshine.units import format_bytes, parse_bytes
+from earthshine.untrusted import shown
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What a person typed."""
+
+    memory: str | None
+    context: int | None
+    batch: int
+    threads: int | None
+    trunk: str
+    machine: str | None
+    skew: float
+    watts: float | None
+    kwh_price: float
+    machine_price: float | None
+    life_years: float
+    prices: Path | None
+    save: Path | None
+    plot: Path | None
+    as_json: bool
+
+
+def run_plan(model: str | None, options: PlanOptions) -> None:
+    table = read_prices(options.prices or SHIPPED)
+    spec = load_spec(find_model(model, weights=False))
+    machine = _machine(options.machine)
+    memory = None if options.memory is None else parse_bytes(options.memory)
+    wishes = Wishes(memory, options.context, options.batch, options.threads, options.trunk, skew=options.skew)
+    own = _ownership(machine, options)
+    here = options.machine is None
+    available = max(0, memory_available() + memory_resident() - PROCESS_BYTES) if here else None
+    case = Case.of(spec, machine, wishes, available)
+    if options.save is not None:
+        options.save.write_text(plan_json(case.plan), encoding="utf-8")
+    if options.plot is not None:
+        from earthshine.cli.plot import plot_plan
+
+        plot_plan(options.plot, case)
+    if options.as_json:
+        print(json.dumps(_facts(case, own, table), indent=2))
+        return
+    _print(case, own, table)
+
+
+def _machine(name: str | None) -> Machine:
+    """The one that --machine names, a file or one that ships; else this one, as it was measured."""
+    shipped = described()
+    if name is not None:
+        if name in shipped:
+            return read_machine(shipped[name])
+        if not os.path.exists(name):
+            raise UsageError(f"{shown(name)} is neither a file nor one of the machines known: {', '.join(shipped)}.")
+        return read_machine(Path(name))
+    own = own_machine(read_settings().profile)
+    if own is None:
+        raise UsageError(
+            "This machine's rates are not known yet: measure them with earthshine bench machine (half a minute), or "
+            f"name another machine with --machine, such as {', '.join(shipped)}."
+        )
+    return own
+
+
+def _ownership(machine: Machine, options: PlanOptions) -> Ownership | None:
+    watts = machine.watts if options.watts is None else options.watts
+    price = machine.price_usd if options.machine_price is None else options.machine_price
+    own = Ownership(watts or 0.0, options.kwh_price, price or 0.0, options.life_years)
+    return None if watts is None and price is None else own
+
+
+def _facts(case: Case, own: Ownership | None, table: PriceTable) -> dict[str, Any]:
+    facts: dict[str, Any] = {"plan": asdict(case.plan), "machine": case.machine.name, "skew": case.wishes.skew}
+    facts["smallest_budget"] = case.smallest  # with this context
+    for name, rows in (("contexts", case.by_context()), ("budgets", case.by_budget())):
+        facts[name] = [{"at": at, "decode": _cost(d), "first_token": _cost(p)} for at, d, p in rows]
+    facts["times_quicker"] = dict(case.what_if())
+    if own is not None:
+        facts["usd_per_million"] = _usd(case, own)
+    facts["services"] = {"dated": table.dated, "source": table.source, "prices": [asdict(p) for p in table.prices]}
+    return facts
+
+
+def _cost(cost: Cost) -> dict[str, Any]:
+    return asdict(cost) | {"tokens_per_second": cost.tokens_per_second}
+
+
+def _usd(case: Case, own: Ownership) -> dict[str, float]:
+    """For a million tokens of prompt and of reply, the machine doing nothing else."""
+    half = max(1, case.plan.division.context_tokens // 2)
+    return {
+        "input": own.usd_per_million(case.prompt(half).tokens_per_second),
+        "output": own.usd_per_million(case.decode(half).tokens_per_second),
+    }
+
+
+def _print(case: Case, own: Ownership | None, table: PriceTable) -> None:
+    console, division = Console(markup=False, emoji=False), case.plan.division  # names in files are no markup
+    console.print(f"{case.spec.family} on {case.machine.name}: a forecast", highlight=False)
+    places = _table("what goes where", ("part", "size", ""))
+    for name, nbytes in division.parts.items():
+        if nbytes:
+            places.add_row(name, format_bytes(nbytes), _note(case, name))
+    places.add_row("in all", format_bytes(division.planned_bytes), f"of {format_bytes(division.budget_bytes)}")
+    places.add_row("smallest budget", format_bytes(case.smallest), "for this context")
+    console.print(places)
+    rates = _table("by context", ("tokens", "tokens/s", "bound", "first token of such a prompt", "bound"))
+    for at, decode, prompt in case.by_context():
+        rates.add_row(f"{at:,}", _rate(decode), decode.bound, _seconds(prompt.seconds), prompt.bound)
+    console.print(rates)
+    budgets = _table(
+        f"by budget, at {division.context_tokens:,} tokens", ("memory", "tokens/s", "bound", "read a token", "hits")
+    )
+    for at, decode, _ in case.by_budget():
+        read = format_bytes(decode.disk_bytes / case.wishes.batch)
+        budgets.add_row(format_bytes(at), _rate(decode), decode.bound, read, f"{decode.hit_share:.0%}")
+    console.print(budgets)
+    console.print(_reasons(case), highlight=False)
+    for name, times in case.what_if():
+        console.print(f"  with {name}: {times:.2f} times as fast", highlight=False)
+    _print_money(console, case, own, table)
+
+
+def _note(case: Case, part: str) -> str:
+    division = case.plan.division
+    if part == "trunk" and division.streamed:
+        return f"{len(division.streamed)} of {len(case.sizes.units)} parts stream from disk"
+    if part == "expert slots":
+        return f"{division.slots_per_layer} of {max(case.sizes.experts)} experts of each layer"
+    if part == "latent pages":
+        return f"{division.batch} x {division.context_tokens:,} tokens"
+    if part == "activations":
+        return f"{division.prefill_tokens:,} tokens of a prompt at once"
+    return ""
+
+
+def _reasons(case: Case) -> str:
+    """Of one decoded token: what takes its time."""
+    cost = case.decode()
+    parts = sorted(cost.parts.items(), key=lambda part: -part[1])
+    listed = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in parts if seconds > 0.005 * cost.seconds)
+    spread = "even" if case.wishes.skew == 0 else f"skewed by {case.wishes.skew:g}"
+    return f"A step of {case.wishes.batch} at that context, each part alone: {listed}. Routing is taken to be {spread}."
+
+
+def _print_money(console: Console, case: Case, own: Ownership | None, table: PriceTable) -> None:
+    prices = _table(f"US dollars for a million tokens, services in {table.dated}", ("", "input", "output"))
+    if own is None:
+        console.print("What a million tokens cost here needs --watts and --machine-price.", highlight=False)
+    else:
+        usd = _usd(case, own)
+        prices.add_row(f"here, at ${own.usd_per_hour:.3f} an hour", f"{usd['input']:.2f}", f"{usd['output']:.2f}")
+    for price in table.prices:
+        prices.add_row(price.name, f"{price.input:.2f}", f"{price.output:.2f}")
+    console.print(prices)
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index in (0, len(columns) - 1) else "right")
+    return table
+
+
+def _rate(cost: Cost) -> str:
+    rate = cost.tokens_per_second
+    return f"{rate:.2f}" if rate < 100 else f"{rate:,.0f}"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

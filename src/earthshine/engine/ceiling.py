@@ -1,0 +1,56 @@
+"""The budget as a ceiling: watched while the engine runs, with slots of experts given back before anything fails.
+
+The invariant: a step begins, and a copy of a state is made, only while the process holds no more than its budget. What
+is planned already lies below it; this is for what no plan knows, such as the rest of the program that the engine runs
+in. Refuses what can't be had even without a single slot.
+"""
+
+from collections.abc import Callable
+
+from earthshine.errors import BudgetError
+from earthshine.machine import memory_resident
+from earthshine.units import format_bytes
+
+NEAR_BYTES = 48 << 20  # below the ceiling: slots go before it is reached, so that a step has room to allocate
+
+
+class Ceiling:
+    """`give_back` lets the system have so many bytes of what can be read again, and says how many it was."""
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        give_back: Callable[[int], int],
+        resident: Callable[[], int] = memory_resident,
+    ) -> None:
+        self.budget_bytes = budget_bytes
+        self.given_back = 0  # bytes
+        self._give_back, self._resident = give_back, resident
+
+    def check(self) -> None:
+        """Before a step. Raises BudgetError where the process holds more than its budget and no slot is left."""
+        held = self._after_giving_back(0)
+        if held > self.budget_bytes:
+            raise BudgetError(
+                f"This process holds {format_bytes(held)}, more than its budget of {format_bytes(self.budget_bytes)}, "
+                "and every expert's slot is given back already; allow more with --memory, or free some of what the "
+                "program holds."
+            )
+
+    def require(self, nbytes: int, what: str) -> None:
+        """Before `nbytes` more are allocated; raises BudgetError where they can't be had."""
+        held = self._after_giving_back(nbytes)
+        if held + nbytes > self.budget_bytes:
+            raise BudgetError(
+                f"{what} takes {format_bytes(nbytes)}, but of the budget of {format_bytes(self.budget_bytes)} only "
+                f"{format_bytes(max(0, self.budget_bytes - held))} are left; allow more with --memory."
+            )
+
+    def _after_giving_back(self, nbytes: int) -> int:
+        """Bytes that the process holds, once there is room for `nbytes` more or no slot is left."""
+        while (over := (held := self._resident()) + nbytes + NEAR_BYTES - self.budget_bytes) > 0:
+            given = self._give_back(over)  # of what was never used nothing is held, so the process is asked again
+            if given == 0:
+                break
+            self.given_back += given
+        return held

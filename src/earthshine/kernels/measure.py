@@ -1,0 +1,158 @@
+"""What the kernels do in a second on this machine: memory read, products by stored weights, attention over latents.
+
+Every function returns plain numbers, one a repeat, and leaves the median to its caller. Weights and latents are cut
+from one region of memory and taken in turn, so that at few rows they come from memory and not from a cache, as a
+model's do. Refuses a region that holds less than one of what is measured.
+"""
+
+import ctypes
+import mmap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import cycle, islice
+
+import torch
+from torch import Tensor
+
+from earthshine import kernels
+from earthshine.errors import KernelError
+from earthshine.kernels import library
+from earthshine.kernels.attention import PagedTokens
+from earthshine.kernels.matrix import Format, Matrix, stored_bytes
+from earthshine.kernels.native import Expert
+
+# Kimi-K2.6's expert, and its latents.
+HIDDEN, INTERMEDIATE = 7168, 2048
+RANK, ROPE, PAGE_TOKENS = 512, 64, 64
+CONTEXT_TOKENS = 8192
+
+FORMATS = {
+    "bf16": Format.BF16,
+    "int4": Format.INT4_GROUP32,
+    "fp8": Format.FP8_BLOCK128,
+    "int8": Format.INT8_GROUP128,
+}
+
+_SAMPLE_SECONDS = 0.03  # of one repeat, so that a clock and an interruption matter little
+_MOST_SECONDS = 2.0  # of all repeats at one point, after which no further one begins
+_MOST_CALLS = 10_000  # of one repeat, whatever the clock says
+_TOGETHER = 8  # experts a call, as one layer's of a decoded token
+_SPARE = 64  # between two matrices, so that each begins at a cache line
+
+
+Memory = Tensor  # uint8 [n]: what weights and latents are cut from
+
+
+def make_memory(nbytes: int) -> Memory:
+    """uint8 [nbytes] of touched memory, in huge pages where there are some; read as bf16 it is normal numbers.
+
+    Raises KernelError where the system has no room.
+    """
+    try:
+        region = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError, ValueError):
+        raise KernelError(f"{nbytes} bytes to measure with are more than this machine can map.") from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            region.madvise(mmap.MADV_HUGEPAGE)
+    memory = torch.frombuffer(region, dtype=torch.uint8)
+    some = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)).bfloat16().view(torch.uint8)
+    for part in memory.split(len(some)):
+        part.copy_(some[: len(part)])
+    return memory
+
+
+def read_word(memory: Memory) -> int | None:
+    """Reads all of `memory` with all threads: the exclusive or of its 64-bit words. Without the library, torch reads
+    it and there is no word."""
+    word = ctypes.c_uint64()
+    if not library.available():
+        memory[: memory.numel() // 8 * 8].view(torch.int64).sum()
+        return None
+    library.check_status(library.library().es_read(memory.data_ptr(), memory.numel(), ctypes.byref(word)))
+    return word.value
+
+
+def read_rates(memory: Memory, repeats: int) -> list[float]:
+    """Bytes a second at which all threads read `memory`."""
+    return [memory.numel() * rate for rate in _rates(cycle([lambda: read_word(memory)]), 1, repeats)]
+
+
+def linear_rates(memory: Memory, form: str, rows: int, repeats: int) -> list[float]:
+    """FLOP/s of `kernels.linear`: bf16 [rows, 7168] by [2048, 7168] of a format, a different matrix every call."""
+    matrices = list(_matrices(memory, FORMATS[form], INTERMEDIATE, HIDDEN))
+    x = torch.randn(rows, HIDDEN).bfloat16()
+    calls = [lambda m=matrix: kernels.linear(x, m) for matrix in matrices]
+    flops = 2.0 * INTERMEDIATE * HIDDEN * rows
+    return [flops * rate for rate in _rates(cycle(calls), len(calls) if rows == 1 else 1, repeats)]
+
+
+def expert_rates(memory: Memory, form: str, rows: int, repeats: int) -> list[float]:
+    """FLOP/s of `kernels.moe_ffn` over experts of a format, with so many rows each; up to eight experts a call."""
+    experts = list(_experts(memory, FORMATS[form]))
+    n = min(_TOGETHER if rows < 64 else 1, len(experts))
+    groups = [experts[first : first + n] for first in range(0, len(experts) - n + 1, n)]
+    x = torch.randn(rows, HIDDEN).bfloat16()
+    token, begin = torch.arange(rows, dtype=torch.int32).repeat(n), [rows * i for i in range(n + 1)]
+    each = torch.empty(n * rows, HIDDEN)
+    calls = [lambda g=group: kernels.moe_ffn(x, g, token, begin, each) for group in groups]
+    flops = 6.0 * INTERMEDIATE * HIDDEN * rows * n
+    return [flops * rate for rate in _rates(cycle(calls), len(calls) if rows == 1 else 1, repeats)]
+
+
+def attention_rates(memory: Memory, n_heads: int, tokens: int, repeats: int) -> list[float]:
+    """FLOP/s of the last `tokens` of 8192 over a conversation's latents, another conversation every call.
+
+    An operation is a multiplication or an addition that a query and a latent that it sees need.
+    """
+    latent, n_pages = RANK + ROPE, CONTEXT_TOKENS // PAGE_TOKENS
+    pages = memory.numel() // (2 * PAGE_TOKENS * latent)
+    if pages < n_pages:
+        raise KernelError(f"{memory.numel()} bytes hold no {CONTEXT_TOKENS} latents; give more memory.")
+    pool = memory[: pages * 2 * PAGE_TOKENS * latent].view(torch.bfloat16).view(pages, PAGE_TOKENS, latent)
+    query = torch.randn(tokens, n_heads, latent).bfloat16()
+    start = CONTEXT_TOKENS - tokens
+    firsts = range(0, pages - n_pages + 1, n_pages)
+    turns = [[PagedTokens(tokens, start, torch.arange(f, f + n_pages, dtype=torch.int32))] for f in firsts]
+    calls = [lambda s=s: kernels.attend_latents(query, pool, s, RANK, latent**-0.5) for s in turns]
+    flops = 2.0 * n_heads * (latent + RANK) * sum(start + token + 1 for token in range(tokens))
+    return [flops * rate for rate in _rates(cycle(calls), len(calls) if tokens == 1 else 1, repeats)]
+
+
+def _rates(calls: Iterator[Callable[[], object]], least: int, repeats: int) -> list[float]:
+    """Calls a second in each repeat of at least so many calls, at least one repeat; the first call is not counted."""
+    began = time.perf_counter()
+    next(calls)()
+    once = max(time.perf_counter() - began, 1e-9)
+    count = max(1, min(least, int(_MOST_SECONDS / once)), min(int(_SAMPLE_SECONDS / once), _MOST_CALLS))
+    rates: list[float] = []
+    while not rates or (len(rates) < repeats and time.perf_counter() - began < _MOST_SECONDS):
+        now = time.perf_counter()
+        for call in islice(calls, count):
+            call()
+        rates.append(count / max(time.perf_counter() - now, 1e-9))
+    return rates
+
+
+def _matrices(memory: Memory, form: Format, rows: int, cols: int) -> Iterator[Matrix]:
+    """Matrices one behind the other, as many as there is room for. Raises KernelError where there is room for none."""
+    sizes = [-(-size // _SPARE) * _SPARE for size in stored_bytes(form, rows, cols)]
+    if memory.numel() < sum(sizes):
+        raise KernelError(f"{memory.numel()} bytes hold no matrix of {rows} by {cols}; give more memory.")
+    for first in range(0, memory.numel() - sum(sizes) + 1, sum(sizes)):
+        yield _matrix(memory[first : first + sum(sizes)], form, rows, cols)
+
+
+def _matrix(memory: Memory, form: Format, rows: int, cols: int) -> Matrix:
+    codes, scales = stored_bytes(form, rows, cols)
+    after = -(-codes // _SPARE) * _SPARE
+    return Matrix(form, rows, cols, memory[:codes], memory[after : after + scales] if scales else None)
+
+
+def _experts(memory: Memory, form: Format) -> Iterator[Expert]:
+    up, down = list(_matrices(memory, form, INTERMEDIATE, HIDDEN)), (HIDDEN, INTERMEDIATE)
+    if len(up) < 3:
+        raise KernelError(f"{memory.numel()} bytes hold no expert; give more memory.")
+    for gate, other, last in zip(up[::3], up[1::3], up[2::3], strict=False):
+        yield Expert(gate, other, Matrix(form, *down, last.codes, last.scales))

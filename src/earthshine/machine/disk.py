@@ -1,0 +1,193 @@
+"""How fast this machine reads a file past the page cache: blocks of several sizes, several reads at once.
+
+The file is one that is given, or one written for the purpose and unlinked at once, so that it is gone however the
+process ends. Every read is of a whole block at a multiple of 4096, in an order drawn from a seed, and lands in memory
+that no cache holds, as a model's does. Refuses a file that is too small or mostly holes, a folder without room, and
+what lies in memory. Where a file system has no O_DIRECT, the page cache is asked to forget the file before each round,
+and `Rates.direct` is False.
+"""
+
+import fcntl
+import itertools
+import mmap
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from earthshine.errors import UsageError
+from earthshine.machine.profile import DiskRate, real_path
+from earthshine.units import format_bytes
+from earthshine.untrusted import open_regular, shown
+
+PAGE = 4096
+BLOCKS = (1 << 20, 8 << 20, 6048 * PAGE)  # the last one is Kimi-K2.6's expert, rounded down to pages
+DEPTHS = (1, 2, 4)
+MOST_BYTES = 2 << 30  # of a file written for the purpose
+LEAST_BYTES = 256 << 20  # of any file: ten of the largest blocks
+_SHARE_OF_FREE = 0.25
+_ROUND_BYTES = 256 << 20
+_ROUND_SECONDS = 0.4  # of a disk that takes long for so many
+_SOLID = 0.9  # of a file's bytes must be on the disk
+_PATTERN_BYTES = 16 << 20
+_TARGET_BYTES = 256 << 20  # on a virtual disk, reads of 1 MiB into one place gave 5.3 GB/s, and through this 2.5
+_IN_MEMORY = ("tmpfs", "ramfs")
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Bytes a second of each repeat, by block and depth; whether the page cache was passed by."""
+
+    samples: Mapping[tuple[int, int], tuple[float, ...]]
+    direct: bool
+
+    def medians(self) -> tuple[DiskRate, ...]:
+        """One entry a block and depth, in order."""
+        return tuple(DiskRate(*key, statistics.median(rates)) for key, rates in sorted(self.samples.items()))
+
+
+def measure_file(path: Path, repeats: int = 3) -> Rates:
+    """Rates of a file that exists, which is only read. Raises UsageError for one that tells nothing about the disk."""
+    descriptor = open_regular(real_path(path), shown(path), UsageError)
+    try:
+        found = os.fstat(descriptor)
+        _refuse_memory(path, found.st_dev)
+        if found.st_size < LEAST_BYTES:
+            raise UsageError(f"{shown(path)} has {format_bytes(found.st_size)}; {_enough()} are needed.")
+        if found.st_blocks * 512 < _SOLID * found.st_size:
+            raise UsageError(f"{shown(path)} is mostly holes, which no disk reads; name a file that is all written.")
+        return _measure(descriptor, found.st_size, repeats)
+    except OSError as error:
+        raise UsageError(f"{shown(path)} can't be read: {error.strerror}.") from None
+    finally:
+        os.close(descriptor)
+
+
+def measure_folder(folder: Path, repeats: int = 3, most_bytes: int = MOST_BYTES) -> Rates:
+    """Rates of a new file of at most `most_bytes` and a quarter of the free space, which is gone afterwards.
+
+    Raises UsageError where the folder has no room, or can't be written.
+    """
+    try:
+        _refuse_memory(folder, os.stat(folder).st_dev)
+        system = os.statvfs(folder)
+        size = min(most_bytes, int(system.f_bavail * system.f_frsize * _SHARE_OF_FREE)) // PAGE * PAGE
+        if size < LEAST_BYTES:
+            free = format_bytes(system.f_bavail * system.f_frsize)
+            raise UsageError(f"{shown(folder)} has {free} free; a quarter of it is used, and {_enough()} are needed.")
+        with _written(folder, size) as descriptor:
+            return _measure(descriptor, size, repeats)
+    except OSError as error:
+        raise UsageError(f"{shown(folder)} can't be measured: {error.strerror}; name another folder.") from None
+
+
+def _refuse_memory(path: Path, device: int, mounts: Path = Path("/proc/self/mountinfo")) -> None:
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # a system that says nothing
+        return
+    kinds = {line.partition(" - ")[2].split(" ")[0] for line in lines if line.split(" ")[2:3] == [number]}
+    if kinds.intersection(_IN_MEMORY):
+        raise UsageError(f"{shown(path)} lies in memory ({min(kinds)}), not on a disk; name a place on one.")
+
+
+def _enough() -> str:
+    return f"{format_bytes(LEAST_BYTES)} or more"
+
+
+@contextmanager
+def _written(folder: Path, size: int) -> Iterator[int]:
+    """A descriptor of a file without a name, all written and on the disk."""
+    descriptor, name = tempfile.mkstemp(prefix=".earthshine-", dir=folder)
+    try:
+        os.unlink(name)
+        pattern = memoryview(random.Random(0).randbytes(_PATTERN_BYTES))
+        for turn in itertools.count():
+            left = size - turn * _PATTERN_BYTES
+            if left <= 0:
+                break
+            at = turn * 17 * PAGE % _PATTERN_BYTES  # no two parts begin alike
+            for part in (pattern[at:], pattern[:at]):
+                _write(descriptor, part[: max(0, left)])
+                left -= len(part)
+        os.fsync(descriptor)
+        yield descriptor
+    finally:
+        with suppress(FileNotFoundError):  # an interrupt may come between the two
+            os.unlink(name)
+        os.close(descriptor)
+
+
+def _write(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _measure(descriptor: int, size: int, repeats: int) -> Rates:
+    direct = _pass_by_cache(descriptor)
+    keys = [(block, depth) for block in BLOCKS for depth in DEPTHS]
+    samples: dict[tuple[int, int], list[float]] = {key: [] for key in keys}
+    draw = random.Random(0)
+    with mmap.mmap(-1, _TARGET_BYTES) as memory, ThreadPoolExecutor(max(DEPTHS)) as pool:
+        memory[::PAGE] = bytes(len(memory) // PAGE)  # touched: a read into new pages takes twice as long
+        whole = memoryview(memory)
+        try:
+            # In turns, so that a disk which is slow for a minute is so for all.
+            for _, (block, depth) in itertools.product(range(repeats), keys):
+                if not direct:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                rate = _round(descriptor, whole, pool, draw.sample(range(size // block), size // block), block, depth)
+                samples[block, depth].append(rate)
+        finally:
+            whole.release()
+    return Rates({key: tuple(rates) for key, rates in samples.items()}, direct)
+
+
+def _pass_by_cache(descriptor: int) -> bool:
+    flag = getattr(os, "O_DIRECT", 0)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | flag)
+        return flag != 0
+    except OSError:
+        return False
+
+
+def _round(
+    descriptor: int, memory: memoryview, pool: ThreadPoolExecutor, places: list[int], block: int, depth: int
+) -> float:
+    """Bytes a second of reads by `depth` threads until there are enough; they go through `memory` one after another."""
+    targets = itertools.cycle(range(0, len(memory) - block + 1, block))
+    turns = deque(zip(places[: max(depth, _ROUND_BYTES // block)], targets, strict=False))
+    began = time.perf_counter()
+
+    def read(_: int) -> int:
+        done = 0
+        while True:
+            try:
+                place, target = turns.popleft()
+            except IndexError:
+                return done
+            done += _read(descriptor, memory[target : target + block], place * block)
+            if time.perf_counter() - began > _ROUND_SECONDS:
+                return done
+
+    nbytes = sum(pool.map(read, range(depth)))
+    return nbytes / (time.perf_counter() - began)
+
+
+def _read(descriptor: int, view: memoryview, offset: int) -> int:
+    done = 0
+    while done < len(view):
+        step = os.preadv(descriptor, [view[done:]], offset + done)
+        if step == 0:
+            raise OSError(5, "it became shorter while it was read")
+        done += step
+    return done

@@ -1,0 +1,109 @@
+"""Forecasts beside one another: over contexts, over budgets, and what a change of the machine would buy.
+
+The invariant: every figure is the forecast of a plan that could be carried out; contexts and budgets that can't be are
+left out. Nothing is interpolated between plans.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from earthshine.errors import UsageError
+from earthshine.machine import DiskRate, Machine
+from earthshine.machine.profile import Points
+from earthshine.plan.forecast import Cost, Forecaster, Load
+from earthshine.plan.plan import Plan, Wishes, make_plan
+from earthshine.plan.sizes import Sizes, sizes_of
+from earthshine.spec import ModelSpec
+
+CONTEXTS = (4096, 32768, 131072, 262144)
+_BUDGETS = 4  # steps from the smallest that works to the machine's memory
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A plan and all that it was made from, so that it can be made again a little otherwise."""
+
+    spec: ModelSpec
+    machine: Machine
+    wishes: Wishes
+    sizes: Sizes
+    plan: Plan
+
+    @classmethod
+    def of(cls, spec: ModelSpec, machine: Machine, wishes: Wishes, available_bytes: int | None = None) -> "Case":
+        """Raises UsageError as `make_plan` does."""
+        sizes = sizes_of(spec, wishes.dtype, wishes.trunk)
+        return cls(spec, machine, wishes, sizes, make_plan(spec, wishes, machine, available_bytes=available_bytes))
+
+    @property
+    def smallest(self) -> int:
+        """The least budget that works with the plan's context; the plan's own `smallest` may be for a shorter one."""
+        return (self._otherwise() or self).plan.division.smallest
+
+    def costs(self) -> Forecaster:
+        """What this plan costs."""
+        return Forecaster(self.spec, self.sizes, self.plan.division, self.machine, self.wishes.trunk)
+
+    def decode(self, context_tokens: int | None = None) -> Cost:
+        """Of one step at so many tokens of context, by default all that there is room for."""
+        at = context_tokens or self.plan.division.context_tokens
+        return self.costs().decode(Load(at, self.wishes.batch, self.wishes.skew))
+
+    def prompt(self, n_tokens: int) -> Cost:
+        """Of a first prompt."""
+        return self.costs().prompt(n_tokens, self.wishes.skew)
+
+    def by_context(self) -> Iterator[tuple[int, Cost, Cost]]:
+        """Each context that there can be: the cost of a step there, and of a first prompt of that length."""
+        for context in sorted({*CONTEXTS, self.plan.division.context_tokens}):
+            other = self._otherwise(context_tokens=context)
+            if other is not None:
+                yield context, other.decode(), other.prompt(context)
+
+    def by_budget(self) -> Iterator[tuple[int, Cost, Cost]]:
+        """Budgets from the smallest that works to the machine's memory: of a step, and of a prompt of half the context.
+
+        Their context is the plan's.
+        """
+        division, smallest = self.plan.division, self.smallest
+        ratio = self.machine.memory_bytes / smallest
+        steps = [int(smallest * ratio ** (i / _BUDGETS)) >> 20 << 20 for i in range(1, _BUDGETS + 1)]
+        for budget in sorted({*steps, smallest, division.budget_bytes}):
+            other = self._otherwise(memory_bytes=budget)
+            if other is not None:
+                yield budget, other.decode(), other.prompt(max(1, division.context_tokens // 2))
+
+    def what_if(self) -> Iterator[tuple[str, float]]:
+        """What would change, and how many times as fast a token then comes."""
+        now, budget = self.decode().seconds, self.plan.division.budget_bytes
+        disk = tuple(DiskRate(d.block_bytes, d.depth, 2 * d.bytes_per_second) for d in self.machine.disk)
+        for name, machine, more in (
+            ("one more GiB of memory", replace(self.machine, memory_bytes=self.machine.memory_bytes + _GIB), _GIB),
+            ("a disk twice as fast, or a second one", replace(self.machine, disk=disk), 0),
+            ("memory twice as fast", _with_faster_memory(self.machine), 0),
+        ):
+            other = self._otherwise(machine, memory_bytes=budget + more)
+            if other is not None:
+                yield name, now / other.decode().seconds
+
+    def _otherwise(self, machine: Machine | None = None, **changed: Any) -> "Case | None":
+        """The same plan but for what changed; None where that can't be."""
+        division = self.plan.division
+        fixed = {"memory_bytes": division.budget_bytes, "context_tokens": division.context_tokens}
+        try:
+            return Case.of(self.spec, machine or self.machine, replace(self.wishes, **(fixed | changed)))
+        except UsageError:
+            return None
+
+
+def _with_faster_memory(machine: Machine) -> Machine:
+    """Products and attention of few rows read twice as fast; those that are bound by computing stay."""
+
+    def faster(points: Points) -> Points:
+        return tuple((rows, min(2 * rate, max(rate, points[-1][1]))) for rows, rate in points)
+
+    products = {form: faster(points) for form, points in machine.products.items()}
+    attention = faster(machine.attention)
+    return replace(machine, memory_read=2 * machine.memory_read, products=products, attention=attention)

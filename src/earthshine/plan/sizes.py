@@ -1,0 +1,151 @@
+"""How many bytes each part of a model takes in memory, from its spec alone: what a plan starts from.
+
+The invariant: for files that store what their config says, no part takes more than is counted here. A buffer that a
+read arrives in counts as its bytes and two pages for each published tensor, since the pages of a file begin where they
+like; activations count at the widest point of a layer. Files that need more (a trunk published in fp32) are measured
+from their headers by the engine, which raises the counts.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from earthshine.spec.footprint import expert_bytes, stored_bytes
+from earthshine.spec.layout import TensorSpec, moe_layers, trunk_tensors
+from earthshine.spec.model import INT8_GROUP, DenseSpec, LayerSpec, ModelSpec, MoeSpec, Storage
+
+PAGE = 4096
+_PARTS = {Storage.BF16: 1, Storage.FP8_BLOCK128: 2, Storage.INT4_GROUP32: 3}  # published tensors a matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """A model's parts in bytes, in the form in which they would lie in memory."""
+
+    units: Mapping[str, int]  # of the trunk: each layer and the head, in order
+    streamed_units: Mapping[str, int]  # the same as published, which is how they stream
+    embedding: int
+    expert: int  # a slot
+    experts: tuple[int, ...]  # how many there are in each sparse layer
+    latent: int  # of one token in all layers
+    activation: int  # of one token of a prompt on its way through the model
+    logits: int  # of one token
+    loading: int = 0  # the most that the trunk takes while it is brought into this form, before anything else is there
+    gathered: int = 0  # of one token of a context, while it is attended to elsewhere than where it lies
+
+    def at_least(self, units: Mapping[str, int], expert: int) -> "Sizes":
+        """The same, for files whose units (as published) or experts take more than their config makes one expect."""
+        streamed = {name: max(size, units.get(name, 0)) for name, size in self.streamed_units.items()}
+        more = {name: streamed[name] - size for name, size in self.streamed_units.items()}
+        resident = {name: size + more[name] for name, size in self.units.items()}
+        loading = self.loading and self.loading + sum(more.values())
+        return replace(self, units=resident, streamed_units=streamed, expert=max(self.expert, expert), loading=loading)
+
+
+def sizes_of(spec: ModelSpec, dtype: str = "bf16", trunk: str = "bf16") -> Sizes:
+    """`dtype`: of activations, "bf16" or "fp32"; `trunk`: "bf16" as published, or "int8".
+
+    With fp32 activations all of the trunk is decoded to fp32 and stays.
+    """
+    wide = 2 if dtype == "fp32" else 1
+    groups: dict[str, list[TensorSpec]] = {}
+    for tensor in trunk_tensors(spec):
+        if tensor.name not in ("embed", "norm"):
+            groups.setdefault(_unit_of(tensor.name), []).append(tensor)
+    published = {name: sum(_buffer_bytes(spec, t) for t in tensors) for name, tensors in groups.items()}
+    resident = published
+    if wide == 2:
+        resident = {name: sum(4 * t.size for t in tensors) for name, tensors in groups.items()}
+    elif trunk == "int8":
+        resident = {name: sum(_int8_bytes(t) for t in tensors) for name, tensors in groups.items()}
+    embedding = 2 * spec.vocab_size * spec.hidden * wide
+    if wide == 2:  # then neither streams
+        resident, embedding = {**resident, "embed": embedding}, 0
+    return Sizes(
+        units=resident,
+        streamed_units={**published, "embed": 2 * spec.vocab_size * spec.hidden * wide},
+        embedding=embedding,
+        expert=_slot_bytes(spec),
+        experts=tuple(moe.n_experts for _, moe in moe_layers(spec)),
+        latent=spec.latent_dim * spec.n_layers * 2 * wide,
+        activation=max(_activation_values(spec, layer, wide) for layer in spec.layers) * 2 * wide,
+        logits=spec.vocab_size * 4 * 4,  # and what sampling makes of them
+        loading=_loading(spec, published, resident, wide, trunk),
+        gathered=0 if wide == 1 else max(_gathered_bytes(layer) for layer in spec.layers),
+    )
+
+
+def _unit_of(name: str) -> str:
+    return ".".join(name.split(".")[:2]) if name.startswith("layers.") else name
+
+
+def _buffer_bytes(spec: ModelSpec, tensor: TensorSpec) -> int:
+    """Of a trunk tensor as published, with what is made of it: kv_b is taken apart by head, so it is decoded."""
+    storage = spec.trunk_storage if tensor.linear else Storage.BF16
+    rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.size)
+    nbytes = 4 * tensor.size if tensor.name.endswith(".router_bias") else stored_bytes(rows, columns, storage)
+    if storage is not Storage.BF16 and tensor.name.endswith(".kv_b"):
+        nbytes += 2 * tensor.size
+    return nbytes + 2 * PAGE * (_PARTS[storage] + 1)
+
+
+def _int8_bytes(tensor: TensorSpec) -> int:
+    """With matrices rounded, but for the router and what attention takes apart."""
+    if (tensor.linear or tensor.name == "head") and not tensor.name.endswith(".kv_b"):
+        rows, columns = tensor.shape
+        return rows * columns + 4 * rows * -(-columns // INT8_GROUP)
+    return (4 if tensor.name.endswith(".router_bias") else 2) * tensor.size
+
+
+def _slot_bytes(spec: ModelSpec) -> int:
+    """The largest expert as published and two pages for each of its tensors, 0.3% of an expert of Kimi-K2.6."""
+    parts = 3 * _PARTS[spec.expert_storage]
+    most = max((expert_bytes(spec.hidden, moe, spec.expert_storage) for _, moe in moe_layers(spec)), default=0)
+    return -(-(most + 2 * PAGE * parts) // PAGE) * PAGE if most else 0
+
+
+def _loading(spec: ModelSpec, published: Mapping[str, int], resident: Mapping[str, int], wide: int, trunk: str) -> int:
+    if wide == 2:  # tensor by tensor, in order
+        return _most_at_once((4 * t.size, _decoded_bytes(spec, t)) for t in trunk_tensors(spec))
+    if trunk != "int8":
+        return 0
+    largest_first = sorted(published, key=lambda name: -published[name])
+    return _most_at_once((resident[name], published[name]) for name in largest_first)
+
+
+def _most_at_once(steps: Iterable[tuple[int, int]]) -> int:
+    """The most bytes that exist while parts are read one after the other: what each leaves, and what it takes beside
+    that and all before it."""
+    done = most = 0
+    for left, beside in steps:
+        done += left
+        most = max(most, done + beside)
+    return most
+
+
+def _decoded_bytes(spec: ModelSpec, tensor: TensorSpec) -> int:
+    """Of a trunk tensor as published, and in bf16 where that is another form."""
+    storage = spec.trunk_storage if tensor.linear else Storage.BF16
+    return _buffer_bytes(spec, tensor) + (0 if storage is Storage.BF16 else 2 * tensor.size)
+
+
+def _gathered_bytes(layer: LayerSpec) -> int:
+    """In fp32 a token's latent is taken out of its page, and padded as a key and as a value."""
+    return 4 * (2 * layer.attention.latent_dim + layer.attention.kv_lora_rank)
+
+
+def _activation_values(spec: ModelSpec, layer: LayerSpec, wide: int) -> int:
+    """Numbers that exist at once for one token of a prompt, whether in attention or in the feed-forward layer."""
+    attention = layer.attention
+    queries = attention.n_heads * (2 * attention.qk_dim + 2 * attention.v_dim)
+    low = 2 * (attention.q_lora_rank or 0) + 3 * attention.latent_dim
+    return spec.hidden * 4 + max(queries + low, _ffn_values(spec.hidden, layer.ffn, wide))
+
+
+def _ffn_values(hidden: int, ffn: DenseSpec | MoeSpec, wide: int) -> int:
+    """In fp32 five rows of the inner width exist at once, as gate is activated in blocks: 5.3 with all else were
+    measured where it is wide, and 0.7 of bf16, whose kernels keep none of it."""
+    inner = 3 if wide == 1 else 5
+    if isinstance(ffn, MoeSpec):
+        routed = 0 if wide == 1 else hidden + inner * ffn.intermediate  # should all tokens choose one expert
+        return 4 * hidden + max(inner * ffn.shared_intermediate, routed) + 4 * ffn.n_experts + 16 * ffn.top_k
+    return hidden + inner * ffn.intermediate

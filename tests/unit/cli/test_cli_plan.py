@@ -1,0 +1,264 @@
+"""`earthshine plan`: from a config alone, for any machine, to tables, JSON, a picture, and a file that chat takes."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from earthshine.machine import Machine, described, machine_json, memory_total, read_machine, save_machine
+from earthshine.machine.probe import identity
+from earthshine.plan import read_plan
+from earthshine.plan.prices import Ownership
+from earthshine.settings import read_settings
+from earthshine.units import parse_bytes
+
+MACHINES = sorted(described())
+MINI = read_machine(described()["mini-24gb"])
+
+
+@pytest.fixture(autouse=True)
+def _no_profile(monkeypatch, tmp_path):
+    """Whatever was measured here stays out of it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def k2_6(shared_data):
+    return shared_data / "configs/moonshotai--Kimi-K2.6_config.json"
+
+
+def written(folder: Path, machine: Machine) -> Path:
+    path = folder / "machine.json"
+    path.write_text(machine_json(machine))
+    return path
+
+
+def facts(run) -> dict:
+    code, out, err = run
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_k2_6_is_planned_for_every_machine_that_ships(earthshine, k2_6, machine):
+    found = facts(earthshine("plan", k2_6, "--machine", machine, "--json"))
+    computer = read_machine(described()[machine])
+    division = found["plan"]["division"]
+    assert found["machine"] == found["plan"]["machine"] == computer.name
+    assert division["budget_bytes"] == int(0.85 * computer.memory_bytes)
+    assert sum(division["parts"].values()) <= division["budget_bytes"]
+    assert division["context_tokens"] == 32_768
+    assert (len(division["streamed"]) > 0) == (machine == "mini-24gb")
+    assert found["budgets"][0]["at"] == found["smallest_budget"] > division["smallest"]
+    for row in found["contexts"] + found["budgets"]:
+        for cost in (row["decode"], row["first_token"]):
+            assert cost["tokens_per_second"] == pytest.approx(cost["tokens"] / cost["seconds"])
+            assert cost["bound"] in ("disk", "memory", "compute", "calls")
+            assert 0 <= cost["hit_share"] <= 1
+    assert all(times >= 0.999 for times in found["times_quicker"].values())
+    assert len(found["services"]["prices"]) > 3
+
+    code, out, err = earthshine("plan", k2_6, "--machine", machine)
+    assert (code, err) == (0, "")
+    assert f"on {computer.name}: a forecast" in out
+    for name in ("what goes where", "by context", "by budget, at 32,768 tokens", "US dollars for a million tokens"):
+        assert name in out
+    row = next(line for line in out.splitlines() if line.startswith("32,768"))
+    rate = next(row["decode"]["tokens_per_second"] for row in found["contexts"] if row["at"] == 32_768)
+    assert row.split()[1] == (f"{rate:.2f}" if rate < 100 else f"{rate:,.0f}")
+    smallest = re.search(r"smallest budget +([0-9.]+ GiB) +for this context", out)
+    assert parse_bytes(smallest[1]) == pytest.approx(found["smallest_budget"], rel=0.01)
+
+
+def test_the_smallest_budget_printed_is_one_that_works(earthshine, k2_6):
+    found = facts(earthshine("plan", k2_6, "--machine", "mini-24gb", "--json"))
+    at = ("plan", k2_6, "--machine", "mini-24gb", "--context", 32768, "--json", "--memory")
+    assert facts(earthshine(*at, found["smallest_budget"]))["plan"]["division"]["context_tokens"] == 32_768
+    code, _, err = earthshine(*at, found["smallest_budget"] - 1)
+    assert code == 2
+    assert "smallest budget that works" in err
+
+
+def test_wishes_reach_the_plan(earthshine, k2_6):
+    options = ("--memory", "100GiB", "--context", 2000, "--batch", 4, "--threads", 3, "--trunk", "int8", "--skew", 0.5)
+    found = facts(earthshine("plan", k2_6, "--machine", "desktop-128gb", *options, "--json"))
+    division = found["plan"]["division"]
+    assert (division["budget_bytes"], division["context_tokens"], division["batch"]) == (100 << 30, 2000, 4)
+    assert (found["plan"]["threads"], found["plan"]["trunk"], found["skew"]) == (3, "int8", 0.5)
+    assert found["contexts"][0]["decode"]["tokens"] == 4
+
+
+def test_money_by_hand(earthshine):
+    own = Ownership(200.0, 0.1, 1000.0, 2.0)
+    options = ("--watts", 200, "--kwh-price", 0.1, "--machine-price", 1000, "--life-years", 2)
+    found = facts(earthshine("plan", "--machine", "mini-24gb", "--context", 1000, *options, "--json"))
+    prompt = found["plan"]["forecast"]["first token of 500"]
+    rate = prompt["tokens"] / prompt["seconds"]
+    assert found["usd_per_million"]["input"] == pytest.approx(own.usd_per_hour / 3600 / rate * 1e6)
+    assert found["usd_per_million"]["output"] > found["usd_per_million"]["input"]
+
+
+def test_other_prices_and_machines_without_any(earthshine, tmp_path):
+    prices = tmp_path / "prices.json"
+    entry = {"name": "[/b] :smile: [red]mine", "input": 1, "output": 22.5}
+    prices.write_text(json.dumps({"format": "earthshine prices 1", "dated": "2026-01-02", "source": "x",
+                                  "prices": [entry]}))  # fmt: skip
+    plain = written(tmp_path, replace(MINI, watts=None, price_usd=None, name="[/i] a $\\frac{ machine :boom:"))
+    code, out, err = earthshine("plan", "--machine", plain, "--prices", prices)
+    assert (code, err) == (0, "")
+    assert "needs --watts and --machine-price" in out
+    assert "on [/i] a $\\frac{ machine :boom:: a forecast" in out, "a name is text, never markup"
+    assert re.search(r"\[/b\] :smile: \[red\]mine +1\.00 +22\.50", out)
+    found = facts(earthshine("plan", "--machine", plain, "--prices", prices, "--json"))
+    assert "usd_per_million" not in found
+    assert found["services"]["prices"][0]["name"] == entry["name"]
+
+
+def test_this_machine_needs_to_be_measured_first(earthshine):
+    code, out, err = earthshine("plan")
+    assert (code, out) == (2, "")
+    assert "earthshine bench machine" in err
+    assert all(name in err for name in MACHINES)
+
+
+def measured(**changed) -> Machine:
+    here = {"measured": "2026-01-02", "identity": identity(), "memory_bytes": memory_total()}
+    return replace(MINI, **(here | changed))
+
+
+def test_this_machines_plan_starts_from_what_is_free(earthshine):
+    profile = read_settings().profile
+    save_machine(measured(name="this one"), profile)
+    found = facts(earthshine("plan", "--json"))
+    assert found["machine"] == "this one"
+    assert found["plan"]["division"]["budget_bytes"] <= memory_total()
+    save_machine(measured(identity={**identity(), "cpu_model": "another"}), profile)
+    code, _, err = earthshine("plan")
+    assert code == 2
+    assert "measured on another machine" in err
+
+
+def test_what_is_free_here_says_nothing_about_a_machine_measured_elsewhere(earthshine, tmp_path):
+    elsewhere = measured(identity={**identity(), "cpu_model": "another"}, memory_bytes=900 << 30)
+    found = facts(earthshine("plan", "--machine", written(tmp_path, elsewhere), "--json"))
+    assert found["plan"]["division"]["budget_bytes"] == int(0.85 * (900 << 30))
+
+
+def test_a_saved_plan_gives_the_answers_of_none(earthshine, tmp_path):
+    file, text = tmp_path / "plan.json", tmp_path / "text"
+    text.write_text("List all files in a directory, then count them.")
+    code, _, err = earthshine(
+        "plan", "--machine", "mini-24gb", "--memory", "2GiB", "--context", 300, "--threads", 2, "--save", file
+    )
+    assert (code, err) == (0, "")
+    assert read_plan(file).division.budget_bytes == 2 << 30
+    asked = ("chat", "-p", "How do I list files?", "--max-tokens", 12, "--temperature", 0)
+    plain, planned = earthshine(*asked), earthshine(*asked, "--plan", file)
+    assert plain == planned
+    assert planned[0] == 0
+    assert planned[1].strip()
+    scored = [facts(earthshine("score", "gleam", text, "--json", *more)) for more in ((), ("--plan", file))]
+    assert scored[0] == scored[1]
+
+
+@pytest.mark.parametrize("more", [("--memory", "2GiB"), ("--threads", 1), ("--trunk", "int8"), ("--context", 300),
+                                  ("--dtype", "fp32")], ids=str)  # fmt: skip
+def test_a_plan_says_all_about_how_a_model_is_held(earthshine, tmp_path, more):
+    file = tmp_path / "plan.json"
+    earthshine("plan", "--machine", "mini-24gb", "--memory", "2GiB", "--save", file)
+    code, out, err = earthshine("chat", "-p", "x", "--plan", file, *more)
+    assert (code, out) == (2, "")
+    assert "--plan says all about how the model is held" in err
+
+
+def test_plans_that_chat_can_not_use_are_refused(earthshine, tmp_path, k2_6):
+    file = tmp_path / "plan.json"
+    earthshine("plan", k2_6, "--machine", "mini-24gb", "--save", file)
+    for content, said in (
+        (file.read_text(), "The plan is for 'kimi_k25-"),
+        ("{}", "is not a plan of this version"),
+        (None, "can't be opened"),
+    ):
+        file.unlink()
+        if content is not None:
+            file.write_text(content)
+        code, out, err = earthshine("chat", "-p", "x", "--plan", file)
+        assert (code, out) == (2, "")
+        assert said in err
+        file.touch()
+
+
+BAD = [
+    ("--memory", "much"), ("--memory", "1MiB"), ("--memory", "25GiB"), ("--memory", "0"), ("--context", 0),
+    ("--context", 4097), ("--context", -1), ("--context", 10**30), ("--batch", 0), ("--batch", 4097), ("--threads", 0),
+    ("--trunk", "fp4"), ("--skew", -1), ("--skew", "nan"), ("--skew", 5), ("--watts", -1), ("--watts", "inf"),
+    ("--kwh-price", "nan"), ("--machine-price", -5), ("--life-years", 0), ("--prices", "absent.json"),
+    ("--machine", "laptop"), ("--machine", "."), ("--machine", ""), ("--machine", "x" * 5000),
+    ("--plot", "picture.gif"), ("--plot", "picture"), ("--memory", "9" * 400), ("--prices", "."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", BAD, ids=lambda option: " ".join(map(str, option))[:30])
+def test_options_that_can_not_be_are_refused_in_a_sentence(earthshine, option):
+    """By the exit code 2, before anything is printed."""
+    machine = () if option[0] == "--machine" else ("--machine", "mini-24gb")
+    code, out, err = earthshine("plan", *machine, *option)
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+    assert err.startswith("earthshine: ")
+    assert len(err) < 700
+    assert 1 <= len(re.findall(r"[.;:](?=\s|$)", err.removeprefix("earthshine: "))) <= 8
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--save", "--plot"])
+def test_a_file_that_can_not_be_written_is_named(earthshine, tmp_path, option):
+    if option == "--plot":
+        pytest.importorskip("matplotlib")
+    code, out, err = earthshine("plan", "--machine", "mini-24gb", option, tmp_path / "absent" / "a.png")
+    assert (code, out) == (1, "")
+    assert "absent" in err
+    assert "No such file" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("suffix", "first"), [(".png", b"\x89PNG"), (".SVG", b"<?xml"), (".pdf", b"%PDF")])
+def test_a_picture_is_drawn(earthshine, tmp_path, suffix, first):
+    """Of a machine whose name would be a broken formula."""
+    pytest.importorskip("matplotlib")
+    machine = written(tmp_path, replace(MINI, name="a $\\frac{ $ machine"))
+    code, _, err = earthshine("plan", "--machine", machine, "--plot", tmp_path / f"forecast{suffix}")
+    assert (code, err) == (0, "")
+    raw = (tmp_path / f"forecast{suffix}").read_bytes()
+    assert raw.startswith(first)
+    assert len(raw) > 5000
+
+
+def test_without_matplotlib_a_picture_is_refused_with_the_way_to_get_it(earthshine, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, err = earthshine("plan", "--machine", "mini-24gb", "--plot", tmp_path / "a.png")
+    assert (code, out) == (2, "")
+    assert "pip install 'earthshine[plot]'" in err
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_neither_torch_nor_numpy_is_loaded(tmp_path):
+    code = (
+        "import atexit, sys\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'huggingface_hub'}\n"
+        "atexit.register(lambda: print(sorted(heavy & set(sys.modules)), file=sys.stderr))\n"
+        "sys.argv = ['earthshine', 'plan', '--machine', 'mini-24gb', '--json', '--save', sys.argv[1]]\n"
+        "from earthshine.cli import main\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "plan.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr.strip() == "[]"
+    assert json.loads(done.stdout)["plan"]["model"].startswith("kimi_k25-")
+    assert read_plan(tmp_path / "plan.json").machine == MINI.name

@@ -1,0 +1,224 @@
+"""A plan as the engine takes it: its own or saved, for these files in this process, and never on trust."""
+
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from earthshine import kernels
+from earthshine.cli.source import GLEAM
+from earthshine.engine import LoadedModel, SamplingParams, TokenEvent, load_model, plan_for
+from earthshine.errors import ContextError, UsageError
+from earthshine.machine import memory_resident, memory_total
+from earthshine.plan import Plan, Wishes, model_name, plan_json, read_plan
+from earthshine.spec import load_spec
+from earthshine.weights import Checkpoint
+
+PROMPT = [(7 * i * i + 3 * i + 11) % 5000 for i in range(70)]
+MIB, GIB = 1 << 20, 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = kernels.threads()
+    yield
+    kernels.set_threads(threads)
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    return Checkpoint.open(GLEAM, load_spec(GLEAM))
+
+
+@pytest.fixture
+def plan(checkpoint: Checkpoint) -> Plan:
+    return plan_for(checkpoint, Wishes(2 * GIB, 512, threads=1))
+
+
+@contextmanager
+def loaded(plan: Plan | Wishes) -> Iterator[LoadedModel]:
+    model = load_model(GLEAM, plan)
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+def answer(model: LoadedModel) -> list[tuple[int, float]]:
+    session = model.session()
+    session.sync(PROMPT)
+    events = session.generate(SamplingParams(temperature=0, max_tokens=6, ignore_stop=True))
+    return [(event.token, event.logprob) for event in events if isinstance(event, TokenEvent)]
+
+
+def changed(plan: Plan, **division: Any) -> Plan:
+    return replace(plan, division=replace(plan.division, **division))
+
+
+def test_a_saved_plan_is_what_the_engine_then_uses(tmp_path: Path, plan: Plan) -> None:
+    file = tmp_path / "plan.json"
+    other = changed(plan, slots_per_layer=20, transit_slots=3, streamed=("layers.2",), embedding_on_disk=True)
+    file.write_text(plan_json(replace(other, threads=2)))
+    with loaded(plan) as model:
+        wanted = answer(model)
+    with loaded(read_plan(file)) as model:
+        assert model.plan == replace(other, threads=2)
+        assert answer(model) == wanted
+        home = model.experts._residency
+        assert set(home._n_slots.values()) == {20}
+        assert home.arena.n_slots == 4 * 20 + 3
+        assert model.decoder.trunk.bytes_streamed > 0
+        assert model.ceiling.budget_bytes == plan.division.budget_bytes
+
+
+HUGE = 1 << 50
+
+
+@pytest.mark.parametrize(
+    ("division", "others", "said"),
+    [
+        ({"transit_slots": 300_000}, {}, "The plan takes .* but its budget is"),
+        ({"transit_slots": HUGE}, {}, "The plan takes .* but its budget is"),
+        ({"budget_bytes": 400 * MIB}, {}, "The plan takes .* but its budget is 400.00 MiB; make it anew"),
+        ({"budget_bytes": 400 * MIB, "slots_per_layer": HUGE}, {}, "The plan takes .* but its budget is"),
+        ({"batch": 4096, "context_tokens": 4096}, {}, "The plan takes .* but its budget is"),
+        ({"budget_bytes": HUGE}, {}, "budget of 1048576.00 GiB|budget of 1024.00 TiB"),
+        ({}, {"process_bytes": HUGE}, "The plan takes"),
+        ({"context_tokens": 4097}, {}, "A context of 4097 tokens is not possible; this model takes 1 to 4096"),
+        ({"batch": 5000}, {}, "A batch of 5000"),
+        ({}, {"threads": 1000}, "1000 threads"),
+        ({}, {"trunk": "fp4"}, "'fp4' is not a form of the trunk"),
+        ({}, {"trunk": "int8", "dtype": "fp32"}, "int8 takes bf16 activations"),
+        ({"streamed": ("layers.1",)}, {"dtype": "fp32"}, "stays whole in memory"),
+        ({"streamed": ("layers.1",)}, {"trunk": "int8"}, "stays whole in memory"),
+        ({"streamed": ("layers.5",)}, {}, "streams layers that this model does not have"),
+        ({"slots_per_layer": 95, "transit_slots": 0}, {}, "one transit slot or more"),
+        ({"slots_per_layer": 0, "transit_slots": 0}, {}, "one transit slot or more"),
+        ({}, {"model": "kimi_k25-0123456789abcdef"}, "The plan is for 'kimi_k25-0123456789abcdef', and this model is"),
+    ],
+    ids=str,
+)
+def test_a_plan_that_does_not_fit_is_refused_whatever_its_file_says(
+    tmp_path: Path, plan: Plan, division: dict[str, Any], others: dict[str, Any], said: str
+) -> None:
+    """Before anything is read, and the reading threads have ended."""
+    before, threads = memory_resident(), threading.active_count()
+    with pytest.raises(UsageError, match=said) as refusal:
+        load_model(GLEAM, replace(changed(plan, **division), **others))
+    assert "\n" not in str(refusal.value)
+    assert memory_resident() - before < 60 * MIB
+    assert threading.active_count() == threads
+
+
+def test_more_slots_than_fit_pass_the_reader_but_not_the_engine(tmp_path: Path, plan: Plan) -> None:
+    """A file's numbers are sound one by one; that they fit the budget together is found by adding up."""
+    tight = changed(plan, budget_bytes=plan.division.planned_bytes - 1)
+    (tmp_path / "plan.json").write_text(plan_json(tight))
+    found = read_plan(tmp_path / "plan.json")
+    assert found == tight
+    with pytest.raises(UsageError, match="make it anew with earthshine plan"):
+        load_model(GLEAM, found)
+
+
+def test_a_plan_is_for_one_model(tmp_path: Path, plan: Plan, checkpoint: Checkpoint) -> None:
+    other = replace(checkpoint.spec, norm_eps=2e-5)
+    with pytest.raises(UsageError, match="make one with --save"):
+        load_model(GLEAM, replace(plan, model=model_name(other)))
+    assert plan.model == model_name(checkpoint.spec)
+
+
+def test_wishes_are_planned_for_this_process(checkpoint: Checkpoint) -> None:
+    plan = plan_for(checkpoint, Wishes())
+    assert plan.process_bytes >= 288 * MIB
+    assert plan.division.parts["process"] == plan.process_bytes
+    assert plan.division.budget_bytes <= memory_total()
+    assert (plan.machine, plan.forecast) == ("rates unknown", {})
+    with pytest.raises(UsageError, match=r"more than this process may use here, .*; give that or less\."):
+        plan_for(checkpoint, Wishes(memory_bytes=memory_total() + 1))
+    with loaded(Wishes(threads=1)) as model:
+        assert model.plan.model == plan.model
+
+
+def test_open_sessions_share_the_plans_pages() -> None:
+    """Two conversations of 500 tokens have 8 pages of 64 each, however they are divided."""
+    with loaded(Wishes(context_tokens=500, batch=2, threads=1)) as model:
+        first, second = model.session(), model.session(500)
+        with pytest.raises(UsageError, match=r"A context of 1 tokens takes 1 pages, .* leave 0; close one"):
+            model.session(1)
+        assert answer_of(first) == answer_of(second)
+        del second
+        gc.collect()
+        third, fourth = model.session(64), model.session(7 * 64 - 63)
+        with pytest.raises(UsageError, match="leave 0"):
+            model.session(1)
+        del first, third, fourth
+        gc.collect()
+        long = model.session(1000)
+        assert long.sync((PROMPT * 20)[:1000]).computed == 1000
+        with pytest.raises(ContextError, match="only 1000"):
+            long.sync((PROMPT * 20)[:1001])
+        for wrong in (0, -1, 1001):
+            with pytest.raises(UsageError, match=r"this model has room for 1 to 1000\."):
+                model.session(wrong)
+        assert model.pages.left == 0
+
+
+def answer_of(session: Any) -> list[int]:
+    session.sync(PROMPT)
+    return [event.token for event in session.generate(SamplingParams(temperature=0, max_tokens=3, ignore_stop=True))
+            if isinstance(event, TokenEvent)]  # fmt: skip
+
+
+def test_a_session_holds_no_more_than_the_models_context() -> None:
+    """However many conversations the pages are for."""
+    with loaded(Wishes(context_tokens=4096, batch=2, threads=1)) as model:
+        with pytest.raises(UsageError, match="room for 1 to 4096"):
+            model.session(4097)
+        assert model.pages.left == 128
+
+
+def test_pages_that_can_not_be_had_are_not_counted_as_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing_left(*sizes: object) -> None:
+        raise ContextError("no memory")
+
+    with loaded(Wishes(context_tokens=500, threads=1)) as model:
+        with monkeypatch.context() as patched:
+            patched.setattr("earthshine.engine.load.PagePool", nothing_left)
+            with pytest.raises(ContextError):
+                model.session()
+        assert model.pages.left == 8
+        model.session()
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+from earthshine.engine import load_model, plan_for
+from earthshine.plan import Wishes
+from earthshine.spec import load_spec
+from earthshine.weights import Checkpoint
+dtype, folder = sys.argv[1], Path(sys.argv[2])
+wishes = dict(dtype=dtype, threads=1, context_tokens=1600)
+least = plan_for(Checkpoint.open(folder, load_spec(folder)), Wishes(**wishes)).division.smallest
+model = load_model(folder, Wishes(least, **wishes))
+assert model.plan.division.budget_bytes == least
+model.session().sync([(7 * i * i + 3 * i + 11) % 5000 for i in range(1599)])
+status = Path("/proc/self/status").read_text()  # ru_maxrss would count the process that started this one
+print(1024 * int(status.partition("VmHWM:")[2].split()[0]), least)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_long_prompt_stays_below_the_smallest_budget(dtype: str) -> None:
+    command = [sys.executable, "-c", _PEAK, dtype, str(GLEAM)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    peak, budget = map(int, done.stdout.split())
+    assert 100 * MIB < peak <= budget
