@@ -14,12 +14,12 @@ namespace {
 
 constexpr int64_t chunk_blocks = 32;  // of 32 columns
 
-// Four rows of a matrix. `begin` names a chunk: n blocks of 32 columns, from the first-th on. `take` then gives
-// `at_once` of its blocks, from a multiple of that on, and `one` a block that is left.
+// Four rows of a matrix. `begin` names a chunk: n blocks of 32 columns, from the first-th on. `take` then gives some of
+// its blocks, `at_once` from a multiple of that on, and `one` a block that is left.
 template <class T>
 struct Bf16Rows {
   static constexpr bool decodes = false;
-  static constexpr int at_once = 1;
+  static constexpr int at_once = 1;  // two, where nothing is decoded, make 5 to 8% less for many rows of a
   static constexpr int together = 16;  // rows of the matrix that stay in the first cache for many rows of a
   const uint8_t* codes[4];
   int64_t at = 0;

@@ -69,7 +69,7 @@ def attend_latents(
         first += sequence.count
     if first != tokens:
         raise KernelError(f"The sequences have {first} tokens and the queries {tokens}.")
-    shape = _Attention(n_heads, kv_lora_rank, latent_dim - kv_lora_rank, pool.shape[1], len(pool), scale)
+    shape = _Attention(n_heads, kv_lora_rank, latent_dim - kv_lora_rank, pool.shape[1], pool.shape[0], scale)
     out = torch.empty(tokens, n_heads, kv_lora_rank, dtype=torch.bfloat16)
     check_status(
         library().es_mla_attention(
@@ -104,8 +104,8 @@ def _describe(sequence: PagedTokens, first: int, page_tokens: int) -> _Sequence:
     pages, end = sequence.pages, sequence.start + sequence.count
     if pages.dtype != torch.int32 or pages.ndim != 1 or not pages.is_cpu or not pages.is_contiguous():
         raise KernelError(f"A table of pages is int32, contiguous and in main memory, not {pages.dtype}.")
-    if sequence.count < 0 or sequence.start < 0 or end > len(pages) * page_tokens:
+    if sequence.count < 0 or sequence.start < 0 or end > pages.shape[0] * page_tokens:
         raise KernelError(
             f"Positions {sequence.start} to {end} do not fit in {len(pages)} pages of {page_tokens} tokens."
         )
-    return _Sequence(first, sequence.count, sequence.start, pages.data_ptr(), len(pages))
+    return _Sequence(first, sequence.count, sequence.start, pages.data_ptr(), pages.shape[0])

@@ -112,19 +112,20 @@ def ffn(x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
     expert = (_Expert * 1)(_Expert(_describe(gate), _describe(up), _describe(down)))
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     tokens, hidden = flat.shape
-    out = torch.empty_like(flat)
     each = torch.empty(min(tokens, _FFN_TOKENS), hidden)
+    out = torch.empty_like(flat) if tokens > _FFN_TOKENS else None
     for first in range(0, tokens, _FFN_TOKENS):
-        part = flat[first : first + _FFN_TOKENS]
-        n = len(part)
+        part = flat if out is None else flat[first : first + _FFN_TOKENS]
+        n = part.shape[0]
         token, begin = torch.arange(n, dtype=torch.int32), (ctypes.c_int64 * 2)(0, n)
         check_status(
             library().es_moe_ffn(
                 expert, 1, begin, part.data_ptr(), n, token.data_ptr(), hidden, gate.shape[0], each.data_ptr()
             )
         )
-        out[first : first + n] = each[:n]
-    return out.view(x.shape)
+        if out is not None:
+            out[first : first + n] = each[:n]
+    return (each.to(_BF16) if out is None else out).view(x.shape)
 
 
 def moe_ffn(x: Tensor, experts: Sequence[Expert], token: Tensor, begin: Sequence[int], each: Tensor) -> None:
@@ -135,7 +136,7 @@ def moe_ffn(x: Tensor, experts: Sequence[Expert], token: Tensor, begin: Sequence
         return
     if x.dtype != _BF16 or token.dtype != torch.int32 or each.dtype != torch.float32 or len(begin) != n + 1:
         raise KernelError("Experts take bf16 activations, int32 tokens, fp32 results, one more boundary than experts.")
-    if begin[0] < 0 or any(b < a for a, b in pairwise(begin)) or begin[-1] > min(len(token), len(each)):
+    if begin[0] < 0 or any(b < a for a, b in pairwise(begin)) or begin[-1] > min(token.shape[0], each.shape[0]):
         raise KernelError("The boundaries of the experts' pairs do not ascend within the pairs.")
     if each.shape[1:] != (hidden,) or not (x.is_contiguous() and token.is_contiguous() and each.is_contiguous()):
         raise KernelError(f"Results must be contiguous and {hidden} wide, as the activations are.")
@@ -158,7 +159,7 @@ def moe_sum(each: Tensor, token: Tensor, weight: Tensor, total: Tensor) -> None:
         raise KernelError("A weighted sum takes contiguous tensors.")
     check_status(
         library().es_moe_sum(
-            each.data_ptr(), token.data_ptr(), weight.data_ptr(), pairs, len(total), hidden, total.data_ptr()
+            each.data_ptr(), token.data_ptr(), weight.data_ptr(), pairs, total.shape[0], hidden, total.data_ptr()
         )
     )
 

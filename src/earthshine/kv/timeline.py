@@ -140,6 +140,6 @@ class Timeline:
 
     def _in_order(self, layer: int) -> Tensor | None:
         """All pages of a layer as one view [positions, latent_dim], if each page follows the one before it."""
-        if len(self.table) == 0 or not self._in_one_piece:
+        if self.table.shape[0] == 0 or not self._in_one_piece:
             return None
         return self.pool.tensor[layer, self._pages[0] : self._pages[-1] + 1].flatten(0, 1)

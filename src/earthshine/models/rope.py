@@ -68,8 +68,8 @@ class RotaryTable:
         if positions is self._asked:
             return self._answer
         needed = int(positions.max()) + 1
-        while len(self._cos) < needed:
-            block = torch.arange(len(self._cos), len(self._cos) + _BLOCK)
+        while self._cos.shape[0] < needed:
+            block = torch.arange(self._cos.shape[0], self._cos.shape[0] + _BLOCK)
             angles = block[:, None].float() * self._frequencies
             self._cos = torch.cat((self._cos, angles.cos() * self._gain))
             self._sin = torch.cat((self._sin, angles.sin() * self._gain))
