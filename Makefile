@@ -1,7 +1,7 @@
 # make demo    installs Earthshine into .venv and asks the shipped model for a command
 # make test    what .ci/run runs: lint, types, tests
 # make lint    ruff and mypy alone
-# make bench   the short form of the benchmarks
+# make bench   the short form of the benchmarks, llama.cpp beside; builds that once, which takes minutes
 # make clean   removes .venv and everything built or cached
 
 PYTHON ?= python3
@@ -28,6 +28,7 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py --short
+	$(BIN)/python benchmarks/versus_llama_cpp.py --short
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -29,7 +29,7 @@ from earthshine.errors import UsageError
 
 # kt-kernel asks for torch 2.9.1 and much that its experts do not use; with 2.13 they run as well.
 KT_KERNEL = Environment(
-    "kt",
+    "kt-kernel-0.7.2",
     (
         ("torch==2.13.0", "numpy", "safetensors", "tqdm", "pyyaml", "requests"),
         ("--no-deps", "kt-kernel==0.7.2", "gguf"),

@@ -11,17 +11,19 @@
 namespace earthshine {
 namespace {
 
-// Everything a worker touches. It is never freed: workers may outlive the statics of a process that exits.
+constexpr uint32_t closed = 1u << 31;
+
+// Everything a worker touches. What a task is may change only while the gate is closed and nobody is inside. It is never freed: workers may outlive the statics of a process that exits.
 struct Pool {
   std::recursive_mutex busy;  // held for a whole operation
   std::vector<pthread_t> workers;
-  std::atomic<uint32_t> round{0};     // changes when there is work, or when workers should end
-  std::atomic<int32_t> unfinished{0};  // workers that have not yet left the current round
+  std::atomic<uint32_t> round{0};  // changes when there is work, or when workers should end
+  std::atomic<uint32_t> gate{closed};  // of the current round: `closed` or open, and how many workers are inside
   std::atomic<int64_t> next{0};
   int64_t n_tasks = 0;
   void (*task)(void*, int64_t) = nullptr;
   void* context = nullptr;
-  bool ending = false;
+  std::atomic<bool> ending{false};
   void* memory = nullptr;
   int64_t memory_bytes = 0;
 };
@@ -35,6 +37,16 @@ inline void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
+}
+
+// A worker that wakes up late finds the gate closed. So the caller waits for those that have begun, and never for a
+// worker whose processor is taken by another program.
+bool enter(Pool* p) {
+  uint32_t inside = p->gate.load(std::memory_order_acquire);
+  while (!(inside & closed)) {
+    if (p->gate.compare_exchange_weak(inside, inside + 1, std::memory_order_acquire)) return true;
+  }
+  return false;
 }
 
 void take_tasks(Pool* p) {
@@ -57,22 +69,23 @@ void* work(void* argument) {
     for (int i = 0; i < spins && p->round.load(std::memory_order_acquire) == seen; ++i) pause();
     p->round.wait(seen, std::memory_order_acquire);
     seen = p->round.load(std::memory_order_acquire);
-    const bool ending = p->ending;
-    if (!ending) take_tasks(p);
-    p->unfinished.fetch_sub(1, std::memory_order_release);
-    if (ending) return nullptr;
+    if (p->ending.load(std::memory_order_acquire)) return nullptr;
+    if (enter(p)) {
+      take_tasks(p);
+      p->gate.fetch_sub(1, std::memory_order_release);
+    }
   }
 }
 
-void wait_for_workers(Pool* p) {
-  for (int i = 0; p->unfinished.load(std::memory_order_acquire) != 0; ++i) {
+void end_round(Pool* p) {
+  p->gate.fetch_or(closed, std::memory_order_relaxed);
+  for (int i = 0; p->gate.load(std::memory_order_acquire) != closed; ++i) {
     if (i < spins) pause();
     else sched_yield();
   }
 }
 
-void begin_round(Pool* p) {
-  p->unfinished.store(static_cast<int32_t>(p->workers.size()), std::memory_order_relaxed);
+void wake_workers(Pool* p) {
   p->round.fetch_add(1, std::memory_order_release);
   p->round.notify_all();
 }
@@ -98,9 +111,10 @@ void run(int64_t n_tasks, void (*task)(void*, int64_t), void* context) {
   p->task = task;
   p->context = context;
   p->next.store(0, std::memory_order_relaxed);
-  begin_round(p);
+  p->gate.store(0, std::memory_order_release);
+  wake_workers(p);
   take_tasks(p);
-  wait_for_workers(p);
+  end_round(p);
 }
 
 void set_threads(int32_t n_threads) {
@@ -109,7 +123,7 @@ void set_threads(int32_t n_threads) {
   const int32_t wanted = n_threads < 1 ? 0 : (n_threads > max_threads ? max_threads : n_threads) - 1;
   if (static_cast<int32_t>(p->workers.size()) == wanted) return;
   p->ending = true;
-  begin_round(p);
+  wake_workers(p);
   for (const pthread_t worker : p->workers) pthread_join(worker, nullptr);
   p->workers.clear();
   p->ending = false;

@@ -60,6 +60,7 @@ struct Linear : Product<Tile> {
         const uint8_t* lies = codes + head * shape.head_bytes;
         const Stored w = {format, lies, nullptr, shape.rows, shape.cols, row_bytes, 0, 1};
         float* sums = sums_of_thread.value;
+        if (rows <= few_rows) P::fetch(lies, shape.rows * shape.cols * 2);
         for (int64_t strip = 0; strip < strips; ++strip) {
           const int64_t row = strip * width, n = at_most(shape.rows - row, width);
           P::strip(w, panel, row, width, mine, rows, sums);
