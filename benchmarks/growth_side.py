@@ -1,6 +1,8 @@
 """One budget of growth.py, in a process of its own: measures points, and forecasts each from the machine's profile.
 
-Contexts are filled with random latents, which decode at the speed of true ones.
+Contexts are filled with random latents, which decode at the speed of true ones. Where experts stream, a decoded token
+is forecast from the disk's rate for the same pattern of reads right after it (`profile_forecast`: from the profile's):
+a virtual disk answers what its host still holds at up to twice the rate.
 """
 
 import json
@@ -8,19 +10,21 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from engine import fill, prompt, steps
+from limits import Disk
 
 from earthshine.engine import StepRow, load_model, plan_for, step
 from earthshine.engine.sizes import stored_sizes
 from earthshine.kv import Timeline
-from earthshine.machine import Machine, own_machine, read_machine
+from earthshine.machine import DiskRate, Machine, own_machine, read_machine
 from earthshine.plan import Forecaster, Load, Wishes
 from earthshine.settings import read_settings
-from earthshine.spec import load_spec
+from earthshine.spec import load_spec, moe_layers
 from earthshine.units import parse_bytes
 from earthshine.weights import Checkpoint
 
@@ -38,10 +42,12 @@ class Budget:
         room = max([*request["contexts"], *request["prompts"], SETTLING]) + 256
         checkpoint = Checkpoint.open(Path(request["model"]), load_spec(Path(request["model"])))
         self.plan = plan_for(checkpoint, Wishes(memory, room, skew=request["skew"]), machine)
-        sizes = stored_sizes(checkpoint, "bf16", "bf16")
-        self.costs = Forecaster(checkpoint.spec, sizes, self.plan.division, machine)
+        self.spec, self.machine = checkpoint.spec, machine
+        self.sizes = stored_sizes(checkpoint, "bf16", "bf16")
+        self.costs = Forecaster(self.spec, self.sizes, self.plan.division, machine)
         self.model = load_model(Path(request["model"]), self.plan)
         self.session = self.model.session()
+        self.disk = experts_on_disk(checkpoint) if self.plan.division.transit_slots else None
 
     def points(self) -> Iterator[dict[str, Any]]:
         yield from self.prompts()
@@ -74,9 +80,7 @@ class Budget:
             steps(self.session, 3)
             before = self.read()
             seconds = steps(self.session, self.request["tokens"])
-            cost = self.costs.decode(Load(max(context, 16), 1, self.request["skew"]))
-            read = (self.read() - before) / len(seconds)
-            yield point("decode", context, seconds, cost.seconds, read, cost.disk_bytes)
+            yield self.decoded("decode", context, seconds, before, Load(max(context, 16), 1, self.request["skew"]))
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Steps of several short conversations at once."""
@@ -91,15 +95,36 @@ class Budget:
                 rows = step(decoder, [StepRow(t, [ids[at]]) for t, ids in zip(timelines, tokens, strict=True)])
                 decoder.logits(torch.cat(rows))
                 seconds.append(time.perf_counter() - began)
-            cost = self.costs.decode(Load(16, batch, self.request["skew"]))
-            yield point("batch", batch, seconds, cost.seconds, (self.read() - before) / len(seconds), cost.disk_bytes)
+            yield self.decoded("batch", batch, seconds, before, Load(16, batch, self.request["skew"]))
             for timeline in timelines:
                 timeline.release()
+
+    def decoded(self, what: str, at: int, seconds: list[float], before: int, load: Load) -> dict[str, Any]:
+        """The point of steps whose reading began at `before`."""
+        nbytes = (self.read() - before) / len(seconds)
+        cost = by_profile = self.costs.decode(load)
+        if self.disk is not None:
+            layers = sum(1 for _ in moe_layers(self.spec))
+            reads = max(1, round(nbytes / layers / self.sizes.expert))
+            own = self.disk.rate(4 * layers, reads, statistics.median(seconds) / layers / 2)
+            machine = replace(self.machine, disk=(DiskRate(self.sizes.expert, 2, own),))
+            cost = Forecaster(self.spec, self.sizes, self.plan.division, machine).decode(load)
+        found = point(what, at, seconds, cost.seconds, nbytes, cost.disk_bytes)
+        return found | {"profile_forecast": by_profile.seconds}
 
     def read(self) -> int:
         """Bytes from disk so far."""
         streamed: int = self.model.decoder.trunk.bytes_streamed
         return self.model.experts.stats.bytes_read + streamed
+
+
+def experts_on_disk(checkpoint: Checkpoint) -> Disk:
+    places = [
+        checkpoint.expert_extents(layer, expert).ranges[0]
+        for layer, moe in moe_layers(checkpoint.spec)
+        for expert in range(moe.n_experts)
+    ]
+    return Disk([(span.file, span.offset) for span in places], places[0].nbytes)
 
 
 def profile(path: str | None) -> Machine:

@@ -123,7 +123,7 @@ def step(
             row.timeline.reserve(row.timeline.length + len(row.tokens))
         tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.int64)
         positions = torch.cat([_positions(row) for row in rows])
-        with torch.no_grad():
+        with torch.inference_mode():
             hidden = decoder.hidden(tokens, positions, PagedContext(rows, naive), after_layer)
     except BaseException:
         for row in rows:
