@@ -13,7 +13,8 @@ namespace {
 
 constexpr uint32_t closed = 1u << 31;
 
-// Everything a worker touches. What a task is may change only while the gate is closed and nobody is inside. It is never freed: workers may outlive the statics of a process that exits.
+// Everything a worker touches. What a task is may change only while the gate is closed and nobody is inside. It is
+// never freed: workers may outlive the statics of a process that exits.
 struct Pool {
   std::recursive_mutex busy;  // held for a whole operation
   std::vector<pthread_t> workers;
