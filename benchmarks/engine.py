@@ -19,6 +19,7 @@ from torch import Tensor
 
 from earthshine import kernels
 from earthshine.engine import LoadedModel, SamplingParams, Session, load_model
+from earthshine.machine import memory_peak
 from earthshine.plan import Wishes
 from earthshine.spec.layout import moe_layers
 from earthshine.units import parse_bytes
@@ -55,8 +56,8 @@ def prompt(n_tokens: int, seed: int = 0) -> list[int]:
 
 
 def steps(session: Session, count: int) -> list[float]:
-    """Seconds of each of `count` greedy tokens."""
-    greedy = SamplingParams(max_tokens=count, ignore_stop=True)
+    """Seconds of each of `count` greedy tokens, the work between two of them being one step."""
+    greedy = SamplingParams(temperature=0, max_tokens=count, ignore_stop=True)
     seconds, last = [], time.perf_counter()
     for _ in session.generate(greedy):
         now = time.perf_counter()
@@ -219,7 +220,7 @@ def main() -> None:
     arguments = parser.parse_args()
     before = matrix_peak(arguments.threads)
     result = WHAT[arguments.what](arguments)
-    peak = 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+    peak = memory_peak()
     result["peak"] = peak
     if arguments.memory:
         result["peak_over_budget"] = peak / parse_bytes(arguments.memory)

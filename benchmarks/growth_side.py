@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine import fill, prompt, steps
+from engine import fill, prompt, spread, steps
 from limits import Disk
 
 from earthshine.engine import StepRow, load_model, plan_for, step
 from earthshine.engine.sizes import stored_sizes
 from earthshine.kv import Timeline
-from earthshine.machine import DiskRate, Machine, own_machine, read_machine
+from earthshine.machine import DiskRate, Machine, memory_peak, own_machine, read_machine
 from earthshine.plan import Forecaster, Load, Wishes
 from earthshine.settings import read_settings
 from earthshine.spec import load_spec, moe_layers
@@ -137,15 +137,14 @@ def profile(path: str | None) -> Machine:
 def point(
     what: str, at: int, seconds: list[float], forecast: float, nbytes: float, bytes_forecast: float
 ) -> dict[str, Any]:
-    spread = {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
-    found = {"what": what, "at": at, "seconds": spread, "forecast": forecast}
+    found = {"what": what, "at": at, "seconds": spread(seconds), "forecast": forecast}
     return found | {"bytes": nbytes, "bytes_forecast": bytes_forecast}
 
 
 def main() -> None:
     budget = Budget(json.loads(sys.argv[1]))
     points = list(budget.points())
-    peak = 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+    peak = memory_peak()
     division = budget.plan.division
     found = {"budget": division.budget_bytes, "planned": division.planned_bytes, "peak": peak, "points": points}
     print(json.dumps(found))

@@ -13,7 +13,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from engine import fill
+from engine import fill, steps
 from worker import prompt, serve
 
 from earthshine.engine import LoadedModel, SamplingParams, Session, TokenEvent, load_model
@@ -31,17 +31,6 @@ def opened(request: dict, context_tokens: int) -> tuple[LoadedModel, Session, fl
     return model, model.session(context_tokens), time.perf_counter() - began
 
 
-def timed_steps(session: Session, count: int) -> list[float]:
-    """Seconds of each of `count` greedy tokens, the work between two of them being one step."""
-    greedy = SamplingParams(temperature=0, max_tokens=count, ignore_stop=True)
-    seconds, last = [], time.perf_counter()
-    for _ in session.generate(greedy):
-        now = time.perf_counter()
-        seconds.append(now - last)
-        last = now
-    return seconds[:count]
-
-
 def decode(request: dict) -> dict:
     context, tokens, warm = request.get("context", 0), request["tokens"], request.get("warm", 4)
     touch = request.get("touch", 0)
@@ -55,7 +44,7 @@ def decode(request: dict) -> dict:
         fill(session, context)
     else:
         session.sync(prompt(context or 16, vocab))
-    seconds = timed_steps(session, warm + tokens + 1)
+    seconds = steps(session, warm + tokens + 1)
     return {"seconds": seconds[warm + 1 :], "load_seconds": load_seconds, **_store(model)}
 
 

@@ -35,6 +35,7 @@ from earthshine.machine.disk import Rates, measure_file, measure_folder
 from earthshine.machine.network import Loopback, measure_loopback
 from earthshine.machine.probe import busy_seconds, identity, last_cache_bytes
 from earthshine.plan import Wishes
+from earthshine.plan.plan import MOST_THREADS
 from earthshine.settings import read_settings
 from earthshine.spec import ModelSpec, footprint
 from earthshine.spec.footprint import expert_bytes
@@ -45,7 +46,6 @@ from earthshine.untrusted import shown
 REPEATS = 5
 PRODUCT_ROWS = (1, 4, 16, 64, 512)
 ATTENTION = ((16, 1), (64, 1), (64, 256))  # heads, tokens: Moonlight's and Kimi-K2.6's
-MOST_THREADS = 512
 _MEMORY_BYTES = 1 << 30
 _LEAST_MEMORY_BYTES = 256 << 20  # beyond most caches, and three matrices of bf16
 _LAYER_TOKENS, _WARM_TOKENS = 64, 8

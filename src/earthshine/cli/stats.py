@@ -1,9 +1,9 @@
 """What a reply cost: the lines that --stats prints after it."""
 
-import resource
 import time
 
 from earthshine.engine import LoadedModel, Synced
+from earthshine.machine import memory_peak
 from earthshine.units import format_bytes
 
 
@@ -34,7 +34,7 @@ class Tally:
         if nbytes:
             read += f", {format_bytes(nbytes / max(now - self._began, 1e-9))}/s"
         wanted = max(hits + misses, 1)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = memory_peak()
         lines = [
             f"prompt   {self._prompt.computed} tokens computed, {self._prompt.reused} reused, "
             f"{_rate(self._prompt.computed, self._first - self._began)}",

@@ -15,9 +15,8 @@ from earthshine import kernels
 from earthshine.errors import UsageError
 from earthshine.kv import Timeline
 from earthshine.models import Context, Mla, Query
+from earthshine.plan.forecast import PIECE_TOKENS
 from earthshine.spec.model import ModelSpec
-
-PIECE_TOKENS = 256  # whose absorbed queries exist at once: 18 MiB of them, and as much of results, in Kimi-K2.6
 
 
 class Model(Protocol):

@@ -5,7 +5,7 @@ are measured by `kernels.measure`. A number that this package returns comes from
 or from a file that says where it is from.
 """
 
-from earthshine.machine.probe import memory_available, memory_resident, memory_total, processors
+from earthshine.machine.probe import memory_available, memory_peak, memory_resident, memory_total, processors
 from earthshine.machine.profile import (
     DiskRate,
     Machine,
@@ -26,6 +26,7 @@ __all__ = [
     "described",
     "machine_json",
     "memory_available",
+    "memory_peak",
     "memory_resident",
     "memory_total",
     "own_machine",

@@ -43,6 +43,11 @@ def memory_resident(root: Path = ROOT) -> int:
     return _field(root / "proc/self/status", "VmRSS:") or 0
 
 
+def memory_peak(root: Path = ROOT) -> int:
+    """The most bytes of memory that this process has held; getrusage would count what started it, too."""
+    return _field(root / "proc/self/status", "VmHWM:") or 0
+
+
 def physical_memory(root: Path = ROOT) -> int:
     """Bytes of memory that the system has, whatever this process may take of it."""
     return _field(root / "proc/meminfo", "MemTotal:") or _UNKNOWN

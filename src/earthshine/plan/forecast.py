@@ -19,7 +19,7 @@ from earthshine.spec.layout import layer_tensors
 from earthshine.spec.model import LayerSpec, ModelSpec, MoeSpec, Storage
 
 READ_DEPTH = 2  # the store's reading threads
-PIECE_TOKENS = 256  # of a prompt whose queries meet the latents together
+PIECE_TOKENS = 256  # of a prompt whose absorbed queries exist at once: 18 MiB, and as much of results, in Kimi-K2.6
 _FORMS = {Storage.BF16: "bf16", Storage.FP8_BLOCK128: "fp8", Storage.INT4_GROUP32: "int4"}
 _COMPUTE_SHARE = 0.6  # of a format's best rate, from which on a product is bound by computing, not by memory
 

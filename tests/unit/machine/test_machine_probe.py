@@ -2,6 +2,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 import time
 
 import pytest
@@ -220,3 +222,15 @@ class TestStrangeSystems:
             system.write(f"{folder}/size", f"{size}\n")
             system.write(f"{folder}/shared_cpu_list", f"{shared}\n")
         assert probe.last_cache_bytes(system.root) == 64 << 20
+
+
+def test_the_peak_is_this_process_s_own_and_no_less_than_what_it_holds() -> None:
+    """A child begins anew, however much the process held that started it."""
+    ballast = bytearray(64 << 20)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    held = machine.memory_resident()
+    here = machine.memory_peak()
+    assert here >= held > len(ballast)
+    script = "from earthshine.machine import memory_peak; print(memory_peak())"
+    child = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    assert 4 << 20 < child < here
