@@ -10,6 +10,7 @@ EarthshineError
 ├── BlobError           a stored conversation state is damaged or belongs to another model
 ├── BudgetError         the memory that was granted does not suffice, and nothing is left to give back
 ├── ContextError        a conversation does not fit the model's context or the cache's pages
+├── OverloadError       as many requests wait as may; later there is room again
 └── SourceError         a model could not be found or downloaded
 
 A message names what is wrong and what would be right, in one or two plain sentences.
@@ -54,6 +55,14 @@ class BudgetError(EarthshineError):
 
 class ContextError(EarthshineError):
     """A conversation does not fit the model's context or the cache's pages."""
+
+
+class OverloadError(EarthshineError):
+    """As many requests wait as may, or the server is about to end. `retry_seconds`: when to ask again."""
+
+    def __init__(self, message: str, retry_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
 
 
 class SourceError(EarthshineError):

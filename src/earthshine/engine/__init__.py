@@ -4,20 +4,38 @@
 """
 
 from earthshine.engine.load import LoadedModel, load_model, plan_for, read_trunk, sampling_defaults
+from earthshine.engine.request import (
+    Admitted,
+    Constraint,
+    Failed,
+    Finished,
+    PromptScores,
+    ReplyEvent,
+    Request,
+    Sink,
+    TokenEvent,
+)
 from earthshine.engine.sampling import Sampled, Sampler, SamplingParams
-from earthshine.engine.session import Event, Finished, Session, Synced, TokenEvent
+from earthshine.engine.session import Event, Session, Synced
 from earthshine.engine.step import Model, PagedContext, StepRow, step
 
 __all__ = [
+    "Admitted",
+    "Constraint",
     "Event",
+    "Failed",
     "Finished",
     "LoadedModel",
     "Model",
     "PagedContext",
+    "PromptScores",
+    "ReplyEvent",
+    "Request",
     "Sampled",
     "Sampler",
     "SamplingParams",
     "Session",
+    "Sink",
     "StepRow",
     "Synced",
     "TokenEvent",

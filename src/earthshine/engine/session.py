@@ -8,12 +8,12 @@ abandoned halfway. Refuses conversations beyond the model's context or the pool'
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from earthshine.engine.ceiling import Ceiling
+from earthshine.engine.request import Finished, TokenEvent
 from earthshine.engine.sampling import Sampler, SamplingParams
 from earthshine.engine.step import Model, StepRow, step
 from earthshine.errors import BlobError, CheckpointError, ContextError, UsageError
@@ -29,23 +29,6 @@ class Synced:
 
     reused: int
     computed: int
-
-
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """A token that is part of the answer."""
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The last event. `token` is the stop token for "stop", and None for "length" and "context"."""
-
-    reason: Literal["stop", "length", "context"]
-    token: int | None = None
 
 
 Event = TokenEvent | Finished

@@ -1,0 +1,98 @@
+"""A request in no API's words, and the reply's pieces: the seam between the APIs and what computes.
+
+Each API is a module of two translations: its request to a `Turn`, and pieces to its events. Between them stands one
+implementation of everything else. Refuses nothing itself: a Turn is checked where it is made.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from earthshine.text import Event as TextEvent
+
+Messages = list[dict[str, Any]]  # in OpenAI's form, as text.ChatTemplate takes them
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """`name` is of the function that must be called, for "named"."""
+
+    kind: Literal["auto", "none", "required", "named"] = "auto"
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What the answer must be: `value` is a JSON schema for json_schema, a text for regex and grammar (Lark), a list of
+    texts for choice, None for json_object."""
+
+    kind: Literal["json_object", "json_schema", "regex", "grammar", "choice"]
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is to be answered. `prompt`: messages, or for plain completions a text or token ids. `tools` have OpenAI's
+    form, {"type": "function", "function": {"name", "description", "parameters", "strict"}}. `sampling` holds fields of
+    engine.SamplingParams that were given; the model's own defaults fill the rest. `user` and `salt` name the cache that
+    may be shared: `user` comes from the API key, `salt` from the request."""
+
+    prompt: Messages | str | list[int]
+    tools: Sequence[dict[str, Any]] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_calls: bool = True
+    thinking: bool | None = None
+    preserve_thinking: bool = False
+    prefill: bool = False  # the last message is the assistant's and is to be continued
+    format: Format | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    stop: Sequence[str] = ()
+    keep_stop: bool = False  # the stop string stays in the text
+    n: int = 1
+    priority: int = 0
+    salt: str = ""
+    echo: bool = False  # plain completions: the prompt comes first
+    logprobs: int | None = None  # alternatives for each token, 0 for the chosen one's alone
+    prompt_logprobs: int | None = None  # for each token of the prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token with its log-probability; None for the first one of a prompt. `top`: (id, text, logprob), best first."""
+
+    token: int
+    raw: bytes
+    logprob: float | None
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The first piece: prompts are admitted. `cached_tokens` of `prompt_tokens` were found and not computed."""
+
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """More of choice `choice`: events of its text, and its tokens where log-probabilities were asked for."""
+
+    choice: int
+    events: Sequence[TextEvent]
+    tokens: Sequence[Scored] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last piece of choice `choice`. "tool_calls": it ended by itself after at least one complete call; "stop": by
+    itself, or at `stop_text`; "length": at max_tokens; "context": the context is full."""
+
+    choice: int
+    reason: Literal["stop", "length", "context", "tool_calls"]
+    completion_tokens: int
+    reasoning_tokens: int
+    stop_text: str | None = None
+
+
+Piece = Opened | Said | Ended
