@@ -72,7 +72,7 @@ class ServerEvent:
 
 
 class Exchange(Protocol):
-    """One request and its answer. Choices are numbered over all turns: turn k's begin after those of turns before it."""
+    """One request and its answer. Choices are numbered over all turns: those of a turn follow those of turns before."""
 
     turns: Sequence[Turn]
     stream: bool
