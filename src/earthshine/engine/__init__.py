@@ -3,6 +3,7 @@
 `load_model` opens a published checkpoint; a session syncs to a prefix of tokens and generates after it.
 """
 
+from earthshine.engine.engine import Engine, EngineOptions, Gauges, Ticket
 from earthshine.engine.load import LoadedModel, load_model, plan_for, read_trunk, sampling_defaults
 from earthshine.engine.request import (
     Admitted,
@@ -22,9 +23,12 @@ from earthshine.engine.step import Model, PagedContext, StepRow, step
 __all__ = [
     "Admitted",
     "Constraint",
+    "Engine",
+    "EngineOptions",
     "Event",
     "Failed",
     "Finished",
+    "Gauges",
     "LoadedModel",
     "Model",
     "PagedContext",
@@ -38,6 +42,7 @@ __all__ = [
     "Sink",
     "StepRow",
     "Synced",
+    "Ticket",
     "TokenEvent",
     "load_model",
     "plan_for",

@@ -72,8 +72,8 @@ class LoadedModel:
         """
         spec, division = self.spec, self.plan.division
         wanted = division.context_tokens if context_tokens is None else context_tokens
-        if not 1 <= wanted <= division.context_tokens * division.batch or wanted > spec.max_context:
-            most = min(division.context_tokens * division.batch, spec.max_context)
+        if not 1 <= wanted <= division.pages * PAGE_TOKENS or wanted > spec.max_context:
+            most = min(division.pages * PAGE_TOKENS, spec.max_context)
             raise UsageError(f"A context of {wanted} tokens is not possible; this model has room for 1 to {most}.")
         n_pages = -(-wanted // PAGE_TOKENS)
         if n_pages > self.pages.left:
@@ -91,6 +91,14 @@ class LoadedModel:
             prefill_tokens=division.prefill_tokens,
             ceiling=self.ceiling,
         )
+
+    def pool(self) -> PagePool:
+        """All pages that the sessions have left, in one pool. Raises UsageError where that is not one context."""
+        if self.pages.left * PAGE_TOKENS < self.plan.division.context_tokens:
+            raise UsageError("The sessions that are open leave too few pages for a conversation; close them first.")
+        pool = PagePool(self.spec.n_layers, self.spec.latent_dim, PAGE_TOKENS, self.pages.left, self.decoder.dtype)
+        self.pages.take(pool)
+        return pool
 
     def close(self) -> None:
         """Ends the reading threads; the model can't be used afterwards."""
@@ -128,7 +136,7 @@ def load_model(folder: Path, plan: Plan | Wishes | None = None, progress: Progre
         reader.close()
         raise
     fingerprint = checkpoint.fingerprint() + ("-int8" if plan.trunk == "int8" else "")  # its latents are others
-    pages = _Pages(-(-division.context_tokens // PAGE_TOKENS) * division.batch)
+    pages = _Pages(division.pages)
     ceiling = Ceiling(division.budget_bytes, experts.give_back)
     return LoadedModel(spec, Decoder(spec, trunk, experts), experts, fingerprint, plan, reader, ceiling, pages)
 

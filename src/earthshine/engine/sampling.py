@@ -39,6 +39,7 @@ class SamplingParams:
     stop_tokens: tuple[int, ...] = ()  # in addition to the model's own
     max_tokens: int | None = None  # None: until the context is full
     ignore_stop: bool = False  # the model's stop tokens and these do not end generation
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (id, added to its logit)
 
     def __post_init__(self) -> None:
         _require_number("temperature", self.temperature, 0)
@@ -60,6 +61,9 @@ class SamplingParams:
             _require_integer("max_tokens", self.max_tokens, 1)
         for token in self.stop_tokens:
             _require_integer("a stop token", token, 0)
+        for token, bias in self.logit_bias:
+            _require_integer("a token of logit_bias", token, 0)
+            _require_number("logit_bias", bias, -100, 100)
 
     @property
     def penalizes(self) -> bool:
@@ -85,20 +89,23 @@ class Sampler:
         self._seen: Tensor | None = None  # bool [vocab]: in the prompt or sampled
         self._counts: Tensor | None = None  # fp32 [vocab]: times sampled
 
-    def sample(self, logits: Tensor) -> Sampled:
-        """Choose a token from logits, fp32 [vocab], and count it. Raises EarthshineError if they are not numbers."""
+    def sample(self, logits: Tensor, allowed: Tensor | None = None) -> Sampled:
+        """Choose a token from logits, fp32 [vocab], and count it; `allowed`: bool [vocab], None for all.
+
+        Raises EarthshineError where the logits are not numbers, and where no token is allowed.
+        """
         best = float(logits.max())
         if not math.isfinite(best):
             raise EarthshineError(
                 "The model's output is not a number, so no token can be chosen; the weights or the state are damaged."
             )
-        adjusted = self._penalized(logits)
+        adjusted = self._allowed(self._biased(self._penalized(logits)), allowed)
         token = int(adjusted.argmax()) if self.params.temperature == 0 else self._draw(adjusted)
         if self._seen is not None and self._counts is not None:
             self._seen[token] = True
             self._counts[token] += 1
         logprobs = logits.log_softmax(-1)
-        return Sampled(token, float(logprobs[token]), _most_likely(logprobs, self.params.logprobs or 0))
+        return Sampled(token, float(logprobs[token]), most_likely(logprobs, self.params.logprobs or 0))
 
     def _penalized(self, logits: Tensor) -> Tensor:
         params = self.params
@@ -115,6 +122,24 @@ class Sampler:
         finite = repeated.clamp(torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)
         logits = torch.where(self._seen & (logits > -math.inf), finite, logits)
         return logits - params.frequency_penalty * self._counts - params.presence_penalty * (self._counts > 0)
+
+    def _biased(self, logits: Tensor) -> Tensor:
+        bias = self.params.logit_bias
+        if not bias:
+            return logits
+        ids = torch.tensor([token for token, _ in bias])
+        if int(ids.max()) >= len(logits):
+            raise UsageError(f"logit_bias names token {int(ids.max())}; this vocabulary ends at {len(logits) - 1}.")
+        return logits.index_add(0, ids, torch.tensor([float(value) for _, value in bias]))
+
+    @staticmethod
+    def _allowed(logits: Tensor, allowed: Tensor | None) -> Tensor:
+        if allowed is None:
+            return logits
+        logits = torch.where(allowed, logits, -math.inf)
+        if not math.isfinite(float(logits.max())):
+            raise EarthshineError("The form that was asked for leaves no token that could come next.")
+        return logits
 
     def _draw(self, logits: Tensor) -> int:
         """A token by inversion: the first whose cumulative weight, in order of ids, exceeds the random number."""
@@ -159,7 +184,8 @@ def _nucleus(weights: Tensor, top_p: float) -> Tensor:
     return order[: max(1, int((before < threshold).sum()))].sort().values
 
 
-def _most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+def most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    """(id, value) of the `count` greatest of fp32 [vocab], best first, the lower id among equals."""
     if count == 0:
         return ()
     # All that tie with the last are sorted too, so that the lower id wins whatever order topk prefers.

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from earthshine.engine.ceiling import Ceiling
+from earthshine.engine.reply import SCORE_ROWS
 from earthshine.engine.request import Finished, TokenEvent
 from earthshine.engine.sampling import Sampler, SamplingParams
 from earthshine.engine.step import Model, StepRow, step
 from earthshine.errors import BlobError, CheckpointError, ContextError, UsageError
 from earthshine.kv import BlobHeader, BlobLayout, KVBlob, LatentFormat, PagePool, Timeline, common_prefix
+from earthshine.spec import ModelSpec
 
-SCORE_ROWS = 64  # hidden states whose logits exist at once: 64 x 163840 fp32 are 40 MiB, their softmax as many
 WATCHED_ROWS = 32  # of a step, from which on the ceiling is looked at after each layer: 20 us against milliseconds
 
 
@@ -61,9 +62,7 @@ class Session:
             )
         if prefill_tokens < 1:
             raise UsageError(f"prefill_tokens must be at least 1, not {prefill_tokens}.")
-        attention = spec.layers[0].attention
-        form = LatentFormat.of(decoder.dtype)
-        self._layout = BlobLayout(fingerprint, form, spec.n_layers, attention.kv_lora_rank, attention.rope.dim)
+        self._layout = blob_layout(spec, fingerprint, decoder.dtype)
         self._decoder, self._spec, self._prefill_tokens, self._naive = decoder, spec, prefill_tokens, naive
         self._context_tokens = min(context_tokens or spec.max_context, spec.max_context)
         self._ceiling = ceiling
@@ -255,3 +254,9 @@ class Session:
 def _likelihoods(logits: Tensor, following: Tensor) -> Tensor:
     """fp32 [rows, vocab] and int64 [rows] to fp32 [rows]."""
     return logits.log_softmax(-1).gather(1, following[:, None])[:, 0]
+
+
+def blob_layout(spec: ModelSpec, fingerprint: str, dtype: torch.dtype) -> BlobLayout:
+    """How states of this model are stored, whose activations and latents have `dtype`."""
+    attention = spec.layers[0].attention
+    return BlobLayout(fingerprint, LatentFormat.of(dtype), spec.n_layers, attention.kv_lora_rank, attention.rope.dim)

@@ -5,8 +5,10 @@ Knows token ids and latents; never text, weights or the mathematics.
 
 from earthshine.kv.codec import BlobReader, BlobWriter, KVBlob, read_header
 from earthshine.kv.header import BlobHeader, BlobLayout, LatentFormat
+from earthshine.kv.page_files import PageFiles, PageFilesStats
 from earthshine.kv.pages import PagePool
 from earthshine.kv.prefix import common_prefix
+from earthshine.kv.prefix_cache import PageKey, PageKeys, PrefixCache
 from earthshine.kv.timeline import Timeline
 
 __all__ = [
@@ -16,7 +18,12 @@ __all__ = [
     "BlobWriter",
     "KVBlob",
     "LatentFormat",
+    "PageFiles",
+    "PageFilesStats",
+    "PageKey",
+    "PageKeys",
     "PagePool",
+    "PrefixCache",
     "Timeline",
     "common_prefix",
     "read_header",

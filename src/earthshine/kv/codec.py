@@ -1,23 +1,25 @@
-"""The one form in which a conversation's state is stored and sent; little-endian, version 1.
+"""The one form in which a conversation's state is stored and sent; little-endian, version 2.
 
     0      8   magic "ESHKV\\r\\n\\x1a", which a transfer in text mode would damage
-    8      4   version, 1
+    8      4   version, 2
     12     4   bytes of the header's body, from 16 to its digest
     16     4   latent format: 1 is bf16, 2 is fp32
-    20    24   n_layers, kv_lora_rank, rope_dim, n_tokens, n_ids, tail_dim, 4 bytes each
-    44     4   F, bytes of the fingerprint
-    48     F   the model's fingerprint, UTF-8
-    48+F  4*n_ids  token ids; n_ids is n_tokens, or one more where the last token has no latent yet
-    ...   16   header digest: BLAKE2b of every byte before it
+    20    28   n_layers, kv_lora_rank, rope_dim, start, n_tokens, n_ids, tail_dim, 4 bytes each
+    48    32   prior: a digest that names the `start` tokens before this piece and their tenant, or zeros
+    80     4   F, bytes of the fingerprint
+    84     F   the model's fingerprint, UTF-8
+    84+F  4*n_ids  token ids of this piece; n_ids is n_tokens, or one more where the last token has no latent yet
+    ...   16   header digest: BLAKE3 of every byte before it, cut to 16 bytes
   then for each layer in order, and for the tail if tail_dim is not 0, one block:
     0      4   index: 0 to n_layers - 1; the tail's is n_layers
     4      n   the layer's latents [n_tokens, kv_lora_rank + rope_dim], or the tail [tail_dim], in the latent format
-    4+n   16   BLAKE2b, 16 bytes long, of the header digest, the index and the values
+    4+n   16   BLAKE3, cut to 16 bytes, of the header digest, the index and the values
 
 A latent is `kv_lora_rank` values (512) after their norm, then `rope_dim` values (64) of the key after rotation at the
 token's position, where pair (2i, 2i + 1) turned by the i-th angle (interleaved). The tail is the last token's hidden
 state after the final norm: with it, generation goes on without computing anything again. It comes last because
-it is known last, so that layers can be sent as soon as each is finished.
+it is known last, so that layers can be sent as soon as each is finished. A whole
+conversation has start 0; the disk cache stores pieces of one page each.
 No length is believed before it is compared with a limit that the caller or the file's size sets.
 """
 
@@ -25,13 +27,13 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 from tempfile import mkstemp
 from typing import BinaryIO
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from earthshine.errors import BlobError
@@ -88,12 +90,12 @@ class BlobWriter:
     def _block(self, values: Tensor, shape: tuple[int, ...]) -> None:
         _require_tensor(values, shape, self.header.layout.format)
         index = INDEX.pack(self._next)
-        digest = blake2b(self._seed + index, digest_size=DIGEST_BYTES)
+        digest = blake3(self._seed + index)
         self._file.write(index)
         for part in _parts(values):
             digest.update(part)
             self._file.write(part)
-        self._file.write(digest.digest())
+        self._file.write(digest.digest(DIGEST_BYTES))
         self._next += 1
 
 
@@ -132,14 +134,14 @@ class BlobReader:
 
     def _block(self, index: int, size_bytes: int, what: str) -> Tensor:
         stored = read_exactly(self._file, INDEX.size, what)
-        digest = blake2b(self._seed + stored, digest_size=DIGEST_BYTES)
+        digest = blake3(self._seed + stored)
         values = _buffer(size_bytes)
         view = memoryview(values)
         for start in range(0, size_bytes, _CHUNK_BYTES):
             part = read_exactly(self._file, min(_CHUNK_BYTES, size_bytes - start), what)
             digest.update(part)
             view[start : start + len(part)] = part
-        if stored != INDEX.pack(index) or read_exactly(self._file, DIGEST_BYTES, what) != digest.digest():
+        if stored != INDEX.pack(index) or read_exactly(self._file, DIGEST_BYTES, what) != digest.digest(DIGEST_BYTES):
             raise BlobError(f"The state is damaged: the checksum of {what} does not match.")
         dtype = self.header.layout.format.dtype
         return torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
@@ -147,7 +149,11 @@ class BlobReader:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KVBlob:
-    """A whole state in memory. Raises BlobError where a tensor does not have the header's shape and format."""
+    """A whole conversation's state in memory.
+
+    Raises BlobError for a piece that other tokens precede, and where a tensor does not have the header's shape and
+    format.
+    """
 
     header: BlobHeader
     layers: tuple[Tensor, ...]  # n_layers of [n_tokens, latent_dim]
@@ -155,6 +161,8 @@ class KVBlob:
 
     def __post_init__(self) -> None:
         layout = self.header.layout
+        if self.header.start:
+            raise BlobError(f"The state follows {self.header.start} tokens that it lacks; a whole one starts at 0.")
         if len(self.layers) != layout.n_layers or (self.tail is not None) != bool(self.header.tail_dim):
             raise BlobError(f"This header needs {layout.n_layers} layers and a tail of {self.header.tail_dim} values.")
         for latents in self.layers:

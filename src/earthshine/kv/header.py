@@ -7,21 +7,24 @@ that was read has also passed its checksum.
 import struct
 from dataclasses import dataclass
 from enum import StrEnum
-from hashlib import blake2b
 from typing import BinaryIO
 
 import torch
+from blake3 import blake3
 
 from earthshine.errors import BlobError
 
 DIGEST_BYTES = 16
+PRIOR_BYTES = 32
 INDEX = struct.Struct("<I")
+_NO_PRIOR = bytes(PRIOR_BYTES)
 _MAGIC = b"ESHKV\r\n\x1a"
-_VERSION = 1
+_VERSION = 2
 _START = struct.Struct("<8sII")
-_FIXED = struct.Struct("<8I")
+_FIXED = struct.Struct("<8I32sI")
 _READ_BYTES = 1 << 20
 _MOST = {"n_layers": 4096, "kv_lora_rank": 1 << 16, "rope_dim": 1 << 16, "n_tokens": 1 << 24, "tail_dim": 1 << 20}
+_MOST["start"] = _MOST["n_tokens"]
 _MOST_FINGERPRINT_BYTES = 256
 
 
@@ -80,15 +83,26 @@ class BlobLayout:
 
 @dataclass(frozen=True, slots=True)
 class BlobHeader:
-    """All that is known before the first layer is computed. Raises BlobError where its numbers contradict."""
+    """All that is known before the first layer is computed. Raises BlobError where its numbers contradict.
+
+    A whole conversation has start 0. A later piece of one says what it follows, since its latents mean nothing after
+    other tokens; a first piece may also give a `prior`, which then says whose it is.
+    """
 
     layout: BlobLayout
     n_tokens: int  # that have latents
     token_ids: tuple[int, ...]  # n_tokens, or one more: sampled, but not yet computed
     tail_dim: int  # the model's hidden size where a tail follows the layers, 0 where none does
+    start: int = 0  # tokens of the conversation before this piece; they are not among token_ids
+    prior: bytes = _NO_PRIOR  # PRIOR_BYTES: the digest that names those tokens and their tenant
 
     def __post_init__(self) -> None:
         _require_range("n_tokens", self.n_tokens, 0)
+        _require_range("start", self.start, 0)
+        if len(self.prior) != PRIOR_BYTES:
+            raise BlobError(f"What precedes a state is named by {PRIOR_BYTES} bytes, not {len(self.prior)}.")
+        if self.start and self.prior == _NO_PRIOR:
+            raise BlobError(f"The state follows {self.start} tokens, but does not name them.")
         _require_range("tail_dim", self.tail_dim, 0)
         if not 0 <= len(self.token_ids) - self.n_tokens <= 1:
             raise BlobError(f"{self.n_tokens} tokens have latents, but {len(self.token_ids)} token ids are given.")
@@ -121,10 +135,11 @@ def pack_header(header: BlobHeader) -> bytes:
     layout = header.layout
     name, ids = _encoded(layout.fingerprint), header.token_ids
     code = next(code for code, known in _CODES.items() if known is layout.format)
-    numbers = (layout.n_layers, layout.kv_lora_rank, layout.rope_dim, header.n_tokens, len(ids), header.tail_dim)
-    body = _FIXED.pack(code, *numbers, len(name)) + name + struct.pack(f"<{len(ids)}I", *ids)
+    numbers = (layout.n_layers, layout.kv_lora_rank, layout.rope_dim, header.start, header.n_tokens, len(ids))
+    fixed = _FIXED.pack(code, *numbers, header.tail_dim, header.prior, len(name))
+    body = fixed + name + struct.pack(f"<{len(ids)}I", *ids)
     packed = _START.pack(_MAGIC, _VERSION, len(body)) + body
-    return packed + blake2b(packed, digest_size=DIGEST_BYTES).digest()
+    return packed + blake3(packed).digest(DIGEST_BYTES)
 
 
 def unpack_header(file: BinaryIO, limit_bytes: int) -> tuple[BlobHeader, bytes]:
@@ -140,13 +155,13 @@ def unpack_header(file: BinaryIO, limit_bytes: int) -> tuple[BlobHeader, bytes]:
         raise BlobError(f"The state's header can't have {body_bytes} bytes; it is damaged or truncated.")
     body = read_exactly(file, body_bytes, "its header")
     stored = read_exactly(file, DIGEST_BYTES, "its header")
-    if stored != blake2b(start + body, digest_size=DIGEST_BYTES).digest():
+    if stored != blake3(start + body).digest(DIGEST_BYTES):
         raise BlobError("The state is damaged: the checksum of its header does not match.")
     return _header(body), stored
 
 
 def _header(body: bytes) -> BlobHeader:
-    code, n_layers, kv_lora_rank, rope_dim, n_tokens, n_ids, tail_dim, name_bytes = _FIXED.unpack_from(body)
+    code, n_layers, rank, rope_dim, start, n_tokens, n_ids, tail_dim, prior, name_bytes = _FIXED.unpack_from(body)
     if len(body) != _FIXED.size + name_bytes + 4 * n_ids:
         raise BlobError("The state's header does not have the length that its own numbers give.")
     if code not in _CODES:
@@ -156,7 +171,8 @@ def _header(body: bytes) -> BlobHeader:
     except UnicodeDecodeError:
         raise BlobError("The state's fingerprint is not UTF-8.") from None
     ids = struct.unpack_from(f"<{n_ids}I", body, _FIXED.size + name_bytes)
-    return BlobHeader(BlobLayout(fingerprint, _CODES[code], n_layers, kv_lora_rank, rope_dim), n_tokens, ids, tail_dim)
+    layout = BlobLayout(fingerprint, _CODES[code], n_layers, rank, rope_dim)
+    return BlobHeader(layout, n_tokens, ids, tail_dim, start, prior)
 
 
 def read_exactly(file: BinaryIO, count: int, what: str) -> bytes:

@@ -5,6 +5,8 @@ never written (the last one is copied first). Refuses writes to places that were
 timeline releases it; its pages do not return by themselves.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -130,6 +132,17 @@ class Timeline:
         other._pages, other._length, other._writable_end = shared, length, length
         self._writable_end = self._length  # the last page may be shared now: reserve again before writing
         return other
+
+    def adopt(self, pages: Sequence[int]) -> None:
+        """Go on with full pages that others computed. The caller's hold on each becomes this timeline's.
+
+        Raises UsageError where the last page so far is not full, or something is reserved.
+        """
+        if self._length != len(self._pages) * self.pool.page_tokens:
+            raise UsageError(f"Pages can follow only full ones; this timeline ends at {self._length}.")
+        self._pages += pages
+        self._length = self._writable_end = len(self._pages) * self.pool.page_tokens
+        self._table = None
 
     def release(self) -> None:
         """Give every page back; the timeline is empty afterwards and may be used again."""

@@ -4,7 +4,7 @@
 else by way of configuration.
 """
 
-from earthshine.plan.budget import Division, Wanted, check_division, divide, latent_bytes
+from earthshine.plan.budget import Division, Wanted, check_division, divide
 from earthshine.plan.forecast import Cost, Forecaster, Load
 from earthshine.plan.plan import Plan, Wishes, check_wishes, make_plan, model_name
 from earthshine.plan.routing import Routing
@@ -24,7 +24,6 @@ __all__ = [
     "check_division",
     "check_wishes",
     "divide",
-    "latent_bytes",
     "make_plan",
     "model_name",
     "plan_json",

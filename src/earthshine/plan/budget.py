@@ -6,7 +6,7 @@ Refuses a budget that can't work, naming the smallest that does and what takes i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from earthshine.errors import UsageError
 from earthshine.plan.sizes import Sizes
@@ -27,7 +27,8 @@ class Division:
 
     budget_bytes: int
     context_tokens: int  # of one conversation
-    batch: int  # conversations that are open at once
+    batch: int  # conversations that are computed at once
+    pages: int  # of PAGE_TOKENS latents, which all conversations share
     prefill_tokens: int
     streamed: tuple[str, ...]  # units of the trunk
     embedding_on_disk: bool
@@ -43,14 +44,21 @@ class Division:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a division is asked for. `context_tokens` None: what the budget allows easily; `process`: bytes that the
-    process holds before the model; `may_stream`: whether units of the trunk may."""
+    """What a division is asked for. `context_tokens` None: what the budget allows easily; `cache_tokens`: of all
+    conversations' pages, None for as many as `batch` full contexts have, 0 for those of one and of an eighth of the
+    budget; `process`: bytes that the process holds before the model; `may_stream`: whether units of the trunk may."""
 
     process: int
     max_context: int
     context_tokens: int | None = None
     batch: int = 1
     may_stream: bool = True
+    cache_tokens: int | None = None
+
+    def pages(self, context: int) -> int:
+        """At least those of one conversation of `context` tokens."""
+        each = -(-context // PAGE_TOKENS)
+        return self.batch * each if self.cache_tokens is None else max(each, -(-self.cache_tokens // PAGE_TOKENS))
 
 
 def divide(sizes: Sizes, budget_bytes: int, wanted: Wanted) -> Division:
@@ -63,6 +71,14 @@ def divide(sizes: Sizes, budget_bytes: int, wanted: Wanted) -> Division:
         raise UsageError(_refusal(budget_bytes, smallest, context, wanted, least, min(ways)))
     if wanted.context_tokens is None:
         context = _easy_context(sizes, budget_bytes, wanted, context, budget_bytes - smallest)
+    if wanted.cache_tokens == 0:
+        spare = budget_bytes - max(
+            smallest, sum(_fixed(sizes, wanted, context, PREFILL_TOKENS[0]).values()) + min(ways)
+        )
+        shared = wanted.pages(context) * PAGE_TOKENS + min(budget_bytes // 8, max(0, spare) // 2) // max(
+            sizes.latent, 1
+        )
+        wanted = replace(wanted, cache_tokens=min(shared, wanted.batch * -(-context // PAGE_TOKENS) * PAGE_TOKENS))
     left = budget_bytes - sum(_fixed(sizes, wanted, context, PREFILL_TOKENS[0]).values())
     spare = min(left - min(ways), budget_bytes // 10)
     prefill = PREFILL_TOKENS[0] + _more_prefill(sizes, EASY_PREFILL - PREFILL_TOKENS[0], spare)
@@ -76,7 +92,17 @@ def divide(sizes: Sizes, budget_bytes: int, wanted: Wanted) -> Division:
     streamed, on_disk, slots, transit = _placed(sizes, budget_bytes - sum(fixed.values()), trunk)
     parts = fixed | weight_parts(sizes, streamed, on_disk, slots, transit)
     return Division(
-        budget_bytes, context, wanted.batch, prefill, tuple(streamed), on_disk, slots, transit, parts, smallest
+        budget_bytes,
+        context,
+        wanted.batch,
+        wanted.pages(context),
+        prefill,
+        tuple(streamed),
+        on_disk,
+        slots,
+        transit,
+        parts,
+        smallest,
     )
 
 
@@ -84,7 +110,7 @@ def check_division(division: Division, sizes: Sizes, process: int) -> None:
     """Raises UsageError where what `division` asks for takes more than its budget, as with files of another layout."""
     if set(division.streamed) - set(sizes.units):
         raise UsageError("The plan streams layers that this model does not have; make it anew with earthshine plan.")
-    wanted = Wanted(process, 0, division.context_tokens, division.batch)
+    wanted = Wanted(process, 0, division.context_tokens, division.batch, cache_tokens=division.pages * PAGE_TOKENS)
     parts = _fixed(sizes, wanted, division.context_tokens, division.prefill_tokens) | weight_parts(
         sizes, list(division.streamed), division.embedding_on_disk, division.slots_per_layer, division.transit_slots
     )
@@ -94,11 +120,6 @@ def check_division(division: Division, sizes: Sizes, process: int) -> None:
             f"The plan takes {format_bytes(needed)} with these files in this process, but its budget is "
             f"{format_bytes(division.budget_bytes)}; make it anew with earthshine plan."
         )
-
-
-def latent_bytes(sizes: Sizes, context_tokens: int) -> int:
-    """Of one conversation's pages."""
-    return -(-context_tokens // PAGE_TOKENS) * PAGE_TOKENS * sizes.latent
 
 
 def weight_parts(sizes: Sizes, streamed: list[str], on_disk: bool, slots: int, transit: int) -> dict[str, int]:
@@ -119,7 +140,7 @@ def _fixed(sizes: Sizes, wanted: Wanted, context: int, prefill: int) -> dict[str
         "process": wanted.process,
         "margin": MARGIN_BYTES,
         "workspace": WORKSPACE_BYTES + wanted.batch * sizes.logits + context * sizes.gathered,
-        "latent pages": wanted.batch * latent_bytes(sizes, context),
+        "latent pages": wanted.pages(context) * PAGE_TOKENS * sizes.latent,
         "activations": prefill * sizes.activation,
     }
 
@@ -129,7 +150,7 @@ def _refusal(
 ) -> str:
     pages = least["latent pages"]
     others = sum(least.values()) - pages - wanted.process
-    each = "" if wanted.batch == 1 else f" for each of {wanted.batch} conversations"
+    each = f" for each of {wanted.batch} conversations" if wanted.batch > 1 and wanted.cache_tokens is None else ""
     return (
         f"{format_bytes(budget_bytes)} of memory are too few for this model; the smallest budget that works with a "
         f"context of {context} tokens{each} is {format_bytes(smallest)}: --memory {-(-smallest >> 20) + 1}MiB. Of it "
@@ -140,7 +161,7 @@ def _refusal(
 
 def _easy_context(sizes: Sizes, budget_bytes: int, wanted: Wanted, least: int, spare: int) -> int:
     """To 32768 tokens, and all conversations together to an eighth of the budget."""
-    each = max(sizes.latent, 1) * wanted.batch
+    each = max(sizes.latent, 1) * (wanted.batch if wanted.cache_tokens is None else 1)
     affordable = min(budget_bytes // 8 // each, least + spare // (each + sizes.gathered)) // PAGE_TOKENS * PAGE_TOKENS
     return max(least, min(wanted.max_context, CONTEXT_TOKENS, affordable))
 

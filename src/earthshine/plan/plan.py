@@ -22,13 +22,15 @@ PROCESS_BYTES = 288 << 20  # Python, torch and this package before a model: 225 
 MEMORY_SHARE = 0.85  # of what a machine has to give, where no budget is named
 MOST_THREADS = 512
 MOST_BATCH = 4096
+MOST_CACHE_TOKENS = 1 << 40
 TRUNKS, DTYPES = ("bf16", "int8"), ("bf16", "fp32")
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What a person asks for; None is whatever suits. `trunk`: bf16 as published, or int8; `dtype`: of activations;
-    `context_tokens`: of each of `batch` conversations that are open at once."""
+    `context_tokens`: of each of `batch` conversations that are computed at once; `cache_tokens`: of the pages that they
+    share, None for as many as all of them could fill, 0 for those of one and what an eighth of the memory holds."""
 
     memory_bytes: int | None = None
     context_tokens: int | None = None
@@ -37,6 +39,7 @@ class Wishes:
     trunk: str = "bf16"
     dtype: str = "bf16"
     skew: float = SKEW
+    cache_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,9 @@ def check_wishes(wishes: Wishes, spec: ModelSpec) -> None:
     context = wishes.context_tokens
     if context is not None and not 1 <= context <= spec.max_context:
         raise UsageError(f"A context of {context} tokens is not possible; this model takes 1 to {spec.max_context}.")
+    cache = wishes.cache_tokens
+    if cache is not None and not 0 <= cache <= MOST_CACHE_TOKENS:
+        raise UsageError(f"{cache} tokens of latents are not possible; choose up to {MOST_CACHE_TOKENS}.")
     if not 0 <= wishes.skew <= MOST_SKEW:  # nan fails too
         raise UsageError(f"A skew of {wishes.skew} is not possible; choose 0 (even) to {MOST_SKEW:g}.")
 
@@ -98,7 +104,9 @@ def make_plan(
     budget = _budget(wishes, machine, process_bytes, available_bytes)
     # What is rounded, or used in fp32, is so once and for all: then results can't depend on what streams.
     may_stream = wishes.trunk == "bf16" and wishes.dtype == "bf16"
-    wanted = Wanted(process_bytes, spec.max_context, wishes.context_tokens, wishes.batch, may_stream)
+    wanted = Wanted(
+        process_bytes, spec.max_context, wishes.context_tokens, wishes.batch, may_stream, wishes.cache_tokens
+    )
     division = divide(sizes, budget, wanted)
     threads = wishes.threads or min(machine.processors if machine else processors, MOST_THREADS)
     name = machine.name if machine else "rates unknown"

@@ -88,7 +88,7 @@ HUGE = 1 << 50
         ({"transit_slots": HUGE}, {}, "The plan takes .* but its budget is"),
         ({"budget_bytes": 400 * MIB}, {}, "The plan takes .* but its budget is 400.00 MiB; make it anew"),
         ({"budget_bytes": 400 * MIB, "slots_per_layer": HUGE}, {}, "The plan takes .* but its budget is"),
-        ({"batch": 4096, "context_tokens": 4096}, {}, "The plan takes .* but its budget is"),
+        ({"pages": 1 << 20}, {}, "The plan takes .* but its budget is"),
         ({"budget_bytes": HUGE}, {}, "budget of 1048576.00 GiB|budget of 1024.00 TiB"),
         ({}, {"process_bytes": HUGE}, "The plan takes"),
         ({"context_tokens": 4097}, {}, "A context of 4097 tokens is not possible; this model takes 1 to 4096"),
@@ -164,8 +164,8 @@ def test_open_sessions_share_the_plans_pages() -> None:
         assert long.sync((PROMPT * 20)[:1000]).computed == 1000
         with pytest.raises(ContextError, match="only 1000"):
             long.sync((PROMPT * 20)[:1001])
-        for wrong in (0, -1, 1001):
-            with pytest.raises(UsageError, match=r"this model has room for 1 to 1000\."):
+        for wrong in (0, -1, 1025):
+            with pytest.raises(UsageError, match=r"this model has room for 1 to 1024\."):
                 model.session(wrong)
         assert model.pages.left == 0
 

@@ -1,16 +1,19 @@
 """The stored form of a conversation: what comes back is what went in, or BlobError."""
 
+import dataclasses
 import io
 import struct
-from hashlib import blake2b
 
 import pytest
 import torch
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthshine.errors import BlobError
 from earthshine.kv import BlobHeader, BlobLayout, BlobReader, BlobWriter, KVBlob, LatentFormat, read_header
+
+PRIOR = bytes(range(1, 33))
 
 
 def make_blob(form=LatentFormat.BF16, n_tokens=5, pending=0, tail_dim=6, layers=3, rank=4, rope=2) -> KVBlob:
@@ -53,16 +56,62 @@ def test_bits_survive_that_are_not_numbers():
 def test_the_bytes_are_those_of_the_description():
     """Assembled by hand from the module's table, for one layer of two tokens in fp32 with a tail."""
     layer, tail = [[1.0, -2.0], [0.5, 4.0]], [8.0, 16.0, 32.0]
-    header = BlobHeader(BlobLayout("é", LatentFormat.FP32, 1, 1, 1), 2, (7, 65536), 3)
-    blob = KVBlob(header, (torch.tensor(layer),), torch.tensor(tail))
-    start = b"ESHKV\r\n\x1a" + struct.pack("<II", 1, 32 + 2 + 8)
-    start += struct.pack("<8I", 2, 1, 1, 1, 2, 2, 3, 2) + "é".encode() + struct.pack("<2I", 7, 65536)
-    seal = blake2b(start, digest_size=16).digest()
+    header = BlobHeader(BlobLayout("é", LatentFormat.FP32, 1, 1, 1), 2, (7, 65536), 3, 640, PRIOR)
+    file = io.BytesIO()
+    writer = BlobWriter(file, header)
+    writer.layer(0, torch.tensor(layer))
+    writer.tail(torch.tensor(tail))
+    start = b"ESHKV\r\n\x1a" + struct.pack("<II", 2, 68 + 2 + 8)
+    start += struct.pack("<8I", 2, 1, 1, 1, 640, 2, 2, 3) + PRIOR + struct.pack("<I", 2)
+    start += "é".encode() + struct.pack("<2I", 7, 65536)
+    seal = blake3(start).digest()[:16]
     expected = start + seal
     for index, values in ((0, struct.pack("<4f", 1.0, -2.0, 0.5, 4.0)), (1, struct.pack("<3f", *tail))):
         block = struct.pack("<I", index) + values
-        expected += block + blake2b(seal + block, digest_size=16).digest()
-    assert blob.to_bytes() == expected
+        expected += block + blake3(seal + block).digest()[:16]
+    assert file.getvalue() == expected
+    assert len(expected) == header.blob_bytes
+
+
+def piece(blob: KVBlob, start: int, prior: bytes) -> bytes:
+    """The same latents as a piece of a conversation that other tokens begin."""
+    file = io.BytesIO()
+    writer = BlobWriter(file, dataclasses.replace(blob.header, start=start, prior=prior))
+    for index, latents in enumerate(blob.layers):
+        writer.layer(index, latents)
+    if blob.tail is not None:
+        writer.tail(blob.tail)
+    writer.close()
+    return file.getvalue()
+
+
+def test_a_piece_comes_back_with_its_place_but_is_no_whole_conversation():
+    blob = make_blob()
+    data = piece(blob, 640, PRIOR)
+    reader = BlobReader(io.BytesIO(data), len(data))
+    assert (reader.header.start, reader.header.prior) == (640, PRIOR)
+    assert reader.header.token_ids == (100, 101, 102, 103, 104)
+    assert all(torch.equal(*pair) for pair in zip(reader.layers(), blob.layers, strict=True))
+    assert torch.equal(reader.tail(), blob.tail)
+    with pytest.raises(BlobError, match="follows 640 tokens that it lacks"):
+        KVBlob.from_bytes(data)
+
+
+def test_a_first_piece_may_say_whose_it_is():
+    blob = make_blob()
+    back = KVBlob.from_bytes(piece(blob, 0, PRIOR))
+    assert (back.header.start, back.header.prior) == (0, PRIOR)
+    assert back.to_bytes() != blob.to_bytes()
+
+
+def test_a_layer_of_the_same_tokens_elsewhere_does_not_fit():
+    """The header's digest begins every checksum, so a block is bound to its place in the conversation."""
+    blob = make_blob(tail_dim=0)
+    here, there = piece(blob, 640, PRIOR), piece(blob, 704, PRIOR)
+    last = 4 + blob.header.layer_bytes + 16
+    mixed = here[:-last] + there[-last:]
+    with pytest.raises(BlobError, match="checksum of layer 2"):
+        list(BlobReader(io.BytesIO(mixed), len(mixed)).layers())
 
 
 def test_every_truncation_is_refused():
@@ -109,14 +158,17 @@ def test_mutations_of_many_bytes_never_yield_other_data(data):
 @given(st.binary(max_size=200), st.booleans())
 def test_arbitrary_bytes_raise_only_blob_errors(raw, with_magic):
     with pytest.raises(BlobError):
-        KVBlob.from_bytes((b"ESHKV\r\n\x1a\x01\0\0\0" if with_magic else b"") + raw)
+        KVBlob.from_bytes((b"ESHKV\r\n\x1a\x02\0\0\0" if with_magic else b"") + raw)
 
 
-def resealed(numbers: tuple[int, ...], name: bytes = b"m", ids: tuple[int, ...] = (), extra: bytes = b"") -> bytes:
+def resealed(
+    numbers: tuple[int, ...], name: bytes = b"m", ids: tuple[int, ...] = (), extra: bytes = b"", start: int = 0
+) -> bytes:
     """A header with any numbers at all and the right checksum, as a hostile peer would send it."""
-    body = struct.pack("<8I", *numbers) + name + struct.pack(f"<{len(ids)}I", *ids) + extra
-    start = b"ESHKV\r\n\x1a" + struct.pack("<II", 1, len(body)) + body
-    return start + blake2b(start, digest_size=16).digest()
+    fixed = struct.pack("<8I32sI", *numbers[:4], start, *numbers[4:7], bytes(32), numbers[7])
+    body = fixed + name + struct.pack(f"<{len(ids)}I", *ids) + extra
+    head = b"ESHKV\r\n\x1a" + struct.pack("<II", 2, len(body)) + body
+    return head + blake3(head).digest()[:16]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +191,8 @@ def resealed(numbers: tuple[int, ...], name: bytes = b"m", ids: tuple[int, ...] 
         (resealed((1, 1, 1, 1, 0, 0, 0, 0), name=b""), "fingerprint"),
         (resealed((1, 1, 1, 1, 0, 0, 0, 257), name=b"m" * 257), "fingerprint"),
         (resealed((1, 1, 1, 1, 0, 0, 0, 2), name=b"\xff\xfe"), "UTF-8"),
+        (resealed((1, 1, 1, 1, 0, 0, 0, 1), start=1 << 25), "start lies between 0 and 16777216"),
+        (resealed((1, 1, 1, 1, 0, 0, 0, 1), start=5), "follows 5 tokens, but does not name them"),
         (resealed((1, 4096, 65536, 65536, 1, 1, 0, 1), ids=(5,)), "truncated or too large"),
     ],
 )
@@ -149,8 +203,8 @@ def test_a_hostile_header_is_refused_for_what_it_says(raw, message):
 
 def test_an_unknown_version_and_a_foreign_file_are_named():
     data = make_blob().to_bytes()
-    with pytest.raises(BlobError, match="version 2; this Earthshine reads version 1"):
-        KVBlob.from_bytes(data[:8] + struct.pack("<I", 2) + data[12:])
+    with pytest.raises(BlobError, match="version 1; this Earthshine reads version 2"):
+        KVBlob.from_bytes(data[:8] + struct.pack("<I", 1) + data[12:])
     with pytest.raises(BlobError, match="not a stored conversation state"):
         KVBlob.from_bytes(b"\x7fELF" + data)
 
@@ -200,7 +254,7 @@ def test_layers_are_readable_before_the_rest_is_written():
 
 
 def test_the_header_can_be_read_alone():
-    assert read_header(io.BytesIO(make_blob().to_bytes()[:120]), 1 << 20) == make_blob().header
+    assert read_header(io.BytesIO(make_blob().to_bytes()[:150]), 1 << 20) == make_blob().header
 
 
 def test_a_blob_beyond_the_readers_limit_is_refused_before_its_layers():
@@ -218,7 +272,7 @@ def test_no_more_is_read_of_a_header_than_the_limit_allows():
             self.given += len(part)
             return part
 
-    file = Endless(b"ESHKV\r\n\x1a" + struct.pack("<II", 1, 60_000_000))
+    file = Endless(b"ESHKV\r\n\x1a" + struct.pack("<II", 2, 60_000_000))
     with pytest.raises(BlobError, match="can't have 60000000 bytes"):
         BlobReader(file, limit_bytes=1000)
     assert file.given <= 1000
@@ -265,6 +319,10 @@ def test_values_that_contradict_their_header_are_refused():
         BlobLayout("\ud800", LatentFormat.BF16, 1, 1, 1)
     with pytest.raises(BlobError, match="token id"):
         BlobHeader(blob.header.layout, 1, (-1,), 0)
+    with pytest.raises(BlobError, match="named by 32 bytes, not 3"):
+        BlobHeader(blob.header.layout, 1, (1,), 0, 64, b"abc")
+    with pytest.raises(BlobError, match="does not name them"):
+        BlobHeader(blob.header.layout, 1, (1,), 0, 64)
 
 
 def test_a_saved_state_is_loaded_and_replaces_the_one_before(tmp_path):

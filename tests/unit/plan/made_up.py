@@ -70,8 +70,8 @@ def machine(**changed: Any) -> Machine:
 def division(sizes: Sizes, **changed: Any) -> Division:
     """Everything in memory, but for what is changed."""
     held = {"streamed": (), "embedding_on_disk": False, "slots_per_layer": max(sizes.experts, default=0)}
-    counts = {"budget_bytes": GIB, "context_tokens": 1024, "batch": 1, "prefill_tokens": 512, "transit_slots": 0}
-    return Division(**(held | counts | {"parts": {}, "smallest": GIB} | changed))
+    counts = {"budget_bytes": GIB, "context_tokens": 1024, "batch": 1, "pages": 16, "prefill_tokens": 512}
+    return Division(**(held | counts | {"transit_slots": 0, "parts": {}, "smallest": GIB} | changed))
 
 
 def k2_6(shared_data: Path) -> ModelSpec:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthshine.errors import UsageError
-from earthshine.plan import Division, Sizes, Wanted, check_division, divide, latent_bytes
+from earthshine.plan import Division, Sizes, Wanted, check_division, divide
 from earthshine.plan.budget import MARGIN_BYTES, PREFILL_TOKENS, WORKSPACE_BYTES
 from earthshine.units import parse_bytes
 
@@ -30,7 +30,7 @@ def parts(sizes: Sizes, found: Division) -> int:
     buffers = 2 * max((sizes.streamed_units[name] for name in found.streamed), default=0)
     slots = sum(min(found.slots_per_layer, n) for n in sizes.experts) + found.transit_slots
     fixed = PROCESS + MARGIN_BYTES + WORKSPACE_BYTES + sizes.logits
-    passing = latent_bytes(sizes, found.context_tokens) + found.prefill_tokens * sizes.activation
+    passing = found.pages * 64 * sizes.latent + found.prefill_tokens * sizes.activation
     embedding = 0 if found.embedding_on_disk else sizes.embedding
     return fixed + passing + trunk + buffers + embedding + slots * sizes.expert
 
@@ -159,7 +159,7 @@ def test_many_conversations_have_pages_each_and_what_is_divided_is_found_to_fit(
 ) -> None:
     least = divide(sizes, 1 << 62, Wanted(PROCESS, 5000, context, batch)).smallest
     found = divide(sizes, least + more, Wanted(PROCESS, 5000, context, batch))
-    assert found.parts["latent pages"] == batch * latent_bytes(sizes, context)
+    assert found.parts["latent pages"] == batch * -(-context // 64) * 64 * sizes.latent
     assert sum(found.parts.values()) == found.planned_bytes <= found.budget_bytes
     check_division(found, sizes, PROCESS)
     with pytest.raises(UsageError, match="make it anew"):
@@ -178,3 +178,33 @@ def test_a_refusal_says_what_takes_the_memory() -> None:
     said = str(refusal.value)
     assert "context of 4096 tokens for each of 3 conversations is " in said
     assert "4.09 GiB are weights, 823.50 MiB the context, 459.88 MiB room to compute in, 300.00 MiB the process" in said
+
+
+@given(
+    budget=st.integers(0, 200 * GIB),
+    context=st.none() | st.integers(1, 262_144),
+    batch=st.integers(1, 64),
+    cache=st.integers(0, 1 << 20),
+)
+@settings(max_examples=150, deadline=None)
+def test_shared_pages_hold_one_context_at_least_and_all_at_most(budget, context, batch, cache):
+    wanted = Wanted(PROCESS, 262_144, context, batch, cache_tokens=cache)
+    try:
+        found = divide(K2_6, budget, wanted)
+    except UsageError:
+        return
+    each = -(-found.context_tokens // 64)
+    assert found.parts["latent pages"] == found.pages * 64 * K2_6.latent
+    assert sum(found.parts.values()) <= budget
+    if cache:
+        assert found.pages == max(each, -(-cache // 64))
+    else:
+        assert each <= found.pages <= batch * each
+    check_division(found, K2_6, PROCESS)
+
+
+def test_shared_pages_leave_each_conversation_a_longer_context():
+    shared = divide(K2_6, 48 * GIB, Wanted(PROCESS, 262_144, None, 8, cache_tokens=0))
+    apart = divide(K2_6, 48 * GIB, Wanted(PROCESS, 262_144, None, 8))
+    assert shared.context_tokens == 32_768 > 2 * apart.context_tokens
+    assert shared.pages > shared.context_tokens // 64

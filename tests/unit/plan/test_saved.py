@@ -20,7 +20,7 @@ WHOLE = st.integers(0, 1 << 60)
 RATE = st.floats(0, allow_nan=False, allow_infinity=False)
 COSTS = st.builds(Cost, WHOLE, RATE, st.text(), RATE, RATE, st.dictionaries(st.text(), RATE, max_size=4))
 DIVISIONS = st.builds(
-    Division, WHOLE, st.integers(1, 1 << 31), st.integers(1, 4096), st.integers(1, 8192),
+    Division, WHOLE, st.integers(1, 1 << 31), st.integers(1, 4096), st.integers(1 << 25, 1 << 40), st.integers(1, 8192),
     st.lists(st.text(), max_size=5).map(tuple), st.booleans(), WHOLE, WHOLE,
     st.dictionaries(st.text(), WHOLE, max_size=5), WHOLE,
 )  # fmt: skip
@@ -140,6 +140,7 @@ def test_every_mistyped_value_is_named(tmp_path: Path, plan: Plan) -> None:
         ("division.batch", 4097, "division.batch is 4097"),
         ("division.context_tokens", 0, "division.context_tokens is 0"),
         ("division.context_tokens", (1 << 31) + 1, "division.context_tokens is 2147483649"),
+        ("division.pages", 31, "division.pages is 31; it must be 32"),
         ("division.prefill_tokens", 0, "division.prefill_tokens is 0; it must be 1 to 8192"),
         ("division.prefill_tokens", 8193, "division.prefill_tokens is 8193"),
         ("division.streamed", ["layers.0", 1], "division: streamed is 1; it must be a text"),

@@ -1,0 +1,292 @@
+"""A model at work for many: the scheduler on a thread of its own, and a mailbox through which others reach it.
+
+Submitting, cancelling and asking how things stand may be done from any thread and never wait for a step. The invariant:
+a request that was accepted gets its last event, whatever happens, even if the thread itself fails. Refuses what can't
+be computed, and more requests than may wait.
+"""
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from operator import index
+from pathlib import Path
+
+from earthshine.engine.load import LoadedModel
+from earthshine.engine.reply import Reply
+from earthshine.engine.request import Request, Sink
+from earthshine.engine.scheduler import Scheduler, as_ours
+from earthshine.engine.session import blob_layout
+from earthshine.errors import ContextError, EarthshineError, OverloadError, UsageError
+from earthshine.kv import PageFiles, PrefixCache
+from earthshine.machine import memory_resident
+
+_FLUSH_SECONDS = 60.0
+SPILL_BYTES = 1 << 20
+_SPILL = "earthshine-pages-"
+_RETRY_SECONDS = (1, 60)  # what a refused request is told, at least and at most
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """`max_stall`: seconds that a prompt may keep a reply waiting for its next token, beyond a layer; `max_queue`:
+    requests that wait; `disk_cache_bytes`: pages are kept in `disk_cache_folder` up to that, over restarts too; 0: only
+    those of replies that had to give way, until the end."""
+
+    max_stall: float = 1.0
+    max_queue: int = 256
+    disk_cache_bytes: int = 0
+    disk_cache_folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.max_stall <= 3600:
+            raise UsageError(f"A stall of {self.max_stall} seconds is not possible; choose 0.01 to 3600.")
+        if not 1 <= self.max_queue <= 1 << 20:
+            raise UsageError(f"A queue of {self.max_queue} is not possible; choose 1 to {1 << 20}.")
+        if self.disk_cache_bytes < 0 or (self.disk_cache_bytes and self.disk_cache_folder is None):
+            raise UsageError("A disk cache needs a size above zero and a folder.")
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """How the engine stands. Counters count since its beginning; `resident_bytes` is of the whole process; `finished`:
+    replies by reason; `problem`: what the disk cache can't do at present."""
+
+    running: int
+    waiting: int
+    pages: int
+    pages_free: int
+    pages_cached: int
+    prefix_queries: int
+    prefix_hits: int
+    preemptions: int
+    prompt_tokens: int
+    generated_tokens: int
+    expert_hits: int
+    expert_misses: int
+    expert_bytes_read: int
+    disk_cache_bytes: int
+    disk_cache_pages: int
+    pages_read: int
+    pages_written: int
+    damaged_pages: int
+    resident_bytes: int
+    budget_bytes: int
+    finished: Mapping[str, int] = field(default_factory=dict)
+    problem: str | None = None
+
+
+class Ticket:
+    """A request that was accepted; what `cancel` takes."""
+
+    __slots__ = ("_reply",)
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+
+
+class Engine:
+    """Takes all pages that the model has left. Raises UsageError where that is too few, or the disk cache can't be."""
+
+    def __init__(self, model: LoadedModel, options: EngineOptions | None = None) -> None:
+        self._model, self.options = model, options or EngineOptions()
+        division = model.plan.division
+        self._pool = model.pool()
+        kept = self.options.disk_cache_folder if self.options.disk_cache_bytes else None
+        self._folder = kept or _spill_folder()
+        layout = blob_layout(model.spec, model.fingerprint, self._pool.dtype)
+        limit = self.options.disk_cache_bytes or 2 * self._pool.bytes + SPILL_BYTES
+        self._files = PageFiles(self._folder, layout, self._pool.page_tokens, limit)
+        self._cache = PrefixCache(self._pool, self._files, keep_all=bool(self.options.disk_cache_bytes))
+        self._scheduler = Scheduler(
+            model.decoder,
+            self._pool,
+            self._cache,
+            most=division.batch,
+            context_tokens=division.context_tokens,
+            prefill_tokens=division.prefill_tokens,
+            streams=bool(division.transit_slots),
+            max_stall=self.options.max_stall,
+            ceiling=model.ceiling,
+            poll=self._poll,
+        )
+        self._mail: deque[Reply] = deque()
+        self._changed = threading.Condition()
+        self._count, self._open = 0, 0
+        self._accepting, self._closing = True, False
+        self._sign = time.monotonic()  # of progress
+        self._busy = False
+        self._thread = threading.Thread(target=self._run, name="earthshine-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def context_tokens(self) -> int:
+        """Of one conversation."""
+        return self._model.plan.division.context_tokens
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, request: Request, sink: Sink) -> Ticket:
+        """Queue a request; `sink` gets its events on the engine's thread.
+
+        Raises UsageError for tokens that are none of this model's, ContextError where no token could follow them, and
+        OverloadError where as many wait as may or the engine is about to end.
+        """
+        self._check(request)
+        spec = self._model.spec
+        with self._changed:
+            if not self._accepting or not self.alive:
+                raise OverloadError("The server is about to end; ask again once it is back.", _RETRY_SECONDS[0])
+            waiting = self._open - len(self._scheduler.running)
+            if waiting >= self.options.max_queue:
+                raise OverloadError(
+                    f"{waiting} requests wait already, as many as may; ask again later.", self._retry_seconds()
+                )
+            self._count += 1
+            self._open += 1
+            reply = Reply(self._count, request, sink, self._pool.page_tokens, frozenset(spec.stop_tokens))
+            self._mail.append(reply)
+            self._changed.notify_all()
+        return Ticket(reply)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Ends a reply within one step, and at the next layer where a sweep is for it alone; no harm once it ended."""
+        with self._changed:
+            ticket._reply.cancelled = True
+            self._changed.notify_all()
+
+    def stalled_seconds(self) -> float:
+        """Since the last sign of progress while there is work to do; 0 without."""
+        return time.monotonic() - self._sign if self._busy or not self.alive else 0.0
+
+    def gauges(self) -> Gauges:
+        scheduler, counts, stats = self._scheduler, self._scheduler.counts, self._model.experts.stats
+        files = self._files.stats
+        return Gauges(
+            running=len(scheduler.running),
+            waiting=max(0, self._open - len(scheduler.running)),
+            pages=self._pool.n_pages,
+            pages_free=self._pool.free_pages,
+            pages_cached=len(self._cache),
+            prefix_queries=counts.prefix_queries,
+            prefix_hits=counts.prefix_hits,
+            preemptions=counts.preemptions,
+            prompt_tokens=counts.prompt_tokens,
+            generated_tokens=counts.generated_tokens,
+            expert_hits=stats.hits,
+            expert_misses=stats.misses,
+            expert_bytes_read=stats.bytes_read,
+            disk_cache_bytes=files.bytes,
+            disk_cache_pages=files.pages,
+            pages_read=files.pages_read,
+            pages_written=files.pages_written,
+            damaged_pages=files.damaged,
+            resident_bytes=memory_resident(),
+            budget_bytes=self._model.plan.division.budget_bytes,
+            finished=dict(scheduler.finished),
+            problem=self._files.problem,
+        )
+
+    def drain(self, seconds: float) -> bool:
+        """Accept nothing more and wait for what was accepted; then cancel the rest. Whether all could finish."""
+        with self._changed:
+            self._accepting = False
+            finished = self._changed.wait_for(lambda: self._open == 0 or not self.alive, seconds)
+        return bool(finished)
+
+    def close(self) -> None:
+        """Cancel what is left, write what the disk cache is to keep, and end the thread."""
+        with self._changed:
+            self._accepting, self._closing = False, True
+            self._changed.notify_all()
+        self._thread.join()
+        if self.options.disk_cache_bytes:
+            self._files.flush(_FLUSH_SECONDS)
+        self._files.close()
+        if not self.options.disk_cache_bytes:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _check(self, request: Request) -> None:
+        vocab_size, room = self._model.spec.vocab_size, self.context_tokens
+        try:
+            tokens = [index(token) for token in request.tokens]
+        except TypeError:
+            raise UsageError("Tokens are whole numbers.") from None
+        if not tokens:
+            raise UsageError("A request needs at least one token.")
+        if min(tokens) < 0 or max(tokens) >= vocab_size:
+            raise UsageError(f"Token ids lie between 0 and {vocab_size - 1} in this model.")
+        if len(tokens) >= room:
+            raise ContextError(
+                f"This model's maximum context length is {room} tokens here, and the request has {len(tokens)}; "
+                "shorten it."
+            )
+
+    def _retry_seconds(self) -> int:
+        """As long as the one who waits longest has waited: what the queue's length means in time."""
+        longest = max((time.monotonic() - reply.asked_at for reply in list(self._scheduler.waiting)), default=0.0)
+        least, most = _RETRY_SECONDS
+        return min(most, max(least, round(longest)))
+
+    # --- the thread
+
+    def _run(self) -> None:
+        try:
+            while self._next():
+                self._scheduler.turn()
+                self._finished()
+        except BaseException as error:  # a bug: nobody may be left waiting for it
+            for reply in [*self._scheduler.running, *self._scheduler.waiting, *self._mail]:
+                reply.fail(as_ours(error) if isinstance(error, Exception) else EarthshineError("The engine has ended."))
+            raise
+        finally:
+            with self._changed:
+                self._open = 0
+                self._changed.notify_all()
+
+    def _next(self) -> bool:
+        """Waits for something to do; False once nothing more will come."""
+        with self._changed:
+            self._busy = self._scheduler.busy
+            self._changed.wait_for(lambda: self._mail or self._scheduler.busy or self._closing)
+            self._busy, self._sign = True, time.monotonic()
+            if self._closing:
+                for reply in (*self._scheduler.running, *self._scheduler.waiting, *self._mail):
+                    reply.cancelled = True
+        self._poll()
+        if self._scheduler.busy:
+            return True
+        self._busy = False
+        return not self._closing
+
+    def _poll(self) -> None:
+        """Between layers: a sign of progress, and what came in meanwhile."""
+        self._sign = time.monotonic()
+        while self._mail:
+            self._scheduler.add(self._mail.popleft())
+
+    def _finished(self) -> None:
+        left = len(self._scheduler.running) + len(self._scheduler.waiting)
+        with self._changed:
+            self._open = left + len(self._mail)
+            if not left:
+                self._changed.notify_all()
+
+
+def _spill_folder() -> Path:
+    """A new one beside others of this kind; those whose process has ended without removing them go."""
+    base = Path("/var/tmp")  # on a disk everywhere, where /tmp may be memory
+    base = base if os.access(base, os.W_OK) else Path(tempfile.gettempdir())
+    for old in base.glob(f"{_SPILL}*"):
+        _, _, process = old.name.rpartition("-")
+        if process.isdigit() and not Path(f"/proc/{process}").exists() and old.lstat().st_uid == os.getuid():
+            shutil.rmtree(old, ignore_errors=True)
+    folder = base / f"{_SPILL}{os.getpid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder

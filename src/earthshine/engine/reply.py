@@ -1,0 +1,137 @@
+"""One reply under way: its tokens, the pages they have, what was sampled, and what its requester has been told.
+
+Invariant: the timeline, where there is one, holds the latents of the first tokens, and pages that are full are in the
+prefix cache. A reply that gave its pages back goes on from its tokens alone, with the same result.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from earthshine.engine.request import Admitted, Failed, Finished, PromptScores, ReplyEvent, Request, Sink, TokenEvent
+from earthshine.engine.sampling import Sampler, most_likely
+from earthshine.errors import EarthshineError
+from earthshine.kv import PageKey, PageKeys, Timeline
+
+SCORE_ROWS = 64  # hidden states whose logits exist at once: 64 x 163840 fp32 are 40 MiB, their softmax as many
+
+
+class Reply:
+    """`number` counts requests: of equal priority the lower one goes first."""
+
+    def __init__(self, number: int, request: Request, sink: Sink, page_tokens: int, stops: frozenset[int]) -> None:
+        self.number, self.request, self._sink = number, request, sink
+        self.tokens = list(request.tokens)
+        self.n_prompt = len(self.tokens)
+        self.timeline: Timeline | None = None
+        self.shared = 0  # full pages that the cache has, or was offered
+        self.cancelled = self.ended = False
+        self.reason = "error"  # once it has ended
+        self.asked_at = time.monotonic()
+        self.said_at = self.asked_at  # when its requester last got a token, or it began to wait for one
+        self.admitted_at: float | None = None
+        self._keys = PageKeys(request.tenant, page_tokens)
+        self._page_tokens, self._stops = page_tokens, stops
+        self._sampler: Sampler | None = None
+        self._scored = 0 if request.prompt_logprobs is not None else self.n_prompt  # tokens whose scores are told
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Lower ones first."""
+        return self.request.priority, self.number
+
+    @property
+    def missing(self) -> int:
+        """Tokens without latents: one for a reply that is decoding."""
+        return len(self.tokens) - (self.timeline.length if self.timeline else 0)
+
+    @property
+    def decoding(self) -> bool:
+        return self.missing == 1 and len(self.tokens) > self.n_prompt
+
+    @property
+    def scoring(self) -> bool:
+        """Whether log-likelihoods of the prompt are still to be told, so that all of it must be computed."""
+        return self._scored < self.n_prompt
+
+    def keys(self, n_tokens: int) -> list[PageKey]:
+        """Of the full pages that the first `n_tokens` have."""
+        return self._keys.of(self.tokens, n_tokens // self._page_tokens)
+
+    def tokens_of(self, key: PageKey) -> list[int]:
+        return self.tokens[key.start : key.start + self._page_tokens]
+
+    def admit(self, reused: int) -> None:
+        """Told once, the first time."""
+        if self.admitted_at is None:
+            self.admitted_at = self.said_at = time.monotonic()
+            self._tell(Admitted(reused))
+
+    def score(self, start: int, hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
+        """hidden: [n, hidden] of the tokens from `start`. Tells what each says of the token after it; `logits` as
+        Model.logits."""
+        if not self.scoring:
+            return
+        alternatives, last = self.request.prompt_logprobs or 0, min(start + len(hidden), self.n_prompt - 1)
+        for begin in range(start, last, SCORE_ROWS):
+            end = min(begin + SCORE_ROWS, last)
+            rows = logits(hidden[begin - start : end - start]).log_softmax(-1)
+            self._tell(PromptScores(tuple(_scores(rows, self.tokens[begin + 1 : end + 1], alternatives))))
+        self._scored = last if last < self.n_prompt - 1 else self.n_prompt
+
+    def sample(self, logits: Tensor, context_tokens: int) -> None:
+        """Choose the next token from fp32 [vocab], tell it, and end if it ends the reply."""
+        if self._sampler is None:
+            self._sampler = Sampler(self.request.params, self.tokens)
+        constraint = self.request.constraint
+        allowed = None if constraint is None else constraint.allowed()
+        sampled = self._sampler.sample(logits, None if allowed is None else _unpacked(allowed, len(logits)))
+        if constraint is not None:
+            constraint.accept(sampled.token)
+        self.tokens.append(sampled.token)
+        self.said_at = time.monotonic()
+        params = self.request.params
+        if not params.ignore_stop and (sampled.token in self._stops or sampled.token in params.stop_tokens):
+            self.finish(Finished("stop", sampled.token))
+            return
+        self._tell(TokenEvent(sampled.token, sampled.logprob, sampled.top))
+        if params.max_tokens is not None and len(self.tokens) - self.n_prompt >= params.max_tokens:
+            self.finish(Finished("length"))
+        elif len(self.tokens) >= context_tokens:
+            self.finish(Finished("context"))
+
+    def finish(self, event: Finished) -> None:
+        if not self.ended:
+            self.ended, self.reason = True, event.reason
+            self._tell(event)
+
+    def fail(self, error: EarthshineError) -> None:
+        if not self.ended:
+            self.ended = True
+            self._tell(Failed(error))
+
+    def release(self) -> None:
+        """Give the pages back; what is shared stays in the cache."""
+        if self.timeline is not None:
+            self.timeline.release()
+            self.timeline = None
+        self.shared = 0
+
+    def _tell(self, event: ReplyEvent) -> None:
+        self._sink(event)
+
+
+def _scores(rows: Tensor, following: Sequence[int], alternatives: int) -> list[TokenEvent]:
+    """rows: fp32 [n, vocab] of log-likelihoods."""
+    chosen = rows.gather(1, torch.tensor(following)[:, None])[:, 0].tolist()
+    tops = [most_likely(row, alternatives) for row in rows]
+    return [TokenEvent(*each) for each in zip(following, chosen, tops, strict=True)]
+
+
+def _unpacked(allowed: np.ndarray, vocab_size: int) -> Tensor:
+    """bool [vocab_size] from int32 words whose lowest bit is the lowest id."""
+    bits = np.unpackbits(allowed.view(np.uint8), bitorder="little", count=vocab_size)
+    return torch.from_numpy(bits.view(np.bool_))

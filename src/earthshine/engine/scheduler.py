@@ -1,0 +1,354 @@
+"""Which tokens of which replies each step computes: continuous batching over one pool of pages.
+
+Every turn ends what was cancelled, brings waiting requests in, and computes one step. Prompts pass through the model
+together, layer by layer, each with a fair share of a sweep. Replies that are being written ride along where the sweep
+is expected to take no longer than `max_stall`; else they take steps of their own between the sweep's layers, as often
+as that bound asks (or, where a step takes long itself, so that the sweep keeps half of the time). When pages run out,
+the last in order gives its own back and waits; its full pages stay in the cache as long as there is room, and on disk.
+
+The invariant: no reply's tokens depend on which others there are. One thread runs this; nothing here blocks on another.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from earthshine.engine.ceiling import Ceiling
+from earthshine.engine.pace import Pace, fair_shares
+from earthshine.engine.reply import Reply
+from earthshine.engine.request import Finished
+from earthshine.engine.step import Model, StepRow, step
+from earthshine.errors import ContextError, EarthshineError
+from earthshine.kv import PageKey, PagePool, PrefixCache, Timeline
+
+LEAST_SWEEP = 256  # tokens: below that a resident model's kernels lose speed
+_LOAD_SHARE = 0.25  # of max_stall that a turn may spend on reading pages from disk
+
+
+class _Abandoned(Exception):
+    """Nobody waits any more for any prompt of a sweep."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since the beginning: tokens of prompts that were looked up in the prefix cache, that were found there, that were
+    computed; tokens sampled; replies that gave way."""
+
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+
+
+class Scheduler:
+    """`most`: replies that are computed at once; `streams`: experts come from disk, so that a sweep costs as much for
+    few tokens as for many; `poll` is called between layers and may add and cancel."""
+
+    def __init__(
+        self,
+        decoder: Model,
+        pool: PagePool,
+        cache: PrefixCache,
+        *,
+        most: int,
+        context_tokens: int,
+        prefill_tokens: int,
+        max_stall: float,
+        streams: bool = True,
+        ceiling: Ceiling | None = None,
+        poll: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._decoder, self._pool, self._cache, self._ceiling = decoder, pool, cache, ceiling
+        self._most, self._context_tokens, self._prefill_tokens = most, context_tokens, prefill_tokens
+        self._max_stall, self._poll, self._streams = max_stall, poll, streams
+        self.waiting: list[Reply] = []
+        self.running: list[Reply] = []
+        self.counts = Counts()
+        self.finished: Counter[str] = Counter()  # by reason
+        self.pace = Pace()
+        self._sweeping: frozenset[Reply] = frozenset()  # prompts of the sweep under way
+        self._loading: dict[Reply, list[PageKey]] = {}  # pages that are to come from disk, first of all
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, reply: Reply) -> None:
+        """Takes a request whose tokens were checked."""
+        self.waiting.append(reply)
+        self.waiting.sort(key=lambda waiting: waiting.order)
+
+    def turn(self) -> None:
+        """One step, or whatever can be done without one. Raises nothing that a single reply can bear."""
+        self._cache.settle()
+        self._end()
+        self._admit()
+        self._load()
+        ready = [reply for reply in self.running if reply not in self._loading]
+        writing = [reply for reply in ready if reply.decoding]
+        prompts = [reply for reply in ready if not reply.decoding]
+        rows = self._prompt_rows(prompts, self._sweep_tokens() - len(writing))
+        expected = self.pace.sweep_seconds(sum(rows.values())) if rows else 0.0
+        if writing and rows and (expected is None or expected > self._max_stall):
+            self._sweep(rows, writing)
+        else:
+            self._compute(rows | dict.fromkeys(writing, 1))
+        self._end()
+
+    # --- who runs
+
+    def _end(self) -> None:
+        """Takes out replies that have ended or were cancelled, but for those in the middle of a sweep."""
+        for reply in [*self.running, *self.waiting]:
+            if reply.cancelled:
+                reply.finish(Finished("cancelled"))
+            if reply.ended and reply not in self._sweeping:
+                self._drop(reply)
+
+    def _drop(self, reply: Reply) -> None:
+        reply.release()
+        self._loading.pop(reply, None)
+        (self.running if reply in self.running else self.waiting).remove(reply)
+        self.finished[reply.reason] += 1
+
+    def _admit(self) -> None:
+        """From the head of the queue, as long as there is room; one of higher priority may take a lower one's place."""
+        coming = {key.key for reply in self.running if not reply.decoding for key in self._prompt_keys(reply)}
+        for reply in list(self.waiting):
+            keys = [] if reply.scoring else self._prompt_keys(reply)
+            found = len(self._cache.pages(keys))
+            if found < len(keys) and keys[found].key in coming:
+                continue  # another computes that page now
+            while not self._has_room(reply, keys):
+                if not self.running or max(self.running, key=_order).request.priority <= reply.request.priority:
+                    return
+                self._preempt(max(self.running, key=_order))
+            self._start(reply, keys)
+            coming |= {key.key for key in self._prompt_keys(reply)}
+
+    def _prompt_keys(self, reply: Reply) -> list[PageKey]:
+        """Of full pages before the last token, which is computed in any case."""
+        return reply.keys(len(reply.tokens) - 1)
+
+    def _has_room(self, reply: Reply, keys: Sequence[PageKey]) -> bool:
+        """For its prompt, with a page for each reply that is being written."""
+        if len(self.running) >= self._most:
+            return False
+        if not self.running:
+            return True
+        found = self._cache.pages(keys)
+        needed = -(-(len(reply.tokens) + 1) // self._pool.page_tokens) - len(found)
+        promised = sum(-(-other.missing // self._pool.page_tokens) for other in self.running)
+        return needed + promised <= self._cache.room(besides=found)
+
+    def _start(self, reply: Reply, keys: list[PageKey]) -> None:
+        self.waiting.remove(reply)
+        self.running.append(reply)
+        reply.timeline = Timeline(self._pool)
+        pages = self._cache.find(keys)
+        reply.timeline.adopt(pages)
+        reply.shared = len(pages)
+        stored = keys[len(pages) : len(pages) + self._cache.on_disk(keys[len(pages) :])]
+        if reply.admitted_at is None and not reply.scoring:
+            self.counts.prefix_queries += reply.n_prompt
+        if stored:
+            self._loading[reply] = stored
+        else:
+            self._admitted(reply)
+
+    def _admitted(self, reply: Reply) -> None:
+        assert reply.timeline is not None
+        if reply.admitted_at is None:
+            self.counts.prefix_hits += reply.timeline.length
+        reply.admit(reply.timeline.length)
+
+    def _load(self) -> None:
+        """Pages from disk, for a bounded time, so that nobody waits long for another's."""
+        until = time.monotonic() + self._max_stall * _LOAD_SHARE
+        for reply, keys in list(self._loading.items()):
+            assert reply.timeline is not None
+            while keys and time.monotonic() < until:
+                key = keys[0]
+                found = self._cache.find([key])
+                if not found and self._cache.make_room(1):
+                    page = self._cache.load(key, reply.tokens_of(key))
+                    found = [] if page is None else [page]
+                if not found:  # damaged or gone, or no room: it is computed instead
+                    keys.clear()
+                    break
+                reply.timeline.adopt(found)
+                reply.shared += 1
+                keys.pop(0)
+            if not keys:
+                del self._loading[reply]
+                self._admitted(reply)
+
+    def _preempt(self, reply: Reply) -> None:
+        """It waits again, with its place in the order, and its pages move to disk if others need the room."""
+        if reply.timeline is not None:
+            self._cache.spill(reply.keys(reply.timeline.length))
+        reply.release()
+        self._loading.pop(reply, None)
+        self.running.remove(reply)
+        self.add(reply)
+        self.counts.preemptions += 1
+
+    # --- what is computed
+
+    def _sweep_tokens(self) -> int:
+        """As many as activations have room for; where smaller sweeps cost no more by the token, as many as keep nobody
+        waiting longer than `max_stall`."""
+        if self._streams:
+            return self._prefill_tokens
+        return min(self._prefill_tokens, max(LEAST_SWEEP, self.pace.tokens_within(self._max_stall)))
+
+    def _prompt_rows(self, prompts: Sequence[Reply], room: int) -> dict[Reply, int]:
+        """How many tokens of each prompt the next sweep takes."""
+        prompts = sorted(prompts, key=_order)
+        shares = fair_shares([reply.missing for reply in prompts], max(1, room))
+        return {reply: share for reply, share in zip(prompts, shares, strict=True) if share}
+
+    def _sweep(self, rows: dict[Reply, int], writing: Sequence[Reply]) -> None:
+        """Prompts alone; between their layers those who write take steps of their own."""
+
+        def between(_: int) -> None:
+            present = [reply for reply in writing if not reply.ended and not reply.cancelled and reply in self.running]
+            longest = max(self._max_stall, 2 * self.pace.decode_seconds) - self.pace.decode_seconds
+            if present and time.monotonic() - min(reply.said_at for reply in present) >= longest:
+                self._compute(dict.fromkeys(present, 1))
+
+        self._sweeping = frozenset(rows)
+        try:
+            self._compute(rows, between)
+        finally:
+            self._sweeping = frozenset()
+
+    def _compute(self, rows: dict[Reply, int], between: Callable[[int], None] = lambda _: None) -> None:
+        """One step of these tokens, and what follows from it. A failure ends only whom it concerns."""
+        self._make_room(rows)
+        if not rows:
+            return
+        began, spent = time.monotonic(), 0.0
+
+        def after_layer(index: int) -> None:
+            nonlocal spent
+            self._poll()
+            if self._ceiling is not None:
+                self._ceiling.check()
+            if all(reply.cancelled for reply in rows):
+                raise _Abandoned
+            paused = time.monotonic()
+            between(index)
+            spent += time.monotonic() - paused
+
+        try:
+            hidden = self._step(rows, after_layer)
+        except _Abandoned:
+            return
+        except Exception as error:
+            self._failed(rows, error)
+            return
+        self._timed(rows, time.monotonic() - began - spent)
+        self._keep(rows, hidden)
+
+    def _step(self, rows: dict[Reply, int], after_layer: Callable[[int], None]) -> list[Tensor]:
+        if self._ceiling is not None:
+            self._ceiling.check()
+        asked = []
+        for reply, count in rows.items():
+            assert reply.timeline is not None
+            begin = reply.timeline.length
+            asked.append(StepRow(reply.timeline, reply.tokens[begin : begin + count]))
+        return step(self._decoder, asked, after_layer=after_layer)
+
+    def _make_room(self, rows: dict[Reply, int]) -> None:
+        """Frees the pages that these tokens need; who must wait for them is taken out of `rows`."""
+        while rows:
+            needed = sum(self._new_pages(reply, count) for reply, count in rows.items())
+            if self._cache.make_room(needed):
+                return
+            others = [reply for reply in self.running if reply not in self._sweeping or reply in rows]
+            last = max(others, key=_order)
+            if len(self.running) == 1:
+                last.fail(ContextError("The latent cache has no page left for this reply; shorten it, or allow more."))
+                rows.pop(last, None)
+                self._end()
+                return
+            rows.pop(last, None)
+            self._preempt(last)
+
+    def _new_pages(self, reply: Reply, count: int) -> int:
+        assert reply.timeline is not None
+        length = reply.timeline.length
+        return -(-(length + count) // self._pool.page_tokens) - len(reply.timeline.pages)
+
+    def _timed(self, rows: dict[Reply, int], seconds: float) -> None:
+        tokens = sum(rows.values())
+        if all(reply.decoding for reply in rows):
+            self.pace.decoded(seconds)
+        else:
+            self.pace.swept(tokens, seconds)
+            self.counts.prompt_tokens += sum(count for reply, count in rows.items() if not reply.decoding)
+
+    def _keep(self, rows: dict[Reply, int], hidden: Sequence[Tensor]) -> None:
+        """Shares the pages that are full now, and samples for those whose last token was computed."""
+        last = []
+        for (reply, count), states in zip(rows.items(), hidden, strict=True):
+            assert reply.timeline is not None
+            self._share(reply)
+            if reply.scoring:
+                self._guarded(reply, partial(reply.score, reply.timeline.length - count, states, self._logits))
+            if reply.timeline.length == len(reply.tokens) and not reply.ended:
+                last.append((reply, states[-1]))
+        if not last:
+            return
+        logits = self._logits(torch.stack([state for _, state in last]))
+        for (reply, _), row in zip(last, logits, strict=True):
+            self.counts.generated_tokens += 1
+            self._guarded(reply, partial(reply.sample, row, self._context_tokens))
+
+    def _share(self, reply: Reply) -> None:
+        assert reply.timeline is not None
+        for key in reply.keys(reply.timeline.length)[reply.shared :]:
+            page = reply.timeline.pages[key.start // self._pool.page_tokens]
+            self._cache.add(key, page, reply.tokens_of(key))
+            reply.shared += 1
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self._decoder.logits(hidden)
+
+    # --- what goes wrong
+
+    def _guarded(self, reply: Reply, act: Callable[[], None]) -> None:
+        """What fails here concerns one reply alone."""
+        try:
+            act()
+        except Exception as error:
+            reply.fail(as_ours(error))
+
+    def _failed(self, rows: dict[Reply, int], error: Exception) -> None:
+        """A step of several is taken again one by one, so that only whom the failure concerns bears it."""
+        if len(rows) == 1:
+            next(iter(rows)).fail(as_ours(error))
+            return
+        for reply, count in rows.items():
+            if not reply.ended and not reply.cancelled and reply in self.running:
+                self._compute({reply: count})
+
+
+def _order(reply: Reply) -> tuple[int, int]:
+    return reply.order
+
+
+def as_ours(error: Exception) -> EarthshineError:
+    """What a client may be told of any failure."""
+    if isinstance(error, EarthshineError):
+        return error
+    return EarthshineError(f"The engine failed at this reply: {type(error).__name__}.")

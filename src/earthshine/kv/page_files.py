@@ -1,0 +1,331 @@
+"""The disk cache of full pages: one file a page, each a blob of `codec`, up to a limit of bytes on the disk.
+
+A page that is read is the one that was asked for: checksums, model, place in the conversation and token ids are
+compared, and a file that differs in any of them is deleted and reported as absent, never as an error. Pages are written
+by one thread of this object's own; what it can't keep up with, or a disk that fails, costs the page's place in the
+cache and nothing else. Over the limit, what was unused longest goes first. Each model and page size has a folder of its
+own, which one process at a time may use; the limit is that folder's.
+"""
+
+import errno
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Condition, Thread
+from typing import BinaryIO
+
+from blake3 import blake3
+from torch import Tensor
+
+from earthshine.errors import BlobError, UsageError
+from earthshine.kv.codec import BlobReader, BlobWriter
+from earthshine.kv.header import BlobHeader, BlobLayout, pack_header
+from earthshine.kv.page_folder import KEY_BYTES, MOST_FILES, PageFolder, occupied_bytes
+from earthshine.units import format_bytes
+from earthshine.untrusted import shown
+
+PAUSE_SECONDS = 30
+_END_SECONDS = 10  # that a write under way has when the cache is closed
+_BLOCK_BYTES = 4096  # the usual unit of a disk's space
+_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # says nothing about the file
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@dataclass(frozen=True, slots=True)
+class PageFilesStats:
+    """`bytes` and `pages` are there now; the others count since the cache was opened."""
+
+    bytes: int
+    pages: int
+    pages_read: int
+    pages_written: int
+    damaged: int
+    failed_writes: int  # asked for and not done: the disk failed or rested, or too many waited
+    evicted: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    key: bytes
+    header: BlobHeader
+    latents: Callable[[], Sequence[Tensor]]
+    done: Callable[[bool], None]
+
+
+class PageFiles:
+    """Pages of `page_tokens` tokens in `layout`, within `limit_bytes`, in a folder of their own below `folder`.
+
+    At most `most_waiting` pages wait to be written. May be used by several threads. `clock` counts seconds. Raises
+    UsageError for a limit below one page and for a folder that can't be made or written or that another process uses.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: BlobLayout,
+        page_tokens: int,
+        limit_bytes: int,
+        *,
+        most_waiting: int = 256,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if page_tokens < 1:
+            raise UsageError(f"A page has at least 1 token, not {page_tokens}.")
+        pattern = BlobHeader(layout, page_tokens, (0,) * page_tokens, 0)
+        self._room_bytes = -(-pattern.blob_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
+        if limit_bytes < self._room_bytes:
+            raise UsageError(
+                f"A disk cache of {format_bytes(limit_bytes)} holds no page of this model; "
+                f"one takes {format_bytes(self._room_bytes)}."
+            )
+        self._layout, self._page_tokens, self._limit_bytes = layout, page_tokens, limit_bytes
+        self._most_waiting, self._clock = most_waiting, clock
+        self._pages: OrderedDict[bytes, int] = OrderedDict()  # bytes on the disk; the longest unused first
+        self._bytes = self._read = self._written = self._damaged = self._failed = self._evicted = 0
+        self._jobs: deque[_Job] = deque()
+        self._busy = self._closed = False
+        self._changed = Condition()  # guards all of the above and below, and is never held while a disk is waited for
+        self._problem: str | None = None
+        self._paused_until = -float("inf")
+        self._stamp_ns = 0
+        # The digest of a header covers the blob's version, the model, the layout and the page's size.
+        self._folder = PageFolder(folder / blake3(pack_header(pattern)).hexdigest(16))
+        try:
+            self._adopt(pattern.blob_bytes)
+        except BaseException as error:
+            self._folder.close()
+            if isinstance(error, OSError):
+                raise UsageError(f"The disk cache in {shown(self._folder.path)} fails: {error.strerror}.") from None
+            raise
+        self._thread = Thread(target=self._write_all, name="page-files", daemon=True)
+        self._thread.start()
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether a file has this name; only `read` says whether it is sound."""
+        with self._changed:
+            return key in self._pages
+
+    @property
+    def problem(self) -> str | None:
+        """One sentence about why pages are not written, or None once one was."""
+        return self._problem
+
+    @property
+    def stats(self) -> PageFilesStats:
+        with self._changed:
+            counts = (self._read, self._written, self._damaged, self._failed, self._evicted)
+            return PageFilesStats(self._bytes, len(self._pages), *counts)
+
+    def read(self, key: bytes, prior: bytes, start: int, tokens: Sequence[int]) -> list[Tensor] | None:
+        """n_layers of [page_tokens, latent_dim]: the page `key`, if it is there, sound, and of just these tokens.
+
+        Anything else with that name is deleted. Raises UsageError or BlobError only for arguments that name no page.
+        """
+        header = self._header(key, prior, start, tokens)
+        if key not in self or self._closed:
+            return None
+        try:
+            with self._folder.open(key) as file:
+                layers = _layers(file, header)
+                self._folder.stamp(file, self._stamp())
+        except FileNotFoundError:
+            self._forget(key)
+            return None
+        except (BlobError, OSError) as error:
+            if not (isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS):
+                self._discard(key)
+            return None
+        with self._changed:
+            self._read += 1
+            if key in self._pages:
+                self._pages.move_to_end(key)
+        return layers
+
+    def used(self, keys: Iterable[bytes]) -> None:
+        """Count `keys` as just used, the last one last, without touching the disk.
+
+        For pages that were found in memory, and for the pages of a conversation from its last to its first: without
+        its first page the others are of no use, so that one should go last.
+        """
+        with self._changed:
+            for key in keys:
+                if key in self._pages:
+                    self._pages.move_to_end(key)
+
+    def write(
+        self,
+        key: bytes,
+        prior: bytes,
+        start: int,
+        tokens: Sequence[int],
+        latents: Callable[[], Sequence[Tensor]],
+        done: Callable[[bool], None],
+    ) -> None:
+        """Queue a page for the writing thread, which calls `latents`, n_layers of [page_tokens, latent_dim], and then
+        `done` with whether the page is in the cache.
+
+        `done` must not raise; it is called here and at once where the page is there already, where the disk rests
+        after a failure, and where too many wait. Raises UsageError or BlobError for arguments that name no page.
+        """
+        job = _Job(key, self._header(key, prior, start, tokens), latents, done)
+        with self._changed:
+            known = key in self._pages
+            if not known and not self._resting() and len(self._jobs) < self._most_waiting:
+                self._jobs.append(job)
+                self._changed.notify_all()
+                return
+            self._failed += not known
+        done(known)
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until every queued page was tried; False if that takes longer than `seconds`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._jobs and not self._busy, seconds)
+
+    def close(self) -> None:
+        """End the thread after the page that it writes; those that wait are told False. The folder is free again."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(_END_SECONDS)
+        if not self._thread.is_alive():  # a disk that hangs keeps its descriptors until the process ends
+            self._folder.close()
+
+    def _header(self, key: bytes, prior: bytes, start: int, tokens: Sequence[int]) -> BlobHeader:
+        if len(key) != KEY_BYTES or len(tokens) != self._page_tokens:
+            raise UsageError(f"A page has a key of {KEY_BYTES} bytes and {self._page_tokens} tokens.")
+        return BlobHeader(self._layout, self._page_tokens, tuple(tokens), 0, start, prior)
+
+    def _stamp(self) -> int:
+        """Nanoseconds since 1970 that grow with every call, so that files are told apart by them."""
+        with self._changed:
+            self._stamp_ns = max(self._stamp_ns + 1, time.time_ns())
+            return self._stamp_ns
+
+    def _resting(self) -> bool:
+        return self._closed or self._clock() < self._paused_until
+
+    def _adopt(self, file_bytes: int) -> None:
+        """Take over the files that an earlier process left; one of another length can't be a page."""
+        for key, state in self._folder.scan():
+            if state.st_size == file_bytes:
+                self._insert(key, occupied_bytes(state))
+            else:
+                self._discard(key)
+        self._make_room(0)
+
+    def _insert(self, key: bytes, occupied: int) -> None:
+        with self._changed:
+            self._bytes += occupied - self._pages.get(key, 0)
+            self._pages[key] = occupied
+            self._pages.move_to_end(key)
+
+    def _forget(self, key: bytes) -> None:
+        with self._changed:
+            self._bytes -= self._pages.pop(key, 0)
+
+    def _discard(self, key: bytes) -> None:
+        self._forget(key)
+        with self._changed:
+            self._damaged += 1
+        with suppress(OSError):  # what can't be deleted, such as a folder with that name, is no longer listed
+            self._folder.remove(key)
+
+    def _make_room(self, need_bytes: int) -> None:
+        """Delete the longest unused pages until `need_bytes` more fit. Raises OSError where one can't be deleted."""
+        while self._pages and (self._bytes + need_bytes > self._limit_bytes or len(self._pages) >= MOST_FILES):
+            self._evict()
+
+    def _evict(self) -> None:
+        with self._changed:
+            key, occupied = self._pages.popitem(last=False)
+            self._bytes -= occupied
+        try:
+            self._folder.remove(key)
+        except OSError:
+            with self._changed:
+                self._pages[key] = occupied
+                self._pages.move_to_end(key, last=False)
+                self._bytes += occupied
+            raise
+        with self._changed:
+            self._evicted += 1
+
+    def _write_all(self) -> None:
+        while self._write_next():
+            pass
+        with self._changed:
+            left = list(self._jobs)  # to which nothing is added once the cache is closed
+            self._jobs.clear()
+            self._changed.notify_all()
+        for job in left:
+            job.done(False)
+
+    def _write_next(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            if self._closed:
+                return False
+            job = self._jobs.popleft()
+            self._busy = True
+        try:
+            job.done(self._store(job))
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+        return True
+
+    def _store(self, job: _Job) -> bool:
+        if job.key in self:
+            return True
+        if not self._resting():
+            try:
+                self._make_room(self._room_bytes)
+                self._insert(job.key, self._folder.write(job.key, lambda file: _write(file, job), self._stamp()))
+                self._problem = None
+                self._written += 1
+                with suppress(OSError):
+                    self._make_room(0)  # a fragmented file occupies more than its length
+                return True
+            except OSError as error:
+                self._rest(error)
+            except Exception as error:  # of the caller's function: the thread must outlive it
+                self._problem = f"A page could not be taken over into the disk cache: {error}"
+        with self._changed:
+            self._failed += 1
+        return False
+
+    def _rest(self, error: OSError) -> None:
+        """After a failed write: no other for a while, and on a full disk a sixteenth of the pages makes way."""
+        self._problem = (
+            f"No page was written to {shown(self._folder.path)}: {error.strerror}. "
+            f"It is tried again after {PAUSE_SECONDS} seconds."
+        )
+        self._paused_until = self._clock() + PAUSE_SECONDS
+        if error.errno in _FULL:
+            with suppress(OSError):
+                for _ in range(-(-len(self._pages) // 16)):
+                    self._evict()
+
+
+def _write(file: BinaryIO, job: _Job) -> None:
+    writer = BlobWriter(file, job.header)
+    for index, latents in enumerate(job.latents()):
+        writer.layer(index, latents)
+    writer.close()
+
+
+def _layers(file: BinaryIO, header: BlobHeader) -> list[Tensor]:
+    """All layers of the one page that `header` describes. Raises BlobError for any other."""
+    reader = BlobReader(file, limit_bytes=header.blob_bytes)
+    if reader.header != header:
+        raise BlobError("The file holds another page than its name says.")
+    layers = list(reader.layers())
+    reader.end()
+    return layers

@@ -1,0 +1,183 @@
+"""A folder of small files named by 32-byte keys, which one process uses at a time.
+
+A file lies in `folder/<first two hex digits>/<hex>.kv` and appears whole: it is written under another name and renamed.
+Nothing is synced, so that what a power cut tears must be found by its checksum. Every name is opened relative to the
+folder's own descriptor and no link in it is followed. Refuses a folder that another process has locked, that can't be
+written, or that holds more names than a cache makes.
+"""
+
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from earthshine.errors import BlobError, UsageError
+from earthshine.untrusted import shown
+
+KEY_BYTES = 32
+MOST_FILES = 1 << 19  # kept in a folder: 2 TB of K2.6's pages of 64 tokens
+_MOST_NAMES = 2 * MOST_FILES  # looked at when a folder is opened
+_NAME = re.compile(rf"([0-9a-f]{{{2 * KEY_BYTES}}})\.kv")
+_UNFINISHED, _LOCK = "unfinished", "lock"  # there is one of each, since one thread of one process writes
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class PageFolder:
+    """`path` is made if absent. What a process that was killed left unfinished is removed. Raises UsageError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = self._home = -1
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+            self._home = os.open(path, _FOLDER)
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+            raise UsageError(f"The disk cache's folder {shown(path)} can't be made: {_reason(error)}.") from None
+        try:
+            self._lock = self._locked()
+            self._discard_unfinished()
+            os.close(os.open(_UNFINISHED, _CREATE, 0o600, dir_fd=self._home))
+            self._discard_unfinished()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise UsageError(f"The disk cache can't write to {shown(path)}: {_reason(error)}.") from None
+            raise
+
+    def scan(self) -> list[tuple[bytes, os.stat_result]]:
+        """The key and state of every file, the longest unused first. Raises UsageError for too many, and OSError."""
+        found = []
+        n_names = 0
+        for shelf in (f"{number:02x}" for number in range(256)):
+            for entry in self._entries(shelf):
+                n_names += 1
+                if n_names > _MOST_NAMES:
+                    raise UsageError(
+                        f"The disk cache's folder {shown(self.path)} holds more than {_MOST_NAMES} files; "
+                        "empty it or name another."
+                    )
+                name = _NAME.fullmatch(entry.name)
+                if name and entry.name.startswith(shelf) and entry.is_file(follow_symlinks=False):
+                    with suppress(FileNotFoundError):
+                        found.append((bytes.fromhex(name[1]), entry.stat(follow_symlinks=False)))
+        found.sort(key=lambda each: (each[1].st_mtime_ns, each[0]))
+        return found
+
+    def open(self, key: bytes) -> BinaryIO:
+        """For reading. Raises OSError, and BlobError where something else than a file has the name."""
+        shelf = os.open(_shelf(key), _FOLDER, dir_fd=self._home)
+        try:
+            descriptor = os.open(_name(key), _READ, dir_fd=shelf)
+        finally:
+            os.close(shelf)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise BlobError(f"{_name(key)} is not a regular file.")
+        return open(descriptor, "rb")
+
+    def write(self, key: bytes, fill: Callable[[BinaryIO], None], stamp_ns: int) -> int:
+        """Replace or make a file of what `fill` writes; the bytes that it occupies. Raises OSError and what fill does,
+        and then nothing has changed."""
+        self._discard_unfinished()
+        try:
+            with open(os.open(_UNFINISHED, _CREATE, 0o600, dir_fd=self._home), "wb") as file:
+                fill(file)
+                file.flush()
+                occupied = occupied_bytes(os.fstat(file.fileno()))
+                self.stamp(file, stamp_ns)
+            with suppress(FileExistsError):
+                os.mkdir(_shelf(key), 0o700, dir_fd=self._home)
+            shelf = os.open(_shelf(key), _FOLDER, dir_fd=self._home)
+            try:
+                os.rename(_UNFINISHED, _name(key), src_dir_fd=self._home, dst_dir_fd=shelf)
+            finally:
+                os.close(shelf)
+        except BaseException:
+            with suppress(OSError):
+                self._discard_unfinished()
+            raise
+        return occupied
+
+    def stamp(self, file: BinaryIO, stamp_ns: int) -> None:
+        """Note when a file was used last, which `scan` sorts by; a disk that refuses it only loses the order."""
+        with suppress(OSError, OverflowError):
+            os.utime(file.fileno(), ns=(stamp_ns, stamp_ns))
+
+    def remove(self, key: bytes) -> None:
+        """Raises OSError, but not where the file is gone already."""
+        with suppress(FileNotFoundError):
+            shelf = os.open(_shelf(key), _FOLDER, dir_fd=self._home)
+            try:
+                os.unlink(_name(key), dir_fd=shelf)
+            finally:
+                os.close(shelf)
+
+    def close(self) -> None:
+        """Give the folder to whoever wants it next. Nothing else may be called afterwards."""
+        held, self._lock, self._home = (self._lock, self._home), -1, -1
+        for descriptor in held:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _locked(self) -> int:
+        descriptor = os.open(
+            _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=self._home
+        )
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 20)
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise
+            who = f"process {int(holder)}" if holder.isdigit() else "another process"
+            raise UsageError(
+                f"The disk cache in {shown(self.path)} is in use by {who}; name another folder for this one."
+            ) from None
+        with suppress(OSError):  # a full disk: only the name in the refusal above is lost
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, b"%d" % os.getpid())
+        return descriptor
+
+    def _discard_unfinished(self) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(_UNFINISHED, dir_fd=self._home)
+
+    def _entries(self, shelf: str) -> Iterator[os.DirEntry[str]]:
+        try:
+            descriptor = os.open(shelf, _FOLDER, dir_fd=self._home)
+        except FileNotFoundError:
+            return
+        except OSError:  # a link or a file, where only folders that are made here belong
+            os.unlink(shelf, dir_fd=self._home)
+            return
+        try:
+            with os.scandir(descriptor) as entries:
+                yield from entries
+        finally:
+            os.close(descriptor)
+
+
+def occupied_bytes(state: os.stat_result) -> int:
+    """Of the disk; some filesystems allocate blocks only later, so that a file counts at least with its length."""
+    return max(state.st_blocks * 512, state.st_size)
+
+
+def _shelf(key: bytes) -> str:
+    return key[:1].hex()
+
+
+def _name(key: bytes) -> str:
+    return f"{key.hex()}.kv"
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return error.strerror or "unknown reason" if isinstance(error, OSError) else "its name is not one"

@@ -1,0 +1,182 @@
+"""Pages that were computed once, found again by what they hold: in the pool first, then on disk.
+
+A page's key is a digest of the tenant and of every token up to the page's end, so equal keys mean equal latents, and
+no tenant can find, or time, another's. The invariant: a page in here is full and never written again; one that only
+the cache holds may go whenever room is needed, the longest unused and the deepest of its conversation first. For the
+thread that owns the pool.
+"""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import takewhile
+
+import numpy as np
+
+from earthshine.kv.page_files import PageFiles
+from earthshine.kv.pages import PagePool
+
+KEY_BYTES = 32
+_TRIES = 2  # at once, and when the page must go
+_WRITE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class PageKey:
+    """`prior`: of the page before, or the tenant's root; `start`: the position of the page's first token."""
+
+    key: bytes
+    prior: bytes
+    start: int
+
+
+class PageKeys:
+    """The keys of one conversation's full pages, which grow with it."""
+
+    def __init__(self, tenant: str, page_tokens: int) -> None:
+        self._root = blake2b(tenant.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+        self._page_tokens = page_tokens
+        self._keys: list[PageKey] = []
+
+    def of(self, tokens: Sequence[int], n_pages: int) -> list[PageKey]:
+        """Of the first `n_pages` pages of `tokens`, which begin with all tokens that were given before."""
+        while len(self._keys) < n_pages:
+            start = len(self._keys) * self._page_tokens
+            prior = self._keys[-1].key if self._keys else self._root
+            page = np.asarray(tokens[start : start + self._page_tokens], dtype="<u4").tobytes()
+            self._keys.append(PageKey(blake2b(page, digest_size=KEY_BYTES, key=prior).digest(), prior, start))
+        return self._keys[:n_pages]
+
+
+@dataclass(slots=True)
+class _Held:
+    """A page in the pool. `tries`: how often it may still be offered to the files."""
+
+    key: PageKey
+    page: int
+    tokens: Sequence[int]
+    tries: int
+
+
+class PrefixCache:
+    """`files`: where pages are kept beyond the pool, if anywhere: with `keep_all` as soon as they are full, so that
+    forgetting one in memory costs no more than reading it; else only those that `spill` names."""
+
+    def __init__(self, pool: PagePool, files: PageFiles | None = None, *, keep_all: bool = True) -> None:
+        self._pool, self.files = pool, files
+        self._tries = _TRIES if keep_all and files is not None else 0
+        self._held: OrderedDict[bytes, _Held] = OrderedDict()  # the longest unused first
+        self._writing = 0
+        self._written: deque[int] = deque()  # pages that the writing thread is done with; it alone appends
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def pages(self, keys: Sequence[PageKey]) -> list[int]:
+        """The pages in the pool that `keys` begin with, as they are now."""
+        held = (self._held.get(each.key) for each in keys)
+        return [each.page for each in takewhile(lambda each: each is not None, held) if each is not None]
+
+    def find(self, keys: Sequence[PageKey]) -> list[int]:
+        """The same, held once more for the caller, and used just now."""
+        found = self.pages(keys)
+        used = [each.key for each in reversed(keys[: len(found)])]  # so that a conversation's first page goes last
+        for key in used:
+            self._held.move_to_end(key)
+        if self.files is not None:
+            self.files.used(used)
+        self._pool.hold(found)
+        return found
+
+    def on_disk(self, keys: Sequence[PageKey]) -> int:
+        """How many leading `keys` are in the files, as far as their names say."""
+        if self.files is None:
+            return 0
+        return next((at for at, each in enumerate(keys) if each.key not in self.files), len(keys))
+
+    def load(self, key: PageKey, tokens: Sequence[int]) -> int | None:
+        """The page of `key` from disk, held for the caller; None where it is not there or not sound.
+
+        `tokens`: the page's. Raises ContextError where no page is free.
+        """
+        assert self.files is not None
+        (page,) = self._pool.allocate(1)
+        layers = self.files.read(key.key, key.prior, key.start, tokens)
+        if layers is None:
+            self._pool.release([page])
+            return None
+        for layer, latents in enumerate(layers):
+            self._pool.tensor[layer, page] = latents
+        self._pool.hold([page])
+        self._held[key.key] = _Held(key, page, tokens, 0)
+        return page
+
+    def add(self, key: PageKey, page: int, tokens: Sequence[int]) -> None:
+        """Share a full page of `tokens`; what is known by the same key already stays."""
+        if key.key in self._held:
+            return
+        self._pool.hold([page])
+        self._held[key.key] = held = _Held(key, page, tokens, self._tries)
+        self._offer(held)
+
+    def spill(self, keys: Sequence[PageKey]) -> None:
+        """Someone will come back for these: they go to the files before they are forgotten."""
+        for each in keys:
+            held = self._held.get(each.key)
+            if held is not None and self.files is not None:
+                held.tries = _TRIES
+
+    def settle(self) -> None:
+        """Lets go of the pages that have been written meanwhile."""
+        while self._written:
+            self._pool.release([self._written.popleft()])
+            self._writing -= 1
+
+    def room(self, besides: Sequence[int] = ()) -> int:
+        """Pages that are free or could be, without forgetting `besides`."""
+        spare = sum(self._pool.holders(held.page) <= 1 for held in self._held.values())
+        return self._pool.free_pages + self._writing + spare - sum(self._pool.holders(page) == 1 for page in besides)
+
+    def make_room(self, count: int) -> bool:
+        """Whether `count` pages are free now, after as many as it takes were forgotten.
+
+        Waits for pages that are being written, but no longer than the disk makes progress within a few seconds.
+        """
+        until = time.monotonic() + _WRITE_SECONDS
+        while not self._forget(count):
+            if not self._writing or time.monotonic() > until:
+                return False
+            time.sleep(0.001)
+            self.settle()
+        return True
+
+    def clear(self) -> None:
+        """Forget all pages in the pool; what is on disk stays."""
+        self._pool.release([held.page for held in self._held.values()])
+        self._held.clear()
+
+    def _forget(self, count: int) -> bool:
+        for name, held in list(self._held.items()) if self._pool.free_pages < count else ():
+            if self._pool.free_pages >= count:
+                break
+            if self._pool.holders(held.page) == 1 and not self._offer(held):
+                del self._held[name]
+                self._pool.release([held.page])
+        return self._pool.free_pages >= count
+
+    def _offer(self, held: _Held) -> bool:
+        """Whether the page is on its way to the files now."""
+        files, key, page = self.files, held.key, held.page
+        if files is None or held.tries == 0 or key.key in files:
+            return False
+        held.tries -= 1
+        self._pool.hold([page])  # until it is written
+        self._writing += 1
+
+        def done(_: bool) -> None:
+            self._written.append(page)
+
+        files.write(key.key, key.prior, key.start, held.tokens, lambda: list(self._pool.tensor[:, page]), done)
+        return True
