@@ -325,7 +325,8 @@ def test_a_failed_step_ends_only_whom_it_concerns():
 
 def test_what_a_constraint_refuses_is_not_said():
     class Even:
-        seen: list[int] = []
+        def __init__(self) -> None:
+            self.seen: list[int] = []
 
         def allowed(self):
             words = np.zeros(-(-VOCAB // 32), np.uint32)
@@ -337,10 +338,11 @@ def test_what_a_constraint_refuses_is_not_said():
             self.seen.append(token)
 
     bench = Bench()
-    told = bench.ask(PROMPTS[0], 8, constraint=Even())
+    even = Even()
+    told = bench.ask(PROMPTS[0], 8, constraint=even)
     bench.run()
     tokens = [event.token for event in told if isinstance(event, TokenEvent)]
-    assert tokens == Even.seen[: len(tokens)]
+    assert tokens == even.seen[: len(tokens)]
     assert all(token % 2 == 0 for token in tokens)
 
 

@@ -1,0 +1,205 @@
+"""The engine as others reach it: from any thread, with one last event for each request whatever happens."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import earthshine
+from earthshine.engine import Engine, EngineOptions, Failed, Finished, Request, SamplingParams, TokenEvent, load_model
+from earthshine.errors import ContextError, OverloadError, UsageError
+from earthshine.plan import Wishes
+
+GLEAM = Path(earthshine.__file__).parent / "gleam"
+PROMPT = [(7 * i * i + 3 * i + 11) % 6000 for i in range(150)]
+
+
+@contextmanager
+def engine(options: EngineOptions | None = None, **wishes) -> Iterator[Engine]:
+    model = load_model(GLEAM, Wishes(**({"memory_bytes": 1 << 30, "context_tokens": 512, "batch": 4} | wishes)))
+    made = Engine(model, options)
+    try:
+        yield made
+    finally:
+        made.close()
+        model.close()
+
+
+class Told:
+    """A sink, and what it heard."""
+
+    def __init__(self) -> None:
+        self.events: queue.Queue = queue.Queue()
+
+    def all(self) -> list:
+        found = []
+        while not (found and isinstance(found[-1], Finished | Failed)):
+            found.append(self.events.get(timeout=60))
+        return found
+
+
+def ask(made: Engine, tokens: list[int] = PROMPT, max_tokens: int = 8, **request) -> tuple[Told, object]:
+    told = Told()
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_stop=True)
+    return told, made.submit(Request(tokens, params, **request), told.events.put)
+
+
+def tokens_of(events: list) -> list[int]:
+    return [event.token for event in events if isinstance(event, TokenEvent)]
+
+
+def test_requests_from_many_threads_get_what_they_get_alone():
+    with engine() as made:
+        alone = [tokens_of(ask(made, PROMPT[i:], tenant=f"alone {i}")[0].all()) for i in range(12)]
+        found: dict[int, list[int]] = {}
+
+        def work(i: int) -> None:
+            found[i] = tokens_of(ask(made, PROMPT[i:])[0].all())
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert [found[i] for i in range(12)] == alone
+        assert made.drain(30)
+        gauges = made.gauges()
+        assert gauges.finished == {"length": 24}
+        assert gauges.generated_tokens == 24 * 8
+        assert gauges.resident_bytes <= gauges.budget_bytes
+
+
+def test_an_idle_engine_is_not_stalled_and_a_hung_one_is():
+    with engine() as made:
+        assert made.stalled_seconds() == 0.0
+        hold = threading.Event()
+        told = Told()
+
+        def slow(event) -> None:
+            told.events.put(event)
+            hold.wait(30)
+
+        made.submit(Request(PROMPT, SamplingParams(temperature=0.0, max_tokens=2)), slow)
+        told.events.get(timeout=60)
+        time.sleep(0.05)
+        assert made.stalled_seconds() >= 0.05
+        hold.set()
+        told.all()
+
+
+def test_what_can_not_be_computed_is_refused_at_once():
+    with engine() as made:
+        for tokens, error, match in (
+            ([], UsageError, "at least one token"),
+            ([-1], UsageError, "between 0 and"),
+            ([1 << 40], UsageError, "between 0 and"),
+            (["a"], UsageError, "whole numbers"),
+            ([5] * 512, ContextError, "maximum context length is 512 tokens here, and the request has 512"),
+        ):
+            with pytest.raises(error, match=match):
+                ask(made, tokens)
+        assert len(tokens_of(ask(made, [5] * 511, 4)[0].all())) == 1
+
+
+def test_no_more_wait_than_may():
+    with engine(EngineOptions(max_queue=2), batch=1) as made:
+        hold = threading.Event()
+        first = Told()
+
+        def slow(event) -> None:
+            first.events.put(event)
+            hold.wait(30)
+
+        made.submit(Request(PROMPT, SamplingParams(temperature=0.0, max_tokens=2)), slow)
+        first.events.get(timeout=60)
+        others = [ask(made, [i])[0] for i in range(2)]
+        with pytest.raises(OverloadError, match="2 requests wait already") as refused:
+            ask(made, [3])
+        assert 1 <= refused.value.retry_seconds <= 60
+        hold.set()
+        assert [told.all()[-1].reason for told in others] == ["length", "length"]
+
+
+def test_cancelled_requests_end_and_give_their_pages_back():
+    with engine() as made:
+        told, ticket = ask(made, max_tokens=300)
+        while not isinstance(told.events.get(timeout=60), TokenEvent):
+            pass
+        made.cancel(ticket)
+        assert told.all()[-1] == Finished("cancelled")
+        made.cancel(ticket)
+        assert made.drain(10)
+        gauges = made.gauges()
+        assert gauges.pages_free + gauges.pages_cached == gauges.pages
+
+
+def test_a_drained_engine_takes_no_more():
+    with engine() as made:
+        told, _ = ask(made, max_tokens=20)
+        assert made.drain(30)
+        assert told.all()[-1] == Finished("length")
+        with pytest.raises(OverloadError, match="about to end"):
+            ask(made)
+
+
+def test_closing_ends_what_is_under_way():
+    with engine() as made:
+        told = [ask(made, PROMPT[i:], max_tokens=300)[0] for i in range(6)]
+        assert not made.drain(0.01)
+        made.close()
+        assert {each.all()[-1].reason for each in told} <= {"cancelled", "length"}
+        assert not made.alive
+
+
+def test_a_thread_that_breaks_leaves_nobody_waiting():
+    with engine() as made:
+        hook, threading.excepthook = threading.excepthook, lambda args: None
+        try:
+            made._scheduler.turn = lambda: 1 / 0
+            told, _ = ask(made)
+            assert "ZeroDivisionError" in str(told.all()[-1].error)
+            made._thread.join(30)
+        finally:
+            threading.excepthook = hook
+        with pytest.raises(OverloadError):
+            ask(made)
+        time.sleep(0.01)
+        assert made.stalled_seconds() > 0
+
+
+def test_a_prefix_is_found_after_a_restart(tmp_path):
+    options = EngineOptions(disk_cache_bytes=64 << 20, disk_cache_folder=tmp_path)
+    answers = []
+    for run in range(2):
+        with engine(options) as made:
+            events = ask(made)[0].all()
+            assert events[0].reused == (128 if run else 0)
+            answers.append(tokens_of(events))
+    assert answers[0] == answers[1]
+
+
+def test_nothing_stays_on_disk_without_a_disk_cache():
+    with engine() as made:
+        folder = made._folder
+        assert folder.is_dir()
+        ask(made)[0].all()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_stall": 0.0},
+        {"max_stall": float("nan")},
+        {"max_queue": 0},
+        {"disk_cache_bytes": -1},
+        {"disk_cache_bytes": 9},
+    ],
+)
+def test_options_without_meaning_are_refused(wrong):
+    with pytest.raises(UsageError):
+        EngineOptions(**wrong)
