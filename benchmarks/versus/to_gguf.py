@@ -3,8 +3,8 @@
     python to_gguf.py MODEL OUT.gguf            (in llama.cpp's environment: needs numpy and gguf)
 
 Routed experts become Q4_0 with the published nibbles and scales (published.py); the trunk stays bf16; norms and
-routers become float32, which holds every bf16. One expert is in memory at a time. The file has no vocabulary: token
-ids go in and logits come out.
+routers become float32, which holds every bf16. One expert is in memory at a time. The file has no vocabulary, or one
+of placeholders: token ids go in, and logits or token ids come out.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def tensors(source: Published, config: dict[str, Any]) -> Iterator[Planned]:
     yield plain(source, "lm_head.weight", "output.weight", Kind.BF16)
 
 
-def describe(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+def describe(writer: gguf.GGUFWriter, config: dict[str, Any], placeholders: bool) -> None:
     """The metadata of llama.cpp's `deepseek2`, which holds DeepSeek-V3's mathematics too."""
     rank, rope = config["kv_lora_rank"], config["qk_rope_head_dim"]
     writer.add_vocab_size(config["vocab_size"])
@@ -143,9 +143,24 @@ def describe(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
         writer.add_expert_group_used_count(config["topk_group"])
     writer.add_rope_dimension_count(rope)
     writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_tokenizer_model("none")
+    vocabulary(writer, config["vocab_size"] if placeholders else 0)
     if config["rope_scaling"] is not None:
         yarn(writer, config["rope_scaling"])
+
+
+def vocabulary(writer: gguf.GGUFWriter, n_words: int) -> None:
+    """A word that means nothing for each id, since llama.cpp's server does not start without a vocabulary; 0: none."""
+    if not n_words:
+        writer.add_tokenizer_model("none")
+        return
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([f"<{number}>" for number in range(n_words)])
+    writer.add_token_types([gguf.TokenType.NORMAL] * n_words)
+    writer.add_token_merges(["< 0"])
+    writer.add_eos_token_id(n_words - 1)
+    writer.add_bos_token_id(n_words - 2)
+    writer.add_add_bos_token(False)
 
 
 def yarn(writer: gguf.GGUFWriter, scaling: dict[str, Any]) -> None:
@@ -160,7 +175,7 @@ def yarn(writer: gguf.GGUFWriter, scaling: dict[str, Any]) -> None:
     writer.add_rope_scaling_yarn_log_mul(0.1 * scaling["mscale_all_dim"])
 
 
-def write(folder: Path, out: Path) -> None:
+def write(folder: Path, out: Path, placeholders: bool = False) -> None:
     """Writes `out`, whole or not at all. Raises Refused, OSError."""
     config = json.loads((folder / "config.json").read_text())
     config = config.get("text_config", config)
@@ -169,7 +184,7 @@ def write(folder: Path, out: Path) -> None:
     planned = list(tensors(Published(folder), config))
     part = out.with_name(out.name + ".part")
     writer = gguf.GGUFWriter(part, "deepseek2")
-    describe(writer, config)
+    describe(writer, config, placeholders)
     for tensor in planned:
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float16), tensor.nbytes, tensor.kind)
     try:
@@ -196,9 +211,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--placeholders", action="store_true", help="write a vocabulary of placeholders, for servers")
     options = parser.parse_args()
     try:
-        write(options.model, options.out)
+        write(options.model, options.out, options.placeholders)
     except KeyError as error:
         print(f"config.json lacks {error}.", file=sys.stderr)
         return 2

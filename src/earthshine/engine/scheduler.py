@@ -187,6 +187,7 @@ class Scheduler:
                 keys.pop(0)
             if not keys:
                 del self._loading[reply]
+                self._cache.touch(reply.keys(reply.timeline.length))
                 self._admitted(reply)
 
     def _preempt(self, reply: Reply) -> None:

@@ -23,8 +23,14 @@ _VERSION = 2
 _START = struct.Struct("<8sII")
 _FIXED = struct.Struct("<8I32sI")
 _READ_BYTES = 1 << 20
-_MOST = {"n_layers": 4096, "kv_lora_rank": 1 << 16, "rope_dim": 1 << 16, "n_tokens": 1 << 24, "tail_dim": 1 << 20}
-_MOST["start"] = _MOST["n_tokens"]
+_MOST = {
+    "n_layers": 4096,
+    "kv_lora_rank": 1 << 16,
+    "rope_dim": 1 << 16,
+    "start": 1 << 24,
+    "n_tokens": 1 << 24,
+    "tail_dim": 1 << 20,
+}
 _MOST_FINGERPRINT_BYTES = 256
 
 

@@ -40,7 +40,9 @@ class PageFolder:
                 path.mkdir(mode=0o700)
             self._home = os.open(path, _FOLDER)
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-            raise UsageError(f"The disk cache's folder {shown(path)} can't be made: {_reason(error)}.") from None
+            raise UsageError(
+                f"The disk cache's folder {shown(path)} can't be made or opened: {_reason(error)}."
+            ) from None
         try:
             self._lock = self._locked()
             self._discard_unfinished()

@@ -82,13 +82,18 @@ class PrefixCache:
     def find(self, keys: Sequence[PageKey]) -> list[int]:
         """The same, held once more for the caller, and used just now."""
         found = self.pages(keys)
-        used = [each.key for each in reversed(keys[: len(found)])]  # so that a conversation's first page goes last
-        for key in used:
-            self._held.move_to_end(key)
-        if self.files is not None:
-            self.files.used(used)
+        self.touch(keys[: len(found)])
         self._pool.hold(found)
         return found
+
+    def touch(self, keys: Sequence[PageKey]) -> None:
+        """Count these pages of one conversation as used just now, so that its first goes last."""
+        used = [each.key for each in reversed(keys)]
+        for key in used:
+            if key in self._held:
+                self._held.move_to_end(key)
+        if self.files is not None:
+            self.files.used(used)
 
     def on_disk(self, keys: Sequence[PageKey]) -> int:
         """How many leading `keys` are in the files, as far as their names say."""

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -348,7 +349,7 @@ class TestFolder:
             raise OSError(errno.EROFS, "Read-only file system")
 
         monkeypatch.setattr(page_folder.PageFolder, "_discard_unfinished", fail)
-        with pytest.raises(UsageError, match="can't write to .*: Read-only file system"):
+        with pytest.raises(UsageError, match=r"can't write to .*: Read-only file system"):
             make_files()
         monkeypatch.undo()
         make_files()
@@ -532,7 +533,7 @@ files = PageFiles(Path(sys.argv[1]), BlobLayout("moon-1", LatentFormat.FP32, 4, 
 tokens = tuple(range(64))
 for number in range(10**6):
     key = number.to_bytes(32, "big")
-    latents = [torch.full((64, 2048), float(number + layer)) for layer in range(4)]
+    latents = [torch.full((64, 1), float(number + layer)).expand(64, 2048) for layer in range(4)]
     files.write(key, key, 0, tokens, lambda: latents, lambda good: None)
     files.flush(10)
     print(number, flush=True)
@@ -541,11 +542,12 @@ for number in range(10**6):
 
 @pytest.mark.parametrize("pages", [3, 17])
 def test_a_killed_writer_leaves_only_whole_pages(tmp_path, pages):
-    """Pages of 2 MiB, so that the kill nearly always falls into a write."""
+    """Pages of 2 MiB and little else to do, so that the kill mostly falls into a write."""
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         for _ in range(pages):
             assert child.stdout.readline()
+        time.sleep(0.0005)
         child.send_signal(signal.SIGKILL)
     files = PageFiles(tmp_path, BlobLayout("moon-1", LatentFormat.FP32, 4, 2048, 0), 64, 1 << 30)
     (home,) = tmp_path.iterdir()
