@@ -235,6 +235,7 @@ class Scheduler:
         self._make_room(rows)
         if not rows:
             return
+        prompt_tokens = sum(count for reply, count in rows.items() if not reply.decoding)
         began, spent = time.monotonic(), 0.0
 
         def after_layer(index: int) -> None:
@@ -255,7 +256,7 @@ class Scheduler:
         except Exception as error:
             self._failed(rows, error)
             return
-        self._timed(rows, time.monotonic() - began - spent)
+        self._timed(rows, prompt_tokens, time.monotonic() - began - spent)
         self._keep(rows, hidden)
 
     def _step(self, rows: dict[Reply, int], after_layer: Callable[[int], None]) -> list[Tensor]:
@@ -289,13 +290,12 @@ class Scheduler:
         length = reply.timeline.length
         return -(-(length + count) // self._pool.page_tokens) - len(reply.timeline.pages)
 
-    def _timed(self, rows: dict[Reply, int], seconds: float) -> None:
-        tokens = sum(rows.values())
-        if all(reply.decoding for reply in rows):
-            self.pace.decoded(seconds)
+    def _timed(self, rows: dict[Reply, int], prompt_tokens: int, seconds: float) -> None:
+        if prompt_tokens:
+            self.pace.swept(sum(rows.values()), seconds)
+            self.counts.prompt_tokens += prompt_tokens
         else:
-            self.pace.swept(tokens, seconds)
-            self.counts.prompt_tokens += sum(count for reply, count in rows.items() if not reply.decoding)
+            self.pace.decoded(seconds)
 
     def _keep(self, rows: dict[Reply, int], hidden: Sequence[Tensor]) -> None:
         """Shares the pages that are full now, and samples for those whose last token was computed."""

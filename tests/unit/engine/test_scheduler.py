@@ -74,6 +74,12 @@ def test_replies_together_are_what_they_are_alone():
     for i, prompt in enumerate(PROMPTS):
         assert reply(told[i]) == alone(prompt, 3 + 2 * i)
         assert told[i][0] == Admitted(0)
+    counts = bench.scheduler.counts
+    assert counts.prompt_tokens == counts.prefix_queries == sum(map(len, PROMPTS))
+    assert counts.generated_tokens == sum(len(reply(each)) for each in told) - sum(
+        each[-1].reason != "stop" for each in told
+    )
+    assert bench.scheduler.pace.decode_seconds > 0
     bench.nothing_is_held()
 
 
