@@ -53,8 +53,8 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """How the engine stands. Counters count since its beginning; `resident_bytes` is of the whole process; `finished`:
-    replies by reason; `problem`: what the disk cache can't do at present."""
+    """How the engine stands. `pages_cached`: those that nobody uses now; `resident_bytes` is of the whole process;
+    `finished`: replies by reason; `problem`: what the disk cache can't do at present. Counters count from the start."""
 
     running: int
     waiting: int
@@ -173,7 +173,7 @@ class Engine:
             waiting=max(0, self._open - len(scheduler.running)),
             pages=self._pool.n_pages,
             pages_free=self._pool.free_pages,
-            pages_cached=len(self._cache),
+            pages_cached=self._cache.idle_pages,
             prefix_queries=counts.prefix_queries,
             prefix_hits=counts.prefix_hits,
             preemptions=counts.preemptions,

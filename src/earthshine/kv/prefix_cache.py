@@ -71,8 +71,10 @@ class PrefixCache:
         self._writing = 0
         self._written: deque[int] = deque()  # pages that the writing thread is done with; it alone appends
 
-    def __len__(self) -> int:
-        return len(self._held)
+    @property
+    def idle_pages(self) -> int:
+        """Pages that nobody but the cache holds. May be asked by any thread."""
+        return sum(self._pool.holders(held.page) == 1 for held in list(self._held.values()))
 
     def pages(self, keys: Sequence[PageKey]) -> list[int]:
         """The pages in the pool that `keys` begin with, as they are now."""
@@ -141,8 +143,12 @@ class PrefixCache:
 
     def room(self, besides: Sequence[int] = ()) -> int:
         """Pages that are free or could be, without forgetting `besides`."""
-        spare = sum(self._pool.holders(held.page) <= 1 for held in self._held.values())
-        return self._pool.free_pages + self._writing + spare - sum(self._pool.holders(page) == 1 for page in besides)
+        return (
+            self._pool.free_pages
+            + self._writing
+            + self.idle_pages
+            - sum(self._pool.holders(page) == 1 for page in besides)
+        )
 
     def make_room(self, count: int) -> bool:
         """Whether `count` pages are free now, after as many as it takes were forgotten.
