@@ -1,11 +1,13 @@
 """The environment, read once into one frozen value: the only module that looks at os.environ.
 
-Four variables, all optional; an empty one counts as unset. A value that has no meaning is refused by name.
+Five variables, all optional; an empty one counts as unset. A value that has no meaning is refused by name.
     EARTHSHINE_KERNELS   auto (the default), reference, portable, avx2, avx512, avx512_bf16 or amx: what serves
     EARTHSHINE_HOME      the folder that downloaded models go to; by default Hugging Face's own cache
     HF_TOKEN             passed to the downloader, never shown
     XDG_STATE_HOME       where the measured profile of this machine lies, in a folder earthshine; by default
                          ~/.local/state. One that does not start with / is ignored, as its specification asks
+    XDG_CACHE_HOME       where conversations lie that a server keeps on disk, in a folder earthshine; by default
+                         ~/.cache, and the same holds
 """
 
 import os
@@ -22,12 +24,22 @@ KERNEL_CHOICES = ("auto", "reference", "portable", "avx2", "avx512", "avx512_bf1
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the environment asks for. `home` and `token` are None where the downloader's defaults hold; `state` is None
-    for ~/.local/state."""
+    for ~/.local/state, `cache` for ~/.cache."""
 
     kernels: str = "auto"
     home: Path | None = None
     token: str | None = field(default=None, repr=False)
     state: Path | None = None
+    cache: Path | None = None
+
+    @property
+    def pages(self) -> Path:
+        """The folder of conversations kept on disk, there or not; raises UsageError where no home is known."""
+        try:
+            cache = self.cache or Path("~/.cache").expanduser()
+        except RuntimeError:
+            raise UsageError("The home folder is unknown; set XDG_CACHE_HOME, or give --disk-cache-folder.") from None
+        return cache / "earthshine" / "pages"
 
     @property
     def profile(self) -> Path:
@@ -46,7 +58,8 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         kernels=_kernels(variables.get("EARTHSHINE_KERNELS", "")),
         home=_home(variables.get("EARTHSHINE_HOME", "")),
         token=_token(variables.get("HF_TOKEN", "")),
-        state=_state(variables.get("XDG_STATE_HOME", "")),
+        state=_absolute(variables.get("XDG_STATE_HOME", "")),
+        cache=_absolute(variables.get("XDG_CACHE_HOME", "")),
     )
 
 
@@ -77,5 +90,5 @@ def _token(text: str) -> str | None:
     return token or None
 
 
-def _state(text: str) -> Path | None:
+def _absolute(text: str) -> Path | None:
     return Path(text) if Path(text).is_absolute() else None

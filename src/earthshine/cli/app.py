@@ -89,6 +89,62 @@ def chat(
     run_chat(model, options, sampling | chosen)
 
 
+app.command("run", hidden=True)(chat)  # the name that people know
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; beyond this machine only with --api-keys.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="0 chooses one that is free.")] = 8000,
+    name: Annotated[
+        list[str] | None, typer.Option(help="What clients call the model; may be repeated; default: its own name.")
+    ] = None,
+    api_keys: Annotated[Path | None, typer.Option(help="A file of keys, one a line, that only you can read.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="A certificate and its chain in PEM; with --tls-key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key in PEM, without a password.")] = None,
+    memory: Memory = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of each conversation; default: what the memory allows, to 32768.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Replies that are computed at once; default: 8.")] = None,
+    threads: Threads = None,
+    trunk: Trunk = "bf16",
+    dtype: Dtype = "bf16",
+    plan: PlanFile = None,
+    disk_cache: Annotated[
+        str | None, typer.Option(help="Keep conversations on disk, up to this size such as 50GiB; default: not.")
+    ] = None,
+    disk_cache_folder: Annotated[
+        Path | None, typer.Option(help="Where they lie; default: ~/.cache/earthshine/pages.")
+    ] = None,
+    max_stall: Annotated[float, typer.Option(help="Seconds that a new prompt may hold up replies under way.")] = 1.0,
+    max_queue: Annotated[int, typer.Option(help="Replies that may wait; more are refused with 429.")] = 256,
+    drain_seconds: Annotated[float, typer.Option(help="What replies get to finish in once it ends.")] = 30.0,
+    hang_seconds: Annotated[float, typer.Option(help="Without progress for so long, /health says 503.")] = 120.0,
+    log_text: Annotated[bool, typer.Option("--log-text", help="Log prompts and replies too.")] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Another name of this machine that requests may use; may be repeated.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Web pages that may ask, such as https://app.example; may be repeated.")
+    ] = None,
+) -> None:
+    """Serve a model to OpenAI's and Anthropic's clients, and a page to this machine's browser, until Ctrl-C."""
+    from earthshine.cli.options import Holding
+    from earthshine.cli.serve import ServeOptions, run_serve
+    from earthshine.server.run import Place
+
+    at_once = (1, None) if plan is not None and batch is None else (8 if batch is None else batch, 0)
+    holding = Holding(dtype, memory, threads, trunk, context, plan, *at_once)
+    who = (tuple(name or ()), api_keys, tuple(allow_host or ()), tuple(allow_origin or ()))
+    waits = (max_stall, max_queue, drain_seconds, hang_seconds)
+    place = Place(host, port, tls_cert, tls_key)
+    run_serve(model, ServeOptions(place, holding, *who, disk_cache, disk_cache_folder, *waits, log_text))
+
+
 @app.command()
 def inspect(
     model: Model = None,
@@ -166,7 +222,7 @@ def doctor() -> None:
     run_doctor()
 
 
-bench = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(help="Measure this machine, or a server.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 
 
@@ -186,6 +242,34 @@ def machine(
     from earthshine.cli.bench import BenchOptions, run_bench_machine
 
     run_bench_machine(BenchOptions(save, folder, file, threads), json)
+
+
+@bench.command("serve")
+def bench_serve(
+    url: Annotated[str, typer.Argument(help="Where the server is.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="By its name there; default: the first that it lists.")] = None,
+    api: Annotated[str, typer.Option(help="completions, whose prompts are token ids, or chat.")] = "completions",
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with the server's key.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="A Mooncake trace, JSON lines; default: a synthetic one.")] = None,
+    requests: Annotated[int, typer.Option(help="The first so many of it.")] = 64,
+    concurrency: Annotated[int | None, typer.Option(help="So many at once; default: 8 without --speed.")] = None,
+    speed: Annotated[
+        float | None, typer.Option(help="Send when the trace says, so many times as fast, instead of --concurrency.")
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Multiply all lengths; default: so that the longest fits the context.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the prompts' tokens and of the synthetic trace.")] = 0,
+    timeout: Annotated[float, typer.Option(help="Seconds that a reply may take.")] = 600.0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the waits: a .png, .svg or .pdf.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write each request's figures to this file, as JSON.")] = None,
+) -> None:
+    """Send a trace's requests to a running server, and say how long people would have waited."""
+    from earthshine.cli.bench_serve import BenchServeOptions, run_bench_serve
+
+    load = (trace, requests, concurrency, speed, scale, seed, timeout)
+    run_bench_serve(BenchServeOptions(url, model, api, api_key_file, *load, json, plot, save))
 
 
 def _version(shown: bool) -> None:

@@ -17,7 +17,8 @@ MAX_TEXT_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a person said about how to hold a model: the options of every command that loads one."""
+    """What a person said about how to hold a model: the options of every command that loads one. `batch` conversations
+    at once share pages for `cache_tokens`, as plan.Wishes says."""
 
     dtype: str = "bf16"
     memory: str | None = None
@@ -25,13 +26,17 @@ class Holding:
     trunk: str = "bf16"
     context: int | None = None
     plan: Path | None = None
+    batch: int = 1
+    cache_tokens: int | None = None
 
     def wishes(self) -> Wishes:
         """Raises UsageError for a size that is none, and for a context without room for an answer."""
         if self.context is not None and self.context < 2:
             raise UsageError(f"A context of {shown(self.context)} tokens is not possible; give 2 or more.")
         memory = None if self.memory is None else parse_bytes(self.memory)
-        return Wishes(memory, self.context, 1, self.threads, self.trunk, self.dtype)
+        return Wishes(
+            memory, self.context, self.batch, self.threads, self.trunk, self.dtype, cache_tokens=self.cache_tokens
+        )
 
     def planned(self) -> Plan | Wishes:
         """A saved plan, which then is all that counts, or the wishes."""

@@ -5,6 +5,8 @@ No torch, no network, no code from a model's folder.
 """
 
 from earthshine.text.chat import ChatTemplate
+from earthshine.text.grammar import Grammar, Grammars, OutputRule, ReplyConstraint, ToolRule
+from earthshine.text.history import repair_history
 from earthshine.text.load import load_template, load_tokenizer
 from earthshine.text.regions import (
     Content,
@@ -25,15 +27,21 @@ __all__ = [
     "Content",
     "Detokenizer",
     "Event",
+    "Grammar",
+    "Grammars",
+    "OutputRule",
     "Reasoning",
     "RegionParser",
+    "ReplyConstraint",
     "StopStrings",
     "Tokenizer",
     "ToolCallArguments",
     "ToolCallEnd",
     "ToolCallStart",
+    "ToolRule",
     "declare_tools",
     "leaves_thinking_open",
     "load_template",
     "load_tokenizer",
+    "repair_history",
 ]

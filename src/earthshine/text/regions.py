@@ -70,14 +70,15 @@ def leaves_thinking_open(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
 
 
 class RegionParser:
-    """One answer's ids to events. With `thinking` the prompt left a `<think>` open, so reasoning comes first.
+    """One answer's ids to events. With `thinking` the prompt left a `<think>` open, so reasoning comes first. Without
+    `calls` nobody offered a tool, and the markers of calls are text.
 
     States: reasoning, content, section (between calls), call (its id is being written), arguments, and broken (a call
     whose id did not parse, shown as content to its end). A marker that means nothing in a state is text there.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, thinking: bool) -> None:
-        ids = {tokenizer.special_id(text): text for text in _MARKERS}
+    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True) -> None:
+        ids = {tokenizer.special_id(text): text for text in (_MARKERS if calls else (_THINK, _UNTHINK))}
         self._markers = {token_id: text for token_id, text in ids.items() if token_id is not None}
         self._detokenizer = Detokenizer(tokenizer)
         self._state = "reasoning" if thinking and _UNTHINK in self._markers.values() else "content"
@@ -88,6 +89,11 @@ class RegionParser:
         self._held = ""  # a call's id so far, or whitespace that may end its arguments
         self._n_calls = 0
         self._events: list[Event] = []
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the next id is part of a thought, or ends it."""
+        return self._state == "reasoning"
 
     def push(self, token_id: int) -> list[Event]:
         """The events that this id settles; TextError only for an id outside the vocabulary."""

@@ -33,7 +33,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Ends a stream before the first stop string that is complete.
+    """Ends a stream before the first stop string that is complete; `met` is that string, "" until then.
 
     The result does not depend on how the text is cut into pieces: of several stops the one that is complete first
     counts, and of those complete together the one that begins first.
@@ -45,17 +45,18 @@ class StopStrings:
             raise UsageError(f"Stop strings must be at most {_MAX_STOPS} texts of 1 to {_MAX_STOP_CHARS} characters.")
         self._stops = tuple(stops)
         self._held = ""
-        self._stopped = False
+        self.met = ""
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that can no longer belong to a stop string, and whether one was met; after that ("", True)."""
-        if self._stopped:
+        if self.met:
             return "", True
         text = self._held + text
         hits = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if hits:
-            self._held, self._stopped = "", True
-            return text[: min(hits)[1]], True
+            end, start = min(hits)
+            self._held, self.met = "", text[start:end]
+            return text[:start], True
         keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False

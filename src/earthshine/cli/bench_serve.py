@@ -1,0 +1,289 @@
+"""`earthshine bench serve`: a trace sent to a running server, and how long people would have waited.
+
+Figures are of the requests that were answered whole; the others are counted, with what went wrong. Refuses options that
+contradict each other before anything is sent, and raises Unreachable where no request was answered.
+"""
+
+import importlib
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, cast
+
+from earthshine.errors import UsageError
+from earthshine.server.client import Site, parse_site
+from earthshine.server.drive import ApiName, Run, Sample, Target, Unreachable, drive, open_target
+from earthshine.server.trace import Arrival, Shape, fitting_scale, read_trace, synthetic_trace
+from earthshine.untrusted import read_file, shown
+
+PERCENTS = (50, 90, 99)
+MOST_REQUESTS, MOST_AT_ONCE = 1_000_000, 4096
+_APIS = ("completions", "chat")
+_WORD_MARGIN = 0.95  # of the context: words cost a few tokens more or less than those that were weighed
+_MOST_PROBLEMS = 5  # kinds that are shown
+_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True, slots=True)
+class BenchServeOptions:
+    """What is sent where. `concurrency` requests at once, or with `speed` each at its own time, so many times as fast
+    as recorded; `scale` multiplies all lengths, None for what fits the model's context."""
+
+    url: str = "http://127.0.0.1:8000"
+    model: str | None = None
+    api: str = "completions"
+    api_key_file: Path | None = None
+    trace: Path | None = None
+    requests: int = 64
+    concurrency: int | None = None
+    speed: float | None = None
+    scale: float | None = None
+    seed: int = 0
+    timeout: float = 600.0
+    json: bool = False
+    plot: Path | None = None
+    save: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is about to be sent. `at_once` is None where the trace's own times hold."""
+
+    arrivals: Sequence[Arrival]
+    shape: Shape
+    trace: str
+    at_once: int | None
+    speed: float
+
+
+def run_bench_serve(options: BenchServeOptions) -> None:
+    site = _site(options)
+    _check(options)
+    arrivals = (
+        synthetic_trace(options.requests, options.seed)
+        if options.trace is None
+        else read_trace(options.trace, options.requests)
+    )
+    target = open_target(site, cast(ApiName, options.api), options.model)
+    plan = _plan(options, arrivals, target)
+    progress = _Progress(len(arrivals))
+    try:
+        run = drive(target, arrivals, plan.shape, concurrency=plan.at_once, speed=plan.speed, ended=progress.ended)
+    finally:
+        progress.clear()
+    done = [sample for sample in run.samples if sample.problem is None]
+    if not done:
+        problem, count = Counter(sample.problem for sample in run.samples).most_common(1)[0]
+        raise Unreachable(f"None of {len(arrivals)} requests was answered whole; {count} times: {problem}.")
+    report = _report(options, plan, target, run, done)
+    if options.save is not None:
+        samples = [asdict(sample) for sample in run.samples]
+        options.save.write_text(json.dumps(report | {"samples": samples}) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        _draw(options.plot, report, done)
+    print(json.dumps(report) if options.json else "\n".join(_lines(report)))
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float] | None:
+    """The values below which 50, 90 and 99 in a hundred lie, interpolated between neighbours; None of no values."""
+    if not values:
+        return None
+    ranked, found = sorted(values), {}
+    for percent in PERCENTS:
+        at = percent / 100 * (len(ranked) - 1)
+        low, high = ranked[math.floor(at)], ranked[math.ceil(at)]
+        found[f"p{percent}"] = low + (high - low) * (at - math.floor(at))
+    return found
+
+
+def _site(options: BenchServeOptions) -> Site:
+    if not 0 < options.timeout <= 86400:
+        raise UsageError(f"--timeout {options.timeout:g} is not possible; a reply may take up to 86400 s.")
+    key = ""
+    if options.api_key_file is not None:
+        path = options.api_key_file
+        raw = read_file(path.resolve(), shown(path), 4096, UsageError).decode("ascii", "replace").strip()
+        if not raw or not all("!" <= character <= "~" for character in raw):
+            raise UsageError(f"{shown(path)} holds no API key: one line of printable ASCII without spaces.")
+        key = raw
+    return parse_site(options.url, key, options.timeout)
+
+
+def _check(options: BenchServeOptions) -> None:
+    if options.api not in _APIS:
+        raise UsageError(f"--api {shown(options.api)} is not one of {', '.join(_APIS)}.")
+    if not 1 <= options.requests <= MOST_REQUESTS:
+        raise UsageError(f"--requests {shown(options.requests)} is not possible; choose 1 to {MOST_REQUESTS}.")
+    if options.concurrency is not None and options.speed is not None:
+        raise UsageError("--concurrency sends when a reply ends and --speed when the trace says so; give one.")
+    if options.concurrency is not None and not 1 <= options.concurrency <= MOST_AT_ONCE:
+        raise UsageError(f"--concurrency {shown(options.concurrency)} is not possible; choose 1 to {MOST_AT_ONCE}.")
+    for name, value in (("speed", options.speed), ("scale", options.scale)):
+        if value is not None and not 1e-6 <= value <= 1e6:
+            raise UsageError(f"--{name} {value:g} is not possible; choose a factor above 0, such as 0.5.")
+    if options.plot is not None and options.plot.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"--plot {options.plot} must end in one of {', '.join(_SUFFIXES)}.")
+    if options.plot is not None:
+        _figure()
+    for name, place in (("save", options.save), ("plot", options.plot)):
+        if place is not None and not place.parent.is_dir():
+            raise UsageError(f"--{name} {shown(place)} lies in no folder; make {shown(place.parent)} first.")
+
+
+def _plan(options: BenchServeOptions, arrivals: Sequence[Arrival], target: Target) -> _Plan:
+    scale = options.scale
+    if scale is None and target.context_tokens is None:
+        raise UsageError("The server does not say how many tokens fit; give --scale, 1 for the trace's own lengths.")
+    if scale is None and target.context_tokens is not None:
+        room = target.context_tokens
+        if options.api == "chat":
+            room = int(room * _WORD_MARGIN)
+        scale = fitting_scale(arrivals, room)
+    shape = target.shape(options.seed, scale or 1.0)
+    at_once = options.concurrency or (8 if options.speed is None else None)
+    trace = "a synthetic trace" if options.trace is None else options.trace.name
+    return _Plan(arrivals, shape, trace, at_once, options.speed or 1.0)
+
+
+class _Progress:
+    """One line on standard error where that is a terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done = total, 0
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+
+    def ended(self, sample: Sample) -> None:
+        self._done += 1
+        if self._terminal:
+            sys.stderr.write(f"\r\x1b[K{self._done} of {self._total} requests")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        if self._terminal:
+            sys.stderr.write("\r\x1b[K")
+
+
+def _report(
+    options: BenchServeOptions, plan: _Plan, target: Target, run: Run, done: Sequence[Sample]
+) -> dict[str, Any]:
+    """Everything that is said, in seconds, tokens and shares."""
+    shape, arrivals = plan.shape, plan.arrivals
+    prompts = [shape.input_units(arrival) for arrival in arrivals]
+    known = [sample for sample in done if sample.input_tokens is not None]
+    cached = [sample for sample in known if sample.cached_tokens is not None]
+    outputs, inputs = sum(s.output_tokens for s in done), sum(s.input_tokens or 0 for s in known)
+    found = sum(s.cached_tokens or 0 for s in cached)
+    return {
+        "url": options.url,
+        "model": target.model,
+        "api": options.api,
+        "trace": plan.trace,
+        "at_once": plan.at_once,
+        "speed": None if plan.at_once else plan.speed,
+        "seed": options.seed,
+        "scale": shape.scale,
+        "context_tokens": target.context_tokens,
+        "requests": len(arrivals),
+        "done": len(done),
+        "failed": len(run.samples) - len(done),
+        "unsent": run.unsent,
+        "short": sum(sample.output_tokens < sample.asked_tokens for sample in done),
+        "problems": dict(Counter(sample.problem for sample in run.samples if sample.problem).most_common()),
+        "seconds": run.seconds,
+        "output_tokens": outputs,
+        "input_tokens": inputs,
+        "output_tokens_per_second": outputs / run.seconds,
+        "tokens_per_second": (outputs + inputs) / run.seconds,
+        "requests_per_second": len(done) / run.seconds,
+        "prefix_share": found / max(sum(s.input_tokens or 0 for s in cached), 1) if cached else None,
+        "prefix_share_possible": shape.shared_units(arrivals) / sum(prompts),
+        "latency": _latency(done),
+        "client_share": run.client_share,
+        "late": max(sample.late for sample in run.samples),
+    }
+
+
+def _latency(done: Sequence[Sample]) -> dict[str, dict[str, float] | None]:
+    """Percentiles of seconds; a reply's mean time a token leaves out its first."""
+    means = [sum(s.gaps) / (s.output_tokens - 1) for s in done if s.output_tokens > 1 and s.gaps]
+    return {
+        "first token": percentiles([s.first for s in done if s.first is not None]),
+        "between pieces": percentiles([gap for s in done for gap in s.gaps]),
+        "each further token": percentiles(means),
+        "whole reply": percentiles([s.seconds for s in done]),
+    }
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    pace = (
+        f"{report['at_once']} at once" if report["at_once"] else f"at the trace's times, {report['speed']:g} x as fast"
+    )
+    lines = [
+        f"{shown(report['model'])} at {report['url']}, {report['api']}",
+        f"sent        {report['trace']}, {pace}, lengths x {report['scale']:.4g}",
+        f"requests    {report['done']} of {report['requests']} answered in {report['seconds']:.2f} s"
+        + (f", {report['failed']} failed" if report["failed"] else "")
+        + (f", {report['unsent']} not sent" if report["unsent"] else ""),
+    ]
+    kinds = list(report["problems"].items())
+    lines += [f"            {count} x {problem}" for problem, count in kinds[:_MOST_PROBLEMS]]
+    if len(kinds) > _MOST_PROBLEMS:
+        lines.append(f"            and {len(kinds) - _MOST_PROBLEMS} other kinds of failure")
+    if report["short"]:
+        lines.append(f"            {report['short']} replies ended before the length that the trace has")
+    share, possible = report["prefix_share"], report["prefix_share_possible"]
+    lines += [
+        f"throughput  {report['output_tokens_per_second']:.1f} output tokens/s, "
+        f"{report['tokens_per_second']:.1f} tokens/s with the prompts', {report['requests_per_second']:.2f} requests/s",
+        f"prefixes    {'not reported' if share is None else f'{share:.1%} of prompt tokens found'}; "
+        f"{possible:.1%} begin an earlier prompt of the trace",
+        f"{'seconds':20}" + "".join(f"{f'p{percent}':>10}" for percent in PERCENTS),
+    ]
+    for what, row in report["latency"].items():
+        lines.append(f"{what:20}" + ("         -" * len(PERCENTS) if row is None else _figures(row)))
+    late = "" if report["at_once"] else f", sent at most {report['late']:.3f} s late"
+    lines.append(f"this client: {report['client_share']:.0%} of one processor{late}")
+    return lines
+
+
+def _figures(row: dict[str, float]) -> str:
+    return "".join(f"{row[f'p{percent}']:>10.4f}" for percent in PERCENTS)
+
+
+def _figure() -> Any:
+    try:
+        module = importlib.import_module("matplotlib.figure")
+    except ImportError:
+        raise UsageError("--plot draws with matplotlib; install it: pip install 'earthshine[plot]'.") from None
+    return module.Figure(figsize=(12, 3.6), layout="constrained")
+
+
+def _draw(path: Path, report: dict[str, Any], done: Sequence[Sample]) -> None:
+    """Waiting times as shares of requests, first tokens over prompts' lengths, and output tokens over time."""
+    figure = _figure()
+    waits, lengths, rate = figure.subplots(1, 3)
+    firsts = [sample for sample in done if sample.first is not None]
+    curves: dict[str, Callable[[Sample], float]] = {
+        "first token": lambda sample: sample.first or 0.0,
+        "whole reply": lambda sample: sample.seconds,
+    }
+    for name, seconds in curves.items():
+        ranked = sorted(map(seconds, firsts))
+        waits.step(ranked, [(i + 1) / len(ranked) for i in range(len(ranked))], where="post", label=name)
+    waits.set(xlabel="seconds", ylabel="share of requests", xscale="log")
+    waits.legend()
+    points = [(s.input_tokens, s.first) for s in firsts if s.input_tokens is not None]
+    lengths.plot([at for at, _ in points], [seconds for _, seconds in points], ".")
+    lengths.set(xlabel="prompt (tokens)", ylabel="first token after (s)")
+    ends = sorted((sample.sent + sample.seconds, sample.output_tokens) for sample in done)
+    rate.step([at for at, _ in ends], list(accumulate(tokens for _, tokens in ends)), where="post")
+    rate.set(xlabel="seconds", ylabel="output tokens of ended replies")
+    for panel in (waits, lengths, rate):
+        panel.grid(True, which="both", alpha=0.3)
+    figure.suptitle(f"{report['model']}: {report['trace']}", parse_math=False)  # a name is no formula
+    figure.savefig(path)

@@ -1,0 +1,175 @@
+"""`earthshine serve`: a model behind the APIs that clients already speak, on a socket of this machine.
+
+The socket is bound first, so that a port in use is known before a model is loaded. Standard output gets what to paste
+into another terminal; standard error one line a request. Refuses names that clients can't write, and to be reached by
+other machines without keys.
+"""
+
+import contextlib
+import logging
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from earthshine.cli.options import Holding
+from earthshine.cli.source import GLEAM, find_model
+from earthshine.engine import Engine, EngineOptions, LoadedModel, sampling_defaults
+from earthshine.errors import UsageError
+from earthshine.server.access import Access, make_access
+from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES
+from earthshine.server.api import Served
+from earthshine.server.app import make_app
+from earthshine.server.front import Lifetime, Options
+from earthshine.server.openai.chat import CHAT
+from earthshine.server.openai.completions import COMPLETIONS
+from earthshine.server.openai.responses import RESPONSES
+from earthshine.server.replies import Replies
+from earthshine.server.run import Place, Service, bind, tls_context
+from earthshine.settings import read_settings
+from earthshine.text import ChatTemplate, Tokenizer, leaves_thinking_open, load_template, load_tokenizer
+from earthshine.units import format_bytes, parse_bytes
+from earthshine.untrusted import shown
+
+APIS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_SECONDS = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What a person said: where to listen, who may ask, how the model is held, and how long things may take."""
+
+    place: Place
+    holding: Holding
+    names: tuple[str, ...] = ()
+    api_keys: Path | None = None
+    allow_hosts: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
+    disk_cache: str | None = None
+    disk_cache_folder: Path | None = None
+    max_stall: float = 1.0
+    max_queue: int = 256
+    drain_seconds: float = 30.0
+    hang_seconds: float = 120.0
+    log_text: bool = False
+
+
+def run_serve(model: str | None, options: ServeOptions) -> None:
+    """Serve until a signal. Whatever is wrong with the options is said before a model is loaded."""
+    options.holding.planned()
+    access = make_access(options.place.host, options.api_keys, options.allow_hosts, options.allow_origins)
+    engine_options = _engine_options(options)
+    tls, bound = tls_context(options.place), bind(options.place)
+    with bound:
+        folder = find_model(model)
+        names = _names(options.names, folder)
+        tokenizer, template = load_tokenizer(folder), load_template(folder)
+        loaded = options.holding.load(folder)
+        try:
+            tokenizer.require_fit(loaded.spec.vocab_size, loaded.spec.stop_tokens)
+            engine = Engine(loaded, engine_options)
+            replies = _replies(loaded, folder, engine, tokenizer, template)
+            thinks, keeps = _thinks(tokenizer, template), template.can_preserve_thinking
+            served = Served(names, int(time.time()), engine.context_tokens, thinks, keeps, tokenizer.decode)
+            service = _service(replies, engine, served, access, options)
+            service.tls = tls
+            address = _address(options.place, bound.getsockname()[1])
+            service.ready = lambda: _greet(loaded, names, address, access)
+            _configure_log()
+            try:
+                service.run(bound)
+            finally:
+                replies.close()
+        finally:
+            loaded.close()
+
+
+def _engine_options(options: ServeOptions) -> EngineOptions:
+    for name, seconds in (("drain", options.drain_seconds), ("hang", options.hang_seconds)):
+        if not 0 <= seconds <= _SECONDS:
+            raise UsageError(f"--{name}-seconds {seconds:g} is not possible; choose 0 to {_SECONDS:g}.")
+    size = 0 if options.disk_cache is None else parse_bytes(options.disk_cache)
+    if not size and options.disk_cache_folder is not None:
+        raise UsageError("--disk-cache-folder says where; say how much with --disk-cache, such as 50GiB.")
+    folder = None
+    if size:
+        folder = options.disk_cache_folder or read_settings().pages
+    return EngineOptions(options.max_stall, options.max_queue, size, folder)
+
+
+def _names(given: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    """Names that clients may call the model by: a person's own, or the model's."""
+    for name in given:
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"--name {shown(name)} is not possible; use up to 128 letters, digits and . _ : -")
+    if given:
+        return tuple(dict.fromkeys(given))
+    whole = folder.resolve()
+    if whole == GLEAM:
+        return ("gleam",)
+    above = whole.parent.parent.name if whole.parent.name == "snapshots" else ""  # of the hub's cache
+    plain = above.rpartition("--")[2] if above.startswith("models--") else whole.name
+    return (re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:128] or "model",)
+
+
+def _replies(
+    loaded: LoadedModel, folder: Path, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate
+) -> Replies:
+    spec = loaded.spec
+    return Replies(
+        engine,
+        tokenizer,
+        template,
+        sampling_defaults(folder),
+        vocab_size=spec.vocab_size,
+        stop_tokens=spec.stop_tokens,
+        context_tokens=engine.context_tokens,
+    )
+
+
+def _service(replies: Replies, engine: Engine, served: Served, access: Access, options: ServeOptions) -> Service:
+    lifetime = Lifetime()
+    shared = Options(log=_log, log_text=options.log_text, hang_seconds=options.hang_seconds)
+    app = make_app(replies, engine, served, APIS, access, shared, lifetime)
+    return Service(app, engine, lifetime, options.drain_seconds, log=_log)
+
+
+def _thinks(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
+    """Whether the template can begin a reply within a thought."""
+    prompt = template.encode(tokenizer, [{"role": "user", "content": "?"}], thinking=True)
+    return leaves_thinking_open(tokenizer, prompt)
+
+
+def _address(place: Place, port: int) -> str:
+    """What other programs of this machine call the server by."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(place.host, place.host)
+    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"http{'s' if place.tls_cert else ''}://{host}:{port}"
+
+
+def _greet(loaded: LoadedModel, names: tuple[str, ...], address: str, access: Access) -> None:
+    key, division = "YOUR-KEY" if access.keys else "none", loaded.plan.division
+    print(
+        f"{names[0]} is served at {address}, with {division.context_tokens} tokens of context, up to {division.batch} "
+        f"replies at once, and at most {format_bytes(division.budget_bytes)} of memory.\n\n"
+        "# for OpenAI's clients\n"
+        f"export OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={key}\n\n"
+        "# for Claude Code\n"
+        f"export ANTHROPIC_BASE_URL={address} ANTHROPIC_AUTH_TOKEN={key} ANTHROPIC_MODEL={names[0]} "
+        "CLAUDE_CODE_ATTRIBUTION_HEADER=0\n\n"
+        "Ctrl-C ends it once replies are finished; a second one at once.",
+        flush=True,
+    )
+
+
+def _log(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it any more, which must not end replies
+        if sys.stderr is not None:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _configure_log() -> None:
+    """Faults with their tracebacks go to standard error; what clients get wrong is told to them alone."""
+    logging.basicConfig(level=logging.ERROR, format="%(asctime)s  %(message)s", stream=sys.stderr)

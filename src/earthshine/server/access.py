@@ -1,0 +1,138 @@
+"""Who may ask: API keys, the names by which this server may be called, and the web pages that may call it.
+
+Keys are held as SHA-256 digests and a given one is compared with all of them in constant time. Without keys a server
+listens on loopback only. Refuses a file of keys that others can read, a Host that is not this server's (which defeats
+DNS rebinding), and requests that a web page of another origin makes.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from earthshine.errors import UsageError
+from earthshine.server.api import Refused
+from earthshine.untrusted import open_regular, shown
+
+_MAX_FILE_BYTES = 1 << 20
+_LEAST_CHARACTERS = 16
+_MAX_KEY_BYTES = 1 << 10
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """`keys`: SHA-256 digests, none for everyone; `hosts`: names that a request may call this server by, None for any;
+    `origins`: of web pages that may ask from elsewhere, "*" for all."""
+
+    keys: tuple[bytes, ...] = ()
+    hosts: frozenset[str] | None = None
+    origins: tuple[str, ...] = ()
+
+    def user(self, headers: Mapping[str, str]) -> str:
+        """The digest of the key that the request carries, in hexadecimal; "" where no keys are asked for.
+
+        Raises Refused for a missing and for a wrong key, in the same words.
+        """
+        if not self.keys:
+            return ""
+        digest = hashlib.sha256(_given(headers).encode("utf-8", "surrogateescape")).digest()
+        found = False
+        for key in self.keys:  # all of them, whichever matches
+            found |= hmac.compare_digest(key, digest)
+        if not found:
+            raise Refused(
+                "This server asks for an API key: send Authorization: Bearer KEY, or x-api-key: KEY.", "unauthorized"
+            )
+        return digest.hex()
+
+    def check_caller(self, headers: Mapping[str, str]) -> None:
+        """Raises Refused for a Host that is not this server's, and for a page of an origin that may not ask."""
+        host = headers.get("host", "")
+        if self.hosts is not None and host_name(host) not in self.hosts:
+            raise Refused(
+                f"The host {shown(host)} is not one of this server's names; start it with --allow-host to add it."
+            )
+        origin = headers.get("origin")
+        if origin is None or "*" in self.origins or origin in self.origins:
+            return
+        if urlsplit_host(origin) != host.lower():
+            raise Refused(
+                f"Pages from {shown(origin)} may not ask this server; start it with --allow-origin to permit them."
+            )
+
+
+def _given(headers: Mapping[str, str]) -> str:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    return given if len(given) <= _MAX_KEY_BYTES else ""
+
+
+def host_name(host: str) -> str:
+    """A Host header without its port, in small letters."""
+    name = host.lower().removesuffix(".")
+    if name.startswith("["):
+        return name.partition("]")[0] + "]"
+    return name.partition(":")[0].removesuffix(".")
+
+
+def urlsplit_host(origin: str) -> str:
+    """The host and port of an origin; "" where it has none, such as "null"."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def make_access(
+    host: str, keys: Path | None = None, allowed_hosts: tuple[str, ...] = (), origins: tuple[str, ...] = ()
+) -> Access:
+    """The rules of a server on `host`; raises UsageError for one that others reach and that has no keys."""
+    digests = () if keys is None else read_keys(keys)
+    if is_loopback(host):
+        bound = f"[{host}]" if ":" in host else host
+        names = frozenset(host_name(name) for name in (*_LOOPBACK_HOSTS, bound, *allowed_hosts))
+        return Access(digests, names, origins)
+    if not digests:
+        raise UsageError(
+            f"Other machines reach {host}, so keys are needed: put one a line into a file and give --api-keys FILE."
+        )
+    return Access(digests, frozenset(map(host_name, allowed_hosts)) or None, origins)
+
+
+def read_keys(path: Path) -> tuple[bytes, ...]:
+    """Digests of the keys in a file, one a line; # begins a comment. Raises UsageError for an unsafe or empty file."""
+    try:
+        real = Path(os.path.realpath(path.expanduser()))
+    except (RuntimeError, ValueError):
+        raise UsageError(f"The file of API keys {shown(path)} is not a path.") from None
+    descriptor = open_regular(real, f"The file of API keys {path}", UsageError)
+    with open(descriptor, "rb") as file:
+        if os.fstat(descriptor).st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~stat.S_IXGRP & ~stat.S_IXOTH:
+            raise UsageError(f"Others can read the API keys in {path}; run: chmod 600 {path}")
+        raw = file.read(_MAX_FILE_BYTES + 1)
+    if len(raw) > _MAX_FILE_BYTES:
+        raise UsageError(f"{path} has more than {_MAX_FILE_BYTES} bytes, more than keys can have.")
+    keys = [line for line in (text.partition(b"#")[0].strip() for text in raw.splitlines()) if line]
+    for number, key in enumerate(keys, 1):
+        if not all(0x21 <= byte <= 0x7E for byte in key) or not _LEAST_CHARACTERS <= len(key) <= _MAX_KEY_BYTES:
+            raise UsageError(
+                f"Key {number} in {path} is not {_LEAST_CHARACTERS} to {_MAX_KEY_BYTES} letters, digits and signs "
+                "without spaces; make one with: openssl rand -hex 32"
+            )
+    if not keys:
+        raise UsageError(f"{path} holds no key; write one a line, such as openssl rand -hex 32 makes.")
+    return tuple(dict.fromkeys(hashlib.sha256(key).digest() for key in keys))

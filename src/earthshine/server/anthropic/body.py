@@ -1,0 +1,143 @@
+"""The bodies of /v1/messages and /v1/messages/count_tokens, as far as this server reads them.
+
+Invariant: types are strict and numbers and lists bounded; fields that are not named here are ignored. A content block
+of another type is let through as `Other`, so that the conversion can say in a sentence why it is refused.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+MOST_MESSAGES = 100_000  # Anthropic's own limit
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class Text(_Part):
+    type: Literal["text"]
+    text: str
+
+
+class Thinking(_Part):
+    type: Literal["thinking"]
+    thinking: str
+
+
+class RedactedThinking(_Part):
+    type: Literal["redacted_thinking"]
+
+
+class ToolUse(_Part):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+_NAMED = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
+
+
+class Other(_Part):
+    type: Annotated[str, Field(json_schema_extra={"not": {"enum": list(_NAMED)}})]
+
+
+def _form(value: Any) -> str:
+    return "text" if isinstance(value, str) else "blocks"
+
+
+def _type(value: Any) -> str:
+    named = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return named if named in _NAMED else "other"
+
+
+_ResultBlock = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Other, Tag("other")],
+    Discriminator(lambda value: "text" if _type(value) == "text" else "other"),
+]
+
+
+class ToolResult(_Part):
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: Annotated[
+        Annotated[str, Tag("text")] | Annotated[list[_ResultBlock], Tag("blocks")], Discriminator(_form)
+    ] = ""
+    is_error: bool | None = None
+
+
+Block = Text | Thinking | RedactedThinking | ToolUse | ToolResult | Other
+_Block = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[Thinking, Tag("thinking")]
+    | Annotated[RedactedThinking, Tag("redacted_thinking")]
+    | Annotated[ToolUse, Tag("tool_use")]
+    | Annotated[ToolResult, Tag("tool_result")]
+    | Annotated[Other, Tag("other")],
+    Discriminator(_type),
+]
+_Content = Annotated[Annotated[str, Tag("text")] | Annotated[list[_Block], Tag("blocks")], Discriminator(_form)]
+
+
+class Message(_Part):
+    role: Literal["user", "assistant", "system"]
+    content: _Content
+
+
+class Tool(_Part):
+    """`type` names one of Anthropic's own tools unless it is "custom"; those have no schema and are refused."""
+
+    type: str | None = None
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_-]+$")]
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolChoice(_Part):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+
+class ThinkingConfig(_Part):
+    """How long a thought may be is the model's choice: `budget_tokens` is read by nobody."""
+
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+
+
+class OutputFormat(_Part):
+    type: Literal["json_schema"]
+    json_schema: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(_Part):
+    format: OutputFormat | None = None
+
+
+class CountBody(_Part):
+    """A conversation whose tokens are to be counted."""
+
+    model: Annotated[str, Field(max_length=1024)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
+    system: _Content | None = None
+    tools: Annotated[list[Tool], Field(max_length=1024)] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: ThinkingConfig | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None  # where a beta of the API had it
+
+
+class MessagesBody(CountBody):
+    """A conversation that is to be continued. `cache_salt` is our own: caches are shared among equal salts only."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 31)]
+    stop_sequences: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=1024)]] | None, Field(max_length=64)
+    ] = None
+    temperature: Annotated[float | None, Field(ge=0, le=1)] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    top_k: Annotated[int | None, Field(ge=0, le=1 << 31)] = None
+    stream: bool | None = None
+    cache_salt: Annotated[str | None, Field(min_length=1, max_length=1024)] = None

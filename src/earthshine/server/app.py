@@ -1,0 +1,112 @@
+"""The web application: one POST route an API, the same care for each.
+
+A request is authorised, read within bounds, parsed, checked and begun before anything is computed; then its answer goes
+out whole or as events. What is wrong with it is said before the answer begins wherever it can be known by then.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from earthshine.server.access import Access
+from earthshine.server.api import Api, Exchange, Refused, Served
+from earthshine.server.body import Bodies, unknown_fields
+from earthshine.server.call import Call
+from earthshine.server.documents import add_documents, post_documents
+from earthshine.server.events import EventStream, follow, stream_events
+from earthshine.server.front import DRAIN_RETRY_SECONDS, Front, Handler, Lifetime, Options, Replies
+from earthshine.server.metrics import Engine, Metrics
+from earthshine.server.pages import add_pages
+from earthshine.server.turn import Piece
+from earthshine.untrusted import shown
+
+_MOST_UNKNOWN = 100  # names that the log mentions
+
+
+class _Asked:
+    """Answers APIs. One for a server."""
+
+    def __init__(self, front: Front) -> None:
+        self._front, self._bodies = front, Bodies(front.options.limits)
+        self._unknown: set[str] = set()
+
+    def route(self, api: Api) -> Handler:
+        """The route of an API."""
+
+        async def answer(request: Request, user: str, call: Call) -> Response:
+            if self._front.lifetime.draining:
+                raise Refused("The server is about to end.", "unavailable", None, DRAIN_RETRY_SECONDS)
+            checked, body = await self._bodies.read(request, api.body)
+            self._mention(unknown_fields(body, api.body))
+            self._front.check_model(body.get("model"))
+            exchange = api.begin(checked, self._front.served)
+            self._check_choices(exchange)
+            call.body, call.exchange = body, exchange
+            call.watch(request.receive)
+            if api.counts:
+                return JSONResponse(exchange.counted(await self._front.replies.count(exchange.turns)))
+            pieces = self._front.replies.answer(exchange.turns, user)
+            return await (self._stream if exchange.stream else self._whole)(exchange, pieces, call)
+
+        return answer
+
+    def _check_choices(self, exchange: Exchange) -> None:
+        limits = self._front.options.limits
+        n, choices = max((turn.n for turn in exchange.turns), default=0), sum(turn.n for turn in exchange.turns)
+        if n > limits.n:
+            raise Refused(f"n is {n}, and this server computes up to {limits.n} choices.", "invalid", "n")
+        if choices > limits.choices:
+            raise Refused(f"The request asks for {choices} choices in all; ask for up to {limits.choices} at once.")
+
+    def _mention(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
+                self._unknown.add(name)
+                self._front.options.log(f"a field that is not known was ignored: {shown(name)}")
+
+    async def _whole(self, exchange: Exchange, pieces: AsyncIterator[Piece], call: Call) -> Response:
+        limits = self._front.options.limits
+        async with aclosing(follow(pieces, call, limits.first_seconds, limits.ping_seconds)) as followed:
+            async for piece in followed:
+                if piece is not None:
+                    exchange.push(piece)
+        return JSONResponse(exchange.whole())
+
+    async def _stream(self, exchange: Exchange, pieces: AsyncIterator[Piece], call: Call) -> Response:
+        events = stream_events(exchange, pieces, call, self._front.options.limits, self._front.refusal)
+        first = await anext(events)  # what is refused before it still gets a status of its own
+        return EventStream(first, events, call, self._front.options.limits)
+
+
+def make_app(
+    replies: Replies,
+    engine: Engine,
+    served: Served,
+    apis: Sequence[Api],
+    access: Access,
+    options: Options | None = None,
+    lifetime: Lifetime | None = None,
+) -> FastAPI:
+    """The application that serves `apis`. Ending it is the caller's: through `lifetime`."""
+    options = options or Options()
+    metrics = Metrics(engine, served.names[0])
+    front = Front(replies, engine, served, apis, access, options, lifetime or Lifetime(), metrics)
+    asked = _Asked(front)
+    app = FastAPI(title="Earthshine", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    for api in apis:
+        app.add_api_route(
+            api.path, front.endpoint(asked.route(api)), methods=["POST"], response_model=None, **post_documents(api)
+        )
+    add_pages(app, front)
+    add_documents(app, front.endpoint, apis, bool(access.keys))
+    for status in (404, 405):
+        app.add_exception_handler(status, front.missing)
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=access.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    return app

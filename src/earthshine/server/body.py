@@ -1,0 +1,184 @@
+"""From the bytes of a request to a checked value: bounded in size and time before they are parsed.
+
+A body is one JSON object in UTF-8 that repeats no key and nests at most 32 levels deep. What a field got wrong is said
+in one sentence that names it by its path, such as messages[0].content. Half surrogate pairs become U+FFFD, as in every
+UTF-8 encoder: clients that cut texts in the middle of a character send them.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from earthshine.server.api import Refused
+from earthshine.units import format_bytes
+from earthshine.untrusted import parse_object, shown
+
+_LARGE_BYTES = 64 << 10  # beyond it, parsing would hold up other requests' events for milliseconds
+_MAX_VALUES = 1 << 19  # in one body, a text being one; checking them takes 400 bytes each where all are wrong
+_SHOULD = "Input should be "  # how pydantic begins
+_MOST_ERRORS = 1000  # that are looked at: one takes a kilobyte
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what one request may ask, and on what all of them may hold at once; bytes and seconds."""
+
+    body_bytes: int = 32 << 20
+    all_bodies_bytes: int = 256 << 20
+    stalled_body_seconds: float = 30.0
+    body_seconds: float = 600.0
+    n: int = 16
+    choices: int = 128  # over all turns
+    first_seconds: float = 5.0  # before a stream begins without anything to say
+    ping_seconds: float = 10.0
+    stalled_send_seconds: float = 120.0
+
+
+class BodyTimeout(Refused):
+    """408: the rest of a body did not come."""
+
+    @property
+    def status(self) -> int:
+        return 408
+
+
+class ClientGone(Exception):
+    """The client has closed its connection; nobody is left to answer."""
+
+
+class Bodies:
+    """Reads bodies, and counts the bytes that all requests hold. One for a server."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._held = limits, 0
+        self._parsing = asyncio.Lock()
+
+    async def read(self, request: Request, model: type[BaseModel]) -> tuple[BaseModel, dict[str, Any]]:
+        """The body as `model` takes it, and as it came. Raises Refused and ClientGone."""
+        with self._reserved() as reserve:
+            raw = await self._receive(request, reserve)
+            if len(raw) <= _LARGE_BYTES:
+                return parse_body(raw, model)
+            async with self._parsing:  # one large body at a time, beside the loop
+                return await asyncio.to_thread(parse_body, raw, model)
+
+    @contextmanager
+    def _reserved(self) -> Iterator[Callable[[int], None]]:
+        taken = 0
+
+        def reserve(nbytes: int) -> None:
+            nonlocal taken
+            if self._held + nbytes > self._limits.all_bodies_bytes:
+                raise Refused("Other requests' bodies fill the room that there is; try again.", "unavailable", None, 1)
+            self._held += nbytes
+            taken += nbytes
+
+        try:
+            yield reserve
+        finally:
+            self._held -= taken
+
+    async def _receive(self, request: Request, reserve: Callable[[int], None]) -> bytes:
+        limit, loop = self._limits.body_bytes, asyncio.get_running_loop()
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and (len(declared) > 15 or int(declared) > limit):
+            raise _too_large(limit)
+        if request.headers.get("content-encoding", "identity") not in ("", "identity"):
+            raise Refused("The body is compressed, which this server does not take; send it as it is.")
+        parts: list[bytes] = []
+        received, end = 0, loop.time() + self._limits.body_seconds
+        while True:
+            try:
+                async with asyncio.timeout_at(min(end, loop.time() + self._limits.stalled_body_seconds)):
+                    message = await request.receive()
+            except TimeoutError:
+                raise BodyTimeout(f"The rest of the body did not come: {received} bytes have; send it again.") from None
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            received += len(part)
+            if received > limit:
+                raise _too_large(limit)
+            reserve(len(part))
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+
+def _too_large(limit: int) -> Refused:
+    return Refused(f"The body has more than {format_bytes(limit)}, the most that this server takes.", "too_large")
+
+
+def parse_body(raw: bytes, model: type[BaseModel]) -> tuple[BaseModel, dict[str, Any]]:
+    """The body as `model` takes it, and the object that it is. Raises Refused."""
+    body = parse_object(raw, "The body", Refused)
+    _require_few(body)
+    if _HALF.search(raw):
+        body = _whole_characters(body)
+    try:
+        return model.model_validate(body), body
+    except ValidationError as error:
+        raise _refusal(error, body) from None
+
+
+def _require_few(body: dict[str, Any]) -> None:
+    n_values = 0
+    level: list[Any] = [body]
+    while level:
+        inner = [value for entry in level for value in (entry.values() if isinstance(entry, dict) else entry)]
+        n_values += len(inner)
+        if n_values > _MAX_VALUES:
+            raise Refused(f"The body holds more than {_MAX_VALUES} values; send fewer.", "too_large")
+        level = [value for value in inner if isinstance(value, (dict, list))]
+
+
+def _whole_characters(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        return [_whole_characters(entry) for entry in value]
+    if isinstance(value, dict):
+        return {_whole_characters(key): _whole_characters(entry) for key, entry in value.items()}
+    return value
+
+
+def unknown_fields(body: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
+    """Fields of `body` that `model` does not know and that are ignored therefore."""
+    known = {name for field, info in model.model_fields.items() for name in (field, info.alias, info.validation_alias)}
+    return [name for name in body if name not in known]
+
+
+def _refusal(error: ValidationError, body: dict[str, Any]) -> Refused:
+    """The error that lies deepest: where a field may take several forms, it is of the form that was meant."""
+    if error.error_count() > _MOST_ERRORS:
+        return Refused(f"The body is wrong in {error.error_count()} places; its fields are not those of this path.")
+    found = [(_path(each["loc"], body, each["type"] == "missing"), each) for each in error.errors(include_url=False)]
+    path, worst = max(found, key=lambda pair: pair[0].count(".") + pair[0].count("["))
+    message = worst["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").rstrip(".")
+    if worst["type"] in ("value_error", "assertion_error"):
+        return Refused(f"{message}.", "invalid", path or None)
+    subject = path or "The body"
+    if worst["type"] == "missing":
+        return Refused(f"{subject} is missing; it is required.", "invalid", path)
+    forms = [each["msg"].removeprefix(_SHOULD) for at, each in found if at == path and each["msg"].startswith(_SHOULD)]
+    said = f"{subject} should be {' or '.join(dict.fromkeys(forms))}" if forms else f"{subject}: {message}"
+    return Refused(f"{said}, and is {shown(worst['input'])}.", "invalid", path or None)
+
+
+def _path(loc: tuple[int | str, ...], body: Any, missing: bool) -> str:
+    """A place as a client knows it. Names of a union's forms, which pydantic puts in between, lead nowhere in the body
+    and are left out."""
+    path, here = "", body
+    for at, step in enumerate(loc):
+        if isinstance(here, dict) and isinstance(step, str) and (step in here or (missing and at == len(loc) - 1)):
+            here, path = here.get(step), f"{path}.{step}" if path else step
+        elif isinstance(here, list) and isinstance(step, int) and 0 <= step < len(here):
+            here, path = here[step], f"{path}[{step}]"
+    return path if len(path) <= 200 else path[:200] + "..."

@@ -1,0 +1,111 @@
+"""One request from its arrival to its end: what is counted about it, what the log says, and what may end it early.
+
+The log has one line for each that computes or is refused, and never a word of its text unless that was asked for.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import Receive
+
+from earthshine.server.api import Exchange, Refused
+from earthshine.server.body import ClientGone
+from earthshine.server.metrics import Metrics
+from earthshine.server.turn import Ended, Opened, Piece, Said
+from earthshine.untrusted import shown
+
+Log = Callable[[str], None]
+CLIENT_GONE = 499  # in the log only: nobody got it
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """`fate` is done once the reply is of no use any more: with ClientGone, or with what the client is to hear."""
+
+    path: str
+    client: str
+    metrics: Metrics
+    log: Log
+    log_text: bool = False
+    status: int = 200
+    began: float = field(default_factory=time.monotonic)
+    fate: asyncio.Future[ClientGone | Refused] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    body: dict[str, Any] | None = None
+    exchange: Exchange | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    reply_tokens: int = 0
+    _first: float | None = None
+    _last: float = 0.0
+    _watch: asyncio.Task[None] | None = None
+    _closed: bool = False
+
+    def watch(self, receive: Receive) -> None:
+        """From now on a client that closes its connection ends the reply."""
+
+        async def until_gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.end(ClientGone())
+
+        self._watch = asyncio.get_running_loop().create_task(until_gone())
+
+    def end(self, reason: ClientGone | Refused) -> None:
+        """The reply ends now, if it has not yet."""
+        if not self.fate.done():
+            self.fate.set_result(reason)
+
+    def saw(self, piece: Piece) -> None:
+        """Counts a piece, and observes how long it took."""
+        now = time.monotonic()
+        if isinstance(piece, Opened):
+            self.prompt_tokens += piece.prompt_tokens
+            self.cached_tokens += piece.cached_tokens
+            self.metrics.queue_time.observe(now - self.began)
+        elif isinstance(piece, Said):
+            if self._first is None:
+                self._first = now
+                self.metrics.first_token_time.observe(now - self.began)
+            else:
+                self.metrics.token_gap.observe(now - self._last)
+            self._last = now
+        elif isinstance(piece, Ended):
+            self.reply_tokens += piece.completion_tokens
+
+    def close(self) -> None:
+        """Observes the whole and writes the log's line; a second time nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._watch is not None:
+            self._watch.cancel()
+        seconds = time.monotonic() - self.began
+        if self.prompt_tokens:
+            self.metrics.request_time.observe(seconds)
+            self.metrics.prompt_size.observe(self.prompt_tokens)
+            self.metrics.reply_size.observe(self.reply_tokens)
+        self.log(self._line(seconds))
+        if self.log_text and self.body is not None:
+            self.log(f"  asked {json.dumps(self.body)}")
+            if self.exchange is not None and self.reply_tokens:
+                self.log(f"  said {json.dumps(self.exchange.whole())}")
+
+    def _line(self, seconds: float) -> str:
+        parts = [time.strftime("%Y-%m-%d %H:%M:%S"), self.client, self.path, str(self.status)]
+        if self.prompt_tokens:
+            parts.append(f"{self.prompt_tokens} tokens ({self.cached_tokens} cached)")
+        if self.reply_tokens:
+            rate = self.reply_tokens / max(time.monotonic() - (self._first or self.began), 1e-3)
+            parts.append(f"{self.reply_tokens} said, {rate:.1f} a second")
+        return "  ".join([*parts, f"{seconds:.2f} s"])
+
+
+def shown_path(path: str) -> str:
+    """A path that belongs to nothing, as the log and messages may show it."""
+    return shown(path)[1:-1]

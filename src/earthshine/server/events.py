@@ -1,0 +1,151 @@
+"""Server-sent events: pieces of a reply as they come, pings while there are none, and an end at once when it is due.
+
+Whatever happens, the source of the pieces is closed before anything else goes on, so that nobody computes for a client
+that has gone. A client that takes nothing for too long counts as gone, and its connection is cut.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from earthshine.server.api import Exchange, Refused, ServerEvent
+from earthshine.server.body import ClientGone, Limits
+from earthshine.server.call import CLIENT_GONE, Call
+from earthshine.server.turn import Opened, Piece
+
+PING = b": ping\n\n"
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold events back
+]
+
+
+def encode_events(events: Sequence[ServerEvent]) -> bytes:
+    """As they go over the wire; b"" for none."""
+    parts = []
+    for event in events:
+        data = event.data
+        text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+        name = "" if event.name is None else f"event: {event.name}\n"
+        parts.append(name + "".join(f"data: {line}\n" for line in text.split("\n")) + "\n")
+    return "".join(parts).encode("utf-8", "replace")
+
+
+async def follow(
+    pieces: AsyncIterator[Piece], call: Call, first: float, silence: float
+) -> AsyncGenerator[Piece | None]:
+    """Every piece, and None for each `silence` seconds without one; `first` is how long the first word may take. When
+    the call's fate is decided it raises that. Closes `pieces` in any case."""
+    pending: asyncio.Task[Piece | None] | None = None
+    loop = asyncio.get_running_loop()
+    until = loop.time() + first
+    try:
+        while True:
+            pending = loop.create_task(_next(pieces))
+            waited: set[asyncio.Future[Any]] = {pending, call.fate}
+            while not pending.done():
+                await asyncio.wait(waited, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+                if call.fate.done():
+                    raise call.fate.result()
+                if not pending.done():
+                    yield None
+                    until = loop.time() + silence
+            piece = pending.result()
+            if piece is None:
+                return
+            call.saw(piece)
+            yield piece
+            if not isinstance(piece, Opened):
+                until = loop.time() + silence
+    finally:
+        if pending is not None and not pending.done():
+            pending.cancel()
+            await asyncio.wait({pending})
+        if isinstance(pieces, AsyncGenerator):
+            await pieces.aclose()
+
+
+async def _next(pieces: AsyncIterator[Piece]) -> Piece | None:
+    return await anext(pieces, None)
+
+
+async def stream_events(
+    exchange: Exchange,
+    pieces: AsyncIterator[Piece],
+    call: Call,
+    limits: Limits,
+    refusal: Callable[[Exception], Refused],
+) -> AsyncGenerator[bytes]:
+    """The answer's events as bytes. What goes wrong before the first of them is raised, later it is an event."""
+    begun = False
+    try:
+        async with aclosing(follow(pieces, call, limits.first_seconds, limits.ping_seconds)) as followed:
+            async for piece in followed:
+                sent = PING if piece is None else encode_events(exchange.push(piece))
+                if sent:
+                    begun = True
+                    yield sent
+        yield encode_events(exchange.end())
+    except ClientGone:
+        call.status = CLIENT_GONE
+        raise
+    except Exception as error:
+        if not begun:
+            raise
+        problem = refusal(error)
+        call.status = problem.status
+        yield encode_events(exchange.failed(problem))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    send: Send
+    seconds: float
+
+    async def __call__(self, body: bytes, more: bool = True) -> None:
+        async with asyncio.timeout(self.seconds):
+            await self.send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+class EventStream(Response):
+    """Sends `first` and all that follows. A send that does not end in time cuts the connection."""
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes], call: Call, limits: Limits) -> None:
+        super().__init__()
+        self._first, self._rest, self._call, self._limits = first, rest, call, limits
+        self._finally: Callable[[], None] = lambda: None
+
+    def finally_do(self, action: Callable[[], None]) -> None:
+        """Called once after everything, however it ends."""
+        self._finally = action
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        put = _Sending(send, self._limits.stalled_send_seconds)
+        try:
+            async with aclosing(self._rest):
+                await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                await put(self._first)
+                async for part in self._rest:
+                    await put(part)
+            await put(b"", more=False)
+        except ClientGone:
+            _cut(scope)
+        except TimeoutError:
+            self._call.status = CLIENT_GONE
+            _cut(scope)
+        finally:
+            self._finally()
+
+
+def _cut(scope: Scope) -> None:
+    """Ends the connection without waiting for what the client did not take."""
+    abort = scope.get("state", {}).get("abort")
+    if abort is not None:
+        abort()

@@ -1,0 +1,182 @@
+"""What stands before every route: who asks is checked, each call is counted and logged, and errors become answers.
+
+Every refusal has the shape of the API that was asked. Whatever else goes wrong is a 500 with an id that the log repeats
+beside the traceback. All routes ask for a key, where there are keys, but those that are opened by name; a path that
+leads nowhere asks for one too.
+"""
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from earthshine.errors import ContextError, EarthshineError, OverloadError, TextError, UsageError
+from earthshine.server.access import Access
+from earthshine.server.api import Api, Refused, Served
+from earthshine.server.body import ClientGone, Limits
+from earthshine.server.call import CLIENT_GONE, Call, Log, shown_path
+from earthshine.server.events import EventStream
+from earthshine.server.metrics import Engine, Metrics
+from earthshine.server.turn import Piece, Turn
+from earthshine.untrusted import shown
+
+_LOGGER = logging.getLogger("earthshine.server")
+_RETRY_SECONDS = 1
+DRAIN_RETRY_SECONDS = 10
+
+Handler = Callable[[Request, str, Call], Awaitable[Response]]
+
+
+class Replies(Protocol):
+    """What computes: pieces of all turns' choices, and what prompts cost."""
+
+    def answer(self, turns: Sequence[Turn], user: str) -> AsyncIterator[Piece]:
+        """Raises Refused or another EarthshineError, at the first piece or later. Closing it ends the replies."""
+        ...
+
+    async def count(self, turns: Sequence[Turn]) -> Sequence[int]:
+        """Tokens of each turn's prompt."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class Lifetime:
+    """How the server ends: first it drains, then `cut` ends what is left."""
+
+    draining: bool = False
+    calls: set[Call] = field(default_factory=set)
+
+    def cut(self) -> None:
+        """Ends every reply that is under way, with an error that says so."""
+        for call in self.calls:
+            call.end(Refused("The server has ended before the reply did.", "unavailable", None, DRAIN_RETRY_SECONDS))
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`log` gets one line a request; `log_text`: the text too. After `hang_seconds` without a sign of progress the
+    server counts as hung."""
+
+    limits: Limits = field(default_factory=Limits)
+    log: Log = lambda line: None
+    log_text: bool = False
+    hang_seconds: float = 120.0
+
+
+@dataclass(eq=False, slots=True)
+class Front:
+    """What all routes share. One for a server."""
+
+    replies: Replies
+    engine: Engine
+    served: Served
+    apis: Sequence[Api]
+    access: Access
+    options: Options
+    lifetime: Lifetime
+    metrics: Metrics
+
+    def endpoint(self, handler: Handler, *, open_to_all: bool = False) -> Callable[[Request], Awaitable[Response]]:
+        """A route's function: who asks is checked, then `handler` answers, and what it raises becomes an answer."""
+
+        async def answer(request: Request) -> Response:
+            call = self._call(request)
+            self.lifetime.calls.add(call)
+            response: Response | None = None
+            try:
+                self._check_connection(request)
+                self.access.check_caller(request.headers)
+                user = "" if open_to_all else self.access.user(request.headers)
+                response = await handler(request, user, call)
+            except ClientGone:
+                call.status = CLIENT_GONE
+                response = Response(status_code=CLIENT_GONE)
+            except Exception as error:
+                response = self.error_response(request, self.refusal(error))
+                call.status = response.status_code
+            finally:
+                if isinstance(response, EventStream):
+                    response.finally_do(lambda: self._ended(call, True))
+                else:
+                    self._ended(call, request.method == "POST" or (call.status >= 400 and not open_to_all))
+            return response
+
+        return answer
+
+    def _call(self, request: Request) -> Call:
+        client = request.client.host if request.client else "-"
+        path = f"{request.method} {shown_path(request.scope['path'])}"
+        return Call(path, client, self.metrics, self.options.log, self.options.log_text)
+
+    def _ended(self, call: Call, logged: bool) -> None:
+        self.lifetime.calls.discard(call)
+        if logged:
+            call.close()
+            for sentence in self.metrics.news():
+                self.options.log(sentence)
+
+    def _check_connection(self, request: Request) -> None:
+        if request.scope.get("state", {}).get("crowded"):
+            raise Refused("As many connections are open as may; try again.", "unavailable", None, _RETRY_SECONDS)
+
+    def refusal(self, error: Exception) -> Refused:
+        """What a client is told of any error."""
+        if isinstance(error, Refused):
+            return error
+        if isinstance(error, OverloadError):
+            if self.lifetime.draining or not self.engine.alive:
+                return Refused(str(error), "unavailable", None, DRAIN_RETRY_SECONDS)
+            return Refused(str(error), "rate", None, error.retry_seconds)
+        if isinstance(error, ContextError):
+            return Refused(str(error), "context")
+        if isinstance(error, (UsageError, TextError)):
+            return Refused(str(error))
+        known = isinstance(error, EarthshineError)
+        name = secrets.token_hex(6)
+        _LOGGER.error("error %s: %s", name, error, exc_info=None if known else error)
+        return Refused(f"Something went wrong in this server; its log has more under {name}.", "internal")
+
+    def error_response(self, request: Request, problem: Refused, headers: dict[str, str] | None = None) -> Response:
+        """A refusal in the shape of the API that was asked, or of the one whose paths are nearest."""
+        sent = dict(headers or {})
+        if problem.kind in ("rate", "unavailable"):
+            sent["retry-after"] = str(max(1, problem.retry_seconds or _RETRY_SECONDS))
+        if problem.kind == "unauthorized":
+            sent["www-authenticate"] = "Bearer"
+        return JSONResponse(self._shape(request.scope["path"])(problem), problem.status, sent)
+
+    def _shape(self, path: str) -> Callable[[Refused], dict[str, Any]]:
+        family = "/v1/messages" if path == "/v1/messages" or path.startswith("/v1/messages/") else "/v1/chat/"
+        nearest = (api for api in self.apis if api.path.startswith(family))
+        found = next((api for api in self.apis if api.path == path), None) or next(nearest, None)
+        return found.error if found is not None else plain_error
+
+    async def missing(self, request: Request, error: Exception) -> Response:
+        """The answer where no route fits. Who has no key is not told which routes there are."""
+
+        async def refuse(request: Request, user: str, call: Call) -> Response:
+            path = shown_path(request.scope["path"])
+            if not isinstance(error, HTTPException) or error.status_code != 405:
+                raise Refused(f"There is nothing at {path}.", "not_found")
+            call.status = 405
+            allowed = (error.headers or {}).get("Allow", "")
+            problem = Refused(f"{path} takes {allowed}, not {shown(request.method)}.", "method")
+            return self.error_response(request, problem, {"allow": allowed})
+
+        return await self.endpoint(refuse)(request)
+
+    def check_model(self, name: Any) -> None:
+        """Raises Refused for a model that is not the one served; no name means it."""
+        if name is not None and name not in self.served.names:
+            listed = ", ".join(self.served.names)
+            raise Refused(f"There is no model {shown(name)} here; this server has {listed}.", "not_found", "model")
+
+
+def plain_error(problem: Refused) -> dict[str, Any]:
+    """A refusal where no API's shape is at hand."""
+    return {"error": {"message": str(problem), "type": problem.kind, "param": problem.param, "code": None}}

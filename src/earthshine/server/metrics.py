@@ -1,0 +1,158 @@
+"""What monitoring reads: Prometheus metrics by vLLM's names where the meaning is the same, and rates for the page.
+
+Counters come from the engine at the moment of reading; histograms are observed a request. Nothing is kept by user.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+_TOKENS = tuple(2**power for power in range(0, 21))
+_WINDOW_SECONDS, _SAMPLE_SECONDS = 10.0, 0.5
+
+_ENDS = {"cancelled": "abort"}  # what vLLM calls it
+_GAUGES = (
+    ("vllm:num_requests_running", "Replies that are being computed.", "running"),
+    ("vllm:num_requests_waiting", "Replies that wait for room.", "waiting"),
+    ("earthshine:disk_cache_bytes", "Bytes of conversations on disk.", "disk_cache_bytes"),
+    ("earthshine:disk_cache_pages", "Pages of conversations on disk.", "disk_cache_pages"),
+    ("earthshine:resident_bytes", "Memory of this process.", "resident_bytes"),
+    ("earthshine:budget_bytes", "Memory that it was granted.", "budget_bytes"),
+)
+_COUNTERS = (
+    ("vllm:prefix_cache_queries", "Prompt tokens that were looked up.", "prefix_queries"),
+    ("vllm:prefix_cache_hits", "Prompt tokens that were found.", "prefix_hits"),
+    ("vllm:num_preemptions", "Replies that gave up their room and began anew.", "preemptions"),
+    ("vllm:prompt_tokens", "Tokens of prompts.", "prompt_tokens"),
+    ("vllm:prompt_tokens_cached", "Tokens of prompts that were not computed.", "prefix_hits"),
+    ("vllm:generation_tokens", "Tokens of replies.", "generated_tokens"),
+    ("earthshine:expert_hits", "Experts found in memory.", "expert_hits"),
+    ("earthshine:expert_misses", "Experts read from disk.", "expert_misses"),
+    ("earthshine:expert_bytes_read", "Bytes of experts read from disk.", "expert_bytes_read"),
+    ("earthshine:disk_cache_pages_read", "Pages of conversations read from disk.", "pages_read"),
+    ("earthshine:disk_cache_pages_written", "Pages of conversations written to disk.", "pages_written"),
+    ("earthshine:disk_cache_damaged_pages", "Pages that failed their checksum.", "damaged_pages"),
+)
+
+
+class Engine(Protocol):
+    """What is asked of an engine here."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    def gauges(self) -> Any: ...
+
+    def stalled_seconds(self) -> float: ...
+
+
+def pages_used(gauges: Any) -> float:
+    """The share of pages that conversations under way hold; what is only cached can be given up at once."""
+    return float((gauges.pages - gauges.pages_free - gauges.pages_cached) / max(gauges.pages, 1))
+
+
+class _FromEngine(Collector):
+    """Families of metrics from one reading of the engine."""
+
+    def __init__(self, engine: Engine, model: str) -> None:
+        self._engine, self._model = engine, model
+
+    def collect(self) -> Iterator[Metric]:
+        gauges = self._engine.gauges()
+        for name, meaning, source in _GAUGES:
+            yield self._gauge(name, meaning, getattr(gauges, source))
+        yield self._gauge("vllm:kv_cache_usage_perc", "Share of pages in use, 0 to 1.", pages_used(gauges))
+        for name, meaning, source in _COUNTERS:
+            counter = CounterMetricFamily(name, meaning, labels=["model_name"])
+            counter.add_metric([self._model], getattr(gauges, source))
+            yield counter
+        ended = CounterMetricFamily(
+            "vllm:request_success", "Replies by their end.", labels=["model_name", "finished_reason"]
+        )
+        for reason, number in sorted(gauges.finished.items()):
+            ended.add_metric([self._model, _ENDS.get(reason, reason)], number)
+        yield ended
+
+    def _gauge(self, name: str, meaning: str, value: float) -> Metric:
+        gauge = GaugeMetricFamily(name, meaning, labels=["model_name"])
+        gauge.add_metric([self._model], value)
+        return gauge
+
+
+class Metrics:
+    """The registry of one server, and the histograms that its requests observe."""
+
+    def __init__(self, engine: Engine, model: str) -> None:
+        self._engine, self._model = engine, model
+        self._registry = CollectorRegistry()
+        self._registry.register(_FromEngine(engine, model))
+        self._samples: deque[tuple[float, int, int]] = deque()
+        self._told: tuple[str | None, int] = (None, 0)  # what `news` has said: the problem, and how many damaged pages
+        self.first_token_time = self._histogram("time_to_first_token_seconds", "Until the first words.", _SECONDS)
+        self.token_gap = self._histogram("inter_token_latency_seconds", "Between words and the next.", _SECONDS)
+        self.request_time = self._histogram("e2e_request_latency_seconds", "From arrival to end.", _SECONDS)
+        self.queue_time = self._histogram("request_queue_time_seconds", "Until the prompt is admitted.", _SECONDS)
+        self.prompt_size = self._histogram("request_prompt_tokens", "Tokens of a request's prompts.", _TOKENS)
+        self.reply_size = self._histogram("request_generation_tokens", "Tokens of a request's replies.", _TOKENS)
+
+    def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
+        whole = Histogram(f"vllm:{name}", meaning, ["model_name"], registry=self._registry, buckets=buckets)
+        return whole.labels(self._model)
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+    def news(self) -> list[str]:
+        """What has happened to the disk cache since the last call, in sentences for the log."""
+        gauges = self._engine.gauges()
+        problem, damaged = self._told
+        self._told = gauges.problem, gauges.damaged_pages
+        found = [gauges.problem] if gauges.problem and gauges.problem != problem else []
+        if problem and not gauges.problem:
+            found.append("Pages are written to the disk cache again.")
+        if gauges.damaged_pages > damaged:
+            count = gauges.damaged_pages - damaged
+            found.append(f"{count} stored page{'s' * (count > 1)} were damaged, deleted, and computed again.")
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """The engine's state and its rates over the last seconds, for the page."""
+        gauges, now = self._engine.gauges(), time.monotonic()
+        samples = self._samples
+        while samples and now - samples[0][0] > _WINDOW_SECONDS:
+            samples.popleft()
+        began, tokens, nbytes = samples[0] if samples else (now, gauges.generated_tokens, gauges.expert_bytes_read)
+        if not samples or now - samples[-1][0] >= _SAMPLE_SECONDS:
+            samples.append((now, gauges.generated_tokens, gauges.expert_bytes_read))
+        seconds = max(now - began, 1e-9)
+        wanted = gauges.expert_hits + gauges.expert_misses
+        return {
+            "model": self._model,
+            "tokens_per_second": (gauges.generated_tokens - tokens) / seconds,
+            "disk_bytes_per_second": (gauges.expert_bytes_read - nbytes) / seconds,
+            "expert_hits": gauges.expert_hits,
+            "expert_misses": gauges.expert_misses,
+            "expert_hit_rate": gauges.expert_hits / wanted if wanted else None,
+            "pages": gauges.pages,
+            "pages_used": gauges.pages - gauges.pages_free - gauges.pages_cached,
+            "pages_free": gauges.pages_free,
+            "pages_cached": gauges.pages_cached,
+            "prefix_query_tokens": gauges.prefix_queries,
+            "prefix_hit_tokens": gauges.prefix_hits,
+            "prefix_hit_rate": gauges.prefix_hits / gauges.prefix_queries if gauges.prefix_queries else None,
+            "preemptions": gauges.preemptions,
+            "running": gauges.running,
+            "waiting": gauges.waiting,
+            "resident_bytes": gauges.resident_bytes,
+            "budget_bytes": gauges.budget_bytes,
+            "disk_cache_bytes": gauges.disk_cache_bytes,
+            "problem": gauges.problem,
+        }

@@ -1,0 +1,108 @@
+"""POST /v1/chat/completions: the form of its request, and its translation to a Turn. chat_answer.py goes the other way.
+
+Invariant: a Turn holds all that the request asks for. Refused: options that contradict each other, and by name those
+that would change the answer and have no implementation here.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from earthshine.server.api import Api, Refused, Served
+from earthshine.server.openai.chat_answer import ChatExchange
+from earthshine.server.openai.fields import error_body, includes_usage, model_of, turn_fields
+from earthshine.server.openai.formats import ResponseFormat, one_format
+from earthshine.server.openai.messages import Message, plain
+from earthshine.server.openai.thinking import Effort, ThinkingFields, thinking_of
+from earthshine.server.openai.tools import MOST_TOOLS, NestedTool, choose, declared
+from earthshine.server.turn import Turn
+
+_REFUSED = {
+    "functions": "functions is the old form; declare them in tools.",
+    "function_call": "function_call is the old form; use tools and tool_choice.",
+    "audio": "This model neither hears nor speaks; leave audio out.",
+    "web_search_options": "This server searches no web; leave web_search_options out.",
+    "prompt_logprobs": "prompt_logprobs is for /v1/completions; leave it out.",
+    "echo": "echo is for /v1/completions; leave it out.",
+}
+
+
+class ChatBody(ThinkingFields):
+    """The request."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000, fail_fast=True)]
+    tools: Annotated[list[NestedTool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Effort | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    modalities: list[str] | None = None
+    functions: Any = None
+    function_call: Any = None
+    audio: Any = None
+    web_search_options: Any = None
+    echo: Any = None
+
+
+def _continues(body: ChatBody) -> bool:
+    """Whether the answer continues the last message. Raises Refused."""
+    last = body.messages[-1]
+    asked = bool(body.continue_final_message or last.partial)
+    if asked and body.add_generation_prompt:
+        raise Refused("An answer continues the last message or begins anew; give continue_final_message or "
+                      "add_generation_prompt.", param="add_generation_prompt")  # fmt: skip
+    if not asked and body.add_generation_prompt is False:
+        raise Refused("Without add_generation_prompt an answer needs continue_final_message.",
+                      param="add_generation_prompt")  # fmt: skip
+    if asked and (last.role != "assistant" or last.tool_calls):
+        raise Refused("Only a last message of the assistant without tool calls can be continued.", param="messages")
+    return asked
+
+
+def _logprobs(body: ChatBody) -> int | None:
+    if body.top_logprobs and not body.logprobs:
+        raise Refused("top_logprobs has a meaning only where logprobs is true.", param="top_logprobs")
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def _check(body: ChatBody) -> None:
+    for name, sentence in _REFUSED.items():
+        if getattr(body, name) not in (None, False):
+            raise Refused(sentence, param=name)
+    if body.modalities not in (None, [], ["text"]):
+        raise Refused('This model answers with text only; modalities must be ["text"].', param="modalities")
+    if body.stream_options is not None and not body.stream:
+        raise Refused("stream_options has a meaning only where stream is true.", param="stream_options")
+
+
+def begin(body: ChatBody, served: Served) -> ChatExchange:
+    """The exchange that answers the request. Raises Refused."""
+    _check(body)
+    tools, tool_choice = choose(body.tool_choice, declared(body.tools))
+    thinking, preserve_thinking = thinking_of(body, body.reasoning_effort, served)
+    shared = turn_fields(body) | {"format": one_format(body, body.response_format, "response_format")}
+    turn = Turn(
+        prompt=plain(body.messages),
+        tools=tools,
+        tool_choice=tool_choice,
+        parallel_calls=body.parallel_tool_calls is not False,
+        thinking=thinking,
+        preserve_thinking=preserve_thinking,
+        prefill=_continues(body),
+        logprobs=_logprobs(body),
+        **shared,
+    )
+    return ChatExchange(
+        turn,
+        model_of(body, served),
+        stream=bool(body.stream),
+        with_usage=includes_usage(body),
+        with_thoughts=body.include_reasoning is not False,
+    )
+
+
+CHAT = Api("/v1/chat/completions", "Answers a conversation.", ChatBody, begin, error_body)

@@ -1,0 +1,149 @@
+"""The answer of a chat: pieces to one ChatCompletion, or to ChatCompletionChunks as they come.
+
+Invariant: the deltas of a stream add up to the message of the whole. A thought stands under both names that clients
+read, `reasoning_content` (Kimi's) and `reasoning` (vLLM's). A call that the end of the answer broke off stays broken.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import Any
+
+from earthshine.server.api import Refused, ServerEvent
+from earthshine.server.openai.fields import error_body, usage
+from earthshine.server.openai.scores import score
+from earthshine.server.turn import Ended, Opened, Piece, Said, Scored, Turn
+from earthshine.text import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
+
+_DONE = ServerEvent("[DONE]")
+
+
+@dataclass(slots=True)
+class _Call:
+    id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
+
+    def whole(self) -> dict[str, Any]:
+        function = {"name": self.name, "arguments": "".join(self.arguments)}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What one choice has said. `unsent`: tokens whose text has not become an event yet."""
+
+    content: list[str] = field(default_factory=list)
+    thought: list[str] = field(default_factory=list)
+    calls: list[_Call] = field(default_factory=list)
+    tokens: list[Scored] = field(default_factory=list)
+    unsent: list[Scored] = field(default_factory=list)
+    finish: str | None = None
+    n_tokens: int = 0
+    n_thought_tokens: int = 0
+
+    def take(self, event: Event) -> dict[str, Any] | None:
+        """Keeps the event; its delta, if it has one."""
+        if isinstance(event, Content):
+            self.content.append(event.text)
+            return {"content": event.text}
+        if isinstance(event, Reasoning):
+            self.thought.append(event.text)
+            return {"reasoning_content": event.text, "reasoning": event.text}
+        if isinstance(event, ToolCallStart):
+            self.calls.append(_Call(event.id, event.name))
+            function = {"name": event.name, "arguments": ""}
+            return {"tool_calls": [{"index": event.index, "id": event.id, "type": "function", "function": function}]}
+        call = self.calls[event.index]
+        # At a call's end nothing is left to say, but clients parse its arguments, and nothing is no JSON.
+        text = event.text if isinstance(event, ToolCallArguments) else "" if call.arguments else "{}"
+        if not text:
+            return None
+        call.arguments.append(text)
+        return {"tool_calls": [{"index": event.index, "function": {"arguments": text}}]}
+
+    def message(self) -> dict[str, Any]:
+        content, thought = "".join(self.content), "".join(self.thought)
+        found: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if self.calls:
+            found["content"] = content or None
+            found["tool_calls"] = [call.whole() for call in self.calls]
+        if thought:
+            found |= {"reasoning_content": thought, "reasoning": thought}
+        return found
+
+
+class ChatExchange:
+    """One chat and its answer."""
+
+    def __init__(self, turn: Turn, model: str, *, stream: bool, with_usage: bool, with_thoughts: bool) -> None:
+        self.turns: Sequence[Turn] = (turn,)
+        self.stream = stream
+        self._with_usage, self._with_thoughts = with_usage, with_thoughts
+        self._with_tokens = turn.logprobs is not None
+        self._head = {"id": f"chatcmpl-{token_hex(16)}", "created": int(time.time()), "model": model}
+        self._choices = [_Choice() for _ in range(turn.n)]
+        self._prompt_tokens = self._cached_tokens = 0
+
+    def push(self, piece: Piece) -> list[ServerEvent]:
+        if isinstance(piece, Opened):
+            self._prompt_tokens, self._cached_tokens = piece.prompt_tokens, piece.cached_tokens
+            return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(self._choices))]
+        choice = self._choices[piece.choice]
+        if isinstance(piece, Said):
+            return self._said(piece, choice)
+        return self._ended(piece, choice)
+
+    def _said(self, piece: Said, choice: _Choice) -> list[ServerEvent]:
+        events = [event for event in piece.events if self._with_thoughts or not isinstance(event, Reasoning)]
+        if events or not piece.events:  # the tokens of a hidden thought are hidden too
+            choice.tokens += piece.tokens
+            choice.unsent += piece.tokens
+        chunks: list[ServerEvent] = []
+        for event in events:
+            delta = choice.take(event)
+            if delta is not None:
+                chunks.append(self._chunk(piece.choice, delta))
+        return chunks
+
+    def _ended(self, piece: Ended, choice: _Choice) -> list[ServerEvent]:
+        choice.finish = "length" if piece.reason == "context" else piece.reason
+        choice.n_tokens, choice.n_thought_tokens = piece.completion_tokens, piece.reasoning_tokens
+        return [self._chunk(piece.choice, {})]
+
+    def _chunk(self, index: int, delta: dict[str, Any]) -> ServerEvent:
+        choice = self._choices[index]
+        entry = {"index": index, "delta": delta, "logprobs": None, "finish_reason": choice.finish}
+        if choice.unsent:
+            entry["logprobs"] = {"content": [score(token) for token in choice.unsent], "refusal": None}
+            choice.unsent = []
+        return self._event([entry], None)
+
+    def _event(self, choices: list[dict[str, Any]], used: dict[str, Any] | None) -> ServerEvent:
+        data = {**self._head, "object": "chat.completion.chunk", "choices": choices}
+        return ServerEvent(data | {"usage": used} if self._with_usage else data)
+
+    def _usage(self) -> dict[str, Any]:
+        said = sum(choice.n_tokens for choice in self._choices)
+        thought = sum(choice.n_thought_tokens for choice in self._choices)
+        return usage(self._prompt_tokens, self._cached_tokens, said, thought)
+
+    def end(self) -> list[ServerEvent]:
+        return [self._event([], self._usage()), _DONE] if self._with_usage else [_DONE]
+
+    def failed(self, problem: Refused) -> list[ServerEvent]:
+        return [ServerEvent(error_body(problem)), _DONE]
+
+    def whole(self) -> dict[str, Any]:
+        choices = [self._whole_choice(index, choice) for index, choice in enumerate(self._choices)]
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": self._usage()}
+
+    def _whole_choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        logprobs = None
+        if self._with_tokens:
+            logprobs = {"content": [score(token) for token in choice.tokens], "refusal": None}
+        return {"index": index, "message": choice.message(), "logprobs": logprobs, "finish_reason": choice.finish}
+
+    def counted(self, tokens: Sequence[int]) -> dict[str, Any]:
+        return usage(sum(tokens), 0, 0, 0)

@@ -1,0 +1,216 @@
+"""POST /v1/completions: texts or token ids to be continued, in OpenAI's form with vLLM's additions.
+
+With `echo` and `logprobs` the prompt comes back with its log-probabilities, also at max_tokens 0, so that evaluations
+can score texts. Typed control tokens are text. Refused: suffix, best_of beyond n, and max_tokens 0 without echo.
+"""
+
+import codecs
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from earthshine.server.api import Api, Refused, Served, ServerEvent
+from earthshine.server.openai.fields import (
+    MOST_CHOICES,
+    SamplingFields,
+    error_body,
+    includes_usage,
+    model_of,
+    turn_fields,
+    usage,
+)
+from earthshine.server.turn import Opened, Piece, Said, Scored, Turn
+from earthshine.text import Content
+
+_MAX_TOKENS = 16  # OpenAI's default
+_LEAST = -9999.0  # OpenAI's sign for a token that can't come; JSON has no infinity
+
+# One wrong entry of a million is reported, and not a million of them.
+_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+_Texts = Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)]
+_ManyIds = Annotated[list[_Ids], Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)]
+
+
+class CompletionBody(SamplingFields):
+    """The request."""
+
+    prompt: str | _Texts | _Ids | _ManyIds
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None  # OpenAI takes 5
+    best_of: int | None = None
+
+
+def _prompts(body: CompletionBody) -> list[str | list[int]]:
+    if isinstance(body.prompt, str):
+        return [body.prompt]
+    ids = [entry for entry in body.prompt if isinstance(entry, int)]
+    return [ids] if ids else [entry for entry in body.prompt if not isinstance(entry, int)]
+
+
+def _turns(body: CompletionBody) -> list[Turn]:
+    shared = turn_fields(body)
+    echo, n = bool(body.echo), shared["n"]
+    if body.suffix:
+        raise Refused("This model can't fill in before a suffix; leave it out.", param="suffix")
+    if body.best_of not in (None, n):
+        raise Refused(f"best_of chooses nothing here; leave it out or make it n, {n}.", param="best_of")
+    limit = shared["sampling"].setdefault("max_tokens", _MAX_TOKENS)
+    if limit == 0 and not echo:
+        raise Refused("max_tokens 0 has a meaning with echo only; ask for at least one token.", param="max_tokens")
+    asked = [k for k in (body.logprobs if echo else None, body.prompt_logprobs) if k is not None]
+    shared["prompt_logprobs"] = max(asked, default=None)
+    prompts = _prompts(body)
+    if len(prompts) * n > MOST_CHOICES:
+        raise Refused(f"{len(prompts)} prompts with n {n} make more than {MOST_CHOICES} choices; ask for fewer.")
+    return [Turn(prompt=prompt, echo=echo, logprobs=body.logprobs, **shared) for prompt in prompts]
+
+
+def _name(raw: bytes) -> str:
+    """A token's text; OpenAI's spelling for bytes that are none."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _top(token: Scored, most: int) -> dict[str, float] | None:
+    """The best tokens' texts, and the chosen one's."""
+    if token.logprob is None:
+        return None
+    found: dict[str, float] = {}
+    for raw, logprob in [*((raw, value) for _, raw, value in token.top[:most]), (token.raw, token.logprob)]:
+        found.setdefault(_name(raw), max(logprob, _LEAST))
+    return found
+
+
+def _prompt_top(token: Scored, most: int) -> dict[str, dict[str, Any]] | None:
+    """vLLM's form, by token id."""
+    if token.logprob is None:
+        return None
+    ranked = [(*entry, rank) for rank, entry in enumerate(token.top[:most], 1)]
+    if all(entry[0] != token.token for entry in ranked):
+        ranked.append((token.token, token.raw, token.logprob, None))  # type: ignore[arg-type]
+    return {
+        str(each): {"logprob": max(logprob, _LEAST), "rank": rank, "decoded_token": raw.decode("utf-8", "replace")}
+        for each, raw, logprob, rank in ranked
+    }
+
+
+@dataclass(eq=False, slots=True)
+class _Told:
+    """What one choice has said. `logprobs`: alternatives that were asked for, None for no scores at all."""
+
+    logprobs: int | None
+    prompt_logprobs: int | None
+    echo: bool
+    text: list[str] = field(default_factory=list)
+    scores: dict[str, list[Any]] | None = None
+    prompt_scores: list[Any] | None = None
+    finish_reason: str | None = None
+    _decoder: Any = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
+    _offset: int = 0  # characters of the scored tokens so far
+
+    def __post_init__(self) -> None:
+        if self.logprobs is not None:
+            self.scores = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+    def hear(self, piece: Said) -> tuple[str, dict[str, list[Any]] | None]:
+        """The new text and its scores."""
+        text = "".join(event.text for event in piece.events if isinstance(event, Content))
+        tokens = piece.tokens
+        if tokens and tokens[0].logprob is None:  # the prompt, whole
+            if self.prompt_logprobs is not None:
+                self.prompt_scores = [_prompt_top(token, self.prompt_logprobs) for token in tokens]
+            tokens = tokens if self.echo else ()
+        self.text.append(text)
+        scores = None if self.logprobs is None else self._scores(tokens, self.logprobs)
+        for name, values in (scores or {}).items():
+            assert self.scores is not None
+            self.scores[name] += values
+        return text, scores
+
+    def _scores(self, tokens: Sequence[Scored], most: int) -> dict[str, list[Any]]:
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offset)
+            self._offset += len(self._decoder.decode(token.raw))
+        return {
+            "tokens": [_name(token.raw) for token in tokens],
+            "token_logprobs": [None if token.logprob is None else max(token.logprob, _LEAST) for token in tokens],
+            "top_logprobs": [_top(token, most) for token in tokens],
+            "text_offset": offsets,
+        }
+
+
+class CompletionExchange:
+    """One request and its answer."""
+
+    def __init__(self, body: CompletionBody, served: Served) -> None:
+        self.turns: Sequence[Turn] = _turns(body)
+        self.stream = bool(body.stream)
+        self._usage_asked = includes_usage(body)
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model_of(body, served),
+        }
+        n_choices = len(self.turns) * self.turns[0].n
+        self._told = [_Told(body.logprobs, body.prompt_logprobs, bool(body.echo)) for _ in range(n_choices)]
+        self._prompt = self._cached = self._completion = 0
+
+    def push(self, piece: Piece) -> list[ServerEvent]:
+        if isinstance(piece, Opened):
+            self._prompt += piece.prompt_tokens
+            self._cached += piece.cached_tokens
+            return []
+        told = self._told[piece.choice]
+        if isinstance(piece, Said):
+            text, scores = told.hear(piece)
+        else:
+            told.finish_reason = "stop" if piece.reason == "stop" else "length"
+            self._completion += piece.completion_tokens
+            text, scores = "", None
+        choice = {"index": piece.choice, "text": text, "logprobs": scores, "finish_reason": told.finish_reason}
+        unknown = {"usage": None} if self._usage_asked else {}
+        return [ServerEvent({**self._head, "choices": [choice], **unknown})]
+
+    def end(self) -> list[ServerEvent]:
+        last = [ServerEvent({**self._head, "choices": [], "usage": self._usage()})] if self._usage_asked else []
+        return [*last, ServerEvent("[DONE]")]
+
+    def failed(self, problem: Refused) -> list[ServerEvent]:
+        return [ServerEvent(error_body(problem)), ServerEvent("[DONE]")]
+
+    def whole(self) -> dict[str, Any]:
+        choices = [
+            {
+                "index": index,
+                "text": "".join(told.text),
+                "logprobs": told.scores,
+                "finish_reason": told.finish_reason,
+                **({} if told.prompt_scores is None else {"prompt_logprobs": told.prompt_scores}),
+            }
+            for index, told in enumerate(self._told)
+        ]
+        return {**self._head, "choices": choices, "usage": self._usage()}
+
+    def counted(self, tokens: Sequence[int]) -> dict[str, Any]:
+        return {"prompt_tokens": sum(tokens)}
+
+    def _usage(self) -> dict[str, Any]:
+        return usage(self._prompt, self._cached, self._completion, 0)
+
+
+COMPLETIONS = Api(
+    path="/v1/completions",
+    summary="Continue a text, or token ids.",
+    body=CompletionBody,
+    begin=CompletionExchange,
+    error=error_body,
+)

@@ -1,0 +1,143 @@
+"""POST /v1/responses: the form of its request, and its translation to a Turn. responses_events.py goes the other way.
+
+Invariant: nothing is stored, and each request holds the whole conversation. Refused: what needs an earlier response or
+a later visit, a cut of a conversation that is too long, and tools that OpenAI itself would run.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from earthshine.server.api import Api, Refused, Served
+from earthshine.server.openai.fields import error_body, model_of, turn_fields
+from earthshine.server.openai.formats import TextFormat, one_format
+from earthshine.server.openai.responses_events import ResponsesExchange
+from earthshine.server.openai.responses_items import Item, messages_of
+from earthshine.server.openai.thinking import Effort, ThinkingFields, thinking_of
+from earthshine.server.openai.tools import MOST_TOOLS, FlatTool, choose, declared
+from earthshine.server.turn import ToolChoice, Turn
+
+_STATELESS = "Nothing is stored here: give the whole conversation in input, and leave {} out."
+_STORED = ("previous_response_id", "conversation", "prompt")
+_WITH_LOGPROBS = "message.output_text.logprobs"
+
+
+class TextConfig(BaseModel):
+    """What the text must be."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    format: TextFormat | None = None
+
+
+class ReasoningConfig(BaseModel):
+    """`effort` none turns thoughts off. Thoughts are given whole, so there is no summary of them."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    effort: Effort | None = None
+
+
+class ResponsesBody(ThinkingFields):
+    """The request."""
+
+    input: str | Annotated[list[Item], Field(min_length=1, max_length=10_000)]
+    instructions: str | None = None
+    tools: Annotated[list[FlatTool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    include: Annotated[list[str], Field(max_length=64)] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    store: bool | None = None
+    background: bool | None = None
+    truncation: str | None = None
+    previous_response_id: Any = None
+    conversation: Any = None
+    prompt: Any = None
+
+
+def _check(body: ResponsesBody) -> None:
+    for name in _STORED:
+        if getattr(body, name) is not None:
+            raise Refused(_STATELESS.format(name), param=name)
+    if body.store:
+        raise Refused("Nothing is stored here; store must be false or left out.", param="store")
+    if body.background:
+        raise Refused("An answer is given at once and never kept; background must be false.", param="background")
+    if body.truncation not in (None, "disabled"):
+        raise Refused("A conversation that is too long is refused and never cut; truncation must be disabled.",
+                      param="truncation")  # fmt: skip
+    if body.prompt_logprobs is not None:
+        raise Refused("prompt_logprobs is for /v1/completions; leave it out.", param="prompt_logprobs")
+    if body.n not in (None, 1):
+        raise Refused("A response is one answer; n must be 1.", param="n")
+
+
+def _logprobs(body: ResponsesBody) -> int | None:
+    asked = body.top_logprobs is not None or _WITH_LOGPROBS in (body.include or ())
+    return (body.top_logprobs or 0) if asked else None
+
+
+def begin(body: ResponsesBody, served: Served) -> ResponsesExchange:
+    """The exchange that answers the request. Raises Refused."""
+    _check(body)
+    tools, tool_choice = choose(body.tool_choice, declared(body.tools))
+    effort = body.reasoning.effort if body.reasoning else None
+    thinking, preserve_thinking = thinking_of(body, effort, served)
+    format = body.text.format if body.text else None
+    shared = turn_fields(body) | {"format": one_format(body, format, "text.format")}
+    if body.max_output_tokens is not None:
+        shared["sampling"] |= {"max_tokens": body.max_output_tokens}
+    turn = Turn(
+        prompt=messages_of(body.input, body.instructions),
+        tools=tools,
+        tool_choice=tool_choice,
+        parallel_calls=body.parallel_tool_calls is not False,
+        thinking=thinking,
+        preserve_thinking=preserve_thinking,
+        logprobs=_logprobs(body),
+        **shared,
+    )
+    echo = _echo(body, turn) | {"model": model_of(body, served)}
+    return ResponsesExchange(turn, echo, stream=bool(body.stream), with_thoughts=body.include_reasoning is not False)
+
+
+def _choice(choice: ToolChoice) -> Any:
+    return {"type": "function", "name": choice.name} if choice.kind == "named" else choice.kind
+
+
+def _format(format: TextFormat | None) -> dict[str, Any]:
+    if format is None or format.type != "json_schema":
+        return {"type": format.type if format else "text"}
+    return {"name": "answer"} | format.model_dump(by_alias=True, exclude_none=True)
+
+
+def _echo(body: ResponsesBody, turn: Turn) -> dict[str, Any]:
+    """What a Response repeats of its request; the defaults stand where nothing was said."""
+    return {
+        "instructions": body.instructions,
+        "tools": [{"type": "function", "parameters": None, "strict": None, **tool["function"]} for tool in turn.tools],
+        "tool_choice": _choice(turn.tool_choice),
+        "parallel_tool_calls": turn.parallel_calls,
+        "text": {"format": _format(body.text.format if body.text else None)},
+        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
+        "max_output_tokens": turn.sampling.get("max_tokens"),
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_logprobs": body.top_logprobs or 0,
+        "metadata": body.metadata or {},
+        "user": body.user,
+        "truncation": "disabled",
+        "previous_response_id": None,
+        "store": False,
+        "background": False,
+    }
+
+
+RESPONSES = Api(
+    "/v1/responses", "Answers a conversation with items and semantic events.", ResponsesBody, begin, error_body
+)

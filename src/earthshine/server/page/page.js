@@ -1,0 +1,408 @@
+// The page's only script: one conversation through /v1/chat/completions, and the server's gauges beside it.
+// What a model or a server says enters the document as text nodes alone; nothing is ever parsed as HTML.
+
+const $ = (id) => document.getElementById(id);
+const log = $("log"), question = $("question");
+
+let turns = []; // { role, content, reasoning_content?, calls?, node }, a question and its reply in turn
+let edited = null; // the question that the composer's text will replace
+let stopper = null; // an AbortController while a reply comes
+let model = "";
+
+function make(tag, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+}
+
+const quiet = (text, onclick) => make("button", { type: "button", className: "quiet", textContent: text, onclick });
+
+// ---- text to nodes: code blocks, headings, paragraphs; within lines `code` and **emphasis**
+
+function blocksOf(text) {
+  const blocks = [];
+  let open = null; // the block that the next line may continue
+  for (const line of text.split("\n")) {
+    const fence = /^ *(`{3,}|~{3,}) *([^`\s]*)/.exec(line);
+    if (open?.kind === "code") {
+      if (fence && !fence[2] && fence[1].startsWith(open.fence)) open = null;
+      else open.lines.push(line);
+    } else if (fence) {
+      blocks.push((open = { kind: "code", fence: fence[1], language: fence[2], lines: [] }));
+    } else if (/^#{1,6} /.test(line)) {
+      blocks.push({ kind: "h3", lines: [line.replace(/^#+ +/, "")] });
+      open = null;
+    } else if (!line.trim()) {
+      open = null;
+    } else if (open) {
+      open.lines.push(line);
+    } else {
+      blocks.push((open = { kind: "p", lines: [line] }));
+    }
+  }
+  return blocks;
+}
+
+function inline(text) {
+  return text.split(/(`[^`\n]+`|\*\*[^*\n]+\*\*)/).map((part, place) => {
+    if (place % 2 === 0) return part;
+    return part[0] === "`" ? make("code", {}, part.slice(1, -1)) : make("strong", {}, part.slice(2, -2));
+  });
+}
+
+function blockNode({ kind, language, lines }) {
+  const text = lines.join("\n");
+  if (kind !== "code") return make(kind, {}, ...inline(text));
+  const caption = make("figcaption", {}, make("span", {}, language || "text"), copyButton(() => text));
+  return make("figure", {}, caption, make("pre", { tabIndex: 0 }, make("code", {}, text)));
+}
+
+// Renders `text` into `place`; blocks that are as before keep their nodes, and with them focus and selection.
+function show(place, text) {
+  const blocks = blocksOf(text);
+  blocks.forEach((block, at) => {
+    const source = JSON.stringify(block);
+    const old = place.children[at];
+    if (old?.source === source) return;
+    const node = Object.assign(blockNode(block), { source });
+    old ? old.replaceWith(node) : place.append(node);
+  });
+  while (place.children.length > blocks.length) place.lastChild.remove();
+}
+
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const carrier = make("textarea", { value: text, className: "unseen" }); // pages from plain HTTP have no clipboard
+  document.body.append(carrier);
+  carrier.select();
+  document.execCommand("copy");
+  carrier.remove();
+}
+
+function copyButton(text) {
+  const button = quiet("Copy", async () => {
+    await copy(text()).then(() => (button.textContent = "Copied"), () => (button.textContent = "Not allowed"));
+    button.focus();
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
+  return button;
+}
+
+// ---- the conversation
+
+function addQuestion(content) {
+  const turn = { role: "user", content };
+  const acts = make("div", { className: "acts" }, quiet("Edit", () => edit(turn)), copyButton(() => content));
+  const said = make("div", { className: "said", textContent: content });
+  turn.node = make("article", { className: "question" }, make("h3", { className: "unseen" }, "You"), said, acts);
+  append(turn);
+}
+
+function append(turn) {
+  $("empty").hidden = true;
+  turns.push(turn);
+  log.append(turn.node);
+  log.scrollTop = log.scrollHeight;
+}
+
+function cut(at) {
+  for (const turn of turns.splice(at)) turn.node.remove();
+  $("empty").hidden = turns.length > 0;
+}
+
+function edit(turn) {
+  edited = turn;
+  const at = turn ? turns.indexOf(turn) : turns.length;
+  turns.forEach((each, place) => each.node.classList.toggle("dropped", place >= at));
+  $("editing").hidden = !turn;
+  $("editing").textContent = "Editing a question. Sending it replaces what follows; Esc keeps it.";
+  question.value = turn ? turn.content : "";
+  grow();
+  question.focus();
+}
+
+function send() {
+  const text = question.value.trim();
+  if (!text || stopper) return;
+  if (edited) cut(turns.indexOf(edited));
+  edit(null);
+  addQuestion(text);
+  reply();
+}
+
+function addReply() {
+  const turn = { role: "assistant", content: "", reasoning_content: "", calls: [] };
+  const parts = {
+    label: make("summary", {}, "Thinking"), thought: make("div"), said: make("div", { className: "said" }),
+    calls: make("div"), meta: make("p"), acts: make("div", { className: "acts", hidden: true }),
+  };
+  parts.details = make("details", { className: "thought", hidden: true }, parts.label, parts.thought);
+  parts.acts.append(copyButton(() => turn.content), parts.meta);
+  const heading = make("h3", { className: "unseen" }, "Reply");
+  turn.node = make("article", { className: "reply" }, heading, parts.details, parts.said, parts.calls, parts.acts);
+  append(turn);
+  return [turn, parts];
+}
+
+function draw(turn, parts) {
+  const follows = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+  parts.details.hidden = !turn.reasoning_content;
+  show(parts.thought, turn.reasoning_content);
+  show(parts.said, turn.content);
+  turn.calls.forEach((call, at) => {
+    const node = parts.calls.children[at] ?? parts.calls.appendChild(
+      make("figure", { className: "call" }, make("figcaption"), make("pre", { tabIndex: 0 }, make("code"))));
+    node.firstChild.textContent = `Calls ${call.name}`;
+    node.querySelector("code").textContent = call.arguments;
+  });
+  if (follows) log.scrollTop = log.scrollHeight;
+}
+
+function take(turn, delta) {
+  turn.content += delta.content ?? "";
+  turn.reasoning_content += delta.reasoning_content ?? delta.reasoning ?? "";
+  for (const each of delta.tool_calls ?? []) {
+    const call = (turn.calls[each.index] ??= { id: each.id, name: "", arguments: "" });
+    call.name += each.function?.name ?? "";
+    call.arguments += each.function?.arguments ?? "";
+  }
+}
+
+function asked() {
+  const system = $("system").value.trim();
+  const said = turns.filter((turn) => turn.content); // no reply without a word, such as the one to come
+  const messages = said.map(({ role, content, reasoning_content }) => ({ role, content, reasoning_content }));
+  const body = { model, messages, stream: true, stream_options: { include_usage: true } };
+  if (system) messages.unshift({ role: "system", content: system });
+  if ($("thinking").value) body.thinking = { type: $("thinking").value };
+  if ($("most").value) body.max_completion_tokens = Number($("most").value);
+  if ($("temperature").value) body.temperature = Number($("temperature").value);
+  return JSON.stringify(body);
+}
+
+async function reply() {
+  const [turn, parts] = addReply(), start = performance.now();
+  let usage, reason, first, last, thoughtUntil, waits = false, failure;
+  const now = () => Math.ceil((performance.now() - start) / 1000);
+  stopper = new AbortController();
+  working(true);
+  try {
+    if (!model) await poll();
+    const request = { method: "POST", body: asked(), signal: stopper.signal };
+    const response = await ask("v1/chat/completions", request);
+    for await (const chunk of events(response.body)) {
+      if (chunk.error) throw new Problem(500, chunk.error.message);
+      usage = chunk.usage ?? usage;
+      const choice = chunk.choices?.[0];
+      if (!choice) continue;
+      reason = choice.finish_reason ?? reason;
+      last = performance.now();
+      first ??= last;
+      take(turn, choice.delta ?? {});
+      if (turn.content || turn.calls.length) thoughtUntil ??= now();
+      parts.label.textContent = thoughtUntil === undefined ? "Thinking" : `Thought for ${thoughtUntil} s`;
+      if (!waits) requestAnimationFrame(() => (draw(turn, parts), (waits = false)));
+      waits = true;
+    }
+    if (!reason) throw new Problem(0, "The reply ended in the middle.");
+  } catch (problem) {
+    if (problem.name === "AbortError") reason = "stopped";
+    else failure = problem;
+  }
+  stopper = null;
+  if (!turns.includes(turn)) return working(false);
+  draw(turn, parts);
+  finish(turn, parts, failure, meta(usage, reason, (last - first) / 1000));
+}
+
+function finish(turn, parts, failure, said) {
+  parts.acts.hidden = false;
+  parts.acts.firstChild.hidden = !turn.content;
+  parts.meta.textContent = said;
+  if (failure) {
+    parts.acts.before(make("p", { className: "wrong", role: "alert" }, advice(failure)));
+    parts.acts.prepend(quiet("Ask again", () => (cut(turns.indexOf(turn)), reply())));
+  }
+  working(false);
+  log.scrollTop = log.scrollHeight;
+}
+
+function meta(usage, reason, seconds) {
+  const parts = [];
+  if (reason === "stopped") parts.push("Stopped");
+  if (reason === "length") parts.push("Cut at the limit of tokens");
+  if (usage) {
+    const rate = (usage.completion_tokens - 1) / seconds;
+    parts.push(`${usage.completion_tokens} tokens${seconds > 0.1 ? `, ${rate.toFixed(1)} a second` : ""}`);
+    const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
+    parts.push(`${cached} of ${usage.prompt_tokens} prompt tokens from the cache`);
+  }
+  return parts.join(" · ");
+}
+
+function working(busy) {
+  log.setAttribute("aria-busy", String(busy));
+  $("send").hidden = busy;
+  $("stop").hidden = !busy;
+  for (const button of log.querySelectorAll(".question .quiet:first-child")) button.disabled = busy;
+  if (!busy && document.activeElement === document.body) question.focus();
+}
+
+// ---- the server
+
+class Problem extends Error {
+  constructor(status, message, wait) {
+    super(message);
+    Object.assign(this, { status, wait });
+  }
+}
+
+async function ask(path, options = {}) {
+  const key = sessionStorage.getItem("key");
+  const headers = { "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) };
+  const response = await fetch(path, { ...options, headers, cache: "no-store" });
+  if (response.ok) return response;
+  if (response.status === 401) $("key").hidden = false;
+  const body = await response.json().catch(() => ({}));
+  throw new Problem(response.status, body.error?.message ?? "", response.headers.get("retry-after"));
+}
+
+function advice({ status, message, wait }) {
+  const hints = {
+    400: "Start a new conversation or edit a question if this one has grown too long; otherwise look at the settings.",
+    401: "Enter the server's API key below, then ask again.",
+    404: "Reload the page: the server may have been started with another model.",
+    413: "Send less at once.",
+    429: `The server has as much to do as it takes. Ask again${wait ? ` in ${wait} s` : " shortly"}.`,
+    500: "Ask again; if it happens twice, the server's log says more.",
+    503: `Ask again${wait ? ` in ${wait} s` : " shortly"}.`,
+  };
+  if (status === undefined) return "The server can't be reached. See that it runs, then ask again.";
+  return `${message} ${hints[status] ?? "Ask again."}`.trim();
+}
+
+// The JSON of server-sent events, until [DONE] or the end.
+async function* events(stream) {
+  let held = "";
+  for (const reader = stream.pipeThrough(new TextDecoderStream()).getReader(); ; ) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const lines = (held + value).split(/\r?\n/);
+    held = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data:")) continue;
+      const data = line.slice(5).trim();
+      if (data === "[DONE]") return;
+      yield JSON.parse(data);
+    }
+  }
+}
+
+// ---- gauges: [label, text, shares of a bar]; null is what has not happened yet
+
+const percent = (share) => (share === null ? "none yet" : `${Math.round(share * 100)} %`);
+const number = (count) => count.toLocaleString("en");
+const bytes = (count) => {
+  const power = count < 1024 ? 0 : Math.min(4, Math.floor(Math.log2(count) / 10));
+  return `${(count / 1024 ** power).toFixed(power ? 1 : 0)} ${["B", "KiB", "MiB", "GiB", "TiB"][power]}`;
+};
+const GAUGES = [
+  ["Tokens a second", (g) => g.tokens_per_second.toFixed(1)],
+  ["Requests", (g) => `${g.running} running, ${g.waiting} waiting`],
+  ["Memory", (g) => `${bytes(g.resident_bytes)} of ${bytes(g.budget_bytes)}`, (g) => [g.resident_bytes / g.budget_bytes]],
+  ["Expert hits", (g) => percent(g.expert_hit_rate), (g) => [g.expert_hit_rate ?? 0]],
+  ["Read from disk", (g) => `${bytes(g.disk_bytes_per_second)}/s`],
+  ["Prefix hits", (g) => percent(g.prefix_hit_rate), (g) => [g.prefix_hit_rate ?? 0]],
+  ["Pages", (g) => `${number(g.pages_used)} used, ${number(g.pages_cached)} cached, ${number(g.pages_free)} free`,
+    (g) => [g.pages_used / g.pages, g.pages_cached / g.pages]],
+  ["Preemptions", (g) => String(g.preemptions)],
+];
+const history = []; // tokens a second, of the last minute
+let seen = null;
+
+function buildGauges() {
+  for (const [label, , shares] of GAUGES) {
+    const row = make("div", {}, make("dt", {}, label), make("dd"));
+    const about = { role: "meter", ariaLabel: label, ariaValueMin: "0", ariaValueMax: "100" };
+    if (shares) row.append(make("dd", { className: "wide" }, make("div", about, make("i"), make("i"))));
+    $("gauges").append(row);
+  }
+}
+
+function drawGauges(gauges) {
+  GAUGES.forEach(([, text, shares], at) => {
+    const [, value, wide] = $("gauges").children[at].children;
+    value.textContent = text(gauges);
+    if (!shares) return;
+    const meter = wide.firstChild;
+    const parts = shares(gauges).map((share) => Math.min(100, Math.max(0, 100 * share)) || 0);
+    parts.forEach((part, place) => (meter.children[place].style.width = `${part}%`));
+    Object.assign(meter, { ariaValueNow: parts[0].toFixed(0), ariaValueText: value.textContent });
+  });
+  history.push(gauges.tokens_per_second);
+  if (history.length > 60) history.shift();
+  const most = Math.max(1, ...history), left = 60 - history.length;
+  $("rate").setAttribute("points", history.map((rate, at) => `${left + at},${(19 - (18 * rate) / most).toFixed(1)}`).join(" "));
+}
+
+function tellProblem(text) {
+  $("problem").hidden = !text;
+  if ($("problem").textContent !== text) $("problem").textContent = text;
+}
+
+async function poll() {
+  if (document.hidden) return;
+  try {
+    const gauges = await (await ask("v1/gauges")).json();
+    seen = new Date();
+    model = gauges.model;
+    const context = make("span", { className: "wordy" }, `, ${number(gauges.context_tokens)} tokens of context`);
+    $("model").replaceChildren(model, context);
+    document.body.classList.remove("stale");
+    drawGauges(gauges);
+    tellProblem(gauges.problem ?? "");
+  } catch (problem) {
+    document.body.classList.add("stale");
+    const since = seen ? ` since ${seen.toLocaleTimeString()}` : "";
+    tellProblem(problem.status === 401 ? "The server asks for an API key." : `No answer from the server${since}.`);
+  }
+  clearTimeout(poll.timer);
+  poll.timer = setTimeout(poll, 1000);
+}
+
+// ---- what a person does
+
+function grow() {
+  question.style.height = "auto";
+  question.style.height = `${question.scrollHeight + 2}px`;
+}
+
+$("composer").addEventListener("submit", (event) => (event.preventDefault(), send()));
+$("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("key", $("secret").value.trim());
+  $("secret").value = "";
+  $("key").hidden = true;
+  question.focus();
+  poll();
+});
+question.addEventListener("input", grow);
+question.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  send();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  if (stopper) stopper.abort();
+  else if (edited) edit(null);
+});
+$("stop").addEventListener("click", () => stopper?.abort());
+$("new").addEventListener("click", () => {
+  stopper?.abort();
+  cut(0);
+  edit(null);
+});
+document.addEventListener("visibilitychange", poll);
+buildGauges();
+poll();

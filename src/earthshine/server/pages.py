@@ -1,0 +1,132 @@
+"""What may be looked up: the model, whether the server is well, its metrics, its version, and the page at /.
+
+Open to all, with or without keys, are only /health, /ping, and the page with its files, which hold nothing of anyone's.
+The page may run its own scripts and ask its own server, and nothing else.
+"""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from earthshine import __version__
+from earthshine.server.call import Call
+from earthshine.server.documents import get_documents
+from earthshine.server.front import Front, Handler
+from earthshine.server.metrics import CONTENT_TYPE
+
+_FOLDER = Path(__file__).parent / "page"
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; connect-src 'self'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def add_pages(app: FastAPI, front: Front) -> None:
+    """The GET routes. Each of the page's files lies at its own name, index.html at / too."""
+    looks = _Looks(front)
+    for path, handler, summary in (
+        ("/v1/models", looks.models, "The model that is served."),
+        ("/v1/models/{model_id}", looks.model, "The model, by one of its names."),
+        ("/version", looks.version, "Of this software."),
+        ("/metrics", looks.metrics, "For Prometheus."),
+        ("/v1/gauges", looks.gauges, "The state and rates that the page shows."),
+    ):
+        _add(app, path, front, handler, summary)
+    _add(app, "/health", front, looks.health, "200 while replies are computed; 503 with the reason else.", True)
+    _add(app, "/ping", front, looks.health, "The same.", True)
+    for file in sorted(_FOLDER.iterdir()) if _FOLDER.is_dir() else ():
+        if file.suffix in _TYPES:
+            page = _page(file)
+            for path in (f"/{file.name}", *(("/",) if file.name == "index.html" else ())):
+                _add(app, path, front, page, "A file of the page.", True)
+
+
+def _add(app: FastAPI, path: str, front: Front, handler: Handler, summary: str, open_to_all: bool = False) -> None:
+    endpoint = front.endpoint(handler, open_to_all=open_to_all)
+    documents = get_documents(path, summary, open_to_all)
+    app.add_api_route(path, endpoint, methods=["GET"], response_model=None, **documents)
+    app.add_api_route(path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False)
+
+
+def _page(file: Path) -> Handler:
+    content, kind = file.read_bytes(), f"{_TYPES[file.suffix]}; charset=utf-8"
+
+    async def answer(request: Request, user: str, call: Call) -> Response:
+        return Response(content, headers=_PAGE_HEADERS | {"content-type": kind})
+
+    return answer
+
+
+class _Looks:
+    """Handlers over what all routes share."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def models(self, request: Request, user: str, call: Call) -> Response:
+        served = self._front.served
+        if "anthropic-version" in request.headers:
+            data = [self._for_anthropic(name) for name in served.names]
+            ends = {"has_more": False, "first_id": served.names[0], "last_id": served.names[-1]}
+            return JSONResponse({"data": data, **ends})
+        return JSONResponse({"object": "list", "data": [self._for_openai(name) for name in served.names]})
+
+    async def model(self, request: Request, user: str, call: Call) -> Response:
+        name = request.path_params["model_id"]
+        self._front.check_model(name)
+        anthropic = "anthropic-version" in request.headers
+        return JSONResponse(self._for_anthropic(name) if anthropic else self._for_openai(name))
+
+    def _for_openai(self, name: str) -> dict[str, Any]:
+        served = self._front.served
+        return {
+            "id": name,
+            "object": "model",
+            "created": served.created,
+            "owned_by": "earthshine",
+            "max_model_len": served.context_tokens,
+        }
+
+    def _for_anthropic(self, name: str) -> dict[str, Any]:
+        served = self._front.served
+        created = datetime.datetime.fromtimestamp(served.created, datetime.UTC)
+        return {
+            "type": "model",
+            "id": name,
+            "display_name": name,
+            "created_at": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "max_input_tokens": served.context_tokens,
+        }
+
+    async def health(self, request: Request, user: str, call: Call) -> Response:
+        front = self._front
+        if front.lifetime.draining:
+            return _unwell("draining", "The server is about to end and takes nothing more.")
+        if not front.engine.alive:
+            return _unwell("failed", "What computes has ended; start the server anew.")
+        seconds = front.engine.stalled_seconds()
+        if seconds > front.options.hang_seconds:
+            return _unwell("hung", f"There has been no progress for {seconds:.0f} seconds.")
+        return JSONResponse({"status": "ok"})
+
+    async def version(self, request: Request, user: str, call: Call) -> Response:
+        return JSONResponse({"version": __version__})
+
+    async def metrics(self, request: Request, user: str, call: Call) -> Response:
+        return Response(self._front.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def gauges(self, request: Request, user: str, call: Call) -> Response:
+        known = {"context_tokens": self._front.served.context_tokens}
+        return JSONResponse(self._front.metrics.summary() | known)
+
+
+def _unwell(status: str, message: str) -> Response:
+    return JSONResponse({"status": status, "message": message}, 503, {"retry-after": "10"})

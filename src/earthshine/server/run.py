@@ -1,0 +1,195 @@
+"""From an application to a server on a socket: binding, TLS, signals, and an orderly end.
+
+The first SIGTERM or Ctrl-C stops accepting, lets replies finish for a while, tells the rest that the server has ended,
+and closes the engine; a second one ends the process at once. Refuses a place that can't be listened on, and TLS files
+that are no pair, before anything is loaded.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import uvicorn
+from fastapi import FastAPI
+
+from earthshine.errors import UsageError
+from earthshine.server.connection import MAX_HEAD_BYTES, Connection
+from earthshine.server.front import Lifetime
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_KEEP_ALIVE_SECONDS = 60
+_LAST_SECONDS = 2  # for the last events and for connections to close
+_POLL_SECONDS = 0.02
+
+
+class Ending(Protocol):
+    """What is asked of an engine at the end."""
+
+    def drain(self, seconds: float) -> object: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to listen; port 0 chooses one. Both TLS files, or neither."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
+def bind(place: Place) -> socket.socket:
+    """A socket at `place` that does not listen yet. Raises UsageError where that can't be had."""
+    if not 0 <= place.port <= 65535:
+        raise UsageError(f"There is no port {place.port}; choose 1 to 65535, or 0 for any that is free.")
+    try:
+        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        bound = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--host {place.host} is no address here: {_reason(error)}.") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise UsageError(
+            f"Port {place.port} of {place.host} can't be used: {_reason(error)}. Choose another with --port, 0 for any."
+        ) from None
+    return bound
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def tls_context(place: Place) -> ssl.SSLContext | None:
+    """For TLS 1.2 and later, None without files. Raises UsageError for files that are no certificate and its key."""
+    if place.tls_cert is None and place.tls_key is None:
+        return None
+    if place.tls_cert is None or place.tls_key is None:
+        raise UsageError("TLS takes a certificate and its key: give --tls-cert and --tls-key.")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:  # a key with a password is refused, not asked about
+        context.load_cert_chain(place.tls_cert, place.tls_key, password=lambda: "")
+    except ssl.SSLError as error:
+        raise UsageError(
+            f"{place.tls_cert} and {place.tls_key} are no PEM certificate with its own key, without a password: "
+            f"{_reason(error)}."
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            f"The TLS files {place.tls_cert} and {place.tls_key} can't be read: {_reason(error)}."
+        ) from None
+    return context
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals alone, and says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    def stop_listening(self) -> None:
+        """Connections that are open stay so."""
+        for server in self.servers:
+            server.close()
+
+
+@dataclass(eq=False, slots=True)
+class Service:
+    """An application on its socket. `stop` may be called from any thread, as a signal would."""
+
+    app: FastAPI
+    engine: Ending
+    lifetime: Lifetime
+    drain_seconds: float = 30.0
+    tls: ssl.SSLContext | None = None
+    ready: Callable[[], None] = lambda: None
+    log: Callable[[str], None] = lambda line: None
+    _loop: asyncio.AbstractEventLoop | None = None
+    _stopping: asyncio.Event | None = None
+
+    def run(self, bound: socket.socket, *, signals: bool = True) -> None:
+        """Serve until a signal, or `stop`. The engine is closed at the end, in any case."""
+        try:
+            with asyncio.Runner() as runner:
+                runner.run(self._run(bound, signals))
+        finally:
+            self.engine.close()
+
+    def stop(self) -> None:
+        """The orderly end begins; no harm before the beginning or after the end."""
+        if self._loop is not None and self._stopping is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+
+    async def _run(self, bound: socket.socket, signals: bool) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        for number in _SIGNALS if signals else ():
+            self._loop.add_signal_handler(number, self._signalled, number)
+        server = _Server(self._config(), self.ready)
+        serving = asyncio.create_task(server.serve(sockets=[bound]))
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not serving.done():
+            await self._drain(server)
+        await serving
+
+    def _signalled(self, number: int) -> None:
+        if self._stopping is None or self._stopping.is_set():
+            os._exit(128 + number)
+        self._stopping.set()
+
+    async def _drain(self, server: _Server) -> None:
+        loop = asyncio.get_running_loop()
+        self.lifetime.draining = True
+        server.stop_listening()
+        if self.lifetime.calls:
+            self.log(f"ending; {len(self.lifetime.calls)} requests under way have {self.drain_seconds:g} s to finish")
+        end = loop.time() + self.drain_seconds
+        await asyncio.to_thread(self.engine.drain, self.drain_seconds)
+        while self.lifetime.calls and loop.time() < end:  # what is computed must still be read
+            await asyncio.sleep(_POLL_SECONDS)
+        self.lifetime.cut()
+        last = loop.time() + _LAST_SECONDS
+        while self.lifetime.calls and loop.time() < last:
+            await asyncio.sleep(_POLL_SECONDS)
+        server.should_exit = True
+
+    def _config(self) -> uvicorn.Config:
+        tls = self.tls
+        return uvicorn.Config(
+            self.app,
+            loop="asyncio",
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_LAST_SECONDS,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            ssl_context_factory=None if tls is None else lambda config, default: tls,
+        )

@@ -1,0 +1,292 @@
+"""What a reply may say, token by token: an answer in a given format, tool calls by their schemas, thoughts before both.
+
+A reply is a sequence of regions that control tokens divide, so the regions are steps in Python and only their texts
+are grammars. Invariant: control tokens come exactly where a step names them, and stop tokens where the reply may end.
+Refused, as TextError: what can't be compiled, and tool calls that the tokenizer has no markers for.
+"""
+
+import re
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from earthshine.errors import TextError
+from earthshine.text.grammar_compile import Compiler, Pattern, lark_text, regex_text, schema_text
+from earthshine.text.grammar_tokens import Literals, Mask, TokenSets, Walk
+from earthshine.text.regions import _MARKERS
+from earthshine.text.tokenizer import Tokenizer
+from earthshine.untrusted import shown
+
+_NAME = re.compile(r"[\w.\-]{1,256}")
+_MAX_TOOLS = 512
+_MAX_CHOICES = 4096
+_MAX_CHOICE_CHARS = 64 << 10
+
+Steps = Generator[Mask, int, None]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRule:
+    """A function that may be called. `parameters`: the JSON schema of its arguments, None for any object. With `strict`
+    all of the schema is kept or refused; without, keywords that are not supported count as absent."""
+
+    name: str
+    parameters: Mapping[str, Any] | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRule:
+    """What one reply must be.
+
+    `thinking`: it begins inside an open thought, which is free text up to `</think>`. `format`: what the answer is,
+    with `value` a schema, a regex (of Rust's regex crate), a Lark grammar, or a list of texts; None for free text.
+    `choice`: "named" calls the function `name`, "required" some, "auto" may, "none" none. `parallel`: several calls may
+    come. `always`: "auto" and "none" are enforced even where no format, strict tool or `parallel` asks for it.
+    `first_index`: how many calls the conversation holds already.
+    """
+
+    thinking: bool = False
+    format: Literal["json_object", "json_schema", "regex", "grammar", "choice"] | None = None
+    value: Any = None
+    tools: Sequence[ToolRule] = ()
+    choice: Literal["none", "auto", "required", "named"] = "auto"
+    name: str = ""
+    parallel: bool = True
+    always: bool = False
+    first_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Markers:
+    """The ids that divide a reply; None where the tokenizer has no such token."""
+
+    think: int | None
+    unthink: int | None
+    section: int | None
+    section_end: int | None
+    call: int | None
+    arguments: int | None
+    call_end: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """The section of tool calls: the arguments' grammars by function, and the ids of its markers."""
+
+    arguments: Mapping[str, Pattern]
+    first_index: int
+    parallel: bool
+    section: int
+    section_end: int
+    call: int
+    arguments_begin: int
+    call_end: int
+
+    def ids(self, tokens: TokenSets, index: int) -> Literals:
+        return Literals(tokens, {f"functions.{name}:{index}": name for name in self.arguments})
+
+
+class ReplyConstraint:
+    """One reply's constraint, in the form of the engine's protocol; not safe to share between threads."""
+
+    def __init__(self, tokens: TokenSets, steps: Steps) -> None:
+        self._tokens, self._steps = tokens, steps
+        self._mask = next(steps)
+        self._token: int | None = None  # came, but the steps were not told yet
+
+    def allowed(self) -> Mask:
+        """int32 [ceil(vocab_size / 32)], read only. TextError where the grammar can't be followed further."""
+        if self._token is not None:
+            token, self._token = self._token, None
+            try:
+                self._mask = self._steps.send(token)
+            except StopIteration:
+                self._mask = self._tokens.stop_mask
+        return self._mask
+
+    def accept(self, token: int) -> None:
+        """The token that came; TextError for one that was not allowed."""
+        if not self._tokens.has(self.allowed(), token):
+            raise TextError(f"Token {token} is not one that the answer's grammar allows here.")
+        self._token = token
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A compiled rule; every reply gets a constraint of its own. Safe to share between threads."""
+
+    _tokens: TokenSets
+    _unthink: int | None  # the reply begins as thoughts that this id ends
+    _body: Pattern | Literals | None
+    _calls: _Calls | None
+    _must_call: bool
+
+    def start(self) -> ReplyConstraint:
+        """A constraint at the beginning of a reply; TextError as its `allowed`."""
+        return ReplyConstraint(self._tokens, self._steps())
+
+    def _steps(self) -> Steps:
+        tokens = self._tokens
+        if self._unthink is not None:
+            thoughts = tokens.plain | tokens.only(self._unthink)
+            while (yield thoughts) != self._unthink:
+                pass
+        if self._must_call and self._calls is not None:
+            yield tokens.only(self._calls.section)
+            yield from self._section(self._calls)
+        else:
+            yield from self._answer()
+
+    def _answer(self) -> Steps:
+        """Free text that calls may follow, or a format's text, or calls in its place; then a stop token."""
+        tokens, calls = self._tokens, self._calls
+        section = tokens.only() if calls is None else tokens.only(calls.section)
+        free = tokens.plain | tokens.stop_mask | section
+        walk = None if self._body is None else self._body.start()
+        token = yield free if walk is None else walk.mask(tokens.stop_mask) | section
+        while token not in tokens.stops:
+            if calls is not None and token == calls.section:
+                yield from self._section(calls)
+                return
+            if walk is None:
+                token = yield free
+            else:
+                walk.accept(token)
+                token = yield walk.mask(tokens.stop_mask)
+
+    def _section(self, calls: _Calls) -> Steps:
+        """What follows the section's first marker, to the reply's end."""
+        tokens, index = self._tokens, calls.first_index
+        more = tokens.only(calls.section_end, calls.call) if calls.parallel else tokens.only(calls.section_end)
+        token = yield tokens.only(calls.call)
+        while token != calls.section_end:
+            choosing = calls.ids(tokens, index).start()
+            yield from self._text(choosing, calls.arguments_begin)
+            yield from self._text(calls.arguments[choosing.chosen].start(), calls.call_end)
+            index += 1
+            token = yield more
+        yield tokens.stop_mask
+
+    def _text(self, walk: Walk, end: int) -> Steps:
+        ends = self._tokens.only(end)
+        while (token := (yield walk.mask(ends))) != end:
+            walk.accept(token)
+
+
+class Grammars:
+    """Compiles rules for one tokenizer and a model of `vocab_size` ids; safe to share between threads.
+
+    The vocabulary is prepared by the first rule that needs it. Compiled schemas are kept, since agents send the same
+    tools with each request.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_tokens: Sequence[int]) -> None:
+        if not stop_tokens or not all(0 <= token < vocab_size for token in stop_tokens):
+            raise TextError(f"A grammar needs stop tokens, each an id below {vocab_size}.")
+        self._given = tokenizer, vocab_size, tuple(stop_tokens)
+        self._markers = _Markers(*(tokenizer.special_id(text) for text in _MARKERS))
+        self._lock = threading.Lock()
+        self._made: tuple[TokenSets, Compiler] | None = None
+
+    def compile(self, wanted: OutputRule) -> Grammar | None:
+        """The rule's grammar, or None where it asks for nothing that a mask must enforce.
+
+        Raises TextError, saying what to change; OverloadError while compilations that took too long still run.
+        """
+        must_call = wanted.choice in ("required", "named")
+        calls = () if wanted.choice == "none" else self._callable(wanted)
+        if must_call and not calls:
+            raise TextError("A tool call is required, but no tools are given.")
+        if must_call and self._markers.section is None:
+            raise TextError("This model has no form for tool calls; leave tool_choice at auto or none.")
+        if self._markers.section is None:
+            calls = ()
+        held = wanted.always or any(tool.strict for tool in calls) or (bool(calls) and not wanted.parallel)
+        if wanted.format is None and not must_call and not held:
+            return None
+        tokens, compiler = self._prepared()
+        return Grammar(
+            tokens,
+            self._markers.unthink if wanted.thinking else None,
+            None if must_call else self._body(tokens, compiler, wanted),
+            self._section(compiler, wanted, calls, must_call) if calls else None,
+            must_call,
+        )
+
+    def _prepared(self) -> tuple[TokenSets, Compiler]:
+        with self._lock:
+            if self._made is None:
+                tokens = TokenSets(*self._given)
+                self._made = tokens, Compiler(tokens)
+            if not self._made[0].is_exact:
+                raise TextError(
+                    "This model's tokenizer has no fixed bytes for a token, so its answers can't be held to a form."
+                )
+            return self._made
+
+    def _callable(self, wanted: OutputRule) -> tuple[ToolRule, ...]:
+        tools = tuple(wanted.tools)
+        if len(tools) > _MAX_TOOLS:
+            raise TextError(f"A request may have at most {_MAX_TOOLS} tools; this one has {len(tools)}.")
+        for tool in tools:
+            if not _NAME.fullmatch(tool.name):
+                raise TextError(f"{shown(tool.name)} can't name a tool; use up to 256 letters, digits and ._- signs.")
+        if len({tool.name for tool in tools}) < len(tools):
+            raise TextError("Two tools have the same name; each needs one of its own.")
+        if wanted.choice != "named":
+            return tools
+        named = tuple(tool for tool in tools if tool.name == wanted.name)
+        if not named:
+            raise TextError(f"The tool that must be called, {shown(wanted.name)}, is not among the tools.")
+        return named
+
+    def _section(self, compiler: Compiler, wanted: OutputRule, calls: Sequence[ToolRule], must_call: bool) -> _Calls:
+        marks = self._markers
+        ids = (marks.section, marks.section_end, marks.call, marks.arguments, marks.call_end)
+        known = [token for token in ids if token is not None]
+        if len(known) < len(ids):
+            raise TextError(
+                "The tokenizer has only some of the markers of tool calls; take one from the model's release."
+            )
+        arguments = {tool.name: self._arguments(compiler, tool, must_call) for tool in calls}
+        return _Calls(arguments, wanted.first_index, wanted.parallel, *known)
+
+    def _arguments(self, compiler: Compiler, tool: ToolRule, must_call: bool) -> Pattern:
+        what = f"The schema of the tool {shown(tool.name)}"
+        anything = '{"type": "object"}'
+        if tool.parameters is None or not (tool.strict or must_call):
+            return compiler.compile(what, "schema", anything)
+        schema = {"type": "object", **tool.parameters}
+        if schema["type"] != "object":
+            raise TextError(f'{what} must have the type "object".')
+        if tool.strict:
+            return compiler.compile(what, "schema", schema_text(what, schema))
+        try:
+            return compiler.compile(what, "lenient schema", schema_text(what, schema))
+        except TextError:  # no one asked for this schema to be enforced
+            return compiler.compile(what, "schema", anything)
+
+    def _body(self, tokens: TokenSets, compiler: Compiler, wanted: OutputRule) -> Pattern | Literals | None:
+        if wanted.format is None:
+            return None
+        if wanted.format == "choice":
+            return Literals(tokens, {text: text for text in _choices(wanted.value)})
+        if wanted.format == "regex":
+            return compiler.compile("The regex", "regex", regex_text("The regex", wanted.value))
+        if wanted.format == "grammar":
+            return compiler.compile("The grammar", "grammar", lark_text("The grammar", tokens, wanted.value))
+        schema = {"type": "object"} if wanted.format == "json_object" else wanted.value
+        return compiler.compile("The JSON schema", "schema", schema_text("The JSON schema", schema))
+
+
+def _choices(value: Any) -> list[str]:
+    right = isinstance(value, (list, tuple)) and 0 < len(value) <= _MAX_CHOICES
+    if not right or not all(isinstance(text, str) and text for text in value):
+        raise TextError(f"A choice must be a list of 1 to {_MAX_CHOICES} texts, none of them empty.")
+    if sum(map(len, value)) > _MAX_CHOICE_CHARS:
+        raise TextError(f"The texts of a choice may have {_MAX_CHOICE_CHARS} characters together.")
+    if any("\ud800" <= letter <= "\udfff" for text in value for letter in text):
+        raise TextError("A text of the choice holds half of a surrogate pair, which is no character.")
+    return list(value)

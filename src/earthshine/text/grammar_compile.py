@@ -1,0 +1,265 @@
+"""Schemas, regexes and Lark grammars from strangers to matchers, through llguidance, under bounds.
+
+What comes is checked for size, depth and the forms that make the library run out of stack or memory before it gets
+it. A compilation has a wall-clock limit; one that passes it is given up but cannot be stopped, so at most two run at
+any time. Nothing is fetched. Refused, as TextError with one sentence: all that can't be compiled within the bounds.
+"""
+
+import json
+import math
+import queue
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+import numpy as np
+
+from earthshine.errors import OverloadError, TextError
+from earthshine.text.grammar_tokens import Matching, TokenSets, library_tokenizer
+from earthshine.untrusted import require_depth, shown
+
+Kind = Literal["schema", "lenient schema", "regex", "grammar"]
+
+MAX_SCHEMA_CHARS = 128 << 10
+MAX_REGEX_CHARS = 8 << 10
+MAX_GRAMMAR_CHARS = 16 << 10
+MAX_GRAMMAR_LINES = 500
+_MAX_LITERAL_CHARS = 4096  # a longer constant costs milliseconds a token
+_MAX_MULTIPLE = 10_000  # a million takes llguidance 2.4 s and 282 MB
+_SECONDS = 2.0
+_N_WORKERS = 2
+_MAX_CACHED = 128
+_N_PROBED = 3
+# A chain of 128 KiB of nested definitions needs more than the usual 8 MiB, and an overflow would end the process.
+_STACK_BYTES = 256 << 20
+_ANNOTATIONS = frozenset(("description", "title", "$comment", "default", "examples", "$id", "$schema"))
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # without a bound some models write blanks to the end of their context
+_STACK_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A compiled grammar; each `start` is a fresh walk. Safe to share between threads."""
+
+    tokens: TokenSets
+    matcher: Any
+
+    def start(self) -> Matching:
+        return Matching(self.tokens, self.matcher.deep_copy())
+
+
+def _nodes(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with the key that it stands under; lists pass their own on."""
+    yield key, value
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _nodes(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _nodes(inner, key)
+
+
+def _multiple(values: list[int | float]) -> int:
+    """The least common multiple of the values, once all are scaled to integers: the size of the library's automaton."""
+    if not all(0 < value < 10**18 for value in values):
+        return _MAX_MULTIPLE + 1
+    exact = [Decimal(repr(value)) for value in values]
+    shift = max((-int(value.as_tuple().exponent) for value in exact), default=0)
+    return _MAX_MULTIPLE + 1 if shift > 18 else math.lcm(*(int(value.scaleb(max(shift, 0))) for value in exact))
+
+
+def schema_text(what: str, schema: Any) -> str:
+    """The checked schema as JSON; `what` names it in messages."""
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise TextError(f"{what} must be an object.")
+    require_depth(schema, what, TextError)
+    multiples = []
+    for key, value in _nodes(schema):
+        if isinstance(value, str) and len(value) > _MAX_LITERAL_CHARS and key not in _ANNOTATIONS:
+            raise TextError(f"{what} holds a text of over {_MAX_LITERAL_CHARS} characters under {shown(key)}.")
+        if isinstance(value, dict) and any(len(name) > _MAX_LITERAL_CHARS for name in value):
+            raise TextError(f"{what} holds a name of over {_MAX_LITERAL_CHARS} characters.")
+        if key == "multipleOf" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            multiples.append(value)
+    if _multiple(multiples) > _MAX_MULTIPLE:
+        raise TextError(
+            f"{what}: each multipleOf must be above 0, and their least common multiple at most {_MAX_MULTIPLE} units "
+            f"of the last decimal."
+        )
+    try:
+        kept = {key: value for key, value in schema.items() if key != "x-guidance"}  # the library's own options
+        text = json.dumps(kept, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError) as error:  # numbers of too many digits, nan, halves of surrogate pairs
+        raise TextError(f"{what} holds a value that JSON has no form for.") from error
+    if len(text) > MAX_SCHEMA_CHARS:
+        raise TextError(f"{what} has over {MAX_SCHEMA_CHARS} characters; describe it in fewer.")
+    return text
+
+
+def _plain_text(what: str, text: Any, max_chars: int) -> str:
+    if not isinstance(text, str) or len(text) > max_chars:
+        raise TextError(f"{what} must be a text of at most {max_chars} characters.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise TextError(f"{what} holds half of a surrogate pair, which is no character.")
+    return text
+
+
+def regex_text(what: str, text: Any) -> str:
+    """The checked regex, in the syntax of Rust's regex crate."""
+    return _plain_text(what, text, MAX_REGEX_CHARS)
+
+
+def lark_text(what: str, tokens: TokenSets, text: Any) -> str:
+    """The checked Lark grammar. Control tokens, and schemas inside it, are refused."""
+    lark = _plain_text(what, text, MAX_GRAMMAR_CHARS)
+    if lark.count("\n") >= MAX_GRAMMAR_LINES:
+        raise TextError(f"{what} has over {MAX_GRAMMAR_LINES} lines; write it shorter.")
+    if "%json" in lark:
+        raise TextError(f"{what} holds %json; a schema must be given as the answer's json_schema.")
+    if tokens.tokenizer.controls.spans(lark) or re.search(r"<\[[\d^*]", lark):
+        raise TextError(f"{what} names control tokens; it may only describe text.")
+    return lark
+
+
+def _reason(error: str) -> str:
+    """A short account of the library's message."""
+    for pattern, said in (
+        (r"Unimplemented keys: \[(.*)\]", r"it uses keywords that are not supported: \1"),
+        (r"Unknown format: (.*)", r"the format \1 is not supported"),
+        (r"oneOf constraints.*", "oneOf is supported only where its branches exclude each other; use anyOf"),
+        (r"Resource .* is not present.*", "a $ref may only point inside the schema (#/...); nothing is fetched"),
+        (r"Pointer '(.*)' does not exist", r"a $ref points to \1, which does not exist"),
+        (r"(?s)(?:.*: )?regex parse error:.*\nerror: ([^\n]*).*", r"in a regex, \1"),
+        (r"(?s).*lookarounds not supported.*", r"a regex may not use \\b, look-ahead or look-behind"),
+        (r"(?s)Unable to determine if regex is empty.*", "a pattern with its length bounds or format is too complex"),
+        (r"(?s).*unknown special token.*", "it names a control token; it may only describe text"),
+        (
+            r"(?s).*(lexer precomputation failed|fuel exhausted|too big|too large|[Tt]oo many|too deeply|max is).*",
+            "it is too complex",
+        ),
+        (r"(?s)panic.*|NoExtension.*", "nothing can match it"),
+        (r"(?s)(?:at )?\d+\(\d+\): ([^\n]*).*", r"\1"),
+    ):
+        match = re.fullmatch(pattern, error.strip())
+        if match:
+            error = match.expand(said)
+            break
+    line = error.strip().splitlines()[0] if error.strip() else "it can't be followed"
+    return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in line[:160]).rstrip(".")
+
+
+def _source(kind: Kind, text: str) -> str:
+    from llguidance import LLMatcher
+
+    if kind == "regex":
+        return LLMatcher.grammar_from_regex(text)
+    if kind == "grammar":
+        return LLMatcher.grammar_from_lark(text)
+    lenient = kind == "lenient schema"
+    return LLMatcher.grammar_from_json_schema(
+        text, overrides={"whitespace_pattern": _WHITESPACE, "lenient": lenient, "coerce_one_of": lenient}
+    )
+
+
+def _build(tokens: TokenSets, library: Any, kind: Kind, text: str) -> Pattern:
+    from llguidance import LLMatcher, LLParserLimits
+
+    # The other limits keep their defaults; an object may then have 490 optional properties.
+    limits = LLParserLimits(initial_lexer_fuel=300_000, max_lexer_states=20_000, verbose_errors=False)
+    matcher = LLMatcher(library, _source(kind, text), log_level=0, limits=limits)
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # copies start with what this finds
+    if matcher.is_error():
+        raise TextError(_reason(matcher.get_error()))
+    pattern = Pattern(tokens, matcher)
+    _probe(pattern)
+    return pattern
+
+
+def _probe(pattern: Pattern) -> None:
+    """Walks a few tokens, so that most grammars that can't be followed are refused before a reply begins."""
+    tokens, walk = pattern.tokens, pattern.start()
+    said = "nothing can match it"
+    for _ in range(_N_PROBED):
+        try:
+            mask = walk.mask(tokens.stop_mask) & tokens.plain
+            said = "it is too complex"
+            if not mask.any():
+                return
+            walk.accept(int(np.unpackbits(mask.view(np.uint8), bitorder="little").argmax()))
+        except TextError:
+            raise TextError(said) from None
+
+
+class Compiler:
+    """Compiles for one tokenizer and keeps the most recent results; safe to share between threads."""
+
+    def __init__(self, tokens: TokenSets) -> None:
+        self._tokens = tokens
+        self._library: Any = None
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(_N_WORKERS)
+        self._kept: OrderedDict[tuple[Kind, str], Pattern] = OrderedDict()
+
+    def compile(self, what: str, kind: Kind, text: str) -> Pattern:
+        """The compiled form of a checked text; `what` names it in messages.
+
+        Raises TextError, and OverloadError while earlier compilations that were given up still run.
+        """
+        with self._lock:
+            if self._library is None:
+                self._library = library_tokenizer(self._tokens)
+            found = self._kept.get((kind, text))
+            if found is not None:
+                self._kept.move_to_end((kind, text))
+                return found
+        made = self._bounded(what, lambda: _build(self._tokens, self._library, kind, text))
+        with self._lock:
+            self._kept[kind, text] = made
+            while len(self._kept) > _MAX_CACHED:
+                self._kept.popitem(last=False)
+        return made
+
+    def _bounded(self, what: str, make: Callable[[], Pattern]) -> Pattern:
+        if not self._slots.acquire(timeout=_SECONDS):
+            raise OverloadError("Too many grammars are being compiled; try again.", retry_seconds=5)
+        results: queue.SimpleQueue[Pattern | BaseException] = queue.SimpleQueue()
+        slots = self._slots
+
+        def work() -> None:
+            try:
+                results.put(make())
+            except BaseException as error:  # a panic of the library is not an Exception
+                results.put(error)
+            finally:
+                slots.release()
+
+        try:
+            _start(work)
+        except RuntimeError:
+            slots.release()
+            raise OverloadError("No thread can be started to compile a grammar; try again.", retry_seconds=5) from None
+        try:
+            result = results.get(timeout=_SECONDS)
+        except queue.Empty:
+            raise TextError(f"{what} takes over {_SECONDS:g} seconds to compile; make it simpler.") from None
+        if isinstance(result, BaseException):
+            raise TextError(f"{what} can't be used: {_reason(str(result))}.") from None
+        return result
+
+
+def _start(work: Callable[[], None]) -> None:
+    """Runs on a daemon thread with a large stack; only the part that is used takes memory."""
+    with _STACK_LOCK:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            threading.Thread(target=work, name="grammar", daemon=True).start()
+        finally:
+            threading.stack_size(before)

@@ -1,0 +1,168 @@
+"""A vocabulary as sets of tokens: bit masks, and the walks that narrow them one token at a time.
+
+Masks are int32 [ceil(vocab_size / 32)]; bit i of word w stands for token 32 w + i. Invariant: a walk allows plain
+tokens only, those whose bytes are text, and besides them the ends that its caller names. Refused, as TextError: a
+walk that nothing can continue, and one that costs more time than a reply may take from the others.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from earthshine.errors import TextError
+from earthshine.text.decoding import ByteDecoder
+from earthshine.text.tokenizer import Tokenizer
+
+Mask = npt.NDArray[np.int32]
+
+_SLOW_SECONDS = 0.01  # typical masks take 0.01 to 0.2 ms, the slowest seen 0.1 s
+_SLOW_TOTAL_SECONDS = 1.0
+_END = -1  # a trie's key for "a text ends here"
+
+
+class Walk(Protocol):
+    """A position in what a grammar describes."""
+
+    def mask(self, ends: Mask) -> Mask:
+        """The plain tokens that may come next, and `ends` where the text may be complete."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """The plain token that came."""
+        ...
+
+
+class TokenSets:
+    """The masks of one tokenizer for a model of `vocab_size` ids; ids without a text of their own are in none."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_tokens: Sequence[int]) -> None:
+        self.tokenizer, self.vocab_size = tokenizer, vocab_size
+        self.stops = frozenset(stop_tokens)
+        self.texts = [self._text(token) for token in range(vocab_size)]
+        self.stop_mask = self.only(*self.stops)
+        plain = np.zeros((vocab_size + 31) // 32 * 32, np.bool_)
+        plain[:vocab_size] = [bool(text) for text in self.texts]
+        self.plain: Mask = np.packbits(plain, bitorder="little").view("<i4").astype(np.int32) & ~self.stop_mask
+        self.plain.flags.writeable = False
+
+    def _text(self, token: int) -> bytes:
+        if token >= self.tokenizer.vocab_size or token in self.tokenizer.controls.by_id:
+            return b""
+        try:
+            return self.tokenizer.token_bytes(token)
+        except TextError:  # Hugging Face's vocabularies may have gaps
+            return b""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a token's bytes are the same wherever it stands, as grammars over bytes need."""
+        return isinstance(self.tokenizer.decoder(), ByteDecoder)
+
+    def only(self, *tokens: int) -> Mask:
+        """The mask of these tokens alone, read-only."""
+        words = np.zeros((self.vocab_size + 31) // 32, np.uint32)
+        for token in tokens:
+            words[token >> 5] |= np.uint32(1 << (token & 31))
+        mask = words.view(np.int32)
+        mask.flags.writeable = False
+        return mask
+
+    def has(self, mask: Mask, token: int) -> bool:
+        """Whether the mask permits this id; False for ids outside the vocabulary."""
+        return 0 <= token < self.vocab_size and bool(int(mask[token >> 5]) >> (token & 31) & 1)
+
+
+class Literals:
+    """A choice among texts, each in the one tokenization that the tokenizer itself gives it."""
+
+    def __init__(self, tokens: TokenSets, texts: Mapping[str, str]) -> None:
+        self._root: dict[int, Any] = {}
+        self._tokens = tokens
+        for text, name in texts.items():
+            node = self._root
+            for token in tokens.tokenizer.encode(text, allow_special=False):
+                node = node.setdefault(token, {})
+            node[_END] = name
+
+    def start(self) -> "Choosing":
+        return Choosing(self._tokens, self._root)
+
+
+class Choosing:
+    """A walk through Literals; `chosen` is the name of the text that is complete here."""
+
+    def __init__(self, tokens: TokenSets, root: dict[int, Any]) -> None:
+        self._tokens, self._node = tokens, root
+
+    @property
+    def chosen(self) -> str:
+        name: str = self._node[_END]
+        return name
+
+    def mask(self, ends: Mask) -> Mask:
+        mask = self._tokens.only(*(token for token in self._node if token != _END))
+        return mask | ends if _END in self._node else mask
+
+    def accept(self, token: int) -> None:
+        self._node = self._node[token]
+
+
+class Matching:
+    """A walk through a grammar of llguidance; owns its matcher."""
+
+    def __init__(self, tokens: TokenSets, matcher: Any) -> None:
+        self._tokens, self._matcher = tokens, matcher
+        self._seconds_left = _SLOW_TOTAL_SECONDS
+
+    def mask(self, ends: Mask) -> Mask:
+        started = time.thread_time()
+        raw = self._matcher.compute_bitmask()
+        accepting = self._matcher.is_accepting()
+        self._spend(time.thread_time() - started)
+        if self._matcher.is_error():
+            raise TextError("The answer's grammar became too complex to follow; make it simpler.")
+        mask: Mask = np.frombuffer(raw, "<i4")[: len(ends)] & self._tokens.plain
+        if accepting:
+            return mask | ends
+        if not mask.any():
+            raise TextError("The answer's grammar leads to a place where no token can follow; change it.")
+        return mask
+
+    def _spend(self, seconds: float) -> None:
+        if seconds > _SLOW_SECONDS:
+            self._seconds_left -= seconds
+            if self._seconds_left < 0:
+                raise TextError("The answer's grammar takes too long to follow; make it simpler.")
+
+    def accept(self, token: int) -> None:
+        if not self._matcher.consume_token(token):
+            raise TextError("The answer left its grammar, which became too complex to follow; make it simpler.")
+
+
+def library_tokenizer(tokens: TokenSets) -> Any:
+    """llguidance's tokenizer over the plain tokens. Control tokens have no text in it, so that no grammar names one."""
+    from llguidance import LLTokenizer
+
+    stops = sorted(tokens.stops)
+    return LLTokenizer(_Vocabulary(tokens, stops[0]), n_vocab=tokens.vocab_size, eos_token=stops)  # type: ignore[arg-type]
+
+
+class _Vocabulary:
+    """What llguidance asks of a tokenizer. One special token has a text, or its message for an unknown one panics."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokens: TokenSets, stop: int) -> None:
+        self.eos_token_id = stop
+        self.special_token_ids = [stop]
+        self.tokens = [*tokens.texts[:stop], b"<|end|>", *tokens.texts[stop + 1 :]]
+        self._tokenizer = tokens.tokenizer
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", errors="ignore")
+        return self._tokenizer.encode(text, allow_special=False)

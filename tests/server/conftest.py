@@ -1,0 +1,61 @@
+"""One server with the shipped model on a socket of its own, for every test that speaks to it as clients do."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from earthshine.cli.serve import APIS
+from earthshine.cli.source import GLEAM
+from earthshine.engine import Engine, load_model, sampling_defaults
+from earthshine.plan import Wishes
+from earthshine.server.access import make_access
+from earthshine.server.api import Served
+from earthshine.server.app import make_app
+from earthshine.server.front import Lifetime
+from earthshine.server.replies import Replies
+from earthshine.server.run import Place, Service, bind
+from earthshine.text import load_template, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class LiveServer:
+    """`url` has no path; `model` is the name that it serves."""
+
+    url: str
+    model: str
+    context_tokens: int
+    engine: Engine
+
+
+@pytest.fixture(scope="session")
+def live_server() -> Iterator[LiveServer]:
+    """gleam behind every API, without keys, until the tests are over."""
+    model = load_model(GLEAM, Wishes(batch=8))
+    tokenizer, template, engine = load_tokenizer(GLEAM), load_template(GLEAM), Engine(model)
+    served = Served(
+        ("gleam",), 1_700_000_000, engine.context_tokens, True, template.can_preserve_thinking, tokenizer.decode
+    )
+    replies = Replies(
+        engine,
+        tokenizer,
+        template,
+        sampling_defaults(GLEAM),
+        vocab_size=model.spec.vocab_size,
+        stop_tokens=model.spec.stop_tokens,
+        context_tokens=engine.context_tokens,
+    )
+    lifetime, ready, bound = Lifetime(), threading.Event(), bind(Place(port=0))
+    app = make_app(replies, engine, served, APIS, make_access("127.0.0.1"), lifetime=lifetime)
+    service = Service(app, engine, lifetime, 5.0, ready=ready.set)
+    port = bound.getsockname()[1]
+    thread = threading.Thread(target=service.run, args=(bound,), kwargs={"signals": False})
+    thread.start()
+    assert ready.wait(10)
+    yield LiveServer(f"http://127.0.0.1:{port}", "gleam", engine.context_tokens, engine)
+    service.stop()
+    thread.join(20)
+    replies.close()
+    model.close()
+    assert not thread.is_alive()

@@ -1,0 +1,210 @@
+"""A server on a real socket in a thread, with an API and replies of the tests' own."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from earthshine.server.access import make_access
+from earthshine.server.api import Api, Served, ServerEvent
+from earthshine.server.app import Lifetime, Options, make_app
+from earthshine.server.run import Place, Service, bind
+from earthshine.server.turn import Ended, Opened, Said, Turn
+from earthshine.text import Content
+
+
+class Item(BaseModel):
+    role: str
+    content: str | list[str] = ""
+
+
+class Body(BaseModel):
+    model: str | None = None
+    prompt: str
+    n: int = Field(default=1, ge=1)
+    times: int = 1
+    stream: bool = False
+    items: list[Item] = Field(default_factory=list)
+
+
+class Echo:
+    """Counts pieces; says them as they come."""
+
+    def __init__(self, body, served):
+        self.turns, self.stream = [Turn(body.prompt, n=body.n)] * body.times, body.stream
+        self.said = []
+
+    def push(self, piece):
+        if isinstance(piece, Said):
+            self.said.append("".join(event.text for event in piece.events))
+            return [ServerEvent({"text": self.said[-1]}, "said")]
+        return []
+
+    def end(self):
+        return [ServerEvent("[DONE]")]
+
+    def failed(self, problem):
+        return [ServerEvent({"error": str(problem), "kind": problem.kind})]
+
+    def whole(self):
+        return {"text": "".join(self.said)}
+
+    def counted(self, tokens):
+        return {"tokens": list(tokens)}
+
+
+def error(problem):
+    return {"echo": str(problem), "kind": problem.kind, "param": problem.param}
+
+
+def error_of_messages(problem):
+    return {"type": "error", "message": str(problem)}
+
+
+APIS = (
+    Api("/v1/echo", "Says it back.", Body, Echo, error),
+    Api("/v1/echo/count", "Counts it.", Body, Echo, error, counts=True),
+    Api("/v1/messages", "In another shape.", Body, Echo, error_of_messages),
+)
+
+
+@dataclass
+class FakeReplies:
+    """Says the prompt word by word. A word that is a number waits so many seconds; one that begins with ! is raised;
+    `hold` waits for the end of time; `flood` never ends."""
+
+    users: list = field(default_factory=list)
+    closed: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Event = field(default_factory=threading.Event)
+    errors: dict = field(default_factory=dict)
+
+    async def answer(self, turns, user):
+        self.users.append(user)
+        self.begun.set()
+        try:
+            words = turns[0].prompt.split()
+            opened = False
+            for at, word in enumerate(words):
+                if word.startswith("!"):
+                    raise self.errors[word[1:]]
+                if word.replace(".", "").isdigit():
+                    await asyncio.sleep(float(word))
+                    continue
+                if not opened:
+                    yield Opened(len(words), at)
+                    opened = True
+                if word == "hold":
+                    await asyncio.Event().wait()
+                while word == "flood":
+                    yield Said(0, [Content("x" * 4096)])
+                    await asyncio.sleep(0)
+                yield Said(0, [Content(word)])
+            yield Ended(0, "stop", len(words), 0)
+        finally:
+            self.closed.set()
+
+    async def count(self, turns):
+        return [len(turn.prompt.split()) for turn in turns]
+
+
+GAUGES = SimpleNamespace(
+    running=1, waiting=2, pages=10, pages_free=5, pages_cached=3, prefix_queries=100, prefix_hits=60, preemptions=4,
+    prompt_tokens=500, generated_tokens=700, expert_hits=30, expert_misses=10, expert_bytes_read=4096,
+    disk_cache_bytes=11, disk_cache_pages=12, pages_read=13, pages_written=14, damaged_pages=15, resident_bytes=1 << 20,
+    budget_bytes=1 << 21, finished={"stop": 6, "length": 7, "cancelled": 3}, problem=None,
+)  # fmt: skip
+
+
+class FakeEngine:
+    alive = True
+    stalled = 0.0
+    drained = closed = False
+
+    def gauges(self):
+        return GAUGES
+
+    def stalled_seconds(self):
+        return self.stalled
+
+    def drain(self, seconds):
+        self.drained = True
+
+    def close(self):
+        self.closed = True
+
+
+@dataclass
+class Served_:
+    port: int
+    replies: FakeReplies
+    engine: FakeEngine
+    lifetime: Lifetime
+    service: Service
+    lines: list
+    thread: threading.Thread
+    opened: list = field(default_factory=list)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def connect(self):
+        """A connection that is closed with the server, if not before."""
+        self.opened.append(socket.create_connection(("127.0.0.1", self.port), 5))
+        return self.opened[-1]
+
+    def post(self, body, path="/v1/echo", headers=""):
+        """A connection that has sent a request."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection = self.connect()
+        connection.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(raw)}\r\n{headers}\r\n".encode() + raw
+        )
+        return connection
+
+
+@contextlib.contextmanager
+def serving(*, access=None, tls=None, drain_seconds=5.0, apis=APIS, errors=None, **options):
+    """A server in a thread, ended in order at the end."""
+    replies, engine, lifetime, lines = FakeReplies(errors=errors or {}), FakeEngine(), Lifetime(), []
+    served = Served(("tiny", "small"), 1_700_000_000, 4096, False, False, str)
+    app = make_app(
+        replies,
+        engine,
+        served,
+        apis,
+        access or make_access("127.0.0.1"),
+        Options(log=lines.append, **options),
+        lifetime,
+    )
+    bound, ready = bind(Place(port=0)), threading.Event()
+    port = bound.getsockname()[1]
+    service = Service(app, engine, lifetime, drain_seconds, tls, ready.set)
+    thread = threading.Thread(target=service.run, args=(bound,), kwargs={"signals": False})
+    thread.start()
+    assert ready.wait(10)
+    server = Served_(port, replies, engine, lifetime, service, lines, thread)
+    try:
+        yield server
+    finally:
+        for connection in server.opened:
+            connection.close()
+        service.stop()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def received(connection, seconds=5.0) -> bytes:
+    """Everything until the server closes, or says nothing for so long."""
+    connection.settimeout(seconds)
+    parts: list[Any] = []
+    with contextlib.suppress(TimeoutError, ConnectionResetError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)

@@ -1,0 +1,208 @@
+"""Bodies and heads that are too large, too slow, or not what they should be."""
+
+import json
+import time
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from earthshine.server.api import Refused
+from earthshine.server.body import Limits, parse_body, unknown_fields
+from earthshine.server.connection import MAX_HEAD_BYTES
+
+from .serving import Body, received, serving
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving(limits=Limits(body_bytes=1 << 20, stalled_body_seconds=0.3, all_bodies_bytes=3 << 20)) as running:
+        yield running
+
+
+def ask(server, raw, **headers):
+    return httpx.post(f"{server.url}/v1/echo", content=raw, headers=headers, timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"", "The body is not JSON: Expecting value at line 1, column 1."),
+        (b'{"prompt": "a",\n "n": }', "The body is not JSON: Expecting value at line 2, column 7."),
+        (b'{"prompt": "\xff"}', "The body is not UTF-8 text: byte 12 can't be decoded."),
+        (b'{"prompt": "\xed\xa0\x80"}', "The body is not UTF-8 text: byte 12 can't be decoded."),
+        (b"[1]", "The body holds no JSON object."),
+        (b'{"prompt": "a", "prompt": "b"}', "The body gives the key 'prompt' twice in one object."),
+        (b'{"prompt": NaN}', "The body holds NaN, which is no JSON number."),
+        (b'{"n": 1e999}', "The body holds 1e999, which is beyond the range of a number."),
+        (b'{"n": ' + b"9" * 5000 + b"}", "The body holds a number with too many digits."),
+        (b'{"a": ' * 40 + b"1" + b"}" * 40, "The body nests more than 32 levels deep."),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "The body nests more than 32 levels deep."),
+        (b"{}", "prompt is missing; it is required."),
+        (b'{"prompt": null}', "prompt should be a valid string, and is null."),
+    ],
+)
+def test_what_is_not_the_object_that_it_should_be_is_refused(server, raw, said):
+    answer = ask(server, raw)
+    assert (answer.status_code, answer.json()["echo"]) == (400, said)
+
+
+def test_half_a_surrogate_pair_becomes_the_replacement_character(server):
+    text = r'{"prompt": "a\ud83d\ude00b\ud83d c\ude00"}'
+    assert ask(server, text.encode()).json() == {"text": "a\U0001f600b\ufffdc\ufffd"}
+
+
+def test_a_byte_order_mark_is_named(server):
+    assert ask(server, b'\xef\xbb\xbf{"prompt": "a"}').status_code == 400
+
+
+def test_a_large_body_is_refused_before_it_comes(server):
+    connection = server.connect()
+    connection.sendall(b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1048577\r\n\r\n")
+    answer = received(connection, 0.2)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"1.00 MiB" in answer
+
+
+def test_a_large_body_without_a_length_is_refused_on_the_way(server):
+    answer = httpx.post(f"{server.url}/v1/echo", content=(b"x" * 65536 for _ in range(20)), timeout=10)
+    assert (answer.status_code, answer.json()["kind"]) == (413, "too_large")
+
+
+def test_many_bytes_of_one_value_are_fine(server):
+    words = "x" * 900_000
+    assert ask(server, json.dumps({"prompt": words}).encode()).json() == {"text": words}
+
+
+def test_a_length_beyond_all_numbers_is_refused(server):
+    connection = server.connect()
+    connection.sendall(b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"9" * 19 + b"\r\n\r\n")
+    assert connection.recv(64).startswith((b"HTTP/1.1 413", b"HTTP/1.1 400"))
+
+
+def test_too_many_values_are_refused():
+    raw = b'{"prompt": "a", "items": [' + b"1," * (1 << 19) + b"1]}"
+    with pytest.raises(Refused, match="more than 524288 values"):
+        parse_body(raw, Body)
+
+
+def test_wrong_values_without_number_are_counted_and_not_listed():
+    raw = b'{"prompt": "a", "items": [' + b"1," * 2000 + b"1]}"
+    with pytest.raises(Refused, match="wrong in 2001 places"):
+        parse_body(raw, Body)
+
+
+def test_a_body_that_stalls_ends_with_408(server):
+    connection = server.connect()
+    connection.sendall(b'POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"prompt"')
+    answer = received(connection, 0.6)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"9 bytes have" in answer
+
+
+def test_a_body_that_comes_slowly_is_read(server):
+    raw = b'{"prompt": "slow"}'
+    connection = server.connect()
+    connection.sendall(
+        b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(raw)
+    )
+    for byte in raw:
+        connection.sendall(bytes([byte]))
+        time.sleep(0.005)
+    assert b'{"text":"slow"}' in received(connection)
+
+
+def test_a_client_that_goes_within_its_body_is_no_error(server, caplog):
+    connection = server.connect()
+    connection.sendall(b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+    connection.close()
+    assert ask(server, b'{"prompt": "a"}').status_code == 200
+    assert not caplog.records
+
+
+def test_all_bodies_together_have_a_limit(server):
+    head = b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 1048576\r\n\r\n"
+    held = [server.connect() for _ in range(4)]
+    for connection in held:
+        connection.sendall(head + b" " * 1_000_000)
+    answers = [received(connection, 0.6) for connection in held]
+    assert sum(answer.startswith(b"HTTP/1.1 503") for answer in answers) == 1
+    assert sum(answer.startswith(b"HTTP/1.1 408") for answer in answers) == 3
+    assert ask(server, b'{"prompt": "a"}').status_code == 200
+
+
+def test_compressed_bodies_are_refused(server):
+    assert "compressed" in ask(server, b"\x1f\x8b", **{"content-encoding": "gzip"}).json()["echo"]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (MAX_HEAD_BYTES + 1),
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 no HTTP at all \r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_what_is_not_http_gets_an_answer_in_json(server, raw):
+    connection = server.connect()
+    connection.sendall(raw)
+    head, _, body = received(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["error"]["message"]
+
+
+def test_a_head_that_does_not_come_ends_the_connection(monkeypatch):
+    monkeypatch.setattr("earthshine.server.connection.HEAD_SECONDS", 0.2)
+    with serving() as server, httpx.Client(base_url=server.url) as client:
+        client.get("/health")
+        silent, slow, waiting = server.connect(), server.connect(), server.post({"prompt": "0.4 a"})
+        slow.sendall(b"GET / HTTP/1.1\r\nHost:")
+        assert received(silent) == received(slow) == b""
+        assert b'{"text":"a"}' in received(waiting, 0.5)
+        kept = next(iter(client._transport._pool.connections)).info()
+        assert client.get("/health").status_code == 200  # idle between requests is no head that does not come
+        assert "Request Count: 1" in kept
+        assert "Request Count: 2" in next(iter(client._transport._pool.connections)).info()
+
+
+def test_an_answer_that_nobody_takes_ends_the_connection(monkeypatch):
+    monkeypatch.setattr("earthshine.server.connection.UNREAD_SECONDS", 0.1)
+    monkeypatch.setattr("earthshine.server.run._KEEP_ALIVE_SECONDS", 0.3)
+    with serving() as server:
+        connection = server.post({"prompt": "x" * (20 << 20)})
+        assert server.replies.closed.wait(10)
+        time.sleep(1)
+        assert 0 < len(received(connection)) < 20 << 20
+
+
+def test_too_many_connections_are_told_so(monkeypatch):
+    monkeypatch.setattr("earthshine.server.connection.MOST_OPEN", 2)
+    with serving() as server:
+        held = [server.connect() for _ in range(2)]
+        answer = httpx.get(f"{server.url}/v1/models")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        held += [server.connect() for _ in range(6)]
+        assert received(held[-1], 2) == b""
+        for connection in held:
+            connection.close()
+        time.sleep(0.1)
+        assert httpx.get(f"{server.url}/v1/models").status_code == 200
+
+
+def test_unknown_fields_are_those_of_no_name():
+    assert unknown_fields({"prompt": 1, "novel": 2, "model": 3}, Body) == ["novel"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200) | st.from_regex(rb'\{"prompt": ?("(\\u[dD][89a-f]..|a)*"|\[*1|-?[0-9]{1,400})\}?'))
+def test_no_bytes_lead_anywhere_else(raw):
+    try:
+        checked, body = parse_body(raw, Body)
+    except Refused:
+        return
+    assert checked.prompt.encode() == body["prompt"].encode()

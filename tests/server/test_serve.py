@@ -1,0 +1,197 @@
+"""`earthshine serve` as a process, its socket, its certificate, and signals."""
+
+import re
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from earthshine.errors import UsageError
+from earthshine.server.run import Place, bind, tls_context
+
+from .serving import FakeEngine, Served_, received, serving
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVE = [sys.executable, "-c", "from earthshine.cli import main; main()", "serve", "gleam", "--port", "0"]
+FAKE = """
+import sys
+sys.path.insert(0, {root!r})
+from earthshine.server.access import make_access
+from earthshine.server.api import Served
+from earthshine.server.app import make_app
+from earthshine.server.front import Lifetime
+from earthshine.server.run import Place, Service, bind
+from tests.server.serving import APIS, FakeEngine, FakeReplies
+lifetime, engine, bound = Lifetime(), FakeEngine(), bind(Place(port=0))
+app = make_app(
+    FakeReplies(), engine, Served(("tiny",), 0, 9, False, False, str), APIS, make_access("127.0.0.1"), None, lifetime
+)
+service = Service(app, engine, lifetime, {drain}, ready=lambda: print(bound.getsockname()[1], flush=True))
+service.run(bound)
+print("closed", engine.closed)
+"""
+
+
+def test_gleam_is_served_until_a_signal_and_finishes_what_it_has_begun():
+    process = subprocess.Popen(
+        [*SERVE, "--name", "mine", "--name", "yours"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        lines = []
+        while not lines or "Ctrl-C" not in lines[-1]:
+            lines.append(process.stdout.readline())
+            assert lines[-1], process.stderr.read()
+        greeting = "".join(lines)
+        url = re.search(r"OPENAI_BASE_URL=(http://127\.0\.0\.1:[0-9]+)/v1 OPENAI_API_KEY=none\n", greeting)[1]
+        assert f"ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN=none ANTHROPIC_MODEL=mine " in greeting
+        assert "CLAUDE_CODE_ATTRIBUTION_HEADER=0\n" in greeting
+        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 400, "ignore_eos": True}
+        said = []
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body | {"stream": True}, timeout=60) as answer:
+            for line in answer.iter_lines():
+                if not said:
+                    process.send_signal(signal.SIGTERM)
+                said.append(line)
+        assert "data: [DONE]" in said
+        assert process.wait(30) == 0
+        log = process.stderr.read()
+    finally:
+        process.kill()
+        process.stdout.close()
+    assert re.search(r"POST /v1/chat/completions  200  11 tokens \(0 cached\)  400 said", log)
+    assert "hello" not in log
+    assert "Traceback" not in log
+    process.stderr.close()
+
+
+@pytest.fixture
+def fake_process():
+    """Starts a server of fakes in a process; its port."""
+    started = []
+
+    def start(drain):
+        process = subprocess.Popen(
+            [sys.executable, "-c", FAKE.format(root=str(ROOT), drain=drain)], stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process, Served_(int(process.stdout.readline()), None, FakeEngine(), None, None, [], threading.Thread())
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def _stops_listening(server):
+    for _ in range(500):
+        try:
+            server.connect().close()
+        except ConnectionRefusedError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_drains_and_the_second_ends_at_once(fake_process, number):
+    process, server = fake_process(60)
+    held = server.post({"prompt": "a hold", "stream": True})
+    assert b"200 OK" in held.recv(4096)
+    process.send_signal(number)
+    assert _stops_listening(server)
+    assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait(10) == 128 + number
+    received(held)
+    held.close()
+
+
+def test_what_outlasts_the_drain_is_ended_and_the_exit_is_clean(fake_process):
+    process, server = fake_process(0.2)
+    held = server.post({"prompt": "a hold", "stream": True})
+    assert b"200 OK" in held.recv(4096)
+    process.send_signal(signal.SIGTERM)
+    assert b"The server has ended before the reply did." in received(held)
+    assert process.wait(10) == 0
+    assert process.stdout.read() == "closed True\n"
+    held.close()
+
+
+def test_a_port_in_use_is_named():
+    with bind(Place(port=0)) as first:
+        first.listen()
+        port = first.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"Port {port} of 127.0.0.1 can't be used: Address already in use"):
+            bind(Place(port=port))
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (Place(port=-1), "There is no port -1"),
+        (Place(port=65536), "There is no port 65536"),
+        (Place("no such host"), "--host no such host is no address here"),
+        (Place("x" * 300), "is no address here"),
+        (Place("198.51.100.1", 0), "can't be used"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(place, said):
+    with pytest.raises(UsageError, match=said):
+        bind(place)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate of localhost and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("a certificate is made with openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run(["openssl", "req", "-x509", *kind, *name, *files], cwd=folder, check=True, capture_output=True)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_tls_is_spoken(certificate):
+    context = tls_context(Place(tls_cert=certificate[0], tls_key=certificate[1]))
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    client = ssl.create_default_context(cafile=str(certificate[0]))
+    with serving(tls=context) as server:
+        url = f"https://localhost:{server.port}/v1/echo"
+        assert httpx.post(url, json={"prompt": "a"}, verify=client).json() == {"text": "a"}
+        with pytest.raises(httpx.ConnectError, match="certificate"):
+            httpx.post(url, json={"prompt": "a"})
+        plain = server.connect()
+        plain.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200" not in received(plain, 1)
+
+
+def test_tls_files_that_do_not_fit_are_named(certificate, tmp_path):
+    cert, key = certificate
+    (tmp_path / "empty.pem").touch()
+    for place, said in (
+        (Place(tls_cert=cert), "give --tls-cert and --tls-key"),
+        (Place(tls_key=key), "give --tls-cert and --tls-key"),
+        (Place(tls_cert=key, tls_key=cert), "are no PEM certificate with its own key"),
+        (Place(tls_cert=cert, tls_key=tmp_path / "empty.pem"), "are no PEM certificate"),
+        (Place(tls_cert=tmp_path / "absent", tls_key=key), "can't be read: No such file"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            tls_context(place)
+    locked = tmp_path / "locked.pem"
+    subprocess.run(
+        ["openssl", "ec", "-aes128", "-passout", "pass:secret", "-in", str(key), "-out", str(locked)],
+        check=True,
+        capture_output=True,
+    )
+    with pytest.raises(UsageError, match="without a password"):
+        tls_context(Place(tls_cert=cert, tls_key=locked))

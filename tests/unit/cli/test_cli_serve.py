@@ -1,0 +1,110 @@
+"""`earthshine serve` and `bench serve`: what is refused before a model is loaded, and what a server is called."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from earthshine.cli.serve import _address, _names
+from earthshine.cli.source import GLEAM
+from earthshine.server.run import Place
+from earthshine.settings import read_settings
+
+
+@pytest.fixture
+def keys(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("k" * 32)
+    path.chmod(0o644)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--host", "0.0.0.0"], "give --api-keys FILE"),
+        (["--api-keys", "KEYS"], "chmod 600"),
+        (["--api-keys", "absent"], "can't be opened"),
+        (["--tls-cert", "cert.pem"], "give --tls-cert and --tls-key"),
+        (["--tls-cert", "absent", "--tls-key", "absent"], "can't be read"),
+        (["--port", "70000"], "There is no port 70000"),
+        (["--disk-cache", "much"], "is not a size"),
+        (["--disk-cache-folder", "somewhere"], "say how much with --disk-cache"),
+        (["--max-stall", "0"], "A stall of 0.0 seconds is not possible"),
+        (["--max-queue", "0"], "A queue of 0 is not possible"),
+        (["--drain-seconds", "nan"], "--drain-seconds nan is not possible"),
+        (["--hang-seconds", "-1"], "--hang-seconds -1 is not possible"),
+        (["--name", "a/b", "--port", "0"], "--name 'a/b' is not possible"),
+        (["--memory", "lots"], "is not a size"),
+        (["--plan", "plan.json", "--batch", "2"], "--plan says all"),
+    ],
+)
+def test_wrong_use_is_named_before_anything_is_loaded(earthshine, keys, arguments, said):
+    code, out, err = earthshine("serve", "gleam", *(str(keys) if word == "KEYS" else word for word in arguments))
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.startswith("earthshine: ")
+    assert "Traceback" not in err
+
+
+def test_a_batch_that_is_none_is_refused(earthshine):
+    code, _, err = earthshine("serve", "gleam", "--batch", "0", "--port", "0")
+    assert (code, "A batch of 0 is not possible" in err) == (2, True)
+
+
+def test_a_port_in_use_is_named_before_the_model_is_looked_for(earthshine):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, err = earthshine("serve", "/no/such/model", "--port", taken.getsockname()[1])
+    assert code == 2
+    assert "Address already in use. Choose another with --port, 0 for any." in err
+
+
+def test_run_is_chat(earthshine):
+    assert earthshine("run", "-p", "hello", "--max-tokens", 2)[0] == 0
+
+
+def test_bench_serve_without_a_server_says_so(earthshine):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    code, out, err = earthshine("bench", "serve", f"http://127.0.0.1:{port}")
+    assert (code, out) == (1, "")
+    assert err.startswith("earthshine: ")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        (GLEAM, "gleam"),
+        (Path("/models/Kimi-K2.6"), "Kimi-K2.6"),
+        (Path("/models/a model (2)"), "a-model-2"),
+        (Path("/hub/models--moonshotai--Kimi-K2.6/snapshots/0123abc"), "Kimi-K2.6"),
+        (Path("/"), "model"),
+    ],
+)
+def test_a_model_has_a_name_that_every_client_can_write(folder, name):
+    assert _names((), folder) == (name,)
+
+
+def test_given_names_come_in_their_order_once():
+    assert _names(("b", "a", "b"), GLEAM) == ("b", "a")
+
+
+@pytest.mark.parametrize(
+    ("place", "address"),
+    [
+        (Place(), "http://127.0.0.1:9"),
+        (Place("0.0.0.0"), "http://127.0.0.1:9"),
+        (Place("::"), "http://[::1]:9"),
+        (Place("fe80::1"), "http://[fe80::1]:9"),
+        (Place("localhost", tls_cert=Path("a"), tls_key=Path("b")), "https://localhost:9"),
+    ],
+)
+def test_the_address_is_one_to_paste(place, address):
+    assert _address(place, 9) == address
+
+
+def test_kept_conversations_lie_in_the_cache(monkeypatch):
+    assert read_settings({"XDG_CACHE_HOME": "/srv/cache"}).pages == Path("/srv/cache/earthshine/pages")
+    monkeypatch.setenv("HOME", "/home/me")
+    for text in ("", "relative"):
+        assert read_settings({"XDG_CACHE_HOME": text}).pages == Path("/home/me/.cache/earthshine/pages")
