@@ -31,7 +31,7 @@ OWNERS = {
     "arbitrary code": ({"eval", "exec", "compile", "torch.load", "pickle.loads", "pickle.load", "marshal.loads"}, ()),
 }
 IMPORT_OWNERS = {
-    "sockets": ({"socket", "http", "urllib", "requests", "httpx", "asyncio", "huggingface_hub"},
+    "sockets": ({"socket", "http", "urllib", "requests", "httpx", "asyncio", "uvicorn", "huggingface_hub"},
                 ("cli.source", "server", "prfaas.transport", "machine.network")),
     "native code": ({"ctypes", "cffi"}, ("kernels",)),
     "printing": ({"rich", "typer"}, ("cli",)),

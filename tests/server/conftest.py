@@ -10,12 +10,12 @@ from earthshine.cli.serve import APIS
 from earthshine.cli.source import GLEAM
 from earthshine.engine import Engine, load_model, sampling_defaults
 from earthshine.plan import Wishes
-from earthshine.server.access import make_access
 from earthshine.server.api import Served
-from earthshine.server.app import make_app
-from earthshine.server.front import Lifetime
+from earthshine.server.http.access import make_access
+from earthshine.server.http.app import make_app
+from earthshine.server.http.front import Lifetime
+from earthshine.server.http.run import Place, Service, bind
 from earthshine.server.replies import Replies
-from earthshine.server.run import Place, Service, bind
 from earthshine.text import load_template, load_tokenizer
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from earthshine.server.access import make_access
 from earthshine.server.api import Api, Served, ServerEvent
-from earthshine.server.app import Lifetime, Options, make_app
-from earthshine.server.run import Place, Service, bind
+from earthshine.server.http.access import make_access
+from earthshine.server.http.app import Lifetime, Options, make_app
+from earthshine.server.http.run import Place, Service, bind
 from earthshine.server.turn import Ended, Opened, Said, Turn
 from earthshine.text import Content
 

@@ -8,8 +8,8 @@ import pytest
 from starlette.routing import Route
 
 from earthshine.errors import UsageError
-from earthshine.server.access import Access, host_name, is_loopback, make_access, read_keys
-from earthshine.server.pages import _FOLDER
+from earthshine.server.http.access import Access, host_name, is_loopback, make_access, read_keys
+from earthshine.server.http.pages import _FOLDER
 
 from .serving import received, serving
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES
 from earthshine.server.api import Refused, Served
-from earthshine.server.body import parse_body
+from earthshine.server.http.body import parse_body
 from earthshine.server.turn import Ended, Format, Opened, Said, ToolChoice
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
 

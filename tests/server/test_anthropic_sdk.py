@@ -12,7 +12,7 @@ from pydantic import TypeAdapter  # noqa: E402
 
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES  # noqa: E402
 from earthshine.server.api import Refused, Served  # noqa: E402
-from earthshine.server.body import parse_body  # noqa: E402
+from earthshine.server.http.body import parse_body  # noqa: E402
 from earthshine.server.turn import Ended, Opened, Piece, Said  # noqa: E402
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart  # noqa: E402
 

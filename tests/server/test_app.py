@@ -10,7 +10,7 @@ import pytest
 
 from earthshine.errors import ContextError, OverloadError, UsageError
 from earthshine.server.api import Refused
-from earthshine.server.body import Limits
+from earthshine.server.http.body import Limits
 
 from .serving import GAUGES, received, serving
 

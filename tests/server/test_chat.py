@@ -9,7 +9,7 @@ from hypothesis import strategies as some
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from earthshine.server.api import Refused, Served
-from earthshine.server.body import parse_body
+from earthshine.server.http.body import parse_body
 from earthshine.server.openai import chat
 from earthshine.server.turn import Ended, Format, Opened, Said, Scored, ToolChoice
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart

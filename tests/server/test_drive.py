@@ -2,15 +2,17 @@
 
 import itertools
 import json
+import os
+import resource
 from collections.abc import Iterator
 
 import pytest
 
 from earthshine.errors import UsageError
-from earthshine.server import client
-from earthshine.server.client import Site, parse_site
-from earthshine.server.drive import Target, Unreachable, drive, open_target
-from earthshine.server.trace import Arrival, Shape, fitting_scale, read_trace, synthetic_trace, token_ids, words
+from earthshine.server.load import client
+from earthshine.server.load.client import Site, parse_site
+from earthshine.server.load.drive import Target, Unreachable, drive, open_target
+from earthshine.server.load.trace import Arrival, Shape, fitting_scale, read_trace, synthetic_trace, token_ids, words
 
 from .pretender import END, Pretender, chunk, whole
 
@@ -244,6 +246,20 @@ class TestFailures:
         assert sum(sample.problem is not None for sample in run.samples) == 16
         again = drive(target, [Arrival(i / 100, 10, 1) for i in range(100)], target.shape(0, 1.0), speed=10.0)
         assert 0 < again.unsent < 100
+
+    def test_a_client_without_descriptors_does_not_blame_the_server(self, server):
+        target = open_target(parse_site(server.url), "completions")
+        server.pieces = lambda body: [(0.2, "a")]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # asyncio.Runner needs four descriptors itself; each request takes one here and one in the server's thread
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 12, hard))
+        try:
+            run = drive(target, [Arrival(0.0, 10, 1) for _ in range(60)], target.shape(0, 1.0))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        problems = {sample.problem for sample in run.samples}
+        assert "this client has as many connections open as it may; see ulimit -n" in problems
+        assert run.unsent == 0
 
     def test_hostile_usage_is_no_usage(self, server):
         target = open_target(parse_site(server.url), "completions")

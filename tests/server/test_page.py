@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
-from earthshine.server import pages
+from earthshine.server.http import pages
 
-PAGE = Path(pages.__file__).with_name("page")
+PAGE = Path(pages.__file__).parents[1] / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE = 10  # seconds for what takes milliseconds
@@ -89,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/gauges":
             self._refused() or self._send(200, "application/json", json.dumps(GAUGES).encode())
         else:
-            self._send(200, TYPES[path.suffix], path.read_bytes(), pages._PAGE_HEADERS)
+            self._send(200, TYPES[path.suffix], path.read_bytes(), pages.PAGE_HEADERS)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))

@@ -10,7 +10,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from earthshine.server.api import Refused, Served
-from earthshine.server.body import parse_body
+from earthshine.server.http.body import parse_body
 from earthshine.server.openai import responses
 from earthshine.server.turn import Ended, Format, Opened, Said, Scored, ToolChoice
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart

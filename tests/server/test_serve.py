@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from earthshine.errors import UsageError
-from earthshine.server.run import Place, bind, tls_context
+from earthshine.server.http.run import Place, bind, tls_context
 
 from .serving import FakeEngine, Served_, received, serving
 
@@ -23,11 +23,11 @@ SERVE = [sys.executable, "-c", "from earthshine.cli import main; main()", "serve
 FAKE = """
 import sys
 sys.path.insert(0, {root!r})
-from earthshine.server.access import make_access
+from earthshine.server.http.access import make_access
 from earthshine.server.api import Served
-from earthshine.server.app import make_app
-from earthshine.server.front import Lifetime
-from earthshine.server.run import Place, Service, bind
+from earthshine.server.http.app import make_app
+from earthshine.server.http.front import Lifetime
+from earthshine.server.http.run import Place, Service, bind
 from tests.server.serving import APIS, FakeEngine, FakeReplies
 lifetime, engine, bound = Lifetime(), FakeEngine(), bind(Place(port=0))
 app = make_app(

@@ -135,7 +135,7 @@ def serve(
     """Serve a model to OpenAI's and Anthropic's clients, and a page to this machine's browser, until Ctrl-C."""
     from earthshine.cli.options import Holding
     from earthshine.cli.serve import ServeOptions, run_serve
-    from earthshine.server.run import Place
+    from earthshine.server.http.run import Place
 
     at_once = (1, None) if plan is not None and batch is None else (8 if batch is None else batch, 0)
     holding = Holding(dtype, memory, threads, trunk, context, plan, *at_once)
@@ -250,7 +250,9 @@ def bench_serve(
     model: Annotated[str | None, typer.Option(help="By its name there; default: the first that it lists.")] = None,
     api: Annotated[str, typer.Option(help="completions, whose prompts are token ids, or chat.")] = "completions",
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the server's key.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="A Mooncake trace, JSON lines; default: a synthetic one.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Mooncake's JSON lines or Azure's CSV; default: a synthetic one.")
+    ] = None,
     requests: Annotated[int, typer.Option(help="The first so many of it.")] = 64,
     concurrency: Annotated[int | None, typer.Option(help="So many at once; default: 8 without --speed.")] = None,
     speed: Annotated[
@@ -259,7 +261,10 @@ def bench_serve(
     scale: Annotated[
         float | None, typer.Option(help="Multiply all lengths; default: so that the longest fits the context.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the prompts' tokens and of the synthetic trace.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Of the prompts; take another for each run, since a server finds prompts that it has seen."),
+    ] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds that a reply may take.")] = 600.0,
     json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the waits: a .png, .svg or .pdf.")] = None,

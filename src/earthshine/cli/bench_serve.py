@@ -1,10 +1,10 @@
 """`earthshine bench serve`: a trace sent to a running server, and how long people would have waited.
 
 Figures are of the requests that were answered whole; the others are counted, with what went wrong. Refuses options that
-contradict each other before anything is sent, and raises Unreachable where no request was answered.
+contradict each other before anything is sent, and raises Unreachable where no request was answered. A second run with
+the same seed sends the same prompts, which the server may then find in its cache.
 """
 
-import importlib
 import json
 import math
 import sys
@@ -15,10 +15,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
+from earthshine.cli.plot import new_figure
 from earthshine.errors import UsageError
-from earthshine.server.client import Site, parse_site
-from earthshine.server.drive import ApiName, Run, Sample, Target, Unreachable, drive, open_target
-from earthshine.server.trace import Arrival, Shape, fitting_scale, read_trace, synthetic_trace
+from earthshine.server.load.client import Site, parse_site
+from earthshine.server.load.drive import ApiName, Run, Sample, Target, Unreachable, drive, open_target
+from earthshine.server.load.trace import Arrival, Shape, fitting_scale, read_trace, synthetic_trace
 from earthshine.untrusted import read_file, shown
 
 PERCENTS = (50, 90, 99)
@@ -129,7 +130,7 @@ def _check(options: BenchServeOptions) -> None:
     if options.plot is not None and options.plot.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--plot {options.plot} must end in one of {', '.join(_SUFFIXES)}.")
     if options.plot is not None:
-        _figure()
+        new_figure()
     for name, place in (("save", options.save), ("plot", options.plot)):
         if place is not None and not place.parent.is_dir():
             raise UsageError(f"--{name} {shown(place)} lies in no folder; make {shown(place.parent)} first.")
@@ -255,17 +256,9 @@ def _figures(row: dict[str, float]) -> str:
     return "".join(f"{row[f'p{percent}']:>10.4f}" for percent in PERCENTS)
 
 
-def _figure() -> Any:
-    try:
-        module = importlib.import_module("matplotlib.figure")
-    except ImportError:
-        raise UsageError("--plot draws with matplotlib; install it: pip install 'earthshine[plot]'.") from None
-    return module.Figure(figsize=(12, 3.6), layout="constrained")
-
-
 def _draw(path: Path, report: dict[str, Any], done: Sequence[Sample]) -> None:
     """Waiting times as shares of requests, first tokens over prompts' lengths, and output tokens over time."""
-    figure = _figure()
+    figure = new_figure()
     waits, lengths, rate = figure.subplots(1, 3)
     firsts = [sample for sample in done if sample.first is not None]
     curves: dict[str, Callable[[Sample], float]] = {

@@ -1,4 +1,4 @@
-"""`earthshine plan --plot`: forecasts as three curves in one picture, drawn by matplotlib, an optional dependency."""
+"""Pictures by matplotlib, an optional dependency; `earthshine plan --plot`: forecasts as three curves in one."""
 
 import importlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def plot_plan(path: Path, case: Case) -> None:
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--plot {path} must end in one of {', '.join(_SUFFIXES)}.")
     contexts, budgets = list(case.by_context()), list(case.by_budget())
-    figure = _figure()
+    figure = new_figure()
     panels = figure.subplots(1, 3)
     _draw(
         panels[0], "context (tokens)", "decode (tokens/s)", [(at, cost.tokens_per_second) for at, cost, _ in contexts]
@@ -30,7 +30,8 @@ def plot_plan(path: Path, case: Case) -> None:
     figure.savefig(path)
 
 
-def _figure() -> Any:
+def new_figure() -> Any:
+    """An empty wide figure of matplotlib's. Raises UsageError where that is absent."""
     try:
         module = importlib.import_module("matplotlib.figure")
     except ImportError:

@@ -17,16 +17,16 @@ from earthshine.cli.options import Holding
 from earthshine.cli.source import GLEAM, find_model
 from earthshine.engine import Engine, EngineOptions, LoadedModel, sampling_defaults
 from earthshine.errors import UsageError
-from earthshine.server.access import Access, make_access
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES
 from earthshine.server.api import Served
-from earthshine.server.app import make_app
-from earthshine.server.front import Lifetime, Options
+from earthshine.server.http.access import Access, make_access
+from earthshine.server.http.app import make_app
+from earthshine.server.http.front import Lifetime, Options
+from earthshine.server.http.run import Place, Service, bind, tls_context
 from earthshine.server.openai.chat import CHAT
 from earthshine.server.openai.completions import COMPLETIONS
 from earthshine.server.openai.responses import RESPONSES
 from earthshine.server.replies import Replies
-from earthshine.server.run import Place, Service, bind, tls_context
 from earthshine.settings import read_settings
 from earthshine.text import ChatTemplate, Tokenizer, leaves_thinking_open, load_template, load_tokenizer
 from earthshine.units import format_bytes, parse_bytes

@@ -32,12 +32,12 @@ _MAX_LITERAL_CHARS = 4096  # a longer constant costs milliseconds a token
 _MAX_MULTIPLE = 10_000  # a million takes llguidance 2.4 s and 282 MB
 _SECONDS = 2.0
 _N_WORKERS = 2
-_MAX_CACHED = 128
+_MAX_CACHED = 32
 _N_PROBED = 3
 # A chain of 128 KiB of nested definitions needs more than the usual 8 MiB, and an overflow would end the process.
 _STACK_BYTES = 256 << 20
 _ANNOTATIONS = frozenset(("description", "title", "$comment", "default", "examples", "$id", "$schema"))
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # without a bound some models write blanks to the end of their context
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"  # without a bound some models write blanks to the end of their context
 _STACK_LOCK = threading.Lock()
 
 

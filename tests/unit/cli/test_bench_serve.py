@@ -9,7 +9,7 @@ import pytest
 
 from earthshine.cli.bench_serve import BenchServeOptions, percentiles, run_bench_serve
 from earthshine.errors import UsageError
-from earthshine.server.drive import Unreachable
+from earthshine.server.load.drive import Unreachable
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "server"))
 from pretender import Pretender, whole

@@ -7,7 +7,7 @@ import pytest
 
 from earthshine.cli.serve import _address, _names
 from earthshine.cli.source import GLEAM
-from earthshine.server.run import Place
+from earthshine.server.http.run import Place
 from earthshine.settings import read_settings
 
 

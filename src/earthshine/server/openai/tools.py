@@ -1,7 +1,7 @@
 """Tools and tool_choice of OpenAI's APIs, in chat's nested and the responses' flat form, as a Turn takes them.
 
-Invariant: a turn's tools have different names, and a named choice is one of them. Refused: tools that OpenAI itself
-would run, names that no function of a call can have, and choices of tools that are not there.
+Invariant: a turn's tools have different names, and a named choice is one of them. Refused: most tools that OpenAI
+itself would run, names that no function of a call can have, and choices of tools that are not there.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ from earthshine.untrusted import shown
 
 MOST_TOOLS = 512
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,128}$")]  # what a call's id, functions.NAME:N, can carry
-_HOSTED = "web_search"  # clients declare it unasked; a model that is not told of it answers without it
+# What clients declare unasked (Codex does): searches that OpenAI runs, and groups of tools of its own. A model that is
+# not told of them answers without them.
+_LEFT_OUT = ("web_search", "namespace")
 _MODES = ("auto", "none", "required")
 
 
@@ -52,11 +54,11 @@ class FlatTool(BaseModel):
 
 
 def declared(tools: Sequence[NestedTool | FlatTool] | None) -> list[dict[str, Any]]:
-    """Function tools in OpenAI's nested form; a hosted web search is left out. Raises Refused for other kinds."""
+    """Function tools in OpenAI's nested form, without those that clients declare unasked. Raises Refused for others."""
     found: dict[str, dict[str, Any]] = {}
     for number, tool in enumerate(tools or ()):
         where = f"tools[{number}]"
-        if tool.type.startswith(_HOSTED):
+        if tool.type.startswith(_LEFT_OUT):
             continue
         if tool.type != "function":
             raise Refused(f"Tools must be functions; this server runs no {shown(tool.type)}.", param=f"{where}.type")

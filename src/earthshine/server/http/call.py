@@ -13,8 +13,8 @@ from typing import Any
 from starlette.types import Receive
 
 from earthshine.server.api import Exchange, Refused
-from earthshine.server.body import ClientGone
-from earthshine.server.metrics import Metrics
+from earthshine.server.http.body import ClientGone
+from earthshine.server.http.metrics import Metrics
 from earthshine.server.turn import Ended, Opened, Piece, Said
 from earthshine.untrusted import shown
 

@@ -13,14 +13,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from earthshine import __version__
-from earthshine.server.call import Call
-from earthshine.server.documents import get_documents
-from earthshine.server.front import Front, Handler
-from earthshine.server.metrics import CONTENT_TYPE
+from earthshine.server.http.call import Call
+from earthshine.server.http.documents import get_documents
+from earthshine.server.http.front import Front, Handler
+from earthshine.server.http.metrics import CONTENT_TYPE
 
-_FOLDER = Path(__file__).parent / "page"
+_FOLDER = Path(__file__).parents[1] / "page"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_PAGE_HEADERS = {
+PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; connect-src 'self'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -60,7 +60,7 @@ def _page(file: Path) -> Handler:
     content, kind = file.read_bytes(), f"{_TYPES[file.suffix]}; charset=utf-8"
 
     async def answer(request: Request, user: str, call: Call) -> Response:
-        return Response(content, headers=_PAGE_HEADERS | {"content-type": kind})
+        return Response(content, headers=PAGE_HEADERS | {"content-type": kind})
 
     return answer
 

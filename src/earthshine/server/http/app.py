@@ -12,15 +12,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from earthshine.server.access import Access
 from earthshine.server.api import Api, Exchange, Refused, Served
-from earthshine.server.body import Bodies, unknown_fields
-from earthshine.server.call import Call
-from earthshine.server.documents import add_documents, post_documents
-from earthshine.server.events import EventStream, follow, stream_events
-from earthshine.server.front import DRAIN_RETRY_SECONDS, Front, Handler, Lifetime, Options, Replies
-from earthshine.server.metrics import Engine, Metrics
-from earthshine.server.pages import add_pages
+from earthshine.server.http.access import Access
+from earthshine.server.http.body import Bodies, unknown_fields
+from earthshine.server.http.call import Call
+from earthshine.server.http.documents import add_documents, post_documents
+from earthshine.server.http.events import EventStream, follow, stream_events
+from earthshine.server.http.front import DRAIN_RETRY_SECONDS, Front, Handler, Lifetime, Options, Replies
+from earthshine.server.http.metrics import Engine, Metrics
+from earthshine.server.http.pages import add_pages
 from earthshine.server.turn import Piece
 from earthshine.untrusted import shown
 

@@ -26,7 +26,7 @@ _REFUSALS = {
     503: "The server is about to end, or has no room; Retry-After says when to ask again.",
 }
 _OBJECT = {"application/json": {"schema": {"type": "object"}}}
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+_STREAM: dict[str, Any] = {"text/event-stream": {}}  # tools take a schema here for that of each event
 _TEMPLATE = "#/components/schemas/{model}"
 
 Wrap = Callable[..., Callable[[Request], Awaitable[Response]]]

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from earthshine.server.api import Exchange, Refused, ServerEvent
-from earthshine.server.body import ClientGone, Limits
-from earthshine.server.call import CLIENT_GONE, Call
+from earthshine.server.http.body import ClientGone, Limits
+from earthshine.server.http.call import CLIENT_GONE, Call
 from earthshine.server.turn import Opened, Piece
 
 PING = b": ping\n\n"

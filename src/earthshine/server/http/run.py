@@ -20,8 +20,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from earthshine.errors import UsageError
-from earthshine.server.connection import MAX_HEAD_BYTES, Connection
-from earthshine.server.front import Lifetime
+from earthshine.server.http.connection import MAX_HEAD_BYTES, Connection
+from earthshine.server.http.front import Lifetime
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KEEP_ALIVE_SECONDS = 60

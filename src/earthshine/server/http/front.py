@@ -16,12 +16,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from earthshine.errors import ContextError, EarthshineError, OverloadError, TextError, UsageError
-from earthshine.server.access import Access
 from earthshine.server.api import Api, Refused, Served
-from earthshine.server.body import ClientGone, Limits
-from earthshine.server.call import CLIENT_GONE, Call, Log, shown_path
-from earthshine.server.events import EventStream
-from earthshine.server.metrics import Engine, Metrics
+from earthshine.server.http.access import Access
+from earthshine.server.http.body import ClientGone, Limits
+from earthshine.server.http.call import CLIENT_GONE, Call, Log, shown_path
+from earthshine.server.http.events import EventStream
+from earthshine.server.http.metrics import Engine, Metrics
 from earthshine.server.turn import Piece, Turn
 from earthshine.untrusted import shown
 

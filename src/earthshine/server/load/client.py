@@ -5,6 +5,7 @@ nothing is kept beyond a stated number of bytes. Bodies go to a taker, which may
 """
 
 import asyncio
+import errno
 import functools
 import json
 import os
@@ -85,6 +86,8 @@ async def call(site: Site, method: str, path: str, body: bytes, taker: Taker) ->
                 secure = _context() if site.tls else None
                 reader, writer = await asyncio.open_connection(site.host, site.port, ssl=secure)
             except (OSError, UnicodeError) as error:
+                if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                    return "this client has as many connections open as it may; see ulimit -n"
                 return f"{NO_CONNECTION}: {_reason(error)}"
             writer.write(_head(site, method, path, body) + body)
             while not reply.finished and (data := await reader.read(_READ_BYTES)):
