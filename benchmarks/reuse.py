@@ -1,0 +1,102 @@
+"""A prefix that comes back after a restart, against computing it: time to the first token, in rounds.
+
+    python benchmarks/reuse.py MODEL --memory 15GiB --tokens 4096 --rounds 3
+
+Each round has a prompt of its own: a server with an empty disk cache computes it, ends by SIGTERM, and the next server
+gets it again. Both have answered a short request first, so that neither's first token pays for what every first
+request pays. Ends with one line of JSON.
+"""
+
+import argparse
+import json
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+
+@contextmanager
+def serving(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """A server that keeps its pages in `folder`; its address. Ends it by SIGTERM and waits."""
+    command = [str(Path(sys.executable).parent / "earthshine"), "serve", str(options.model), "--port", "0"]
+    command += ["--batch", "2", "--context", str(options.tokens + 256), "--disk-cache", "8GiB"]
+    command += ["--disk-cache-folder", str(folder)] + (["--memory", options.memory] if options.memory else [])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if found := re.search(r"OPENAI_BASE_URL=(\S+)", line):
+                yield found[1]
+                return
+        raise SystemExit(f"the server did not start: exit code {process.wait()}")
+    finally:
+        process.terminate()
+        process.wait(120)
+        process.stdout.close()
+
+
+def first_token(url: str, ids: list[int]) -> tuple[float, list[int], int]:
+    """Seconds to the first token, the reply's ids, and the prompt's tokens that were found."""
+    body: dict[str, Any] = {"prompt": ids, "max_tokens": 8, "temperature": 0, "ignore_eos": True, "stream": True}
+    body |= {"stream_options": {"include_usage": True}, "logprobs": 0}
+    began, first, said, cached = time.monotonic(), 0.0, [], 0
+    with httpx.stream("POST", f"{url}/completions", json=body, timeout=3600) as answer:
+        for line in answer.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            piece = json.loads(line[6:])
+            if piece.get("choices") and piece["choices"][0].get("logprobs"):
+                first = first or time.monotonic() - began
+                said += piece["choices"][0]["logprobs"]["token_logprobs"]
+            if piece.get("usage"):
+                cached = piece["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return first, said, cached
+
+
+def one_round(options: argparse.Namespace, seed: int) -> dict[str, float]:
+    draw = random.Random(seed)
+    ids = [draw.randrange(100, 5000) for _ in range(options.tokens)]
+    folder = Path(tempfile.mkdtemp(dir=options.work))
+    found = []
+    try:
+        for _ in range(2):
+            with serving(options, folder) as url:
+                first_token(url, ids[-40:])
+                found.append(first_token(url, ids))
+    finally:
+        shutil.rmtree(folder)
+    (computed, said, none), (again, repeated, cached) = found
+    if said != repeated or none or cached < options.tokens - 64:
+        raise SystemExit(f"{cached} tokens came back, {none} at first, and the replies are {said} and {repeated}.")
+    return {"computed_seconds": computed, "again_seconds": again, "cached_tokens": cached, "ratio": computed / again}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--memory")
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", type=Path, help="where the pages lie meanwhile (default: the temporary folder)")
+    options = parser.parse_args()
+    rounds = []
+    for seed in range(options.rounds):
+        rounds.append(one_round(options, seed))
+        print(rounds[-1], file=sys.stderr, flush=True)
+    middle = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
+    print(json.dumps({"rounds": rounds, "median": middle}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
