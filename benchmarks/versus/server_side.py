@@ -3,8 +3,9 @@
 Request: `command` (words that start it; {port} is filled in), `conversations`, `tokens` (of each reply), `context`
 (tokens of each prompt), `span` (ids are drawn below it), `start_seconds`. Each conversation is a streamed
 /v1/completions of token ids of its own. Timed is what lies between the moment when every reply has begun and the one
-when the first ends: `seconds` are of one step, that is a token of each conversation. A round that is not timed comes
-first, so that caches are as they are in use.
+when the first ends: `seconds` are of one step, that is a token of each conversation. Pieces need not be tokens (half a
+character waits for the rest), so a reply's tokens are taken to be spread evenly over its time. A round that is not
+timed comes first, so that caches are as they are in use.
 """
 
 import http.client
@@ -62,7 +63,7 @@ def end(process):
 def times(port, ids, tokens):
     """When each piece of one reply arrived. Raises RuntimeError for an answer that is no stream of pieces."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1800)
-    body = {"model": "m", "prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True,
+    body = {"prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True,
             "cache_prompt": False}  # fmt: skip
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
     answer = connection.getresponse()
@@ -107,10 +108,10 @@ def shared(request):
     finally:
         peak = end(process)
     begin, last = max(each[0] for each in arrivals), min(each[-1] for each in arrivals)
-    counted = sum(begin < at <= last for each in arrivals for at in each)
-    if last <= begin or counted < len(arrivals):
+    if last <= begin:
         raise RuntimeError(f"replies did not overlap: they have {sorted(map(len, arrivals))} pieces")
-    return {"seconds": [(last - begin) * len(arrivals) / counted], "counted": counted, "server_peak_bytes": peak}
+    rates = [(request["tokens"] - 1) / (each[-1] - each[0]) for each in arrivals]
+    return {"seconds": [len(rates) / sum(rates)], "overlap_seconds": last - begin, "peak_bytes": peak}
 
 
 if __name__ == "__main__":

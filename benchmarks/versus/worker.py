@@ -22,7 +22,7 @@ def serve(kinds):
     except BaseException as error:
         traceback.print_exc()
         answer = {"failed": traceback.format_exception_only(type(error), error)[-1].strip()}
-    print(json.dumps({**answer, **memory()}), flush=True)
+    print(json.dumps({**memory(), **answer}), flush=True)
     sys.exit(1 if "failed" in answer else 0)
 
 

@@ -117,7 +117,7 @@ class Engine:
         self._mail: deque[Reply] = deque()
         self._changed = threading.Condition()
         self._count, self._open = 0, 0
-        self._accepting, self._closing = True, False
+        self._accepting, self._closing, self._ending = True, False, False  # ending: what is left is cancelled
         self._sign = time.monotonic()  # of progress
         self._busy = False
         self._thread = threading.Thread(target=self._run, name="earthshine-engine", daemon=True)
@@ -143,14 +143,14 @@ class Engine:
         with self._changed:
             if not self._accepting or not self.alive:
                 raise OverloadError("The server is about to end; ask again once it is back.", _RETRY_SECONDS[0])
-            waiting = self._open - len(self._scheduler.running)
+            waiting = self._open - self._model.plan.division.batch  # those that need not wait are no queue
             if waiting >= self.options.max_queue:
                 raise OverloadError(
                     f"{waiting} requests wait already, as many as may; ask again later.", self._retry_seconds()
                 )
+            reply = Reply(self._count, request, sink, self._pool.page_tokens, frozenset(spec.stop_tokens))
             self._count += 1
             self._open += 1
-            reply = Reply(self._count, request, sink, self._pool.page_tokens, frozenset(spec.stop_tokens))
             self._mail.append(reply)
             self._changed.notify_all()
         return Ticket(reply)
@@ -198,12 +198,13 @@ class Engine:
         with self._changed:
             self._accepting = False
             finished = self._changed.wait_for(lambda: self._open == 0 or not self.alive, seconds)
+            self._ending = True
         return bool(finished)
 
     def close(self) -> None:
         """Cancel what is left, write what the disk cache is to keep, and end the thread."""
         with self._changed:
-            self._accepting, self._closing = False, True
+            self._accepting, self._closing, self._ending = False, True, True
             self._changed.notify_all()
         self._thread.join()
         if self.options.disk_cache_bytes:
@@ -220,6 +221,8 @@ class Engine:
             raise UsageError("Tokens are whole numbers.") from None
         if not tokens:
             raise UsageError("A request needs at least one token.")
+        if not isinstance(request.priority, int):
+            raise UsageError("A priority is a whole number; lower ones come first.")
         if min(tokens) < 0 or max(tokens) >= vocab_size:
             raise UsageError(f"Token ids lie between 0 and {vocab_size - 1} in this model.")
         if len(tokens) >= room:
@@ -242,7 +245,10 @@ class Engine:
                 self._scheduler.turn()
                 self._finished()
         except BaseException as error:  # a bug: nobody may be left waiting for it
-            for reply in [*self._scheduler.running, *self._scheduler.waiting, *self._mail]:
+            with self._changed:
+                self._accepting = False  # before the last look at the mail
+                left = [*self._scheduler.running, *self._scheduler.waiting, *self._mail]
+            for reply in left:
                 reply.fail(as_ours(error) if isinstance(error, Exception) else EarthshineError("The engine has ended."))
             raise
         finally:
@@ -255,10 +261,7 @@ class Engine:
         with self._changed:
             self._busy = self._scheduler.busy
             self._changed.wait_for(lambda: self._mail or self._scheduler.busy or self._closing)
-            self._busy, self._sign = True, time.monotonic()
-            if self._closing:
-                for reply in (*self._scheduler.running, *self._scheduler.waiting, *self._mail):
-                    reply.cancelled = True
+            self._sign, self._busy = time.monotonic(), True
         self._poll()
         if self._scheduler.busy:
             return True
@@ -270,6 +273,9 @@ class Engine:
         self._sign = time.monotonic()
         while self._mail:
             self._scheduler.add(self._mail.popleft())
+        if self._ending:
+            for reply in (*self._scheduler.running, *self._scheduler.waiting):
+                reply.cancelled = True
 
     def _finished(self) -> None:
         left = len(self._scheduler.running) + len(self._scheduler.waiting)
@@ -284,9 +290,7 @@ def _spill_folder() -> Path:
     base = Path("/var/tmp")  # on a disk everywhere, where /tmp may be memory
     base = base if os.access(base, os.W_OK) else Path(tempfile.gettempdir())
     for old in base.glob(f"{_SPILL}*"):
-        _, _, process = old.name.rpartition("-")
+        process = old.name.removeprefix(_SPILL).partition("-")[0]
         if process.isdigit() and not Path(f"/proc/{process}").exists() and old.lstat().st_uid == os.getuid():
             shutil.rmtree(old, ignore_errors=True)
-    folder = base / f"{_SPILL}{os.getpid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
+    return Path(tempfile.mkdtemp(dir=base, prefix=f"{_SPILL}{os.getpid()}-"))

@@ -76,11 +76,11 @@ class Reply:
         if not self.scoring:
             return
         alternatives, last = self.request.prompt_logprobs or 0, min(start + len(hidden), self.n_prompt - 1)
-        for begin in range(start, last, SCORE_ROWS):
+        for begin in range(max(start, self._scored), last, SCORE_ROWS):  # one that gave way was told some already
             end = min(begin + SCORE_ROWS, last)
             rows = logits(hidden[begin - start : end - start]).log_softmax(-1)
             self._tell(PromptScores(tuple(_scores(rows, self.tokens[begin + 1 : end + 1], alternatives))))
-        self._scored = last if last < self.n_prompt - 1 else self.n_prompt
+        self._scored = max(self._scored, last) if last < self.n_prompt - 1 else self.n_prompt
 
     def sample(self, logits: Tensor, context_tokens: int) -> None:
         """Choose the next token from fp32 [vocab], tell it, and end if it ends the reply."""
@@ -121,7 +121,10 @@ class Reply:
         self.shared = 0
 
     def _tell(self, event: ReplyEvent) -> None:
-        self._sink(event)
+        try:
+            self._sink(event)
+        except Exception:  # whom nothing can be told, nobody waits for
+            self.cancelled = True
 
 
 def _scores(rows: Tensor, following: Sequence[int], alternatives: int) -> list[TokenEvent]:

@@ -155,8 +155,6 @@ class Scheduler:
         reply.timeline.adopt(pages)
         reply.shared = len(pages)
         stored = keys[len(pages) : len(pages) + self._cache.on_disk(keys[len(pages) :])]
-        if reply.admitted_at is None and not reply.scoring:
-            self.counts.prefix_queries += reply.n_prompt
         if stored:
             self._loading[reply] = stored
         else:
@@ -165,6 +163,7 @@ class Scheduler:
     def _admitted(self, reply: Reply) -> None:
         assert reply.timeline is not None
         if reply.admitted_at is None:
+            self.counts.prefix_queries += 0 if reply.scoring else reply.n_prompt
             self.counts.prefix_hits += reply.timeline.length
         reply.admit(reply.timeline.length)
 
@@ -254,7 +253,7 @@ class Scheduler:
         except _Abandoned:
             return
         except Exception as error:
-            self._failed(rows, error)
+            self._failed(rows, error, between)
             return
         self._timed(rows, prompt_tokens, time.monotonic() - began - spent)
         self._keep(rows, hidden)
@@ -309,10 +308,17 @@ class Scheduler:
                 last.append((reply, states[-1]))
         if not last:
             return
-        logits = self._logits(torch.stack([state for _, state in last]))
-        for (reply, _), row in zip(last, logits, strict=True):
+        logits: Sequence[Tensor | None]
+        try:
+            logits = self._logits(torch.stack([state for _, state in last])).unbind()
+        except Exception:  # then each asks alone, and only whom the failure concerns bears it
+            logits = [None] * len(last)
+        for (reply, state), row in zip(last, logits, strict=True):
             self.counts.generated_tokens += 1
-            self._guarded(reply, partial(reply.sample, row, self._context_tokens))
+            self._guarded(reply, partial(self._sample, reply, state, row))
+
+    def _sample(self, reply: Reply, state: Tensor, logits: Tensor | None) -> None:
+        reply.sample(self._logits(state[None])[0] if logits is None else logits, self._context_tokens)
 
     def _share(self, reply: Reply) -> None:
         assert reply.timeline is not None
@@ -334,14 +340,14 @@ class Scheduler:
         except Exception as error:
             reply.fail(as_ours(error))
 
-    def _failed(self, rows: dict[Reply, int], error: Exception) -> None:
+    def _failed(self, rows: dict[Reply, int], error: Exception, between: Callable[[int], None]) -> None:
         """A step of several is taken again one by one, so that only whom the failure concerns bears it."""
         if len(rows) == 1:
             next(iter(rows)).fail(as_ours(error))
             return
         for reply, count in rows.items():
             if not reply.ended and not reply.cancelled and reply in self.running:
-                self._compute({reply: count})
+                self._compute({reply: count}, between)
 
 
 def _order(reply: Reply) -> tuple[int, int]:

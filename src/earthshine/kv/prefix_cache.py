@@ -68,13 +68,13 @@ class PrefixCache:
         self._pool, self.files = pool, files
         self._tries = _TRIES if keep_all and files is not None else 0
         self._held: OrderedDict[bytes, _Held] = OrderedDict()  # the longest unused first
-        self._writing = 0
+        self._writing: set[int] = set()  # pages that the files hold until they are written
         self._written: deque[int] = deque()  # pages that the writing thread is done with; it alone appends
 
     @property
     def idle_pages(self) -> int:
-        """Pages that nobody but the cache holds. May be asked by any thread."""
-        return sum(self._pool.holders(held.page) == 1 for held in list(self._held.values()))
+        """Pages that are in no conversation now. May be asked by any thread."""
+        return sum(self._idle(held.page) for held in list(self._held.values()))
 
     def pages(self, keys: Sequence[PageKey]) -> list[int]:
         """The pages in the pool that `keys` begin with, as they are now."""
@@ -138,43 +138,55 @@ class PrefixCache:
     def settle(self) -> None:
         """Lets go of the pages that have been written meanwhile."""
         while self._written:
-            self._pool.release([self._written.popleft()])
-            self._writing -= 1
+            page = self._written.popleft()
+            self._pool.release([page])
+            self._writing.discard(page)
 
     def room(self, besides: Sequence[int] = ()) -> int:
         """Pages that are free or could be, without forgetting `besides`."""
-        return (
-            self._pool.free_pages
-            + self._writing
-            + self.idle_pages
-            - sum(self._pool.holders(page) == 1 for page in besides)
-        )
+        return self._pool.free_pages + self.idle_pages - sum(map(self._idle, besides))
 
     def make_room(self, count: int) -> bool:
-        """Whether `count` pages are free now, after as many as it takes were forgotten.
+        """Whether `count` pages are free now, after as many as it takes were forgotten; none is where that is too few.
 
-        Waits for pages that are being written, but no longer than the disk makes progress within a few seconds.
+        Waits a few seconds for pages that are being written first.
         """
+        if self._pool.free_pages >= count:
+            return True
         until = time.monotonic() + _WRITE_SECONDS
-        while not self._forget(count):
-            if not self._writing or time.monotonic() > until:
+        while self.room() >= count:
+            if self._forget(count):
+                return True
+            if time.monotonic() > until:
                 return False
             time.sleep(0.001)
             self.settle()
-        return True
+        return False
 
     def clear(self) -> None:
         """Forget all pages in the pool; what is on disk stays."""
         self._pool.release([held.page for held in self._held.values()])
         self._held.clear()
 
+    def _idle(self, page: int) -> bool:
+        """Whether nobody but the cache, and the files while they write it, holds this page of the cache."""
+        return self._pool.holders(page) == 1 + (page in self._writing)
+
     def _forget(self, count: int) -> bool:
-        for name, held in list(self._held.items()) if self._pool.free_pages < count else ():
-            if self._pool.free_pages >= count:
+        """Whether `count` pages are free; if not, enough others are on their way to the files."""
+        coming = sum(map(self._idle, self._writing))
+        for name, held in list(self._held.items()):
+            if self._pool.free_pages + coming >= count:
                 break
-            if self._pool.holders(held.page) == 1 and not self._offer(held):
-                del self._held[name]
-                self._pool.release([held.page])
+            if self._pool.holders(held.page) > 1:
+                continue
+            while self._pool.holders(held.page) == 1:
+                if self._offer(held):
+                    self.settle()  # what the files refuse at once comes back at once
+                else:
+                    del self._held[name]
+                    self._pool.release([held.page])
+            coming += held.page in self._writing
         return self._pool.free_pages >= count
 
     def _offer(self, held: _Held) -> bool:
@@ -184,7 +196,7 @@ class PrefixCache:
             return False
         held.tries -= 1
         self._pool.hold([page])  # until it is written
-        self._writing += 1
+        self._writing.add(page)
 
         def done(_: bool) -> None:
             self._written.append(page)

@@ -171,6 +171,56 @@ def test_a_thread_that_breaks_leaves_nobody_waiting():
         assert made.stalled_seconds() > 0
 
 
+def test_a_thread_that_breaks_takes_no_more_before_it_looks_at_the_mail_for_the_last_time():
+    with engine() as made:
+        hook, threading.excepthook = threading.excepthook, lambda args: None
+        try:
+            made._scheduler.turn = lambda: 1 / 0
+            late: list = []
+
+            def again(event) -> None:
+                try:
+                    ask(made, [1])
+                except OverloadError as error:
+                    late.append(error)
+
+            made.submit(Request(PROMPT, SamplingParams(max_tokens=2)), again)
+            made._thread.join(30)
+        finally:
+            threading.excepthook = hook
+        assert len(late) == 1
+
+
+def test_a_drain_cancels_what_does_not_end_in_time():
+    with engine() as made:
+        told, _ = ask(made, max_tokens=300)
+        assert not made.drain(0)
+        assert told.all()[-1] == Finished("cancelled")
+        assert made.alive
+
+
+def test_closing_does_not_wait_for_a_whole_sweep():
+    with engine() as made:
+        hidden, layers, begun = made._scheduler._decoder.hidden, [], threading.Event()
+
+        def slow(tokens, positions, context, after_layer=None):
+            def after(index: int) -> None:
+                layers.append(index)
+                begun.set()
+                while not made._ending:
+                    time.sleep(0.001)
+                after_layer(index)
+
+            return hidden(tokens, positions, context, after)
+
+        made._scheduler._decoder.hidden = slow
+        told, _ = ask(made)
+        assert begun.wait(60)
+        made.close()
+        assert layers == [0]
+        assert told.all()[-1] == Finished("cancelled")
+
+
 def test_a_prefix_is_found_after_a_restart(tmp_path):
     options = EngineOptions(disk_cache_bytes=64 << 20, disk_cache_folder=tmp_path)
     answers = []

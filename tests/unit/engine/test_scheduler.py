@@ -10,7 +10,7 @@ from earthshine.engine.pace import Pace, fair_shares
 from earthshine.engine.reply import Reply
 from earthshine.engine.scheduler import Scheduler
 from earthshine.errors import EarthshineError
-from earthshine.kv import BlobLayout, LatentFormat, PageFiles, PagePool, PrefixCache
+from earthshine.kv import BlobLayout, LatentFormat, PageFiles, PageKeys, PagePool, PrefixCache
 
 from .conftest import CONTEXT, SPEC, STOP, VOCAB, FakeDecoder
 
@@ -205,6 +205,23 @@ def test_a_prefix_comes_back_from_disk_after_a_restart(tmp_path):
     assert files.stats.pages_read == 7
 
 
+def test_a_prompt_that_gives_way_before_its_pages_are_read_counts_once(tmp_path):
+    files = PageFiles(tmp_path, LAYOUT, PAGE, 1 << 20)
+    bench = Bench(files=files)
+    bench.ask(PROMPTS[3])
+    bench.run()
+    files.flush(10)
+    bench.cache.settle()
+    bench.cache.clear()
+    bench.ask(PROMPTS[3])
+    bench.scheduler._admit()
+    bench.scheduler._preempt(bench.replies[1])
+    bench.run()
+    assert bench.scheduler.counts.prefix_queries == 2 * len(PROMPTS[3])
+    assert bench.scheduler.counts.prefix_hits == 28
+    files.close()
+
+
 def test_a_damaged_page_is_computed_again(tmp_path):
     files = PageFiles(tmp_path, LAYOUT, PAGE, 1 << 20)
     bench = Bench(files=files)
@@ -329,6 +346,70 @@ def test_a_failed_step_ends_only_whom_it_concerns():
     bench.nothing_is_held()
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_logits_that_fail_end_only_whom_they_concern(failures):
+    """The first call is for both replies; the second one for the first reply alone."""
+    bench = Bench()
+    working, calls = bench.decoder.logits, []
+
+    def logits(hidden):
+        calls.append(len(hidden))
+        if len(calls) <= failures:
+            raise OSError("the head can't be read")
+        return working(hidden)
+
+    bench.decoder.logits = logits
+    told = [bench.ask(tokens, 2) for tokens in ([1, 2, 3], [4, 5, 6])]
+    bench.run()
+    assert calls[:3] == [2, 1, 1]
+    assert isinstance(told[0][-1], Failed) == (failures == 2)
+    assert reply(told[1]) == alone([4, 5, 6], 2)
+    bench.nothing_is_held()
+
+
+def test_a_sink_that_fails_ends_its_reply_alone():
+    bench = Bench()
+    heard: list = []
+
+    def deaf(event) -> None:
+        heard.append(event)
+        raise RuntimeError("nobody listens")
+
+    params = SamplingParams(temperature=0.0, max_tokens=9, ignore_stop=True)
+    bench.scheduler.add(Reply(-1, Request(PROMPTS[0], params), deaf, PAGE, frozenset({STOP})))
+    other = bench.ask(PROMPTS[1])
+    bench.run()
+    assert heard[0] == Admitted(0)
+    assert heard[-1] == Finished("cancelled")
+    assert len(heard) <= 3
+    assert reply(other) == alone(PROMPTS[1])
+    bench.nothing_is_held()
+
+
+def test_who_writes_does_not_wait_for_a_sweep_that_is_taken_again():
+    """Two prompts fail together, and each of them is then swept alone."""
+
+    class Together(FakeDecoder):
+        def hidden(self, tokens, positions, context, after_layer=None):
+            if len(tokens) == 51:
+                raise RuntimeError("too many")
+            return super().hidden(tokens, positions, context, after_layer)
+
+    bench = Bench(decoder=Together(), prefill_tokens=64, max_stall=1e-9)
+    bench.ask(PROMPTS[2], 40, ignore_stop=True)
+    bench.run(3)
+    for prompt in (PROMPTS[1], PROMPTS[3]):
+        bench.ask(prompt, 2)
+    bench.scheduler.pace.swept(64, 10.0)
+    bench.scheduler.pace.decoded = lambda seconds: None
+    bench.scheduler.pace.decode_seconds = 0.0
+    bench.decoder.steps.clear()
+    bench.scheduler.turn()
+    assert [len(tokens) for tokens in bench.decoder.steps] == [21, 1, 1, 1, 30, 1, 1, 1]
+    bench.run()
+    assert reply(bench.told[1]) == alone(PROMPTS[1], 2)
+
+
 def test_what_a_constraint_refuses_is_not_said():
     class Even:
         def __init__(self) -> None:
@@ -381,6 +462,80 @@ def test_scores_of_a_prompt_are_a_sessions():
     assert all(len(score.top) == 2 for score in scores)
     assert told[0] == Admitted(0)
     assert reply(told) == alone(PROMPTS[3], 2)
+
+
+def test_scores_are_told_once_even_if_the_prompt_begins_anew():
+    bench = Bench(prefill_tokens=8)
+    told = bench.ask(PROMPTS[3], 2, prompt_logprobs=0)
+    bench.run(2)
+    bench.scheduler._preempt(bench.replies[0])
+    bench.run()
+    scores = [score for event in told if isinstance(event, PromptScores) for score in event.scores]
+    assert [score.token for score in scores] == PROMPTS[3][1:]
+    assert reply(told) == alone(PROMPTS[3], 2)
+
+
+class SlowFiles:
+    """Writes a page whenever `work` is called."""
+
+    def __init__(self) -> None:
+        self.written: set[bytes] = set()
+        self.jobs: list = []
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self.written
+
+    def write(self, key, prior, start, tokens, latents, done) -> None:
+        self.jobs.append((key, done))
+
+    def used(self, keys) -> None: ...
+
+    def work(self, seconds: float = 0.0) -> None:
+        key, done = self.jobs.pop(0)
+        self.written.add(key)
+        done(True)
+
+
+def cached(n_pages: int, files: SlowFiles, keep_all: bool) -> tuple[PagePool, PrefixCache, list, list[int]]:
+    """A cache of four pages that are in use; and their keys and numbers."""
+    pool = PagePool(SPEC.n_layers, SPEC.latent_dim, PAGE, n_pages, FakeDecoder().dtype)
+    cache = PrefixCache(pool, files, keep_all=keep_all)
+    keys, pages = PageKeys("", PAGE).of(list(range(4 * PAGE)), 4), pool.allocate(4)
+    for key, page in zip(keys, pages, strict=True):
+        cache.add(key, page, list(range(key.start, key.start + PAGE)))
+    return pool, cache, keys, pages
+
+
+def test_pages_that_are_in_use_are_no_room_even_while_they_are_written(monkeypatch):
+    files = SlowFiles()
+    pool, cache, _, pages = cached(5, files, keep_all=True)
+    assert len(files.jobs) == 4
+    assert (cache.room(), cache.idle_pages) == (1, 0)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("there is nothing to wait for"))
+    assert not cache.make_room(2)
+    pool.release(pages)
+    assert (cache.room(), cache.idle_pages) == (5, 4)
+    assert cache.room(besides=pages[:2]) == 3
+
+
+def test_no_more_pages_go_to_disk_than_make_way(monkeypatch):
+    files = SlowFiles()
+    pool, cache, keys, pages = cached(4, files, keep_all=False)
+    cache.touch(keys)
+    cache.spill(keys)
+    pool.release(pages)
+    monkeypatch.setattr("time.sleep", files.work)
+    assert cache.make_room(2)
+    assert files.written == {keys[3].key, keys[2].key}
+    assert not files.jobs
+    assert cache.pages(keys) == pages[:2]
+
+
+def test_nothing_is_forgotten_where_it_would_not_suffice():
+    pool, cache, keys, pages = cached(4, SlowFiles(), keep_all=False)
+    pool.release(pages[2:])
+    assert not cache.make_room(3)
+    assert cache.pages(keys) == pages
 
 
 def test_a_context_that_is_full_ends_the_reply():

@@ -1,0 +1,351 @@
+"""The scheduler under whatever may come, drawn at random: each reply is what a lone session gives, or a part of it.
+
+Time is counted, not measured, and files answer at once, later or never, so that every run can be repeated.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import takewhile
+
+import pytest
+import torch
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from earthshine.engine import Admitted, Failed, Finished, PromptScores, Session, TokenEvent
+from earthshine.engine import reply as reply_module
+from earthshine.engine import scheduler as scheduler_module
+from earthshine.errors import ContextError
+from earthshine.kv import PagePool
+from earthshine.kv import prefix_cache as prefix_cache_module
+
+from .conftest import CONTEXT, SPEC, VOCAB, FakeDecoder
+from .test_scheduler import PAGE, Bench, alone, reply
+
+STEMS = [[(i * step + 3) % (VOCAB - 1) for i in range(40)] for step in (5, 7)]
+PARAMS = [{}, {"ignore_stop": True}, {"temperature": 1.0, "seed": 7, "presence_penalty": 1.0}]
+LIMIT = CONTEXT // PAGE  # pages of one context
+MOST_TURNS = 3000
+
+
+@dataclass(frozen=True)
+class Ask:
+    at: int
+    stem: int
+    length: int
+    tail: int  # a token of its own at the end
+    max_tokens: int
+    params: int
+    tenant: str
+    priority: int
+    scores: bool
+    cancel_at: int | None
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*STEMS[self.stem][: self.length], self.tail]
+
+
+@dataclass(frozen=True)
+class Case:
+    asks: list[Ask]
+    n_pages: int
+    most: int
+    prefill_tokens: int
+    streams: bool
+    tick: float  # seconds that pass whenever anyone looks at the clock
+    broken_steps: frozenset[int]
+    broken_logits: frozenset[int]
+    files: str  # none, spill or keep
+    answers: tuple[str, ...]  # of the files, in turn
+    damaged: frozenset[int]  # reads
+    deaf: bool  # whether the first one's sink raises
+
+
+ASKS = st.builds(
+    Ask,
+    at=st.sampled_from([0, 0, 1, 5, 20, 60]),
+    stem=st.integers(0, len(STEMS) - 1),
+    length=st.sampled_from([0, 3, 8, 19, 24, 38]),
+    tail=st.integers(0, 2),
+    max_tokens=st.sampled_from([1, 6, 18, 30]),
+    params=st.integers(0, len(PARAMS) - 1),
+    tenant=st.sampled_from(["", "", "other"]),
+    priority=st.sampled_from([0, 0, 0, 0, -1, 3]),
+    scores=st.sampled_from([False, False, False, True]),
+    cancel_at=st.one_of(st.none(), st.none(), st.integers(0, 200)),
+)
+NUMBERS = st.frozensets(st.integers(1, 40), max_size=6)
+CASES = st.builds(
+    Case,
+    asks=st.lists(ASKS, min_size=2, max_size=7),
+    n_pages=st.sampled_from([LIMIT, LIMIT, LIMIT + 1, LIMIT + 3, 2 * LIMIT]),
+    most=st.integers(1, 5),
+    prefill_tokens=st.integers(1, 24),
+    streams=st.booleans(),
+    tick=st.sampled_from([0.001, 0.05, 0.2]),
+    broken_steps=st.one_of(st.just(frozenset()), NUMBERS),
+    broken_logits=st.one_of(st.just(frozenset()), NUMBERS),
+    files=st.sampled_from(["none", "spill", "keep", "keep"]),
+    answers=st.lists(st.sampled_from(["late", "late", "now", "refused", "fails", "never"]), min_size=1, max_size=6).map(
+        tuple
+    ),
+    damaged=st.one_of(st.just(frozenset()), NUMBERS),
+    deaf=st.sampled_from([False, False, False, True]),
+)
+
+
+class Clock:
+    """`time`, as the modules under test see it."""
+
+    def __init__(self, tick: float) -> None:
+        self.now, self._tick = 0.0, tick
+        self.slept: Callable[[], None] = lambda: None
+
+    def monotonic(self) -> float:
+        self.now += self._tick
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept()
+
+
+class Files:
+    """Pages on a disk that answers as `case` says. A page that changes while it is being written is an error."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._pages: dict[bytes, tuple[bytes, int, list[int], list[torch.Tensor]]] = {}
+        self._jobs: list[Callable[[], None]] = []
+        self._never: list[Callable[[], None]] = []
+        self.writes = self.reads = 0
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._pages
+
+    def used(self, keys: Sequence[bytes]) -> None: ...
+
+    def read(self, key: bytes, prior: bytes, start: int, tokens: Sequence[int]) -> list[torch.Tensor] | None:
+        self.reads += 1
+        if key not in self._pages or self.reads in self._case.damaged:
+            self._pages.pop(key, None)
+            return None
+        *names, layers = self._pages[key]
+        assert names == [prior, start, list(tokens)]
+        event("a page was read")
+        return layers
+
+    def write(self, key, prior, start, tokens, latents, done) -> None:
+        answer = self._case.answers[self.writes % len(self._case.answers)]
+        self.writes += 1
+        before = torch.stack(latents()).clone()
+
+        def finish() -> None:
+            layers = [layer.clone() for layer in latents()]
+            assert torch.equal(torch.stack(layers), before)
+            if answer != "fails":
+                self._pages[key] = (prior, start, list(tokens), layers)
+            done(answer != "fails")
+
+        if answer == "now":
+            finish()
+        elif answer == "refused":
+            done(False)
+        else:
+            (self._never if answer == "never" else self._jobs).append(finish)
+
+    def work(self) -> None:
+        if self._jobs:
+            self._jobs.pop(0)()
+
+    def end(self) -> None:
+        for job in [*self._jobs, *self._never]:
+            job()
+        self._jobs, self._never = [], []
+
+
+class Breaking(FakeDecoder):
+    """Fails in the steps and logits that `case` names."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self._case, self._asked = case, 0
+
+    def hidden(self, tokens, positions, context, after_layer=None):
+        if len(self.steps) + 1 in self._case.broken_steps:
+            self.fail_at = len(self.steps) + 1
+        return super().hidden(tokens, positions, context, after_layer)
+
+    def logits(self, hidden):
+        self._asked += 1
+        if self._asked in self._case.broken_logits:
+            raise OSError("the head can't be read")
+        return super().logits(hidden)
+
+
+class Run:
+    """One case from its first request to an idle scheduler."""
+
+    def __init__(self, case: Case, clock: Clock) -> None:
+        self.case, self._now = case, 0
+        self.files = None if case.files == "none" else Files(case)
+        self.bench = Bench(
+            case.n_pages,
+            case.most,
+            self.files,
+            decoder=Breaking(case),
+            keep_all=case.files == "keep",
+            prefill_tokens=case.prefill_tokens,
+            streams=case.streams,
+            poll=self._pass,
+        )
+        clock.slept = self._slept
+        self._coming = sorted(case.asks, key=lambda ask: ask.at)
+        self._asked: list[Ask] = []
+
+    def _slept(self) -> None:
+        if self.files is not None:
+            self.files.work()
+
+    def _pass(self) -> None:
+        """A layer or a turn has passed."""
+        self._now += 1
+        self._slept()
+        while self._coming and self._coming[0].at <= self._now:
+            self._ask(self._coming.pop(0))
+        for ask, asked in zip(self._asked, self.bench.replies, strict=True):
+            if ask.cancel_at is not None and ask.cancel_at <= self._now:
+                asked.cancelled = True
+
+    def _ask(self, ask: Ask) -> None:
+        extra = {"prompt_logprobs": 1} if ask.scores else {}
+        params = PARAMS[ask.params] | extra
+        told = self.bench.ask(ask.tokens, ask.max_tokens, ask.tenant, ask.priority, **params)
+        if self.case.deaf and not self._asked:
+
+            def sink(said) -> None:
+                told.append(said)
+                raise RuntimeError("nobody listens")
+
+            self.bench.replies[-1]._sink = sink
+        self._asked.append(ask)
+
+    def to_the_end(self) -> None:
+        scheduler = self.bench.scheduler
+        for _ in range(MOST_TURNS):
+            self._pass()
+            if not scheduler.busy and not self._coming:
+                break
+            scheduler.turn()
+            assert len(scheduler.running) <= self.case.most
+            self._holders_are_known()
+        else:
+            raise AssertionError("the scheduler does not come to an end")
+        if scheduler.counts.preemptions:
+            event("a reply gave way")
+
+    def _holders_are_known(self) -> None:
+        """Every page is held by whom it should be, and by nobody else."""
+        cache, pool = self.bench.cache, self.bench.pool
+        cache.settle()
+        held = Counter(page for each in self.bench.scheduler.running for page in each.timeline.pages)
+        held.update(each.page for each in cache._held.values())
+        held.update(cache._writing)
+        assert {page: pool.holders(page) for page in range(pool.n_pages)} == {
+            page: held[page] for page in range(pool.n_pages)
+        }
+        assert all(each.timeline is None for each in self.bench.replies if each not in self.bench.scheduler.running)
+
+    def check(self) -> None:
+        bench = self.bench
+        assert bench.pool.free_pages + bench.cache.idle_pages == bench.pool.n_pages
+        assert not bench.scheduler._loading
+        assert not bench.scheduler._sweeping
+        for i, (ask, told) in enumerate(zip(self._asked, bench.told, strict=True)):
+            self._check_reply(i, ask, told)
+        assert sum(bench.scheduler.finished.values()) == len(self.case.asks)
+        if self.files is not None:
+            self.files.end()
+        bench.nothing_is_held()
+
+    def _check_reply(self, i: int, ask: Ask, told: list) -> None:
+        last = [isinstance(each, Finished | Failed) for each in told]
+        assert last.count(True) == 1
+        assert last[-1]
+        admitted = [at for at, each in enumerate(told) if isinstance(each, Admitted)]
+        assert admitted in ([], [0])
+        expected, said = lone(ask), reply(told)
+        if isinstance(told[-1], Finished) and told[-1].reason != "cancelled":
+            assert said == list(expected)
+        else:
+            assert said[:-1] == list(expected[: len(said) - 1])
+            self._may_end_so(i, ask, told[-1])
+        self._check_scores(ask, told)
+        if admitted:
+            others = [at for at, other in enumerate(self._asked) if other.tenant == ask.tenant and at != i]
+            known = max((common(ask.tokens, self.bench.replies[at].tokens) for at in others), default=0)
+            assert told[0].reused <= min(known, len(ask.tokens) - 1)
+            if told[0].reused:
+                event("a prefix was found")
+        event(f"a reply ended: {type(told[-1]).__name__}")
+
+    def _may_end_so(self, i: int, ask: Ask, last: Finished | Failed) -> None:
+        case = self.case
+        if isinstance(last, Finished):
+            assert ask.cancel_at is not None or (case.deaf and i == 0)
+        elif isinstance(last.error, ContextError):
+            assert "never" in case.answers
+        else:
+            assert case.broken_steps or case.broken_logits
+
+    def _check_scores(self, ask: Ask, told: list) -> None:
+        scores = [score for each in told if isinstance(each, PromptScores) for score in each.scores]
+        if not ask.scores:
+            assert not scores
+            return
+        expected = lone_scores(tuple(ask.tokens))
+        assert [(each.token, each.logprob) for each in scores] == list(expected[: len(scores)])
+        if any(isinstance(each, TokenEvent) for each in told):
+            assert len(scores) == len(expected)
+
+
+@cache
+def lone(ask: Ask) -> tuple:
+    return lone_reply(tuple(ask.tokens), ask.max_tokens, ask.params)
+
+
+@cache
+def lone_reply(tokens: tuple[int, ...], max_tokens: int, params: int) -> tuple:
+    return tuple(alone(list(tokens), max_tokens, **PARAMS[params]))
+
+
+@cache
+def lone_scores(tokens: tuple[int, ...]) -> tuple:
+    if len(tokens) < 2:
+        return ()
+    pool = PagePool(SPEC.n_layers, SPEC.latent_dim, PAGE, LIMIT, FakeDecoder().dtype)
+    scores = Session(FakeDecoder(), pool, fingerprint="x").score(list(tokens)).tolist()
+    return tuple(zip(tokens[1:], scores, strict=True))
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def run(case: Case) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock(case.tick)
+        for module in (reply_module, scheduler_module, prefix_cache_module):
+            patch.setattr(module, "time", clock)
+        at_work = Run(case, clock)
+        at_work.to_the_end()
+        at_work.check()
+
+
+@given(CASES)
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_comes_each_reply_is_what_it_is_alone(case):
+    run(case)
