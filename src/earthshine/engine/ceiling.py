@@ -11,6 +11,7 @@ from earthshine.errors import BudgetError
 from earthshine.machine import memory_resident
 from earthshine.units import format_bytes
 
+WATCHED_ROWS = 32  # of a step, from which on it is looked at after each layer: 20 us against milliseconds
 NEAR_BYTES = 48 << 20  # below the ceiling: slots go before it is reached, so that a step has room to allocate
 
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
@@ -113,6 +113,7 @@ class Engine:
             max_stall=self.options.max_stall,
             ceiling=model.ceiling,
             poll=self._poll,
+            set_pause=self._set_pause,
         )
         self._mail: deque[Reply] = deque()
         self._changed = threading.Condition()
@@ -276,6 +277,9 @@ class Engine:
         if self._ending:
             for reply in (*self._scheduler.running, *self._scheduler.waiting):
                 reply.cancelled = True
+
+    def _set_pause(self, pause: Callable[[], None] | None) -> None:
+        self._model.experts.pause = pause
 
     def _finished(self) -> None:
         left = len(self._scheduler.running) + len(self._scheduler.waiting)

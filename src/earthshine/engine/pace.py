@@ -13,11 +13,24 @@ class Pace:
     def __init__(self) -> None:
         self._sweeps: dict[int, float] = {}  # by the exponent of the least power of two that holds the tokens
         self.decode_seconds = 0.0  # of the last steps without a prompt
+        self._breath = 0.0  # seconds a token of the longest time within a sweep in which nobody else could be served
 
     def swept(self, tokens: int, seconds: float) -> None:
         size = (tokens - 1).bit_length()
         known = self._sweeps.get(size)
         self._sweeps[size] = seconds if known is None else _OLD * known + (1 - _OLD) * seconds
+
+    def held_up(self, tokens: int, seconds: float) -> None:
+        """The longest time between two moments of a sweep at which others could be served."""
+        self._breath = seconds / tokens if self._breath == 0 else _OLD * self._breath + (1 - _OLD) * seconds / tokens
+
+    def breath_seconds(self, tokens: int) -> float:
+        """That time for a sweep of so many tokens, as far as it is known."""
+        return self._breath * tokens
+
+    def tokens_in_a_breath(self, seconds: float) -> int | None:
+        """How many tokens a sweep may have to let others be served within `seconds`; None where none was seen."""
+        return None if self._breath == 0 else int(seconds / self._breath)
 
     def decoded(self, seconds: float) -> None:
         known = self.decode_seconds

@@ -2,9 +2,10 @@
 
 Every turn ends what was cancelled, brings waiting requests in, and computes one step. Prompts pass through the model
 together, layer by layer, each with a fair share of a sweep. Replies that are being written ride along where the sweep
-is expected to take no longer than `max_stall`; else they take steps of their own between the sweep's layers, as often
-as that bound asks (or, where a step takes long itself, so that the sweep keeps half of the time). When pages run out,
-the last in order gives its own back and waits; its full pages stay in the cache as long as there is room, and on disk.
+is expected to take no longer than `max_stall`; else they take steps of their own between the sweep's layers and, where
+experts stream, between groups of them, as often as that bound asks (or, where a step takes long itself, so that the
+sweep keeps half of the time). When pages run out, the last in order gives its own back and waits; its full pages stay
+in the cache as long as there is room, and on disk.
 
 The invariant: no reply's tokens depend on which others there are. One thread runs this; nothing here blocks on another.
 """
@@ -18,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from earthshine.engine.ceiling import Ceiling
+from earthshine.engine.ceiling import WATCHED_ROWS, Ceiling
 from earthshine.engine.pace import Pace, fair_shares
 from earthshine.engine.reply import Reply
 from earthshine.engine.request import Finished
@@ -48,7 +49,8 @@ class Counts:
 
 class Scheduler:
     """`most`: replies that are computed at once; `streams`: experts come from disk, so that a sweep costs as much for
-    few tokens as for many; `poll` is called between layers and may add and cancel."""
+    few tokens as for many; `poll` is called between layers and may add and cancel; `set_pause` names what experts are
+    to call in the middle of a layer, as ExpertStore.pause says."""
 
     def __init__(
         self,
@@ -63,16 +65,18 @@ class Scheduler:
         streams: bool = True,
         ceiling: Ceiling | None = None,
         poll: Callable[[], None] = lambda: None,
+        set_pause: Callable[[Callable[[], None] | None], None] = lambda pause: None,
     ) -> None:
         self._decoder, self._pool, self._cache, self._ceiling = decoder, pool, cache, ceiling
         self._most, self._context_tokens, self._prefill_tokens = most, context_tokens, prefill_tokens
-        self._max_stall, self._poll, self._streams = max_stall, poll, streams
+        self._max_stall, self._poll, self._set_pause, self._streams = max_stall, poll, set_pause, streams
         self.waiting: list[Reply] = []
         self.running: list[Reply] = []
         self.counts = Counts()
         self.finished: Counter[str] = Counter()  # by reason
         self.pace = Pace()
         self._sweeping: frozenset[Reply] = frozenset()  # prompts of the sweep under way
+        self._spent = 0.0  # seconds within sweeps that went to others
         self._loading: dict[Reply, list[PageKey]] = {}  # pages that are to come from disk, first of all
 
     @property
@@ -93,7 +97,7 @@ class Scheduler:
         ready = [reply for reply in self.running if reply not in self._loading]
         writing = [reply for reply in ready if reply.decoding]
         prompts = [reply for reply in ready if not reply.decoding]
-        rows = self._prompt_rows(prompts, self._sweep_tokens() - len(writing))
+        rows = self._prompt_rows(prompts, self._sweep_tokens(bool(writing)) - len(writing))
         expected = self.pace.sweep_seconds(sum(rows.values())) if rows else 0.0
         if writing and rows and (expected is None or expected > self._max_stall):
             self._sweep(rows, writing)
@@ -201,12 +205,14 @@ class Scheduler:
 
     # --- what is computed
 
-    def _sweep_tokens(self) -> int:
-        """As many as activations have room for; where smaller sweeps cost no more by the token, as many as keep nobody
-        waiting longer than `max_stall`."""
-        if self._streams:
-            return self._prefill_tokens
-        return min(self._prefill_tokens, max(LEAST_SWEEP, self.pace.tokens_within(self._max_stall)))
+    def _sweep_tokens(self, others_write: bool) -> int:
+        """As many as activations have room for, but while others write no more than let them be served in time: where
+        smaller sweeps cost no more by the token, the whole sweep ends within `max_stall`; where experts stream, no more
+        than the bound goes by between two moments at which they can be."""
+        if not self._streams:
+            return min(self._prefill_tokens, max(LEAST_SWEEP, self.pace.tokens_within(self._max_stall)))
+        most = self.pace.tokens_in_a_breath(self._bound) if others_write else None
+        return self._prefill_tokens if most is None else min(self._prefill_tokens, max(LEAST_SWEEP, most))
 
     def _prompt_rows(self, prompts: Sequence[Reply], room: int) -> dict[Reply, int]:
         """How many tokens of each prompt the next sweep takes."""
@@ -215,38 +221,67 @@ class Scheduler:
         return {reply: share for reply, share in zip(prompts, shares, strict=True) if share}
 
     def _sweep(self, rows: dict[Reply, int], writing: Sequence[Reply]) -> None:
-        """Prompts alone; between their layers those who write take steps of their own."""
+        """Prompts alone; those who write take steps of their own between layers and between groups of experts."""
+        tokens = sum(rows.values())
+        longest, last = 0.0, time.monotonic()
 
-        def between(_: int) -> None:
+        def serve() -> None:
+            nonlocal longest, last
+            longest = max(longest, time.monotonic() - last)
             present = [reply for reply in writing if not reply.ended and not reply.cancelled and reply in self.running]
-            longest = max(self._max_stall, 2 * self.pace.decode_seconds) - self.pace.decode_seconds
-            if present and time.monotonic() - min(reply.said_at for reply in present) >= longest:
+            if present and self._is_due(present, tokens):
+                self._set_pause(None)
                 self._compute(dict.fromkeys(present, 1))
+                self._set_pause(pause)
+            last = time.monotonic()
+
+        def pause() -> None:
+            self._poll()
+            if all(reply.cancelled for reply in rows):
+                raise _Abandoned
+            paused = time.monotonic()
+            serve()
+            self._spent += time.monotonic() - paused
 
         self._sweeping = frozenset(rows)
+        self._set_pause(pause)
         try:
-            self._compute(rows, between)
+            self._compute(rows, serve)
         finally:
+            self._set_pause(None)
             self._sweeping = frozenset()
+        self.pace.held_up(tokens, longest)
 
-    def _compute(self, rows: dict[Reply, int], between: Callable[[int], None] = lambda _: None) -> None:
+    @property
+    def _bound(self) -> float:
+        """Seconds that a sweep may hold up others: with steps that take long themselves it keeps half of the time."""
+        return max(self._max_stall, 2 * self.pace.decode_seconds)
+
+    def _is_due(self, writing: Sequence[Reply], tokens: int) -> bool:
+        """Whether one of `writing` would wait beyond the bound if it were served at the next moment instead of at this
+        one. Never before half of the bound, so that a sweep of long breaths goes on too."""
+        bound, step = self._bound, self.pace.decode_seconds
+        longest = max(bound / 2, bound - self.pace.breath_seconds(tokens)) - step
+        return time.monotonic() - min(reply.said_at for reply in writing) >= longest
+
+    def _compute(self, rows: dict[Reply, int], between: Callable[[], None] = lambda: None) -> None:
         """One step of these tokens, and what follows from it. A failure ends only whom it concerns."""
         self._make_room(rows)
         if not rows:
             return
         prompt_tokens = sum(count for reply, count in rows.items() if not reply.decoding)
-        began, spent = time.monotonic(), 0.0
+        watched = self._ceiling is not None and sum(rows.values()) > WATCHED_ROWS
+        began, spent_before = time.monotonic(), self._spent
 
         def after_layer(index: int) -> None:
-            nonlocal spent
             self._poll()
-            if self._ceiling is not None:
+            if self._ceiling is not None and watched:
                 self._ceiling.check()
             if all(reply.cancelled for reply in rows):
                 raise _Abandoned
             paused = time.monotonic()
-            between(index)
-            spent += time.monotonic() - paused
+            between()
+            self._spent += time.monotonic() - paused
 
         try:
             hidden = self._step(rows, after_layer)
@@ -255,7 +290,7 @@ class Scheduler:
         except Exception as error:
             self._failed(rows, error, between)
             return
-        self._timed(rows, prompt_tokens, time.monotonic() - began - spent)
+        self._timed(rows, prompt_tokens, time.monotonic() - began - (self._spent - spent_before))
         self._keep(rows, hidden)
 
     def _step(self, rows: dict[Reply, int], after_layer: Callable[[int], None]) -> list[Tensor]:
@@ -340,7 +375,7 @@ class Scheduler:
         except Exception as error:
             reply.fail(as_ours(error))
 
-    def _failed(self, rows: dict[Reply, int], error: Exception, between: Callable[[int], None]) -> None:
+    def _failed(self, rows: dict[Reply, int], error: Exception, between: Callable[[], None]) -> None:
         """A step of several is taken again one by one, so that only whom the failure concerns bears it."""
         if len(rows) == 1:
             next(iter(rows)).fail(as_ours(error))

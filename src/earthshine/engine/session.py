@@ -12,7 +12,7 @@ from operator import index
 import torch
 from torch import Tensor
 
-from earthshine.engine.ceiling import Ceiling
+from earthshine.engine.ceiling import WATCHED_ROWS, Ceiling
 from earthshine.engine.reply import SCORE_ROWS
 from earthshine.engine.request import Finished, TokenEvent
 from earthshine.engine.sampling import Sampler, SamplingParams
@@ -20,8 +20,6 @@ from earthshine.engine.step import Model, StepRow, step
 from earthshine.errors import BlobError, CheckpointError, ContextError, UsageError
 from earthshine.kv import BlobHeader, BlobLayout, KVBlob, LatentFormat, PagePool, Timeline, common_prefix
 from earthshine.spec import ModelSpec
-
-WATCHED_ROWS = 32  # of a step, from which on the ceiling is looked at after each layer: 20 us against milliseconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from earthshine.weights.reading import Reader
 from earthshine.weights.residency import Arrivals, Held, Residency
 
 _EACH_BYTES = 64 << 20  # of outputs that are not summed yet: 2340 pairs of Kimi-K2.6
+_GROUP = 32  # experts between two pauses: 0.8 GB of Kimi-K2.6's
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,12 @@ class _Pairs:
     def __len__(self) -> int:
         return self.begin[-1]
 
+    def part(self, first: int, last: int) -> "_Pairs":
+        """Of experts `first` to `last`."""
+        begin = self.begin[first : last + 1]
+        token, weight = self.token[begin[0] : begin[-1]], self.weight[begin[0] : begin[-1]]
+        return _Pairs(self.experts[first:last], [at - begin[0] for at in begin], token, weight)
+
 
 def _pairs(chosen: Tensor, weight: Tensor) -> _Pairs:
     if chosen.shape[0] == 1:  # a decoded token: 20 us less
@@ -69,7 +76,10 @@ def _pairs(chosen: Tensor, weight: Tensor) -> _Pairs:
 
 
 class ExpertStore:
-    """`models`' Experts over a checkpoint, holding `slots_per_layer` experts of each layer and reading the rest."""
+    """`models`' Experts over a checkpoint, holding `slots_per_layer` experts of each layer and reading the rest.
+
+    `pause`, where it is set, is called between groups of the experts of a call, and may call `ffn` for other tokens.
+    """
 
     def __init__(
         self,
@@ -95,6 +105,7 @@ class ExpertStore:
             manifest=manifest,
         )
         self._checkpoint, self._reader, self._dtype = checkpoint, reader, dtype
+        self.pause: Callable[[], None] | None = None
         self._hits = 0
         self._compute_seconds = 0.0
 
@@ -131,18 +142,31 @@ class ExpertStore:
         if home.whole and len(resident) == home.n_experts[layer] and len(pairs) <= rows:
             self._all_held([resident[expert] for expert in pairs.experts], x, pairs, total)
             return total.to(x.dtype)
+        home.learn(layer, chosen.numpy(), pairs.experts, np.diff(pairs.begin))
+        wanted, x, pause = x.dtype, x.to(self._dtype).contiguous(), self.pause
+        each = _GROUP if pause is not None else len(pairs.experts)
+        for first in range(0, len(pairs.experts), each):
+            if first and pause is not None:
+                pause()
+            self._group(layer, x, pairs, first, min(first + each, len(pairs.experts)), total)
+        return total.to(wanted)
+
+    def _group(self, layer: int, x: Tensor, pairs: "_Pairs", first: int, last: int, total: Tensor) -> None:
+        """Adds what experts `first` to `last` of `pairs` give. Before and after it no read is under way."""
+        home, resident = self._residency, self._residency.resident(layer)
         home.begin()
-        kept = home.choose(layer, chosen.numpy(), pairs.experts, np.diff(pairs.begin))
-        arrivals = home.arrivals((layer, expert) for expert in pairs.experts if expert not in resident)
-        call = _Call(layer, x.to(self._dtype).contiguous(), pairs, kept, resident, arrivals)
-        n_hits = sum(expert in resident for expert in pairs.experts)
-        if 0 < n_hits < len(pairs.experts) and 2 * len(pairs) <= rows:  # the hits' outputs are there twice for a moment
-            self._hits_first(call, total)
+        kept = home.keep(layer, pairs.experts[first:])
+        part = pairs if last - first == len(pairs.experts) else pairs.part(first, last)
+        rows = max(1, _EACH_BYTES // (4 * x.shape[1]))
+        arrivals = home.arrivals((layer, expert) for expert in part.experts if expert not in resident)
+        call = _Call(layer, x, part, kept, resident, arrivals)
+        n_hits = sum(expert in resident for expert in part.experts)
+        if 0 < n_hits < len(part.experts) == len(pairs.experts) and 2 * len(part) <= rows:
+            self._hits_first(call, total)  # the hits' outputs are there twice for a moment
         else:
             self._in_waves(call, rows, total)
         self._hits += n_hits
         home.end()
-        return total.to(x.dtype)
 
     def preload(self, progress: Callable[[int, int], None]) -> None:
         """Fills the slots of a store that has one for every expert; `progress` is told bytes done and bytes in all.

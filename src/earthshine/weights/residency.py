@@ -137,21 +137,25 @@ class Residency:
             raise UsageError(f"Layer {layer} has no routed experts.")
         return found
 
-    def choose(self, layer: int, chosen: NDArray[np.int64], experts: list[int], n_pairs: NDArray[np.int64]) -> set[int]:
-        """The experts that should have slots after this call; a slot that is neither kept nor used now is freed.
-
-        chosen: [tokens, top_k]; experts: the distinct ones, ascending; n_pairs: how often each was chosen.
-        """
-        resident = self._resident[layer]
+    def learn(self, layer: int, chosen: NDArray[np.int64], experts: list[int], n_pairs: NDArray[np.int64]) -> None:
+        """Tells the policy of a step. chosen: [tokens, top_k]; experts: the distinct ones, ascending; n_pairs: how
+        often each was chosen."""
         policy = self._policy.get(layer)
         if policy is None:
-            return resident.keys() | set(experts) if self._n_slots[layer] else set()
+            return
         if len(chosen) > _BATCH_TOKENS:
             once = np.ones(chosen.shape[1])
             for row in chosen[-_PROMPT_STEPS:]:
                 policy.step(row, once)
         else:
             policy.step(_ids(experts), n_pairs / len(chosen))
+
+    def keep(self, layer: int, experts: list[int]) -> set[int]:
+        """The experts that should have slots once `experts` are used; slots neither kept nor used are freed now."""
+        resident = self._resident[layer]
+        policy = self._policy.get(layer)
+        if policy is None:
+            return resident.keys() | set(experts) if self._n_slots[layer] else set()
         missed = _ids(expert for expert in experts if expert not in resident)
         kept = set(policy.kept(_ids(resident), missed, self._n_slots[layer]).tolist())
         for expert in resident.keys() - kept - set(experts):

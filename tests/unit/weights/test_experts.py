@@ -108,6 +108,47 @@ def test_slots_order_of_reads_and_waves_do_not_change_a_bit(
         assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True)), (slots, transit)
 
 
+@pytest.mark.parametrize(("slots", "transit"), [(0, 1), (1, 2), (2, 1), (5, 2)])
+def test_other_tokens_may_pass_through_in_the_middle_of_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slots: int, transit: int
+) -> None:
+    """A call of forty tokens, with calls of its own layer and of another one between its groups of two experts."""
+    checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
+    plain = store(checkpoint, N_EXPERTS, 0)
+    long, others = request(40), [(layer, request(3, seed=9 + layer)) for layer in (1, 2)]
+    wanted, others_wanted = plain.ffn(1, *long), [plain.ffn(layer, *parts) for layer, parts in others]
+    monkeypatch.setattr(experts_module, "_GROUP", 2)
+    experts, found = store(checkpoint, slots, transit), []
+
+    def pause() -> None:
+        experts.pause = None
+        experts.give_back(1)
+        found.append([experts.ffn(layer, *parts) for layer, parts in others])
+        experts.pause = pause
+
+    experts.pause = pause
+    assert torch.equal(experts.ffn(1, *long), wanted)
+    assert len(found) == N_EXPERTS // 2 - 1
+    assert all(torch.equal(a, b) for each in found for a, b in zip(each, others_wanted, strict=True))
+    experts.pause = None
+    assert torch.equal(experts.ffn(1, *long), wanted)
+
+
+def test_a_call_that_is_left_in_a_pause_leaves_the_store_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experts, long = store(open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32)), 2), request(40)
+    wanted = experts.ffn(1, *long)
+    monkeypatch.setattr(experts_module, "_GROUP", 2)
+
+    def leave() -> None:
+        raise InterruptedError
+
+    experts.pause = leave
+    with pytest.raises(InterruptedError):
+        experts.ffn(1, *long)
+    experts.pause = None
+    assert torch.equal(experts.ffn(1, *long), wanted)
+
+
 def test_the_order_of_a_tokens_choices_does_not_matter(tmp_path: Path) -> None:
     experts = store(open_tiny(tmp_path, tiny_spec()), N_EXPERTS)
     x, chosen, weight = request(6, top_k=4)
