@@ -10,39 +10,16 @@ request pays. Ends with one line of JSON.
 import argparse
 import json
 import random
-import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-
-
-@contextmanager
-def serving(options: argparse.Namespace, folder: Path) -> Iterator[str]:
-    """A server that keeps its pages in `folder`; its address. Ends it by SIGTERM and waits."""
-    command = [str(Path(sys.executable).parent / "earthshine"), "serve", str(options.model), "--port", "0"]
-    command += ["--batch", "2", "--context", str(options.tokens + 256), "--disk-cache", "8GiB"]
-    command += ["--disk-cache-folder", str(folder)] + (["--memory", options.memory] if options.memory else [])
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if found := re.search(r"OPENAI_BASE_URL=(\S+)", line):
-                yield found[1]
-                return
-        raise SystemExit(f"the server did not start: exit code {process.wait()}")
-    finally:
-        process.terminate()
-        process.wait(120)
-        process.stdout.close()
+from served import serving
 
 
 def first_token(url: str, ids: list[int]) -> tuple[float, list[int], int]:
@@ -50,7 +27,7 @@ def first_token(url: str, ids: list[int]) -> tuple[float, list[int], int]:
     body: dict[str, Any] = {"prompt": ids, "max_tokens": 8, "temperature": 0, "ignore_eos": True, "stream": True}
     body |= {"stream_options": {"include_usage": True}, "logprobs": 0}
     began, first, said, cached = time.monotonic(), 0.0, [], 0
-    with httpx.stream("POST", f"{url}/completions", json=body, timeout=3600) as answer:
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=3600) as answer:
         for line in answer.iter_lines():
             if not line.startswith("data: {"):
                 continue
@@ -67,10 +44,12 @@ def one_round(options: argparse.Namespace, seed: int) -> dict[str, float]:
     draw = random.Random(seed)
     ids = [draw.randrange(100, 5000) for _ in range(options.tokens)]
     folder = Path(tempfile.mkdtemp(dir=options.work))
+    more = ["--batch", "2", "--context", str(options.tokens + 256), "--disk-cache", "8GiB"]
+    more += ["--disk-cache-folder", str(folder)] + (["--memory", options.memory] if options.memory else [])
     found = []
     try:
         for _ in range(2):
-            with serving(options, folder) as url:
+            with serving(str(options.model), more) as (url, _):
                 first_token(url, ids[-40:])
                 found.append(first_token(url, ids))
     finally:

@@ -12,16 +12,14 @@ import argparse
 import asyncio
 import json
 import random
-import re
-import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
+from served import serving
 
 TOPICS = (
     "list files by size",
@@ -171,18 +169,6 @@ def summary(tally: Tally, last: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def started(options: argparse.Namespace) -> tuple[subprocess.Popen[str], str]:
-    """The server and its address, as it prints it."""
-    command = [str(Path(sys.executable).parent / "earthshine"), "serve", options.model, "--port", "0"]
-    command += ["--batch", str(options.conversations), *options.serve]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if found := re.search(r"https?://[\w.:\[\]]+[0-9]", line):
-            return process, found[0]
-    raise SystemExit(f"the server did not start: exit code {process.wait()}")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gleam")
@@ -192,14 +178,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("serve", nargs="*", help="more options for earthshine serve, after --")
     options = parser.parse_args()
-    process, url = started(options)
-    try:
+    with serving(options.model, ["--batch", str(options.conversations), *options.serve]) as (url, _):
         found = asyncio.run(course(url, options))
-    finally:
-        process.terminate()
-        code = process.wait(60)
-    print(json.dumps(found | {"exit_code": code}, indent=1))
-    sound = not (found["wrong"] or found["pages_lost"] or found["left_running"] or code)
+    print(json.dumps(found, indent=1))
+    sound = not (found["wrong"] or found["pages_lost"] or found["left_running"])
     return 0 if sound and found["resident_last_fifth"] <= found["budget"] else 1
 
 

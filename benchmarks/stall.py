@@ -10,9 +10,7 @@ the reply and alone. From the first prompt the scheduler learns what a sweep cos
 import argparse
 import json
 import random
-import re
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -20,18 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import httpx
-
-
-def started(options: argparse.Namespace) -> tuple[subprocess.Popen[str], str]:
-    command = [str(Path(sys.executable).parent / "earthshine"), "serve", str(options.model), "--port", "0"]
-    command += ["--batch", "2", "--context", str(options.prompt + 1024), "--max-stall", str(options.max_stall)]
-    command += ["--memory", options.memory] if options.memory else []
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if found := re.search(r"OPENAI_BASE_URL=(\S+)", line):
-            return process, found[1]
-    raise SystemExit(f"the server did not start: exit code {process.wait()}")
+from served import serving
 
 
 def arrivals(url: str, seed: int, prompt: int, tokens: int, found: list[float]) -> None:
@@ -40,7 +27,7 @@ def arrivals(url: str, seed: int, prompt: int, tokens: int, found: list[float]) 
     ids = [draw.randrange(100, 5000) for _ in range(prompt)]
     body = {"prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True, "logprobs": 0}
     found.append(time.monotonic())
-    with httpx.stream("POST", f"{url}/completions", json=body, timeout=3600) as answer:
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=3600) as answer:
         for line in answer.iter_lines():
             if line.startswith("data: {") and '"token_logprobs":[' in line:
                 found.append(time.monotonic())
@@ -80,12 +67,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=300, help="of the reply under way (default 300)")
     parser.add_argument("--max-stall", type=float, default=1.0)
     options = parser.parse_args()
-    process, url = started(options)
-    try:
+    more = ["--batch", "2", "--context", str(options.prompt + 1024), "--max-stall", str(options.max_stall)]
+    with serving(str(options.model), more + (["--memory", options.memory] if options.memory else [])) as (url, _):
         found = measured(url, options)
-    finally:
-        process.terminate()
-        process.wait(120)
     print(json.dumps({"max_stall": options.max_stall, **found}))
     return 0
 
