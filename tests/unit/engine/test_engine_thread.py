@@ -20,7 +20,7 @@ PROMPT = [(7 * i * i + 3 * i + 11) % 6000 for i in range(150)]
 
 @contextmanager
 def engine(options: EngineOptions | None = None, **wishes) -> Iterator[Engine]:
-    model = load_model(GLEAM, Wishes(**({"memory_bytes": 1 << 30, "context_tokens": 512, "batch": 4} | wishes)))
+    model = load_model(GLEAM, Wishes(**({"context_tokens": 512, "batch": 4} | wishes)))
     made = Engine(model, options)
     try:
         yield made
