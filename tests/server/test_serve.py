@@ -1,5 +1,6 @@
 """`earthshine serve` as a process, its socket, its certificate, and signals."""
 
+import json
 import re
 import shutil
 import signal
@@ -69,6 +70,30 @@ def test_gleam_is_served_until_a_signal_and_finishes_what_it_has_begun():
     assert "hello" not in log
     assert "Traceback" not in log
     process.stderr.close()
+
+
+def test_a_base_model_completes_texts_and_says_that_it_takes_no_messages(tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(ROOT / "src" / "earthshine" / "gleam", folder, ignore=shutil.ignore_patterns("*.jinja", "__*"))
+    config = folder / "tokenizer_config.json"
+    if config.exists():
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": None}))
+    words = [str(folder) if word == "gleam" else word for word in SERVE]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        found = None
+        while found is None:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            found = re.search(r"OPENAI_BASE_URL=(\S+)", line)
+        done = httpx.post(f"{found[1]}/completions", json={"prompt": "tar xzf", "max_tokens": 4}, timeout=60)
+        assert done.status_code == 200
+        refused = httpx.post(f"{found[1]}/chat/completions", json={"messages": [{"role": "user", "content": "hi"}]})
+        assert refused.status_code == 400
+        assert "no chat template" in refused.json()["error"]["message"]
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

@@ -28,7 +28,14 @@ from earthshine.server.openai.completions import COMPLETIONS
 from earthshine.server.openai.responses import RESPONSES
 from earthshine.server.replies import Replies
 from earthshine.settings import read_settings
-from earthshine.text import ChatTemplate, Tokenizer, leaves_thinking_open, load_template, load_tokenizer
+from earthshine.text import (
+    ChatTemplate,
+    Tokenizer,
+    has_template,
+    leaves_thinking_open,
+    load_template,
+    load_tokenizer,
+)
 from earthshine.units import format_bytes, parse_bytes
 from earthshine.untrusted import shown
 
@@ -65,13 +72,15 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
     with bound:
         folder = find_model(model)
         names = _names(options.names, folder)
-        tokenizer, template = load_tokenizer(folder), load_template(folder)
+        tokenizer = load_tokenizer(folder)
+        template = load_template(folder) if has_template(folder) else None  # a base model completes texts alone
         loaded = options.holding.load(folder)
         try:
             tokenizer.require_fit(loaded.spec.vocab_size, loaded.spec.stop_tokens)
             engine = Engine(loaded, engine_options)
             replies = _replies(loaded, folder, engine, tokenizer, template)
-            thinks, keeps = _thinks(tokenizer, template), template.can_preserve_thinking
+            thinks = template is not None and _thinks(tokenizer, template)
+            keeps = template is not None and template.can_preserve_thinking
             served = Served(names, int(time.time()), engine.context_tokens, thinks, keeps, tokenizer.decode)
             service = _service(replies, engine, served, access, options)
             service.tls = tls
@@ -115,7 +124,7 @@ def _names(given: tuple[str, ...], folder: Path) -> tuple[str, ...]:
 
 
 def _replies(
-    loaded: LoadedModel, folder: Path, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate
+    loaded: LoadedModel, folder: Path, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate | None
 ) -> Replies:
     spec = loaded.spec
     return Replies(

@@ -7,7 +7,7 @@ No torch, no network, no code from a model's folder.
 from earthshine.text.chat import ChatTemplate
 from earthshine.text.grammar import Grammar, Grammars, OutputRule, ReplyConstraint, ToolRule
 from earthshine.text.history import repair_history
-from earthshine.text.load import load_template, load_tokenizer
+from earthshine.text.load import has_template, load_template, load_tokenizer
 from earthshine.text.regions import (
     Content,
     Event,
@@ -40,6 +40,7 @@ __all__ = [
     "ToolCallStart",
     "ToolRule",
     "declare_tools",
+    "has_template",
     "leaves_thinking_open",
     "load_template",
     "load_tokenizer",

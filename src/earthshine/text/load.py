@@ -58,6 +58,15 @@ def _tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def has_template(folder: Path) -> bool:
+    """Whether the folder names a chat template, sound or not; base models have none. Raises TextError."""
+    if present(folder, "chat_template.jinja"):
+        return True
+    if not present(folder, "tokenizer_config.json"):
+        return False
+    return read_object(folder, "tokenizer_config.json", _MAX_CONFIG_BYTES).get("chat_template") is not None
+
+
 def load_template(folder: Path, *, clock: Callable[[], datetime] = datetime.now) -> ChatTemplate:
     """The chat template of a model's folder: `chat_template.jinja`, else `tokenizer_config.json`; raises TextError."""
     config: dict[str, Any] = {}
