@@ -11,21 +11,19 @@ The invariant: no reply's tokens depend on which others there are. One thread ru
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from earthshine.engine.admission import Admission, in_order
 from earthshine.engine.ceiling import WATCHED_ROWS, Ceiling
 from earthshine.engine.pace import Pace, fair_shares
 from earthshine.engine.reply import Reply
-from earthshine.engine.request import Finished
 from earthshine.engine.step import Model, StepRow, step
 from earthshine.errors import ContextError, EarthshineError
-from earthshine.kv import PageKey, PagePool, PrefixCache, Timeline
+from earthshine.kv import PagePool, PrefixCache
 
 LEAST_SWEEP = 256  # tokens: below that a resident model's kernels lose speed
 _LOAD_SHARE = 0.25  # of max_stall that a turn may spend on reading pages from disk
@@ -35,19 +33,7 @@ class _Abandoned(Exception):
     """Nobody waits any more for any prompt of a sweep."""
 
 
-@dataclass(slots=True)
-class Counts:
-    """Since the beginning: tokens of prompts that were looked up in the prefix cache, that were found there, that were
-    computed; tokens sampled; replies that gave way."""
-
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    preemptions: int = 0
-
-
-class Scheduler:
+class Scheduler(Admission):
     """`most`: replies that are computed at once; `streams`: experts come from disk, so that a sweep costs as much for
     few tokens as for many; `poll` is called between layers and may add and cancel; `set_pause` names what experts are
     to call in the middle of a layer, as ExpertStore.pause says."""
@@ -67,26 +53,12 @@ class Scheduler:
         poll: Callable[[], None] = lambda: None,
         set_pause: Callable[[Callable[[], None] | None], None] = lambda pause: None,
     ) -> None:
-        self._decoder, self._pool, self._cache, self._ceiling = decoder, pool, cache, ceiling
-        self._most, self._context_tokens, self._prefill_tokens = most, context_tokens, prefill_tokens
+        super().__init__(pool, cache, most, max_stall * _LOAD_SHARE)
+        self._decoder, self._ceiling = decoder, ceiling
+        self._context_tokens, self._prefill_tokens = context_tokens, prefill_tokens
         self._max_stall, self._poll, self._set_pause, self._streams = max_stall, poll, set_pause, streams
-        self.waiting: list[Reply] = []
-        self.running: list[Reply] = []
-        self.counts = Counts()
-        self.finished: Counter[str] = Counter()  # by reason
         self.pace = Pace()
-        self._sweeping: frozenset[Reply] = frozenset()  # prompts of the sweep under way
         self._spent = 0.0  # seconds within sweeps that went to others
-        self._loading: dict[Reply, list[PageKey]] = {}  # pages that are to come from disk, first of all
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.waiting or self.running)
-
-    def add(self, reply: Reply) -> None:
-        """Takes a request whose tokens were checked."""
-        self.waiting.append(reply)
-        self.waiting.sort(key=lambda waiting: waiting.order)
 
     def turn(self) -> None:
         """One step, or whatever can be done without one. Raises nothing that a single reply can bear."""
@@ -105,106 +77,6 @@ class Scheduler:
             self._compute(rows | dict.fromkeys(writing, 1))
         self._end()
 
-    # --- who runs
-
-    def _end(self) -> None:
-        """Takes out replies that have ended or were cancelled, but for those in the middle of a sweep."""
-        for reply in [*self.running, *self.waiting]:
-            if reply.cancelled:
-                reply.finish(Finished("cancelled"))
-            if reply.ended and reply not in self._sweeping:
-                self._drop(reply)
-
-    def _drop(self, reply: Reply) -> None:
-        reply.release()
-        self._loading.pop(reply, None)
-        (self.running if reply in self.running else self.waiting).remove(reply)
-        self.finished[reply.reason] += 1
-
-    def _admit(self) -> None:
-        """From the head of the queue, as long as there is room; one of higher priority may take a lower one's place."""
-        coming = {key.key for reply in self.running if not reply.decoding for key in self._prompt_keys(reply)}
-        for reply in list(self.waiting):
-            keys = [] if reply.scoring else self._prompt_keys(reply)
-            found = len(self._cache.pages(keys))
-            if found < len(keys) and keys[found].key in coming:
-                continue  # another computes that page now
-            while not self._has_room(reply, keys):
-                if not self.running or max(self.running, key=_order).request.priority <= reply.request.priority:
-                    return
-                self._preempt(max(self.running, key=_order))
-            self._start(reply, keys)
-            coming |= {key.key for key in self._prompt_keys(reply)}
-
-    def _prompt_keys(self, reply: Reply) -> list[PageKey]:
-        """Of full pages before the last token, which is computed in any case."""
-        return reply.keys(len(reply.tokens) - 1)
-
-    def _has_room(self, reply: Reply, keys: Sequence[PageKey]) -> bool:
-        """For its prompt, with a page for each reply that is being written."""
-        if len(self.running) >= self._most:
-            return False
-        if not self.running:
-            return True
-        found = self._cache.pages(keys)
-        needed = -(-(len(reply.tokens) + 1) // self._pool.page_tokens) - len(found)
-        promised = sum(-(-other.missing // self._pool.page_tokens) for other in self.running)
-        return needed + promised <= self._cache.room(besides=found)
-
-    def _start(self, reply: Reply, keys: list[PageKey]) -> None:
-        self.waiting.remove(reply)
-        self.running.append(reply)
-        reply.timeline = Timeline(self._pool)
-        pages = self._cache.find(keys)
-        reply.timeline.adopt(pages)
-        reply.shared = len(pages)
-        stored = keys[len(pages) : len(pages) + self._cache.on_disk(keys[len(pages) :])]
-        if stored:
-            self._loading[reply] = stored
-        else:
-            self._admitted(reply)
-
-    def _admitted(self, reply: Reply) -> None:
-        assert reply.timeline is not None
-        if reply.admitted_at is None:
-            self.counts.prefix_queries += 0 if reply.scoring else reply.n_prompt
-            self.counts.prefix_hits += reply.timeline.length
-        reply.admit(reply.timeline.length)
-
-    def _load(self) -> None:
-        """Pages from disk, for a bounded time, so that nobody waits long for another's."""
-        until = time.monotonic() + self._max_stall * _LOAD_SHARE
-        for reply, keys in list(self._loading.items()):
-            assert reply.timeline is not None
-            while keys and time.monotonic() < until:
-                key = keys[0]
-                found = self._cache.find([key])
-                if not found and self._cache.make_room(1):
-                    page = self._cache.load(key, reply.tokens_of(key))
-                    found = [] if page is None else [page]
-                if not found:  # damaged or gone, or no room: it is computed instead
-                    keys.clear()
-                    break
-                reply.timeline.adopt(found)
-                reply.shared += 1
-                keys.pop(0)
-            if not keys:
-                del self._loading[reply]
-                self._cache.touch(reply.keys(reply.timeline.length))
-                self._admitted(reply)
-
-    def _preempt(self, reply: Reply) -> None:
-        """It waits again, with its place in the order, and its pages move to disk if others need the room."""
-        if reply.timeline is not None:
-            self._cache.spill(reply.keys(reply.timeline.length))
-        reply.release()
-        self._loading.pop(reply, None)
-        self.running.remove(reply)
-        self.add(reply)
-        self.counts.preemptions += 1
-
-    # --- what is computed
-
     def _sweep_tokens(self, others_write: bool) -> int:
         """As many as activations have room for, but while others write no more than let them be served in time: where
         smaller sweeps cost no more by the token, the whole sweep ends within `max_stall`; where experts stream, no more
@@ -216,7 +88,7 @@ class Scheduler:
 
     def _prompt_rows(self, prompts: Sequence[Reply], room: int) -> dict[Reply, int]:
         """How many tokens of each prompt the next sweep takes."""
-        prompts = sorted(prompts, key=_order)
+        prompts = sorted(prompts, key=in_order)
         shares = fair_shares([reply.missing for reply in prompts], max(1, room))
         return {reply: share for reply, share in zip(prompts, shares, strict=True) if share}
 
@@ -310,7 +182,7 @@ class Scheduler:
             if self._cache.make_room(needed):
                 return
             others = [reply for reply in self.running if reply not in self._sweeping or reply in rows]
-            last = max(others, key=_order)
+            last = max(others, key=in_order)
             if len(self.running) == 1:
                 last.fail(ContextError("The latent cache has no page left for this reply; shorten it, or allow more."))
                 rows.pop(last, None)
@@ -383,10 +255,6 @@ class Scheduler:
         for reply, count in rows.items():
             if not reply.ended and not reply.cancelled and reply in self.running:
                 self._compute({reply: count}, between)
-
-
-def _order(reply: Reply) -> tuple[int, int]:
-    return reply.order
 
 
 def as_ours(error: Exception) -> EarthshineError:
