@@ -168,7 +168,8 @@ def _greet(loaded: LoadedModel, names: tuple[str, ...], address: str, access: Ac
         "# for Claude Code\n"
         f"export ANTHROPIC_BASE_URL={address} ANTHROPIC_AUTH_TOKEN={key} ANTHROPIC_MODEL={names[0]} "
         "CLAUDE_CODE_ATTRIBUTION_HEADER=0\n\n"
-        f"{address} in a browser is a page to talk with it. Ctrl-C ends it once replies are finished; a second one at once.",
+        f"In a browser, {address} is a page to talk with it.\n"
+        "Ctrl-C ends it once replies are finished; a second one at once.",
         flush=True,
     )
 
