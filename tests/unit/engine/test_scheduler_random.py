@@ -22,7 +22,7 @@ from earthshine.kv import PagePool
 from earthshine.kv import prefix_cache as prefix_cache_module
 
 from .conftest import CONTEXT, SPEC, VOCAB, FakeDecoder
-from .test_scheduler import PAGE, Bench, alone, reply
+from .scheduling import PAGE, Bench, alone, reply
 
 STEMS = [[(i * step + 3) % (VOCAB - 1) for i in range(40)] for step in (5, 7)]
 PARAMS = [{}, {"ignore_stop": True}, {"temperature": 1.0, "seed": 7, "presence_penalty": 1.0}]

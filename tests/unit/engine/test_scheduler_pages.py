@@ -1,0 +1,131 @@
+"""Pages that leave memory and come back, and how much room there is."""
+
+import pytest
+
+from earthshine.engine import Admitted
+from earthshine.kv import PageFiles, PageKeys, PagePool, PrefixCache
+
+from .conftest import SPEC, FakeDecoder
+from .scheduling import LAYOUT, PAGE, PROMPTS, Bench, alone, reply
+
+
+def test_a_reply_that_gave_way_finds_its_pages_on_disk(tmp_path):
+    files = PageFiles(tmp_path, LAYOUT, PAGE, 1 << 20)
+    bench = Bench(n_pages=16, files=files, keep_all=False)
+    for prompt in PROMPTS:
+        bench.ask(prompt, 30, ignore_stop=True)
+    bench.run()
+    assert files.stats.pages_read > 0
+    for told, prompt in zip(bench.told, PROMPTS, strict=True):
+        assert reply(told) == alone(prompt, 30, ignore_stop=True)
+    files.close()
+
+
+def test_a_prefix_comes_back_from_disk_after_a_restart(tmp_path):
+    for run in range(2):
+        files = PageFiles(tmp_path, LAYOUT, PAGE, 1 << 20)
+        bench = Bench(files=files)
+        told = bench.ask(PROMPTS[3])
+        bench.run()
+        assert told[0] == Admitted(28 if run else 0)
+        assert reply(told) == alone(PROMPTS[3])
+        assert files.flush(10)
+        files.close()
+    assert files.stats.pages_read == 7
+
+
+def test_a_prompt_that_gives_way_before_its_pages_are_read_counts_once(tmp_path):
+    files = PageFiles(tmp_path, LAYOUT, PAGE, 1 << 20)
+    bench = Bench(files=files)
+    bench.ask(PROMPTS[3])
+    bench.run()
+    bench.forget()
+    bench.ask(PROMPTS[3])
+    bench.scheduler._admit()
+    bench.scheduler._preempt(bench.replies[1])
+    bench.run()
+    assert bench.scheduler.counts.prefix_queries == 2 * len(PROMPTS[3])
+    assert bench.scheduler.counts.prefix_hits == 28
+    files.close()
+
+
+def test_a_damaged_page_is_computed_again(tmp_path):
+    files = PageFiles(tmp_path, LAYOUT, PAGE, 1 << 20)
+    bench = Bench(files=files)
+    bench.ask(PROMPTS[3])
+    bench.run()
+    bench.forget()
+    third = bench.replies[0].keys(12)[2]
+    (path,) = tmp_path.rglob(f"{third.key.hex()}*")
+    raw = bytearray(path.read_bytes())
+    raw[-40] ^= 1
+    path.write_bytes(raw)
+    again = bench.ask(PROMPTS[3])
+    bench.run()
+    assert again[0] == Admitted(8)
+    assert reply(again) == alone(PROMPTS[3])
+    assert files.stats.damaged == 1
+    files.close()
+
+
+class SlowFiles:
+    """Writes a page whenever `work` is called."""
+
+    def __init__(self) -> None:
+        self.written: set[bytes] = set()
+        self.jobs: list = []
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self.written
+
+    def write(self, key, prior, start, tokens, latents, done) -> None:
+        self.jobs.append((key, done))
+
+    def used(self, keys) -> None: ...
+
+    def work(self, seconds: float = 0.0) -> None:
+        key, done = self.jobs.pop(0)
+        self.written.add(key)
+        done(True)
+
+
+def cached(n_pages: int, files: SlowFiles, keep_all: bool) -> tuple[PagePool, PrefixCache, list, list[int]]:
+    """A cache of four pages that are in use; and their keys and numbers."""
+    pool = PagePool(SPEC.n_layers, SPEC.latent_dim, PAGE, n_pages, FakeDecoder().dtype)
+    cache = PrefixCache(pool, files, keep_all=keep_all)
+    keys, pages = PageKeys("", PAGE).of(list(range(4 * PAGE)), 4), pool.allocate(4)
+    for key, page in zip(keys, pages, strict=True):
+        cache.add(key, page, list(range(key.start, key.start + PAGE)))
+    return pool, cache, keys, pages
+
+
+def test_pages_that_are_in_use_are_no_room_even_while_they_are_written(monkeypatch):
+    files = SlowFiles()
+    pool, cache, _, pages = cached(5, files, keep_all=True)
+    assert len(files.jobs) == 4
+    assert (cache.room(), cache.idle_pages) == (1, 0)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("there is nothing to wait for"))
+    assert not cache.make_room(2)
+    pool.release(pages)
+    assert (cache.room(), cache.idle_pages) == (5, 4)
+    assert cache.room(besides=pages[:2]) == 3
+
+
+def test_no_more_pages_go_to_disk_than_make_way(monkeypatch):
+    files = SlowFiles()
+    pool, cache, keys, pages = cached(4, files, keep_all=False)
+    cache.touch(keys)
+    cache.spill(keys)
+    pool.release(pages)
+    monkeypatch.setattr("time.sleep", files.work)
+    assert cache.make_room(2)
+    assert files.written == {keys[3].key, keys[2].key}
+    assert not files.jobs
+    assert cache.pages(keys) == pages[:2]
+
+
+def test_nothing_is_forgotten_where_it_would_not_suffice():
+    pool, cache, keys, pages = cached(4, SlowFiles(), keep_all=False)
+    pool.release(pages[2:])
+    assert not cache.make_room(3)
+    assert cache.pages(keys) == pages

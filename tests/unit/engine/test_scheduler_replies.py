@@ -1,0 +1,165 @@
+"""What concerns one reply alone: failures, forms, scores, ends."""
+
+import numpy as np
+import pytest
+
+from earthshine.engine import Admitted, Failed, Finished, PromptScores, Request, SamplingParams, Session, TokenEvent
+from earthshine.engine.reply import Reply
+from earthshine.errors import EarthshineError
+from earthshine.kv import PagePool
+
+from .conftest import SPEC, STOP, VOCAB, FakeDecoder
+from .scheduling import PAGE, PROMPTS, Bench, alone, reply
+
+
+def test_a_failed_step_ends_only_whom_it_concerns():
+    class Broken(FakeDecoder):
+        def hidden(self, tokens, positions, context, after_layer=None):
+            if 17 in tokens.tolist():
+                raise RuntimeError("the disk is gone")
+            return super().hidden(tokens, positions, context, after_layer)
+
+    bench = Bench(decoder=Broken())
+    good, bad = bench.ask([1, 2, 3], 1), bench.ask([4, 17, 5], 4)
+    bench.run()
+    assert reply(good) == alone([1, 2, 3], 1)
+    assert isinstance(bad[-1], Failed)
+    assert "RuntimeError" in str(bad[-1].error)
+    bench.nothing_is_held()
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_logits_that_fail_end_only_whom_they_concern(failures):
+    """The first call is for both replies; the second one for the first reply alone."""
+    bench = Bench()
+    working, calls = bench.decoder.logits, []
+
+    def logits(hidden):
+        calls.append(len(hidden))
+        if len(calls) <= failures:
+            raise OSError("the head can't be read")
+        return working(hidden)
+
+    bench.decoder.logits = logits
+    told = [bench.ask(tokens, 2) for tokens in ([1, 2, 3], [4, 5, 6])]
+    bench.run()
+    assert calls[:3] == [2, 1, 1]
+    assert isinstance(told[0][-1], Failed) == (failures == 2)
+    assert reply(told[1]) == alone([4, 5, 6], 2)
+    bench.nothing_is_held()
+
+
+def test_a_sink_that_fails_ends_its_reply_alone():
+    bench = Bench()
+    heard: list = []
+
+    def deaf(event) -> None:
+        heard.append(event)
+        raise RuntimeError("nobody listens")
+
+    params = SamplingParams(temperature=0.0, max_tokens=9, ignore_stop=True)
+    bench.scheduler.add(Reply(-1, Request(PROMPTS[0], params), deaf, PAGE, frozenset({STOP})))
+    other = bench.ask(PROMPTS[1])
+    bench.run()
+    assert heard[0] == Admitted(0)
+    assert heard[-1] == Finished("cancelled")
+    assert len(heard) <= 3
+    assert reply(other) == alone(PROMPTS[1])
+    bench.nothing_is_held()
+
+
+def test_who_writes_does_not_wait_for_a_sweep_that_is_taken_again():
+    """Two prompts fail together, and each of them is then swept alone."""
+
+    class Together(FakeDecoder):
+        def hidden(self, tokens, positions, context, after_layer=None):
+            if len(tokens) == 51:
+                raise RuntimeError("too many")
+            return super().hidden(tokens, positions, context, after_layer)
+
+    bench = Bench(decoder=Together(), prefill_tokens=64, max_stall=1e-9)
+    bench.ask(PROMPTS[2], 40, ignore_stop=True)
+    bench.run(3)
+    for prompt in (PROMPTS[1], PROMPTS[3]):
+        bench.ask(prompt, 2)
+    bench.scheduler.pace.swept(64, 10.0)
+    bench.scheduler.pace.decoded = lambda seconds: None
+    bench.scheduler.pace.decode_seconds = 0.0
+    bench.decoder.steps.clear()
+    bench.scheduler.turn()
+    assert [len(tokens) for tokens in bench.decoder.steps] == [21, 1, 1, 1, 30, 1, 1, 1]
+    bench.run()
+    assert reply(bench.told[1]) == alone(PROMPTS[1], 2)
+
+
+def test_what_a_constraint_refuses_is_not_said():
+    class Even:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def allowed(self):
+            words = np.zeros(-(-VOCAB // 32), np.uint32)
+            for token in range(0, VOCAB, 2):
+                words[token // 32] |= np.uint32(1 << (token % 32))
+            return words.view(np.int32)
+
+        def accept(self, token: int) -> None:
+            self.seen.append(token)
+
+    bench = Bench()
+    even = Even()
+    told = bench.ask(PROMPTS[0], 8, constraint=even)
+    bench.run()
+    tokens = [event.token for event in told if isinstance(event, TokenEvent)]
+    assert tokens == even.seen[: len(tokens)]
+    assert all(token % 2 == 0 for token in tokens)
+
+
+def test_a_constraint_that_fails_ends_its_reply_alone():
+    class Failing:
+        def allowed(self):
+            raise EarthshineError("no such form")
+
+        def accept(self, token: int) -> None: ...
+
+    bench = Bench()
+    told, other = bench.ask(PROMPTS[0], constraint=Failing()), bench.ask(PROMPTS[1])
+    bench.run()
+    assert str(told[-1].error) == "no such form"
+    assert reply(other) == alone(PROMPTS[1])
+
+
+def test_scores_of_a_prompt_are_a_sessions():
+    bench = Bench(prefill_tokens=7)
+    bench.ask(PROMPTS[3], 1)
+    bench.run()
+    told = bench.ask(PROMPTS[3], 2, prompt_logprobs=2)
+    bench.ask(PROMPTS[1], 9)
+    bench.run()
+    scores = [score for event in told if isinstance(event, PromptScores) for score in event.scores]
+    pool = PagePool(SPEC.n_layers, SPEC.latent_dim, PAGE, 64, FakeDecoder().dtype)
+    expected = Session(FakeDecoder(), pool, fingerprint="x").score(PROMPTS[3])
+    assert [score.token for score in scores] == PROMPTS[3][1:]
+    assert [score.logprob for score in scores] == expected.tolist()
+    assert all(len(score.top) == 2 for score in scores)
+    assert told[0] == Admitted(0)
+    assert reply(told) == alone(PROMPTS[3], 2)
+
+
+def test_scores_are_told_once_even_if_the_prompt_begins_anew():
+    bench = Bench(prefill_tokens=8)
+    told = bench.ask(PROMPTS[3], 2, prompt_logprobs=0)
+    bench.run(2)
+    bench.scheduler._preempt(bench.replies[0])
+    bench.run()
+    scores = [score for event in told if isinstance(event, PromptScores) for score in event.scores]
+    assert [score.token for score in scores] == PROMPTS[3][1:]
+    assert reply(told) == alone(PROMPTS[3], 2)
+
+
+def test_a_context_that_is_full_ends_the_reply():
+    bench = Bench(context_tokens=12)
+    told = bench.ask(PROMPTS[0], 30, ignore_stop=True)
+    bench.run()
+    assert told[-1] == Finished("context")
+    assert sum(isinstance(event, TokenEvent) for event in told) == 3
