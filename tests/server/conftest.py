@@ -15,6 +15,7 @@ from earthshine.server.http.access import make_access
 from earthshine.server.http.app import make_app
 from earthshine.server.http.front import Lifetime
 from earthshine.server.http.run import Place, Service, bind
+from earthshine.server.prompts import Prompts
 from earthshine.server.replies import Replies
 from earthshine.text import load_template, load_tokenizer
 
@@ -37,15 +38,9 @@ def live_server() -> Iterator[LiveServer]:
     served = Served(
         ("gleam",), 1_700_000_000, engine.context_tokens, True, template.can_preserve_thinking, tokenizer.decode
     )
-    replies = Replies(
-        engine,
-        tokenizer,
-        template,
-        sampling_defaults(GLEAM),
-        vocab_size=model.spec.vocab_size,
-        stop_tokens=model.spec.stop_tokens,
-        context_tokens=engine.context_tokens,
-    )
+    defaults, spec = sampling_defaults(GLEAM), model.spec
+    prompts = Prompts(tokenizer, template, defaults, spec.vocab_size, spec.stop_tokens, engine.context_tokens)
+    replies = Replies(engine, tokenizer, prompts)
     lifetime, ready, bound = Lifetime(), threading.Event(), bind(Place(port=0))
     app = make_app(replies, engine, served, APIS, make_access("127.0.0.1"), lifetime=lifetime)
     service = Service(app, engine, lifetime, 5.0, ready=ready.set)

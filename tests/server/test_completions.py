@@ -22,6 +22,7 @@ from earthshine.server.openai.fields import (
     turn_fields,
     usage,
 )
+from earthshine.server.prompts import Prompts
 from earthshine.server.replies import Replies
 from earthshine.server.turn import Ended, Format, Opened, Said, Scored, Turn
 from earthshine.text import Content, Tokenizer, load_tokenizer
@@ -59,9 +60,7 @@ class Server:
         exchange = exchange_of(**body)
 
         async def work() -> Any:
-            replies = Replies(
-                self.engine, self.tokenizer, None, {}, vocab_size=6144, stop_tokens=(END,), context_tokens=4096
-            )
+            replies = Replies(self.engine, self.tokenizer, Prompts(self.tokenizer, None, {}, 6144, (END,), 4096))
             try:
                 events = [event async for piece in replies.answer(exchange.turns, "") for event in exchange.push(piece)]
                 events += exchange.end()

@@ -14,6 +14,7 @@ from earthshine.engine import Failed, Finished
 from earthshine.errors import EarthshineError, OverloadError, TextError, UsageError
 from earthshine.server import replies as replies_module
 from earthshine.server.api import Refused
+from earthshine.server.prompts import Prompts
 from earthshine.server.replies import Replies
 from earthshine.server.turn import Ended, Format, Opened, Said, Scored, ToolChoice, Turn
 from earthshine.text import (
@@ -77,7 +78,9 @@ class Asker:
 
     def replies(self, **changed: Any) -> Replies:
         facts = {"vocab_size": VOCAB, "stop_tokens": (END,), "context_tokens": CONTEXT} | changed
-        return Replies(self.engine, self.tokenizer, self.template, {"temperature": 0.0}, **facts)
+        return Replies(
+            self.engine, self.tokenizer, Prompts(self.tokenizer, self.template, {"temperature": 0.0}, **facts)
+        )
 
     def with_replies(self, work: Callable[[Replies], Awaitable[Any]], **changed: Any) -> Any:
         async def run() -> Any:

@@ -26,6 +26,7 @@ from earthshine.server.http.run import Place, Service, bind, tls_context
 from earthshine.server.openai.chat import CHAT
 from earthshine.server.openai.completions import COMPLETIONS
 from earthshine.server.openai.responses import RESPONSES
+from earthshine.server.prompts import Prompts
 from earthshine.server.replies import Replies
 from earthshine.settings import read_settings
 from earthshine.text import (
@@ -127,15 +128,9 @@ def _replies(
     loaded: LoadedModel, folder: Path, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate | None
 ) -> Replies:
     spec = loaded.spec
-    return Replies(
-        engine,
-        tokenizer,
-        template,
-        sampling_defaults(folder),
-        vocab_size=spec.vocab_size,
-        stop_tokens=spec.stop_tokens,
-        context_tokens=engine.context_tokens,
-    )
+    defaults = sampling_defaults(folder)
+    prompts = Prompts(tokenizer, template, defaults, spec.vocab_size, spec.stop_tokens, engine.context_tokens)
+    return Replies(engine, tokenizer, prompts)
 
 
 def _service(replies: Replies, engine: Engine, served: Served, access: Access, options: ServeOptions) -> Service:

@@ -122,7 +122,8 @@ class Scheduler(Admission):
         finally:
             self._set_pause(None)
             self._sweeping = frozenset()
-        self.pace.held_up(tokens, longest)
+        if not all(reply.cancelled for reply in rows):  # a sweep that was left says nothing of a whole one
+            self.pace.held_up(tokens, longest)
 
     @property
     def _bound(self) -> float:

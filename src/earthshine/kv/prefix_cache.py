@@ -16,9 +16,9 @@ from itertools import takewhile
 import numpy as np
 
 from earthshine.kv.page_files import PageFiles
+from earthshine.kv.page_folder import KEY_BYTES
 from earthshine.kv.pages import PagePool
 
-KEY_BYTES = 32
 _TRIES = 2  # at once, and when the page must go
 _WRITE_SECONDS = 5.0
 
@@ -78,8 +78,7 @@ class PrefixCache:
 
     def pages(self, keys: Sequence[PageKey]) -> list[int]:
         """The pages in the pool that `keys` begin with, as they are now."""
-        held = (self._held.get(each.key) for each in keys)
-        return [each.page for each in takewhile(lambda each: each is not None, held) if each is not None]
+        return [self._held[each.key].page for each in takewhile(lambda each: each.key in self._held, keys)]
 
     def find(self, keys: Sequence[PageKey]) -> list[int]:
         """The same, held once more for the caller, and used just now."""

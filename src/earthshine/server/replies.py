@@ -7,7 +7,7 @@ it asked for is still computed. Errors of prompts and of the engine pass as they
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ from earthshine.server.api import Refused
 from earthshine.server.choice import Choice
 from earthshine.server.prompts import Prepared, Prompts
 from earthshine.server.turn import Opened, Piece, Turn
-from earthshine.text import ChatTemplate, Tokenizer
+from earthshine.text import Tokenizer
 
 MOST_SCORES = 1 << 19  # tokens of prompts, alternatives included, that one request may ask to be told
 _THREADS = 2  # that make prompts; tokenizing is bound by one core each
@@ -37,21 +37,10 @@ class Computes(Protocol):
 
 
 class Replies:
-    """`defaults` are the model's own sampling parameters, the numbers are its facts. Belongs to one event loop."""
+    """Belongs to one event loop."""
 
-    def __init__(
-        self,
-        engine: Computes,
-        tokenizer: Tokenizer,
-        template: ChatTemplate | None,
-        defaults: Mapping[str, float],
-        *,
-        vocab_size: int,
-        stop_tokens: Sequence[int],
-        context_tokens: int,
-    ) -> None:
-        self._engine, self._tokenizer = engine, tokenizer
-        self._prompts = Prompts(tokenizer, template, defaults, vocab_size, stop_tokens, context_tokens)
+    def __init__(self, engine: Computes, tokenizer: Tokenizer, prompts: Prompts) -> None:
+        self._engine, self._tokenizer, self._prompts = engine, tokenizer, prompts
         self._threads = ThreadPoolExecutor(_THREADS, "prompt")
 
     def close(self) -> None:
