@@ -72,13 +72,9 @@ def divide(sizes: Sizes, budget_bytes: int, wanted: Wanted) -> Division:
     if wanted.context_tokens is None:
         context = _easy_context(sizes, budget_bytes, wanted, context, budget_bytes - smallest)
     if wanted.cache_tokens == 0:
-        spare = budget_bytes - max(
-            smallest, sum(_fixed(sizes, wanted, context, PREFILL_TOKENS[0]).values()) + min(ways)
-        )
-        shared = wanted.pages(context) * PAGE_TOKENS + min(budget_bytes // 8, max(0, spare) // 2) // max(
-            sizes.latent, 1
-        )
-        wanted = replace(wanted, cache_tokens=min(shared, wanted.batch * -(-context // PAGE_TOKENS) * PAGE_TOKENS))
+        taken = max(smallest, sum(_fixed(sizes, wanted, context, PREFILL_TOKENS[0]).values()) + min(ways))
+        spare = min(budget_bytes // 8, max(0, budget_bytes - taken) // 2)
+        wanted = replace(wanted, cache_tokens=_shared_tokens(sizes, wanted, context, spare))
     left = budget_bytes - sum(_fixed(sizes, wanted, context, PREFILL_TOKENS[0]).values())
     spare = min(left - min(ways), budget_bytes // 10)
     prefill = PREFILL_TOKENS[0] + _more_prefill(sizes, EASY_PREFILL - PREFILL_TOKENS[0], spare)
@@ -157,6 +153,12 @@ def _refusal(
         f"{format_bytes(weights)} are weights, {format_bytes(pages)} the context, {format_bytes(others)} room to "
         f"compute in, {format_bytes(wanted.process)} the process itself."
     )
+
+
+def _shared_tokens(sizes: Sizes, wanted: Wanted, context: int, spare: int) -> int:
+    """Of one conversation and of `spare` bytes more, but no more than all conversations could fill."""
+    one = wanted.pages(context) * PAGE_TOKENS
+    return min(one + spare // max(sizes.latent, 1), wanted.batch * one)
 
 
 def _easy_context(sizes: Sizes, budget_bytes: int, wanted: Wanted, least: int, spare: int) -> int:
