@@ -35,7 +35,8 @@ class Turn:
     """What is to be answered. `prompt`: messages, or for plain completions a text or token ids. `tools` have OpenAI's
     form, {"type": "function", "function": {"name", "description", "parameters", "strict"}}. `sampling` holds fields of
     engine.SamplingParams that were given; the model's own defaults fill the rest. `user` and `salt` name the cache that
-    may be shared: `user` comes from the API key, `salt` from the request."""
+    may be shared: `user` comes from the API key, `salt` from the request. `left_out`: types of tools that the
+    client gave and that can't be run, for the log."""
 
     prompt: Messages | str | list[int]
     tools: Sequence[dict[str, Any]] = ()
@@ -54,6 +55,7 @@ class Turn:
     echo: bool = False  # plain completions: the prompt comes first
     logprobs: int | None = None  # alternatives for each token, 0 for the chosen one's alone
     prompt_logprobs: int | None = None  # for each token of the prompt
+    left_out: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

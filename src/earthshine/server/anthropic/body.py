@@ -29,6 +29,35 @@ class RedactedThinking(_Part):
     type: Literal["redacted_thinking"]
 
 
+class Source(_Part):
+    """Where a document's content is: `data` of type "text", or `content` of type "content"."""
+
+    type: str = ""
+    data: str | None = None
+    content: Any = None
+
+
+class Document(_Part):
+    type: Literal["document"]
+    source: Source
+    title: str | None = None
+    context: str | None = None
+
+
+class SearchResult(_Part):
+    type: Literal["search_result"]
+    title: str = ""
+    source: str = ""
+    content: Annotated[list[Text], Field(max_length=10_000)] = []
+
+
+class ToolReference(_Part):
+    """A deferred tool that a search found."""
+
+    type: Literal["tool_reference"]
+    tool_name: str
+
+
 class ToolUse(_Part):
     type: Literal["tool_use"]
     id: str
@@ -36,7 +65,8 @@ class ToolUse(_Part):
     input: dict[str, Any]
 
 
-_NAMED = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
+_READABLE = ("text", "document", "search_result", "tool_reference")
+_NAMED = (*_READABLE, "thinking", "redacted_thinking", "tool_use", "tool_result")
 
 
 class Other(_Part):
@@ -53,23 +83,31 @@ def _type(value: Any) -> str:
 
 
 _ResultBlock = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[Other, Tag("other")],
-    Discriminator(lambda value: "text" if _type(value) == "text" else "other"),
+    Annotated[Text, Tag("text")]
+    | Annotated[Document, Tag("document")]
+    | Annotated[SearchResult, Tag("search_result")]
+    | Annotated[ToolReference, Tag("tool_reference")]
+    | Annotated[Other, Tag("other")],
+    Discriminator(lambda value: found if (found := _type(value)) in _READABLE else "other"),
 ]
 
 
 class ToolResult(_Part):
     type: Literal["tool_result"]
     tool_use_id: str
-    content: Annotated[
-        Annotated[str, Tag("text")] | Annotated[list[_ResultBlock], Tag("blocks")], Discriminator(_form)
-    ] = ""
+    content: (
+        Annotated[Annotated[str, Tag("text")] | Annotated[list[_ResultBlock], Tag("blocks")], Discriminator(_form)]
+        | None
+    ) = None
     is_error: bool | None = None
 
 
-Block = Text | Thinking | RedactedThinking | ToolUse | ToolResult | Other
+Block = Text | Document | SearchResult | ToolReference | Thinking | RedactedThinking | ToolUse | ToolResult | Other
 _Block = Annotated[
     Annotated[Text, Tag("text")]
+    | Annotated[Document, Tag("document")]
+    | Annotated[SearchResult, Tag("search_result")]
+    | Annotated[ToolReference, Tag("tool_reference")]
     | Annotated[Thinking, Tag("thinking")]
     | Annotated[RedactedThinking, Tag("redacted_thinking")]
     | Annotated[ToolUse, Tag("tool_use")]
@@ -86,12 +124,14 @@ class Message(_Part):
 
 
 class Tool(_Part):
-    """`type` names one of Anthropic's own tools unless it is "custom"; those have no schema and are refused."""
+    """`type` names one of Anthropic's own tools unless it is "custom"; those have no schema and are left out. A tool
+    with `defer_loading` is declared once a search has found it."""
 
     type: str | None = None
-    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_-]+$")]
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_-]+$")] | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    defer_loading: bool | None = None
     strict: bool | None = None
 
 

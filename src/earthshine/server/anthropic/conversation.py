@@ -1,10 +1,12 @@
 """Anthropic's conversations in OpenAI's form, which chat templates take, and the rest of a body as a Turn.
 
 Blocks of system and user messages and of tool results are separated by an empty line; an assistant's are joined as
-they are, as it wrote them. Results of tools come before the texts of the same message, right after their calls.
+they are, as it wrote them. Results of tools come before the texts of the same message, right after their calls. What
+is not text becomes a placeholder, and nothing is ever fetched. It is never refused: Claude Code sends a message that
+was refused again, as one with the next, so such a conversation would end for good.
 Claude Code opens its system prompt with a line "x-anthropic-billing-header: ..." that differs between requests; it is
-taken out, for it would keep every prefix from being found. Refused: what is not text (nothing is ever fetched), tools
-that Anthropic's servers run, blocks in the wrong role, a last message that waits for tools.
+taken out, for it would keep every prefix from being found. Tools that Anthropic's servers run are left out. Refused:
+blocks in the wrong role, a last message that waits for tools.
 """
 
 import json
@@ -13,18 +15,22 @@ from typing import Any
 from earthshine.server.anthropic.body import (
     Block,
     CountBody,
+    Document,
     Message,
     MessagesBody,
     Other,
     RedactedThinking,
+    SearchResult,
     Text,
     Thinking,
     Tool,
+    ToolReference,
     ToolResult,
     ToolUse,
 )
 from earthshine.server.api import Refused, Served
 from earthshine.server.turn import Format, Messages, ToolChoice, Turn
+from earthshine.server.unread import placeholder
 from earthshine.untrusted import shown
 
 _BILLING = "x-anthropic-billing-header:"
@@ -38,7 +44,8 @@ def turn(body: CountBody, served: Served) -> Turn:
         raise Refused(f"There is no model {shown(body.model)} here; ask for {names}.", "not_found", "model")
     thinking = None if body.thinking is None or not served.thinks else _thinks(body.thinking.type)
     form = (body.output_config and body.output_config.format) or body.output_format
-    choice, parallel = _tool_choice(body)
+    tools, left_out = _tools(body)
+    choice, parallel = _tool_choice(body, [tool["function"]["name"] for tool in tools])
     prompt = messages(body)
     waits = "tool_calls" in prompt[-1]
     asked: dict[str, Any] = {}
@@ -50,12 +57,13 @@ def turn(body: CountBody, served: Served) -> Turn:
         asked["stop"], asked["salt"] = tuple(body.stop_sequences or ()), body.cache_salt or ""
     return Turn(
         prompt=prompt,
-        tools=[_tool(number, tool) for number, tool in enumerate(body.tools or ())],
+        tools=tools,
         tool_choice=choice,
         parallel_calls=parallel,
         thinking=thinking,
         prefill=body.messages[-1].role == "assistant" and not waits,
         format=Format("json_schema", form.json_schema) if form else None,
+        left_out=left_out,
         **asked,
     )
 
@@ -64,14 +72,31 @@ def _thinks(kind: str) -> bool | None:
     return {"enabled": True, "adaptive": True, "disabled": False}.get(kind)
 
 
-def _tool(number: int, tool: Tool) -> dict[str, Any]:
-    where = f"tools[{number}]"
-    if tool.type not in (None, "custom"):
-        raise Refused(
-            f"{shown(tool.type)} is a tool of Anthropic's own, which this server doesn't have; declare a tool of type "
-            '"custom" with an input_schema, and run it yourself.',
-            param=f"{where}.type",
-        )
+def _tools(body: CountBody) -> tuple[list[dict[str, Any]], list[str]]:
+    """The tools that the model is told of, and the types of those that only Anthropic's servers know."""
+    searches = any((tool.type or "").startswith("tool_search") for tool in body.tools or ())
+    found, left_out = [], []
+    names = _referred(body)
+    for number, tool in enumerate(body.tools or ()):
+        if tool.type not in (None, "custom") and tool.input_schema is None:
+            left_out.append(str(tool.type))
+        elif (
+            searches or not tool.defer_loading or tool.name in names
+        ):  # a search that only Anthropic runs finds nothing here
+            found.append(_tool(f"tools[{number}]", tool))
+    return found, left_out
+
+
+def _referred(body: CountBody) -> set[str]:
+    """The tools that searches of this conversation have found."""
+    blocks = [block for message in body.messages for block in _blocks(message.content)]
+    results = [inner for block in blocks if isinstance(block, ToolResult) for inner in _blocks(block.content or "")]
+    return {block.tool_name for block in (*blocks, *results) if isinstance(block, ToolReference)}
+
+
+def _tool(where: str, tool: Tool) -> dict[str, Any]:
+    if tool.name is None:
+        raise Refused("A tool needs a name.", param=f"{where}.name")
     if tool.input_schema is None:
         raise Refused("A tool needs an input_schema, the JSON schema of its input.", param=f"{where}.input_schema")
     function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
@@ -82,9 +107,8 @@ def _tool(number: int, tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _tool_choice(body: CountBody) -> tuple[ToolChoice, bool]:
+def _tool_choice(body: CountBody, names: list[str]) -> tuple[ToolChoice, bool]:
     """What must be called, and whether several calls may stand in one answer."""
-    names = [tool.name for tool in body.tools or ()]
     if len(set(names)) < len(names):
         raise Refused("Two tools have one name; names must differ.", param="tools")
     given = body.tool_choice
@@ -129,22 +153,20 @@ def _others(message: Message, where: str) -> Messages:
 
 
 def _result(block: ToolResult, where: str) -> str:
-    text = "\n\n".join(_texts(_blocks(block.content), where))
+    text = "\n\n".join(_texts(_blocks(block.content or ""), where))
     return f"Error: {text}" if block.is_error else text  # chat templates have no other place for it
 
 
 def _assistant(message: Message, where: str) -> Messages:
     texts, thoughts, calls = [], [], []
     for block in _blocks(message.content):
-        if isinstance(block, Text):
-            texts.append(block.text)
-        elif isinstance(block, Thinking):
+        if isinstance(block, Thinking):
             thoughts.append(block.thinking)
         elif isinstance(block, ToolUse):
             function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
             calls.append({"id": block.id, "type": "function", "function": function})
         elif not isinstance(block, RedactedThinking):  # nobody but its maker can read that one
-            raise _misplaced(block, where)
+            texts.append(_text(block, where))
     found: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
     if thoughts:
         found["reasoning_content"] = "".join(thoughts)
@@ -154,18 +176,35 @@ def _assistant(message: Message, where: str) -> Messages:
 
 
 def _texts(blocks: list[Block], where: str) -> list[str]:
-    """The texts that are not empty, where nothing else may stand."""
-    for block in blocks:
-        if not isinstance(block, Text):
-            raise _misplaced(block, where)
-    return [block.text for block in blocks if isinstance(block, Text) and block.text]
+    """The texts that are not empty."""
+    return [text for block in blocks if (text := _text(block, where))]
 
 
-def _misplaced(block: Block, where: str) -> Refused:
+def _text(block: Block, where: str) -> str:
+    """What the model reads of a block. Raises Refused for one that has no meaning here."""
+    if isinstance(block, Text):
+        return block.text
+    if isinstance(block, SearchResult):
+        return "\n".join(filter(None, (block.title, block.source, *(part.text for part in block.content))))
+    if isinstance(block, ToolReference):
+        return f"The tool {block.tool_name} is available now."
+    if isinstance(block, Document):
+        text = _document(block)
+        return text if text is not None else placeholder("document", block.title)
     if not isinstance(block, Other):
-        return Refused(f"A block of type {block.type} has no meaning in this place.", param=where)
-    return Refused(
-        f"A block of type {shown(block.type)} can't be read: the model takes text alone, and nothing is fetched from "
-        "an address. Send its content as text.",
-        param=where,
-    )
+        raise Refused(f"A block of type {block.type} has no meaning in this place.", param=where)
+    return placeholder(block.type)
+
+
+def _document(block: Document) -> str | None:
+    """The document's text, below its title; None where its source is no text."""
+    source = block.source
+    given = source.data if source.type == "text" else source.content if source.type == "content" else None
+    if isinstance(given, list):
+        parts = [part if isinstance(part, dict) else {} for part in given]
+        given = "\n\n".join(
+            part["text"] if isinstance(part.get("text"), str) else placeholder(str(part.get("type"))) for part in parts
+        )
+    if not isinstance(given, str):
+        return None
+    return "\n".join(filter(None, (block.title, block.context, given)))

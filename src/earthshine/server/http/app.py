@@ -25,6 +25,8 @@ from earthshine.server.turn import Piece
 from earthshine.untrusted import shown
 
 _MOST_UNKNOWN = 100  # names that the log mentions
+_FIELD = "a field that is not known was ignored"
+_TOOL = "a tool that this server can't run was left out"
 
 
 class _Asked:
@@ -44,6 +46,7 @@ class _Asked:
             self._mention(unknown_fields(body, api.body))
             self._front.check_model(body.get("model"))
             exchange = api.begin(checked, self._front.served)
+            self._mention([kind for turn in exchange.turns for kind in turn.left_out], _TOOL)
             self._check_choices(exchange)
             call.body, call.exchange = body, exchange
             call.watch(request.receive)
@@ -62,11 +65,12 @@ class _Asked:
         if choices > limits.choices:
             raise Refused(f"The request asks for {choices} choices in all; ask for up to {limits.choices} at once.")
 
-    def _mention(self, names: Sequence[str]) -> None:
+    def _mention(self, names: Sequence[str], sentence: str = _FIELD) -> None:
         for name in names:
-            if name not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
-                self._unknown.add(name)
-                self._front.options.log(f"a field that is not known was ignored: {shown(name)}")
+            line = f"{sentence}: {shown(name)}"
+            if line not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
+                self._unknown.add(line)
+                self._front.options.log(line)
 
     async def _whole(self, exchange: Exchange, pieces: AsyncIterator[Piece], call: Call) -> Response:
         limits = self._front.options.limits

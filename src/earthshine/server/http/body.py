@@ -125,7 +125,37 @@ def parse_body(raw: bytes, model: type[BaseModel]) -> tuple[BaseModel, dict[str,
     try:
         return model.model_validate(body), body
     except ValidationError as error:
+        if not _make_whole(body, error):
+            raise _refusal(error, body) from None
+    try:
+        return model.model_validate(body), body
+    except ValidationError as error:
         raise _refusal(error, body) from None
+
+
+def _make_whole(body: dict[str, Any], error: ValidationError) -> bool:
+    """Makes integers of whole numbers written with a point, 8.0, where integers are due; whether there were any."""
+    if error.error_count() > _MOST_ERRORS:
+        return False
+    wrong = [each for each in error.errors(include_url=False) if each["type"] == "int_type"]
+    found = False
+    for each in wrong:
+        if isinstance(each["input"], float) and each["input"].is_integer():
+            found |= _put(body, each["loc"], int(each["input"]))
+    return found
+
+
+def _put(body: Any, loc: tuple[int | str, ...], value: int) -> bool:
+    """Puts a value where the steps of `loc` lead that exist; names of a union's forms do not."""
+    here, place = body, None
+    for step in loc:
+        inside = step in here if isinstance(here, dict) else isinstance(here, list) and step in range(len(here))
+        if inside:
+            place, here = (here, step), here[step]
+    if place is None or not isinstance(here, float):
+        return False
+    place[0][place[1]] = value
+    return True
 
 
 def _require_few(body: dict[str, Any]) -> None:

@@ -82,7 +82,8 @@ def _check(body: ChatBody) -> None:
 def begin(body: ChatBody, served: Served) -> ChatExchange:
     """The exchange that answers the request. Raises Refused."""
     _check(body)
-    tools, tool_choice = choose(body.tool_choice, declared(body.tools))
+    given = declared(body.tools)
+    tools, tool_choice = choose(body.tool_choice, given)
     thinking, preserve_thinking = thinking_of(body, body.reasoning_effort, served)
     shared = turn_fields(body) | {"format": one_format(body, body.response_format, "response_format")}
     turn = Turn(
@@ -94,11 +95,13 @@ def begin(body: ChatBody, served: Served) -> ChatExchange:
         preserve_thinking=preserve_thinking,
         prefill=_continues(body),
         logprobs=_logprobs(body),
+        left_out=given.left_out,
         **shared,
     )
     return ChatExchange(
         turn,
         model_of(body, served),
+        frozenset(name for name, tool in given.known.items() if tool.custom),
         stream=bool(body.stream),
         with_usage=includes_usage(body),
         with_thoughts=body.include_reasoning is not False,

@@ -1,7 +1,8 @@
 """The answer of a chat: pieces to one ChatCompletion, or to ChatCompletionChunks as they come.
 
-Invariant: the deltas of a stream add up to the message of the whole. A thought stands under both names that clients
-read, `reasoning_content` (Kimi's) and `reasoning` (vLLM's). A call that the end of the answer broke off stays broken.
+Invariant: the deltas of a stream add up to the message of the whole. A thought stands under one name,
+`reasoning_content`, which clients look for first, since Kimi Code shows each that it finds. A call that the end of the
+answer broke off stays broken.
 """
 
 import time
@@ -13,8 +14,9 @@ from typing import Any
 from earthshine.server.api import Refused, ServerEvent
 from earthshine.server.openai.fields import error_body, usage
 from earthshine.server.openai.scores import score
+from earthshine.server.openai.tools import custom_input
 from earthshine.server.turn import Ended, Opened, Piece, Said, Scored, Turn
-from earthshine.text import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
+from earthshine.text import Content, Event, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
 
 _DONE = ServerEvent("[DONE]")
 
@@ -23,17 +25,25 @@ _DONE = ServerEvent("[DONE]")
 class _Call:
     id: str
     name: str
+    custom: bool
     arguments: list[str] = field(default_factory=list)
+    told: bool = False  # a custom tool's input, which goes out at once
 
     def whole(self) -> dict[str, Any]:
+        if self.custom:
+            return {"id": self.id, "type": "custom", "custom": {"name": self.name, "input": self.input()}}
         function = {"name": self.name, "arguments": "".join(self.arguments)}
         return {"id": self.id, "type": "function", "function": function}
+
+    def input(self) -> str:
+        return custom_input("".join(self.arguments))
 
 
 @dataclass(slots=True)
 class _Choice:
     """What one choice has said. `unsent`: tokens whose text has not become an event yet."""
 
+    custom: frozenset[str]
     content: list[str] = field(default_factory=list)
     thought: list[str] = field(default_factory=list)
     calls: list[_Call] = field(default_factory=list)
@@ -50,18 +60,30 @@ class _Choice:
             return {"content": event.text}
         if isinstance(event, Reasoning):
             self.thought.append(event.text)
-            return {"reasoning_content": event.text, "reasoning": event.text}
+            return {"reasoning_content": event.text}
         if isinstance(event, ToolCallStart):
-            self.calls.append(_Call(event.id, event.name))
-            function = {"name": event.name, "arguments": ""}
-            return {"tool_calls": [{"index": event.index, "id": event.id, "type": "function", "function": function}]}
+            call = _Call(event.id, event.name, event.name in self.custom)
+            self.calls.append(call)
+            empty = {"name": event.name, "input" if call.custom else "arguments": ""}
+            kind = "custom" if call.custom else "function"
+            return {"tool_calls": [{"index": event.index, "id": event.id, "type": kind, kind: empty}]}
         call = self.calls[event.index]
         # At a call's end nothing is left to say, but clients parse its arguments, and nothing is no JSON.
         text = event.text if isinstance(event, ToolCallArguments) else "" if call.arguments else "{}"
-        if not text:
-            return None
-        call.arguments.append(text)
-        return {"tool_calls": [{"index": event.index, "function": {"arguments": text}}]}
+        if text:
+            call.arguments.append(text)
+        if call.custom:  # its text lies within an object that is not complete yet
+            return self.input_of(event.index) if isinstance(event, ToolCallEnd) else None
+        return {"tool_calls": [{"index": event.index, "function": {"arguments": text}}]} if text else None
+
+    def input_of(self, index: int) -> dict[str, Any]:
+        """The delta with a custom tool's whole input."""
+        self.calls[index].told = True
+        return {"tool_calls": [{"index": index, "custom": {"input": self.calls[index].input()}}]}
+
+    def untold(self) -> list[dict[str, Any]]:
+        """Deltas of custom tools' calls that the end of the answer broke off."""
+        return [self.input_of(at) for at, call in enumerate(self.calls) if call.custom and not call.told]
 
     def message(self) -> dict[str, Any]:
         content, thought = "".join(self.content), "".join(self.thought)
@@ -70,20 +92,22 @@ class _Choice:
             found["content"] = content or None
             found["tool_calls"] = [call.whole() for call in self.calls]
         if thought:
-            found |= {"reasoning_content": thought, "reasoning": thought}
+            found["reasoning_content"] = thought
         return found
 
 
 class ChatExchange:
-    """One chat and its answer."""
+    """One chat and its answer. `custom`: names of tools that take one text."""
 
-    def __init__(self, turn: Turn, model: str, *, stream: bool, with_usage: bool, with_thoughts: bool) -> None:
+    def __init__(
+        self, turn: Turn, model: str, custom: frozenset[str], *, stream: bool, with_usage: bool, with_thoughts: bool
+    ) -> None:
         self.turns: Sequence[Turn] = (turn,)
         self.stream = stream
         self._with_usage, self._with_thoughts = with_usage, with_thoughts
         self._with_tokens = turn.logprobs is not None
         self._head = {"id": f"chatcmpl-{token_hex(16)}", "created": int(time.time()), "model": model}
-        self._choices = [_Choice() for _ in range(turn.n)]
+        self._choices = [_Choice(custom) for _ in range(turn.n)]
         self._prompt_tokens = self._cached_tokens = 0
 
     def push(self, piece: Piece) -> list[ServerEvent]:
@@ -108,9 +132,10 @@ class ChatExchange:
         return chunks
 
     def _ended(self, piece: Ended, choice: _Choice) -> list[ServerEvent]:
+        untold = [self._chunk(piece.choice, delta) for delta in choice.untold()]
         choice.finish = "length" if piece.reason == "context" else piece.reason
         choice.n_tokens, choice.n_thought_tokens = piece.completion_tokens, piece.reasoning_tokens
-        return [self._chunk(piece.choice, {})]
+        return [*untold, self._chunk(piece.choice, {})]
 
     def _chunk(self, index: int, delta: dict[str, Any]) -> ServerEvent:
         choice = self._choices[index]

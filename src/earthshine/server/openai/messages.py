@@ -1,18 +1,22 @@
 """Messages of a chat, from a client's JSON to the plain form that text.ChatTemplate takes.
 
 Invariant: every content is a text or null. A content of several text parts is their concatenation, which is how
-Kimi's template joins them. Refused: parts that are no text (nothing is fetched from any address), and the function_call
-of old clients. Ids of calls and fields of thoughts pass as they are.
+Kimi's template joins them. A part that is no text becomes a placeholder, since clients send past messages and what
+tools returned again and again; only what a user has just asked is refused for it. Refused: the function_call of old
+clients. Ids of calls and fields of thoughts pass as they are.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from earthshine.server.api import Refused
+from earthshine.server.unread import placeholder, refusal
 from earthshine.untrusted import shown
 
+CUSTOM_INPUT = "input"  # the one argument of a function that stands for a custom tool
 _TEXTS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
 
 
@@ -24,6 +28,7 @@ class Part(BaseModel):
     type: str
     text: str | None = None
     refusal: str | None = None
+    filename: str | None = None
 
 
 class CalledFunction(BaseModel):
@@ -35,14 +40,24 @@ class CalledFunction(BaseModel):
     arguments: str | dict[str, Any] | None = None
 
 
+class CalledTool(BaseModel):
+    """A custom tool, which takes one text."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    name: str
+    input: str = ""
+
+
 class Call(BaseModel):
-    """A call that the assistant made."""
+    """A call that the assistant made, of a function or of a custom tool. Some clients leave its type empty."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     id: str = ""
-    type: Literal["function"] = "function"
-    function: CalledFunction
+    type: Literal["function", "custom", ""] | None = None
+    function: CalledFunction | None = None
+    custom: CalledTool | None = None
 
 
 Content = str | Annotated[list[Part], Field(max_length=10_000)] | None
@@ -68,37 +83,64 @@ class Message(BaseModel):
 _KEPT = ("name", "tool_call_id", "reasoning_content", "reasoning", "reasoning_details")
 
 
-def text_of(content: Content, where: str) -> str | None:
-    """The text of a content; `where` names it. Raises Refused for a part that is no text."""
+def text_of(content: Content, where: str, *, asked: bool = False) -> str | None:
+    """The text of a content; `where` names it. A part that is no text becomes a placeholder, or raises Refused in what
+    the user has just `asked`."""
     if not isinstance(content, list):
         return content
     texts: list[str] = []
     for number, part in enumerate(content):
         text = part.refusal if part.type == "refusal" else part.text
         if part.type not in (*_TEXTS, "refusal"):
-            message = f"This model reads text only, and {shown(part.type)} is none; leave such parts out."
-            raise Refused(message, param=f"{where}[{number}].type")
+            if asked:
+                raise Refused(refusal(part.type), param=f"{where}[{number}].type")
+            text = placeholder(part.type, part.filename) if text is None else text
         if text is None:
             raise Refused(f"A part of type {shown(part.type)} needs a text.", param=f"{where}[{number}]")
         texts.append(text)
     return "".join(texts)
 
 
-def _plain_call(call: Call) -> dict[str, Any]:
-    arguments = "" if call.function.arguments is None else call.function.arguments
-    return {"id": call.id, "type": call.type, "function": {"name": call.function.name, "arguments": arguments}}
+def asked_at(roles: Sequence[str]) -> int:
+    """The place of the message that the user has just asked, or -1. What stands behind a tool's result belongs to it:
+    some clients send the pictures of a result as the user's."""
+    for at in range(len(roles) - 1, -1, -1):
+        if roles[at] == "user":
+            before = next((role for role in reversed(roles[:at]) if role != "user"), "")
+            return -1 if before == "tool" else at
+        if roles[at] in ("assistant", "tool"):
+            break
+    return -1
+
+
+def _plain_call(call: Call, where: str) -> dict[str, Any]:
+    if call.custom is not None and call.function is None:
+        function: dict[str, Any] = {
+            "name": call.custom.name,
+            "arguments": json.dumps({CUSTOM_INPUT: call.custom.input}),
+        }
+    elif call.function is not None:
+        arguments = "" if call.function.arguments is None else call.function.arguments
+        function = {"name": call.function.name, "arguments": arguments}
+    else:
+        raise Refused("A tool call needs a function with a name.", param=f"{where}.function")
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as objects without null keys, but for the content. Raises Refused."""
     found: list[dict[str, Any]] = []
+    asked = asked_at([message.role for message in messages])
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         if message.function_call is not None:
             raise Refused("function_call is the old form; give the call in tool_calls.", param=f"{where}.function_call")
-        entry: dict[str, Any] = {"role": message.role, "content": text_of(message.content, f"{where}.content")}
+        content = text_of(message.content, f"{where}.content", asked=number == asked)
+        entry: dict[str, Any] = {"role": message.role, "content": content}
         entry |= {key: value for key in _KEPT if (value := getattr(message, key)) is not None}
         if message.tool_calls:
-            entry["tool_calls"] = [_plain_call(call) for call in message.tool_calls]
+            entry["tool_calls"] = [
+                _plain_call(call, f"{where}.tool_calls[{at}]") for at, call in enumerate(message.tool_calls)
+            ]
         found.append(entry)
     return found

@@ -1,9 +1,10 @@
 """POST /v1/responses: the form of its request, and its translation to a Turn. responses_events.py goes the other way.
 
 Invariant: nothing is stored, and each request holds the whole conversation. Refused: what needs an earlier response or
-a later visit, a cut of a conversation that is too long, and tools that OpenAI itself would run.
+a later visit, and a cut of a conversation that is too long. Tools that OpenAI itself would run are left out.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,9 +13,9 @@ from earthshine.server.api import Api, Refused, Served
 from earthshine.server.openai.fields import error_body, model_of, turn_fields
 from earthshine.server.openai.formats import TextFormat, one_format
 from earthshine.server.openai.responses_events import ResponsesExchange
-from earthshine.server.openai.responses_items import Item, messages_of
+from earthshine.server.openai.responses_items import AnyItem, messages_of
 from earthshine.server.openai.thinking import Effort, ThinkingFields, thinking_of
-from earthshine.server.openai.tools import MOST_TOOLS, FlatTool, choose, declared
+from earthshine.server.openai.tools import MOST_TOOLS, FlatTool, Known, choose, declared
 from earthshine.server.turn import ToolChoice, Turn
 
 _STATELESS = "Nothing is stored here: give the whole conversation in input, and leave {} out."
@@ -41,7 +42,7 @@ class ReasoningConfig(BaseModel):
 class ResponsesBody(ThinkingFields):
     """The request."""
 
-    input: str | Annotated[list[Item], Field(min_length=1, max_length=10_000)]
+    input: str | Annotated[list[AnyItem], Field(max_length=10_000)]
     instructions: str | None = None
     tools: Annotated[list[FlatTool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -64,6 +65,8 @@ def _check(body: ResponsesBody) -> None:
     for name in _STORED:
         if getattr(body, name) is not None:
             raise Refused(_STATELESS.format(name), param=name)
+    if body.input == []:
+        raise Refused("There is nothing to answer; input must be a text or at least one item.", param="input")
     if body.store:
         raise Refused("Nothing is stored here; store must be false or left out.", param="store")
     if body.background:
@@ -85,7 +88,8 @@ def _logprobs(body: ResponsesBody) -> int | None:
 def begin(body: ResponsesBody, served: Served) -> ResponsesExchange:
     """The exchange that answers the request. Raises Refused."""
     _check(body)
-    tools, tool_choice = choose(body.tool_choice, declared(body.tools))
+    given = declared(body.tools)
+    tools, tool_choice = choose(body.tool_choice, given)
     effort = body.reasoning.effort if body.reasoning else None
     thinking, preserve_thinking = thinking_of(body, effort, served)
     format = body.text.format if body.text else None
@@ -100,14 +104,33 @@ def begin(body: ResponsesBody, served: Served) -> ResponsesExchange:
         thinking=thinking,
         preserve_thinking=preserve_thinking,
         logprobs=_logprobs(body),
+        left_out=given.left_out,
         **shared,
     )
-    echo = _echo(body, turn) | {"model": model_of(body, served)}
-    return ResponsesExchange(turn, echo, stream=bool(body.stream), with_thoughts=body.include_reasoning is not False)
+    echo = _echo(body, turn, given.known) | {"model": model_of(body, served)}
+    with_thoughts = body.include_reasoning is not False
+    return ResponsesExchange(turn, echo, given.known, stream=bool(body.stream), with_thoughts=with_thoughts)
 
 
-def _choice(choice: ToolChoice) -> Any:
-    return {"type": "function", "name": choice.name} if choice.kind == "named" else choice.kind
+def _choice(choice: ToolChoice, known: Mapping[str, Known]) -> Any:
+    if choice.kind != "named":
+        return choice.kind
+    tool = known[choice.name]
+    return {"type": "custom" if tool.custom else "function", "name": tool.name}
+
+
+def _tools(turn: Turn, known: Mapping[str, Known]) -> list[dict[str, Any]]:
+    """The tools as they were given, one after the other; those of a namespace with its name."""
+    found = []
+    for tool in turn.tools:
+        function = tool["function"]
+        its = known[function["name"]]
+        if its.custom:
+            shape = {"type": "custom", "name": its.name, "description": function["description"]}
+        else:
+            shape = {"type": "function", "parameters": None, "strict": None, **function, "name": its.name}
+        found.append(shape | ({"namespace": its.namespace} if its.namespace else {}))
+    return found
 
 
 def _format(format: TextFormat | None) -> dict[str, Any]:
@@ -116,12 +139,12 @@ def _format(format: TextFormat | None) -> dict[str, Any]:
     return {"name": "answer"} | format.model_dump(by_alias=True, exclude_none=True)
 
 
-def _echo(body: ResponsesBody, turn: Turn) -> dict[str, Any]:
+def _echo(body: ResponsesBody, turn: Turn, known: Mapping[str, Known]) -> dict[str, Any]:
     """What a Response repeats of its request; the defaults stand where nothing was said."""
     return {
         "instructions": body.instructions,
-        "tools": [{"type": "function", "parameters": None, "strict": None, **tool["function"]} for tool in turn.tools],
-        "tool_choice": _choice(turn.tool_choice),
+        "tools": _tools(turn, known),
+        "tool_choice": _choice(turn.tool_choice, known),
         "parallel_tool_calls": turn.parallel_calls,
         "text": {"format": _format(body.text.format if body.text else None)},
         "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},

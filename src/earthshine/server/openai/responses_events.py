@@ -5,20 +5,27 @@ all before it said. An item that the end of the answer broke off is incomplete.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any, Literal
 
 from earthshine.server.api import Kind, Refused, ServerEvent
 from earthshine.server.openai.scores import score
+from earthshine.server.openai.tools import Known, custom_input
 from earthshine.server.turn import Ended, Opened, Piece, Turn
 from earthshine.text import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 
-_ItemKind = Literal["reasoning", "message", "function_call"]
+_ItemKind = Literal["reasoning", "message", "function_call", "custom_tool_call"]
 _Status = Literal["in_progress", "completed", "incomplete"]
-_PREFIX = {"reasoning": "rs", "message": "msg", "function_call": "fc"}
-_TEXT = {"reasoning": "reasoning_text", "message": "output_text", "function_call": "function_call_arguments"}
+_PREFIX = {"reasoning": "rs", "message": "msg", "function_call": "fc", "custom_tool_call": "ctc"}
+_TEXT = {
+    "reasoning": "reasoning_text",
+    "message": "output_text",
+    "function_call": "function_call_arguments",
+    "custom_tool_call": "custom_tool_call_input",
+}
+_CALLS = ("function_call", "custom_tool_call")
 _CODES: dict[Kind, str] = {"rate": "rate_limit_exceeded", "internal": "server_error", "unavailable": "server_error"}
 
 
@@ -40,6 +47,11 @@ class _Item:
     def text(self) -> str:
         return "".join(self.texts)
 
+    @property
+    def input(self) -> str:
+        """What a custom tool is given."""
+        return custom_input(self.text)
+
     def part(self) -> dict[str, Any]:
         """Its one content part."""
         if self.kind == "reasoning":
@@ -50,21 +62,27 @@ class _Item:
         """The fields of the event that repeats its text."""
         if self.kind == "function_call":
             return {"arguments": self.text, "name": self.fixed["name"]}
+        if self.kind == "custom_tool_call":
+            return {"input": self.input}
         return {"text": self.text} | ({"logprobs": self.scores[:]} if self.kind == "message" else {})
 
     def whole(self, status: _Status) -> dict[str, Any]:
         found = {"id": self.id, "type": self.kind, "status": status, **self.fixed}
         if self.kind == "function_call":
             return found | {"arguments": self.text}
+        if self.kind == "custom_tool_call":
+            return found | {"input": self.input if status != "in_progress" else ""}
         return found | {"content": [self.part()] if status != "in_progress" else []}
 
 
 class ResponsesExchange:
-    """One response. `echo`: the fields that it repeats of its request."""
+    """One response. `echo`: the fields that it repeats of its request; `tools`: what the client calls its tools."""
 
-    def __init__(self, turn: Turn, echo: dict[str, Any], *, stream: bool, with_thoughts: bool) -> None:
+    def __init__(
+        self, turn: Turn, echo: dict[str, Any], tools: Mapping[str, Known], *, stream: bool, with_thoughts: bool
+    ) -> None:
         self.turns: Sequence[Turn] = (turn,)
-        self.stream = stream
+        self.stream, self._tools = stream, tools
         self._with_thoughts = with_thoughts
         self._head = {"id": f"resp_{token_hex(16)}", "object": "response", "created_at": int(time.time()), **echo}
         self._output: list[dict[str, Any]] = []
@@ -143,7 +161,7 @@ class ResponsesExchange:
         if isinstance(event, Content):
             return [*self._enter("message"), *self._write(event.text)]
         if isinstance(event, ToolCallStart):
-            return [*self._close(), *self._open("function_call", {"call_id": event.id, "name": event.name})]
+            return [*self._close(), *self._open_call(event)]
         if isinstance(event, ToolCallArguments):
             return self._write(event.text)
         empty = self._item is not None and not self._item.texts
@@ -159,13 +177,20 @@ class ResponsesExchange:
     def _open(self, kind: _ItemKind, fixed: dict[str, Any]) -> list[ServerEvent]:
         self._item = item = _Item(kind, len(self._output), fixed)
         added = self._event("response.output_item.added", output_index=item.index, item=item.whole("in_progress"))
-        if kind == "function_call":
+        if kind in _CALLS:
             return [added]
         return [added, self._event("response.content_part.added", **self._place(item), part=item.part())]
 
+    def _open_call(self, event: ToolCallStart) -> list[ServerEvent]:
+        known = self._tools.get(event.name, Known(event.name))
+        fixed = {"call_id": event.id, "name": known.name}
+        if known.namespace:
+            fixed["namespace"] = known.namespace
+        return self._open("custom_tool_call" if known.custom else "function_call", fixed)
+
     def _place(self, item: _Item) -> dict[str, Any]:
         at = {"item_id": item.id, "output_index": item.index}
-        return at if item.kind == "function_call" else at | {"content_index": 0}
+        return at if item.kind in _CALLS else at | {"content_index": 0}
 
     def _write(self, text: str) -> list[ServerEvent]:
         item, scores = self._item, self._unsent
@@ -173,6 +198,8 @@ class ResponsesExchange:
         if item is None or not text:
             return []
         item.texts.append(text)
+        if item.kind == "custom_tool_call":  # its text lies within an object that is not complete yet
+            return []
         extra: dict[str, Any] = {}
         if item.kind == "message":  # OpenAI scores the tokens of texts only
             item.scores += scores
@@ -185,8 +212,11 @@ class ResponsesExchange:
             return []
         place, whole = self._place(item), item.whole(status)
         self._output.append(whole)
-        events = [self._event(f"response.{_TEXT[item.kind]}.done", **place, **item.done())]
-        if item.kind != "function_call":
+        events = []
+        if item.kind == "custom_tool_call":
+            events.append(self._event(f"response.{_TEXT[item.kind]}.delta", **place, delta=item.input))
+        events.append(self._event(f"response.{_TEXT[item.kind]}.done", **place, **item.done()))
+        if item.kind not in _CALLS:
             events.append(self._event("response.content_part.done", **place, part=item.part()))
         events.append(self._event("response.output_item.done", output_index=item.index, item=whole))
         return events

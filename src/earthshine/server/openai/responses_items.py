@@ -1,22 +1,32 @@
 """The input of a response, items as OpenAI's API lists them, to the messages of a conversation.
 
 Invariant: what one answer gave as several items (a thought, a text, calls) becomes one message of the assistant
-again. Refused: items that only OpenAI's own tools make, and references to what a server would have stored.
+again. Calls of OpenAI's own tools that some client answered become calls; what else only its servers make or read
+becomes a placeholder. Refused: unknown items, and references to what a server would have stored.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from earthshine.server.api import Refused
-from earthshine.server.openai.messages import Content, Part, text_of
+from earthshine.server.openai.messages import CUSTOM_INPUT, Content, Part, asked_at, text_of
+from earthshine.server.openai.tools import joined
 from earthshine.server.turn import Messages
+from earthshine.server.unread import placeholder
 from earthshine.untrusted import shown
+
+_PLAIN = ("message", "reasoning", "item_reference")
+_CALLS = ("function_call", "custom_tool_call")
+_OUTPUTS = ("function_call_output", "custom_tool_call_output")
+_MARKED = ("compaction", "compaction_summary", "context_compaction", "mcp_list_tools", "mcp_approval_request",
+           "mcp_approval_response", "tool_search_output", "additional_tools")  # fmt: skip
 
 
 class Item(BaseModel):
-    """An item of any kind; which fields it needs depends on its type. Without a type it is a message."""
+    """An item of a plain kind; which fields it needs depends on its type. Without a type it is a message."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -26,8 +36,37 @@ class Item(BaseModel):
     summary: Annotated[list[Part], Field(max_length=10_000)] | None = None
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str | None = None
+    input: str | None = None
     output: Content = None
+
+
+class OtherItem(BaseModel):
+    """An item of another kind, whose fields may have any form."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    type: Annotated[str, Field(json_schema_extra={"not": {"enum": [*_PLAIN, *_CALLS, *_OUTPUTS]}})]
+    call_id: Any = None
+    arguments: Any = None
+    action: Any = None
+    operation: Any = None
+    output: Any = None
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """What a call's tool was given."""
+        given = (self.arguments, self.action, self.operation)
+        return next((value for value in given if isinstance(value, dict)), {})
+
+
+def _kind(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "other" if isinstance(kind, str) and kind not in (*_PLAIN, *_CALLS, *_OUTPUTS) else "plain"
+
+
+AnyItem = Annotated[Annotated[Item, Tag("plain")] | Annotated[OtherItem, Tag("other")], Discriminator(_kind)]
 
 
 class _Conversation:
@@ -60,25 +99,37 @@ class _Conversation:
         self._assistant(anew=False).setdefault("tool_calls", []).append(call)
 
 
-def messages_of(given: str | Sequence[Item], instructions: str | None) -> Messages:
+def messages_of(given: str | Sequence[Item | OtherItem], instructions: str | None) -> Messages:
     """The conversation, instructions first. Raises Refused."""
     conversation = _Conversation()
     if instructions is not None:
         conversation.add({"role": "system", "content": instructions})
     if isinstance(given, str):
         conversation.add({"role": "user", "content": given})
-    else:
-        for number, item in enumerate(given):
-            _add(conversation, item, f"input[{number}]")
+        return conversation.messages
+    asked = asked_at([_role(item) for item in given])
+    for number, item in enumerate(given):
+        where = f"input[{number}]"
+        if isinstance(item, OtherItem):
+            _add_other(conversation, item, where)
+        else:
+            _add(conversation, item, where, number == asked)
     return conversation.messages
 
 
-def _add(conversation: _Conversation, item: Item, where: str) -> None:
+def _role(item: Item | OtherItem) -> str:
+    kind = item.type or "message"
+    if kind == "message" and isinstance(item, Item):
+        return item.role or "user"
+    return "tool" if kind.endswith("_output") else "assistant"
+
+
+def _add(conversation: _Conversation, item: Item, where: str, asked: bool) -> None:
     kind = item.type or "message"
     if kind == "message":
         if item.role is None:
             raise Refused("A message needs a role: system, developer, user or assistant.", param=f"{where}.role")
-        text = text_of(item.content, f"{where}.content")
+        text = text_of(item.content, f"{where}.content", asked=asked)
         if item.role == "assistant":
             conversation.say(text)
         else:
@@ -86,18 +137,56 @@ def _add(conversation: _Conversation, item: Item, where: str) -> None:
     elif kind == "reasoning":
         thought = text_of(item.content, f"{where}.content") or text_of(item.summary, f"{where}.summary")
         conversation.think(thought or "")
-    elif kind == "function_call":
+    elif kind in _CALLS:
         if item.call_id is None or item.name is None:
-            raise Refused("A function_call needs a call_id and a name.", param=where)
-        function = {"name": item.name, "arguments": item.arguments or ""}
-        conversation.call({"id": item.call_id, "type": "function", "function": function})
-    elif kind == "function_call_output":
+            raise Refused(f"A {kind} needs a call_id and a name.", param=where)
+        custom = json.dumps({CUSTOM_INPUT: item.input or ""}, ensure_ascii=False)
+        arguments = custom if kind == "custom_tool_call" else item.arguments or ""
+        conversation.call(_call(item.call_id, joined(item.name, item.namespace), arguments))
+    elif kind in _OUTPUTS:
         if item.call_id is None or item.output is None:
-            raise Refused("A function_call_output needs a call_id and an output.", param=where)
+            raise Refused(f"A {kind} needs a call_id and an output.", param=where)
         output = text_of(item.output, f"{where}.output")
         conversation.add({"role": "tool", "tool_call_id": item.call_id, "content": output})
-    elif kind == "item_reference":
-        raise Refused("Nothing is stored here, so items can't be referred to; give the item itself.", param=where)
     else:
-        raise Refused(f"The input has messages, reasoning, function_call and function_call_output, not {shown(kind)}.",
-                      param=f"{where}.type")  # fmt: skip
+        raise Refused("Nothing is stored here, so items can't be referred to; give the item itself.", param=where)
+
+
+def _add_other(conversation: _Conversation, item: OtherItem, where: str) -> None:
+    """What OpenAI's own tools and servers left in a conversation."""
+    kind, called = item.type, isinstance(item.call_id, str) and item.call_id
+    if kind.endswith("_call") and called:
+        arguments = json.dumps(item.payload, ensure_ascii=False)
+        conversation.call(_call(item.call_id, kind.removesuffix("_call"), arguments))
+    elif kind.endswith("_output") and called:
+        content = _plain_output(item.output) if item.output is not None else placeholder(kind)
+        conversation.add({"role": "tool", "tool_call_id": item.call_id, "content": content})
+    elif kind.endswith("_call"):
+        conversation.say(placeholder(kind))
+    elif kind in _MARKED or kind.endswith("_output"):
+        conversation.add({"role": "system", "content": placeholder(kind)})
+    else:
+        raise Refused(
+            f"The input has messages, reasoning, and calls of functions and custom tools with their outputs, not "
+            f"{shown(kind)}.",
+            param=f"{where}.type",
+        )
+
+
+def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _plain_output(output: Any) -> str:
+    """What a tool of OpenAI's own returned, as text."""
+    if isinstance(output, str):
+        return output
+    if isinstance(output, list):
+        return "\n".join(map(_plain_output, output))
+    if not isinstance(output, dict):
+        return json.dumps(output)
+    if isinstance(output.get("text"), str):
+        return str(output["text"])
+    if "image_url" in output or "file_id" in output or "file_data" in output:
+        return placeholder(str(output.get("type", "image")))
+    return json.dumps(output, ensure_ascii=False)

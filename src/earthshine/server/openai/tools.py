@@ -1,24 +1,32 @@
 """Tools and tool_choice of OpenAI's APIs, in chat's nested and the responses' flat form, as a Turn takes them.
 
-Invariant: a turn's tools have different names, and a named choice is one of them. Refused: most tools that OpenAI
-itself would run, names that no function of a call can have, and choices of tools that are not there.
+A custom tool is a function of one text. The functions of a namespace (Codex sends one for each MCP server) are declared
+as NAMESPACE__NAME, and calls go back under both names. Invariant: a turn's tools have different names, and a named
+choice is one of them. Tools that OpenAI itself or nobody here would run are left out, and named for the log. Refused:
+names that no function of a call can have, other tools that have parameters, and choices of tools that are not there.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from earthshine.server.api import Refused
+from earthshine.server.openai.messages import CUSTOM_INPUT
 from earthshine.server.turn import ToolChoice
-from earthshine.untrusted import shown
+from earthshine.untrusted import parse_object, shown
 
 MOST_TOOLS = 512
-ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,128}$")]  # what a call's id, functions.NAME:N, can carry
-# What clients declare unasked (Codex does): searches that OpenAI runs, and groups of tools of its own. A model that is
-# not told of them answers without them.
-_LEFT_OUT = ("web_search", "namespace")
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")  # what a call's id, functions.NAME:N, can carry
 _MODES = ("auto", "none", "required")
+_CUSTOM_PARAMETERS = {
+    "type": "object",
+    "properties": {CUSTOM_INPUT: {"type": "string"}},
+    "required": [CUSTOM_INPUT],
+    "additionalProperties": False,
+}
 
 
 class Function(BaseModel):
@@ -26,10 +34,20 @@ class Function(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    name: ToolName
+    name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+
+class CustomTool(BaseModel):
+    """A tool that takes one text. `format` may say what text; the model is told of it, and nothing enforces it."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    name: str | None = None
+    description: str | None = None
+    format: dict[str, Any] | None = None
 
 
 class NestedTool(BaseModel):
@@ -39,57 +57,134 @@ class NestedTool(BaseModel):
 
     type: str
     function: Function | None = None
+    custom: CustomTool | None = None
 
 
 class FlatTool(BaseModel):
-    """A tool of a response."""
+    """A tool of a response, or a namespace of some."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     type: str
-    name: ToolName | None = None
+    name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    format: Any = None
+    tools: Annotated[list["FlatTool"], Field(max_length=MOST_TOOLS)] | None = None
 
 
-def declared(tools: Sequence[NestedTool | FlatTool] | None) -> list[dict[str, Any]]:
-    """Function tools in OpenAI's nested form, without those that clients declare unasked. Raises Refused for others."""
-    found: dict[str, dict[str, Any]] = {}
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A tool under its client's own names."""
+
+    name: str
+    namespace: str | None = None
+    custom: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """`declared`: functions in OpenAI's nested form; `known`: what the client calls each, by the name that the model is
+    told; `left_out`: types of those that are not declared."""
+
+    declared: list[dict[str, Any]] = field(default_factory=list)
+    known: dict[str, Known] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def add(self, tool: NestedTool | FlatTool, where: str, namespace: str | None = None) -> None:
+        """Declares a tool, or all of a namespace. Raises Refused."""
+        if isinstance(tool, FlatTool) and tool.type == "namespace" and namespace is None:
+            for number, inner in enumerate(tool.tools or ()):
+                self.add(inner, f"{where}.tools[{number}]", tool.name or "")
+        elif tool.type == "function":
+            function = tool.function if isinstance(tool, NestedTool) else tool
+            kept = {} if function is None else function.model_dump(include=_FUNCTION, exclude_none=True)
+            self._declare(kept, Known(kept.get("name", ""), namespace), where, _inner(tool))
+        elif tool.type == "custom":
+            custom = tool.custom if isinstance(tool, NestedTool) else CustomTool.model_validate(tool.model_dump())
+            kept = {} if custom is None else _custom(custom)
+            self._declare(kept, Known(kept.get("name") or "", namespace, True), where, _inner(tool))
+        elif getattr(tool, "parameters", None) is not None:
+            raise Refused(f"Tools with parameters are of type function, not {shown(tool.type)}.", param=f"{where}.type")
+        else:
+            self.left_out.append(tool.type)
+
+    def _declare(self, function: dict[str, Any], known: Known, where: str, inner: str) -> None:
+        if not known.name:
+            raise Refused("A tool of type function or custom needs a name.", param=where)
+        name = joined(known.name, known.namespace)
+        if not _NAME.fullmatch(name):
+            raise Refused(f"{shown(name)} can't be called; a tool's name has 1 to 128 letters, digits and _ . -, with "
+                          "its namespace and __ before it.", param=f"{where}{inner}.name")  # fmt: skip
+        if name in self.known:
+            raise Refused(f"Two tools are called {shown(name)}; each needs its own name.", param=where)
+        if len(self.known) == MOST_TOOLS:
+            raise Refused(f"There are more than {MOST_TOOLS} tools; declare fewer.", param="tools")
+        self.known[name] = known
+        self.declared.append({"type": "function", "function": function | {"name": name}})
+
+
+_FUNCTION = {"name", "description", "parameters", "strict"}
+
+
+def _inner(tool: NestedTool | FlatTool) -> str:
+    """Where chat has what is said of a tool."""
+    return f".{tool.type}" if isinstance(tool, NestedTool) else ""
+
+
+def _custom(tool: CustomTool) -> dict[str, Any]:
+    """The function of one text that stands for a custom tool."""
+    form = tool.format or {}
+    inner = form.get("grammar")
+    form = inner if isinstance(inner, dict) else form
+    said = [] if tool.description is None else [tool.description]
+    if isinstance(form.get("definition"), str):
+        said.append(f"{CUSTOM_INPUT} follows this grammar ({form.get('syntax')}):\n{form['definition']}")
+    return {"name": tool.name, "description": "\n\n".join(said), "parameters": _CUSTOM_PARAMETERS}
+
+
+def joined(name: str, namespace: str | None) -> str:
+    """What the model calls a function of a namespace."""
+    return f"{namespace.rstrip('_')}__{name}" if namespace else name
+
+
+def custom_input(arguments: str) -> str:
+    """The text of a call to a custom tool; as it is where the model did not write an object with it."""
+    try:
+        found = parse_object(arguments.encode("utf-8", "replace"), "The call", Refused).get(CUSTOM_INPUT)
+    except Refused:
+        return arguments
+    return found if isinstance(found, str) else arguments
+
+
+def declared(tools: Sequence[NestedTool | FlatTool] | None) -> Tools:
+    """The tools that the model is told of, in order. Raises Refused."""
+    found = Tools()
     for number, tool in enumerate(tools or ()):
-        where = f"tools[{number}]"
-        if tool.type.startswith(_LEFT_OUT):
-            continue
-        if tool.type != "function":
-            raise Refused(f"Tools must be functions; this server runs no {shown(tool.type)}.", param=f"{where}.type")
-        function = tool.function if isinstance(tool, NestedTool) else tool
-        if function is None or function.name is None:
-            raise Refused("A tool of type function needs a function with a name.", param=where)
-        if function.name in found:
-            raise Refused(f"Two tools are called {shown(function.name)}; each needs its own name.", param=where)
-        kept = function.model_dump(include={"name", "description", "parameters", "strict"}, exclude_none=True)
-        found[function.name] = {"type": "function", "function": kept}
-    return list(found.values())
+        found.add(tool, f"tools[{number}]")
+    return found
 
 
-def choose(choice: str | dict[str, Any] | None, tools: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], ToolChoice]:
+def choose(choice: str | dict[str, Any] | None, given: Tools) -> tuple[list[dict[str, Any]], ToolChoice]:
     """The tools that the model is told of, and whether it must call one. Raises Refused.
 
     Tools that an allowed_tools choice leaves out are not declared at all, so that they can't be called.
     """
+    tools = given.declared
     if choice is None:
         return tools, ToolChoice()
     if isinstance(choice, str):
         return tools, _mode(choice, tools, _MODES)
-    names = {tool["function"]["name"] for tool in tools}
-    if choice.get("type") == "function":
-        return tools, ToolChoice("named", _known_name(choice, names))
+    if choice.get("type") in ("function", "custom"):
+        return tools, ToolChoice("named", _known_name(choice, given.known))
     if choice.get("type") == "allowed_tools":
         allowed = choice.get("allowed_tools", choice)
         entries = allowed.get("tools") if isinstance(allowed, dict) else None
         if not isinstance(entries, list) or not 0 < len(entries) <= MOST_TOOLS:
             raise Refused(f"allowed_tools must list 1 to {MOST_TOOLS} of the tools.", param="tool_choice")
-        kept = {_known_name(entry, names) for entry in entries}
+        named = [entry for entry in entries if not (isinstance(entry, dict) and entry.get("type") in given.left_out)]
+        kept = {_known_name(entry, given.known) for entry in named}
         left = [tool for tool in tools if tool["function"]["name"] in kept]
         return left, _mode(allowed.get("mode"), left, ("auto", "required"))
     raise Refused(
@@ -106,12 +201,15 @@ def _mode(mode: Any, tools: list[dict[str, Any]], modes: tuple[str, ...]) -> Too
     raise Refused(f"tool_choice must be among {', '.join(modes)}, not {shown(mode)}.", param="tool_choice")
 
 
-def _known_name(choice: Any, names: set[str]) -> str:
-    function = choice.get("function", choice) if isinstance(choice, dict) else None
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str) or name not in names:
+def _known_name(choice: Any, known: Mapping[str, Known]) -> str:
+    """What the model calls the tool that a choice names."""
+    inner = choice.get("function", choice.get("custom", choice)) if isinstance(choice, dict) else None
+    name = inner.get("name") if isinstance(inner, dict) else None
+    namespace = choice.get("namespace") if isinstance(choice, dict) else None
+    told = joined(name, namespace if isinstance(namespace, str) else None) if isinstance(name, str) else None
+    if told is None or told not in known:
         raise Refused(
             f"tool_choice names {shown(name)}, which is not among the tools; it must name one of them.",
             param="tool_choice",
         )
-    return name
+    return told
