@@ -117,11 +117,10 @@ class TestRequest:
                 {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "array"}}}},
                 Format("json_schema", {"type": "array"}),
             ),
-            ({"guided_json": '{"type": "array"}'}, Format("json_schema", {"type": "array"})),
-            ({"guided_regex": "a+"}, Format("regex", "a+")),
-            ({"guided_choice": ["a", "b"]}, Format("choice", ["a", "b"])),
-            ({"guided_grammar": 'start: "a"'}, Format("grammar", 'start: "a"')),
-            ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "text"}}, Format("regex", "a")),
+            (
+                {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strict": True}}},
+                Format("json_schema", {}, strict=True),
+            ),
         ],
     )
     def test_formats(self, fields, expected):
@@ -137,6 +136,11 @@ class TestRequest:
             ({"reasoning_effort": "high"}, (None, False)),
             ({"reasoning_effort": "none"}, (False, False)),
             ({"preserve_thinking": True}, (None, True)),
+            ({"reasoning": {"enabled": False}}, (False, False)),
+            ({"reasoning": {"enabled": True, "effort": "low"}}, (True, False)),
+            ({"reasoning": {"effort": "none"}}, (False, False)),
+            ({"think": False}, (False, False)),
+            ({"think": "high"}, (True, False)),
         ],
     )
     def test_thinking(self, fields, expected):
@@ -144,6 +148,28 @@ class TestRequest:
         assert (found.thinking, found.preserve_thinking) == expected
         thoughtless = turn(Served(("moon",), 0, 4096, False, False, lambda ids: ""), **fields)
         assert (thoughtless.thinking, thoughtless.preserve_thinking) == (None, False)
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"thinking_token_budget": 5},
+            {"thinking_budget": 5},
+            {"reasoning_budget_tokens": 5},
+            {"thinking": {"type": "enabled", "budget_tokens": 5}},
+            {"reasoning": {"max_tokens": 5}},
+        ],
+    )
+    def test_a_bound_of_thoughts(self, fields):
+        assert turn(**fields).thought_tokens == 5
+        assert turn(thinking_token_budget=-1).thought_tokens is None
+
+    def test_thoughts_can_be_hidden(self):
+        for fields in ({"include_reasoning": False}, {"reasoning": {"exclude": True}}):
+            exchange = begin(**fields)
+            exchange.push(Opened(1, 0))
+            exchange.push(Said(0, [Reasoning("Hm."), Content("Yes.")]))
+            message = exchange.whole()["choices"][0]["message"]
+            assert (message["content"], message.get("reasoning_content")) == ("Yes.", None)
 
     def test_prefill(self):
         begun = [*HELLO, {"role": "assistant", "content": "Well,"}]
@@ -189,6 +215,9 @@ class TestRequest:
             ("chat_template_kwargs", {"chat_template_kwargs": {"thinking": "yes"}}),
             ("enable_thinking", {"thinking": {"type": "disabled"}, "enable_thinking": True}),
             ("reasoning_effort", {"thinking": {"type": "enabled"}, "reasoning_effort": "none"}),
+            ("reasoning.enabled", {"think": False, "reasoning": {"enabled": True}}),
+            ("reasoning.max_tokens", {"thinking_budget": 5, "reasoning": {"max_tokens": 6}}),
+            ("reasoning.max_tokens", {"reasoning": {"max_tokens": -3}}),
             ("stream_options", {"stream_options": {"include_usage": True}}),
             ("top_logprobs", {"top_logprobs": 2}),
             ("top_logprobs", {"logprobs": True, "top_logprobs": 21}),

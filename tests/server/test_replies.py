@@ -309,13 +309,41 @@ class TestTools:
         assert ended(pieces).reason == "stop"
 
     def test_one_alone(self, asker):
-        calls = call("functions.look:0", "{}") * 2
-        engine = asker.says([*asker.ids(f"</think>{SECTION}{calls}"), HOLD])
+        engine = asker.says([*asker.ids(f"</think>{SECTION}{call('functions.look:0', '{}')}"), HOLD])
         pieces = asker(Turn(HELLO, tools=[TOOL], parallel_calls=False))
         assert len([event for event in events(pieces) if isinstance(event, ToolCallStart)]) == 1
         assert ended(pieces).reason == "tool_calls"
         assert engine.idle()
         assert engine.cancelled == engine.requests
+
+    @pytest.mark.parametrize(
+        "turn",
+        [
+            Turn(HELLO, tools=[TOOL], tool_choice=ToolChoice("named", "look")),
+            Turn(HELLO, tools=[TOOL], tool_choice=ToolChoice("required"), parallel_calls=False),
+            Turn(HELLO, tools=[TOOL], parallel_calls=False),
+        ],
+    )
+    def test_no_second_call_is_allowed(self, asker, turn):
+        first, second = (call(f"functions.look:{number}", "{}") for number in (0, 1))
+        asker.says(f"</think>{SECTION}{first}{SECTION_END}<|im_end|>")
+        assert ended(asker(turn)).reason == "tool_calls"
+        constraint = asker.engine.requests[0].constraint
+        assert constraint is not None
+        asker.says([HOLD])
+        grammar = asker.replies()._prompts.prepare(turn).constraint()
+        assert grammar is not None
+        for token in asker.ids(f"</think>{SECTION}{first}"):
+            grammar.accept(token)
+        with pytest.raises(TextError, match="not one that"):
+            grammar.accept(asker.ids(second)[0])
+
+    def test_thoughts_end_at_their_bound(self, asker):
+        asker.says("One two</think>Yes.<|im_end|>", "One two three</think>Yes.<|im_end|>")
+        most = len(asker.ids("One two"))
+        assert joined(asker(Turn(HELLO, thought_tokens=most))) == "Yes."
+        with pytest.raises(TextError, match="not one that"):
+            asker(Turn(HELLO, thought_tokens=most))
 
     @pytest.mark.parametrize("turn", [Turn(HELLO), Turn(HELLO, tools=[TOOL], tool_choice=ToolChoice("none"))])
     def test_without_tools_markers_are_text(self, asker, turn):

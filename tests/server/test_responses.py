@@ -117,7 +117,7 @@ class TestRequest:
             ({"type": "json_object"}, Format("json_object")),
             (
                 {"type": "json_schema", "name": "a", "strict": True, "schema": {"type": "array"}},
-                Format("json_schema", {"type": "array"}),
+                Format("json_schema", {"type": "array"}, strict=True),
             ),
         ],
     )

@@ -93,18 +93,25 @@ class Prompts:
             prompt_only=prompt_only,
             fills_context=asked is None or asked > room,
             noticed_stops=noticed,
-            constraint=self._constraint(turn, thinking, n_calls),
+            constraint=self._constraint(turn, tokens, thinking, n_calls),
         )
 
-    def _constraint(self, turn: Turn, thinking: bool, n_calls: int) -> Callable[[], Constraint | None]:
+    def _constraint(
+        self, turn: Turn, tokens: Sequence[int], thinking: bool, n_calls: int
+    ) -> Callable[[], Constraint | None]:
+        closed = tokens[-1] == self._tokenizer.special_id("</think>")
         rule = OutputRule(
             thinking=thinking,
+            thought_tokens=turn.thought_tokens,
+            may_think=_is_conversation(turn.prompt) and not closed and not turn.prefill and turn.thinking is not False,
             format=None if turn.format is None else turn.format.kind,
             value=None if turn.format is None else turn.format.value,
+            strict=turn.format is not None and turn.format.strict,
             tools=[_tool_rule(tool) for tool in _offered(turn)],
             choice=turn.tool_choice.kind,
             name=turn.tool_choice.name,
-            first_index=n_calls,  # that one call comes alone is seen to where replies are read
+            parallel=turn.parallel_calls,
+            first_index=n_calls,
         )
         grammar = self._grammars.compile(rule)
         return (lambda: None) if grammar is None else grammar.start

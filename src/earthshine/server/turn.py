@@ -24,10 +24,11 @@ class ToolChoice:
 @dataclass(frozen=True, slots=True)
 class Format:
     """What the answer must be: `value` is a JSON schema for json_schema, a text for regex and grammar (Lark), a list of
-    texts for choice, None for json_object."""
+    texts for choice, None for json_object. `strict`: all of a schema binds, also what is an annotation elsewhere."""
 
     kind: Literal["json_object", "json_schema", "regex", "grammar", "choice"]
     value: Any = None
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Turn:
     parallel_calls: bool = True
     thinking: bool | None = None
     preserve_thinking: bool = False
+    thought_tokens: int | None = None  # at most, where the reply has a thought
     prefill: bool = False  # the last message is the assistant's and is to be continued
     format: Format | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from earthshine.errors import TextError
-from earthshine.text.grammar_compile import Compiler, Pattern, lark_text, regex_text, schema_text
+from earthshine.text.grammar_compile import Compiler, Pattern, lark_text, regex_text
+from earthshine.text.grammar_schema import schema_text
 from earthshine.text.grammar_tokens import Literals, Mask, TokenSets, Walk
 from earthshine.text.regions import _MARKERS
 from earthshine.text.tokenizer import Tokenizer
@@ -40,16 +41,20 @@ class ToolRule:
 class OutputRule:
     """What one reply must be.
 
-    `thinking`: it begins inside an open thought, which is free text up to `</think>`. `format`: what the answer is,
-    with `value` a schema, a regex (of Rust's regex crate), a Lark grammar, or a list of texts; None for free text.
-    `choice`: "named" calls the function `name`, "required" some, "auto" may, "none" none. `parallel`: several calls may
-    come. `always`: "auto" and "none" are enforced even where no format, strict tool or `parallel` asks for it.
-    `first_index`: how many calls the conversation holds already.
+    `thinking`: it begins inside an open thought, which is free text up to `</think>`; `may_think`: it may open one;
+    `thought_tokens`: how many that has at most. `format`: what the answer is, with `value` a schema, a regex (of Rust's
+    regex crate), a grammar (Lark's), or a list of texts; None for free text. `strict`: a schema's `uniqueItems` and
+    formats bind, or are refused. `choice`: "named" calls the function `name` once, "required" some, "auto" may, "none"
+    none. `parallel`: several calls may come. `always`: "auto" and "none" are enforced even where no format, strict
+    tool, bound of thoughts or `parallel` asks for it. `first_index`: how many calls the conversation holds already.
     """
 
     thinking: bool = False
+    may_think: bool = False
+    thought_tokens: int | None = None
     format: Literal["json_object", "json_schema", "regex", "grammar", "choice"] | None = None
     value: Any = None
+    strict: bool = False
     tools: Sequence[ToolRule] = ()
     choice: Literal["none", "auto", "required", "named"] = "auto"
     name: str = ""
@@ -118,7 +123,9 @@ class Grammar:
     """A compiled rule; every reply gets a constraint of its own. Safe to share between threads."""
 
     _tokens: TokenSets
+    _think: int | None  # the reply may begin with this id, and then is thoughts
     _unthink: int | None  # the reply begins as thoughts that this id ends
+    _thought_tokens: int | None  # after so many it must
     _body: Pattern | Literals | None
     _calls: _Calls | None
     _must_call: bool
@@ -128,24 +135,32 @@ class Grammar:
         return ReplyConstraint(self._tokens, self._steps())
 
     def _steps(self) -> Steps:
-        tokens = self._tokens
-        if self._unthink is not None:
-            thoughts = tokens.plain | tokens.only(self._unthink)
-            while (yield thoughts) != self._unthink:
-                pass
-        if self._must_call and self._calls is not None:
-            yield tokens.only(self._calls.section)
-            yield from self._section(self._calls)
-        else:
-            yield from self._answer()
+        if self._unthink is not None and self._think is None:
+            yield from self._thoughts(self._unthink)
+        opening = self._tokens.only()
+        if self._think is not None and self._thought_tokens != 0:
+            opening = self._tokens.only(self._think)
+        yield from self._answer(opening)
 
-    def _answer(self) -> Steps:
-        """Free text that calls may follow, or a format's text, or calls in its place; then a stop token."""
+    def _thoughts(self, end: int) -> Steps:
+        last = self._tokens.only(end)
+        free = self._tokens.plain | last
+        left = -1 if self._thought_tokens is None else self._thought_tokens
+        while (yield free if left else last) != end:
+            left -= 1
+
+    def _answer(self, opening: Mask) -> Steps:
+        """Free text that calls may follow, or a format's text, or calls in its place; then a stop token. In place of
+        the first token may come those of `opening`, and thoughts behind it."""
         tokens, calls = self._tokens, self._calls
         section = tokens.only() if calls is None else tokens.only(calls.section)
         free = tokens.plain | tokens.stop_mask | section
         walk = None if self._body is None else self._body.start()
-        token = yield free if walk is None else walk.mask(tokens.stop_mask) | section
+        first = section if self._must_call else free if walk is None else walk.mask(tokens.stop_mask) | section
+        token = yield first | opening
+        if token == self._think and self._unthink is not None:
+            yield from self._thoughts(self._unthink)
+            token = yield first
         while token not in tokens.stops:
             if calls is not None and token == calls.section:
                 yield from self._section(calls)
@@ -203,13 +218,23 @@ class Grammars:
             raise TextError("This model has no form for tool calls; leave tool_choice at auto or none.")
         if self._markers.section is None:
             calls = ()
-        held = wanted.always or any(tool.strict for tool in calls) or (bool(calls) and not wanted.parallel)
-        if wanted.format is None and not must_call and not held:
+        may_think = (wanted.thinking or wanted.may_think) and None not in (self._markers.think, self._markers.unthink)
+        asked = wanted.format is not None or must_call or wanted.always or any(tool.strict for tool in calls)
+        asked = asked or (may_think and wanted.thought_tokens is not None)
+        if not asked and (wanted.parallel or not calls):
             return None
         tokens, compiler = self._prepared()
+        if not tokens.is_exact and not asked:
+            return None  # whoever reads the reply ends it behind its first call
+        if not tokens.is_exact:
+            raise TextError(
+                "This model's tokenizer has no fixed bytes for a token, so its answers can't be held to a form."
+            )
         return Grammar(
             tokens,
-            self._markers.unthink if wanted.thinking else None,
+            self._markers.think if may_think and not wanted.thinking else None,
+            self._markers.unthink if may_think else None,
+            wanted.thought_tokens,
             None if must_call else self._body(tokens, compiler, wanted),
             self._section(compiler, wanted, calls, must_call) if calls else None,
             must_call,
@@ -220,10 +245,6 @@ class Grammars:
             if self._made is None:
                 tokens = TokenSets(*self._given)
                 self._made = tokens, Compiler(tokens)
-            if not self._made[0].is_exact:
-                raise TextError(
-                    "This model's tokenizer has no fixed bytes for a token, so its answers can't be held to a form."
-                )
             return self._made
 
     def _callable(self, wanted: OutputRule) -> tuple[ToolRule, ...]:
@@ -251,7 +272,8 @@ class Grammars:
                 "The tokenizer has only some of the markers of tool calls; take one from the model's release."
             )
         arguments = {tool.name: self._arguments(compiler, tool, must_call) for tool in calls}
-        return _Calls(arguments, wanted.first_index, wanted.parallel, *known)
+        parallel = wanted.parallel and wanted.choice != "named"
+        return _Calls(arguments, wanted.first_index, parallel, *known)
 
     def _arguments(self, compiler: Compiler, tool: ToolRule, must_call: bool) -> Pattern:
         what = f"The schema of the tool {shown(tool.name)}"
@@ -259,12 +281,14 @@ class Grammars:
         if tool.parameters is None or not (tool.strict or must_call):
             return compiler.compile(what, "schema", anything)
         schema = {"type": "object", **tool.parameters}
-        if schema["type"] != "object":
+        kinds = schema["type"]
+        if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
             raise TextError(f'{what} must have the type "object".')
+        schema["type"] = "object"
         if tool.strict:
             return compiler.compile(what, "schema", schema_text(what, schema))
         try:
-            return compiler.compile(what, "lenient schema", schema_text(what, schema))
+            return compiler.compile(what, "lenient schema", schema_text(what, schema, annotated=True))
         except TextError:  # no one asked for this schema to be enforced
             return compiler.compile(what, "schema", anything)
 
@@ -278,7 +302,8 @@ class Grammars:
         if wanted.format == "grammar":
             return compiler.compile("The grammar", "grammar", lark_text("The grammar", tokens, wanted.value))
         schema = {"type": "object"} if wanted.format == "json_object" else wanted.value
-        return compiler.compile("The JSON schema", "schema", schema_text("The JSON schema", schema))
+        text = schema_text("The JSON schema", schema, annotated=not wanted.strict)
+        return compiler.compile("The JSON schema", "schema", text)
 
 
 def _choices(value: Any) -> list[str]:

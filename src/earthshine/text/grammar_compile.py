@@ -5,39 +5,30 @@ it. A compilation has a wall-clock limit; one that passes it is given up but can
 any time. Nothing is fetched. Refused, as TextError with one sentence: all that can't be compiled within the bounds.
 """
 
-import json
-import math
 import queue
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
 
 from earthshine.errors import OverloadError, TextError
 from earthshine.text.grammar_tokens import Matching, TokenSets, library_tokenizer
-from earthshine.untrusted import require_depth, shown
 
 Kind = Literal["schema", "lenient schema", "regex", "grammar"]
 
-MAX_SCHEMA_CHARS = 128 << 10
 MAX_REGEX_CHARS = 8 << 10
 MAX_GRAMMAR_CHARS = 16 << 10
 MAX_GRAMMAR_LINES = 500
-_MAX_LITERAL_CHARS = 4096  # a longer constant costs milliseconds a token
-_MAX_MULTIPLE = 10_000  # a million takes llguidance 2.4 s and 282 MB
 _SECONDS = 2.0
 _N_WORKERS = 2
 _MAX_CACHED = 32
 _N_PROBED = 3
 # A chain of 128 KiB of nested definitions needs more than the usual 8 MiB, and an overflow would end the process.
 _STACK_BYTES = 256 << 20
-_ANNOTATIONS = frozenset(("description", "title", "$comment", "default", "examples", "$id", "$schema"))
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"  # without a bound some models write blanks to the end of their context
 _STACK_LOCK = threading.Lock()
 
 
@@ -50,57 +41,6 @@ class Pattern:
 
     def start(self) -> Matching:
         return Matching(self.tokens, self.matcher.deep_copy())
-
-
-def _nodes(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value with the key that it stands under; lists pass their own on."""
-    yield key, value
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _nodes(inner, name)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _nodes(inner, key)
-
-
-def _multiple(values: list[int | float]) -> int:
-    """The least common multiple of the values, once all are scaled to integers: the size of the library's automaton."""
-    if not all(0 < value < 10**18 for value in values):
-        return _MAX_MULTIPLE + 1
-    exact = [Decimal(repr(value)) for value in values]
-    shift = max((-int(value.as_tuple().exponent) for value in exact), default=0)
-    return _MAX_MULTIPLE + 1 if shift > 18 else math.lcm(*(int(value.scaleb(max(shift, 0))) for value in exact))
-
-
-def schema_text(what: str, schema: Any) -> str:
-    """The checked schema as JSON; `what` names it in messages."""
-    if schema is True:
-        schema = {}
-    if not isinstance(schema, dict):
-        raise TextError(f"{what} must be an object.")
-    require_depth(schema, what, TextError)
-    multiples = []
-    for key, value in _nodes(schema):
-        if isinstance(value, str) and len(value) > _MAX_LITERAL_CHARS and key not in _ANNOTATIONS:
-            raise TextError(f"{what} holds a text of over {_MAX_LITERAL_CHARS} characters under {shown(key)}.")
-        if isinstance(value, dict) and any(len(name) > _MAX_LITERAL_CHARS for name in value):
-            raise TextError(f"{what} holds a name of over {_MAX_LITERAL_CHARS} characters.")
-        if key == "multipleOf" and isinstance(value, (int, float)) and not isinstance(value, bool):
-            multiples.append(value)
-    if _multiple(multiples) > _MAX_MULTIPLE:
-        raise TextError(
-            f"{what}: each multipleOf must be above 0, and their least common multiple at most {_MAX_MULTIPLE} units "
-            f"of the last decimal."
-        )
-    try:
-        kept = {key: value for key, value in schema.items() if key != "x-guidance"}  # the library's own options
-        text = json.dumps(kept, allow_nan=False, ensure_ascii=False)
-        text.encode()
-    except (TypeError, ValueError) as error:  # numbers of too many digits, nan, halves of surrogate pairs
-        raise TextError(f"{what} holds a value that JSON has no form for.") from error
-    if len(text) > MAX_SCHEMA_CHARS:
-        raise TextError(f"{what} has over {MAX_SCHEMA_CHARS} characters; describe it in fewer.")
-    return text
 
 
 def _plain_text(what: str, text: Any, max_chars: int) -> str:
@@ -121,6 +61,8 @@ def lark_text(what: str, tokens: TokenSets, text: Any) -> str:
     lark = _plain_text(what, text, MAX_GRAMMAR_CHARS)
     if lark.count("\n") >= MAX_GRAMMAR_LINES:
         raise TextError(f"{what} has over {MAX_GRAMMAR_LINES} lines; write it shorter.")
+    if "::=" in lark:
+        raise TextError(f"{what} is in GBNF or EBNF; write it in Lark's notation (start: ...).")
     if "%json" in lark:
         raise TextError(f"{what} holds %json; a schema must be given as the answer's json_schema.")
     if tokens.tokenizer.controls.spans(lark) or re.search(r"<\[[\d^*]", lark):
@@ -164,7 +106,15 @@ def _source(kind: Kind, text: str) -> str:
         return LLMatcher.grammar_from_lark(text)
     lenient = kind == "lenient schema"
     return LLMatcher.grammar_from_json_schema(
-        text, overrides={"whitespace_pattern": _WHITESPACE, "lenient": lenient, "coerce_one_of": lenient}
+        text,
+        overrides={
+            "lenient": lenient,
+            "coerce_one_of": lenient,
+            # Compact, but for the space that templates write: some models fill their context with white space.
+            "whitespace_flexible": False,
+            "item_separator": ", ?",
+            "key_separator": ": ?",
+        },
     )
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from earthshine.text import ChatTemplate, Tokenizer, load_tokenizer
 
+from .grammars import GLEAM, House
+
 MERGES = [b"he", b"ll", b"hell", b"hello", b" w", b"\xe4\xb8", b"\xe4\xb8\xad", b"im", b"_end", b"|>", b"<|", b"think"]
 TINY_TOKENS = [bytes([byte]) for byte in range(256)] + [*MERGES, b"_e", b"nd", b"th", b"in", b"thin"]
 
@@ -97,3 +99,14 @@ def kimi(kimi_folder: Path) -> Tokenizer:
 def golden(kimi_folder: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((kimi_folder / "golden.json").read_text())
     return values
+
+
+@pytest.fixture(scope="session")
+def house() -> House:
+    """gleam's tokenizer."""
+    return House(load_tokenizer(GLEAM))
+
+
+@pytest.fixture(scope="session", params=["gleam", "kimi"])
+def each(request: pytest.FixtureRequest) -> House:
+    return House(load_tokenizer(GLEAM) if request.param == "gleam" else request.getfixturevalue("kimi"))

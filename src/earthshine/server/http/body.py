@@ -125,15 +125,16 @@ def parse_body(raw: bytes, model: type[BaseModel]) -> tuple[BaseModel, dict[str,
     try:
         return model.model_validate(body), body
     except ValidationError as error:
-        if not _make_whole(body, error):
-            raise _refusal(error, body) from None
+        also_read = getattr(model, "also_read", {})
+        if not _make_whole(body, error, also_read):
+            raise _refusal(error, body, also_read) from None
     try:
         return model.model_validate(body), body
     except ValidationError as error:
-        raise _refusal(error, body) from None
+        raise _refusal(error, body, also_read) from None
 
 
-def _make_whole(body: dict[str, Any], error: ValidationError) -> bool:
+def _make_whole(body: dict[str, Any], error: ValidationError, also_read: Mapping[str, str]) -> bool:
     """Makes integers of whole numbers written with a point, 8.0, where integers are due; whether there were any."""
     if error.error_count() > _MOST_ERRORS:
         return False
@@ -141,7 +142,7 @@ def _make_whole(body: dict[str, Any], error: ValidationError) -> bool:
     found = False
     for each in wrong:
         if isinstance(each["input"], float) and each["input"].is_integer():
-            found |= _put(body, each["loc"], int(each["input"]))
+            found |= _put(body, _as_sent(each["loc"], body, also_read), int(each["input"]))
     return found
 
 
@@ -182,14 +183,19 @@ def _whole_characters(value: Any) -> Any:
 def unknown_fields(body: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
     """Fields of `body` that `model` does not know and that are ignored therefore."""
     known = {name for field, info in model.model_fields.items() for name in (field, info.alias, info.validation_alias)}
+    known.update(getattr(model, "also_read", {}))
     return [name for name in body if name not in known]
 
 
-def _refusal(error: ValidationError, body: dict[str, Any]) -> Refused:
-    """The error that lies deepest: where a field may take several forms, it is of the form that was meant."""
+def _refusal(error: ValidationError, body: dict[str, Any], also_read: Mapping[str, str]) -> Refused:
+    """The error that lies deepest: where a field may take several forms, it is of the form that was meant. `also_read`:
+    other names that fields may have, and what they are here."""
     if error.error_count() > _MOST_ERRORS:
         return Refused(f"The body is wrong in {error.error_count()} places; its fields are not those of this path.")
-    found = [(_path(each["loc"], body, each["type"] == "missing"), each) for each in error.errors(include_url=False)]
+    found = [
+        (_path(_as_sent(each["loc"], body, also_read), body, each["type"] == "missing"), each)
+        for each in error.errors(include_url=False)
+    ]
     path, worst = max(found, key=lambda pair: pair[0].count(".") + pair[0].count("["))
     message = worst["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").rstrip(".")
     if worst["type"] in ("value_error", "assertion_error"):
@@ -200,6 +206,18 @@ def _refusal(error: ValidationError, body: dict[str, Any]) -> Refused:
     forms = [each["msg"].removeprefix(_SHOULD) for at, each in found if at == path and each["msg"].startswith(_SHOULD)]
     said = f"{subject} should be {' or '.join(dict.fromkeys(forms))}" if forms else f"{subject}: {message}"
     return Refused(f"{said}, and is {shown(worst['input'])}.", "invalid", path or None)
+
+
+def _as_sent(loc: tuple[int | str, ...], body: dict[str, Any], also_read: Mapping[str, str]) -> tuple[int | str, ...]:
+    """The place by the name that the client used, which may stand in `options`."""
+    if not loc or loc[0] in body:
+        return loc
+    options = body.get("options")
+    for held, outer in ((body, ()), (options if isinstance(options, dict) else {}, ("options",))):
+        for name in held:
+            if loc[0] in (name, also_read.get(name)):
+                return (*outer, name, *loc[1:])
+    return loc
 
 
 def _path(loc: tuple[int | str, ...], body: Any, missing: bool) -> str:

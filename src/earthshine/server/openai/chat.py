@@ -11,20 +11,10 @@ from pydantic import Field
 from earthshine.server.api import Api, Refused, Served
 from earthshine.server.openai.chat_answer import ChatExchange
 from earthshine.server.openai.fields import error_body, includes_usage, model_of, turn_fields
-from earthshine.server.openai.formats import ResponseFormat, one_format
 from earthshine.server.openai.messages import Message, plain
-from earthshine.server.openai.thinking import Effort, ThinkingFields, thinking_of
+from earthshine.server.openai.thinking import Effort, Reasoning, ThinkingFields, thoughts_of
 from earthshine.server.openai.tools import MOST_TOOLS, NestedTool, choose, declared
 from earthshine.server.turn import Turn
-
-_REFUSED = {
-    "functions": "functions is the old form; declare them in tools.",
-    "function_call": "function_call is the old form; use tools and tool_choice.",
-    "audio": "This model neither hears nor speaks; leave audio out.",
-    "web_search_options": "This server searches no web; leave web_search_options out.",
-    "prompt_logprobs": "prompt_logprobs is for /v1/completions; leave it out.",
-    "echo": "echo is for /v1/completions; leave it out.",
-}
 
 
 class ChatBody(ThinkingFields):
@@ -34,18 +24,13 @@ class ChatBody(ThinkingFields):
     tools: Annotated[list[NestedTool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = None
+    reasoning: Reasoning | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     modalities: list[str] | None = None
-    functions: Any = None
-    function_call: Any = None
-    audio: Any = None
-    web_search_options: Any = None
-    echo: Any = None
 
 
 def _continues(body: ChatBody) -> bool:
@@ -70,9 +55,8 @@ def _logprobs(body: ChatBody) -> int | None:
 
 
 def _check(body: ChatBody) -> None:
-    for name, sentence in _REFUSED.items():
-        if getattr(body, name) not in (None, False):
-            raise Refused(sentence, param=name)
+    if body.prompt_logprobs is not None:
+        raise Refused("prompt_logprobs is for /v1/completions; leave it out.", param="prompt_logprobs")
     if body.modalities not in (None, [], ["text"]):
         raise Refused('This model answers with text only; modalities must be ["text"].', param="modalities")
     if body.stream_options is not None and not body.stream:
@@ -84,19 +68,19 @@ def begin(body: ChatBody, served: Served) -> ChatExchange:
     _check(body)
     given = declared(body.tools)
     tools, tool_choice = choose(body.tool_choice, given)
-    thinking, preserve_thinking = thinking_of(body, body.reasoning_effort, served)
-    shared = turn_fields(body) | {"format": one_format(body, body.response_format, "response_format")}
+    thoughts = thoughts_of(body, body.reasoning, served, body.reasoning_effort)
     turn = Turn(
         prompt=plain(body.messages),
         tools=tools,
         tool_choice=tool_choice,
         parallel_calls=body.parallel_tool_calls is not False,
-        thinking=thinking,
-        preserve_thinking=preserve_thinking,
+        thinking=thoughts.thinking,
+        preserve_thinking=thoughts.preserved,
+        thought_tokens=thoughts.most_tokens,
         prefill=_continues(body),
         logprobs=_logprobs(body),
         left_out=given.left_out,
-        **shared,
+        **turn_fields(body),
     )
     return ChatExchange(
         turn,
@@ -104,7 +88,7 @@ def begin(body: ChatBody, served: Served) -> ChatExchange:
         frozenset(name for name, tool in given.known.items() if tool.custom),
         stream=bool(body.stream),
         with_usage=includes_usage(body),
-        with_thoughts=body.include_reasoning is not False,
+        with_thoughts=thoughts.shown,
     )
 
 

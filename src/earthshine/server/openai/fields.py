@@ -1,24 +1,22 @@
 """What OpenAI's three APIs have in common: sampling fields, stop strings, usage and the form of errors.
 
-Fields that are unknown are ignored, as OpenAI's servers do. Known fields that would change the answer and have no
-implementation here are refused by name, so that nobody takes the answer for another. For completions.py, chat.py and
-responses.py: each inherits SamplingFields and gives `turn_fields` to its Turn.
+Fields that are unknown are ignored, as OpenAI's servers do; dialects.py has those that other servers know. For
+completions.py, chat.py and responses.py: each inherits SamplingFields and gives `turn_fields` to its Turn.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from earthshine.errors import TextError
 from earthshine.server.api import Kind, Refused, Served
-from earthshine.server.turn import Format
-from earthshine.untrusted import parse_object, shown
+from earthshine.server.openai.dialects import OBEYED_AS, own_words, require_obeyed
+from earthshine.server.openai.formats import FormatFields, TextFormat, format_of
+from earthshine.untrusted import shown
 
 MOST_CHOICES = 128  # of one request, over all its prompts: OpenAI's bound of n
 MOST_STOPS = 16  # OpenAI takes 4, Kimi's own API 5
 _MAX_STOP_CHARS = 1024
 _INT64 = 1 << 63
-_LEFT_OUT = ("allowed_token_ids", "bad_words", "min_tokens", "truncate_prompt_tokens", "use_beam_search")
 
 
 class StreamOptions(BaseModel):
@@ -29,23 +27,11 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class StructuredOutputs(BaseModel):
-    """vLLM's way to say what the answer must be; exactly one field."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    json_: str | dict[str, Any] | None = Field(None, alias="json")
-    json_object: bool | None = None
-    regex: str | None = None
-    choice: Annotated[list[str], Field(min_length=1, max_length=1024)] | None = None
-    grammar: str | None = None
-    structural_tag: Any = None
-
-
-class SamplingFields(BaseModel):
+class SamplingFields(FormatFields):
     """Fields of OpenAI's and, below, of vLLM's. Ranges are those that engine.SamplingParams has a meaning for."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # the others: for require_obeyed
+    also_read: ClassVar[dict[str, str]] = OBEYED_AS
 
     model: Annotated[str, StringConstraints(max_length=1024)] | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
@@ -73,17 +59,13 @@ class SamplingFields(BaseModel):
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
     priority: Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)] | None = None  # lower comes first
-    guided_json: str | dict[str, Any] | None = None
-    guided_regex: str | None = None
-    guided_choice: Annotated[list[str], Field(min_length=1, max_length=1024)] | None = None
-    guided_grammar: str | None = None  # in Lark's notation
-    structured_outputs: StructuredOutputs | None = None
+    options: Any = None  # Ollama's: dialects.py has read it
+    usage: Any = None  # OpenRouter's: {"include": true} is stream_options.include_usage
 
-    allowed_token_ids: Any = None  # these five are refused unless they say nothing
-    bad_words: Any = None
-    min_tokens: Any = None
-    truncate_prompt_tokens: Any = None
-    use_beam_search: Any = None
+    @model_validator(mode="before")
+    @classmethod
+    def _in_own_words(cls, body: Any) -> Any:
+        return own_words(body)
 
 
 def model_of(fields: SamplingFields, served: Served) -> str:
@@ -128,42 +110,11 @@ def stops_of(fields: SamplingFields) -> tuple[str, ...]:
     return stops
 
 
-def format_of(fields: SamplingFields) -> Format | None:
-    """What vLLM's guided_* or structured_outputs ask for; Refused for more than one of them."""
-    outputs = fields.structured_outputs or StructuredOutputs.model_validate({})
-    if outputs.structural_tag is not None:
-        raise Refused("structural_tag is not implemented; use json, regex, choice or grammar.", param="structural_tag")
-    given = [
-        Format("json_schema", _schema(fields.guided_json)) if fields.guided_json is not None else None,
-        Format("regex", fields.guided_regex) if fields.guided_regex is not None else None,
-        Format("choice", fields.guided_choice) if fields.guided_choice is not None else None,
-        Format("grammar", fields.guided_grammar) if fields.guided_grammar is not None else None,
-        Format("json_schema", _schema(outputs.json_)) if outputs.json_ is not None else None,
-        Format("json_object") if outputs.json_object else None,
-        Format("regex", outputs.regex) if outputs.regex is not None else None,
-        Format("choice", outputs.choice) if outputs.choice is not None else None,
-        Format("grammar", outputs.grammar) if outputs.grammar is not None else None,
-    ]
-    formats = [form for form in given if form is not None]
-    if len(formats) > 1:
-        raise Refused("The answer can have one form only; give one of guided_* or of structured_outputs' fields.")
-    return formats[0] if formats else None
-
-
-def _schema(given: str | dict[str, Any]) -> dict[str, Any]:
-    if isinstance(given, str):
-        try:
-            return parse_object(given.encode("utf-8", "replace"), "The JSON schema", TextError)
-        except TextError as error:
-            raise Refused(str(error), param="guided_json") from None
-    return given
-
-
-def turn_fields(fields: SamplingFields) -> dict[str, Any]:
-    """Arguments of Turn: sampling, stop, keep_stop, n, priority, salt, format, prompt_logprobs."""
-    for name in _LEFT_OUT:
-        if getattr(fields, name):
-            raise Refused(f"{name} is not implemented; leave it out.", param=name)
+def turn_fields(fields: SamplingFields, text: TextFormat | None = None) -> dict[str, Any]:
+    """Arguments of Turn: sampling, stop, keep_stop, n, priority, salt, format, prompt_logprobs. `text` is the
+    responses' text.format. Raises Refused."""
+    penalties = (fields.presence_penalty, fields.frequency_penalty, (fields.repetition_penalty or 1) - 1)
+    require_obeyed(fields.model_extra or {}, penalizes=any(penalties))
     return {
         "sampling": sampling_of(fields),
         "stop": stops_of(fields),
@@ -171,14 +122,15 @@ def turn_fields(fields: SamplingFields) -> dict[str, Any]:
         "n": fields.n or 1,
         "priority": fields.priority or 0,
         "salt": fields.cache_salt or "",
-        "format": format_of(fields),
+        "format": format_of(fields, text),
         "prompt_logprobs": fields.prompt_logprobs,
     }
 
 
 def includes_usage(fields: SamplingFields) -> bool:
     """Whether a stream ends with a chunk that tells the usage."""
-    return fields.stream_options is not None and bool(fields.stream_options.include_usage)
+    asked = fields.stream_options is not None and bool(fields.stream_options.include_usage)
+    return asked or (isinstance(fields.usage, dict) and fields.usage.get("include") is True)
 
 
 def usage(prompt: int, cached: int, completion: int, reasoning: int) -> dict[str, Any]:

@@ -1,20 +1,25 @@
-"""What an answer must look like: chat's response_format and the responses' text.format.
+"""What an answer must look like: response_format, the responses' text.format, and the words of other servers for it.
 
-Invariant: one form governs an answer. Refused: a json_schema without its schema, and such a form beside one of
-vLLM's. Whether a schema itself is sound is seen where it is compiled.
+Invariant: one form governs an answer, on every path. Refused: two forms, a json_schema without its schema, and forms
+that are not implemented. Whether a schema or grammar itself is sound is seen where it is compiled.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from earthshine.errors import TextError
 from earthshine.server.api import Refused
-from earthshine.server.openai.fields import SamplingFields, format_of
 from earthshine.server.turn import Format
+from earthshine.untrusted import parse_object, shown
+
+_Choices = Annotated[list[str], Field(min_length=1, max_length=1024)]
+_UNUSED = ("structural_tag", "whitespace_pattern", "disable_additional_properties")
 
 
 class NamedSchema(BaseModel):
-    """A JSON schema and what clients call it. Every answer keeps to it, with `strict` or without."""
+    """A JSON schema and what clients call it. Every answer keeps to it; without `strict`, its `uniqueItems` and the
+    formats that are not supported describe it only."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -25,12 +30,13 @@ class NamedSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """Chat's form: the schema lies one level deeper."""
+    """Chat's form: the schema lies one level deeper. Beside json_object it stands where llama.cpp reads it."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
 
 
 class TextFormat(NamedSchema):
@@ -39,17 +45,103 @@ class TextFormat(NamedSchema):
     type: Literal["text", "json_object", "json_schema"]
 
 
-def one_format(body: SamplingFields, asked: ResponseFormat | TextFormat | None, param: str) -> Format | None:
-    """The form that the answer must have, or None. Raises Refused."""
-    otherwise = format_of(body)
+class StructuredOutputs(BaseModel):
+    """vLLM's way to say what the answer must be; exactly one field."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    json_: str | dict[str, Any] | None = Field(None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: _Choices | None = None
+    grammar: str | None = None
+    structural_tag: Any = None
+    whitespace_pattern: Any = None
+    disable_additional_properties: Any = None
+
+
+class FormatFields(BaseModel):
+    """All fields that say it, those of OpenAI first."""
+
+    response_format: ResponseFormat | None = None
+    guided_json: str | dict[str, Any] | None = None  # these four and structured_outputs are vLLM's
+    guided_regex: str | None = None
+    guided_choice: _Choices | None = None
+    guided_grammar: str | None = None  # in Lark's notation, or llama.cpp's
+    structured_outputs: StructuredOutputs | bool | None = None  # a bool is OpenRouter's, and says nothing
+    regex: str | None = None  # SGLang's, as is ebnf
+    ebnf: str | None = None
+    grammar: str | None = None  # llama.cpp's, as is json_schema
+    json_schema: str | dict[str, Any] | None = None
+    json_object: bool | None = None
+    format: str | dict[str, Any] | None = None  # Ollama's: "json", or a schema
+
+
+def format_of(fields: FormatFields, text: TextFormat | None = None) -> Format | None:
+    """The form that the answer must have, or None; `text` is the responses' text.format. Raises Refused."""
+    given = {
+        "response_format": _response_format(fields.response_format),
+        "text.format": _response_format(text),
+        "guided_json": _schema(fields.guided_json, "guided_json"),
+        "guided_regex": _text("regex", fields.guided_regex),
+        "guided_choice": None if fields.guided_choice is None else Format("choice", fields.guided_choice),
+        "guided_grammar": _text("grammar", fields.guided_grammar),
+        "regex": _text("regex", fields.regex),
+        "ebnf": _text("grammar", fields.ebnf),
+        "grammar": _text("grammar", fields.grammar),
+        "json_schema": _schema(fields.json_schema, "json_schema"),
+        "json_object": Format("json_object") if fields.json_object else None,
+        "format": Format("json_object") if fields.format == "json" else _schema(fields.format, "format"),
+    }
+    outputs = fields.structured_outputs
+    if isinstance(outputs, StructuredOutputs):
+        given |= {f"structured_outputs.{name}": form for name, form in _structured(outputs).items()}
+    forms = {name: form for name, form in given.items() if form is not None}
+    if len(forms) > 1:
+        raise Refused(f"The answer can have one form only; give one of {' and '.join(forms)}.", param=next(iter(forms)))
+    return next(iter(forms.values()), None)
+
+
+def _structured(outputs: StructuredOutputs) -> dict[str, Format | None]:
+    for name in _UNUSED:
+        if getattr(outputs, name) not in (None, False, ""):
+            raise Refused(
+                f"{name} is not implemented; use json, regex, choice or grammar.", param=f"structured_outputs.{name}"
+            )
+    return {
+        "json": _schema(outputs.json_, "structured_outputs.json"),
+        "json_object": Format("json_object") if outputs.json_object else None,
+        "regex": _text("regex", outputs.regex),
+        "choice": None if outputs.choice is None else Format("choice", outputs.choice),
+        "grammar": _text("grammar", outputs.grammar),
+    }
+
+
+def _response_format(asked: ResponseFormat | TextFormat | None) -> Format | None:
     if asked is None or asked.type == "text":
-        return otherwise
-    if otherwise is not None:
-        raise Refused(f"{param} and a guided_* or structured_outputs field both say what the answer must be; give one "
-                      "of them.", param=param)  # fmt: skip
-    if asked.type == "json_object":
-        return Format("json_object")
+        return None
     named = asked if isinstance(asked, TextFormat) else asked.json_schema
-    if named is None or named.schema_ is None:
+    schema = named.schema_ if named is not None else None
+    if schema is None:
+        schema = asked.schema_
+    if schema is None and asked.type == "json_object":
+        return Format("json_object")
+    if schema is None:
+        param = "text.format" if isinstance(asked, TextFormat) else "response_format"
         raise Refused("A json_schema format needs a schema, which is a JSON object.", param=param)
-    return Format("json_schema", named.schema_)
+    return Format("json_schema", schema, named is not None and bool(named.strict))
+
+
+def _text(kind: Literal["regex", "grammar"], given: str | None) -> Format | None:
+    return Format(kind, given) if given else None
+
+
+def _schema(given: str | dict[str, Any] | None, param: str) -> Format | None:
+    if given is None or given == "":
+        return None
+    if isinstance(given, str):
+        try:
+            given = parse_object(given.encode("utf-8", "replace"), f"The JSON schema in {shown(param)}", TextError)
+        except TextError as error:
+            raise Refused(str(error), param=param) from None
+    return Format("json_schema", given)

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from earthshine.server.api import Api, Refused, Served
 from earthshine.server.openai.fields import error_body, model_of, turn_fields
-from earthshine.server.openai.formats import TextFormat, one_format
+from earthshine.server.openai.formats import TextFormat
 from earthshine.server.openai.responses_events import ResponsesExchange
 from earthshine.server.openai.responses_items import AnyItem, messages_of
-from earthshine.server.openai.thinking import Effort, ThinkingFields, thinking_of
+from earthshine.server.openai.thinking import Reasoning, ThinkingFields, thoughts_of
 from earthshine.server.openai.tools import MOST_TOOLS, FlatTool, Known, choose, declared
 from earthshine.server.turn import ToolChoice, Turn
 
@@ -31,14 +31,6 @@ class TextConfig(BaseModel):
     format: TextFormat | None = None
 
 
-class ReasoningConfig(BaseModel):
-    """`effort` none turns thoughts off. Thoughts are given whole, so there is no summary of them."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    effort: Effort | None = None
-
-
 class ResponsesBody(ThinkingFields):
     """The request."""
 
@@ -48,7 +40,7 @@ class ResponsesBody(ThinkingFields):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
-    reasoning: ReasoningConfig | None = None
+    reasoning: Reasoning | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     include: Annotated[list[str], Field(max_length=64)] | None = None
@@ -90,10 +82,8 @@ def begin(body: ResponsesBody, served: Served) -> ResponsesExchange:
     _check(body)
     given = declared(body.tools)
     tools, tool_choice = choose(body.tool_choice, given)
-    effort = body.reasoning.effort if body.reasoning else None
-    thinking, preserve_thinking = thinking_of(body, effort, served)
-    format = body.text.format if body.text else None
-    shared = turn_fields(body) | {"format": one_format(body, format, "text.format")}
+    thoughts = thoughts_of(body, body.reasoning, served)
+    shared = turn_fields(body, body.text.format if body.text else None)
     if body.max_output_tokens is not None:
         shared["sampling"] |= {"max_tokens": body.max_output_tokens}
     turn = Turn(
@@ -101,15 +91,15 @@ def begin(body: ResponsesBody, served: Served) -> ResponsesExchange:
         tools=tools,
         tool_choice=tool_choice,
         parallel_calls=body.parallel_tool_calls is not False,
-        thinking=thinking,
-        preserve_thinking=preserve_thinking,
+        thinking=thoughts.thinking,
+        preserve_thinking=thoughts.preserved,
+        thought_tokens=thoughts.most_tokens,
         logprobs=_logprobs(body),
         left_out=given.left_out,
         **shared,
     )
     echo = _echo(body, turn, given.known) | {"model": model_of(body, served)}
-    with_thoughts = body.include_reasoning is not False
-    return ResponsesExchange(turn, echo, given.known, stream=bool(body.stream), with_thoughts=with_thoughts)
+    return ResponsesExchange(turn, echo, given.known, stream=bool(body.stream), with_thoughts=thoughts.shown)
 
 
 def _choice(choice: ToolChoice, known: Mapping[str, Known]) -> Any:

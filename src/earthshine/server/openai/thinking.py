@@ -1,19 +1,36 @@
-"""Whether the model thinks before it answers, and whether it is shown its past thoughts: every client's own words.
+"""Whether and how long the model thinks before it answers, and which thoughts are shown: every client's own words.
 
-Kimi's API says `thinking`, OpenAI's `reasoning_effort`, vLLM's clients chat_template_kwargs. Invariant: what was said
-several times was said alike. Refused: contradictions, other variables of a template, and templates of a request.
-A model without thoughts takes all of this as meaning nothing.
+Kimi's API says `thinking`, OpenAI's `reasoning_effort`, OpenRouter's `reasoning`, Ollama's `think`, vLLM's clients
+chat_template_kwargs. An effort other than "none" is a wish that these models' templates have no word for. Invariant:
+what was said several times was said alike. Refused: contradictions, other variables of a template, and templates of a
+request. A model without thoughts takes all of this as meaning nothing.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from earthshine.server.api import Refused, Served
 from earthshine.server.openai.fields import SamplingFields
 from earthshine.untrusted import shown
 
 Effort = Annotated[str, StringConstraints(max_length=64)]
+_Said = TypeVar("_Said", bound=int)
+_Budget = Annotated[int, Field(ge=0)]  # tokens of a thought at most
+
+
+class Reasoning(BaseModel):
+    """OpenAI's, where `effort` "none" turns thoughts off, with what OpenRouter adds. Thoughts are given whole, so there
+    is no summary of them."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    effort: Effort | None = None
+    enabled: bool | None = None
+    exclude: bool | None = None  # thoughts are not sent
+    max_tokens: _Budget | None = None
 
 
 class Thinking(BaseModel):
@@ -23,62 +40,88 @@ class Thinking(BaseModel):
 
     type: Literal["enabled", "disabled"] | None = None
     keep: Literal["all"] | None = None
+    budget_tokens: _Budget | None = None
 
 
 class ThinkingFields(SamplingFields):
     """The fields about thoughts that chat and responses share."""
 
     thinking: Thinking | None = None
+    think: bool | Effort | None = None  # Ollama's; an effort means yes
     enable_thinking: bool | None = None
     preserve_thinking: bool | None = None
+    thinking_token_budget: _Budget | None = None
     include_reasoning: bool | None = None  # false: thoughts are not sent
     chat_template_kwargs: dict[str, Any] | None = None
     chat_template: Any = None
 
 
-def thinking_of(body: ThinkingFields, effort: str | None, served: Served) -> tuple[bool | None, bool]:
-    """Whether to think, None for the template's own way, and whether to keep past thoughts. Raises Refused."""
+@dataclass(frozen=True, slots=True)
+class Thoughts:
+    """`thinking`: None for the template's own way. `preserved`: past ones stay in the prompt. `shown`: they are sent.
+    `most_tokens`: None for no bound."""
+
+    thinking: bool | None
+    preserved: bool
+    shown: bool
+    most_tokens: int | None
+
+
+def thoughts_of(
+    body: ThinkingFields, reasoning: Reasoning | None, served: Served, effort: str | None = None
+) -> Thoughts:
+    """What all fields say together. Raises Refused."""
     if body.chat_template is not None:
         raise Refused("A chat template is code and is taken from the model's folder only.", param="chat_template")
+    reasoning, said = reasoning or Reasoning(), body.thinking or Thinking()
     variables = _variables(body.chat_template_kwargs or {})
-    said = body.thinking or Thinking()
     thinks = _agreed({
         "thinking": None if said.type is None else said.type == "enabled",
+        "think": body.think if body.think is None else body.think not in (False, "", "none"),
         "enable_thinking": body.enable_thinking,
         "chat_template_kwargs.thinking": variables.get("thinking"),
         "chat_template_kwargs.enable_thinking": variables.get("enable_thinking"),
         "reasoning_effort": False if effort == "none" else None,
+        "reasoning.effort": False if reasoning.effort == "none" else None,
+        "reasoning.enabled": reasoning.enabled,
     })  # fmt: skip
     keeps = _agreed({
         "thinking.keep": True if said.keep == "all" else None,
         "preserve_thinking": body.preserve_thinking,
         "chat_template_kwargs.preserve_thinking": variables.get("preserve_thinking"),
     })  # fmt: skip
+    most = _agreed({
+        "thinking_token_budget": body.thinking_token_budget,
+        "thinking.budget_tokens": said.budget_tokens,
+        "reasoning.max_tokens": reasoning.max_tokens,
+    })  # fmt: skip
+    hides = reasoning.exclude is True or body.include_reasoning is False
     if not served.thinks:
-        return None, False
+        return Thoughts(None, False, not hides, None)
     if keeps and not served.can_preserve_thinking:
         raise Refused("This model's template can't keep past thoughts; leave preserve_thinking and thinking.keep out.",
                       param="preserve_thinking")  # fmt: skip
-    return thinks, bool(keeps)
+    return Thoughts(thinks, bool(keeps), not hides, most)
 
 
 def _variables(given: dict[str, Any]) -> dict[str, bool]:
     known = ("thinking", "enable_thinking", "preserve_thinking")
+    given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
         if name not in known:
             raise Refused(f"The template gets no {shown(name)} from a request; chat_template_kwargs takes "
                           f"{', '.join(known)}.", param="chat_template_kwargs")  # fmt: skip
-        if not isinstance(value, bool | None):
+        if not isinstance(value, bool):
             raise Refused(f"chat_template_kwargs.{name} must be true or false, not {shown(value)}.",
                           param="chat_template_kwargs")  # fmt: skip
-    return {name: value for name, value in given.items() if value is not None}
+    return given
 
 
-def _agreed(said: dict[str, bool | None]) -> bool | None:
+def _agreed(said: Mapping[str, _Said | None]) -> _Said | None:
     """What all those say that say anything."""
     found = {name: value for name, value in said.items() if value is not None}
     if len(set(found.values())) > 1:
         first = next(iter(found))
-        other = next(name for name, value in found.items() if value is not found[first])
+        other = next(name for name, value in found.items() if value != found[first])
         raise Refused(f"{first} and {other} contradict each other; give one of them.", param=other)
     return next(iter(found.values()), None)

@@ -1,0 +1,207 @@
+"""Fields of other servers' dialects: what each is obeyed as, why it is refused, and at which values it is harmless.
+
+For vLLM, SGLang, llama.cpp's server, Ollama, OpenRouter, text-generation-webui and what builds on them. Invariant: a
+field that would change the answer is obeyed or refused by name. null says nothing anywhere, and a field that no table
+names is ignored, as are all that only speak of how an answer is computed or billed: cache_prompt, id_slot, n_keep,
+keep_alive, num_ctx, num_gpu, session_id, rid, provider, route, models, transforms, service_tier, verbosity, metadata,
+return_progress, timings_per_token, stream_interval, stream_reasoning, and those that tune a
+sampler which is off (xtc_threshold, dry_base, mirostat_tau, dynatemp_exponent, length_penalty). For fields.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from earthshine.server.api import Refused
+
+# Other names of fields that this server has. What ollama puts into `options` stands beside them.
+OBEYED_AS = {
+    "max_new_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "rep_pen": "repetition_penalty",
+    "n_cmpl": "n",
+    "sampling_seed": "seed",
+    "random_seed": "seed",
+    "stop_sequences": "stop",
+    "no_stop_trim": "include_stop_str_in_output",
+    "extra_key": "cache_salt",
+    "reasoning_budget_tokens": "thinking_token_budget",
+    "thinking_budget_tokens": "thinking_token_budget",
+    "thinking_budget": "thinking_token_budget",
+    "guided_json_object": "json_object",
+}
+_UNBOUNDED = ("max_tokens", "max_completion_tokens", "thinking_token_budget")  # -1 is no bound, and so is -2
+
+_OFF: tuple[Any, ...] = (False, "", [], {})  # 0 too, which equals False
+_TEMPERATURE = "The temperature is the same for every token; leave {} out."
+_SAMPLER = "This server samples with temperature, top_k, top_p and min_p; leave {} out."
+_PENALTY = "This server penalizes with presence_penalty, frequency_penalty and repetition_penalty; leave {} out."
+_BANNED = "No text can be banned; use logit_bias for tokens, and leave {} out."
+_RETURNED = "An answer has text and log-probabilities, and nothing of {}; leave it out."
+_PROMPT = "The prompt is what messages or prompt say; leave {} out."
+_ADAPTER = "This server has one model without adapters; leave {} out."
+_FORM = "Use response_format or structured_outputs for the form of an answer; leave {} out."
+_CODE = "Nothing in a request is run as code; leave {} out."
+_PLAIN = "{} is not implemented; leave it out."
+
+# name: (values at which it is harmless, why it is refused at all others)
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    # which tokens may come
+    "allowed_token_ids": (_OFF, _PLAIN),
+    "bad_words": (_OFF, _BANNED),
+    "banned_strings": (_OFF, _BANNED),
+    "banned_tokens": (_OFF, _BANNED),
+    "custom_token_bans": (_OFF, _BANNED),
+    "ban_eos_token": (_OFF, _PLAIN),
+    "min_tokens": (_OFF, _PLAIN),
+    "min_new_tokens": (_OFF, _PLAIN),
+    "min_length": (_OFF, _PLAIN),
+    "n_indent": (_OFF, _PLAIN),
+    "stop_regex": (_OFF, "Stop strings are plain texts; use stop, and leave {} out."),
+    "t_max_predict_ms": ((*_OFF, -1), _PLAIN),
+    "t_max_prompt_ms": ((*_OFF, -1), _PLAIN),
+    "repetition_detection": (_OFF, _PLAIN),
+    # samplers
+    "adaptive_target": ((*_OFF, -1), _SAMPLER),
+    "do_sample": ((True,), "A temperature of 0 chooses the most likely token; leave {} out."),
+    "dry_multiplier": (_OFF, _PENALTY),
+    "dynamic_temperature": (_OFF, _TEMPERATURE),
+    "dynatemp_range": (_OFF, _TEMPERATURE),
+    "encoder_repetition_penalty": ((*_OFF, 1), _PENALTY),
+    "epsilon_cutoff": (_OFF, _SAMPLER),
+    "eta_cutoff": (_OFF, _SAMPLER),
+    "guidance_scale": ((1,), _SAMPLER),
+    "min_keep": ((*_OFF, 1), _SAMPLER),
+    "mirostat": (_OFF, _SAMPLER),
+    "mirostat_mode": (_OFF, _SAMPLER),
+    "negative_prompt": (_OFF, _SAMPLER),
+    "no_repeat_ngram_size": (_OFF, _PENALTY),
+    "nsigma": ((*_OFF, -1), _SAMPLER),
+    "num_beams": ((*_OFF, 1), _SAMPLER),
+    "penalty_alpha": (_OFF, _SAMPLER),
+    "quadratic_sampling": (_OFF, _SAMPLER),
+    "sampler_order": (_OFF, _SAMPLER),
+    "sampler_priority": (_OFF, _SAMPLER),
+    "samplers": (_OFF, _SAMPLER),
+    "skew": (_OFF, _SAMPLER),
+    "smoothing_factor": (_OFF, _TEMPERATURE),
+    "temperature_last": (_OFF, "The temperature is applied first; leave {} out."),
+    "tfs": ((1,), _SAMPLER),
+    "tfs_z": ((1,), _SAMPLER),
+    "top_a": (_OFF, _SAMPLER),
+    "top_n_sigma": ((*_OFF, -1), _SAMPLER),
+    "typical": ((1,), _SAMPLER),
+    "typical_p": ((1,), _SAMPLER),
+    "use_beam_search": (_OFF, _SAMPLER),
+    "watermarking": (_OFF, _PLAIN),
+    "xtc_probability": (_OFF, _SAMPLER),
+    # code and models
+    "custom_logit_processor": (_OFF, _CODE),
+    "logits_processors": (_OFF, _CODE),
+    "vllm_xargs": (_OFF, _CODE),
+    "lora": (_OFF, _ADAPTER),
+    "lora_path": (_OFF, _ADAPTER),
+    "lora_request": (_OFF, _ADAPTER),
+    "plugins": (_OFF, "This server has no plugins and searches no web; leave {} out."),
+    "nvext": (_OFF, _PLAIN),
+    # the prompt
+    "context": (_OFF, _PROMPT),
+    "documents": (_OFF, _PROMPT),
+    "generation_prompt": (_OFF, _PROMPT),
+    "image_data": (_OFF, _PROMPT),
+    "images": (_OFF, _PROMPT),
+    "input_embeds": (_OFF, _PROMPT),
+    "input_ids": (_OFF, _PROMPT),
+    "prompt_embeds": (_OFF, _PROMPT),
+    "raw": (_OFF, "Use /v1/completions for a prompt without a template; leave {} out."),
+    "safe_prompt": (_OFF, _PROMPT),
+    "system": (_OFF, "Give a message with the role system; leave {} out."),
+    "system_prompt": (_OFF, "Give a message with the role system; leave {} out."),
+    "template": (_OFF, "A chat template is code and is taken from the model's folder only; leave {} out."),
+    "prompt_truncate_len": (_OFF, "A prompt that is too long is refused and never cut; leave {} out."),
+    "truncate_prompt_tokens": (_OFF, "A prompt that is too long is refused and never cut; leave {} out."),
+    "kv_transfer_params": (_OFF, "No server is asked for what another one has computed; leave {} out."),
+    "ec_transfer_params": (_OFF, "No server is asked for what another one has computed; leave {} out."),
+    # the answer's form
+    "chat_parser": (_OFF, _FORM),
+    "disable_additional_properties": (_OFF, _FORM),
+    "grammar_lazy": (_OFF, _FORM),
+    "grammar_triggers": (_OFF, _FORM),
+    "guided_whitespace_pattern": (_OFF, "JSON is written without white space but one blank; leave {} out."),
+    "parse_tool_calls": ((True,), "Tool calls are always told apart from text; leave {} out or true."),
+    "reasoning_format": (("", "auto", "deepseek", "parsed"),
+                         "Thoughts are told apart as reasoning_content; include_reasoning false hides them, "
+                         "and {} has no other use here."),
+    "separate_reasoning": ((True,), "Thoughts are told apart as reasoning_content; leave {} out or true."),
+    "skip_special_tokens": ((True,), "Control tokens are no text of an answer; leave {} out or true."),
+    "structural_tag": (_OFF, _FORM),
+    # what is told beside the answer
+    "logprob_token_ids": (_OFF, _RETURNED),
+    "n_probs": (_OFF, "Use logprobs for log-probabilities; leave {} out."),
+    "post_sampling_probs": (_OFF, _RETURNED),
+    "response_fields": (_OFF, _RETURNED),
+    "return_hidden_states": (_OFF, _RETURNED),
+    "return_meta_info": (_OFF, _RETURNED),
+    "return_prompt_text": (_OFF, _RETURNED),
+    "return_prompt_token_ids": (_OFF, _RETURNED),
+    "return_routed_experts": (_OFF, _RETURNED),
+    "return_token_ids": (_OFF, _RETURNED),
+    "return_tokens": (_OFF, _RETURNED),
+    "return_tokens_as_token_ids": (_OFF, _RETURNED),
+    # what belongs somewhere else in the body, or to another path
+    "add_generation_prompt": ((True,), "add_generation_prompt is for /v1/chat/completions; leave it out."),
+    "best_of": ((1,), "best_of is for /v1/completions; leave it out."),
+    "continue_final_message": (_OFF, "continue_final_message is for /v1/chat/completions; leave it out."),
+    "audio": (_OFF, "This model neither hears nor speaks; leave {} out."),
+    "echo": (_OFF, "echo is for /v1/completions; leave it out."),
+    "extra_body": (_OFF, "extra_body is a word of the Python client; its fields stand beside the others."),
+    "function_call": (_OFF, "{} is the old form; use tools and tool_choice."),
+    "functions": (_OFF, "{} is the old form; declare them in tools."),
+    "parameters": (_OFF, "Sampling fields stand beside the others; leave {} out."),
+    "sampling_params": (_OFF, "Sampling fields stand beside the others; leave {} out."),
+    "web_search_options": ((False,), "This server searches no web; leave {} out."),
+    "suffix": (_OFF, "This model can't fill in before a suffix; leave {} out."),
+}  # fmt: skip
+# What is read of ollama's `options`; the rest of them says how an answer is computed.
+_OPTIONS = frozenset(
+    ("temperature", "top_k", "top_p", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty")
+).union(OBEYED_AS, REFUSED)
+# Over how many tokens a penalty reaches: all of them here.
+_WINDOWS = ("repeat_last_n", "penalty_last_n", "rep_pen_range", "repetition_penalty_range")
+
+
+def own_words(body: Any) -> Any:
+    """The body with this server's names for what it knows by others, ollama's `options` among them.
+
+    Raises Refused where two names of one field say different things. What is no object comes back as it is.
+    """
+    if not isinstance(body, Mapping):
+        return body
+    found: dict[str, Any] = {}
+    options = body.get("options")
+    nested = options.items() if isinstance(options, Mapping) else ()
+    read = [(name, value) for name, value in nested if name in _OPTIONS or name in _WINDOWS]
+    for name, value in (*body.items(), *read):
+        own: str = OBEYED_AS.get(name) or name
+        if own in _UNBOUNDED and value in (-1, -2):
+            value = None
+        if value is None and own in found:
+            continue
+        if found.get(own) is not None and found[own] != value:
+            raise Refused(f"{name} and another field both say {own}, and not the same; give one of them.", param=name)
+        found[own] = value
+    return found
+
+
+def require_obeyed(others: Mapping[str, Any], penalizes: bool) -> None:
+    """Raises Refused for the first of these fields that would change the answer; `penalizes`: a penalty is on."""
+    for name, value in others.items():
+        harmless, why = REFUSED.get(name, (None, ""))
+        if name in _WINDOWS and penalizes:
+            harmless, why = (-1,), "Penalties reach over the whole conversation; leave {} out or -1."
+        if harmless is None or value is None or value in harmless:
+            continue
+        if name == "adaptive_target" and isinstance(value, (int, float)) and value < 0:
+            continue
+        raise Refused(why.format(name), param=name)

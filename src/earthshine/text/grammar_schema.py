@@ -1,0 +1,252 @@
+"""JSON schemas from strangers: checked for size and depth, then written as llguidance reads them.
+
+What means nothing there is taken out, and what it has another word for is rewritten: `$id` and `$anchor` become JSON
+pointers in the `$ref`s that use them, `propertyNames` becomes properties or a pattern. Nothing is fetched. Refused, as
+TextError: what is too large or too deep, and values that JSON has no form for. Other keywords that the library does
+not have are left for it to refuse by name.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urljoin
+
+from earthshine.errors import TextError
+from earthshine.untrusted import require_depth, shown
+
+MAX_SCHEMA_CHARS = 128 << 10
+_MAX_LITERAL_CHARS = 4096  # a longer constant costs milliseconds a token
+_MAX_URI_CHARS = 1024
+_MAX_MULTIPLE = 10_000  # a million takes llguidance 2.4 s and 282 MB
+_ANNOTATIONS = frozenset(("description", "title", "$comment", "default", "examples", "$id", "$schema"))
+_DRAFT = re.compile(r"https?://json-schema\.org/draft(-0[3-7]|/20\d\d-\d\d)/schema#?")  # the library reads by these
+FORMATS = frozenset(  # those that llguidance has a grammar for
+    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid", "unknown")
+)
+# Where a schema holds other schemas: one, a list of them, or some by name.
+_ONE = frozenset(
+    ("additionalItems", "additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then",
+     "unevaluatedItems", "unevaluatedProperties")
+)  # fmt: skip
+_LISTED = frozenset(("allOf", "anyOf", "items", "oneOf", "prefixItems"))
+_NAMED = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
+
+
+_Place = tuple["_Place", str] | tuple[()]  # a JSON pointer's parts, last first, each in a URI's spelling
+
+
+class _Resource(NamedTuple):
+    """A schema with an `$id`, or the root: what the fragments of its references start from."""
+
+    place: _Place
+    uri: str
+
+
+_ROOT = _Resource((), "")
+
+
+def schema_text(what: str, schema: Any, annotated: bool = False) -> str:
+    """The checked schema as JSON; `what` names it in messages. With `annotated`, `uniqueItems` and formats that are
+    not supported describe the value and do not bind it."""
+    schema = {} if schema is True else schema
+    if not isinstance(schema, dict):
+        raise TextError(f"{what} must be an object.")
+    require_depth(schema, what, TextError)
+    _require_small_values(what, schema)
+    kept = {key: value for key, value in schema.items() if key != "x-guidance"}  # the library's own options
+    own = json.loads(_json(what, kept))
+    _resolve(what, own)
+    for _, _, inner in reversed(list(_schemas(own, (), _ROOT))):  # those inside first, so that sizes are known
+        _rewrite(inner, annotated)
+    return _json(what, own)
+
+
+def _json(what: str, schema: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError) as error:  # numbers of too many digits, nan, halves of surrogate pairs
+        raise TextError(f"{what} holds a value that JSON has no form for.") from error
+    if len(text) > MAX_SCHEMA_CHARS:
+        raise TextError(f"{what} has over {MAX_SCHEMA_CHARS} characters; describe it in fewer.")
+    return text
+
+
+def _nodes(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with the key that it stands under; lists pass their own on."""
+    yield key, value
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _nodes(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _nodes(inner, key)
+
+
+def _require_small_values(what: str, schema: dict[str, Any]) -> None:
+    multiples = []
+    for key, value in _nodes(schema):
+        if isinstance(value, str) and len(value) > _MAX_LITERAL_CHARS and key not in _ANNOTATIONS:
+            raise TextError(f"{what} holds a text of over {_MAX_LITERAL_CHARS} characters under {shown(key)}.")
+        if isinstance(value, dict) and any(len(name) > _MAX_LITERAL_CHARS for name in value):
+            raise TextError(f"{what} holds a name of over {_MAX_LITERAL_CHARS} characters.")
+        if key == "multipleOf" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            multiples.append(value)
+    if _multiple(multiples) > _MAX_MULTIPLE:
+        raise TextError(
+            f"{what}: each multipleOf must be above 0, and their least common multiple at most {_MAX_MULTIPLE} units "
+            f"of the last decimal."
+        )
+
+
+def _multiple(values: list[int | float]) -> int:
+    """The least common multiple of the values, once all are scaled to integers: the size of the library's automaton."""
+    if not all(0 < value < 10**18 for value in values):
+        return _MAX_MULTIPLE + 1
+    exact = [Decimal(repr(value)) for value in values]
+    shift = max((-int(value.as_tuple().exponent) for value in exact), default=0)
+    return _MAX_MULTIPLE + 1 if shift > 18 else math.lcm(*(int(value.scaleb(max(shift, 0))) for value in exact))
+
+
+def _schemas(schema: Any, place: _Place, resource: _Resource) -> Iterator[tuple[_Place, _Resource, dict[str, Any]]]:
+    """Every schema within this one, where it is, and the resource that it belongs to."""
+    if not isinstance(schema, dict):
+        return
+    name = schema.get("$id")
+    if isinstance(name, str) and name and not name.startswith("#"):
+        resource = _Resource(place, _joined(resource.uri, name))
+    yield place, resource, schema
+    for key, value in schema.items():
+        if key in _NAMED and isinstance(value, dict):
+            for inner, held in value.items():
+                part = quote(inner.replace("~", "~0").replace("/", "~1"), safe="~")
+                yield from _schemas(held, ((place, key), part), resource)
+        elif key in _LISTED and isinstance(value, list):
+            for number, held in enumerate(value):
+                yield from _schemas(held, ((place, key), str(number)), resource)
+        elif key in _ONE:
+            yield from _schemas(value, (place, key), resource)
+
+
+def _joined(base: str, uri: str) -> str:
+    """The URI without its fragment; one that is none is a name like any other."""
+    try:
+        joined = urljoin(base, uri) if len(base) + len(uri) <= _MAX_URI_CHARS else uri
+    except ValueError:
+        joined = uri
+    return joined.partition("#")[0][:_MAX_URI_CHARS]
+
+
+def _pointer(place: _Place) -> str:
+    parts: list[str] = []
+    while place:
+        place, part = place
+        parts.append(f"/{part}")
+    return "".join(reversed(parts))
+
+
+def _resolve(what: str, root: dict[str, Any]) -> None:
+    """Turns references by URI or anchor into pointers from the root, and takes the names out that they used."""
+    found = list(_schemas(root, (), _ROOT))
+    resources = {resource.uri: resource for _, resource, _ in reversed(found) if resource.uri}
+    anchors: dict[tuple[_Place, str], _Place] = {}
+    for place, resource, schema in found:
+        for name in (schema.get("$anchor"), str(schema.get("$id", "")).removeprefix("#")):
+            if isinstance(name, str) and name:
+                anchors.setdefault((resource.place, name), place)
+    n_chars = 0
+    for _, resource, schema in found:
+        reference = schema.get("$ref")
+        if isinstance(reference, str):
+            schema["$ref"] = _target(root, reference, resource, resources, anchors)
+            n_chars += len(schema["$ref"])
+            if n_chars > MAX_SCHEMA_CHARS:
+                raise TextError(f"{what} has references that are too long; give its definitions shorter names.")
+    for _, _, schema in found:
+        schema.pop("$id", None)
+        schema.pop("$anchor", None)
+        if not (isinstance(schema.get("$schema"), str) and _DRAFT.fullmatch(schema["$schema"])):
+            schema.pop("$schema", None)
+
+
+def _target(
+    root: dict[str, Any],
+    reference: str,
+    resource: _Resource,
+    resources: dict[str, _Resource],
+    anchors: dict[tuple[_Place, str], _Place],
+) -> str:
+    """The reference as a pointer from the root, or as it was where it points to nothing here."""
+    uri, _, fragment = reference.partition("#")
+    if uri:
+        named = resources.get(_joined(resource.uri, uri))
+        if named is None:
+            return reference
+        resource = named
+    if fragment and not fragment.startswith("/"):
+        anchor = anchors.get((resource.place, fragment))
+        return reference if anchor is None else f"#{_pointer(anchor)}"
+    inner = _pointer(resource.place) + fragment
+    # Many schemas with an inner `$id` mean the whole document all the same.
+    return f"#{inner}" if not fragment or _holds(root, inner) else f"#{fragment}"
+
+
+def _holds(root: Any, pointer: str) -> bool:
+    """Whether there is something at this JSON pointer."""
+    for part in unquote(pointer).split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(root, list) and name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(root):
+            root = root[int(name)]
+        elif isinstance(root, dict) and name in root:
+            root = root[name]
+        else:
+            return False
+    return True
+
+
+def _rewrite(schema: dict[str, Any], annotated: bool) -> None:
+    if "propertyNames" in schema:
+        _name_properties(schema)
+    if schema.get("uniqueItems") is False or (annotated and isinstance(schema.get("uniqueItems"), bool)):
+        del schema["uniqueItems"]
+    form = schema.get("format")
+    if annotated and isinstance(form, str) and form not in FORMATS:
+        del schema["format"]
+
+
+def _name_properties(schema: dict[str, Any]) -> None:
+    """What `propertyNames` says in words that the library has; left as it is where there are none."""
+    names = schema["propertyNames"]
+    if not isinstance(names, (dict, bool)) or names is False:
+        return
+    said = {} if names is True else {key: value for key, value in names.items() if key not in _ANNOTATIONS}
+    kinds = said.pop("type", "string")
+    if kinds != "string" and not (isinstance(kinds, list) and "string" in kinds):
+        return
+    others = schema.get("additionalProperties", True)
+    if not said:
+        del schema["propertyNames"]
+    elif set(said) == {"enum"} and isinstance(said["enum"], list) and not schema.get("patternProperties"):
+        own = schema.get("properties", {})
+        listed = [name for name in said["enum"] if isinstance(name, str)]
+        if isinstance(own, dict) and len(listed) * len(json.dumps(others)) <= MAX_SCHEMA_CHARS:
+            del schema["propertyNames"]
+            schema["properties"] = {name: own.get(name, others) for name in listed}
+            schema["additionalProperties"] = False
+    elif not schema.get("properties") and not schema.get("patternProperties"):
+        pattern = _name_pattern(said)
+        if pattern is not None:
+            del schema["propertyNames"]
+            schema["patternProperties"], schema["additionalProperties"] = {pattern: others}, False
+
+
+def _name_pattern(said: dict[str, Any]) -> str | None:
+    if set(said) == {"pattern"} and isinstance(said["pattern"], str):
+        return str(said["pattern"])
+    least, most = said.get("minLength", 0), said.get("maxLength", "")
+    if set(said) <= {"minLength", "maxLength"} and all(type(n) is int and 0 <= n < 1 << 16 for n in said.values()):
+        return f"^(?s:.{{{least},{most}}})$"
+    return None

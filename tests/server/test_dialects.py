@@ -1,0 +1,233 @@
+"""Fields of other servers' dialects, on every path of OpenAI's: obeyed, refused by name, or harmless."""
+
+import json
+
+import httpx
+import pytest
+
+from earthshine.cli.source import GLEAM
+from earthshine.server.api import Refused, Served
+from earthshine.server.http.body import parse_body, unknown_fields
+from earthshine.server.openai import chat, completions, responses
+from earthshine.server.openai.dialects import OBEYED_AS, REFUSED
+from earthshine.server.turn import Format
+from earthshine.text import load_tokenizer
+
+SERVED = Served(("moon",), 1_700_000_000, 4096, True, True, lambda ids: "")
+PATHS = {
+    "chat": (chat.CHAT, {"messages": [{"role": "user", "content": "Hello"}]}),
+    "completions": (completions.COMPLETIONS, {"prompt": "Hello"}),
+    "responses": (responses.RESPONSES, {"input": "Hello"}),
+}
+ARRAY = {"type": "array"}
+
+
+@pytest.fixture(params=PATHS)
+def path(request):
+    return request.param
+
+
+def turn(path, **fields):
+    api, needed = PATHS[path]
+    return api.begin(parse_body(json.dumps(needed | fields).encode(), api.body)[0], SERVED).turns[0]
+
+
+def sampling(path, **fields):
+    default = {"max_tokens": 16} if path == "completions" else {}
+    return {name: value for name, value in turn(path, **fields).sampling.items() if default.get(name) != value}
+
+
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, Format("json_object")),
+        ({"response_format": {"type": "json_object", "schema": ARRAY}}, Format("json_schema", ARRAY)),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": ARRAY, "strict": True}}},
+            Format("json_schema", ARRAY, strict=True),
+        ),
+        ({"response_format": {"type": "json_schema", "schema": ARRAY}}, Format("json_schema", ARRAY)),
+        ({"guided_json": '{"type": "array"}'}, Format("json_schema", ARRAY)),
+        ({"guided_regex": "a+"}, Format("regex", "a+")),
+        ({"guided_choice": ["a", "b"]}, Format("choice", ["a", "b"])),
+        ({"guided_grammar": 'start: "a"'}, Format("grammar", 'start: "a"')),
+        ({"guided_json_object": True}, Format("json_object")),
+        ({"structured_outputs": {"json": ARRAY}}, Format("json_schema", ARRAY)),
+        ({"structured_outputs": {"json_object": True}}, Format("json_object")),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "text"}}, Format("regex", "a")),
+        ({"structured_outputs": {"choice": ["a"]}}, Format("choice", ["a"])),
+        ({"structured_outputs": {"grammar": "g"}}, Format("grammar", "g")),
+        ({"structured_outputs": {}}, None),
+        ({"structured_outputs": True}, None),
+        ({"regex": "a+"}, Format("regex", "a+")),
+        ({"ebnf": 'root ::= "a"'}, Format("grammar", 'root ::= "a"')),
+        ({"grammar": 'root ::= "a"'}, Format("grammar", 'root ::= "a"')),
+        ({"json_schema": ARRAY}, Format("json_schema", ARRAY)),
+        ({"json_schema": '{"type": "array"}'}, Format("json_schema", ARRAY)),
+        ({"format": "json"}, Format("json_object")),
+        ({"format": ARRAY}, Format("json_schema", ARRAY)),
+        ({"format": "", "regex": "", "grammar": "", "ebnf": "", "json_schema": None}, None),
+    ],
+)
+def test_forms_are_obeyed_on_every_path(path, fields, form):
+    assert turn(path, **fields).format == form
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_object"}, "regex": "a"}, "response_format"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_regex"),
+        ({"json_schema": ARRAY, "format": "json"}, "json_schema"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"whitespace_pattern": "x"}}, "structured_outputs.whitespace_pattern"),
+        ({"response_format": {"type": "structural_tag", "format": {}}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"json_schema": "{"}, "json_schema"),
+        ({"format": "yaml"}, "format"),
+    ],
+)
+def test_forms_that_are_none_are_refused_by_name(path, fields, param):
+    with pytest.raises(Refused) as caught:
+        turn(path, **fields)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_two_forms_of_a_response():
+    with pytest.raises(Refused, match=r"response_format and text\.format"):
+        turn("responses", text={"format": {"type": "json_object"}}, response_format={"type": "json_object"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"n_predict": 5}, {"max_tokens": 5}),
+        ({"max_new_tokens": 5, "max_tokens": 5}, {"max_tokens": 5}),
+        ({"max_new_tokens": 5, "max_tokens": None}, {"max_tokens": 5}),
+        ({"n_predict": -1}, {}),
+        ({"max_tokens": -1}, {}),
+        ({"repeat_penalty": 1.5}, {"repetition_penalty": 1.5}),
+        ({"sampling_seed": 3}, {"seed": 3}),
+        ({"options": {"temperature": 0.5, "num_predict": 5, "num_ctx": 8192, "stop": None}},
+         {"temperature": 0.5, "max_tokens": 5}),
+        ({"options": {"messages": [], "prompt": "x", "input": "y", "tools": [3]}}, {}),
+        ({"options": None}, {}),
+    ],
+)  # fmt: skip
+def test_other_names_are_obeyed(path, fields, expected):
+    assert sampling(path, **fields) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n_predict": 5, "max_tokens": 6}, "max_tokens"),
+        ({"temperature": 1, "options": {"temperature": 0}}, "temperature"),
+        ({"options": {"mirostat": 2}}, "mirostat"),
+        ({"repeat_penalty": 1.1, "repeat_last_n": 64}, "repeat_last_n"),
+        ({"n_predict": "many"}, "n_predict"),
+        ({"options": {"num_predict": "many"}}, "options.num_predict"),
+        ({"options": {"temperature": "hot"}}, "options.temperature"),
+    ],
+)
+def test_what_contradicts_is_refused_by_name(path, fields, param):
+    with pytest.raises(Refused) as caught:
+        turn(path, **fields)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_is_not_obeyed_is_refused_unless_it_says_nothing(path, name):
+    if name in PATHS[path][0].body.model_fields:
+        return
+    harmless, _ = REFUSED[name]
+    for value in (None, *harmless):
+        assert turn(path, **{name: value})
+    with pytest.raises(Refused) as caught:
+        turn(path, **{name: {"a": [1, "x"]}})
+    assert (caught.value.status, caught.value.param) == (400, name)
+    assert name in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+def test_what_a_front_end_always_sends_is_harmless(path):
+    """Sampler settings of llama.cpp's and text-generation-webui's front ends, all off."""
+    found = sampling(
+        path,
+        typical_p=1, tfs=1, tfs_z=1.0, top_a=0, min_p=0, mirostat=0, mirostat_tau=5, mirostat_eta=0.1, dynatemp_range=0,
+        dynatemp_exponent=1, dry_multiplier=0, dry_base=1.75, dry_allowed_length=2, dry_sequence_breakers=["\n"],
+        xtc_probability=0, xtc_threshold=0.1, smoothing_factor=0, epsilon_cutoff=0, eta_cutoff=0, min_tokens=0,
+        repeat_last_n=64, repeat_penalty=1, banned_strings=[], custom_token_bans="", negative_prompt="",
+        guidance_scale=1, skip_special_tokens=True, spaces_between_special_tokens=True, ban_eos_token=False,
+        samplers=[], num_beams=1, do_sample=True, cache_prompt=True, id_slot=-1, n_keep=0, keep_alive="5m",
+        provider={"order": ["moon"]}, transforms=["middle-out"], models=["moon"], route="fallback", usage={},
+        service_tier="auto", verbosity="low", something_new={"a": 1}, length_penalty=1.0, top_n_sigma=-1,
+        adaptive_target=-0.5, separate_reasoning=True, stream_reasoning=False, reasoning_format="auto",
+    )  # fmt: skip
+    assert found == {"min_p": 0, "repetition_penalty": 1}
+
+
+def test_usage_may_be_asked_for_in_openrouters_words():
+    api, needed = PATHS["chat"]
+    body, _ = parse_body(json.dumps(needed | {"stream": True, "usage": {"include": True}}).encode(), api.body)
+    assert "usage" in api.begin(body, SERVED).end()[0].data
+
+
+def test_fields_that_are_obeyed_are_not_called_unknown(path):
+    given = {"n_predict": 5, "options": {}, "regex": "a", "novel": 1}
+    assert unknown_fields(given, PATHS[path][0].body) == ["novel"]
+    assert not set(OBEYED_AS) & set(REFUSED)
+
+
+CITY = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"],
+        "additionalProperties": False}  # fmt: skip
+PLACE = {"type": "object", "properties": {"at": {"const": 1}}, "required": ["at"], "additionalProperties": False}
+ASKED = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "responses": "/v1/responses"}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}},
+        {"response_format": {"type": "json_object", "schema": CITY}},
+        {"json_schema": CITY},
+        {"format": CITY},
+        {"regex": r'\{"city": "(Rome|Oslo)"\}'},
+    ],
+)
+def test_the_model_keeps_to_the_form(live_server, path, form):
+    body = PATHS[path][1] | form | {"think": False, "temperature": 2, "seed": 1}
+    answer = httpx.post(live_server.url + ASKED[path], json=body | {"max_tokens": 400}, timeout=60).json()
+    if path == "responses":
+        (said,) = (part["text"] for item in answer["output"] if item["type"] == "message" for part in item["content"])
+    else:
+        choice = answer["choices"][0]
+        said = choice["text"] if path == "completions" else choice["message"]["content"]
+    assert json.loads(said)["city"] in ("Rome", "Oslo")
+    assert said == said.strip()
+
+
+@pytest.mark.parametrize(
+    ("fields", "alone"),
+    [
+        ({"tool_choice": {"type": "function", "function": {"name": "look"}}}, True),
+        ({"tool_choice": "required", "parallel_tool_calls": False}, True),
+        ({"tool_choice": "auto", "parallel_tool_calls": False}, True),
+        ({"tool_choice": "required"}, False),
+    ],
+)
+def test_no_bias_and_no_temperature_makes_a_second_call(live_server, fields, alone):
+    """The markers of calls are as likely as they get, so that where a second call may come, it comes."""
+    tokenizer = load_tokenizer(GLEAM)
+    markers = [tokenizer.special_id(text) for text in ("<|tool_calls_section_begin|>", "<|tool_call_begin|>")]
+    tools = [{"type": "function", "function": {"name": "look", "parameters": PLACE, "strict": True}}]
+    asked = PATHS["chat"][1] | {"tools": tools, "temperature": 2, "max_tokens": 200, "think": False} | fields
+    for seed in range(3):
+        body = asked | {"seed": seed, "logit_bias": {str(marker): 100 for marker in markers}}
+        choice = httpx.post(live_server.url + ASKED["chat"], json=body, timeout=60).json()["choices"][0]
+        calls = choice["message"]["tool_calls"]
+        assert len(calls) == 1 if alone else len(calls) > 1
+        assert choice["finish_reason"] == ("tool_calls" if alone else "length")
+        assert all(call["function"]["arguments"] in ('{"at":1}', '{"at": 1}') for call in calls[:-1])

@@ -1,0 +1,130 @@
+"""Tool calls under a mask: which function, how many, and with what arguments."""
+
+import json
+from typing import Any, Literal
+
+import pytest
+
+from earthshine.errors import TextError
+from earthshine.text import Content, RegionParser, ToolCallArguments, ToolCallEnd, ToolCallStart, ToolRule
+
+from .grammars import FREE_TOOL, SECTION, SECTION_END, WEATHER_TOOL, House, is_weather
+
+
+def _calls(house: House, ids: list[int], thinking: bool = False) -> tuple[list[tuple[str, str, str]], str]:
+    """(id, name, arguments) of each complete call, and the content, as the parser of replies sees them."""
+    parser = RegionParser(house.tokenizer, thinking=thinking)
+    events = [event for token in ids for event in parser.push(token)] + parser.flush()
+    starts = [event for event in events if isinstance(event, ToolCallStart)]
+    assert [event.index for event in events if isinstance(event, ToolCallEnd)] == list(range(len(starts)))
+    arguments = [""] * len(starts)
+    for event in events:
+        if isinstance(event, ToolCallArguments):
+            arguments[event.index] += event.text
+    calls = [(start.id, start.name, text) for start, text in zip(starts, arguments, strict=True)]
+    return calls, "".join(event.text for event in events if isinstance(event, Content))
+
+
+@pytest.mark.parametrize("choice", ["required", "named"])
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("thinking", [True, False])
+def test_forced_calls(house: House, choice: Literal["required", "named"], parallel: bool, thinking: bool) -> None:
+    grammar = house.compile(
+        tools=(WEATHER_TOOL, FREE_TOOL),
+        choice=choice,
+        name="weather",
+        parallel=parallel,
+        thinking=thinking,
+        first_index=9,
+    )
+    ended = 0
+    for seed in range(10):
+        ids = house.reply(grammar, seed, hurry=0.75)
+        if ids is None:
+            continue
+        ended += 1
+        calls, content = _calls(house, ids, thinking)
+        assert calls
+        assert content == ""
+        assert parallel or len(calls) == 1
+        for index, (call_id, name, text) in enumerate(calls, 9):
+            assert call_id == f"functions.{name}:{index}"
+            assert is_weather(json.loads(text)) if name == "weather" else isinstance(json.loads(text), dict)
+            assert choice == "required" or name == "weather"
+    assert ended >= 5
+
+
+CALL = '<|tool_call_begin|>functions.weather:%d<|tool_call_argument_begin|>{"city":"Rome","days":3}<|tool_call_end|>'
+NOTE = '<|tool_call_begin|>functions.note.take:%d<|tool_call_argument_begin|>{"x":[1]}<|tool_call_end|>'
+
+
+def test_offered_calls(house: House) -> None:
+    grammar = house.compile(tools=(WEATHER_TOOL, FREE_TOOL))
+    assert house.follows(grammar, "It rains.")
+    assert house.follows(grammar, "Let me see." + SECTION + CALL % 0 + NOTE % 1 + SECTION_END)
+    assert house.follows(grammar, SECTION + NOTE % 0 + SECTION_END)
+    assert not house.follows(grammar, SECTION + CALL % 1 + SECTION_END)
+    assert not house.follows(grammar, SECTION + SECTION_END)
+    assert not house.follows(grammar, SECTION + CALL % 0)
+    assert not house.follows(grammar, SECTION + CALL % 0 + SECTION_END + "more")
+    assert not house.follows(grammar, SECTION + (CALL % 0).replace("3", "15") + SECTION_END)
+    assert not house.follows(grammar, SECTION + (CALL % 0).replace("weather", "other") + SECTION_END)
+    single = house.compile(tools=(WEATHER_TOOL, FREE_TOOL), parallel=False)
+    assert house.follows(single, SECTION + CALL % 0 + SECTION_END)
+    assert not house.follows(single, SECTION + CALL % 0 + NOTE % 1 + SECTION_END)
+
+
+def test_a_format_or_calls(house: House) -> None:
+    grammar = house.compile(format="choice", value=["yes", "no"], tools=(FREE_TOOL,))
+    assert house.follows(grammar, "yes")
+    assert house.follows(grammar, SECTION + NOTE % 0 + SECTION_END)
+    assert not house.follows(grammar, "yes" + SECTION + NOTE % 0 + SECTION_END)
+    without = house.compile(format="choice", value=["yes", "no"], tools=(FREE_TOOL,), choice="none")
+    assert not house.follows(without, SECTION + NOTE % 0 + SECTION_END)
+
+
+def test_unasked_schemas_give_way(house: House) -> None:
+    """Without `strict`, what can't be enforced is left out; with it, it is refused."""
+    odd = {"type": "object", "properties": {"a": {"const": 1}}, "not": {"required": ["z"]}, "required": ["a"]}
+    grammar = house.compile(tools=(ToolRule("f", odd),), choice="required")
+    call = "<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>%s<|tool_call_end|>"
+    assert house.follows(grammar, SECTION + call % '{"a": 1}' + SECTION_END)
+    assert not house.follows(grammar, SECTION + call % "{}" + SECTION_END)
+    remote = house.compile(tools=(ToolRule("f", {"$ref": "http://x.y/z"}),), choice="required")
+    assert house.follows(remote, SECTION + call % '{"b": []}' + SECTION_END)
+    with pytest.raises(TextError, match='not supported: "not"'):
+        house.compile(tools=(ToolRule("f", odd, strict=True),), choice="required")
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"choice": "required"}, "no tools are given"),
+        ({"choice": "named", "name": "other", "tools": (FREE_TOOL,)}, "'other', is not among"),
+        ({"tools": (FREE_TOOL, FREE_TOOL)}, "same name"),
+        ({"tools": (ToolRule("a b", None),)}, "can't name a tool"),
+        ({"tools": (ToolRule("", None),)}, "can't name a tool"),
+        ({"tools": tuple(ToolRule(f"f{number}") for number in range(513))}, "at most 512"),
+        ({"tools": (ToolRule("f", {"type": "string"}, strict=True),)}, 'type "object"'),
+        ({"tools": (ToolRule("f", {"anyOf": 5}, strict=True),)}, "tool 'f' can't be used"),
+    ],
+)
+def test_hostile_tools(house: House, rule: dict[str, Any], said: str) -> None:
+    with pytest.raises(TextError, match=said):
+        house.compile(**rule)
+
+
+def test_a_named_call_comes_once(house: House) -> None:
+    named = house.compile(tools=(WEATHER_TOOL, FREE_TOOL), choice="named", name="note.take")
+    assert house.follows(named, SECTION + NOTE % 0 + SECTION_END)
+    assert not house.follows(named, SECTION + NOTE % 0 + NOTE % 1 + SECTION_END)
+    thinking = house.compile(tools=(FREE_TOOL,), choice="named", name="note.take", may_think=True)
+    assert house.follows(thinking, "<think>Hm.</think>" + SECTION + NOTE % 0 + SECTION_END)
+    assert not house.follows(thinking, "<think>Hm.</think>Well" + SECTION + NOTE % 0 + SECTION_END)
+
+
+@pytest.mark.parametrize("kind", ["object", ["object"], ["null", "object"]])
+def test_arguments_are_an_object(house: House, kind: Any) -> None:
+    grammar = house.compile(tools=(ToolRule("note.take", {"type": kind}, strict=True),))
+    assert house.follows(grammar, SECTION + NOTE % 0 + SECTION_END)
+    assert not house.follows(grammar, SECTION + (NOTE % 0).replace('{"x":[1]}', "null") + SECTION_END)
