@@ -155,7 +155,8 @@ class TestLive:
         assert "".join(block.text for block in stopped.content) == text[: text.index(stop)]
 
     def test_a_forced_tool(self, client):
-        tool = {**TOOL, "input_schema": {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}}
+        schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+        tool = {**TOOL, "input_schema": {**schema, "additionalProperties": False}}
         choice = {"type": "tool", "name": "weather", "disable_parallel_tool_use": True}
         ask = {**self.ask(client), "max_tokens": 128}
         message = client.messages.create(**ask, tools=[tool], tool_choice=choice)

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote, urljoin
 
 from earthshine.errors import TextError
 from earthshine.untrusted import require_depth, shown
@@ -23,6 +22,9 @@ _MAX_URI_CHARS = 1024
 _MAX_MULTIPLE = 10_000  # a million takes llguidance 2.4 s and 282 MB
 _ANNOTATIONS = frozenset(("description", "title", "$comment", "default", "examples", "$id", "$schema"))
 _DRAFT = re.compile(r"https?://json-schema\.org/draft(-0[3-7]|/20\d\d-\d\d)/schema#?")  # the library reads by these
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:(//[^/]*)?")
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~$")
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 FORMATS = frozenset(  # those that llguidance has a grammar for
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid", "unknown")
 )
@@ -122,7 +124,7 @@ def _schemas(schema: Any, place: _Place, resource: _Resource) -> Iterator[tuple[
     for key, value in schema.items():
         if key in _NAMED and isinstance(value, dict):
             for inner, held in value.items():
-                part = quote(inner.replace("~", "~0").replace("/", "~1"), safe="~")
+                part = _escaped(inner.replace("~", "~0").replace("/", "~1"))
                 yield from _schemas(held, ((place, key), part), resource)
         elif key in _LISTED and isinstance(value, list):
             for number, held in enumerate(value):
@@ -132,12 +134,26 @@ def _schemas(schema: Any, place: _Place, resource: _Resource) -> Iterator[tuple[
 
 
 def _joined(base: str, uri: str) -> str:
-    """The URI without its fragment; one that is none is a name like any other."""
-    try:
-        joined = urljoin(base, uri) if len(base) + len(uri) <= _MAX_URI_CHARS else uri
-    except ValueError:
-        joined = uri
-    return joined.partition("#")[0][:_MAX_URI_CHARS]
+    """The URI that `uri` is beside `base`, without its fragment; one that is none is a name like any other."""
+    uri = uri.partition("#")[0][:_MAX_URI_CHARS]
+    if not uri or _SCHEME.match(uri):
+        return uri or base
+    start = _SCHEME.match(base)
+    root = start.end() if start else 0
+    path = root if uri.startswith("/") else max(root, base.rfind("/") + 1)
+    return (base[:path] + uri)[:_MAX_URI_CHARS]
+
+
+def _escaped(text: str) -> str:
+    """As a URI's fragment spells it."""
+    return "".join(
+        chr(byte) if chr(byte) in _UNRESERVED else f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass")
+    )
+
+
+def _unescaped(text: str) -> str:
+    raw = _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), text.encode("utf-8", "surrogatepass"))
+    return raw.decode("utf-8", "replace")
 
 
 def _pointer(place: _Place) -> str:
@@ -196,7 +212,7 @@ def _target(
 
 def _holds(root: Any, pointer: str) -> bool:
     """Whether there is something at this JSON pointer."""
-    for part in unquote(pointer).split("/")[1:]:
+    for part in _unescaped(pointer).split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")
         if isinstance(root, list) and name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(root):
             root = root[int(name)]
