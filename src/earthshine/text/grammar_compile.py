@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from earthshine.errors import OverloadError, TextError
-from earthshine.text.grammar_tokens import Matching, TokenSets, library_tokenizer
+from earthshine.text.grammar_tokens import Matching, Number, TokenSets, library_tokenizer
 
 Kind = Literal["schema", "lenient schema", "regex", "grammar"]
 
@@ -38,9 +38,10 @@ class Pattern:
 
     tokens: TokenSets
     matcher: Any
+    is_json: bool
 
     def start(self) -> Matching:
-        return Matching(self.tokens, self.matcher.deep_copy())
+        return Matching(self.tokens, self.matcher.deep_copy(), Number() if self.is_json else None)
 
 
 def _plain_text(what: str, text: Any, max_chars: int) -> str:
@@ -128,7 +129,7 @@ def _build(tokens: TokenSets, library: Any, kind: Kind, text: str) -> Pattern:
         matcher.compute_bitmask()  # copies start with what this finds
     if matcher.is_error():
         raise TextError(_reason(matcher.get_error()))
-    pattern = Pattern(tokens, matcher)
+    pattern = Pattern(tokens, matcher, kind in ("schema", "lenient schema"))
     _probe(pattern)
     return pattern
 

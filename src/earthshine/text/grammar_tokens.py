@@ -20,6 +20,9 @@ Mask = npt.NDArray[np.int32]
 
 _SLOW_SECONDS = 0.01  # typical masks take 0.01 to 0.2 ms, the slowest seen 0.1 s
 _SLOW_TOTAL_SECONDS = 1.0
+_MAX_NUMBER_BYTES = 32  # a double has 17 digits, a 64-bit integer 20
+_NUMERIC, _QUOTE, _BACKSLASH = b"0123456789+-.eE", 0x22, 0x5C
+_DIGITS = frozenset(bytes([byte]) for byte in _NUMERIC)
 _END = -1  # a trie's key for "a text ends here"
 
 
@@ -43,10 +46,8 @@ class TokenSets:
         self.stops = frozenset(stop_tokens)
         self.texts = [self._text(token) for token in range(vocab_size)]
         self.stop_mask = self.only(*self.stops)
-        plain = np.zeros((vocab_size + 31) // 32 * 32, np.bool_)
-        plain[:vocab_size] = [bool(text) for text in self.texts]
-        self.plain: Mask = np.packbits(plain, bitorder="little").view("<i4").astype(np.int32) & ~self.stop_mask
-        self.plain.flags.writeable = False
+        self.plain = self._mask([bool(text) for text in self.texts])
+        self.numeric = self._mask([text[:1] in _DIGITS for text in self.texts])  # they go on with a number
 
     def _text(self, token: int) -> bytes:
         if token >= self.tokenizer.vocab_size or token in self.tokenizer.controls.by_id:
@@ -55,6 +56,14 @@ class TokenSets:
             return self.tokenizer.token_bytes(token)
         except TextError:  # Hugging Face's vocabularies may have gaps
             return b""
+
+    def _mask(self, flags: Sequence[bool]) -> Mask:
+        """The mask of the flagged ids without stop tokens, read-only."""
+        bits = np.zeros((self.vocab_size + 31) // 32 * 32, np.bool_)
+        bits[: self.vocab_size] = flags
+        mask: Mask = np.packbits(bits, bitorder="little").view("<i4").astype(np.int32) & ~self.stop_mask
+        mask.flags.writeable = False
+        return mask
 
     @property
     def is_exact(self) -> bool:
@@ -110,11 +119,33 @@ class Choosing:
         self._node = self._node[token]
 
 
-class Matching:
-    """A walk through a grammar of llguidance; owns its matcher."""
+class Number:
+    """How far a number in JSON has come, so that its digits have an end where the grammar has none for them."""
 
-    def __init__(self, tokens: TokenSets, matcher: Any) -> None:
-        self._tokens, self._matcher = tokens, matcher
+    def __init__(self) -> None:
+        self._n_bytes = 0
+        self._in_text = self._escaped = False
+
+    @property
+    def is_long(self) -> bool:
+        return self._n_bytes >= _MAX_NUMBER_BYTES
+
+    def push(self, raw: bytes) -> None:
+        for byte in raw:
+            if self._in_text:
+                self._in_text = self._escaped or byte != _QUOTE
+                self._escaped = byte == _BACKSLASH and not self._escaped
+            else:
+                self._in_text = byte == _QUOTE
+                self._n_bytes = self._n_bytes + 1 if byte in _NUMERIC else 0
+
+
+class Matching:
+    """A walk through a grammar of llguidance; owns its matcher. `number`, for grammars of JSON, sees that no number
+    goes on for ever."""
+
+    def __init__(self, tokens: TokenSets, matcher: Any, number: Number | None = None) -> None:
+        self._tokens, self._matcher, self._number = tokens, matcher, number
         self._seconds_left = _SLOW_TOTAL_SECONDS
 
     def mask(self, ends: Mask) -> Mask:
@@ -125,6 +156,10 @@ class Matching:
         if self._matcher.is_error():
             raise TextError("The answer's grammar became too complex to follow; make it simpler.")
         mask: Mask = np.frombuffer(raw, "<i4")[: len(ends)] & self._tokens.plain
+        if self._number is not None and self._number.is_long:
+            shorter = mask & ~self._tokens.numeric
+            if accepting or shorter.any():  # else the number can't end here
+                mask = shorter
         if accepting:
             return mask | ends
         if not mask.any():
@@ -140,6 +175,8 @@ class Matching:
     def accept(self, token: int) -> None:
         if not self._matcher.consume_token(token):
             raise TextError("The answer left its grammar, which became too complex to follow; make it simpler.")
+        if self._number is not None:
+            self._number.push(self._tokens.texts[token])
 
 
 def library_tokenizer(tokens: TokenSets) -> Any:

@@ -142,6 +142,26 @@ def test_json_is_compact(house: House, rule: dict[str, Any]) -> None:
         assert not house.follows(grammar, text), text
 
 
+def test_a_number_has_an_end(house: House) -> None:
+    for schema in ({"type": "number"}, {"type": "integer"}, {"type": "number", "minimum": 3}, {"type": ["number"]}):
+        grammar = house.compile(format="json_schema", value={"type": "array", "items": schema})
+        constraint = grammar.start()
+        (nine,) = house.tokenizer.encode("9", allow_special=False)
+        constraint.accept(*house.tokenizer.encode("[", allow_special=False))
+        n_digits = 0
+        while house.bits(constraint.allowed())[nine]:
+            constraint.accept(nine)
+            n_digits += 1
+            assert n_digits < 100
+        assert n_digits > 20
+        assert house.follows(grammar, "[" + "9" * 20 + ", 7, 8" * 20 + "]")
+    text = house.compile(format="json_schema", value={"type": "string"})
+    assert house.follows(text, '"' + "9" * 100 + r"\"" + "9" * 100 + '"')
+    long = 10**40
+    assert house.follows(house.compile(format="json_schema", value={"const": long}), str(long))
+    assert house.follows(house.compile(format="json_schema", value={"type": "integer", "minimum": long}), str(long))
+
+
 def test_a_schema_is_not_changed_for_its_owner() -> None:
     schema = {"$id": "x", "uniqueItems": True, "propertyNames": TEXT}
     schema_text("The schema", schema, annotated=True)
