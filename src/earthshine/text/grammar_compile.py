@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from earthshine.errors import OverloadError, TextError
+from earthshine.text.grammar_gbnf import is_gbnf, lark_from_gbnf
 from earthshine.text.grammar_tokens import Matching, Number, TokenSets, library_tokenizer
 
 Kind = Literal["schema", "lenient schema", "regex", "grammar"]
@@ -58,12 +59,12 @@ def regex_text(what: str, text: Any) -> str:
 
 
 def lark_text(what: str, tokens: TokenSets, text: Any) -> str:
-    """The checked Lark grammar. Control tokens, and schemas inside it, are refused."""
+    """The checked grammar in Lark's notation, into which GBNF is put. Control tokens and schemas in it are refused."""
     lark = _plain_text(what, text, MAX_GRAMMAR_CHARS)
     if lark.count("\n") >= MAX_GRAMMAR_LINES:
         raise TextError(f"{what} has over {MAX_GRAMMAR_LINES} lines; write it shorter.")
-    if "::=" in lark:
-        raise TextError(f"{what} is in GBNF or EBNF; write it in Lark's notation (start: ...).")
+    if is_gbnf(lark):
+        lark = lark_from_gbnf(what, lark)
     if "%json" in lark:
         raise TextError(f"{what} holds %json; a schema must be given as the answer's json_schema.")
     if tokens.tokenizer.controls.spans(lark) or re.search(r"<\[[\d^*]", lark):
