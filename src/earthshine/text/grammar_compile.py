@@ -81,6 +81,7 @@ def _reason(error: str) -> str:
         (r"Resource .* is not present.*", "a $ref may only point inside the schema (#/...); nothing is fetched"),
         (r"Pointer '(.*)' does not exist", r"a $ref points to \1, which does not exist"),
         (r"(?s)(?:.*: )?regex parse error:.*\nerror: ([^\n]*).*", r"in a regex, \1"),
+        (r"(?s).*(decimal literal invalid|repetition quantifier).*", "a length or count in it is too large"),
         (r"(?s).*lookarounds not supported.*", r"a regex may not use \\b, look-ahead or look-behind"),
         (r"(?s)Unable to determine if regex is empty.*", "a pattern with its length bounds or format is too complex"),
         (r"(?s).*unknown special token.*", "it names a control token; it may only describe text"),

@@ -57,6 +57,7 @@ def _long_references() -> dict[str, Any]:
         ("json_schema", {"not": {}}, 'not supported: "not"'),
         ("json_schema", {"propertyNames": {"not": {}}}, 'not supported: "propertyNames"'),
         ("json_schema", _records(16), "characters|not supported"),
+        ("json_schema", {"type": "string", "minLength": 999_999_999_999}, "too large"),
         ("json_schema", _long_references(), "shorter names"),
         ("json_schema", {"oneOf": [{"type": "string"}, {"minLength": 3}]}, "anyOf"),
         ("json_schema", {"x-guidance": {"lenient": True}, "not": {}}, 'not supported: "not"'),
