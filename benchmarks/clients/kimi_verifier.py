@@ -24,6 +24,7 @@ from typing import Any
 
 _AT_ONCE = 8
 _MAX_TOKENS = 2048  # the verifier's own
+_Case = tuple[Any, Any, str | None]  # its case, the schema, why it was chosen
 
 
 def _client(url: str, also: dict[str, Any]) -> Any:
@@ -48,7 +49,7 @@ def _verdict(
     return found.status == "passed", f"{verifier.case_id(case)} {mode}: {found.status}: {found.message}"
 
 
-def _cases(verifier: Any) -> list[tuple[Any, Any, str | None]]:
+def _cases(verifier: Any) -> list[_Case]:
     """All that can be sent, each as the arguments of a tool; None for a reason: the verifier's run leaves it out."""
     found = []
     for case in verifier.load_cases(verifier.DEFAULT_CASE_DIR):
