@@ -18,7 +18,7 @@ _TOKEN = re.compile(
     |(?P<name>[A-Za-z_][\w.\-]*)
     |"(?P<text>(?:[^"\\]|\\.)*)"
     |\[(?P<letters>\^?(?:[^\]\\]|\\.)+)\]
-    |\{\s*(?P<least>\d{1,5})\s*(?P<most>,\s*(?:\d{1,5})?)?\s*\}
+    |\{\s*(?P<least>\d{1,5})\s*(?P<most>,\s*(?:\d{1,5}\s*)?)?\}
     |(?P<any>\.)
     |(?P<sign>[|()*+?])""",
     re.VERBOSE | re.ASCII | re.DOTALL,
@@ -83,7 +83,8 @@ def _lark(what: str, found: re.Match[str]) -> str:
     if found["letters"] is not None:
         return f"/{_class(what, found['letters'])}/"
     if found["least"] is not None:
-        return f"{{{found['least']}{(found['most'] or '').replace(' ', '')}}}"
+        most = "".join((found["most"] or "").split())
+        return f"{{{found['least']}{most}}}"
     return "/(?s:.)/" if found["any"] else found["sign"]
 
 

@@ -238,31 +238,31 @@ def _name_properties(schema: dict[str, Any]) -> None:
     names = schema["propertyNames"]
     if not isinstance(names, (dict, bool)) or names is False:
         return
-    said = {} if names is True else {key: value for key, value in names.items() if key not in _ANNOTATIONS}
-    kinds = said.pop("type", "string")
+    rules = {} if names is True else {key: value for key, value in names.items() if key not in _ANNOTATIONS}
+    kinds = rules.pop("type", "string")
     if kinds != "string" and not (isinstance(kinds, list) and "string" in kinds):
         return
     others = schema.get("additionalProperties", True)
-    if not said:
+    if not rules:
         del schema["propertyNames"]
-    elif set(said) == {"enum"} and isinstance(said["enum"], list) and not schema.get("patternProperties"):
+    elif set(rules) == {"enum"} and isinstance(rules["enum"], list) and not schema.get("patternProperties"):
         own = schema.get("properties", {})
-        listed = [name for name in said["enum"] if isinstance(name, str)]
+        listed = [name for name in rules["enum"] if isinstance(name, str)]
         if isinstance(own, dict) and len(listed) * len(json.dumps(others)) <= MAX_SCHEMA_CHARS:
             del schema["propertyNames"]
             schema["properties"] = {name: own.get(name, others) for name in listed}
             schema["additionalProperties"] = False
     elif not schema.get("properties") and not schema.get("patternProperties"):
-        pattern = _name_pattern(said)
+        pattern = _name_pattern(rules)
         if pattern is not None:
             del schema["propertyNames"]
             schema["patternProperties"], schema["additionalProperties"] = {pattern: others}, False
 
 
-def _name_pattern(said: dict[str, Any]) -> str | None:
-    if set(said) == {"pattern"} and isinstance(said["pattern"], str):
-        return str(said["pattern"])
-    least, most = said.get("minLength", 0), said.get("maxLength", "")
-    if set(said) <= {"minLength", "maxLength"} and all(type(n) is int and 0 <= n < 1 << 16 for n in said.values()):
+def _name_pattern(rules: dict[str, Any]) -> str | None:
+    if set(rules) == {"pattern"} and isinstance(rules["pattern"], str):
+        return str(rules["pattern"])
+    least, most = rules.get("minLength", 0), rules.get("maxLength", "")
+    if set(rules) <= {"minLength", "maxLength"} and all(type(n) is int and 0 <= n < 1 << 16 for n in rules.values()):
         return f"^(?s:.{{{least},{most}}})$"
     return None

@@ -78,7 +78,7 @@ def test_json_as_llama_cpp_ships_it(house: House) -> None:
         (r'root ::= "\"\\\n\t\x41\u00e9\U0001F600<%"', ['"\\\n\tA\u00e9\U0001f600<%'], ["A"]),
         ("root ::= [-a] [a-] [a\\-c] [\\]^]", ["-a-]", "a-c^"], ["b-b]", "a-b]"]),
         ("root ::= . [^.]", ["\nx", ".é"], ["x."]),
-        ("root ::= [a]{2} [b]{1,} [c]{0,1}", ["aab", "aabbbc"], ["ab", "aabcc"]),
+        ("root ::= [a]{2} [b]{1 ,\n} [c]{ 0, 1 }", ["aab", "aabbbc"], ["ab", "aabcc"]),
         ('root ::= my-rule.1 MyRule\nmy-rule.1 ::= "x"\nMyRule ::= "y"', ["xy"], ["x"]),
         ('root ::= "<|im_end|>"', [], ["x"]),
         ("root ::= ([a] [b])+ # pairs", ["abab"], ["aba"]),

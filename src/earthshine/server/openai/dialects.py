@@ -129,14 +129,14 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "grammar_lazy": (_OFF, _FORM),
     "grammar_triggers": (_OFF, _FORM),
     "guided_whitespace_pattern": (_OFF, "JSON is written without white space but one blank; leave {} out."),
-    "parse_tool_calls": ((True,), "Tool calls are always told apart from text; leave {} out or true."),
+    "parse_tool_calls": ((True,), "Tool calls are never sent as text; leave {} out or true."),
     "reasoning_format": (("", "auto", "deepseek", "parsed"),
-                         "Thoughts are told apart as reasoning_content; include_reasoning false hides them, "
+                         "Thoughts are sent as reasoning_content; include_reasoning false hides them, "
                          "and {} has no other use here."),
-    "separate_reasoning": ((True,), "Thoughts are told apart as reasoning_content; leave {} out or true."),
+    "separate_reasoning": ((True,), "Thoughts are sent as reasoning_content; leave {} out or true."),
     "skip_special_tokens": ((True,), "Control tokens are no text of an answer; leave {} out or true."),
     "structural_tag": (_OFF, _FORM),
-    # what is told beside the answer
+    # what is returned beside the answer
     "logprob_token_ids": (_OFF, _RETURNED),
     "n_probs": (_OFF, "Use logprobs for log-probabilities; leave {} out."),
     "post_sampling_probs": (_OFF, _RETURNED),
@@ -174,7 +174,7 @@ _WINDOWS = ("repeat_last_n", "penalty_last_n", "rep_pen_range", "repetition_pena
 def own_words(body: Any) -> Any:
     """The body with this server's names for what it knows by others, ollama's `options` among them.
 
-    Raises Refused where two names of one field say different things. What is no object comes back as it is.
+    Raises Refused where two names of one field have different values. What is no object comes back as it is.
     """
     if not isinstance(body, Mapping):
         return body

@@ -2,7 +2,7 @@
 
 Kimi's API says `thinking`, OpenAI's `reasoning_effort`, OpenRouter's `reasoning`, Ollama's `think`, vLLM's clients
 chat_template_kwargs. An effort other than "none" is a wish that these models' templates have no word for. Invariant:
-what was said several times was said alike. Refused: contradictions, other variables of a template, and templates of a
+fields that mean the same agree. Refused: contradictions, other variables of a template, and templates of a
 request. A model without thoughts takes all of this as meaning nothing.
 """
 
@@ -17,7 +17,7 @@ from earthshine.server.openai.fields import SamplingFields
 from earthshine.untrusted import shown
 
 Effort = Annotated[str, StringConstraints(max_length=64)]
-_Said = TypeVar("_Said", bound=int)
+_Value = TypeVar("_Value", bound=int)
 _Budget = Annotated[int, Field(ge=0)]  # tokens of a thought at most
 
 
@@ -73,10 +73,10 @@ def thoughts_of(
     """What all fields say together. Raises Refused."""
     if body.chat_template is not None:
         raise Refused("A chat template is code and is taken from the model's folder only.", param="chat_template")
-    reasoning, said = reasoning or Reasoning(), body.thinking or Thinking()
+    reasoning, kimi = reasoning or Reasoning(), body.thinking or Thinking()
     variables = _variables(body.chat_template_kwargs or {})
     thinks = _agreed({
-        "thinking": None if said.type is None else said.type == "enabled",
+        "thinking": None if kimi.type is None else kimi.type == "enabled",
         "think": body.think if body.think is None else body.think not in (False, "", "none"),
         "enable_thinking": body.enable_thinking,
         "chat_template_kwargs.thinking": variables.get("thinking"),
@@ -86,13 +86,13 @@ def thoughts_of(
         "reasoning.enabled": reasoning.enabled,
     })  # fmt: skip
     keeps = _agreed({
-        "thinking.keep": True if said.keep == "all" else None,
+        "thinking.keep": True if kimi.keep == "all" else None,
         "preserve_thinking": body.preserve_thinking,
         "chat_template_kwargs.preserve_thinking": variables.get("preserve_thinking"),
     })  # fmt: skip
     most = _agreed({
         "thinking_token_budget": body.thinking_token_budget,
-        "thinking.budget_tokens": said.budget_tokens,
+        "thinking.budget_tokens": kimi.budget_tokens,
         "reasoning.max_tokens": reasoning.max_tokens,
     })  # fmt: skip
     hides = reasoning.exclude is True or body.include_reasoning is False
@@ -117,9 +117,9 @@ def _variables(given: dict[str, Any]) -> dict[str, bool]:
     return given
 
 
-def _agreed(said: Mapping[str, _Said | None]) -> _Said | None:
-    """What all those say that say anything."""
-    found = {name: value for name, value in said.items() if value is not None}
+def _agreed(given: Mapping[str, _Value | None]) -> _Value | None:
+    """The value of all that are not None."""
+    found = {name: value for name, value in given.items() if value is not None}
     if len(set(found.values())) > 1:
         first = next(iter(found))
         other = next(name for name, value in found.items() if value != found[first])
