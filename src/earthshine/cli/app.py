@@ -46,7 +46,8 @@ PlanFile = Annotated[
 def chat(
     model: Model = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="One question, then exit; standard input is not read.")
+        str | None,
+        typer.Option("--prompt", "-p", help="One question, then exit; text on standard input is put before it."),
     ] = None,
     system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest reply; without it, to the context's end.")] = None,

@@ -1,9 +1,10 @@
-"""`earthshine chat`: a conversation in the terminal, or one answer for -p or standard input.
+"""`earthshine chat`: a conversation in the terminal, or one answer for -p and standard input.
 
 The session keeps what was computed, so each turn costs its new tokens only. Reasoning is shown dimmed in a terminal
 and left out of a pipe. What a model writes is untrusted: control characters never reach a terminal.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from earthshine.cli.options import Holding, read_text, standard_input
 from earthshine.cli.progress import TokenProgress
 from earthshine.cli.source import find_model
 from earthshine.cli.stats import Tally
+from earthshine.cli.terminal import Terminal
 from earthshine.engine import Finished, LoadedModel, SamplingParams, TokenEvent, sampling_defaults
 from earthshine.errors import EarthshineError, TextError, UsageError
 from earthshine.text import (
@@ -27,11 +29,19 @@ from earthshine.text import (
     load_tokenizer,
 )
 from earthshine.text import Event as TextEvent
+from earthshine.untrusted import shown
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _INTERRUPTED = "interrupted"
-_GREETING = "Ask away; /clear starts anew, and an empty line or Ctrl-D ends."
+_GREETING = "Ask away; /clear starts anew, /help lists more, and /bye or Ctrl-D ends."
+_COMMAND = re.compile(r"/[A-Za-z?_-]*([ \t].*)?")  # one line; a path or a pasted text is a message
+_ENDS = ("/bye", "/exit", "/quit")
+_HELP = """/clear  starts a new conversation
+/bye    ends, and so do /exit, /quit and Ctrl-D
+/help   shows this, and so does /?
+Ctrl-C stops a reply. A pasted text is one message, with its empty lines.
+A message that begins with such a word takes a space before it: " /help"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +60,37 @@ def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) 
     SamplingParams(**sampling)
     StopStrings(options.stop)
     question = _question(options)
+    if question is None:
+        with Terminal() as terminal:
+            _converse(_open(model, options, sampling), terminal)
+    elif not _open(model, options, sampling).ask(question):
+        raise KeyboardInterrupt
+
+
+def _open(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> "Conversation":
     folder = find_model(model)
     tokenizer, template = load_tokenizer(folder), load_template(folder)
     params = SamplingParams(**sampling_defaults(folder) | sampling)
     model_in_use = options.holding.load(folder)
     tokenizer.require_fit(model_in_use.spec.vocab_size, model_in_use.spec.stop_tokens)
-    conversation = Conversation(model_in_use, tokenizer, template, options, params)
-    if question is not None:
-        if not conversation.ask(question):
-            raise KeyboardInterrupt
-    else:
-        _converse(conversation)
+    return Conversation(model_in_use, tokenizer, template, options, params)
 
 
 def _question(options: ChatOptions) -> str | None:
-    """The one question to answer, or None for a conversation."""
-    question = options.prompt
-    if question is None:
-        if sys.stdin is not None and sys.stdin.isatty():
-            return None
-        question = read_text(standard_input(), "Standard input")
-    if not question.strip():
+    """The one question to answer, or None for a conversation. What is piped in comes before what -p asks about it."""
+    asked = options.prompt
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    if asked is None and terminal:
+        return None
+    if asked is not None and not asked.strip():
         raise UsageError("There is no question; give one with -p or on standard input.")
-    return _encodable(question.strip(), "The question")
+    parts = [] if asked is None else [_encodable(asked.strip(), "The question")]
+    if not terminal and (asked is None or sys.stdin is not None):
+        parts.insert(0, read_text(standard_input(), "Standard input").strip())
+    question = "\n\n".join(filter(None, parts))
+    if not question:
+        raise UsageError("There is no question; give one with -p or on standard input.")
+    return question
 
 
 def _encodable(text: str, what: str) -> str:
@@ -197,20 +215,17 @@ class _Screen:
         sys.stdout.flush()
 
 
-def _converse(conversation: Conversation) -> None:
+def _converse(conversation: Conversation, terminal: Terminal) -> None:
     """Read questions from the terminal until it ends."""
-    import readline  # noqa: F401  (line editing and history for input)
-
     print(_GREETING, file=sys.stderr)
     while True:
         try:
-            line = _encodable(input("> ").strip(), "That line")
-            if not line:
-                return
-            if line == "/clear":
-                conversation.clear()
-            else:
-                conversation.ask(line)
+            line = _encodable(terminal.ask("> "), "That line")
+            if _COMMAND.fullmatch(line):
+                if not _obey(line.strip(), conversation):
+                    return
+            elif line.strip():
+                conversation.ask(line.strip())
         except EOFError:
             print()
             return
@@ -220,3 +235,17 @@ def _converse(conversation: Conversation) -> None:
             print("That line is not UTF-8 text; it was left out.", file=sys.stderr)
         except EarthshineError as error:  # a read that failed too: the conversation goes on from where it was
             print(error, file=sys.stderr)
+
+
+def _obey(command: str, conversation: Conversation) -> bool:
+    """False where the conversation ends."""
+    if command in _ENDS:
+        return False
+    if command == "/clear":
+        conversation.clear()
+        print("A new conversation begins.", file=sys.stderr)
+    elif command in ("/help", "/?"):
+        print(_HELP, file=sys.stderr)
+    else:
+        print(f"There is no command {shown(command)}.\n{_HELP}", file=sys.stderr)
+    return True

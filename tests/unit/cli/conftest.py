@@ -1,5 +1,6 @@
 """A command as a person runs it, in this process."""
 
+import io
 import sys
 
 import pytest
@@ -15,6 +16,7 @@ def earthshine(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["earthshine", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         try:
             main()
             code = 0

@@ -85,6 +85,13 @@ def test_standard_input_is_one_question(earthshine):
     assert done.stdout.decode() == earthshine("chat", "-p", "hello")[1]
 
 
+def test_text_on_standard_input_comes_before_the_question(earthshine):
+    done = _piped(b"list\n\nfiles\n", "chat", "-p", "explain")
+    assert done.returncode == 0
+    assert done.stdout.decode() == earthshine("chat", "-p", "list\n\nfiles\n\nexplain")[1]
+    assert done.stdout.decode() != earthshine("chat", "-p", "explain")[1]
+
+
 def test_invalid_utf8_on_standard_input_is_named():
     done = _piped(b"list files \xff\xfe", "chat")
     assert done.returncode == 1
