@@ -170,10 +170,10 @@ class Served_:
 
 
 @contextlib.contextmanager
-def serving(*, access=None, tls=None, drain_seconds=5.0, apis=APIS, errors=None, **options):
+def serving(*, access=None, tls=None, drain_seconds=5.0, apis=APIS, errors=None, names=("tiny", "small"), **options):
     """A server in a thread, ended in order at the end."""
     replies, engine, lifetime, lines = FakeReplies(errors=errors or {}), FakeEngine(), Lifetime(), []
-    served = Served(("tiny", "small"), 1_700_000_000, 4096, False, False, str)
+    served = Served(names, 1_700_000_000, 4096, False, False, str)
     app = make_app(
         replies,
         engine,

@@ -40,7 +40,7 @@ def client(server):
 def _routes(server):
     for route in server.service.app.routes:
         if isinstance(route, Route):
-            yield from ((route.path.replace("{model_id}", "tiny"), method) for method in route.methods)
+            yield from ((route.path.replace("{model_id:path}", "tiny"), method) for method in route.methods)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,40 @@ def test_an_allowed_origin_gets_its_headers(key_file):
         answer = httpx.get(f"{server.url}/v1/models", headers=origin | {"x-api-key": KEY})
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
         assert httpx.get(f"{server.url}/v1/models", headers={"origin": "https://evil.example"}).status_code == 400
+
+
+@pytest.mark.parametrize("network", ["private", "local"])
+def test_pages_of_allowed_origins_may_ask_from_the_internet(network):
+    asks = {"access-control-request-method": "POST", f"access-control-request-{network}-network": "true"}
+    allowed = f"access-control-allow-{network}-network"
+    with serving(access=make_access("127.0.0.1", None, (), ("https://app.example/",))) as server:
+        url = f"{server.url}/v1/echo"
+        answer = httpx.options(url, headers=asks | {"origin": "https://app.example"})
+        assert (answer.status_code, answer.headers[allowed]) == (200, "true")
+        refused = httpx.options(url, headers=asks | {"origin": "https://evil.example"})
+        assert refused.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("given", "origin"),
+    [
+        ("http://x/", "http://x"),
+        ("HTTPS://App.Example:443", "https://app.example"),
+        ("http://[::1]:3000/", "http://[::1]:3000"),
+        ("tauri://localhost", "tauri://localhost"),
+        ("*", "*"),
+    ],
+)
+def test_an_origin_is_read_as_browsers_send_it(given, origin):
+    assert make_access("127.0.0.1", None, (), (given,)).origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    "given", ["", "app.example", "http://", "http://x/page", "http://u@x", "http://x?y", "http://x:z"]
+)
+def test_what_is_no_origin_is_refused(given):
+    with pytest.raises(UsageError, match="is no origin; give scheme, host and port"):
+        make_access("127.0.0.1", None, (), (given,))
 
 
 def test_the_page_may_run_its_own_scripts_only(client):

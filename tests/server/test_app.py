@@ -125,7 +125,15 @@ def test_unknown_fields_are_ignored_and_named_once(server, client):
         ("/nowhere", {"error": {"message": "There is nothing at /nowhere.", "type": "not_found"}}),
         ("/v1/messages/batches", {"type": "error", "message": "There is nothing at /v1/messages/batches."}),
         ("/v1/echo/../models", {"error": {"message": "There is nothing at /v1/echo/../models.", "type": "not_found"}}),
-        ("//v1/models", {"error": {"message": "There is nothing at //v1/models.", "type": "not_found"}}),
+        (
+            "//v1/models",
+            {
+                "error": {
+                    "message": "There is nothing at //v1/models; /v1/models is meant, so correct the base URL.",
+                    "type": "not_found",
+                }
+            },
+        ),
     ],
 )
 def test_a_path_that_leads_nowhere_has_the_shape_of_the_nearest_api(server, path, body):
@@ -135,6 +143,37 @@ def test_a_path_that_leads_nowhere_has_the_shape_of_the_nearest_api(server, path
     found = json.loads(raw)
     assert head.startswith(b"HTTP/1.1 404")
     assert found == (body if "type" in body else {"error": body["error"] | {"param": None, "code": None}})
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/v1/echo", "/v1/echo"),
+        ("/v1/echo/", "/v1/echo"),
+        ("/echo", "/v1/echo"),
+        ("/v1/v1/models/tiny", "/v1/models/tiny"),
+        ("/v1/health", "/health"),
+        ("/v1/elsewhere/", None),
+    ],
+)
+def test_a_path_with_slashes_amiss_is_told_the_right_one(client, path, meant):
+    said = client.post(path, json={"prompt": "a"})
+    assert said.status_code == 404
+    assert (f"; {meant} is meant" in said.text) if meant else ("is meant" not in said.text)
+
+
+def test_a_model_may_be_called_by_an_id_with_a_slash():
+    with serving(names=("maker/model-1.5",)) as server:
+        for path in ("maker/model-1.5", "maker%2Fmodel-1.5", "maker%2fmodel-1.5"):
+            assert httpx.get(f"{server.url}/v1/models/{path}").json()["id"] == "maker/model-1.5"
+        assert httpx.get(f"{server.url}/v1/models/maker").status_code == 404
+        assert httpx.post(f"{server.url}/v1/echo", json={"prompt": "a", "model": "maker/model-1.5"}).status_code == 200
+
+
+@pytest.mark.parametrize("coding", ["Identity", "IDENTITY", ""])
+def test_a_body_as_it_is_may_say_so(client, coding):
+    answer = client.post("/v1/echo", json={"prompt": "a"}, headers={"content-encoding": coding})
+    assert answer.status_code == 200
 
 
 def test_a_wrong_method_is_told_the_right_one(client):

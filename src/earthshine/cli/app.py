@@ -47,7 +47,7 @@ def chat(
     model: Model = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", help="One question, then exit; text on standard input is put before it."),
+        typer.Option("--prompt", "-p", help="One question, then exit; standard input is put before it."),
     ] = None,
     system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest reply; without it, to the context's end.")] = None,

@@ -41,7 +41,7 @@ from earthshine.units import format_bytes, parse_bytes
 from earthshine.untrusted import shown
 
 APIS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_NAME = re.compile(r"(?=.{1,128}$)[A-Za-z0-9][A-Za-z0-9._:-]*(/[A-Za-z0-9][A-Za-z0-9._:-]*)*")
 _SECONDS = 86400.0
 
 
@@ -113,7 +113,7 @@ def _names(given: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     """Names that clients may call the model by: a person's own, or the model's."""
     for name in given:
         if not _NAME.fullmatch(name):
-            raise UsageError(f"--name {shown(name)} is not possible; use up to 128 letters, digits and . _ : -")
+            raise UsageError(f"--name {shown(name)} is not possible; use up to 128 letters, digits and . _ : - /")
     if given:
         return tuple(dict.fromkeys(given))
     whole = folder.resolve()

@@ -2,9 +2,9 @@
 
 Bracketed paste stays on from before the model is loaded until the end: the terminal marks a pasted text, and readline
 takes it as one text with its line breaks, also where it was pasted while the model was loaded or answered. In between
-the terminal neither echoes nor edits, so that marks pass as they came. At the end what was typed and not read is thrown
-away, since the shell would run it. Line editing and pastes are GNU readline's, which Python brings; without it (libedit)
-each pasted line is a text of its own.
+the terminal neither echoes nor edits, so that marks pass as they came. At the end what was typed and not read is
+thrown away, since the shell would run it. Line editing and pastes are GNU readline's, which Python brings; without it
+(libedit) each pasted line is a text of its own.
 """
 
 import contextlib

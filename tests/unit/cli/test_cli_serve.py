@@ -34,7 +34,7 @@ def keys(tmp_path):
         (["--max-queue", "0"], "A queue of 0 is not possible"),
         (["--drain-seconds", "nan"], "--drain-seconds nan is not possible"),
         (["--hang-seconds", "-1"], "--hang-seconds -1 is not possible"),
-        (["--name", "a/b", "--port", "0"], "--name 'a/b' is not possible"),
+        (["--name", "a//b", "--port", "0"], "--name 'a//b' is not possible"),
         (["--memory", "lots"], "is not a size"),
         (["--plan", "plan.json", "--batch", "2"], "--plan says all"),
     ],
@@ -87,6 +87,10 @@ def test_a_model_has_a_name_that_every_client_can_write(folder, name):
 
 def test_given_names_come_in_their_order_once():
     assert _names(("b", "a", "b"), GLEAM) == ("b", "a")
+
+
+def test_the_hubs_id_is_a_name():
+    assert _names(("moonshotai/Kimi-K2.6",), GLEAM) == ("moonshotai/Kimi-K2.6",)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def make_access(
 ) -> Access:
     """The rules of a server on `host`; raises UsageError for one that others reach and that has no keys."""
     digests = () if keys is None else read_keys(keys)
+    origins = tuple(map(read_origin, origins))
     if is_loopback(host):
         bound = f"[{host}]" if ":" in host else host
         names = frozenset(host_name(name) for name in (*_LOOPBACK_HOSTS, bound, *allowed_hosts))
@@ -111,6 +112,28 @@ def make_access(
             f"Other machines reach {host}, so keys are needed: put one a line into a file and give --api-keys FILE."
         )
     return Access(digests, frozenset(map(host_name, allowed_hosts)) or None, origins)
+
+
+def read_origin(text: str) -> str:
+    """A page's origin as browsers send it: scheme, host and port, in small letters. "*" is every page.
+
+    A slash at the end and a port that is the scheme's own are left out. Raises UsageError for what is no origin.
+    """
+    if text == "*":
+        return text
+    try:
+        parts = urlsplit(text.strip())
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    more = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
+    if not parts.scheme or not parts.hostname or more or not text.isascii():
+        raise UsageError(
+            f"--allow-origin {shown(text)} is no origin; give scheme, host and port alone, such as https://app.example."
+        )
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    own = {"http": 80, "https": 443}.get(parts.scheme)
+    return f"{parts.scheme}://{host}" + (f":{port}" if port is not None and port != own else "")
 
 
 def read_keys(path: Path) -> tuple[bytes, ...]:

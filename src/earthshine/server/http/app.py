@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -27,6 +28,16 @@ from earthshine.untrusted import shown
 _MOST_UNKNOWN = 100  # names that the log mentions
 _FIELD = "a field that is not known was ignored"
 _TOOL = "a tool that this server can't run was left out"
+
+
+class _Origins(CORSMiddleware):
+    """Allowed origins may also ask from the internet for a server of a local network, by both names that this has."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200 and "access-control-request-local-network" in request_headers:
+            response.headers["access-control-allow-local-network"] = "true"
+        return response
 
 
 class _Asked:
@@ -111,6 +122,10 @@ def make_app(
         app.add_exception_handler(status, front.missing)
     if access.origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=access.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+            _Origins,
+            allow_origins=access.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            allow_private_network=True,
         )
     return app

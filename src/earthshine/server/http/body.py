@@ -90,7 +90,7 @@ class Bodies:
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and (len(declared) > 15 or int(declared) > limit):
             raise _too_large(limit)
-        if request.headers.get("content-encoding", "identity") not in ("", "identity"):
+        if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
             raise Refused("The body is compressed, which this server does not take; send it as it is.")
         parts: list[bytes] = []
         received, end = 0, loop.time() + self._limits.body_seconds

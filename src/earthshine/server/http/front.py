@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from earthshine.errors import ContextError, EarthshineError, OverloadError, TextError, UsageError
 from earthshine.server.api import Api, Refused, Served
@@ -162,7 +163,9 @@ class Front:
         async def refuse(request: Request, user: str, call: Call) -> Response:
             path = shown_path(request.scope["path"])
             if not isinstance(error, HTTPException) or error.status_code != 405:
-                raise Refused(f"There is nothing at {path}.", "not_found")
+                meant = _meant(request)
+                hint = f"; {shown_path(meant)} is meant, so correct the base URL" if meant else ""
+                raise Refused(f"There is nothing at {path}{hint}.", "not_found")
             call.status = 405
             allowed = (error.headers or {}).get("Allow", "")
             problem = Refused(f"{path} takes {allowed}, not {shown(request.method)}.", "method")
@@ -175,6 +178,18 @@ class Front:
         if name is not None and name not in self.served.names:
             listed = ", ".join(self.served.names)
             raise Refused(f"There is no model {shown(name)} here; this server has {listed}.", "not_found", "model")
+
+
+def _meant(request: Request) -> str | None:
+    """The path of a route that differs only in slashes, and in how often it begins with /v1."""
+    parts = [part for part in request.scope["path"].split("/") if part]
+    while parts[:1] == ["v1"]:
+        del parts[0]
+    for path in ("/v1/" + "/".join(parts), "/" + "/".join(parts)):
+        scope = {**request.scope, "path": path, "root_path": ""}
+        if path != request.scope["path"] and any(route.matches(scope)[0] != Match.NONE for route in request.app.routes):
+            return path
+    return None
 
 
 def plain_error(problem: Refused) -> dict[str, Any]:

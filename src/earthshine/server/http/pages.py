@@ -34,7 +34,7 @@ def add_pages(app: FastAPI, front: Front) -> None:
     looks = _Looks(front)
     for path, handler, summary in (
         ("/v1/models", looks.models, "The model that is served."),
-        ("/v1/models/{model_id}", looks.model, "The model, by one of its names."),
+        ("/v1/models/{model_id:path}", looks.model, "The model, by one of its names."),
         ("/version", looks.version, "Of this software."),
         ("/metrics", looks.metrics, "For Prometheus."),
         ("/v1/gauges", looks.gauges, "The state and rates that the page shows."),
