@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/earthshine chat -p "extract a gzipped tar archive"
 
 test: lint
-	$(BIN)/python -m pytest -x -q --durations=5
+	$(BIN)/python -m pytest -q --durations=5
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

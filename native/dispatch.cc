@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <initializer_list>
+#include <iterator>
 
 #include "processor.h"
 
@@ -63,12 +64,20 @@ const char* amx_or_why_not() {
 #endif
 
 std::atomic<const Instance*> chosen{nullptr};
+std::atomic<const Candidate*> first_seen{std::begin(candidates)};  // those before it are hidden
+
+const char* refusal_of(const Candidate& candidate) {
+  if (&candidate < first_seen.load(std::memory_order_acquire)) {
+    return "It is hidden, since the processor's features are narrowed.";
+  }
+  return candidate.refusal();
+}
 
 }  // namespace
 
 const Instance* runnable(int32_t index) {
   for (const Candidate& candidate : candidates) {
-    if (*candidate.refusal() == 0 && index-- == 0) return candidate.instance;
+    if (*refusal_of(candidate) == 0 && index-- == 0) return candidate.instance;
   }
   return nullptr;
 }
@@ -85,7 +94,7 @@ const Instance& serving() {
 
 const char* refusal(const char* name) {
   for (const Candidate& candidate : candidates) {
-    if (std::strcmp(name, candidate.instance->name) == 0) return candidate.refusal();
+    if (std::strcmp(name, candidate.instance->name) == 0) return refusal_of(candidate);
   }
   return nullptr;
 }
@@ -97,6 +106,18 @@ bool force(const char* name) {
       chosen.store(instance, std::memory_order_release);
       return true;
     }
+  }
+  return false;
+}
+
+bool narrow(const char* name) {
+  const bool all = std::strcmp(name, "auto") == 0;
+  for (const Candidate& candidate : candidates) {
+    if (!all && std::strcmp(name, candidate.instance->name) != 0) continue;
+    if (!all && *candidate.refusal() != 0) return false;
+    first_seen.store(&candidate, std::memory_order_release);
+    chosen.store(nullptr, std::memory_order_release);
+    return true;
   }
   return false;
 }

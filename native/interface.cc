@@ -100,6 +100,11 @@ int32_t es_force_instruction_set(const char* name) {
   return earthshine::force(name) ? ES_OK : ES_UNSUPPORTED;
 }
 
+int32_t es_narrow(const char* name) {
+  if (name == nullptr) return ES_NULL_POINTER;
+  return earthshine::narrow(name) ? ES_OK : ES_UNSUPPORTED;
+}
+
 const char* es_refusal(const char* name) { return name == nullptr ? nullptr : earthshine::refusal(name); }
 
 int32_t es_set_threads(int32_t n_threads) {

@@ -15,7 +15,7 @@ namespace earthshine {
 namespace {
 
 struct Features {
-  bool avx2, avx512, avx512_bf16, amx, amx_permitted;
+  bool avx2, avx512, avx512_bf16, amx, amx_enabled;
 };
 
 uint64_t enabled_state() {
@@ -47,7 +47,7 @@ Features detect() {
   found.avx512 = found.avx2 && bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31) && (state & 0xe6) == 0xe6;
   found.avx512_bf16 = found.avx512 && bit(a71, 5) && bit(c7, 1);  // Cooper Lake alone has no VBMI
   found.amx = found.avx512_bf16 && bit(d7, 22) && bit(d7, 24);
-  found.amx_permitted = found.amx && (state & 0x60000) == 0x60000 && ask_for_tiles();
+  found.amx_enabled = found.amx && (state & 0x60000) == 0x60000;
   return found;
 }
 
@@ -65,7 +65,8 @@ const char* avx512_bf16_refusal() {
 }
 const char* amx_refusal() {
   if (!features().amx) return "This processor has no AMX for bf16.";
-  return features().amx_permitted ? "" : "This processor has AMX, but the operating system does not permit its use.";
+  static const bool permitted = features().amx_enabled && ask_for_tiles();
+  return permitted ? "" : "This processor has AMX, but the operating system does not permit its use.";
 }
 #else
 const char* avx2_refusal() { return "This processor is no x86-64."; }

@@ -7,10 +7,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from earthshine.kernels import library
+
+# How long an example takes says something of the machine, not of the code.
+hypothesis.settings.register_profile("earthshine", deadline=None)
+hypothesis.settings.load_profile("earthshine")
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

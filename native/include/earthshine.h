@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define ES_ABI_VERSION 3
+#define ES_ABI_VERSION 4
 
 #if defined(_WIN32)
 #define ES_API __declspec(dllexport)
@@ -47,6 +47,10 @@ ES_API const char* es_instruction_set(void);
  * Results are the same bits whichever serves, but for avx512_bf16, whose instruction adds in an order of its own.
  * ES_NULL_POINTER, ES_UNSUPPORTED. */
 ES_API int32_t es_force_instruction_set(const char* name);
+
+/* Hides every instruction set better than `name` from the whole process, as if the processor lacked it; "auto" hides
+ * none. The best one left serves. It never adds: ES_UNSUPPORTED for a set that can't run here. ES_NULL_POINTER. */
+ES_API int32_t es_narrow(const char* name);
 
 /* Why an instruction set can't run here, in a sentence; empty where it can; null for a name that this build lacks. */
 ES_API const char* es_refusal(const char* name);

@@ -1,7 +1,9 @@
 """The environment, read once into one frozen value: the only module that looks at os.environ.
 
-Five variables, all optional; an empty one counts as unset. A value that has no meaning is refused by name.
+Six variables, all optional; an empty one counts as unset. A value that has no meaning is refused by name.
     EARTHSHINE_KERNELS   auto (the default), reference, portable, avx2, avx512, avx512_bf16 or amx: what serves
+    EARTHSHINE_CPU       auto (the default), portable, avx2, avx512, avx512_bf16 or amx: the best instruction set that
+                         is seen here. It hides better ones, for tests, and is refused where the processor lacks it
     EARTHSHINE_HOME      the folder that downloaded models go to; by default Hugging Face's own cache
     HF_TOKEN             passed to the downloader, never shown
     XDG_STATE_HOME       where the measured profile of this machine lies, in a folder earthshine; by default
@@ -19,6 +21,7 @@ from earthshine.errors import UsageError
 
 # From the slowest to the best.
 KERNEL_CHOICES = ("auto", "reference", "portable", "avx2", "avx512", "avx512_bf16", "amx")
+CPU_CHOICES = tuple(name for name in KERNEL_CHOICES if name != "reference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Settings:
     for ~/.local/state, `cache` for ~/.cache."""
 
     kernels: str = "auto"
+    cpu: str = "auto"
     home: Path | None = None
     token: str | None = field(default=None, repr=False)
     state: Path | None = None
@@ -55,7 +59,8 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """The settings of `environ`, by default this process's; raises UsageError for a value that has no meaning."""
     variables = os.environ if environ is None else environ
     return Settings(
-        kernels=_kernels(variables.get("EARTHSHINE_KERNELS", "")),
+        kernels=_choice(variables, "EARTHSHINE_KERNELS", KERNEL_CHOICES),
+        cpu=_choice(variables, "EARTHSHINE_CPU", CPU_CHOICES),
         home=_home(variables.get("EARTHSHINE_HOME", "")),
         token=_token(variables.get("HF_TOKEN", "")),
         state=_absolute(variables.get("XDG_STATE_HOME", "")),
@@ -63,9 +68,10 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
-def _kernels(text: str) -> str:
-    if text and text not in KERNEL_CHOICES:
-        raise UsageError(f"EARTHSHINE_KERNELS is {text!r}; permitted are {', '.join(KERNEL_CHOICES)}.")
+def _choice(variables: Mapping[str, str], name: str, permitted: tuple[str, ...]) -> str:
+    text = variables.get(name, "")
+    if text and text not in permitted:
+        raise UsageError(f"{name} is {text!r}; permitted are {', '.join(permitted)}.")
     return text or "auto"
 
 

@@ -1,4 +1,4 @@
-"""One instruction set at a time, AMX in emulation where the processor has none."""
+"""One instruction set at a time, AMX in emulation as well, and every processor that this one can pretend to be."""
 
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
@@ -6,8 +6,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 import pytest
 
 from earthshine.kernels import library
+from earthshine.settings import read_settings
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
+EMULATED = "emulated amx"
 
 
 @pytest.fixture
@@ -27,12 +29,24 @@ def native_library() -> Iterator[None]:
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)
+def processor(request: pytest.FixtureRequest, native_library: None) -> Iterator[str]:
+    """Hides what is better from dispatch, as on a processor whose best instruction set this is."""
+    name = str(request.param)
+    if name not in library.instruction_sets():
+        pytest.skip(f"{name} can't run here: {library.refusal(name)}")
+    library.narrow(name)
+    yield name
+    library.narrow(read_settings().cpu)
+
+
+@pytest.fixture(params=[*INSTRUCTION_SETS, EMULATED])
 def instruction_set(
     request: pytest.FixtureRequest, native_library: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """Serves while the test runs; "portable" can be forced beside it."""
     name = str(request.param)
-    if name == "amx" and name not in library.instruction_sets():
+    if name == EMULATED:
+        name = "amx"
         emulated = request.getfixturevalue("emulated_library")
         monkeypatch.setattr(library, "_load", lambda: emulated)
     if name not in library.instruction_sets():

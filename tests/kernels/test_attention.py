@@ -12,7 +12,6 @@ from earthshine.errors import KernelError
 from earthshine.kernels import library, reference
 from earthshine.kernels.attention import PagedTokens, _Attention, _Sequence, attend_latents
 
-INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 SPAN = 512  # positions of one softmax in the library
 
 Shape = tuple[int, int, int, int, list[tuple[int, int]]]  # heads, rank, rope, page tokens, (count, start) of each
@@ -37,14 +36,6 @@ def _as_before() -> Iterator[None]:
     yield
     library.set_threads(threads)
     library.force("auto")
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request: pytest.FixtureRequest) -> str:
-    if request.param not in library.instruction_sets():
-        pytest.skip(f"this processor or build does not offer {request.param}")
-    library.force(request.param)
-    return str(request.param)
 
 
 def draw(*shape: int, seed: int = 0, size: float = 1.0) -> Tensor:

@@ -1,6 +1,9 @@
 """The door: what serves each operation, that it is the oracle's equal, and that a fallback is said."""
 
 import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -11,6 +14,7 @@ from torch import Tensor
 from earthshine import kernels
 from earthshine.errors import KernelError, UsageError
 from earthshine.kernels import Expert, Format, library, reference
+from earthshine.settings import KERNEL_CHOICES, read_settings
 
 from .stored import FORMATS, draw, matrix
 
@@ -52,12 +56,6 @@ def _fresh_choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         library.force("auto")
 
 
-@pytest.fixture
-def native_library() -> None:
-    if not library.available():
-        pytest.skip(library.reason())
-
-
 def served(operation: str) -> kernels.Implementation:
     return next(entry for entry in kernels.implementations() if entry.operation == operation)
 
@@ -79,6 +77,10 @@ def test_every_operation_is_its_oracle_or_is_compared_with_it(choice, dtype, mon
     monkeypatch.setenv("EARTHSHINE_KERNELS", choice)
     if choice not in ("auto", "reference") and not (library.available() and choice in library.instruction_sets()):
         pytest.skip(f"{choice} is not offered here")
+    assert_each_is_its_oracle(dtype)
+
+
+def assert_each_is_its_oracle(dtype: torch.dtype) -> None:
     near = partial(torch.testing.assert_close, rtol=2e-2, atol=1e-2) if dtype == torch.bfloat16 else partial(
         torch.testing.assert_close, rtol=1e-4, atol=1e-4
     )  # fmt: skip
@@ -115,7 +117,7 @@ def test_the_choice_of_the_reference_is_named_and_explained(monkeypatch) -> None
     assert served("attend").reason
 
 
-@pytest.mark.usefixtures("native_library")
+@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("choice", ["portable", "avx2", "avx512", "avx512_bf16", "amx"])
 def test_a_forced_instruction_set_serves_or_is_refused_with_its_reason(choice, monkeypatch) -> None:
     monkeypatch.setenv("EARTHSHINE_KERNELS", choice)
@@ -131,14 +133,57 @@ def test_a_forced_instruction_set_serves_or_is_refused_with_its_reason(choice, m
     assert choice == best or f"{best} would run here" in served("linear").reason
 
 
-@pytest.mark.usefixtures("native_library")
 @pytest.mark.parametrize("value", [None, "", "auto"])
-def test_auto_takes_the_best_instruction_set_and_says_why_none_is_better(value, monkeypatch) -> None:
+def test_auto_takes_the_best_instruction_set_and_says_why_none_is_better(value, processor, monkeypatch) -> None:
     monkeypatch.delenv("EARTHSHINE_KERNELS", raising=False)
     if value is not None:
         monkeypatch.setenv("EARTHSHINE_KERNELS", value)
-    assert served("decode").name == f"native {library.instruction_sets()[0]}"
-    assert served("decode").reason == library.refusal("amx")
+    assert library.instruction_sets()[0] == processor
+    assert served("decode").name == f"native {processor}"
+    better = {library.refusal(name) for name in KERNEL_CHOICES[KERNEL_CHOICES.index(processor) + 1 :]}
+    assert all(served("decode").reason.count(reason) == 1 for reason in better)
+    assert len(served("decode").reason) == sum(map(len, better)) + max(len(better) - 1, 0)
+
+
+def test_a_processor_without_better_sets_serves_every_operation_as_its_oracle(processor, monkeypatch) -> None:
+    monkeypatch.delenv("EARTHSHINE_KERNELS", raising=False)
+    assert_each_is_its_oracle(torch.bfloat16)
+    assert library.instruction_set() == processor
+
+
+@pytest.mark.parametrize("name", ["portable", "avx2", "avx512", "avx512_bf16", "amx"])
+def test_a_processor_is_narrowed_by_the_environment_and_never_widened(name) -> None:
+    """In a process of its own, as a person would."""
+    code = "from earthshine.kernels import library\nprint(*library.instruction_sets())"
+    environment = os.environ | {"EARTHSHINE_CPU": name}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    library.narrow("auto")
+    try:
+        offered, refusal = library.instruction_sets(), library.refusal(name)
+    finally:
+        library.narrow(read_settings().cpu)
+    if name in offered:
+        assert done.stdout.split() == list(offered[offered.index(name) :]), done.stderr
+    else:
+        assert f"can't be narrowed to {name} (EARTHSHINE_CPU): it only hides what is there. {refusal}" in done.stderr
+
+
+@pytest.mark.usefixtures("native_library")
+def test_narrowing_hides_what_is_better_until_it_ends() -> None:
+    before = library.instruction_sets()
+    library.narrow("portable")
+    try:
+        assert library.instruction_sets() == ("portable",)
+        assert library.instruction_set() == "portable"
+        assert all("hidden" in library.refusal(name) for name in before[:-1])
+        with pytest.raises(KernelError, match="no such instruction set"):
+            library.narrow("sse9")
+        assert library.instruction_sets() == ("portable",)
+    finally:
+        library.narrow(read_settings().cpu)
+    assert library.instruction_sets() == before
+    assert library.instruction_set() == before[0]
 
 
 def test_an_absent_library_falls_back_aloud(monkeypatch) -> None:

@@ -1,7 +1,6 @@
 """Measuring of the kernels: it counts what they do, spreads over the memory it is given, and ends in bounded time."""
 
 import itertools
-import time
 
 import pytest
 import torch
@@ -180,6 +179,4 @@ class TestRates:
 
     def test_it_measures_where_torch_serves(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(library, "available", lambda: False)
-        began = time.perf_counter()
         assert min(measure.read_rates(measure.make_memory(1 << 20), 2)) > 0
-        assert time.perf_counter() > began

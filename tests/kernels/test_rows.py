@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from earthshine import kernels
 from earthshine.kernels import reference, rows
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -12,14 +13,15 @@ def _draw(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def _on_threads(work):
-    """What `work` gives with one, two and three threads."""
-    before, results = torch.get_num_threads(), []
+def _on_threads(work, dtype=torch.float32):
+    """What `work` gives where one, two and three threads are asked for."""
+    before, native, results = torch.get_num_threads(), kernels.threads(), []
     try:
         for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+            kernels.set_threads(threads, dtype)
             results.append(work())
     finally:
+        kernels.set_threads(native)
         torch.set_num_threads(before)
     return results
 
@@ -74,7 +76,7 @@ def test_gradients_flow_through_the_plain_product():
 def test_the_number_of_threads_changes_nothing_at_full_width(dtype, shape):
     """Kimi-K2.6's latent and an expert's down projection, where a library might divide the sum itself."""
     x, weight = _draw(33, shape[1], dtype=dtype), _draw(*shape, dtype=dtype, seed=1)
-    results = _on_threads(lambda: rows.linear(x, weight))
+    results = _on_threads(lambda: rows.linear(x, weight), dtype)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

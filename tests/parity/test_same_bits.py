@@ -80,11 +80,10 @@ def test_whether_a_prefix_is_reused(load, dtype):
 
 @DTYPES
 def test_however_many_threads_run(load, dtype):
-    before = torch.get_num_threads()
-    answers = []
+    before, answers = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
-            torch.set_num_threads(threads)
+            kernels.set_threads(threads, dtype)
             answers.append(_answer(_session(load(dtype))))
     finally:
         torch.set_num_threads(before)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from earthshine.errors import UsageError
-from earthshine.settings import KERNEL_CHOICES, Settings, read_settings
+from earthshine.settings import CPU_CHOICES, KERNEL_CHOICES, Settings, read_settings
 
 
 def test_nothing_set_is_the_defaults():
@@ -26,6 +26,17 @@ def test_each_permitted_choice_is_taken(choice):
 def test_another_choice_names_the_permitted_ones(choice):
     with pytest.raises(UsageError, match="permitted are auto, reference, portable, avx2, avx512"):
         read_settings({"EARTHSHINE_KERNELS": choice})
+
+
+@pytest.mark.parametrize("choice", CPU_CHOICES)
+def test_each_permitted_processor_is_taken(choice):
+    assert read_settings({"EARTHSHINE_CPU": choice}).cpu == choice
+
+
+@pytest.mark.parametrize("choice", ["reference", "AVX2", "haswell", "avx2 "])
+def test_another_processor_names_the_permitted_ones(choice):
+    with pytest.raises(UsageError, match=r"EARTHSHINE_CPU .* permitted are auto, portable, avx2, avx512, .*amx\."):
+        read_settings({"EARTHSHINE_CPU": choice})
 
 
 def test_home_may_be_new_and_may_start_with_a_tilde(tmp_path, monkeypatch):

@@ -1,13 +1,15 @@
 """`earthshine doctor`: what this machine offers, what serves each operation, and why a better one does not."""
 
 import platform
+from collections.abc import Iterable
+from textwrap import fill
 
 import torch
 
 from earthshine import __version__
 from earthshine.cli.source import GLEAM
 from earthshine.errors import EarthshineError
-from earthshine.kernels import implementations
+from earthshine.kernels import Implementation, implementations
 from earthshine.machine import processors
 from earthshine.settings import read_settings
 from earthshine.spec import load_spec
@@ -22,11 +24,22 @@ def run_doctor() -> None:
     print(f"torch        {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"processors   {processors()}")
     print(f"kernels      {settings.kernels} (EARTHSHINE_KERNELS)")
+    print(f"seen         {settings.cpu} (EARTHSHINE_CPU)")
     print(f"downloads    {settings.home or 'the default cache of huggingface_hub'} (EARTHSHINE_HOME)")
     print(f"gleam        {_gleam()}")
     print()
-    for served in implementations():
-        print(f"{served.operation:14} {served.name:16} {served.reason}".rstrip())
+    print_served(implementations())
+
+
+def print_served(served: Iterable[Implementation]) -> None:
+    """What serves, with its operations, and once why no better one does."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for one in served:
+        groups.setdefault((one.name, one.reason), []).append(one.operation)
+    for (name, reason), operations in groups.items():
+        print(fill(f"{name} serves {', '.join(operations)}.", 120, subsequent_indent="  "))
+        if reason:
+            print(fill(reason, 120, initial_indent="  ", subsequent_indent="  "))
 
 
 def _gleam() -> str:

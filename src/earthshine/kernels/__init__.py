@@ -2,8 +2,8 @@
 
 `reference` is the oracle. The native library serves bf16 activations in main memory, with weights in any stored
 format. `rows` is torch made independent of the batch; it serves fp32 activations, training, and machines without the
-library. EARTHSHINE_KERNELS can ask for the reference or for an instruction set. A fallback is never silent:
-`implementations()` says what serves and why a better one does not.
+library. EARTHSHINE_KERNELS can ask for the reference or for an instruction set, and EARTHSHINE_CPU hides the better
+ones. A fallback is never silent: `implementations()` says what serves and why a better one does not.
 """
 
 import functools
@@ -76,12 +76,13 @@ def implementations() -> tuple[Implementation, ...]:
 def set_threads(n_threads: int, dtype: torch.dtype = torch.bfloat16) -> None:
     """How many threads share an operation on activations of `dtype`, 1 to 512. No result depends on it.
 
-    Where the native library serves, torch keeps one thread: more would wait in loops on the kernels' processors.
+    Where the native library serves, torch keeps one thread: more would wait in loops on the kernels' processors. For
+    fp32 it keeps one as well: with more, MKL on Intel's processors divides a sum among them, and its bits change.
     """
     native_serves = library.available() and _serving().native
     if native_serves:
         library.set_threads(n_threads)
-    torch.set_num_threads(1 if native_serves and dtype == torch.bfloat16 else n_threads)
+    torch.set_num_threads(1 if native_serves or dtype != torch.bfloat16 else n_threads)
 
 
 def threads() -> int:
@@ -228,4 +229,5 @@ def _serving() -> _Serving:
     if serving != offered[0]:
         return _Serving(True, f"native {serving}", f"EARTHSHINE_KERNELS asks for {asked}; {offered[0]} would run here.")
     better = KERNEL_CHOICES[KERNEL_CHOICES.index(serving) + 1 :]
-    return _Serving(True, f"native {serving}", " ".join(library.refusal(name) for name in reversed(better)))
+    reasons = dict.fromkeys(library.refusal(name) for name in reversed(better))
+    return _Serving(True, f"native {serving}", " ".join(reasons))

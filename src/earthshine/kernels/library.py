@@ -12,8 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from earthshine.errors import KernelError
+from earthshine.settings import read_settings
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 FILE_NAME = "libearthshine.so"
 
 _POINTER, _INT64, _INT32, _NAME = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_char_p
@@ -24,6 +25,7 @@ _SIGNATURES = MappingProxyType(
         "es_instruction_set_at": (_NAME, (_INT32,)),
         "es_instruction_set": (_NAME, ()),
         "es_force_instruction_set": (_INT32, (_NAME,)),
+        "es_narrow": (_INT32, (_NAME,)),
         "es_refusal": (_NAME, (_NAME,)),
         "es_set_threads": (_INT32, (_INT32,)),
         "es_threads": (_INT32, ()),
@@ -77,7 +79,7 @@ def instruction_set() -> str:
 
 
 def refusal(name: str) -> str:
-    """Why an instruction set can't run here, in a sentence; empty where it can."""
+    """Why an instruction set can't run here, or is hidden, in a sentence; empty where it can."""
     text = library().es_refusal(name.encode("ascii"))
     return f"This build has no {name}." if text is None else str(text.decode("ascii"))
 
@@ -88,6 +90,14 @@ def force(name: str) -> None:
     if name not in permitted:
         raise KernelError(f"The instruction set {name!r} can't run here; permitted are {', '.join(permitted)}.")
     check_status(library().es_force_instruction_set(name.encode("ascii")))
+
+
+def narrow(name: str) -> None:
+    """Hides every instruction set better than `name` from this process, or with "auto" none.
+
+    It never adds one: raises KernelError, saying why, for a name that can't run here.
+    """
+    _narrow(library(), name)
 
 
 def set_threads(n_threads: int) -> None:
@@ -119,13 +129,29 @@ def library() -> ctypes.CDLL:
 
 @functools.cache
 def _load() -> ctypes.CDLL | str:
-    """The library, or why there is none. Looked for once a process."""
+    """The library, narrowed as EARTHSHINE_CPU asks, or why there is none. Looked for once a process.
+
+    Raises KernelError where EARTHSHINE_CPU names what this processor lacks, and UsageError where it names nothing.
+    """
     package = find_spec("earthshine.kernels")
     folders = (package and package.submodule_search_locations) or ()
     found = next((path for folder in folders if (path := Path(folder, FILE_NAME)).is_file()), None)
     if found is None:
         return f"The native library {FILE_NAME} is not installed; `pip install .` builds it, and needs a C++ compiler."
-    return open_library(found)
+    loaded = open_library(found)
+    if isinstance(loaded, ctypes.CDLL):
+        _narrow(loaded, read_settings().cpu)
+    return loaded
+
+
+def _narrow(loaded: ctypes.CDLL, name: str) -> None:
+    if loaded.es_narrow(name.encode("ascii")) == 0:
+        return
+    why = loaded.es_refusal(name.encode("ascii"))
+    raise KernelError(
+        f"The processor can't be narrowed to {name} (EARTHSHINE_CPU): it only hides what is there. "
+        f"{'This build has no such instruction set.' if why is None else why.decode('ascii')}"
+    )
 
 
 def open_library(path: Path) -> ctypes.CDLL | str:

@@ -12,8 +12,10 @@ import time
 import pytest
 import torch
 
+from earthshine.cli.doctor import print_served
 from earthshine.cli.source import GLEAM
 from earthshine.engine import Session, load_model
+from earthshine.kernels import Implementation
 from earthshine.plan import Wishes
 from earthshine.text import load_tokenizer
 
@@ -204,9 +206,20 @@ def test_score_refuses_what_is_no_text(earthshine, tmp_path, raw, code):
 def test_doctor_names_what_serves_each_operation(earthshine):
     code, out, _ = earthshine("doctor")
     assert code == 0
+    served = out.partition("\n\n")[2].split()
     for operation in ("attend", "decode", "linear", "rms_norm", "route"):
-        assert f"\n{operation}" in out
+        assert sum(word.rstrip(",.") == operation for word in served) == 1
     assert "unusable" not in out
+
+
+def test_doctor_says_each_reason_once(capsys):
+    """As where the kernels lack three instruction sets, and one operation has a reason of its own."""
+    slow = [Implementation(name, "native avx2", "There is no AVX-512.") for name in ("decode", "linear", "route")]
+    print_served([*slow, Implementation("attend", "torch", "Few use it."), Implementation("ffn", "native amx", "")])
+    assert capsys.readouterr().out == (
+        "native avx2 serves decode, linear, route.\n  There is no AVX-512.\n"
+        "torch serves attend.\n  Few use it.\nnative amx serves ffn.\n"
+    )
 
 
 def test_no_command_shows_help(earthshine):

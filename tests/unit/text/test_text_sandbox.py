@@ -1,6 +1,6 @@
 """Templates as an attacker writes them: each ends as TextError, soon, and without much memory."""
 
-import time
+import itertools
 import tracemalloc
 from typing import Any
 
@@ -8,6 +8,7 @@ import pytest
 
 from earthshine.errors import TextError
 from earthshine.text import ChatTemplate
+from earthshine.text.sandbox import meter
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 DOUBLING = "{% for i in range(60) %}{% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}{% endfor %}"
@@ -74,21 +75,24 @@ SPENDERS = {
 
 @pytest.fixture(autouse=True)
 def short_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the real time limit, so that the file runs fast."""
-    monkeypatch.setattr("earthshine.text.sandbox.meter._SECONDS", 0.1)
+    """A tenth of the real time limit on a clock that moves five milliseconds each time it is looked at.
+
+    So a template is stopped after a count of operations, the same on every machine.
+    """
+    monkeypatch.setattr(meter, "_SECONDS", 0.1)
+    ticks = itertools.count()
+    monkeypatch.setattr(meter.time, "thread_time", lambda: next(ticks) * 5e-3)
 
 
 @pytest.mark.parametrize("name", SPENDERS)
 def test_a_template_that_spends_without_end_is_stopped(name: str) -> None:
     tracemalloc.start()
-    before = time.thread_time()
     try:
         with pytest.raises(TextError):
             ChatTemplate(SPENDERS[name]).render(MESSAGES)
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.thread_time() - before < 2.0  # tracing memory costs most of it
     assert peak_bytes < 200 << 20
 
 
