@@ -4,6 +4,7 @@ A command gets an empty home and no variable of this process but PATH, so that n
 runs it is used or sent anywhere.
 """
 
+import contextlib
 import os
 import re
 import subprocess
@@ -52,13 +53,21 @@ class Done:
         return f"exit {self.code}: " + " ".join(text.split())[-_END_CHARACTERS:]
 
 
-def command(words: Sequence[str | Path], seconds: float, variables: Mapping[str, str] | None = None) -> Done:
-    """Runs a command in an empty folder that is also its home, and ends it with all its children after `seconds`."""
-    with tempfile.TemporaryDirectory() as home:
-        bare = {"PATH": os.environ["PATH"], "HOME": home, "LANG": "C.UTF-8", "TERM": "dumb"}
+def command(
+    words: Sequence[str | Path],
+    seconds: float,
+    variables: Mapping[str, str] | None = None,
+    home: Path | None = None,
+    folder: Path | None = None,
+) -> Done:
+    """Runs a command, and ends it with all its children after `seconds`. Its home is an empty folder where none is
+    given, and it works there where no other `folder` is."""
+    with contextlib.ExitStack() as stack:
+        home = home or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        bare = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", "TERM": "dumb"}
         with subprocess.Popen(
             [str(word) for word in words],
-            cwd=home,
+            cwd=folder or home,
             env=bare | dict(variables or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from agent_clients import CONTEXT_TOKENS
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from earthshine.cli import serve
@@ -27,7 +28,6 @@ from earthshine.errors import EarthshineError
 from earthshine.server.http.run import Place
 from earthshine.text import load_tokenizer
 
-CONTEXT_TOKENS = 262_144
 _BEGIN, _END = "<plan>", "</plan>"
 
 
@@ -49,10 +49,9 @@ def split_messages(text: str) -> list[tuple[str, str]]:
 def _steps(text: str) -> list[dict[str, Any]] | None:
     """The plan, which some clients quote once more (opencode does)."""
     plan = text[text.index(_BEGIN) + len(_BEGIN) : text.rindex(_END)]
-    for quoted in (plan, f'"{plan}"'):
+    for given in (plan, plan.replace('\\"', '"')):
         with contextlib.suppress(ValueError):
-            found = json.loads(quoted)
-            return list(json.loads(found)) if isinstance(found, str) else list(found)
+            return list(json.loads(given))
     return None
 
 

@@ -52,6 +52,7 @@ def test_gleam_is_served_until_a_signal_and_finishes_what_it_has_begun():
         greeting = "".join(lines)
         url = re.search(r"OPENAI_BASE_URL=(http://127\.0\.0\.1:[0-9]+)/v1 OPENAI_API_KEY=none\n", greeting)[1]
         assert f"ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN=none ANTHROPIC_MODEL=mine " in greeting
+        assert " CLAUDE_CODE_MAX_CONTEXT_TOKENS=" in greeting  # or Claude Code takes the context for a million
         assert all(f"ANTHROPIC_DEFAULT_{size}_MODEL=mine " in greeting for size in ("HAIKU", "SONNET", "OPUS"))
         assert "CLAUDE_CODE_ATTRIBUTION_HEADER=0\n" in greeting
         body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 400, "ignore_eos": True}

@@ -162,7 +162,7 @@ def _greet(loaded: LoadedModel, names: tuple[str, ...], address: str, access: Ac
         f"export OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={key}\n\n"
         "# for Claude Code\n"
         f"export ANTHROPIC_BASE_URL={address} ANTHROPIC_AUTH_TOKEN={key} {_models(names[0])} "
-        "CLAUDE_CODE_ATTRIBUTION_HEADER=0\n\n"
+        f"CLAUDE_CODE_MAX_CONTEXT_TOKENS={division.context_tokens} CLAUDE_CODE_ATTRIBUTION_HEADER=0\n\n"
         f"In a browser, {address} is a page to talk with it.\n"
         "Ctrl-C ends it once replies are finished; a second one at once.",
         flush=True,
@@ -170,7 +170,7 @@ def _greet(loaded: LoadedModel, names: tuple[str, ...], address: str, access: Ac
 
 
 def _models(name: str) -> str:
-    """Claude Code's names for models: its sub-agents and titles ask for one of a size, whatever the main one is."""
+    """Claude Code's names for models: its sub-agents and titles may ask for one of a size, whatever the main one is."""
     sizes = (f"DEFAULT_{size}_MODEL" for size in ("HAIKU", "SONNET", "OPUS"))
     return " ".join(f"ANTHROPIC_{variable}={name}" for variable in ("MODEL", *sizes))
 
