@@ -1,4 +1,5 @@
 """Coding agents, one question each, without a login: what must work is the protocol, whatever the model's answer is.
+agents.py drives them through their tools.
 
 `npm install @anthropic-ai/claude-code` speaks Anthropic's messages, `npm install @openai/codex` OpenAI's responses. No
 tool is permitted to change anything. The instructions and tools that version 2.1.197 of the first sends take 28,000
