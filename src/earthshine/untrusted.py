@@ -1,13 +1,15 @@
 """What strangers wrote: the small files of a model's folder, their JSON, and their names in our messages.
 
 A file is read only if it is regular, within the caller's limit and, once links are followed, in the model's folder or
-among the blobs of the hub cache that the folder belongs to. A JSON object is UTF-8, at most 32 levels deep, repeats no
-key and holds no number beyond a float's range. What breaks a rule raises the error that the caller names.
+among the blobs of the hub cache that the folder belongs to, wherever its owner keeps these. A JSON object is UTF-8, at
+most 32 levels deep, repeats no key and holds no number beyond a float's range. What breaks a rule raises the error that
+the caller names.
 """
 
 import json
 import math
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +18,8 @@ from earthshine.errors import EarthshineError
 
 MAX_DEPTH = 32  # published files nest 9 deep
 _SHOWN_CHARACTERS = 80  # the longest published tensor name has 72
+
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # how the hub's cache names a blob
 
 Refusal = type[EarthshineError]
 
@@ -42,19 +46,33 @@ def shown(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def resolve_in(folder: Path, name: str, refusal: Refusal) -> Path:
+def resolve_in(folder: Path, name: str, refusal: Refusal, *, elsewhere: str = "") -> Path:
     """The real path of `folder/name`, there or not; a link that leads out of the folder is refused.
 
-    The hub cache is the exception: `snapshots/<revision>/name` links to the same repository's `blobs`.
+    A stranger's folder may hold links, and the file of a person's that one leads to would be read and quoted. Allowed
+    are those that give nothing away: `snapshots/<revision>/name` of a hub cache to the same repository's `blobs`, which
+    may lie on another disk, whole or each under its own digest; and links to a file whose name ends in `elsewhere`,
+    where that is given, because the caller reads nothing but sound files of that kind.
     """
     try:
         home, real = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / name))
     except (OSError, ValueError):
         raise refusal(f"{shown(folder / name)} is not a path.") from None
-    roots = [home, *(above.parent / "blobs" for above in home.parents if above.name == "snapshots")]
-    if not any(real.is_relative_to(root) for root in roots):
+    blobs = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
+    roots = [home, *(Path(os.path.realpath(root)) for root in blobs)]
+    allowed = any(real.is_relative_to(root) for root in roots) or _moved_blob(home / name, blobs, real)
+    if not allowed and not (elsewhere and real.name.endswith(elsewhere)):
         raise refusal(f"{shown(name)} is a link that leaves the model's folder; put the file itself there.")
     return real
+
+
+def _moved_blob(link: Path, blobs: list[Path], real: Path) -> bool:
+    """Whether `link` leads to a blob of its own repository that is a link itself, to a file called by the digest."""
+    try:
+        blob = Path(os.path.normpath(link.parent / os.readlink(link)))
+    except OSError:  # no link
+        return False
+    return blob.parent in blobs and blob.name == real.name and _DIGEST.fullmatch(real.name) is not None
 
 
 def open_regular(path: Path, what: str, refusal: Refusal) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from earthshine.cli.options import Holding, read_text, standard_input
 from earthshine.cli.progress import TokenProgress
-from earthshine.cli.source import find_model
+from earthshine.cli.source import find_readable
 from earthshine.cli.stats import Tally
 from earthshine.cli.terminal import Terminal
 from earthshine.engine import Finished, LoadedModel, SamplingParams, TokenEvent, sampling_defaults
@@ -26,7 +26,6 @@ from earthshine.text import (
     Tokenizer,
     leaves_thinking_open,
     load_template,
-    load_tokenizer,
 )
 from earthshine.text import Event as TextEvent
 from earthshine.untrusted import shown
@@ -68,11 +67,10 @@ def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) 
 
 
 def _open(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> "Conversation":
-    folder = find_model(model)
-    tokenizer, template = load_tokenizer(folder), load_template(folder)
+    folder, tokenizer = find_readable(model)
+    template = load_template(folder)
     params = SamplingParams(**sampling_defaults(folder) | sampling)
     model_in_use = options.holding.load(folder)
-    tokenizer.require_fit(model_in_use.spec.vocab_size, model_in_use.spec.stop_tokens)
     return Conversation(model_in_use, tokenizer, template, options, params)
 
 

@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 
 from earthshine.cli.options import Holding, read_text, standard_input
-from earthshine.cli.source import find_model
+from earthshine.cli.source import find_readable
 from earthshine.engine import Session
 from earthshine.errors import UsageError
-from earthshine.text import load_tokenizer
 
 _MOST_NATS = 700.0  # a token; beyond it a perplexity is no number
 
@@ -23,13 +22,11 @@ _MOST_NATS = 700.0  # a token; beyond it a perplexity is no number
 def run_score(model: str, file: Path, as_json: bool, holding: Holding) -> None:
     holding.planned()
     text = _read(file)
-    folder = find_model(model)
-    tokenizer = load_tokenizer(folder)
+    folder, tokenizer = find_readable(model)
     tokens = tokenizer.encode(text, allow_special=False)
     if len(tokens) < 2:
         raise UsageError("The text has fewer than two tokens, so there is nothing to score.")
     loaded = holding.load(folder)
-    tokenizer.require_fit(loaded.spec.vocab_size, loaded.spec.stop_tokens)
     window = max(2, loaded.plan.division.context_tokens)
     logprobs = score_windows(loaded.session(min(window, len(tokens))), tokens, window)
     total = float(logprobs.double().sum())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from earthshine.cli.options import Holding
-from earthshine.cli.source import GLEAM, find_model
+from earthshine.cli.source import GLEAM, find_readable
 from earthshine.engine import Engine, EngineOptions, LoadedModel, sampling_defaults
 from earthshine.errors import UsageError
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES
@@ -35,7 +35,6 @@ from earthshine.text import (
     has_template,
     leaves_thinking_open,
     load_template,
-    load_tokenizer,
 )
 from earthshine.units import format_bytes, parse_bytes
 from earthshine.untrusted import shown
@@ -71,13 +70,11 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
     engine_options = _engine_options(options)
     tls, bound = tls_context(options.place), bind(options.place)
     with bound:
-        folder = find_model(model)
+        folder, tokenizer = find_readable(model)
         names = _names(options.names, folder)
-        tokenizer = load_tokenizer(folder)
         template = load_template(folder) if has_template(folder) else None  # a base model completes texts alone
         loaded = options.holding.load(folder)
         try:
-            tokenizer.require_fit(loaded.spec.vocab_size, loaded.spec.stop_tokens)
             engine = Engine(loaded, engine_options)
             replies = _replies(loaded, folder, engine, tokenizer, template)
             thinks = template is not None and _thinks(tokenizer, template)

@@ -1,22 +1,44 @@
-"""From a config.json on disk to a ModelSpec.
+"""From a config.json on disk to a ModelSpec, and what an hf_quant_config.json beside it says of the weights.
 
 The file is untrusted and read as `earthshine.untrusted` says. A config.json that a person names is read wherever its
 links lead; one that a folder holds must lie in that folder. Refuses files above 4 MiB.
 """
 
+import os
 from pathlib import Path
 
-from earthshine.errors import SpecError
+from earthshine.errors import SpecError, Unsupported
 from earthshine.spec.families import read_model
+from earthshine.spec.families.reader import says_nothing
 from earthshine.spec.model import ModelSpec
 from earthshine.untrusted import parse_object, read_file, require_depth, resolve_in, shown
 
+QUANTIZATION_NAME = "hf_quant_config.json"
 MAX_CONFIG_BYTES = 4 * 2**20  # published configs have up to 13 kB
 
 
 def load_spec(path: Path) -> ModelSpec:
     """The model in a checkpoint folder, or in the config.json itself. Raises SpecError or Unsupported."""
-    return spec_from_config(read_config(path))
+    spec = spec_from_config(read_config(path))
+    _refuse_other_quantization(path if path.is_dir() else path.parent)
+    return spec
+
+
+def _refuse_other_quantization(folder: Path) -> None:
+    """NVIDIA's exports may say in a file of their own alone that the weights are quantised, and in which form."""
+    if not os.path.lexists(folder / QUANTIZATION_NAME):
+        return
+    real = resolve_in(folder, QUANTIZATION_NAME, SpecError)
+    found = parse_object(read_file(real, QUANTIZATION_NAME, MAX_CONFIG_BYTES, SpecError), QUANTIZATION_NAME, SpecError)
+    block = found.get("quantization", {})
+    if not isinstance(block, dict):
+        raise SpecError(f"{QUANTIZATION_NAME}: quantization is {shown(block)}; it must be an object.")
+    for key in ("quant_algo", "kv_cache_quant_algo"):
+        if not says_nothing(block.get(key)):
+            raise Unsupported(
+                f"{QUANTIZATION_NAME}: quantization.{key} is {shown(block[key])}, and {shown(block[key])} is not "
+                "implemented; take the release that its publisher quantised, or bf16."
+            )
 
 
 def spec_from_config(config: dict[str, object]) -> ModelSpec:

@@ -1,8 +1,8 @@
 """The safetensors shards of one checkpoint folder, as one mapping from published name to extent.
 
 The invariant: the index and the shards' own headers agree on every tensor. Refuses shard names that are not plain
-file names, links that leave the folder (a Hugging Face cache's links to its own blobs are the one exception), and
-any tensor that is absent, doubled or not in the index. Data is read with positioned reads into torch tensors.
+file names, links that leave the folder (but for shards on another disk and a Hugging Face cache's blobs), and any
+tensor that is absent, doubled or not in the index. Data is read with positioned reads into torch tensors.
 """
 
 import os
@@ -80,10 +80,10 @@ def read_tensor(extent: TensorExtent) -> torch.Tensor:
 
 
 def _resolve(folder: Path, name: str) -> Path:
-    """The real path of a shard; only plain file names are looked up."""
+    """The real path of a shard or the index; only plain file names are looked up, and only shards may lie elsewhere."""
     if not _PLAIN.issuperset(name) or name.startswith("."):
         raise CheckpointError(f"the index names the shard {shown(name)}, which is not a plain file name.")
-    return resolve_in(folder, name, CheckpointError)
+    return resolve_in(folder, name, CheckpointError, elsewhere=_SHARD_SUFFIX if name.endswith(_SHARD_SUFFIX) else "")
 
 
 def _read_index(folder: Path) -> dict[str, str]:

@@ -138,9 +138,28 @@ def test_an_unknown_key_is_refused_by_name_in_every_object(k26: Config) -> None:
     for place in places:
         config = copy.deepcopy(k26)
         parent, key = _parent(config, place + "sliding_window")
-        parent[key] = None
+        parent[key] = 4096
         with pytest.raises(Unsupported, match=re.escape(place + "sliding_window")):
             spec_from_config(config)
+
+
+@pytest.mark.parametrize("value", [None, False, {}, [], "", {"config_groups": {}, "scheme": None}])
+def test_an_unknown_key_that_says_nothing_is_no_reason_to_refuse(k26: Config, value: object) -> None:
+    plain = spec_from_config(k26)
+    for place in _objects(k26):
+        parent, key = _parent(k26, place + "sliding_window")
+        parent[key] = value
+    assert spec_from_config(k26) == plain
+
+
+def test_notes_of_the_writing_library_and_keys_of_vision_are_no_reason_to_refuse(k26: Config) -> None:
+    plain = spec_from_config(k26)
+    k26 |= {"image_token_id": 7, "projection_layer_norm_eps": 1e-5, "unsloth_version": "2026.11"}
+    k26["text_config"] |= {"_attn_implementation_autoset": True, "unsloth_fixed": True}
+    assert spec_from_config(k26) == plain
+    k26["text_config"]["image_token_id"] = 7
+    with pytest.raises(Unsupported, match=r"text_config\.image_token_id"):
+        spec_from_config(k26)
 
 
 @pytest.mark.parametrize("key", ["index_topk", "use_sliding_window", "n_hash_layers", "a key\x1b[31m"])
@@ -154,7 +173,9 @@ def test_an_unknown_key_of_a_flat_config_is_refused(deepseek_v3: Config, key: st
 @pytest.mark.parametrize(
     ("key", "value"),
     [("fmt", "e5m2"), ("activation_scheme", "static"), ("weight_block_size", [64, 64]), ("scale_fmt", "x"),
-     ("weight_block_size", [128.0, 128]), ("modules_to_not_convert", ["a"]), ("quant_method", "fbgemm_fp8")],
+     ("weight_block_size", [128.0, 128]), ("modules_to_not_convert", ["q_a_proj"]),
+     ("modules_to_not_convert", ["model.layers.4"]), ("dequantize", True),
+     ("expert_dtype", "fp4"), ("quant_method", "fbgemm_fp8")],
 )  # fmt: skip
 def test_another_fp8_than_the_published_is_refused(deepseek_v3: Config, key: str, value: object) -> None:
     deepseek_v3["quantization_config"][key] = value

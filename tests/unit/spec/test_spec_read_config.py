@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from earthshine.errors import SpecError
+from earthshine.errors import SpecError, Unsupported
 from earthshine.spec import load_spec, read_config, spec_from_config
 from earthshine.spec.config import MAX_CONFIG_BYTES
 from earthshine.untrusted import MAX_DEPTH
@@ -97,3 +97,39 @@ def test_a_config_in_memory_is_bounded_too() -> None:
         spec_from_config(deep)
     with pytest.raises(SpecError, match="holds a list"):
         spec_from_config([])  # type: ignore[arg-type]
+
+
+def _exported(folder: Path, config: dict[str, Any], quantization: object) -> Path:
+    """A folder whose config.json says nothing of quantisation, and NVIDIA's own file beside it."""
+    _write(folder, json.dumps({key: value for key, value in config.items() if key != "quantization_config"}).encode())
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "config.json"])
+def test_a_quantisation_that_only_its_own_file_names_is_refused(
+    tmp_path: Path, k2_instruct: dict[str, Any], name: str
+) -> None:
+    _exported(tmp_path, k2_instruct, {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16})
+    with pytest.raises(Unsupported, match=r"hf_quant_config.json: quantization.quant_algo is 'NVFP4'"):
+        load_spec(tmp_path / name)
+    _exported(tmp_path, k2_instruct, {"quant_algo": None, "kv_cache_quant_algo": "FP8"})
+    with pytest.raises(Unsupported, match="kv_cache_quant_algo is 'FP8'"):
+        load_spec(tmp_path / name)
+
+
+@pytest.mark.parametrize("quantization", [{}, {"quant_algo": None, "kv_cache_quant_algo": None}])
+def test_a_quantisation_file_that_says_nothing_is_no_reason_to_refuse(
+    tmp_path: Path, k2_instruct: dict[str, Any], quantization: object
+) -> None:
+    assert load_spec(_exported(tmp_path, k2_instruct, quantization)).expert_storage == "bf16"
+
+
+@pytest.mark.parametrize("raw", ["[]", "{", '{"quantization": 4}'])
+def test_a_quantisation_file_that_is_malformed_is_refused(
+    tmp_path: Path, k2_instruct: dict[str, Any], raw: str
+) -> None:
+    _exported(tmp_path, k2_instruct, {})
+    (tmp_path / "hf_quant_config.json").write_text(raw)
+    with pytest.raises(SpecError, match=r"hf_quant_config.json"):
+        load_spec(tmp_path)

@@ -136,7 +136,7 @@ def test_a_long_list_of_problems_is_cut_and_counted(tmp_path: Path) -> None:
 
 def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
     folder = two_shards(tmp_path / "model")
-    outside = (folder / "two.safetensors").rename(tmp_path / "two.safetensors")
+    outside = (folder / "two.safetensors").rename(tmp_path / "two")
     (folder / "two.safetensors").symlink_to(outside)
     refused(folder, "'two.safetensors' is a link that leaves")
     (folder / "two.safetensors").unlink()
@@ -165,6 +165,31 @@ def hub_cache(root: Path) -> Path:
 def test_links_to_the_blobs_of_the_same_cached_repository_are_followed(tmp_path: Path) -> None:
     shards = open_shards(hub_cache(tmp_path))
     assert {name: read_tensor(extent).item() for name, extent in shards.items()} == {"a": 1, "b": 2, "c": 3}
+
+
+def test_a_shard_may_be_a_link_to_a_shard_on_another_disk(tmp_path: Path) -> None:
+    folder = two_shards(tmp_path / "model")
+    outside = (folder / "two.safetensors").rename(tmp_path / "moved.safetensors")
+    (folder / "two.safetensors").symlink_to(outside)
+    assert read_tensor(open_shards(folder)["c"]).item() == 3
+
+
+def test_blobs_may_lie_on_another_disk_whole_or_each_under_its_digest(tmp_path: Path) -> None:
+    snapshot = hub_cache(tmp_path / "cache")
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.rename(tmp_path / "disk")
+    blobs.symlink_to(tmp_path / "disk")
+    assert read_tensor(open_shards(snapshot)["c"]).item() == 3
+    digest = "0123456789abcdef" * 4
+    (tmp_path / "other").mkdir()
+    (blobs / "hash2").resolve().rename(tmp_path / "other" / digest)
+    (blobs / digest).symlink_to(tmp_path / "other" / digest)
+    (snapshot / "two.safetensors").unlink()
+    (snapshot / "two.safetensors").symlink_to(f"../../blobs/{digest}")
+    assert read_tensor(open_shards(snapshot)["c"]).item() == 3
+    (blobs / digest).unlink()
+    (blobs / digest).symlink_to(byte_shard(tmp_path / "secret", c=3))
+    refused(snapshot, "is a link that leaves")
 
 
 def test_links_to_another_cached_repository_are_refused(tmp_path: Path) -> None:

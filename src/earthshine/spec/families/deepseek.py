@@ -7,7 +7,7 @@ RoPE, and untied embeddings is refused. The multi-token-prediction layers that D
 
 from dataclasses import dataclass
 
-from earthshine.spec.families.quantization import read_quantization
+from earthshine.spec.families.quantization import Quantization, check_exceptions, read_quantization
 from earthshine.spec.families.reader import SIZE_MAX, KeyReader
 from earthshine.spec.model import (
     INT4_GROUP,
@@ -59,8 +59,9 @@ def read_flat(config: dict[str, object]) -> ModelSpec:
     """The spec of a `deepseek_v3` or `kimi_k2` config. Raises SpecError or Unsupported, naming every wrong key."""
     keys = KeyReader(config)
     family = str(keys.equal("model_type", "deepseek_v3", "kimi_k2"))
-    storages = read_quantization(keys)
-    model = read_decoder(keys, family, storages, read_tokens(family, keys))
+    quantization = read_quantization(keys)
+    model = read_decoder(keys, family, quantization, read_tokens(family, keys))
+    check_exceptions(quantization, model, keys.problems)
     keys.finish()
     return model
 
@@ -88,7 +89,7 @@ def read_tokens(family: str, text: KeyReader, outer: KeyReader | None = None) ->
     return Tokens(bos, tuple(sorted(stops)))
 
 
-def read_decoder(keys: KeyReader, family: str, storages: tuple[Storage, Storage], tokens: Tokens) -> ModelSpec:
+def read_decoder(keys: KeyReader, family: str, quantization: Quantization, tokens: Tokens) -> ModelSpec:
     """The spec of a DeepSeek-V3 decoder. It may hold stand-ins until `finish` of the outermost reader has passed."""
     _refuse_other_decoders(keys)
     hidden = keys.integer("hidden_size")
@@ -98,8 +99,7 @@ def read_decoder(keys: KeyReader, family: str, storages: tuple[Storage, Storage]
     attention = _read_attention(keys)
     dense = LayerSpec(attention, DenseSpec(keys.integer("intermediate_size")))
     moe = _read_moe(keys)
-    trunk_storage, expert_storage = storages
-    if expert_storage is Storage.INT4_GROUP32:
+    if quantization.experts is Storage.INT4_GROUP32:
         for key, extent in (("hidden_size", hidden), ("moe_intermediate_size", moe.intermediate)):
             keys.require(extent % INT4_GROUP == 0, f"{keys.name(key)} is {extent}; int4 groups need a multiple of 32")
     model = ModelSpec(
@@ -109,8 +109,8 @@ def read_decoder(keys: KeyReader, family: str, storages: tuple[Storage, Storage]
         max_context=keys.integer("max_position_embeddings"),
         norm_eps=keys.number("rms_norm_eps", 1e-12, 0.1),
         layers=(dense,) * n_dense + (LayerSpec(attention, moe),) * (n_layers - n_dense),
-        trunk_storage=trunk_storage,
-        expert_storage=expert_storage,
+        trunk_storage=quantization.trunk,
+        expert_storage=quantization.experts,
         bos_token=tokens.bos,
         stop_tokens=tokens.stops,
         n_mtp_layers=keys.integer("num_nextn_predict_layers", 0, 16, default=0),

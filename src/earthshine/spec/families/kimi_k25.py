@@ -1,26 +1,24 @@
 """`kimi_k25`: Kimi-K2.5, K2.6 and K2.7-Code, whose text model is DeepSeek-V3's decoder under `text_config`.
 
-Text only: the vision tower and its projector are not part of the ModelSpec, and `vision_config` is ignored as a
-block. Token ids, dtype and quantisation may stand at either level; where both speak they must agree, except that
+Text only: the vision tower and its projector are not part of the ModelSpec, and their keys beside `text_config` are
+ignored. Token ids, dtype and quantisation may stand at either level; where both speak they must agree, except that
 stop tokens are united.
 """
 
 from earthshine.spec.families.deepseek import read_decoder, read_tokens
-from earthshine.spec.families.quantization import read_quantization
+from earthshine.spec.families.quantization import Quantization, check_exceptions, read_quantization
 from earthshine.spec.families.reader import KeyReader, same
-from earthshine.spec.model import ModelSpec, Storage
+from earthshine.spec.model import ModelSpec
 
 _IGNORED = (
     "_name_or_path",
     "auto_map",
     "ignore_index",
-    "media_placeholder_token_id",
     "pad_token_id",
     "transformers_version",
     "use_unified_vision_chunk",
-    "video_placeholder",
-    "vision_config",
 )
+_VISION = ("image_", "media_", "mm_", "projection_", "projector_", "video_", "vision_")  # how its keys begin
 
 
 def read_kimi_k25(config: dict[str, object]) -> ModelSpec:
@@ -32,14 +30,16 @@ def read_kimi_k25(config: dict[str, object]) -> ModelSpec:
     top.equal("tie_word_embeddings", False, optional=True)
     text = top.block("text_config")
     text.equal("model_type", "kimi_k2", "deepseek_v3")
-    storages = _read_storages(top, text)
-    model = read_decoder(text, "kimi_k25", storages, read_tokens("kimi_k25", text, top))
+    quantization = _read_quantization(top, text)
+    model = read_decoder(text, "kimi_k25", quantization, read_tokens("kimi_k25", text, top))
+    check_exceptions(quantization, model, top.problems)
     top.ignore(_IGNORED)
+    top.ignore_beginning(_VISION)
     top.finish()
     return model
 
 
-def _read_storages(top: KeyReader, text: KeyReader) -> tuple[Storage, Storage]:
+def _read_quantization(top: KeyReader, text: KeyReader) -> Quantization:
     """Moonshot puts quantization_config inside text_config; re-exports put it at the top."""
     if not (top.has("quantization_config") and text.has("quantization_config")):
         return read_quantization(top if top.has("quantization_config") else text)

@@ -1,43 +1,134 @@
 """How a checkpoint stores its linear layers, from the quantization_config block of its config.json.
 
 Three answers exist: bf16 throughout (no block), FP8 e4m3 in 128x128 blocks throughout (DeepSeek, Kimi-K2-Instruct),
-and INT4 in groups of 32 for the routed experts alone (Kimi-K2-Thinking and later). Every other method, width, group or
-list of exceptions is refused by name.
+and INT4 in groups of 32 for the routed experts alone (Kimi-K2-Thinking and later). A list of exceptions is judged by
+what it says of the model's own modules: one that leaves them in another form is refused by the module's name. Every
+other method, width or group is refused by name too.
 """
 
-from earthshine.spec.families.reader import KeyReader
-from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, Storage
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+from earthshine.spec.families.modules import EXPERT_MODULE, EXPERTS, LAYERS, expert_module, prefix_of, trunk_module
+from earthshine.spec.families.patterns import (
+    ANY,
+    Either,
+    End,
+    Expression,
+    One,
+    PatternError,
+    Patterns,
+    Repeat,
+    Row,
+    State,
+    literal,
+    parse,
+)
+from earthshine.spec.families.reader import KeyReader, Problems
+from earthshine.spec.layout import EXPERT_PARTS, moe_layers, trunk_tensors
+from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, ModelSpec, Storage
 from earthshine.untrusted import shown
 
-# What the published ignore lists of Moonshot keep in bf16, by what each entry matches. Entries are compared as text
-# and never run as patterns: a config is untrusted, and a pattern can take exponential time.
-_KEPT_BF16 = {
-    "lm_head": "lm_head",
-    "re:.*self_attn.*": "attention",
-    "re:.*shared_experts.*": "shared experts",
-    r"re:.*mlp\.(gate|up|gate_up|down)_proj.*": "the dense layers",
-    "re:.*vision_tower.*": "vision",
-    "re:.*mm_projector.*": "vision",
-}
-_MUST_STAY_BF16 = ("lm_head", "attention", "shared experts", "the dense layers")
+_PUBLISHED_IGNORE = [
+    "lm_head",
+    "re:.*self_attn.*",
+    "re:.*shared_experts.*",
+    r"re:.*mlp\.(gate|up|gate_up|down)_proj.*",
+]
+_MOST_EXCEPTIONS = 4096  # entries; a list of each module of Kimi-K2.6 that stays in bf16 has 489
 _READABLE = "fp8 (e4m3 in 128x128 blocks), compressed-tensors (int4 in groups of 32) and no quantization_config (bf16)"
 
 
-def read_quantization(keys: KeyReader) -> tuple[Storage, Storage]:
-    """(trunk storage, expert storage) from `quantization_config` of `keys`; absent or null means bf16."""
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How linear layers are stored, and the modules that stay in bf16 by `key`: expressions and whole names."""
+
+    trunk: Storage = Storage.BF16
+    experts: Storage = Storage.BF16
+    key: str = ""
+    kept: tuple[Expression, ...] = field(default=(), repr=False)
+    names: frozenset[str] = field(default=frozenset(), repr=False)
+
+
+def read_quantization(keys: KeyReader) -> Quantization:
+    """From `quantization_config` of `keys`; absent or null means bf16. `check_exceptions` must follow."""
     if not keys.has("quantization_config"):
-        return Storage.BF16, Storage.BF16
+        return Quantization()
     block = keys.block("quantization_config")
     method = block.raw("quant_method")
     if method == "fp8":
-        _check_fp8(block)
-        return Storage.FP8_BLOCK128, Storage.FP8_BLOCK128
+        return _read_fp8(block)
     if method == "compressed-tensors":
-        _check_int4(block)
-        return Storage.BF16, Storage.INT4_GROUP32
+        return _read_int4(block)
     block.waive()
     block.problems.unsupported(_refused_method(block, method))
-    return Storage.BF16, Storage.BF16
+    return Quantization()
+
+
+def check_exceptions(quantization: Quantization, model: ModelSpec, problems: Problems) -> None:
+    """Refuse exceptions that keep a module in bf16 which the model holds quantised, or the other way round.
+
+    Names are compared with and without the prefix of the family's text model, since both are found in lists.
+    """
+    if not quantization.key or problems:  # stand-ins have no modules
+        return
+    try:
+        wrong = next(_contradictions(quantization, model), None)
+    except PatternError as error:
+        wrong = f"can't be read: {error}"
+    if wrong is not None:
+        problems.unsupported(f"{quantization.key} {wrong}")
+
+
+def _contradictions(quantization: Quantization, model: ModelSpec) -> Iterator[str]:
+    patterns, prefix = Patterns(quantization.kept), prefix_of(model.family)
+    starts = {patterns.start, patterns.after(patterns.start, prefix)} if prefix else {patterns.start}
+    only = f"only {model.expert_storage} of "
+    trunk_in_bf16 = quantization.trunk is Storage.BF16
+    for tensor in trunk_tensors(model):
+        if not (tensor.linear or (tensor.name == "head" and trunk_in_bf16)):
+            continue
+        module = trunk_module(tensor.name)
+        kept = not quantization.names.isdisjoint((module, prefix + module))
+        kept = kept or any(patterns.matches(_read(patterns, start, module)) for start in starts)
+        if kept and not trunk_in_bf16:
+            yield f"keeps {prefix}{module} in bf16; {only}all linear layers is implemented"
+        if trunk_in_bf16 and not kept:
+            yield f"does not keep {prefix}{module} in bf16; {only}the routed experts is implemented"
+    for module in chain(_named_experts(quantization.names, model), _matched_experts(patterns, starts, model)):
+        yield f"keeps {prefix}{module} in bf16; {only}all routed experts is implemented"
+
+
+def _named_experts(names: frozenset[str], model: ModelSpec) -> Iterator[str]:
+    """Names that are those of routed experts' matrices."""
+    layers = dict(moe_layers(model))
+    for name in sorted(names):
+        found = EXPERT_MODULE.fullmatch(name.removeprefix(prefix_of(model.family)))
+        if found and int(found[1]) in layers and int(found[2]) < layers[int(found[1])].n_experts:
+            yield found[0]
+
+
+def _matched_experts(patterns: Patterns, starts: set[State], model: ModelSpec) -> Iterator[str]:
+    """Modules of routed experts that the patterns match, from the states in which their names may begin."""
+    seen = set()  # after "experts." most layers are alike
+    for layer, moe in moe_layers(model):
+        for start in starts:
+            state = _read(patterns, start, f"{LAYERS}{layer}.{EXPERTS}")
+            for expert in range(moe.n_experts) if state not in seen else ():
+                at = patterns.after(state, f"{expert}.")
+                for part in EXPERT_PARTS:
+                    if patterns.matches(patterns.after(at, f"{part}_proj")):
+                        yield expert_module(layer, expert, part)
+            seen.add(state)
+
+
+def _read(patterns: Patterns, state: State, name: str) -> State:
+    """The state after a name, a piece between dots at a time, so that pieces are known by the next layer."""
+    *pieces, last = name.split(".")
+    for piece in pieces:
+        state = patterns.after(state, piece + ".")
+    return patterns.after(state, last) if last else state
 
 
 def published_quantization(storage: Storage) -> dict[str, object] | None:
@@ -63,7 +154,7 @@ def published_quantization(storage: Storage) -> dict[str, object] | None:
     return {
         "config_groups": {"group_0": group},
         "format": "pack-quantized",
-        "ignore": [entry for entry, part in _KEPT_BF16.items() if part in _MUST_STAY_BF16],
+        "ignore": list(_PUBLISHED_IGNORE),
         "kv_cache_scheme": None,
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
@@ -79,22 +170,23 @@ def _refused_method(block: KeyReader, method: object) -> str:
     return f"{name} names no implemented quantisation; those that are: {_READABLE}"
 
 
-def _check_fp8(block: KeyReader) -> None:
+def _read_fp8(block: KeyReader) -> Quantization:
     block.equal("quant_method", "fp8")
-    block.equal("fmt", "e4m3")
+    block.equal("fmt", "e4m3", None, optional=True)  # transformers writes none
     block.equal("activation_scheme", "dynamic")
     block.equal("weight_block_size", [FP8_BLOCK, FP8_BLOCK])
     # ue8m0 (DeepSeek-V3.1) says that the scales were rounded to powers of two; they are stored as f32 all the same.
-    block.equal("scale_fmt", "ue8m0", None, optional=True)
+    block.equal("scale_fmt", "float", "ue8m0", None, optional=True)
+    block.equal("expert_dtype", "fp8", None, optional=True)
+    key = "modules_to_not_convert"
+    kept = _expressions(block, key, block.strings(key, _MOST_EXCEPTIONS), _boundary_match) if block.has(key) else ()
+    return Quantization(Storage.FP8_BLOCK128, Storage.FP8_BLOCK128, block.name(key), kept)
 
 
-def _check_int4(block: KeyReader) -> None:
+def _read_int4(block: KeyReader) -> Quantization:
     block.equal("quant_method", "compressed-tensors")
     block.equal("format", "pack-quantized")
     block.equal("quantization_status", "compressed", optional=True)
-    block.equal("kv_cache_scheme", None, optional=True)
-    block.equal("sparsity_config", None, {}, optional=True)
-    block.equal("transform_config", None, {}, optional=True)
     block.ignore(("version", "global_compression_ratio"))
     groups = block.block("config_groups").blocks()
     block.require(len(groups) == 1, f"{block.name('config_groups')} must hold exactly one group")
@@ -102,13 +194,39 @@ def _check_int4(block: KeyReader) -> None:
         group.waive()
     for group in groups[:1]:
         _check_group(group)
-    _check_ignore_list(block)
+    # compressed-tensors' rule: a whole name or, after "re:", an expression for how it begins.
+    entries = block.strings("ignore", _MOST_EXCEPTIONS)
+    names = frozenset(entry for entry in entries if not entry.startswith("re:"))
+    kept = _expressions(block, "ignore", [entry for entry in entries if entry not in names], _after_mark)
+    return Quantization(Storage.BF16, Storage.INT4_GROUP32, block.name("ignore"), kept, names)
+
+
+def _expressions(
+    block: KeyReader, key: str, entries: list[str], read: Callable[[str], Expression]
+) -> tuple[Expression, ...]:
+    found = []
+    for entry in entries:
+        try:
+            found.append(read(entry))
+        except PatternError as error:
+            block.problems.unsupported(f"{block.name(key)} holds {shown(entry)}, which can't be read: {error}")
+    return tuple(found)
+
+
+def _after_mark(entry: str) -> Expression:
+    return parse(entry.removeprefix("re:"))
+
+
+def _boundary_match(entry: str) -> Expression:
+    """transformers' rule: an expression for how a name begins, up to a dot or its end, or plain text that ends it."""
+    begins = parse(entry)
+    if not entry.endswith("."):
+        begins = Row((begins, Either((One(frozenset(".")), End()))))
+    return Either((begins, Row((Repeat(ANY, 0, None), literal(entry), End()))))
 
 
 def _check_group(group: KeyReader) -> None:
     group.equal("targets", ["Linear"])
-    group.equal("input_activations", None, optional=True)
-    group.equal("output_activations", None, optional=True)
     group.equal("format", "pack-quantized", None, optional=True)
     weights = group.block("weights")
     weights.equal("num_bits", 4)
@@ -117,22 +235,4 @@ def _check_group(group: KeyReader) -> None:
     weights.equal("group_size", INT4_GROUP)
     weights.equal("symmetric", True)
     weights.equal("dynamic", False)
-    for key in ("actorder", "block_structure", "scale_dtype", "zp_dtype"):
-        weights.equal(key, None, optional=True)
     weights.ignore(("observer", "observer_kwargs"))
-
-
-def _check_ignore_list(block: KeyReader) -> None:
-    """The exceptions must leave the routed experts, and nothing else, in int4."""
-    name = block.name("ignore")
-    kept = set()
-    for entry in block.strings("ignore"):
-        if entry in _KEPT_BF16:
-            kept.add(_KEPT_BF16[entry])
-        else:
-            block.problems.unsupported(f"{name} holds an entry that no published config has, {shown(entry)}")
-    missing = [part for part in _MUST_STAY_BF16 if part not in kept]
-    if missing:
-        block.problems.unsupported(
-            f"{name} does not keep {', '.join(missing)} in bf16; only int4 of the routed experts is implemented"
-        )

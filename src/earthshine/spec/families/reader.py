@@ -2,7 +2,8 @@
 
 Problems are collected, so that one run names them all: a getter that finds a problem records it and returns a
 stand-in within bounds, and `finish` raises before a caller can use what was built from it. A key that nobody
-asked for is refused by name, because an unread key may change the mathematics. Both spellings of a key are read
+asked for is refused by name, because an unread key may change the mathematics, unless it says nothing: null, false or
+empty, or a note of the library that wrote the file. Both spellings of a key are read
 where published configs differ.
 """
 
@@ -23,6 +24,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "type": ("rope_type",),
     "torch_dtype": ("dtype",),
 }
+# How a library computed or what it patched, not what the model is.
+_NOTES = ("_attn_implementation", "_experts_implementation", "unsloth_")
 _SHOWN_PROBLEMS = 8
 _ABSENT = object()
 _PLAIN_CHARACTERS = 60
@@ -43,6 +46,13 @@ def same(left: object, right: object) -> bool:
     if isinstance(left, dict) and isinstance(right, dict):
         return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
     return left == right
+
+
+def says_nothing(value: object) -> bool:
+    """Whether a value asks for nothing: null, false, empty, or an object of such values."""
+    if isinstance(value, dict):
+        return all(map(says_nothing, value.values()))
+    return value is None or value is False or value in ("", [])
 
 
 class Problems:
@@ -192,6 +202,10 @@ class KeyReader:
         """Mark keys that are known not to change what the model computes."""
         self._read.update(keys)
 
+    def ignore_beginning(self, beginnings: tuple[str, ...]) -> None:
+        """The same for keys by how they begin."""
+        self._read.update(key for key in self._config if key.startswith(beginnings))
+
     def waive(self) -> None:
         """Read nothing more of an object that is refused as a whole."""
         self._read.update(self._config)
@@ -202,13 +216,17 @@ class KeyReader:
             self.problems.malformed(text)
 
     def _unread(self) -> list[str]:
-        unread = [self._where + _plain(key) for key in self._config if key not in self._read]
+        unread = [
+            self._where + _plain(key)
+            for key, value in self._config.items()
+            if key not in self._read and not says_nothing(value) and not key.startswith(_NOTES)
+        ]
         for block in self._blocks:
             unread += block._unread()
         return unread
 
     def finish(self) -> None:
-        """Refuse every key that was not read here or in a nested object, then raise all that was collected."""
+        """Refuse keys that say something and were not read, here or in a nested object; then raise all problems."""
         unread = self._unread()
         if unread:
             more = f" and {len(unread) - _SHOWN_PROBLEMS} more" if len(unread) > _SHOWN_PROBLEMS else ""

@@ -2,7 +2,8 @@
 
 The invariant: every tensor of `spec.layout` has exactly one published spelling, with the shapes and dtypes that its
 storage allows. Covers DeepSeek-V3, Kimi-K2, K2-Thinking, Moonlight and, behind a prefix, Kimi-K2.5 and later.
-Names and shapes are those of the published checkpoints. Refuses widths that a format can't hold.
+Names of modules are those of `spec.families.modules`, shapes those of the published checkpoints. Refuses widths
+that a format can't hold.
 """
 
 import re
@@ -10,33 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from earthshine.errors import Unsupported
+from earthshine.spec.families.modules import LAYERS, expert_module, prefix_of, trunk_module
 from earthshine.spec.layout import EXPERT_PARTS, TensorSpec, expert_shapes, moe_layers, trunk_tensors
 from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, ModelSpec, MoeSpec, Storage
 
-_PREFIXES = {"kimi_k25": "language_model."}
 _IGNORED_MODULES = {"kimi_k25": ("vision_tower.", "mm_projector.")}
 _INV_FREQ = ".self_attn.rotary_emb.inv_freq"  # left in some checkpoints; computed from the config instead
-_TOP = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-_LAYER = {
-    "attention_norm": "input_layernorm",
-    "attention.q": "self_attn.q_proj",
-    "attention.q_a": "self_attn.q_a_proj",
-    "attention.q_a_norm": "self_attn.q_a_layernorm",
-    "attention.q_b": "self_attn.q_b_proj",
-    "attention.kv_a": "self_attn.kv_a_proj_with_mqa",
-    "attention.kv_a_norm": "self_attn.kv_a_layernorm",
-    "attention.kv_b": "self_attn.kv_b_proj",
-    "attention.o": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn.gate": "mlp.gate_proj",
-    "ffn.up": "mlp.up_proj",
-    "ffn.down": "mlp.down_proj",
-    "router": "mlp.gate",
-    "shared.gate": "mlp.shared_experts.gate_proj",
-    "shared.up": "mlp.shared_experts.up_proj",
-    "shared.down": "mlp.shared_experts.down_proj",
-}
-_ROUTER_BIAS = "mlp.gate.e_score_correction_bias"
+_ROUTER_BIAS = "e_score_correction_bias"
 # fp32 holds every bf16 value, so small checkpoints may be stored wide; the other way round would lose values.
 _PLAIN_DTYPES = ("BF16", "F32")
 _INT4_PER_WORD = 8
@@ -82,34 +63,30 @@ def _parts(base: str, shape: tuple[int, ...], storage: Storage | None) -> tuple[
 
 
 def _published(prefix: str, tensor: TensorSpec, trunk_storage: Storage) -> Published:
-    layer = re.fullmatch(r"layers\.(\d+)\.(.+)", tensor.name)
-    if layer is None:
-        base = prefix + _TOP[tensor.name]
-    elif layer[2] == "router_bias":
-        name = f"{prefix}model.layers.{layer[1]}.{_ROUTER_BIAS}"
+    if tensor.name.endswith(".router_bias"):
+        name = f"{prefix}{trunk_module(tensor.name.removesuffix('_bias'))}.{_ROUTER_BIAS}"
         return Published(tensor.name, tensor.shape, None, (PublishedTensor(name, _PLAIN_DTYPES, tensor.shape),))
-    else:
-        base = f"{prefix}model.layers.{layer[1]}.{_LAYER[layer[2]]}"
     storage = trunk_storage if tensor.linear else None
+    base = prefix + trunk_module(tensor.name)
     return Published(tensor.name, tensor.shape, storage, _parts(base, tensor.shape, storage))
 
 
 def published_trunk(spec: ModelSpec) -> Iterator[Published]:
     """Every trunk tensor, in the order of `spec.layout.trunk_tensors`."""
-    prefix = _PREFIXES.get(spec.family, "")
+    prefix = prefix_of(spec.family)
     for tensor in trunk_tensors(spec):
         yield _published(prefix, tensor, spec.trunk_storage)
 
 
 def published_expert(spec: ModelSpec, layer: int, moe: MoeSpec, expert: int) -> tuple[Published, Published, Published]:
     """Gate, up and down of one routed expert; Earthshine calls them `layers.L.experts.E.gate` and so on."""
-    base = f"{_PREFIXES.get(spec.family, '')}model.layers.{layer}.mlp.experts.{expert}"
+    prefix = prefix_of(spec.family)
     gate, up, down = (
         Published(
             f"layers.{layer}.experts.{expert}.{part}",
             shape,
             spec.expert_storage,
-            _parts(f"{base}.{part}_proj", shape, spec.expert_storage),
+            _parts(prefix + expert_module(layer, expert, part), shape, spec.expert_storage),
         )
         for part, shape in zip(EXPERT_PARTS, expert_shapes(spec.hidden, moe).values(), strict=True)
     )
@@ -127,7 +104,7 @@ def is_ignored(spec: ModelSpec, name: str) -> bool:
     """Whether a published tensor is known and of no use: vision, inverse frequencies, layers that predict ahead."""
     if name.startswith(_IGNORED_MODULES.get(spec.family, ())):
         return True
-    prefix = _PREFIXES.get(spec.family, "") + "model.layers."
+    prefix = prefix_of(spec.family) + LAYERS
     if not name.startswith(prefix):
         return False
     index = re.match(r"(0|[1-9][0-9]{0,8})\.", name[len(prefix) :])
