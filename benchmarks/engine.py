@@ -99,11 +99,11 @@ def decode(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def memory_rate(model: LoadedModel, n_threads: int) -> float:
     """Of what a token reads: the head, as a part of the trunk, and the experts' slots, weighed by their bytes."""
-    head = model.decoder.trunk.head()
-    assert isinstance(head, Tensor)
     slots = model.experts._residency.arena._bytes[: 2 << 30]
     share = routed(model) / touched(model)
-    return 1 / (share / read_rate(n_threads, slots) + (1 - share) / read_rate(n_threads, head))
+    with model.decoder.trunk.head() as head:
+        assert isinstance(head, Tensor)
+        return 1 / (share / read_rate(n_threads, slots) + (1 - share) / read_rate(n_threads, head))
 
 
 def touched(model: LoadedModel) -> int:

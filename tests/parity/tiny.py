@@ -37,6 +37,7 @@ class Case:
     n_groups: int = 1
     storage: str = "bf16"
     yarn: bool = True
+    n_experts: int = 16
 
     def config(self) -> dict[str, Any]:
         quantization = published_quantization(STORAGES[self.storage])
@@ -55,7 +56,7 @@ class Case:
             "moe_intermediate_size": 64,
             "moe_layer_freq": 1,
             "n_group": self.n_groups,
-            "n_routed_experts": 16,
+            "n_routed_experts": self.n_experts,
             "n_shared_experts": 1,
             "norm_topk_prob": True,
             "num_attention_heads": 4,

@@ -10,6 +10,7 @@ in the cache as long as there is room, and on disk.
 The invariant: no reply's tokens depend on which others there are. One thread runs this; nothing here blocks on another.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,6 +25,8 @@ from earthshine.engine.reply import Reply
 from earthshine.engine.step import Model, StepRow, step
 from earthshine.errors import ContextError, EarthshineError
 from earthshine.kv import PagePool, PrefixCache
+
+_LOGGER = logging.getLogger("earthshine.engine")
 
 LEAST_SWEEP = 256  # tokens: below that a resident model's kernels lose speed
 _LOAD_SHARE = 0.25  # of max_stall that a turn may spend on reading pages from disk
@@ -259,7 +262,8 @@ class Scheduler(Admission):
 
 
 def as_ours(error: Exception) -> EarthshineError:
-    """What a client may be told of any failure."""
+    """What a client may be told of any failure. One that is not ours is a bug, so its traceback is logged."""
     if isinstance(error, EarthshineError):
         return error
+    _LOGGER.error("A request failed for a reason that has no message of its own.", exc_info=error)
     return EarthshineError(f"The engine failed at this reply: {type(error).__name__}.")

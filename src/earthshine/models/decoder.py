@@ -78,18 +78,19 @@ class Decoder:
         """
         x = self.trunk.embed(tokens)
         for index in range(self.spec.n_layers):
-            x = self._layer(index)(x, positions, context, self._experts)
+            with self.trunk.layer(index) as weights:
+                x = self._layer(index, weights)(x, positions, context, self._experts)
             if after_layer is not None:
                 after_layer(index)
         return kernels.rms_norm(x, self.trunk.norm, self.spec.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., hidden] to fp32 [..., vocab_size]."""
-        return kernels.linear(hidden, self.trunk.head(), torch.float32)
+        with self.trunk.head() as head:
+            return kernels.linear(hidden, head, torch.float32)
 
-    def _layer(self, index: int) -> _Layer:
+    def _layer(self, index: int, weights: LayerWeights) -> _Layer:
         """Made anew only where the trunk's weights for it have moved."""
-        weights = self.trunk.layer(index)
         layer = self._layers[index]
         if layer is None or layer.weights is not weights:
             spec = self.spec.layers[index]

@@ -1,9 +1,11 @@
 """The trunk's weights as the decoder asks for them: all at hand, or a layer at a time from wherever they lie.
 
-A layer's weights are valid until the next layer is asked for; the same mapping again means that they have not moved.
+Weights are leased: they stay in place within the context that `layer` or `head` returns, whoever asks for others
+meanwhile. The same mapping again means that they have not moved.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -32,12 +34,15 @@ class Trunk(Protocol):
         """int64 [...] to [..., hidden]."""
         ...
 
-    def layer(self, index: int) -> LayerWeights:
-        """One layer's weights, valid until the next layer is asked for; the same object where they stay in memory."""
+    def layer(self, index: int) -> AbstractContextManager[LayerWeights]:
+        """One layer's weights, valid within the context; the same mapping where they stay in memory.
+
+        A pass leases one layer at a time. While it is paused, one other pass may lease any layer.
+        """
         ...
 
-    def head(self) -> Weight:
-        """[vocab_size, hidden], valid until a layer is asked for."""
+    def head(self) -> AbstractContextManager[Weight]:
+        """[vocab_size, hidden], valid within the context."""
         ...
 
 
@@ -48,12 +53,13 @@ class ResidentTrunk:
         embed, norm = weights["embed"], weights["norm"]
         if isinstance(embed, Matrix) or isinstance(norm, Matrix):
             raise TypeError("the embedding and the last norm are plain tensors")
-        self._embed, self.norm, self._head = embed, norm, weights["head"]
-        self._layers: dict[int, dict[str, Weight]] = {}
+        self._embed, self.norm, self._head = embed, norm, nullcontext(weights["head"])
+        layers: dict[int, dict[str, Weight]] = {}
         for name, weight in weights.items():
             if name.startswith("layers."):
                 _, index, rest = name.split(".", 2)
-                self._layers.setdefault(int(index), {})[rest] = weight
+                layers.setdefault(int(index), {})[rest] = weight
+        self._layers = {index: nullcontext(layer) for index, layer in layers.items()}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,8 +68,8 @@ class ResidentTrunk:
     def embed(self, tokens: Tensor) -> Tensor:
         return functional.embedding(tokens, self._embed)
 
-    def layer(self, index: int) -> LayerWeights:
+    def layer(self, index: int) -> AbstractContextManager[LayerWeights]:
         return self._layers[index]
 
-    def head(self) -> Weight:
+    def head(self) -> AbstractContextManager[Weight]:
         return self._head

@@ -78,7 +78,9 @@ def _pairs(chosen: Tensor, weight: Tensor) -> _Pairs:
 class ExpertStore:
     """`models`' Experts over a checkpoint, holding `slots_per_layer` experts of each layer and reading the rest.
 
-    `pause`, where it is set, is called between groups of the experts of a call, and may call `ffn` for other tokens.
+    `pause`, where it is set, is called between groups of the experts of a call. Inside it one other forward pass may
+    run: it may call `ffn` of any layer, with `pause` unset, and `give_back`. The paused call keeps nothing of the store
+    across it: its sum, its input and its choices are its own, and residents are looked up anew in each group.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """Which experts are in memory, and the reads that bring others: slots, who has them, and what becomes of them.
 
-The invariant: a slot is free, holds one whole checked expert, is being read into, or was given back for good. A call
-is bracketed by `begin` and `end`; after one that failed or was interrupted anywhere, the next `begin` takes back every
+The invariant: a slot is free, holds one whole checked expert, is being read into, or was given back for good, and no
+layer has more residents than slots, so that a call inside another one's pause finds the transit slots free. A call is
+bracketed by `begin` and `end`; after one that failed or was interrupted anywhere, the next `begin` takes back every
 slot that holds no whole expert. What is in memory never changes a result. Refuses fewer slots than can work.
 """
 
@@ -58,13 +59,13 @@ class Residency:
         """Opens every shard in `reader`; CheckpointError if one changed. UsageError for fewer slots than work."""
         moes = dict(moe_layers(checkpoint.spec))
         self.n_experts = {layer: moe.n_experts for layer, moe in moes.items()}
-        self._n_slots = {layer: min(slots_per_layer, count) for layer, count in self.n_experts.items()}
-        self.whole = self._n_slots == self.n_experts
+        self.n_slots = {layer: min(slots_per_layer, count) for layer, count in self.n_experts.items()}
+        self.whole = self.n_slots == self.n_experts
         if slots_per_layer < 0 or transit_slots < (0 if self.whole else 1):
             raise UsageError("Experts need one transit slot or more, unless every expert has a slot of its own.")
         for file, nbytes in shard_sizes(checkpoint).items():
             reader.open(file, nbytes)
-        n_slots = sum(self._n_slots.values()) + transit_slots
+        n_slots = sum(self.n_slots.values()) + transit_slots
         self.arena = Arena(max(1, slot_bytes(checkpoint)), max(1, n_slots))
         if not self.whole:  # else they are filled at once
             self.arena.touch()
@@ -100,10 +101,10 @@ class Residency:
         self.begin()  # takes back what a failed call left
         if self.whole and n_slots > 0:
             self.whole = False
-            for _ in range(min(_LEAST_TRANSIT, sum(self._n_slots.values()))):
+            for _ in range(min(_LEAST_TRANSIT, sum(self.n_slots.values()))):
                 self._lose()
         given = 0
-        while given < n_slots and any(self._n_slots.values()):
+        while given < n_slots and any(self.n_slots.values()):
             self._lose()
             slot = self._free.pop()
             self._given_back.add(slot)
@@ -114,10 +115,10 @@ class Residency:
 
     def _lose(self) -> None:
         """One slot of one layer becomes free."""
-        layer = max(self._n_slots, key=lambda layer: self._n_slots[layer])
-        self._n_slots[layer] -= 1
+        layer = max(self.n_slots, key=lambda layer: self.n_slots[layer])
+        self.n_slots[layer] -= 1
         self._renew_policy(layer)
-        resident, left = self._resident[layer], self._n_slots[layer]
+        resident, left = self._resident[layer], self.n_slots[layer]
         policy = self._policy.get(layer)
         kept = set(policy.kept(_ids(resident), _ids(()), left).tolist()) if policy else set()
         for expert in resident.keys() - kept:
@@ -125,7 +126,7 @@ class Residency:
 
     def _renew_policy(self, layer: int) -> None:
         """A policy where there is something to choose."""
-        if not 0 < self._n_slots[layer] < self.n_experts[layer]:
+        if not 0 < self.n_slots[layer] < self.n_experts[layer]:
             self._policy.pop(layer, None)
         elif layer not in self._policy:
             self._policy[layer] = LayerPolicy(self.n_experts[layer], self._top_k[layer])
@@ -155,9 +156,9 @@ class Residency:
         resident = self._resident[layer]
         policy = self._policy.get(layer)
         if policy is None:
-            return resident.keys() | set(experts) if self._n_slots[layer] else set()
+            return resident.keys() | set(experts) if self.n_slots[layer] else set()
         missed = _ids(expert for expert in experts if expert not in resident)
-        kept = set(policy.kept(_ids(resident), missed, self._n_slots[layer]).tolist())
+        kept = set(policy.kept(_ids(resident), missed, self.n_slots[layer]).tolist())
         for expert in resident.keys() - kept - set(experts):
             self._free.append(resident.pop(expert).slot)
         return kept
@@ -172,7 +173,7 @@ class Residency:
                 ticket.settle()
         self._reads.clear()
         for layer, resident in self._resident.items():  # those that were to give up their slots may still be there
-            for expert in list(resident)[self._n_slots[layer] :]:
+            for expert in list(resident)[self.n_slots[layer] :]:
                 del resident[expert]
         taken = {held.slot for held_there in self._resident.values() for held in held_there.values()}
         self._free = [slot for slot in range(self.arena.n_slots) if slot not in taken | self._given_back]
@@ -235,7 +236,7 @@ class Arrivals:
     def release(self, key: Key, held: Held, keep: bool) -> None:
         """After an expert's use, whether it was resident or has arrived: it keeps its slot, or the slot is free.
 
-        What has arrived keeps it only while the reads that are left can go on without it.
+        What has arrived keeps it only where its layer has one left: residents that are still to be used count too.
         """
         layer, expert = key
         resident, free = self._home._resident[layer], self._home._free
@@ -243,7 +244,7 @@ class Arrivals:
             if not keep:
                 del resident[expert]
                 free.append(held.slot)
-        elif keep and (free or self._slots or not self._todo):
+        elif keep and len(resident) < self._home.n_slots[layer]:
             resident[expert] = held
         else:
             free.append(held.slot)

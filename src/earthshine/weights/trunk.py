@@ -1,13 +1,14 @@
 """The trunk from disk: units (the layers, the head) that stay in memory, or that stream through two buffers.
 
 The invariant: weights are the published values wherever they lie, but for a trunk that was asked for in int8, which
-rounds them; a streamed unit is read anew, and checked anew, each time it is asked for. Units are asked for in order, so
-the next one that streams is read while the present one computes, and reads of experts go first. Embeddings may stay on
-disk, a row being all that a token needs. Refuses what the checkpoint refuses.
+rounds them; a streamed unit is checked anew each time it is read, and stays in place while it is leased. Units are
+asked for in order, so the next one that streams is read while the present one computes, and reads of experts go first.
+Embeddings may stay on disk, a row being all that a token needs. Refuses what the checkpoint refuses.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +26,10 @@ from earthshine.weights.checkpoint.names import Published, published_trunk
 from earthshine.weights.formats import QUANTISED, StoredLinear, encode_int8, exactly
 from earthshine.weights.header import ITEM_BYTES, TensorExtent, read_exactly
 from earthshine.weights.manifest import Manifest, trunk_ranges
-from earthshine.weights.reading import PAGE, Priority, Reader, Segment, Ticket, padded
+from earthshine.weights.reading import PAGE, Reader, Segment, Ticket, padded
 from earthshine.weights.shards import view_bytes
 from earthshine.weights.slots import Arena
+from earthshine.weights.streaming import StreamedUnits, UnitWeights, finish
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -92,19 +94,14 @@ class StoredTrunk:
         self._rows = _Rows(checkpoint) if embedding_on_disk else None
         if embedding_on_disk and manifest is not None:  # once, since a row has no checksum of its own
             manifest.check_stored("embed", self._ranges["embed"])
-        self._resident: dict[str, Mapping[str, Weight]] = {}
+        self._resident: dict[str, AbstractContextManager[UnitWeights]] = {}
+        self.bytes_streamed = 0
         self._load(progress)
         self._embed = None if embedding_on_disk else self._alone("embed")
-        most = max((self._units[name].nbytes for name in self._streamed), default=0)
-        self._buffers = Arena(most, 2) if self._streamed else None
-        if self._buffers is not None:
-            self._buffers.touch()
-        self._pending: dict[str, tuple[int, list[Ticket]]] = {}  # unit: its buffer and its reads, all queued
-        self._reads: list[Ticket] = []  # that may still write to a buffer; noted before they can begin
-        self._current: tuple[str, Mapping[str, Weight]] | None = None
-        self.bytes_streamed = 0
+        self._streaming: StreamedUnits | None = None
         if self._streamed:
-            self._ask(self._streamed[0], 0, Priority.PREFETCH)
+            most = max(self._units[name].nbytes for name in self._streamed)
+            self._streaming = StreamedUnits(self._streamed, most, reader, self._unit_tickets, self._unit_views)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """int64 [...] to bf16 [..., hidden]."""
@@ -113,13 +110,13 @@ class StoredTrunk:
         assert self._rows is not None
         return self._rows.read(tokens)
 
-    def layer(self, index: int) -> Mapping[str, Weight]:
-        """One layer's weights; a streamed one's are valid until the next streamed unit is asked for."""
+    def layer(self, index: int) -> AbstractContextManager[UnitWeights]:
+        """One layer's weights, by Trunk's names; where they are streamed, they stay while the context lasts."""
         return self._weights(f"layers.{index}")
 
-    def head(self) -> Weight:
-        """[vocab_size, hidden]."""
-        return self._weights("head")["head"]
+    def head(self) -> AbstractContextManager[Weight]:
+        """[vocab_size, hidden], likewise."""
+        return _only(self._weights("head"), "head")
 
     def _alone(self, name: str) -> Tensor:
         """A tensor that belongs to no unit, read and checked as those are."""
@@ -134,7 +131,7 @@ class StoredTrunk:
         tickets = self._tickets(unit, memory.view(0))
         for ticket in tickets:
             self._reader.queue(ticket)
-        _finish(tickets)
+        finish(tickets)
         value = _views(unit, memory.tensor(0))[name]
         assert isinstance(value, Tensor), f"{name} is published in full"
         return value if unit.placed[0].own is None else value.clone()  # without what it was made from
@@ -154,7 +151,7 @@ class StoredTrunk:
                     self._reader.queue(ticket)
             while len(ahead) > (1 if name and not self._int8 else 0):
                 ready, memory, tickets = ahead.pop(0)
-                _finish(tickets)
+                finish(tickets)
                 self._keep(ready, memory)
                 done += self._units[ready].nbytes
                 if progress is not None:
@@ -163,50 +160,28 @@ class StoredTrunk:
     def _keep(self, name: str, memory: Arena) -> None:
         views = _views(self._units[name], memory.tensor(0))
         if not self._int8:
-            self._resident[name] = views
+            self._resident[name] = nullcontext(views)
             return
         specs = {_short(placed.tensor.name): placed for placed in self._units[name].placed}
-        self._resident[name] = {
+        rounded = {
             short: encode_int8(weight) if _is_rounded(specs[short]) else _copied(weight)
             for short, weight in views.items()
         }
+        self._resident[name] = nullcontext(rounded)
 
-    def _weights(self, name: str) -> Mapping[str, Weight]:
+    def _weights(self, name: str) -> AbstractContextManager[UnitWeights]:
         found = self._resident.get(name)
         if found is not None:
             return found
-        if self._current is not None and self._current[0] == name:
-            return self._current[1]
-        assert self._buffers is not None
-        if name not in self._pending:  # asked for out of turn, as after a step that failed or was interrupted
-            self._forget()
-            self._ask(name, 0, Priority.DEMAND)
-        buffer, tickets = self._pending.pop(name)
-        _finish(tickets)
-        self._reads = [ticket for ticket in self._reads if not ticket.ended]
+        assert self._streaming is not None
+        return self._streaming.lease(name)
+
+    def _unit_tickets(self, name: str, buffer: memoryview) -> list[Ticket]:
+        return self._tickets(self._units[name], buffer)
+
+    def _unit_views(self, name: str, memory: Tensor) -> UnitWeights:
         self.bytes_streamed += self._units[name].nbytes
-        self._current = name, _views(self._units[name], self._buffers.tensor(buffer))
-        follower = self._streamed[(self._streamed.index(name) + 1) % len(self._streamed)]
-        if follower != name:
-            self._ask(follower, 1 - buffer, Priority.PREFETCH)
-        return self._current[1]
-
-    def _ask(self, name: str, buffer: int, priority: Priority) -> None:
-        assert self._buffers is not None
-        tickets = self._tickets(self._units[name], self._buffers.view(buffer))
-        self._reads += tickets
-        for ticket in tickets:
-            self._reader.queue(ticket, priority)
-        self._pending[name] = buffer, tickets
-
-    def _forget(self) -> None:
-        """Takes the buffers back from reads that nobody will use."""
-        self._current = None
-        self._pending.clear()
-        for ticket in self._reads:
-            if not ticket.cancel():
-                ticket.settle()
-        self._reads.clear()
+        return _views(self._units[name], memory)
 
     def _tickets(self, unit: Unit, buffer: memoryview) -> list[Ticket]:
         """One read a tensor, so that an expert's read waits for no more than that."""
@@ -233,6 +208,12 @@ class StoredTrunk:
             manifest.check_trunk(name, [buffer[start : start + nbytes] for start, nbytes in starts], where)
 
         return check
+
+
+@contextmanager
+def _only(unit: AbstractContextManager[UnitWeights], name: str) -> Iterator[Weight]:
+    with unit as weights:
+        yield weights[name]
 
 
 class _Rows:
@@ -336,11 +317,3 @@ def _is_rounded(placed: _Placed) -> bool:
 
 def _copied(weight: Weight) -> Weight:
     return weight if isinstance(weight, Matrix) else weight.clone()
-
-
-def _finish(tickets: list[Ticket]) -> None:
-    """Waits for all, so that the buffers are free whatever happens; raises the first error."""
-    for ticket in tickets:
-        ticket.settle()
-    for ticket in tickets:
-        ticket.wait()

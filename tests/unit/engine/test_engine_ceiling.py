@@ -153,7 +153,7 @@ def test_a_ballast_takes_slots_until_none_is_left_and_no_answer_changes(
     home, session = model.experts._residency, model.session()
     assert (model.plan.division.transit_slots == 0) == (slots == "all")
     wanted = answer(session)
-    n_slots = sum(home._n_slots.values())
+    n_slots = sum(home.n_slots.values())
     size = n_slots * home.arena.slot_bytes // 8  # 4.7 or 2 MiB
     near(model)
     for step in range(3):
@@ -162,13 +162,13 @@ def test_a_ballast_takes_slots_until_none_is_left_and_no_answer_changes(
         assert answer(session) == wanted
         assert model.ceiling.given_back >= size * (step + 1) - 2 * MIB  # or more, where the process grew besides
         assert memory_resident() < model.ceiling.budget_bytes, "the slots' memory really left"
-    assert 0 < sum(home._n_slots.values()) < n_slots
+    assert 0 < sum(home.n_slots.values()) < n_slots
     assert model.ceiling.given_back == len(home._given_back) * home.arena.slot_bytes
     ballast(NEAR_BYTES + 60 * MIB)
     session.close()
     with pytest.raises(BudgetError, match="every expert's slot is given back"):
         answer(session)
-    assert set(home._n_slots.values()) == {0}
+    assert set(home.n_slots.values()) == {0}
     assert session.tokens == (), "the refused prompt is forgotten"
     model.ceiling.budget_bytes += NEAR_BYTES + 120 * MIB
     reads = model.experts.stats.misses

@@ -61,7 +61,7 @@ def test_the_bytes_are_those_of_the_description():
     writer = BlobWriter(file, header)
     writer.layer(0, torch.tensor(layer))
     writer.tail(torch.tensor(tail))
-    start = b"ESHKV\r\n\x1a" + struct.pack("<II", 2, 68 + 2 + 8)
+    start = b"ESHKV\r\n\x1a" + struct.pack("<II", 3, 68 + 2 + 8)
     start += struct.pack("<8I", 2, 1, 1, 1, 640, 2, 2, 3) + PRIOR + struct.pack("<I", 2)
     start += "é".encode() + struct.pack("<2I", 7, 65536)
     seal = blake3(start).digest()[:16]
@@ -167,7 +167,7 @@ def resealed(
     """A header with any numbers at all and the right checksum, as a hostile peer would send it."""
     fixed = struct.pack("<8I32sI", *numbers[:4], start, *numbers[4:7], bytes(32), numbers[7])
     body = fixed + name + struct.pack(f"<{len(ids)}I", *ids) + extra
-    head = b"ESHKV\r\n\x1a" + struct.pack("<II", 2, len(body)) + body
+    head = b"ESHKV\r\n\x1a" + struct.pack("<II", 3, len(body)) + body
     return head + blake3(head).digest()[:16]
 
 
@@ -203,7 +203,7 @@ def test_a_hostile_header_is_refused_for_what_it_says(raw, message):
 
 def test_an_unknown_version_and_a_foreign_file_are_named():
     data = make_blob().to_bytes()
-    with pytest.raises(BlobError, match="version 1; this Earthshine reads version 2"):
+    with pytest.raises(BlobError, match="version 1; this Earthshine reads version 3"):
         KVBlob.from_bytes(data[:8] + struct.pack("<I", 1) + data[12:])
     with pytest.raises(BlobError, match="not a stored conversation state"):
         KVBlob.from_bytes(b"\x7fELF" + data)
@@ -272,7 +272,7 @@ def test_no_more_is_read_of_a_header_than_the_limit_allows():
             self.given += len(part)
             return part
 
-    file = Endless(b"ESHKV\r\n\x1a" + struct.pack("<II", 2, 60_000_000))
+    file = Endless(b"ESHKV\r\n\x1a" + struct.pack("<II", 3, 60_000_000))
     with pytest.raises(BlobError, match="can't have 60000000 bytes"):
         BlobReader(file, limit_bytes=1000)
     assert file.given <= 1000

@@ -62,8 +62,10 @@ def test_a_rounded_trunk_holds_what_is_counted(tmp_path: Path, what: str) -> Non
     with Reader() as reader:
         trunk = StoredTrunk(checkpoint, reader, int8=True)
         for index in range(3):
-            assert held(list(trunk.layer(index).values())) == sizes.units[f"layers.{index}"]
-        assert held([trunk.head()]) == sizes.units["head"]
+            with trunk.layer(index) as layer:
+                assert held(list(layer.values())) == sizes.units[f"layers.{index}"]
+        with trunk.head() as head:
+            assert held([head]) == sizes.units["head"]
 
 
 @pytest.mark.parametrize("what", ["bf16", "fp8", "int4"])

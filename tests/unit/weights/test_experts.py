@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,33 @@ def test_other_tokens_may_pass_through_in_the_middle_of_a_call(
     assert all(torch.equal(a, b) for each in found for a, b in zip(each, others_wanted, strict=True))
     experts.pause = None
     assert torch.equal(experts.ffn(1, *long), wanted)
+
+
+@pytest.mark.parametrize(("slots", "transit"), [(1, 1), (2, 1), (3, 2)])
+def test_paused_call_leaves_slots_for_random_calls_inside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slots: int, transit: int
+) -> None:
+    """Whatever was called before and whatever is called inside, each layer keeps to its slots."""
+    checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
+    plain, experts = store(checkpoint, N_EXPERTS, 0), store(checkpoint, slots, transit)
+    monkeypatch.setattr(experts_module, "_GROUP", 1)
+    random_, calls = random.Random(slots), 0
+
+    def ask(pause: Callable[[], None] | None) -> None:
+        nonlocal calls
+        calls += 1
+        layer, parts = random_.choice([1, 2]), request(random_.choice([1, 2, 3, 40]), seed=random_.randrange(50))
+        experts.pause = pause
+        assert torch.equal(experts.ffn(layer, *parts), plain.ffn(layer, *parts))
+        assert all(len(experts._residency.resident(layer)) <= slots for layer in (1, 2))
+
+    def inside() -> None:
+        ask(None)
+        experts.pause = inside
+
+    for _ in range(150):
+        ask(inside)
+    assert calls > 300
 
 
 def test_a_call_that_is_left_in_a_pause_leaves_the_store_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
 
 
 def slots_of(experts: ExpertStore) -> dict[int, int]:
-    return dict(experts._residency._n_slots)
+    return dict(experts._residency.n_slots)
 
 
 @pytest.mark.parametrize(("slots", "transit"), [(N_EXPERTS, 0), (N_EXPERTS, 2), (4, 2), (3, 1), (1, 1)])

@@ -1,14 +1,14 @@
 """The trunk from disk: the published values wherever they lie, checked on every read, and int8 near them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from earthshine.errors import CheckpointError
-from earthshine.kernels import Format, Matrix, decode
+from earthshine.errors import CheckpointError, UsageError
+from earthshine.kernels import Format, Matrix, Weight, decode
 from earthshine.spec.layout import trunk_tensors
 from earthshine.spec.model import Storage
 from earthshine.weights.checkpoint import Checkpoint
@@ -50,8 +50,10 @@ def values(trunk: StoredTrunk, n_layers: int = 3) -> Values:
     """Every tensor in fp64, in the order of a forward pass."""
     found = {"embed": trunk.embed(torch.arange(50)).double()}
     for i in range(n_layers):
-        found |= {f"layers.{i}.{name}": wide(weight).clone() for name, weight in trunk.layer(i).items()}
-    return found | {"norm": trunk.norm.double(), "head": wide(trunk.head()).clone()}
+        with trunk.layer(i) as layer:
+            found |= {f"layers.{i}.{name}": wide(weight).clone() for name, weight in layer.items()}
+    with trunk.head() as head:
+        return found | {"norm": trunk.norm.double(), "head": wide(head).clone()}
 
 
 def assert_published(checkpoint: Checkpoint, found: Values) -> None:
@@ -83,7 +85,7 @@ def test_every_value_is_the_published_one_wherever_it_lies(
         assert_published(checkpoint, values(trunk))
     sizes = units(checkpoint)
     once = sum(sizes[name].nbytes for name in streamed)
-    assert trunk.bytes_streamed == (once if len(streamed) == 1 else 3 * once)
+    assert trunk.bytes_streamed == (once if len(streamed) <= 2 else 3 * once)  # two units keep the two buffers
 
 
 def test_units_in_any_order_and_twice_are_the_published_ones(checkpoint: Checkpoint, reader: Reader) -> None:
@@ -91,27 +93,68 @@ def test_units_in_any_order_and_twice_are_the_published_ones(checkpoint: Checkpo
     wanted = published(checkpoint)
     for index in (2, 2, 0, 1, 0, 0, 3, 1, 3, 3, 2, 0, 2):
         if index == 3:
-            assert torch.equal(wide(trunk.head()), wanted["head"])
+            with trunk.head() as head:
+                assert torch.equal(wide(head), wanted["head"])
             continue
-        for name, weight in trunk.layer(index).items():
-            assert torch.equal(wide(weight), wanted[f"layers.{index}.{name}"]), (index, name)
+        with trunk.layer(index) as layer:
+            assert_layer(layer, index, wanted)
+
+
+def assert_layer(layer: Mapping[str, Weight], index: int, wanted: Values) -> None:
+    for name, weight in layer.items():
+        assert torch.equal(wide(weight), wanted[f"layers.{index}.{name}"]), (index, name)
+
+
+@pytest.mark.parametrize("held", [0, 1, 2])
+def test_leased_layer_stays_while_another_pass_runs(checkpoint: Checkpoint, reader: Reader, held: int) -> None:
+    trunk = StoredTrunk(checkpoint, reader, streamed=frozenset(UNITS))
+    wanted = published(checkpoint)
+    with trunk.layer(held) as layer:
+        for _ in range(2):
+            assert_published(checkpoint, values(trunk))
+            assert_layer(layer, held, wanted)
+    assert_published(checkpoint, values(trunk))
+
+
+def test_third_pass_is_refused_and_the_others_go_on(checkpoint: Checkpoint, reader: Reader) -> None:
+    trunk = StoredTrunk(checkpoint, reader, streamed=frozenset(UNITS))
+    with trunk.layer(0) as first, trunk.layer(2) as second:
+        with pytest.raises(UsageError, match="no third one"):
+            trunk.layer(1)
+        assert_layer(first, 0, published(checkpoint))
+        assert_layer(second, 2, published(checkpoint))
+    assert_published(checkpoint, values(trunk))
+
+
+def test_lease_ends_with_whoever_held_it(checkpoint: Checkpoint, reader: Reader) -> None:
+    """As where an interrupt comes between a lease and its `with`."""
+    trunk = StoredTrunk(checkpoint, reader, streamed=frozenset(UNITS))
+    for index in (0, 2, 1, 0, 2):
+        trunk.layer(index)
+    assert_published(checkpoint, values(trunk))
 
 
 def test_a_unit_that_stays_is_the_same_object_and_one_asked_for_again_at_once_is_not_read_again(
     checkpoint: Checkpoint, reader: Reader
 ) -> None:
     trunk = StoredTrunk(checkpoint, reader, streamed=frozenset(("layers.1", "layers.2")))
-    assert trunk.layer(0) is trunk.layer(0)
-    first = trunk.layer(1)
-    before = trunk.bytes_streamed
-    assert trunk.layer(1) is first
+    with trunk.layer(0) as first, trunk.layer(0) as again:
+        assert again is first
+    with trunk.layer(1) as first:
+        before = trunk.bytes_streamed
+    with trunk.layer(1) as again:
+        assert again is first
     assert trunk.bytes_streamed == before
 
 
 def test_stored_matrices_stay_as_published(tmp_path: Path, reader: Reader) -> None:
     """FP8 is used from its bytes; what attention takes apart is decoded, and router biases are fp32."""
     checkpoint = open_tiny(tmp_path, tiny_spec(Storage.BF16, Storage.FP8_BLOCK128))
-    layer = StoredTrunk(checkpoint, reader).layer(1)
+    with StoredTrunk(checkpoint, reader).layer(1) as layer:
+        assert_as_published(layer)
+
+
+def assert_as_published(layer: Mapping[str, Weight]) -> None:
     assert isinstance(layer["attention.o"], Matrix)
     assert layer["attention.o"].form is Format.FP8_BLOCK128
     assert isinstance(layer["attention.kv_b"], torch.Tensor)
@@ -165,11 +208,12 @@ def test_after_a_read_that_failed_the_unit_can_be_had_again(
     with Failing(set()) as reader:
         trunk = StoredTrunk(checkpoint, reader, streamed=frozenset(streamed))
         reader.broken = {(span.file.name, span.offset)}
-        trunk._forget()
+        if trunk._streaming is not None:
+            trunk._streaming.forget()
         if unit in streamed:
             for _ in range(2):
                 with pytest.raises(CheckpointError, match="can't be read"):
-                    trunk._weights(unit)
+                    trunk._weights(unit).__enter__()
                 with pytest.raises(CheckpointError, match="can't be read"):
                     values(trunk)
         reader.broken = set()
@@ -205,9 +249,8 @@ def test_after_an_interruption_no_half_read_unit_is_used(tmp_path: Path, countdo
         with pytest.raises(KeyboardInterrupt):
             [values(trunk) for _ in range(9)]
         for index in (2, 0, 1, 1):
-            assert torch.equal(
-                wide(trunk.layer(index)["attention.o"]), published(checkpoint)[f"layers.{index}.attention.o"]
-            )
+            with trunk.layer(index) as layer:
+                assert_layer(layer, index, published(checkpoint))
         assert_published(checkpoint, values(trunk))
 
 

@@ -1,0 +1,224 @@
+"""The promise of same bits with every part real and at work at once: each reply is what the same request gets alone.
+
+Trunk and experts stream from disk into the fewest buffers and slots that work, slots are given back under way, pages
+run out and go to disk and come back, requests are cancelled, and decode steps run inside paused prefill passes. Only
+the clock is counted instead of read, so that a seed always gives the same schedule of steps.
+"""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from earthshine.engine import Failed, Finished, Request, SamplingParams, Session, TokenEvent
+from earthshine.engine import reply as reply_module
+from earthshine.engine import scheduler as scheduler_module
+from earthshine.engine.ceiling import NEAR_BYTES, Ceiling
+from earthshine.engine.reply import Reply
+from earthshine.engine.scheduler import Scheduler
+from earthshine.engine.session import blob_layout
+from earthshine.kv import PageFiles, PagePool, PrefixCache
+from earthshine.kv import prefix_cache as prefix_cache_module
+from earthshine.models import Decoder
+from earthshine.spec import load_spec
+from earthshine.weights import Checkpoint, ExpertStore, Reader, StoredTrunk
+from earthshine.weights import experts as experts_module
+
+from .tiny import VOCAB, Case, write_tiny
+
+PAGE = 16
+CONTEXT = 192
+UNITS = frozenset(("layers.0", "layers.1", "layers.2", "head"))
+STEMS = [[(i * i * step + 5 * i + step) % (VOCAB - 1) for i in range(160)] for step in range(3, 40, 4)]
+BUDGET = 1 << 40
+
+
+class Clock:
+    """`time`, as the scheduler sees it: a tenth of a second passes at every look."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 0.1
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds / 100  # a page is being written by a real thread, which needs real time
+        torch.ones(1000).sum()
+
+
+@pytest.fixture
+def _counted_time(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(experts_module, "_GROUP", 8)  # a small model's share of experts between two pauses
+    for module in (scheduler_module, reply_module, prefix_cache_module):
+        monkeypatch.setattr(module, "time", clock)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("many"), Case(storage="int4", n_experts=72))
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """What a request gets from a model that lies in memory as a whole, with nothing beside it."""
+    spec = load_spec(folder)
+    checkpoint, known = Checkpoint.open(folder, spec), {}
+    with Reader() as reader:
+        experts = ExpertStore(checkpoint, slots_per_layer=72, transit_slots=0, reader=reader, dtype=torch.bfloat16)
+        experts.preload(lambda done, total: None)
+        decoder = Decoder(spec, StoredTrunk(checkpoint, reader), experts)
+
+        def ask(tokens: list[int], params: SamplingParams) -> list:
+            key = (tuple(tokens), params)
+            if key not in known:
+                pool = PagePool(spec.n_layers, spec.latent_dim, PAGE, CONTEXT // PAGE, torch.bfloat16)
+                session = Session(decoder, pool, fingerprint="alone", context_tokens=CONTEXT)
+                session.sync(tokens)
+                known[key] = list(session.generate(params))
+            return known[key]
+
+        yield ask
+
+
+@dataclass
+class Asked:
+    tokens: list[int]
+    params: SamplingParams
+    at: int  # layers after which the request comes
+    cancel_at: int | None
+    events: list = field(default_factory=list)
+    reply: Reply | None = None
+
+
+def requests(random_: random.Random, count: int) -> list[Asked]:
+    """Conversations over a few stems, so that prefixes are shared, a quarter of them cancelled."""
+    found = []
+    for _ in range(count):
+        stem = random_.choice(STEMS)
+        tokens = [*stem[: random_.choice([1, 20, 90, 150])], random_.randrange(VOCAB - 1)]
+        greedy = random_.random() < 0.7
+        params = SamplingParams(
+            temperature=0.0 if greedy else 1.0,
+            seed=random_.randrange(9),
+            max_tokens=random_.choice([4, 16, 36]),
+            ignore_stop=True,
+        )
+        at = random_.randrange(5 * count)
+        cancel_at = at + random_.randrange(60) if random_.random() < 0.25 else None
+        found.append(Asked(tokens, params, at, cancel_at))
+    return found
+
+
+class Load:
+    """Everything real, at the smallest size that works, under `asked`."""
+
+    def __init__(self, folder, disk, asked: list[Asked], random_: random.Random) -> None:
+        spec = load_spec(folder)
+        checkpoint, self.reader = Checkpoint.open(folder, spec), Reader()
+        self.trunk = StoredTrunk(checkpoint, self.reader, streamed=UNITS, embedding_on_disk=True)
+        self.experts = ExpertStore(
+            checkpoint, slots_per_layer=5, transit_slots=1, reader=self.reader, dtype=torch.bfloat16
+        )
+        self.pool = PagePool(spec.n_layers, spec.latent_dim, PAGE, CONTEXT // PAGE + 1, torch.bfloat16)
+        layout = blob_layout(spec, "load", torch.bfloat16)
+        self.files = PageFiles(disk, layout, PAGE, 24 * 8192)
+        self.ceiling = Ceiling(BUDGET, self.experts.give_back, self._resident)
+        self.scheduler = Scheduler(
+            Decoder(spec, self.trunk, self.experts),
+            self.pool,
+            PrefixCache(self.pool, self.files, keep_all=random_.random() < 0.7),
+            most=4,
+            context_tokens=CONTEXT,
+            prefill_tokens=96,
+            max_stall=0.1,
+            ceiling=self.ceiling,
+            poll=self._poll,
+            set_pause=self._set_pause,
+        )
+        self._asked, self._random = asked, random_
+        self._layers = self.pauses = self.inside = 0
+        self._near = 0
+
+    def _set_pause(self, pause) -> None:
+        def counted() -> None:
+            before = self.experts.stats.hits + self.experts.stats.misses
+            pause()
+            self.pauses += 1
+            self.inside += self.experts.stats.hits + self.experts.stats.misses > before
+
+        self.experts.pause = None if pause is None else counted
+
+    def _resident(self) -> int:
+        """Near the ceiling now and then, so that a slot is given back."""
+        self._near = (self._near + 1) % 100
+        return BUDGET - NEAR_BYTES + 1 if self._near == 0 else 0
+
+    def _poll(self) -> None:
+        self._layers += 1
+        for number, asked in enumerate(self._asked):
+            if asked.reply is None and asked.at <= self._layers:
+                request = Request(asked.tokens, asked.params)
+                asked.reply = Reply(number, request, asked.events.append, PAGE, frozenset())
+                self.scheduler.add(asked.reply)
+            if asked.cancel_at is not None and asked.cancel_at <= self._layers and asked.reply is not None:
+                asked.reply.cancelled = True
+
+    def run(self) -> None:
+        for _ in range(5000):
+            self._poll()
+            self.scheduler.turn()
+            if not self.scheduler.busy and all(asked.reply is not None for asked in self._asked):
+                return
+        raise AssertionError("the scheduler does not come to an end")
+
+    def happened(self) -> dict[str, int]:
+        """What must have happened for the comparison to mean something."""
+        scheduler = self.scheduler
+        return {
+            "pauses within a layer's experts": self.pauses,
+            "decode steps inside a paused pass": self.inside,
+            "preemptions": scheduler.counts.preemptions,
+            "cancelled": scheduler.finished["cancelled"],
+            "prefix tokens found": scheduler.counts.prefix_hits,
+            "pages read from disk": self.files.stats.pages_read,
+            "bytes of slots given back": self.ceiling.given_back,
+            "bytes of the trunk streamed": self.trunk.bytes_streamed,
+            "experts read": self.experts.stats.misses,
+        }
+
+    def close(self) -> None:
+        self.files.close()
+        self.reader.close()
+
+
+def check(asked: Asked, expected: list) -> None:
+    events = [event for event in asked.events if isinstance(event, TokenEvent | Finished | Failed)]
+    assert not isinstance(events[-1], Failed), events[-1].error
+    if events[-1] == Finished("cancelled"):
+        assert asked.cancel_at is not None
+        events, expected = events[:-1], expected[: len(events) - 1]
+    assert [(event.token, event.logprob) for event in events if isinstance(event, TokenEvent)] == [
+        (event.token, event.logprob) for event in expected if isinstance(event, TokenEvent)
+    ]
+
+
+@pytest.mark.usefixtures("_counted_time")
+def test_each_reply_is_what_the_request_gets_alone(folder, alone, tmp_path):
+    happened: Counter[str] = Counter()
+    for seed in range(3):
+        random_ = random.Random(seed)
+        asked = requests(random_, 20)
+        load = Load(folder, tmp_path / str(seed), asked, random_)
+        try:
+            load.run()
+        finally:
+            load.close()
+        for each in asked:
+            check(each, alone(each.tokens, each.params))
+        happened.update(load.happened())
+    assert all(happened.values()), happened
