@@ -45,16 +45,13 @@ class Clock:
         self.now += 0.1
         return self.now
 
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds / 100  # a page is being written by a real thread, which needs real time
-        torch.ones(1000).sum()
-
 
 @pytest.fixture
 def _counted_time(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(experts_module, "_GROUP", 8)  # a small model's share of experts between two pauses
-    for module in (scheduler_module, reply_module, prefix_cache_module):
+    monkeypatch.setattr(prefix_cache_module, "_WRITE_SECONDS", 120.0)  # real ones: a thread writes the pages
+    for module in (scheduler_module, reply_module):
         monkeypatch.setattr(module, "time", clock)
 
 

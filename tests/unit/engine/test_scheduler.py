@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from earthshine.engine import Admitted, Finished, TokenEvent
+from earthshine.engine import Admitted, Failed, Finished, TokenEvent
 
 from .scheduling import PAGE, PROMPTS, Bench, alone, reply
 
@@ -207,3 +207,15 @@ def test_who_writes_rides_along_where_the_sweep_is_short():
     bench.ask(PROMPTS[3], 2)
     bench.scheduler.turn()
     assert len(bench.decoder.steps[-1]) == 16
+
+
+def test_failure_without_a_message_of_its_own_is_logged_with_its_traceback(caplog):
+    bench = Bench()
+    bench.decoder.fail_at = 1
+    events = bench.ask(PROMPTS[0])
+    bench.run()
+    assert isinstance(events[-1], Failed)
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert "the disk is gone" in str(record.exc_info[1])
+    assert "in hidden" in caplog.text
