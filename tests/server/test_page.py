@@ -353,6 +353,66 @@ class TestConversation:
         assert page.run("document.querySelectorAll('article').length") == 0
         assert not page.run("document.getElementById('empty').hidden")
 
+    def test_a_reply_that_ends_does_not_move_a_reader_who_scrolled_up(self, page, server):
+        hold = threading.Event()
+        server.steps[3:-2] = [chunk(content="line\n\n" * 200), hold, chunk(content="the last one")]
+        page.ask("Long, please")
+        page.until("document.querySelectorAll('.reply .said p').length === 200")
+        page.run("document.getElementById('log').scrollTop = 100")
+        hold.set()
+        page.until(DONE)
+        assert "the last one" in page.run(REPLY)
+        assert page.run("document.getElementById('log').scrollTop") == 100
+        page.run("document.getElementById('log').scrollTop = 1e9")
+        page.ask("Again")
+        page.until("document.querySelectorAll('.reply').length === 2 && " + DONE)
+        log = "document.getElementById('log')"
+        assert page.run(f"{log}.scrollHeight - {log}.scrollTop - {log}.clientHeight") < 2
+
+    def test_editing_keeps_the_draft(self, page, server):
+        page.ask("First")
+        page.until(DONE)
+        page.type("a draft")
+        for _ in range(2):
+            page.run("document.querySelector('.question button').click()")
+            page.run("document.querySelector('.question button').click()")
+            assert page.run("document.getElementById('question').value") == "First"
+            page.press("Escape")
+            assert page.run("document.getElementById('question').value") == "a draft"
+        page.run("document.querySelector('.question button').click()")
+        page.type(" again")
+        page.press("Enter")
+        page.until("document.querySelectorAll('article').length === 2 && " + DONE)
+        assert server.asked[-1]["messages"][-1]["content"] == "First again"
+        assert page.run("document.getElementById('question').value") == "a draft"
+
+    @pytest.mark.parametrize("busy", [False, True])
+    def test_a_cleared_conversation_can_be_brought_back(self, page, server, busy):
+        page.ask("First")
+        page.until(DONE)
+        if busy:
+            server.steps.insert(12, threading.Event())
+            page.ask("Second")
+            page.until("document.querySelector('.reply:last-child .said strong')")
+        count = page.run("document.querySelectorAll('article').length")
+        page.run("document.getElementById('new').click()")
+        assert page.run("document.querySelectorAll('article').length") == 0
+        page.until("document.getElementById('send').hidden === false")
+        page.run("document.getElementById('back').click()")
+        assert page.run("document.querySelectorAll('article').length") == count
+        assert page.run("document.getElementById('cleared').hidden")
+        page.until(DONE)
+        server.steps = [step for step in server.steps if not isinstance(step, threading.Event)]
+        page.ask("Third")
+        page.until(DONE)
+        assert server.asked[-1]["messages"][0]["content"] == "First"
+        page.run("document.getElementById('new').click()")
+        page.ask("Another")
+        page.until(DONE)
+        assert server.asked[-1]["messages"] == [{"role": "user", "content": "Another"}]
+        assert page.run("document.getElementById('cleared').hidden")
+        assert page.complaints() == []
+
     def test_copying(self, page):
         page.ask("Hi")
         page.until(DONE)

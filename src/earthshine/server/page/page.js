@@ -6,6 +6,8 @@ const log = $("log"), question = $("question");
 
 let turns = []; // { role, content, reasoning_content?, calls?, node }, a question and its reply in turn
 let edited = null; // the question that the composer's text will replace
+let draft = ""; // what the composer held before that
+let cleared = []; // turns of the conversation before this one, until this one begins
 let stopper = null; // an AbortController while a reply comes
 let model = "";
 
@@ -110,13 +112,34 @@ function cut(at) {
   $("empty").hidden = turns.length > 0;
 }
 
+// A conversation that was cleared can be brought back while there is no other one.
+function offer(turns) {
+  cleared = turns;
+  $("cleared").hidden = !turns.length;
+}
+
+function clear() {
+  stopper?.abort();
+  edit(null);
+  if (turns.length) offer([...turns]);
+  cut(0);
+  question.focus();
+}
+
+function bringBack() {
+  for (const turn of cleared) append(turn);
+  offer([]);
+  question.focus();
+}
+
 function edit(turn) {
+  if (!edited) draft = question.value;
   edited = turn;
   const at = turn ? turns.indexOf(turn) : turns.length;
   turns.forEach((each, place) => each.node.classList.toggle("dropped", place >= at));
   $("editing").hidden = !turn;
   $("editing").textContent = "Editing a question. Sending it replaces what follows; Esc keeps it.";
-  question.value = turn ? turn.content : "";
+  question.value = turn ? turn.content : draft;
   grow();
   question.focus();
 }
@@ -125,7 +148,9 @@ function send() {
   const text = question.value.trim();
   if (!text || stopper) return;
   if (edited) cut(turns.indexOf(edited));
+  else question.value = "";
   edit(null);
+  offer([]);
   addQuestion(text);
   reply();
 }
@@ -144,8 +169,10 @@ function addReply() {
   return [turn, parts];
 }
 
+const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+
 function draw(turn, parts) {
-  const follows = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+  const follows = atEnd();
   parts.details.hidden = !turn.reasoning_content;
   show(parts.thought, turn.reasoning_content);
   show(parts.said, turn.content);
@@ -210,12 +237,12 @@ async function reply() {
     else failure = problem;
   }
   stopper = null;
-  if (!turns.includes(turn)) return working(false);
   draw(turn, parts);
   finish(turn, parts, failure, meta(usage, reason, (last - first) / 1000));
 }
 
 function finish(turn, parts, failure, said) {
+  const follows = atEnd();
   parts.acts.hidden = false;
   parts.acts.firstChild.hidden = !turn.content;
   parts.meta.textContent = said;
@@ -224,7 +251,7 @@ function finish(turn, parts, failure, said) {
     parts.acts.prepend(quiet("Ask again", () => (cut(turns.indexOf(turn)), reply())));
   }
   working(false);
-  log.scrollTop = log.scrollHeight;
+  if (follows) log.scrollTop = log.scrollHeight;
 }
 
 function meta(usage, reason, seconds) {
@@ -398,11 +425,8 @@ document.addEventListener("keydown", (event) => {
   else if (edited) edit(null);
 });
 $("stop").addEventListener("click", () => stopper?.abort());
-$("new").addEventListener("click", () => {
-  stopper?.abort();
-  cut(0);
-  edit(null);
-});
+$("new").addEventListener("click", clear);
+$("back").addEventListener("click", bringBack);
 document.addEventListener("visibilitychange", poll);
 buildGauges();
 poll();
