@@ -65,7 +65,7 @@ class Prompts:
     def prepare(self, turn: Turn) -> Prepared:
         """Raises TextError, UsageError and Refused."""
         StopStrings(turn.stop)
-        tokens, n_calls = self._encoded(turn)
+        tokens, n_calls = self._encoded(turn, self._context_tokens)
         room = self._context_tokens - len(tokens)
         if not tokens:
             raise Refused("The prompt is empty; a reply needs at least one token to go on from.")
@@ -117,8 +117,9 @@ class Prompts:
         return (lambda: None) if grammar is None else grammar.start
 
     def _too_long(self, n_tokens: int) -> Refused:
+        has = str(n_tokens) if n_tokens <= self._context_tokens else "more"  # counting stopped there
         return Refused(
-            f"This model's maximum context length is {self._context_tokens} tokens; the prompt has {n_tokens}, and a "
+            f"This model's maximum context length is {self._context_tokens} tokens; the prompt has {has}, and a "
             "reply needs at least one more. Shorten it.",
             "context",
         )
@@ -136,18 +137,18 @@ class Prompts:
     def _text(self, prompt: Messages | str | list[int]) -> str:
         return prompt if isinstance(prompt, str) else self._tokenizer.decode(cast(list[int], prompt))
 
-    def _encoded(self, turn: Turn) -> tuple[Sequence[int], int]:
-        """The prompt's tokens, and how many calls the conversation holds."""
+    def _encoded(self, turn: Turn, limit: int | None = None) -> tuple[Sequence[int], int]:
+        """The prompt's tokens, and how many calls the conversation holds; `limit` as Tokenizer.encode has it."""
         prompt = turn.prompt
         if isinstance(prompt, str):
-            return self._tokenizer.encode(prompt, False), 0
+            return self._tokenizer.encode(prompt, False, limit=limit), 0
         if _is_conversation(prompt):
-            return self._conversation(turn, cast(Messages, prompt))
+            return self._conversation(turn, cast(Messages, prompt), limit)
         ids = cast(list[int], prompt)
         self._require_ids(ids)
         return ids, 0
 
-    def _conversation(self, turn: Turn, messages: Messages) -> tuple[list[int], int]:
+    def _conversation(self, turn: Turn, messages: Messages, limit: int | None) -> tuple[list[int], int]:
         if self._template is None:
             raise Refused("This model has no chat template, so it takes no messages; send a prompt to /v1/completions.")
         messages, n_calls = repair_history(messages)
@@ -158,21 +159,22 @@ class Prompts:
             tools=list(_offered(turn)) or None,
             thinking=turn.thinking,
             preserve_thinking=turn.preserve_thinking,
+            limit=limit,
         )
-        return tokens + self._begun(tokens, begun) if begun is not None else tokens, n_calls
+        return tokens + self._begun(tokens, begun, limit) if begun is not None else tokens, n_calls
 
-    def _begun(self, tokens: Sequence[int], message: Mapping[str, Any]) -> list[int]:
+    def _begun(self, tokens: Sequence[int], message: Mapping[str, Any], limit: int | None) -> list[int]:
         """What the assistant's own last message adds to a prompt that asks for a new one."""
         given = message.get("content") or ""
         parts = [part.get("text") for part in given if isinstance(part, dict)] if isinstance(given, list) else [given]
         texts = [part for part in parts if isinstance(part, str)]
         if message.get("role") != "assistant" or message.get("tool_calls") or len(texts) < len(parts):
             raise Refused("Only a last message that is the assistant's text, without tool calls, can be continued.")
-        begun = self._tokenizer.encode("".join(texts), False)
+        begun = self._tokenizer.encode("".join(texts), False, limit=limit)
         close = self._tokenizer.special_id("</think>")
         if close is None or not leaves_thinking_open(self._tokenizer, tokens):
             return begun
-        thought = self._tokenizer.encode(message.get("reasoning_content") or "", False)
+        thought = self._tokenizer.encode(message.get("reasoning_content") or "", False, limit=limit)
         return [*thought, close, *begun] if begun else thought
 
 

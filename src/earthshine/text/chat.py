@@ -119,8 +119,10 @@ class ChatTemplate:
         thinking: bool | None = None,
         preserve_thinking: bool = False,
         add_generation_prompt: bool = True,
+        limit: int | None = None,
     ) -> list[int]:
         """The prompt's ids: those of the whole rendering, but control tokens in messages and tools stay plain text.
+        `limit` is `Tokenizer.encode`'s.
 
         How: where a text of the caller's holds, begins or ends a control token, a sentinel character is put in; the
         rendering then shows which control tokens are the template's own. Without the sentinels the text is encoded as
@@ -137,7 +139,7 @@ class ChatTemplate:
             lambda text: tokenizer.controls.mark(text, sentinel),
         )
         pieces = text.replace(escaped, sentinel).split(sentinel)
-        return tokenizer.encode("".join(pieces), True, list(accumulate(map(len, pieces[:-1]))))
+        return tokenizer.encode("".join(pieces), True, list(accumulate(map(len, pieces[:-1]))), limit)
 
     def _sentinel(self, given: Any) -> tuple[str, str]:
         """A character that occurs nowhere, and its form where a template asks for ASCII JSON."""

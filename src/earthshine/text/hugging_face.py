@@ -5,7 +5,7 @@ encodes what people typed. Refused: files that the library refuses, and added to
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from earthshine.untrusted import shown
 
 _MAX_FILE_BYTES = 128 << 20
 _MAX_ADDED = 1 << 16
+_PROBE_CHARS, _PROBE_MARGIN = 1 << 16, 1024
 _T = TypeVar("_T")
 
 
@@ -116,30 +117,49 @@ class HuggingFaceTokenizer(Tokenizer):
             self._token(token_id)
         return _guard("The tokenizer could not decode", lambda: self._full.decode(list(ids), skip_special_tokens=False))
 
-    def _ids(self, encoder: tokenizers.Tokenizer, text: str) -> list[int]:
-        ids = _guard("The tokenizer could not encode", lambda: encoder.encode(text, add_special_tokens=False).ids)
-        return list(ids)
+    def _ids(self, encoder: tokenizers.Tokenizer, text: str, limit: int | None) -> list[int]:
+        """A long text's beginnings are tried first. What follows can change the ids near a beginning's end alone, so
+        one that has twice the limit and more is enough to tell."""
+        size = 0 if limit is None else _PROBE_CHARS + 16 * limit
+        while limit is not None and size < len(text):
+            ids = self._ids(encoder, text[:size], None)
+            if len(ids) > 2 * limit + _PROBE_MARGIN:
+                return ids
+            size *= 4
+        # encode would hold Python's lock, and with it every other request
+        batch = _guard(
+            "The tokenizer could not encode", lambda: encoder.encode_batch_fast([text], add_special_tokens=False)
+        )
+        return list(batch[0].ids)
 
-    def _encode(self, text: str, literal: Sequence[int]) -> list[int]:
+    def _encode(self, text: str, literal: Sequence[int], limit: int | None) -> Iterator[list[int]]:
         if not literal:
-            return self._ids(self._full, text)
-        ids, at = [], 0
+            yield self._ids(self._full, text, limit)
+            return
+        at = 0
         for start, end, token_id in self.controls.spans(text, literal):
-            ids += [*self._encode_plain(text[at:start]), token_id]
+            yield from self._encode_plain(text[at:start], limit)
+            yield [token_id]
             at = end
-        return ids + self._encode_plain(text[at:])
+        yield from self._encode_plain(text[at:], limit)
 
-    def _encode_plain(self, text: str) -> list[int]:
-        ids = [self._renumber.get(number, number) for number in self._ids(self._plain, text)] if text else []
+    def _encode_plain(self, text: str, limit: int | None) -> Iterator[list[int]]:
+        while text:
+            ids, done = self._plain_ids(text, limit)
+            yield ids
+            text = text[done:]
+
+    def _plain_ids(self, text: str, limit: int | None) -> tuple[list[int], int]:
+        """Ids of the text's beginning, and how many characters that is."""
+        ids = [self._renumber.get(number, number) for number in self._ids(self._plain, text, limit)]
         if not any(number in self.controls.by_id for number in ids):
-            return ids
+            return ids, len(text)
         # The model's own vocabulary holds a control token's text as one piece: keep its first letter apart.
         spans = self.controls.spans(text)
         if not spans:
             raise TextError("The tokenizer turns ordinary text into a control token; its vocabulary is unsafe to use.")
         cut = spans[0][0] + 1
-        head = [self._renumber.get(number, number) for number in self._ids(self._plain, text[:cut])]
-        return head + self._encode_plain(text[cut:])
+        return [self._renumber.get(number, number) for number in self._ids(self._plain, text[:cut], limit)], cut
 
 
 def _is_byte_level(decoder: Any) -> bool:

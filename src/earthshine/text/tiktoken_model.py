@@ -10,6 +10,7 @@ import binascii
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +76,44 @@ _NAMES: dict[int, tuple[str, bool]] = {
 _CHUNK_CHARS = 400_000
 _RUN_CHARS = 25_000
 _RUNS = re.compile(r"\s+|\S+")
+_STEP_CHARS = 8192
+_BORDER = re.compile(r"(?<=\S)(?= )|(?<=\n)(?=\S)")
 
 
-def _cuts(text: str) -> list[int]:
-    """Ascending positions where the text is cut before encoding: every 400,000 characters, and inside each such
-    chunk every 25,000 of a longer run of whitespace or of anything else."""
-    found: list[int] = []
-    for low in range(0, len(text), _CHUNK_CHARS):
-        high = min(low + _CHUNK_CHARS, len(text))
-        if low:
-            found.append(low)
-        if high - low > _RUN_CHARS:
-            for run in _RUNS.finditer(text, low, high):
-                found.extend(range(run.start() + _RUN_CHARS, run.end(), _RUN_CHARS))
-    return found
+class _Cuts:
+    """Positions where a text is cut before encoding, as the published code does: every 400,000 characters, and inside
+    each such chunk every 25,000 of a longer run of whitespace or of anything else."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._chunks: dict[int, list[int]] = {}  # cuts inside a chunk, by where it begins
+
+    def between(self, start: int, end: int) -> Iterator[int]:
+        """Those after `start` and before `end`, ascending; a chunk is looked at when it is reached."""
+        for low in range(start // _CHUNK_CHARS * _CHUNK_CHARS, end, _CHUNK_CHARS):
+            if start < low:
+                yield low
+            inside = self._inside(low)
+            yield from inside[bisect_right(inside, start) : bisect_right(inside, end - 1)]
+
+    def _inside(self, low: int) -> list[int]:
+        if low not in self._chunks:
+            high = min(low + _CHUNK_CHARS, len(self._text))
+            runs = _RUNS.finditer(self._text, low, high) if high - low > _RUN_CHARS else ()
+            self._chunks[low] = [at for run in runs for at in range(run.start() + _RUN_CHARS, run.end(), _RUN_CHARS)]
+        return self._chunks[low]
+
+
+def _steps(text: str, start: int, end: int, size: int = _STEP_CHARS) -> Iterator[str]:
+    """The text from `start` to `end` in parts of about `size` characters whose tokens are those of the whole.
+
+    `PATTERN` always ends a piece before a space that follows anything but whitespace, and after a line break that
+    anything but whitespace follows. It looks ahead only within whitespace, so what follows does not matter.
+    """
+    while end - start > size and (border := _BORDER.search(text, start + size, end)):
+        yield text[start : border.start()]
+        start = border.start()
+    yield text[start:end]
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -111,27 +136,25 @@ class TiktokenTokenizer(Tokenizer):
     def decoder(self) -> TokenDecoder:
         return ByteDecoder(self.token_bytes)
 
-    def _parts(self, text: str, start: int, end: int, cuts: Sequence[int]) -> Iterator[int]:
+    def _parts(self, text: str, start: int, end: int, cuts: _Cuts) -> Iterator[list[int]]:
         at = start
-        for cut in (*cuts[bisect_right(cuts, start) : bisect_right(cuts, end - 1)], end):
+        for cut in chain(cuts.between(start, end), (end,)):
             if at < cut:
-                yield from self._bpe.encode_ordinary(text[at:cut])
+                yield from map(self._bpe.encode_ordinary, _steps(text, at, cut))
             at = cut
 
-    def _encode(self, text: str, literal: Sequence[int]) -> list[int]:
+    def _encode(self, text: str, literal: Sequence[int], limit: int | None) -> Iterator[list[int]]:
         # A cut inside a control token is dropped: the token's own ends cut the text already. The published code
         # would split the token there and lose it.
-        cuts, at = _cuts(text), 0
-        ids: list[int] = []
+        cuts, at = _Cuts(text), 0
         for start, end, token_id in self.controls.spans(text, literal):
-            ids.extend(self._parts(text, at, start, cuts))
-            ids.append(token_id)
+            yield from self._parts(text, at, start, cuts)
+            yield [token_id]
             at = end
-        ids.extend(self._parts(text, at, len(text), cuts))
-        return ids
+        yield from self._parts(text, at, len(text), cuts)
 
-    def _encode_plain(self, text: str) -> list[int]:
-        return list(self._parts(text, 0, len(text), _cuts(text)))
+    def _encode_plain(self, text: str, limit: int | None) -> Iterator[list[int]]:
+        return self._parts(text, 0, len(text), _Cuts(text))
 
 
 def _read_line(path: Path, number: int, line: bytes) -> bytes:

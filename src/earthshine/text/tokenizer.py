@@ -22,14 +22,22 @@ class Tokenizer(ABC):
         self.controls = controls
         self.vocab_size = vocab_size
 
-    def encode(self, text: str, allow_special: bool, literal: Sequence[int] = ()) -> list[int]:
+    def encode(
+        self, text: str, allow_special: bool, literal: Sequence[int] = (), limit: int | None = None
+    ) -> list[int]:
         """The ids of a text; with `allow_special`, texts of control tokens become their single ids.
 
         `literal` holds ascending positions; a control token with one of them inside is ordinary text all the same.
-        Lone surrogates become U+FFFD, since no UTF-8 form of them exists.
+        Lone surrogates become U+FFFD, since no UTF-8 form of them exists. With `limit`, encoding stops once the text is
+        sure to have more ids than that: up to `limit` ids are all of the text's, and more are its first ones.
         """
         text = _SURROGATES.sub("�", text)
-        return self._encode(text, literal) if allow_special else self._encode_plain(text)
+        ids: list[int] = []
+        for part in self._encode(text, literal, limit) if allow_special else self._encode_plain(text, limit):
+            ids += part
+            if limit is not None and len(ids) > limit:
+                break
+        return ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of the ids, control tokens included; they may end inside a UTF-8 character."""
@@ -71,7 +79,9 @@ class Tokenizer(ABC):
         """A fresh incremental decoder that knows nothing of control tokens' `special` flag."""
 
     @abstractmethod
-    def _encode(self, text: str, literal: Sequence[int]) -> list[int]: ...
+    def _encode(self, text: str, literal: Sequence[int], limit: int | None) -> Iterable[list[int]]:
+        """The ids in parts, so that the caller can stop; a part may be cut short only if it has more than `limit`."""
 
     @abstractmethod
-    def _encode_plain(self, text: str) -> list[int]: ...
+    def _encode_plain(self, text: str, limit: int | None) -> Iterable[list[int]]:
+        """The same, without control tokens."""

@@ -191,3 +191,37 @@ def test_ids_outside_the_vocabulary_are_refused(byte_level: Tokenizer, metaspace
                 tokenizer.decode_bytes([token_id])
             with pytest.raises(TextError, match="outside the vocabulary"):
                 Detokenizer(tokenizer).push(token_id)
+
+
+class Counted:
+    """A tokenizer of the library that counts the characters it is given to encode."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self.chars = inner, 0
+
+    def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
+        self.chars += sum(map(len, texts))
+        return self._inner.encode_batch_fast(texts, **options)
+
+
+@pytest.mark.parametrize("text", ["hello w " * 250_000, "a" * 2_000_000])
+@pytest.mark.parametrize("data", [_byte_level(), _metaspace()], ids=["bytes", "metaspace"])
+def test_encoding_stops_once_the_limit_is_passed(tmp_path: Path, data: dict[str, Any], text: str) -> None:
+    tokenizer: Any = _load(tmp_path, data)
+    tokenizer._full, tokenizer._plain = Counted(tokenizer._full), Counted(tokenizer._plain)
+    for special, literal in ((True, []), (True, [3]), (False, [])):
+        tokenizer._full.chars = tokenizer._plain.chars = 0
+        ids = tokenizer.encode(text, special, literal, limit=4096)
+        assert len(ids) > 4096
+        assert tokenizer._full.chars + tokenizer._plain.chars < 200_000
+        assert tokenizer.encode(text[:100_000], special)[:4097] == ids[:4097]
+
+
+@pytest.mark.parametrize("data", [_byte_level(), _metaspace()], ids=["bytes", "metaspace"])
+def test_a_text_within_the_limit_is_encoded_whole(tmp_path: Path, data: dict[str, Any]) -> None:
+    tokenizer = _load(tmp_path, data)
+    for text in ("", "hello w", "hell" * 40_000, "he<|end|>ll " * 30_000):
+        for special in (False, True):
+            whole = tokenizer.encode(text, special)
+            assert tokenizer.encode(text, special, limit=len(whole)) == whole
+            assert len(tokenizer.encode(text + "h", special, limit=len(whole))) > len(whole)

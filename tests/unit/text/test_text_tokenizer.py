@@ -4,15 +4,17 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
 from earthshine.errors import TextError
 from earthshine.text import Tokenizer, load_tokenizer
 from earthshine.text.control import ControlToken, ControlTokens
-from earthshine.text.tiktoken_model import _cuts
+from earthshine.text.tiktoken_model import PATTERN, TiktokenTokenizer, _Cuts, _steps
 
 Ranks = Callable[[Path, list[bytes]], Path]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -75,6 +77,10 @@ def test_marked_texts_form_no_control_token_with_each_other(tiny: Tokenizer, lef
     assert tiny.controls.spans(left + right, literal) == []
 
 
+def _cuts(text: str) -> list[int]:
+    return list(_Cuts(text).between(0, len(text)))
+
+
 def test_cuts_fall_every_400000_characters_and_within_long_runs() -> None:
     assert _cuts("a" * 25_000) == []
     assert _cuts("a" * 25_001) == [25_000]
@@ -82,6 +88,69 @@ def test_cuts_fall_every_400000_characters_and_within_long_runs() -> None:
     assert _cuts("ab" + " " * 25_001) == [25_002]
     assert _cuts("a " * 400_000) == [400_000]
     assert _cuts("a " * 199_999 + "b" * 25_002) == [400_000]  # runs are counted anew in each chunk
+
+
+def test_cuts_of_a_part_are_those_of_the_text_inside_it() -> None:
+    text = ("b " + "a" * 60_000 + " ") * 20
+    whole = _cuts(text)
+    for start, end in ((0, 25_002), (25_001, 25_003), (30_000, 900_000), (400_000, 800_000), (399_999, 800_001)):
+        assert list(_Cuts(text).between(start, end)) == [cut for cut in whole if start < cut < end]
+
+
+SPACED = st.lists(
+    st.sampled_from(
+        (" ", "  ", "\n", "\r\n", "\t", "\x1c", "\x85", "\u3000", "a", "A", "he", "'s", "!", "7", "中", "é", "\u0301")
+    ),
+    max_size=60,
+).map("".join)
+
+
+@given(text=SPACED)
+def test_steps_change_no_token(kimi_pattern: tiktoken.Encoding, text: str) -> None:
+    """Against the library over the whole text, with a step that ends at every border."""
+    parts = list(_steps(text, 0, len(text), 1))
+    assert "".join(parts) == text
+    assert [i for part in parts for i in kimi_pattern.encode_ordinary(part)] == kimi_pattern.encode_ordinary(text)
+
+
+@pytest.fixture(scope="session")
+def kimi_pattern(tiny_tokens: list[bytes]) -> tiktoken.Encoding:
+    """Any merge at all across a border would show: every pair of the sampled pieces is a token."""
+    ends = [piece.encode() for piece in (" ", "\n", "\t", "a", "A", "!", "7", "中", "\u3000")]
+    pairs = [a + b for a in ends for b in ends]
+    tokens = dict.fromkeys([*tiny_tokens, *ends, *pairs])
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    return tiktoken.Encoding("pairs", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+
+class Counted:
+    """Counts the characters that a library is given to encode."""
+
+    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+        self._encode, self.chars = encode, 0
+
+    def __call__(self, text: str) -> list[int]:
+        self.chars += len(text)
+        return self._encode(text)
+
+
+@pytest.mark.parametrize("text", ["hello w " * 500_000, "a" * 4_000_000, "a\n" * 2_000_000, "中" * 4_000_000])
+@pytest.mark.parametrize("special", [False, True])
+def test_encoding_stops_once_the_limit_is_passed(
+    tiny: TiktokenTokenizer, monkeypatch: pytest.MonkeyPatch, text: str, special: bool
+) -> None:
+    counted = Counted(tiny._bpe.encode_ordinary)
+    monkeypatch.setattr(tiny, "_bpe", SimpleNamespace(encode_ordinary=counted))
+    ids = tiny.encode(text, special, limit=4096)
+    assert len(ids) > 4096
+    assert counted.chars < 60_000
+    assert tiny.encode(text[:200_000], special)[:4097] == ids[:4097]
+
+
+@given(text=TEXT | TANGLED | SPACED, special=st.booleans(), limit=st.integers(0, 60))
+def test_a_text_within_the_limit_is_encoded_whole(tiny: Tokenizer, text: str, special: bool, limit: int) -> None:
+    whole, found = tiny.encode(text, special), tiny.encode(text, special, limit=limit)
+    assert found == whole if len(whole) <= limit else len(found) > limit
 
 
 def test_a_cut_moves_off_a_control_token(tiny: Tokenizer) -> None:
