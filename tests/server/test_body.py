@@ -183,11 +183,12 @@ def test_an_answer_that_nobody_takes_ends_the_connection(monkeypatch):
 def test_too_many_connections_are_told_so(monkeypatch):
     monkeypatch.setattr("earthshine.server.http.connection.MOST_OPEN", 2)
     with serving() as server:
-        held = [server.connect() for _ in range(2)]
+        held = [server.post({"prompt": "a hold", "stream": True}) for _ in range(2)]
+        assert [connection.recv(12) for connection in held] == [b"HTTP/1.1 200"] * 2
         answer = httpx.get(f"{server.url}/v1/models")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         held += [server.connect() for _ in range(6)]
-        assert received(held[-1], 2) == b""
+        assert received(held[2], 2) == b""  # the oldest that asked nothing
         for connection in held:
             connection.close()
         time.sleep(0.1)

@@ -1,12 +1,15 @@
 """One HTTP/1.1 connection: uvicorn's, with time limits on heads, a limit on how many there are, and a way to cut it.
 
-A head that does not come in time ends the connection, and so does an answer that nobody takes; beyond `MOST_OPEN`
-connections requests are refused, and beyond twice as many, connections. The application finds `abort` and `crowded` in
-its state.
+A head that does not come in time ends the connection, and so does an answer that nobody takes. Beyond `MOST_OPEN`
+connections each new one closes another that waits for nothing: first of those that never sent anything, then of those
+between two requests, then of those whose head is incomplete, the oldest of its kind. Where every connection has a
+request under way, requests are refused, and beyond twice as many, connections. The application finds `abort` and
+`crowded` in its state.
 """
 
 import asyncio
 import json
+import select
 from typing import Any
 
 import h11
@@ -22,20 +25,47 @@ class Connection(H11Protocol):
     """What uvicorn makes for each socket that connects."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _received = False  # any byte at all
+    _last_data = 0.0  # the loop's time; at first that of the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._last_data = self.loop.time()
+        if len(self.connections) > MOST_OPEN:
+            self._make_room()
         if len(self.connections) > 2 * MOST_OPEN:
             transport.abort()
             return
         self.app_state = {**self.app_state, "abort": transport.abort, "crowded": len(self.connections) > MOST_OPEN}
         self._await_head()
 
+    def _make_room(self) -> None:
+        others = (other for other in self.connections if isinstance(other, Connection) and other is not self)
+        idle = sorted((other for other in others if not other._answering), key=Connection._worth)
+        found = next((other for other in idle if not other._has_more()), None)
+        if len(self.connections) > 2 * MOST_OPEN and idle:  # better one of them than who comes now
+            found = found or idle[0]
+        if found is not None:
+            self.connections.discard(found)  # now, since connection_lost comes later
+            found.transport.abort()
+
+    def _has_more(self) -> bool:
+        """Whether bytes have come that the loop has not read yet, as in a burst of requests."""
+        ready = select.poll()
+        ready.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        return bool(ready.poll(0))
+
+    def _worth(self) -> tuple[int, float]:
+        """The least is closed first."""
+        kind = 0 if not self._received else 1 if self._head_timer is None else 2
+        return kind, self._last_data
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._received, self._last_data = True, self.loop.time()
         super().data_received(data)
         if self._answering:
             self._head_came()

@@ -25,6 +25,7 @@ from earthshine.server.http.front import Lifetime
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KEEP_ALIVE_SECONDS = 60
+_BACKLOG = 256  # also accepted at once, which with those that are open must stay below 1,024 files
 _LAST_SECONDS = 2  # for the last events and for connections to close
 _POLL_SECONDS = 0.02
 
@@ -188,6 +189,7 @@ class Service:
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_LAST_SECONDS,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,

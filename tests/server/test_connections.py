@@ -1,0 +1,86 @@
+"""Many connections that ask nothing: the server stays reachable for those who ask, over real sockets."""
+
+import contextlib
+import resource
+import socket
+
+import httpx
+import pytest
+
+from earthshine.server.http.connection import MOST_OPEN
+
+from .serving import received, serving
+
+CROWD = 1500
+FILES = 4096  # the crowd's and the server's ends are all in this process
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _files():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < FILES:
+        enough = hard if hard != resource.RLIM_INFINITY and hard > FILES else FILES
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, max(enough, FILES)))
+    yield
+    with contextlib.suppress(ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def crowd(server, first: bytes = b"") -> list[socket.socket]:
+    found = []
+    for _ in range(CROWD):
+        found.append(server.connect())
+        if first:
+            with contextlib.suppress(OSError):
+                found[-1].sendall(first)
+    return found
+
+
+def closed(connection: socket.socket) -> bool:
+    connection.settimeout(10)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GET /hea"],
+    ids=["nothing", "one request each", "half a head"],
+)
+def test_a_crowd_that_asks_nothing_keeps_nobody_out(first):
+    with serving() as server:
+        under_way = server.post({"prompt": "1 word hold", "stream": True})
+        assert server.replies.begun.wait(10)
+        crowd(server, first)
+        for path in ("/health", "/metrics"):
+            assert httpx.get(server.url + path, timeout=10).status_code == 200, path
+        while httpx.get(f"{server.url}/v1/models", timeout=10).status_code == 503:
+            pass  # until the crowd's own requests are answered
+        assert httpx.post(f"{server.url}/v1/echo", json={"prompt": "a"}, timeout=10).json() == {"text": "a"}
+        assert not server.replies.closed.is_set() or len(server.replies.users) == 2
+        assert b"word" in received(under_way, 1.5)
+
+
+def test_the_oldest_that_sent_nothing_are_closed_first():
+    with serving() as server:
+        kept = server.connect()
+        kept.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert kept.recv(64).startswith(b"HTTP/1.1 200")
+        idle = crowd(server)
+        assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+        assert all(closed(connection) for connection in idle[: CROWD - MOST_OPEN])
+        for newest in (kept, *idle[-100:]):
+            newest.sendall(b"GET /version HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            assert b"version" in received(newest)
+
+
+def test_health_and_metrics_are_answered_where_every_connection_has_a_request():
+    with serving() as server:
+        body = {"prompt": "hold", "stream": True}
+        busy = [server.post(body) for _ in range(MOST_OPEN + 20)]
+        refused = received(busy[-1])
+        assert refused.startswith(b"HTTP/1.1 503")
+        for path, status in (("/health", 200), ("/metrics", 200), ("/v1/models", 503)):
+            assert httpx.get(server.url + path, timeout=10).status_code == status, path
