@@ -123,6 +123,8 @@ def _stops_listening(server):
             server.connect().close()
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:  # was waiting to be accepted when the socket closed
+            continue
         time.sleep(0.01)
     return False
 
