@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES
 from earthshine.server.api import Refused, Served
+from earthshine.server.dialects import OBEYED_AS, OPENAI_ONLY
 from earthshine.server.http.body import parse_body
+from earthshine.server.openai.chat import ChatBody
 from earthshine.server.turn import Ended, Format, Opened, Said, ToolChoice
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
 
@@ -55,6 +57,40 @@ class TestBody:
         assert (turn.stop, turn.salt, turn.format) == (("a", "b"), "s", Format("json_schema", SCHEMA))
         function = {"name": "weather", "description": "Tells it.", "parameters": SCHEMA}
         assert turn.tools == [{"type": "function", "function": function}]
+
+    @pytest.mark.parametrize(
+        "field",
+        [
+            {"guided_choice": ["yes", "no"]}, {"guided_regex": "a+"}, {"guided_json": SCHEMA}, {"regex": "a"},
+            {"ebnf": "root ::= a"}, {"grammar": 5}, {"json_schema": SCHEMA}, {"format": "json"},
+            {"response_format": {"type": "json_object"}}, {"structured_outputs": {"regex": "a"}},
+            {"structural_tag": {"a": 1}}, {"bad_words": ["a"]}, {"allowed_token_ids": [1]},
+            {"min_tokens": 3}, {"stop": ["a"]}, {"seed": 0}, {"n": 2}, {"logit_bias": {"1": 5}}, {"ignore_eos": True},
+            {"repetition_penalty": 1.2}, {"logprobs": True}, {"reasoning_effort": "none"}, {"think": False},
+            {"options": {"num_ctx": 9, "num_predict": 2}}, {"extra_body": {"seed": 1}}, {"mirostat": 2},
+        ],
+        ids=lambda field: next(iter(field)),
+    )  # fmt: skip
+    def test_field_of_another_api_that_changes_the_answer_is_refused_by_name(self, field):
+        name = "num_predict" if "options" in field else next(iter(field))
+        error = refusal(**field)
+        assert error.param == name
+        assert f"has no field {name};" in str(error)
+
+    def test_field_of_another_api_that_says_nothing_is_ignored(self):
+        turn = begin(
+            guided_json=None, response_format=None, stop=[], n=1, repetition_penalty=1.0, presence_penalty=0,
+            structured_outputs=True, min_tokens=0, options={"num_ctx": 4096}, keep_alive="5m", odd={"a": 1},
+        ).turns[0]  # fmt: skip
+        assert turn.sampling == {"max_tokens": 10}
+
+    def test_every_field_that_openais_chat_obeys_is_known(self):
+        mine = {"model", "max_tokens", "temperature", "top_p", "top_k", "stream", "cache_salt", "thinking", "messages",
+                "tools", "tool_choice"}  # fmt: skip
+        harmless = {"stream_options", "user", "priority", "options", "usage", "modalities", "preserve_thinking"}
+        elsewhere = {"add_generation_prompt", "continue_final_message"}
+        fields = {*ChatBody.model_fields, *OBEYED_AS} - mine - harmless - elsewhere - {"stop_sequences", "extra_key"}
+        assert fields <= OPENAI_ONLY.keys()
 
     def test_the_betas_place_of_a_schema(self):
         turn = begin(output_format={"type": "json_schema", "schema": SCHEMA}).turns[0]

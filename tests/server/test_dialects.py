@@ -7,9 +7,9 @@ import pytest
 
 from earthshine.cli.source import GLEAM
 from earthshine.server.api import Refused, Served
+from earthshine.server.dialects import OBEYED_AS, REFUSED
 from earthshine.server.http.body import parse_body, unknown_fields
 from earthshine.server.openai import chat, completions, responses
-from earthshine.server.openai.dialects import OBEYED_AS, REFUSED
 from earthshine.server.turn import Format
 from earthshine.text import load_tokenizer
 
@@ -231,3 +231,24 @@ def test_no_bias_and_no_temperature_makes_a_second_call(live_server, fields, alo
         assert len(calls) == 1 if alone else len(calls) > 1
         assert choice["finish_reason"] == ("tool_calls" if alone else "length")
         assert all(call["function"]["arguments"] in ('{"at":1}', '{"at": 1}') for call in calls[:-1])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stop": "x", "stop_sequences": ["x"]},
+        {"stop": ["x"], "stop_sequences": []},
+        {"stop": [], "stop_sequences": ["x"]},
+        {"stop": ["x"], "options": {"stop": "x"}},
+    ],
+)
+def test_two_names_that_say_the_same_agree(path, fields):
+    assert turn(path, **fields).stop == ("x",)
+
+
+def test_two_limits_of_a_response_that_differ_are_refused():
+    with pytest.raises(Refused, match="max_output_tokens and another field"):
+        turn("responses", max_output_tokens=16, options={"num_predict": 2})
+    with pytest.raises(Refused, match="max_output_tokens and another field"):
+        turn("responses", max_output_tokens=9, max_tokens=3)
+    assert turn("responses", max_output_tokens=16, n_predict=16).sampling["max_tokens"] == 16

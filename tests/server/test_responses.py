@@ -43,7 +43,7 @@ def turn(**fields):
 
 class TestRequest:
     def test_plain(self):
-        found = turn(instructions="Be brief.", max_output_tokens=9, max_tokens=3, temperature=0, top_p=0.5)
+        found = turn(instructions="Be brief.", max_output_tokens=9, temperature=0, top_p=0.5)
         assert found.prompt == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
         assert found.sampling == {"temperature": 0, "top_p": 0.5, "max_tokens": 9}
         assert (found.n, found.tools, found.tool_choice, found.logprobs) == (1, [], ToolChoice(), None)

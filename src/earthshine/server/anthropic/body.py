@@ -1,7 +1,8 @@
 """The bodies of /v1/messages and /v1/messages/count_tokens, as far as this server reads them.
 
-Invariant: types are strict and numbers and lists bounded; fields that are not named here are ignored. A content block
-of another type is let through as `Other`, so that the conversion can say in a sentence why it is refused.
+Invariant: types are strict and numbers and lists bounded. Fields that are not named here are ignored, but for those of
+other APIs that would change an answer, which the conversion refuses (server/dialects.py). A content block of another
+type is let through as `Other`, so that the conversion can say in a sentence why it is refused.
 """
 
 from typing import Annotated, Any, Literal
@@ -171,6 +172,8 @@ class CountBody(_Part):
 
 class MessagesBody(CountBody):
     """A conversation that is to be continued. `cache_salt` is our own: caches are shared among equal salts only."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)  # the others: for require_absent
 
     max_tokens: Annotated[int, Field(ge=1, le=1 << 31)]
     stop_sequences: Annotated[

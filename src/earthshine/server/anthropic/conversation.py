@@ -29,6 +29,7 @@ from earthshine.server.anthropic.body import (
     ToolUse,
 )
 from earthshine.server.api import Refused, Served
+from earthshine.server.dialects import require_absent
 from earthshine.server.turn import Format, Messages, ToolChoice, Turn
 from earthshine.server.unread import placeholder
 from earthshine.untrusted import shown
@@ -50,6 +51,7 @@ def turn(body: CountBody, served: Served) -> Turn:
     waits = "tool_calls" in prompt[-1]
     asked: dict[str, Any] = {}
     if isinstance(body, MessagesBody):
+        require_absent(body.model_extra or {})
         if waits:
             raise Refused("The last message calls tools; add a user message with their tool_results.", param="messages")
         given = {name: getattr(body, name) for name in ("max_tokens", "temperature", "top_p", "top_k")}

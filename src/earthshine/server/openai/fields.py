@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from earthshine.server.api import Kind, Refused, Served
-from earthshine.server.openai.dialects import OBEYED_AS, own_words, require_obeyed
+from earthshine.server.dialects import OBEYED_AS, own_words, require_obeyed
 from earthshine.server.openai.formats import FormatFields, TextFormat, format_of
 from earthshine.untrusted import shown
 

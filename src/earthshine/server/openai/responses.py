@@ -85,6 +85,11 @@ def begin(body: ResponsesBody, served: Served) -> ResponsesExchange:
     thoughts = thoughts_of(body, body.reasoning, served)
     shared = turn_fields(body, body.text.format if body.text else None)
     if body.max_output_tokens is not None:
+        if shared["sampling"].get("max_tokens") not in (None, body.max_output_tokens):
+            raise Refused(
+                "max_output_tokens and another field both limit the answer, and not the same; give one of them.",
+                param="max_output_tokens",
+            )
         shared["sampling"] |= {"max_tokens": body.max_output_tokens}
     turn = Turn(
         prompt=messages_of(body.input, body.instructions),

@@ -3,9 +3,11 @@
 For vLLM, SGLang, llama.cpp's server, Ollama, OpenRouter, text-generation-webui and what builds on them. Invariant: a
 field that would change the answer is obeyed or refused by name. null says nothing anywhere, and a field that no table
 names is ignored, as are all that only speak of how an answer is computed or billed: cache_prompt, id_slot, n_keep,
-keep_alive, num_ctx, num_gpu, session_id, rid, provider, route, models, transforms, service_tier, verbosity, metadata,
+keep_alive, num_ctx, num_gpu, session_id, rid, provider, route, models, transforms, service_tier, metadata,
 return_progress, timings_per_token, stream_interval, stream_reasoning, and those that tune a
-sampler which is off (xtc_threshold, dry_base, mirostat_tau, dynatemp_exponent, length_penalty). For fields.py.
+sampler which is off (xtc_threshold, dry_base, mirostat_tau, dynatemp_exponent, length_penalty). verbosity is a wish
+that no template has a word for. OpenAI's paths read these fields by `own_words` and `require_obeyed`; Anthropic's
+Messages API has none of them and refuses them by `require_absent`.
 """
 
 from collections.abc import Mapping
@@ -163,6 +165,43 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "web_search_options": ((False,), "This server searches no web; leave {} out."),
     "suffix": (_OFF, "This model can't fill in before a suffix; leave {} out."),
 }  # fmt: skip
+# Fields that OpenAI's paths obey and Anthropic's Messages API does not have, with the values at which each is harmless.
+_FORMS = ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_json_object",
+          "regex", "ebnf", "grammar", "json_schema", "json_object", "format")  # fmt: skip
+_THOUGHTS = ("think", "enable_thinking", "reasoning", "reasoning_effort", "chat_template", "chat_template_kwargs",
+             "thinking_budget", "thinking_token_budget", "thinking_budget_tokens",
+             "reasoning_budget_tokens")  # fmt: skip
+OPENAI_ONLY: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(_FORMS, _OFF),
+    "structured_outputs": (*_OFF, True),  # a bool is OpenRouter's, and says nothing
+    **dict.fromkeys(_THOUGHTS, ()),
+    "include_reasoning": (True,),
+    "stop": _OFF,
+    "stop_token_ids": _OFF,
+    "ignore_eos": _OFF,
+    "include_stop_str_in_output": _OFF,
+    "no_stop_trim": _OFF,
+    "n": (1,),
+    "n_cmpl": (1,),
+    "seed": (),
+    "sampling_seed": (),
+    "random_seed": (),
+    "logit_bias": _OFF,
+    "presence_penalty": _OFF,
+    "frequency_penalty": _OFF,
+    "repetition_penalty": (1,),
+    "repeat_penalty": (1,),
+    "rep_pen": (1,),
+    "min_p": _OFF,
+    "max_completion_tokens": (),
+    "max_new_tokens": (),
+    "n_predict": (),
+    "num_predict": (),
+    "logprobs": _OFF,
+    "top_logprobs": _OFF,
+    "prompt_logprobs": (),
+    "parallel_tool_calls": (True,),
+}
 # What is read of ollama's `options`; the rest of them says how an answer is computed.
 _OPTIONS = frozenset(
     ("temperature", "top_k", "top_p", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty")
@@ -186,12 +225,32 @@ def own_words(body: Any) -> Any:
         own: str = OBEYED_AS.get(name) or name
         if own in _UNBOUNDED and value in (-1, -2):
             value = None
-        if value is None and own in found:
+        if value in (None, []) and own in found:
             continue
-        if found.get(own) is not None and found[own] != value:
+        if found.get(own) not in (None, []) and _listed(found[own]) != _listed(value):
             raise Refused(f"{name} and another field both say {own}, and not the same; give one of them.", param=name)
         found[own] = value
     return found
+
+
+def _listed(value: Any) -> Any:
+    """One stop string may stand alone or in a list."""
+    return [value] if isinstance(value, str) else value
+
+
+def require_absent(others: Mapping[str, Any]) -> None:
+    """Raises Refused for the first of these fields that would change an answer elsewhere; `others`: what a body of
+    Anthropic's Messages API holds beside that API's own fields."""
+    options = others.get("options")
+    nested = options if isinstance(options, Mapping) else {}
+    for name, value in (*others.items(), *((name, nested[name]) for name in nested if name in _OPTIONS)):
+        harmless = OPENAI_ONLY[name] if name in OPENAI_ONLY else REFUSED.get(name, (None, ""))[0]
+        if harmless is not None and value is not None and value not in harmless:
+            raise Refused(
+                f"The Messages API has no field {name}; leave it out, or ask one of OpenAI's paths. A JSON schema goes "
+                "into output_config.format, stop strings into stop_sequences, and thinking says whether to think.",
+                param=name,
+            )
 
 
 def require_obeyed(others: Mapping[str, Any], penalizes: bool) -> None:
