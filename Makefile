@@ -16,7 +16,7 @@ BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find native -type f)
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
-	$(BIN)/earthshine chat -p "extract a gzipped tar archive"
+	$(BIN)/earthshine chat -p "extract a gzipped tar archive" </dev/null
 
 test: lint
 	$(BIN)/python -m pytest -q --durations=5

@@ -204,7 +204,10 @@ def plan(
     machine_price: Annotated[float | None, typer.Option(help="US dollars; default: its file's.")] = None,
     life_years: Annotated[float, typer.Option(help="Years over which the machine pays off.")] = 4.0,
     prices: Annotated[Path | None, typer.Option(help="A table of services' prices instead of the one inside.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the plan, for --plan of chat and score.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Write the plan, for --plan of chat, score and serve (8 conversations: --batch 8)."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the forecasts: a .png, .svg or .pdf.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
 ) -> None:

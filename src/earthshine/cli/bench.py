@@ -173,7 +173,7 @@ def _threads(asked: int | None) -> int:
 
 
 def _require_place(save: Path) -> None:
-    """Measuring takes a minute; that the profile can't be saved should be known before."""
+    """Measuring takes time; that the profile can't be saved should be known before."""
     if save.is_dir():
         raise UsageError(f"{shown(save)} is a folder; name a file, such as {shown(save / 'machine.json')}.")
     try:

@@ -80,7 +80,7 @@ def _machine(name: str | None) -> Machine:
     own = own_machine(read_settings().profile)
     if own is None:
         raise UsageError(
-            "This machine's rates are not known yet: measure them with earthshine bench machine (half a minute), or "
+            "This machine's rates are not known yet: measure them with earthshine bench machine (under a minute), or "
             f"name another machine with --machine, such as {', '.join(shipped)}."
         )
     return own

@@ -1,7 +1,7 @@
 """The trunk's weights as the decoder asks for them: all at hand, or a layer at a time from wherever they lie.
 
-Weights are leased: they stay in place within the context that `layer` or `head` returns, whoever asks for others
-meanwhile. The same mapping again means that they have not moved.
+Weights are leased: within the context that `layer` or `head` returns they stay in place, even while another pass leases
+other layers. The same mapping again means that they have not moved.
 """
 
 from collections.abc import Mapping

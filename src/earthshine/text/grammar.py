@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from earthshine.errors import TextError
-from earthshine.text.grammar_compile import Compiler, Pattern, lark_text, regex_text
+from earthshine.text.grammar_compile import Compiler, CompileTimeout, Pattern, lark_text, regex_text
 from earthshine.text.grammar_schema import schema_text
 from earthshine.text.grammar_tokens import Literals, Mask, TokenSets, Walk
 from earthshine.text.regions import _MARKERS
@@ -125,7 +125,7 @@ class Grammar:
     _tokens: TokenSets
     _think: int | None  # the reply may begin with this id, and then is thoughts
     _unthink: int | None  # the reply begins as thoughts that this id ends
-    _thought_tokens: int | None  # after so many it must
+    _thought_tokens: int | None  # the most that thoughts may have
     _body: Pattern | Literals | None
     _calls: _Calls | None
     _must_call: bool
@@ -225,7 +225,7 @@ class Grammars:
             return None
         tokens, compiler = self._prepared()
         if not tokens.is_exact and not asked:
-            return None  # whoever reads the reply ends it behind its first call
+            return None  # the server ends the reply behind its first call
         if not tokens.is_exact:
             raise TextError(
                 "This model's tokenizer has no fixed bytes for a token, so its answers can't be held to a form."
@@ -289,6 +289,8 @@ class Grammars:
             return compiler.compile(what, "schema", schema_text(what, schema))
         try:
             return compiler.compile(what, "lenient schema", schema_text(what, schema, annotated=True))
+        except CompileTimeout:
+            raise
         except TextError:  # no one asked for this schema to be enforced
             return compiler.compile(what, "schema", anything)
 

@@ -33,6 +33,10 @@ _STACK_BYTES = 256 << 20
 _STACK_LOCK = threading.Lock()
 
 
+class CompileTimeout(TextError):
+    """Says how busy the machine was, not what the grammar is: never a reason to leave a constraint out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """A compiled grammar; each `start` is a fresh walk. Safe to share between threads."""
@@ -202,7 +206,7 @@ class Compiler:
         try:
             result = results.get(timeout=_SECONDS)
         except queue.Empty:
-            raise TextError(f"{what} takes over {_SECONDS:g} seconds to compile; make it simpler.") from None
+            raise CompileTimeout(f"{what} takes over {_SECONDS:g} seconds to compile; make it simpler.") from None
         if isinstance(result, BaseException):
             raise TextError(f"{what} can't be used: {_reason(str(result))}.") from None
         return result

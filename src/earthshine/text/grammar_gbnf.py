@@ -24,6 +24,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.ASCII | re.DOTALL,
 )
 _LETTER = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|(.))|(.)", re.DOTALL)
+_RULE_HEAD = re.compile(r"^[ \t]*[A-Za-z_][A-Za-z0-9_.-]*[ \t]*::=", re.MULTILINE)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 
 
@@ -36,7 +37,7 @@ class _Part(NamedTuple):
 
 def is_gbnf(grammar: str) -> bool:
     """Whether this is GBNF or EBNF, which Lark's notation is not."""
-    return "::=" in grammar
+    return _RULE_HEAD.search(grammar) is not None
 
 
 def lark_from_gbnf(what: str, grammar: str) -> str:

@@ -61,8 +61,10 @@ def schema_text(what: str, schema: Any, annotated: bool = False) -> str:
     kept = {key: value for key, value in schema.items() if key != "x-guidance"}  # the library's own options
     own = json.loads(_json(what, kept))
     _resolve(what, own)
-    for _, _, inner in reversed(list(_schemas(own, (), _ROOT))):  # those inside first, so that sizes are known
-        _rewrite(inner, annotated)
+    schemas = [inner for _, _, inner in _schemas(own, (), _ROOT)]
+    pinned = any("additionalProperties" in str(inner.get("$ref")) for inner in schemas)
+    for inner in reversed(schemas):  # those inside first, so that sizes are known
+        _rewrite(inner, annotated, pinned)
     return _json(what, own)
 
 
@@ -223,9 +225,10 @@ def _holds(root: Any, pointer: str) -> bool:
     return True
 
 
-def _rewrite(schema: dict[str, Any], annotated: bool) -> None:
+def _rewrite(schema: dict[str, Any], annotated: bool, pinned: bool) -> None:
+    """`pinned`: a reference points into some additionalProperties, which must stay what they are."""
     if "propertyNames" in schema:
-        _name_properties(schema)
+        _name_properties(schema, pinned)
     if schema.get("uniqueItems") is False or (annotated and isinstance(schema.get("uniqueItems"), bool)):
         del schema["uniqueItems"]
     form = schema.get("format")
@@ -233,7 +236,7 @@ def _rewrite(schema: dict[str, Any], annotated: bool) -> None:
         del schema["format"]
 
 
-def _name_properties(schema: dict[str, Any]) -> None:
+def _name_properties(schema: dict[str, Any], pinned: bool) -> None:
     """What `propertyNames` says in words that the library has; left as it is where there are none."""
     names = schema["propertyNames"]
     if not isinstance(names, (dict, bool)) or names is False:
@@ -245,12 +248,15 @@ def _name_properties(schema: dict[str, Any]) -> None:
     others = schema.get("additionalProperties", True)
     if not rules:
         del schema["propertyNames"]
+    elif pinned:
+        return
     elif set(rules) == {"enum"} and isinstance(rules["enum"], list) and not schema.get("patternProperties"):
         own = schema.get("properties", {})
         listed = [name for name in rules["enum"] if isinstance(name, str)]
         if isinstance(own, dict) and len(listed) * len(json.dumps(others)) <= MAX_SCHEMA_CHARS:
             del schema["propertyNames"]
-            schema["properties"] = {name: own.get(name, others) for name in listed}
+            ordered = dict.fromkeys([*(name for name in own if name in listed), *listed])  # as they will be written
+            schema["properties"] = {name: own.get(name, others) for name in ordered}
             schema["additionalProperties"] = False
     elif not schema.get("properties") and not schema.get("patternProperties"):
         pattern = _name_pattern(rules)

@@ -125,7 +125,7 @@ class ExpertStore:
 
     def give_back(self, nbytes: int) -> int:
         """Lets the system have the memory of slots, `nbytes` or a little more where there are so many, and returns of
-        how much; between calls only. No result changes."""
+        how much; between calls, or where a call is paused. No result changes."""
         each = self._residency.arena.slot_bytes
         return self._residency.give_back(-(-nbytes // each)) * each
 

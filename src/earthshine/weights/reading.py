@@ -85,10 +85,14 @@ class Ticket:
 
         What is waited for is no prefetch any more: it goes before those that are.
         """
-        self._reader._hasten(self)
+        self.hasten()
         self.settle()
         if self._error is not None:
             raise self._error
+
+    def hasten(self) -> None:
+        """Puts a read that somebody waits for before those that are read ahead; does nothing once it has begun."""
+        self._reader._hasten(self)
 
     def settle(self) -> None:
         """Returns once the reader is done with the buffers, well or not."""

@@ -125,6 +125,8 @@ class StreamedUnits:
 def finish(tickets: Sequence[Ticket]) -> None:
     """Waits for all, so that the buffers are free whatever happens; raises the first error."""
     for ticket in tickets:
+        ticket.hasten()
+    for ticket in tickets:
         ticket.settle()
     for ticket in tickets:
         ticket.wait()

@@ -113,3 +113,8 @@ def test_an_fp8_module_that_is_kept_in_bf16_is_refused_by_name(deepseek_v3: Conf
     deepseek_v3["quantization_config"]["modules_to_not_convert"] = ["lm_head", kept]
     with pytest.raises(Unsupported, match=f"modules_to_not_convert keeps {module} in bf16"):
         spec_from_config(deepseek_v3)
+
+
+def test_a_layer_class_in_the_list_is_refused_by_name(k26: Config) -> None:
+    with pytest.raises(Unsupported, match=r"ignore holds the layer class Linear"):
+        spec_from_config(_with_ignore(k26, [*PUBLISHED, "Linear"]))

@@ -7,6 +7,7 @@ import pytest
 
 from earthshine.errors import TextError
 from earthshine.text import Content, RegionParser, ToolCallArguments, ToolCallEnd, ToolCallStart, ToolRule
+from earthshine.text.grammar_compile import Compiler, CompileTimeout
 
 from .grammars import FREE_TOOL, SECTION, SECTION_END, WEATHER_TOOL, House, is_weather
 
@@ -128,3 +129,21 @@ def test_arguments_are_an_object(house: House, kind: Any) -> None:
     grammar = house.compile(tools=(ToolRule("note.take", {"type": kind}, strict=True),))
     assert house.follows(grammar, SECTION + NOTE % 0 + SECTION_END)
     assert not house.follows(grammar, SECTION + (NOTE % 0).replace('{"x":[1]}', "null") + SECTION_END)
+
+
+@pytest.mark.parametrize("kind", ["lenient schema", "schema"])
+def test_schema_that_takes_too_long_is_refused_and_not_left_out(
+    house: House, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """How busy a machine is decides nothing about an answer."""
+    compiled = Compiler.compile
+
+    def compile_(self: Compiler, what: str, kind_: Any, text: str) -> Any:
+        if kind_ == kind:
+            raise CompileTimeout(f"{what} takes over 2 seconds to compile; make it simpler.")
+        return compiled(self, what, kind_, text)
+
+    monkeypatch.setattr(Compiler, "compile", compile_)
+    tool = ToolRule("weather", {"type": "object"}, strict=kind == "schema")
+    with pytest.raises(TextError, match="takes over 2 seconds"):
+        house.compile(tools=(tool,), choice="required")

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from earthshine.errors import TextError
+from earthshine.text.grammar_gbnf import is_gbnf
 
 from .grammars import House
 
@@ -122,3 +123,9 @@ def test_what_can_not_be_read_is_refused(house: House, grammar: str, said: str) 
         house.compile(format="grammar", value=grammar)
     assert len(str(caught.value)) < 300
     assert "\n" not in str(caught.value)
+
+
+def test_lark_with_a_rule_sign_in_a_text_is_lark() -> None:
+    assert not is_gbnf('start: NAME " ::= " NAME\nNAME: /[a-z]+/')
+    assert is_gbnf('  root  ::= "a"')
+    assert is_gbnf('# comment\nroot::="a"')

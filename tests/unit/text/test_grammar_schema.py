@@ -99,6 +99,32 @@ def test_records(house: House, names: Any, right: list[str], wrong: list[str]) -
         assert not _allows(house, schema, {name: 1}, strict=True), name
 
 
+def test_names_leave_what_a_reference_points_to(house: House) -> None:
+    schema = {
+        "type": "object",
+        "additionalProperties": {"type": "integer"},
+        "properties": {"q": {"$ref": "#/additionalProperties"}},
+        "propertyNames": {"enum": ["q"]},
+    }
+    with pytest.raises(TextError, match='not supported: "propertyNames"'):
+        house.compile(format="json_schema", value=schema)
+    del schema["propertyNames"]
+    assert _allows(house, schema, {"q": 1})
+    assert not _allows(house, schema, {"q": "x"})
+
+
+def test_names_keep_the_order_of_properties(house: House) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"b": {"type": "integer"}, "a": {"type": "integer"}},
+        "propertyNames": {"enum": ["a", "b"]},
+        "required": ["a", "b"],
+    }
+    grammar = house.compile(format="json_schema", value=schema)
+    assert house.follows(grammar, '{"b":1,"a":2}')
+    assert not house.follows(grammar, '{"a":2,"b":1}')
+
+
 def test_what_has_no_strict_is_annotated(house: House) -> None:
     unique = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
     colour = {"type": "string", "format": "color"}

@@ -1,12 +1,12 @@
-"""Whether a list of module names and regular expressions from a config matches a name, in bounded time and space.
+r"""Whether a list of module names and regular expressions from a config matches a name, in bounded time and space.
 
-Whoever wrote the config chose the expressions, and Python's `re` backtracks: `(a+)+$` takes exponential time. Here a
-list becomes one automaton, whose states are made as names need them, so that a name costs one step a character. No
-library that the project uses has such an engine to offer for plain matching: tokenizers and tiktoken backtrack, and
-llguidance matches tokens of a vocabulary.
+The expressions come from strangers, and Python's `re` backtracks: `(a+)+$` takes exponential time. Here a list
+becomes one automaton, whose states are made as names need them, so that a name costs one step per character. No library
+that the project uses offers such an engine for plain matching.
 
-Covers literals, escapes, classes, groups, alternatives and counts, which is all that published lists use. Look-around,
-back-references and expressions that need more than MAX_NODES nodes or MAX_WORK steps raise PatternError.
+Covers literals, escapes, classes, groups, alternatives and counts, which is all that published lists use; `\d` and `\w`
+are those of ASCII, as names are. Look-around, back-references and expressions that need more than MAX_NODES nodes or
+MAX_WORK steps raise PatternError.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,6 @@ MAX_WORK = 4_000_000  # visits of nodes and steps of names, about two seconds; K
 _MAX_DEPTH = 20
 _MAX_COUNT = 1000
 _ACCEPT = 0
-_END = "end of name"  # what is read after the last character
 _DIGITS = frozenset("0123456789")
 _WORDS = _DIGITS | frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 _CLASSES = {"d": (_DIGITS, False), "w": (_WORDS, False), "D": (_DIGITS, True), "W": (_WORDS, True)}
@@ -208,6 +207,7 @@ class Patterns:
     def __init__(self, expressions: Iterable[Expression]) -> None:
         self._nodes: list[tuple[One | End | None, tuple[int, ...]]] = [(None, ())]
         self._after: dict[tuple[State, str], State] = {}
+        self._accepted: dict[State, bool] = {}  # whether a name may end there
         self._work = 0
         self.start = self._closure([self._build(expression, _ACCEPT) for expression in expressions])
 
@@ -225,7 +225,11 @@ class Patterns:
 
     def matches(self, state: State) -> bool:
         """Whether a name that ends in `state` matches."""
-        return _ACCEPT in self._step(state, _END)
+        known = self._accepted.get(state)
+        if known is None:
+            self._spend(1 + len(state))
+            known = self._accepted[state] = _ACCEPT in self._closure(state, at_end=True)
+        return known
 
     def _spend(self, work: int) -> None:
         self._work += work
@@ -284,13 +288,10 @@ class Patterns:
         known = self._after.get(key)
         if known is None:
             self._spend(1 + len(state))
-            if character == _END:
-                known = self._closure(state, at_end=True)
-            else:
-                known = self._closure(
-                    targets[0]
-                    for symbol, targets in map(self._nodes.__getitem__, state)
-                    if isinstance(symbol, One) and (character in symbol.characters) != symbol.negated
-                )
+            known = self._closure(
+                targets[0]
+                for symbol, targets in map(self._nodes.__getitem__, state)
+                if isinstance(symbol, One) and (character in symbol.characters) != symbol.negated
+            )
             self._after[key] = known
         return known

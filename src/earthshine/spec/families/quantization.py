@@ -37,6 +37,8 @@ _PUBLISHED_IGNORE = [
     r"re:.*mlp\.(gate|up|gate_up|down)_proj.*",
 ]
 _MOST_EXCEPTIONS = 4096  # entries; a list of each module of Kimi-K2.6 that stays in bf16 has 489
+# compressed-tensors matches the classes of layers too, and every quantised layer is one of these.
+_LAYER_CLASSES = frozenset(("Linear", "Module"))
 _READABLE = "fp8 (e4m3 in 128x128 blocks), compressed-tensors (int4 in groups of 32) and no quantization_config (bf16)"
 
 
@@ -197,6 +199,11 @@ def _read_int4(block: KeyReader) -> Quantization:
     # compressed-tensors' rule: a whole name or, after "re:", an expression for how it begins.
     entries = block.strings("ignore", _MOST_EXCEPTIONS)
     names = frozenset(entry for entry in entries if not entry.startswith("re:"))
+    for entry in sorted(names & _LAYER_CLASSES):
+        block.problems.unsupported(
+            f"{block.name('ignore')} holds the layer class {entry}, which would leave all of them "
+            "in bf16; name modules instead"
+        )
     kept = _expressions(block, "ignore", [entry for entry in entries if entry not in names], _after_mark)
     return Quantization(Storage.BF16, Storage.INT4_GROUP32, block.name("ignore"), kept, names)
 
