@@ -2,7 +2,8 @@
 
 Trunk and experts stream from disk into the fewest buffers and slots that work, slots are given back under way, pages
 run out and go to disk and come back, requests are cancelled, and decode steps run inside paused prefill passes. Only
-the clock is counted instead of read, so that a seed always gives the same schedule of steps.
+the scheduler's clock is counted instead of read, so that its choices do not depend on how fast the machine is; pages
+are written by a real thread, so a seed gives nearly the same schedule each time, and the same replies always.
 """
 
 import random

@@ -54,9 +54,9 @@ class _Asked:
             if self._front.lifetime.draining:
                 raise Refused("The server is about to end.", "unavailable", None, DRAIN_RETRY_SECONDS)
             checked, body = await self._bodies.read(request, api.body)
-            self._mention(unknown_fields(body, api.body))
             self._front.check_model(body.get("model"))
             exchange = api.begin(checked, self._front.served)
+            self._mention(unknown_fields(body, api.body))  # what is left once nothing was refused
             self._mention([kind for turn in exchange.turns for kind in turn.left_out], _TOOL)
             self._check_choices(exchange)
             call.body, call.exchange = body, exchange

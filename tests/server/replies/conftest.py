@@ -1,0 +1,116 @@
+"""Turns to pieces, with an engine that follows a script and gleam's real tokenizer and template."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import earthshine
+from earthshine.server.prompts import Prompts
+from earthshine.server.replies import Replies
+from earthshine.server.turn import Ended, Said, Scored, Turn
+from earthshine.text import (
+    ChatTemplate,
+    Content,
+    Tokenizer,
+    load_template,
+    load_tokenizer,
+)
+
+from ..fake_engine import FakeEngine
+
+GLEAM = Path(earthshine.__file__).parent / "gleam"
+END, EOS = 5890, 5889  # <|im_end|>, [EOS]
+VOCAB, CONTEXT = 6144, 4096
+HELLO = [{"role": "user", "content": "Hello"}]
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+CALLED = [
+    *HELLO,
+    {"role": "assistant", "tool_calls": [{"id": "call_abc", "function": {"name": "look", "arguments": "{}"}}]},
+    {"role": "tool", "tool_call_id": "call_abc", "content": "nothing"},
+]
+SECTION, SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
+
+
+def call(text: str, arguments: str) -> str:
+    return f"<|tool_call_begin|>{text}<|tool_call_argument_begin|>{arguments}<|tool_call_end|>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(GLEAM)
+
+
+@pytest.fixture(scope="module")
+def template() -> ChatTemplate:
+    return load_template(GLEAM)
+
+
+class Asker:
+    """Asks Replies with an engine that answers as told; all that was started is ended with the test."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+        self.tokenizer, self.template = tokenizer, template
+        self.engine = FakeEngine(stop_tokens=(END,))
+        self.engines = [self.engine]
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, True)
+
+    def says(self, *answers: Any, **options: Any) -> FakeEngine:
+        """The engine's answers: texts with control tokens, or lists of events."""
+        scripts = [self.ids(answer) if isinstance(answer, str) else answer for answer in answers]
+        self.engine = FakeEngine(scripts, stop_tokens=(END,), **options)
+        self.engines.append(self.engine)
+        return self.engine
+
+    def replies(self, **changed: Any) -> Replies:
+        facts = {"vocab_size": VOCAB, "stop_tokens": (END,), "context_tokens": CONTEXT} | changed
+        return Replies(
+            self.engine, self.tokenizer, Prompts(self.tokenizer, self.template, {"temperature": 0.0}, **facts)
+        )
+
+    def with_replies(self, work: Callable[[Replies], Awaitable[Any]], **changed: Any) -> Any:
+        async def run() -> Any:
+            replies = self.replies(**changed)
+            try:
+                return await work(replies)
+            finally:
+                replies.close()
+
+        return asyncio.run(run())
+
+    def __call__(self, *turns: Turn, user: str = "", **changed: Any) -> list[Any]:
+        async def work(replies: Replies) -> list[Any]:
+            return [piece async for piece in replies.answer(turns, user)]
+
+        return self.with_replies(work, **changed)
+
+
+@pytest.fixture
+def asker(tokenizer: Tokenizer, template: ChatTemplate) -> Iterator[Asker]:
+    asker = Asker(tokenizer, template)
+    yield asker
+    for engine in asker.engines:
+        engine.close()
+
+
+def joined(pieces: list[Any], kind: type = Content, choice: int = 0) -> str:
+    said = [piece for piece in pieces if isinstance(piece, Said) and piece.choice == choice]
+    return "".join(event.text for piece in said for event in piece.events if isinstance(event, kind))
+
+
+def events(pieces: list[Any]) -> list[Any]:
+    """All events, arguments joined."""
+    return [event for piece in pieces if isinstance(piece, Said) for event in piece.events]
+
+
+def ended(pieces: list[Any], choice: int = 0) -> Ended:
+    (last,) = [piece for piece in pieces if isinstance(piece, Ended) and piece.choice == choice]
+    return last
+
+
+def scores(pieces: list[Any]) -> list[Scored]:
+    return [score for piece in pieces if isinstance(piece, Said) for score in piece.tokens]

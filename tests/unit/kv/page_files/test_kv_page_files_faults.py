@@ -1,0 +1,272 @@
+"""Damaged pages, and disks and writers that fail."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from earthshine.kv import BlobLayout, BlobWriter, LatentFormat, PageFiles, page_folder
+
+from .conftest import BLOCK, KILLED, PAGES, holds, listed, path_of, put
+
+
+class TestDamage:
+    def test_every_changed_byte_is_found_and_the_file_deleted(self, make_files, tmp_path):
+        files, page = make_files(), PAGES[0]
+        put(files, page)
+        path = path_of(tmp_path / "cache", page)
+        sound = path.read_bytes()
+        for position in range(len(sound)):
+            wrong = bytearray(sound)
+            wrong[position] ^= 1 << position % 8
+            path.write_bytes(wrong)
+            assert files.read(*page.named) is None
+            assert not path.exists()
+            put(files, page)
+        assert files.stats.damaged == len(sound)
+        assert holds(files, page)
+
+    @pytest.mark.parametrize("length", [0, 10, 50, 120, 200, -17, -1, None], ids=str)
+    def test_a_file_of_another_length_is_deleted_now_or_at_the_next_start(self, make_files, tmp_path, length):
+        files, (first, second) = make_files(), PAGES[:2]
+        put(files, first, second)
+        for page in (first, second):
+            path = path_of(tmp_path / "cache", page)
+            sound = path.read_bytes()
+            path.write_bytes(sound[:length] if length is not None else sound + b"\0")
+        assert not holds(files, first)
+        assert not path_of(tmp_path / "cache", first).exists()
+        files.close()
+        files = make_files()
+        assert files.stats.damaged == 1
+        assert listed(files) == []
+        assert not path_of(tmp_path / "cache", second).exists()
+
+    def test_another_models_file_is_not_believed(self, make_files, tmp_path):
+        theirs = make_files(folder=tmp_path / "theirs", layout=BlobLayout("moon-2", LatentFormat.BF16, 3, 4, 2))
+        mine, page = make_files(folder=tmp_path / "mine"), PAGES[5]
+        put(theirs, page)
+        put(mine, page)
+        shutil.copy(path_of(tmp_path / "theirs", page), path_of(tmp_path / "mine", page))
+        assert not holds(mine, page)
+        assert mine.stats.damaged == 1
+        assert holds(theirs, page)
+
+    @pytest.mark.parametrize("kind", ["link", "dangling", "folder", "full folder", "pipe"])
+    def test_what_is_no_file_is_neither_followed_nor_waited_for(self, make_files, tmp_path, kind):
+        files, page = make_files(), PAGES[0]
+        put(files, page)
+        path, aside = path_of(tmp_path / "cache", page), tmp_path / "aside"
+        path.rename(aside)
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif "folder" in kind:
+            (path / "inner" if kind == "full folder" else path).mkdir(parents=True)
+        else:
+            path.symlink_to(aside if kind == "link" else tmp_path / "absent")
+        assert not holds(files, page)
+        assert aside.exists()
+        assert files.stats.damaged == 1
+        good = put(files, page)
+        assert good == [kind not in ("folder", "full folder")]
+        assert holds(files, page) is good[0]
+        assert not path.is_symlink()
+
+    def test_a_link_in_place_of_an_inner_folder_is_not_followed(self, make_files, tmp_path):
+        files, page = make_files(), PAGES[0]
+        put(files, page)
+        shelf = path_of(tmp_path / "cache", page).parent
+        shelf.rename(tmp_path / "aside")
+        shelf.symlink_to(tmp_path / "aside")
+        assert not holds(files, page)
+        assert len(list((tmp_path / "aside").iterdir())) == 1
+        files.close()
+        files = make_files()
+        assert listed(files) == []
+        assert put(files, page) == [True]
+        assert not shelf.is_symlink()
+
+    def test_a_process_that_deletes_files_does_no_harm(self, make_files, tmp_path):
+        files = make_files()
+        put(files, *PAGES[:4])
+        path_of(tmp_path / "cache", PAGES[0]).unlink()
+        shutil.rmtree(path_of(tmp_path / "cache", PAGES[1]).parent)
+        assert [holds(files, page) for page in PAGES[:4]] == [False, False, True, True]
+        assert (files.stats.damaged, files.stats.bytes) == (0, 2 * BLOCK)
+        assert put(files, PAGES[1]) == [True]
+        shutil.rmtree(tmp_path / "cache")
+        assert [holds(files, page) for page in PAGES[:4]] == [False] * 4
+        assert put(files, PAGES[5]) == [False]
+        assert "No such file" in files.problem
+
+    def test_a_lack_of_descriptors_is_not_the_files_fault(self, make_files, monkeypatch):
+        files = make_files()
+        put(files, PAGES[0])
+
+        def fail(self, key):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(page_folder.PageFolder, "open", fail)
+        assert not holds(files, PAGES[0])
+        monkeypatch.undo()
+        assert holds(files, PAGES[0])
+        assert files.stats.damaged == 0
+
+
+class TestFailures:
+    def test_a_full_queue_refuses_at_once(self, make_files):
+        files, told, begun, go = make_files(most_waiting=2), [], threading.Event(), threading.Event()
+
+        def slow():
+            begun.set()
+            assert go.wait(10)
+            return PAGES[0].latents
+
+        files.write(*PAGES[0].named, slow, told.append)
+        assert begun.wait(10)
+        for page in PAGES[1:5]:
+            files.write(*page.named, lambda page=page: page.latents, told.append)
+        assert told == [False, False]
+        assert not files.flush(0.01)
+        go.set()
+        assert files.flush(10)
+        assert told == [False, False, True, True, True]
+        assert (listed(files), files.stats.failed_writes) == ([0, 1, 2], 2)
+
+    def test_closing_tells_those_that_wait_and_leaves_nothing_open(self, make_files):
+        files, told, begun, go = make_files(), [], threading.Event(), threading.Event()
+
+        def slow():
+            begun.set()
+            assert go.wait(10)
+            return PAGES[0].latents
+
+        for page in PAGES[:3]:
+            files.write(*page.named, slow, told.append)
+        assert begun.wait(10)
+        threading.Timer(0.05, go.set).start()
+        files.close()
+        assert told == [True, False, False]
+        files.close()
+        assert files.read(*PAGES[0].named) is None
+        assert put(files, PAGES[4]) == [False]
+        assert listed(make_files()) == [0]
+
+    def test_an_error_while_writing_rests_the_disk_and_is_told(self, make_files, tmp_path, monkeypatch):
+        now = [100.0]
+        files = make_files(clock=lambda: now[0])
+        put(files, *PAGES[:20])
+        whole = BlobWriter.layer
+
+        def fail(self, index, latents):
+            if index == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            whole(self, index, latents)
+
+        monkeypatch.setattr(BlobWriter, "layer", fail)
+        assert put(files, PAGES[20]) == [False]
+        monkeypatch.undo()
+        (home,) = (tmp_path / "cache").iterdir()
+        assert not (home / "unfinished").exists()
+        assert "No space left on device. It is tried again after 30 seconds" in files.problem
+        assert listed(files) == list(range(2, 20))
+        now[0] = 129.9
+        assert put(files, PAGES[21]) == [False]
+        assert holds(files, PAGES[5])
+        now[0] = 130.0
+        assert put(files, PAGES[21]) == [True]
+        assert files.problem is None
+        assert (files.stats.failed_writes, files.stats.evicted) == (2, 2)
+
+    def test_a_file_that_can_not_be_deleted_stays_counted(self, make_files, monkeypatch):
+        files = make_files(2 * BLOCK)
+        put(files, *PAGES[:2])
+
+        def fail(self, key):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr(page_folder.PageFolder, "remove", fail)
+        assert put(files, PAGES[2]) == [False]
+        assert (listed(files), files.stats.bytes, files.stats.evicted) == ([0, 1], 2 * BLOCK, 0)
+        assert "Read-only" in files.problem
+
+    def test_a_disk_that_is_really_full(self, make_files, tmp_path):
+        folder = tmp_path / "small"
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("mounting is not allowed here")
+        now = [0.0]
+        files = make_files(folder=folder, clock=lambda: now[0])
+        try:
+            told = put(files, *PAGES[:30])
+            good = told.index(False)
+            assert 5 < good < 17
+            assert told == [True] * good + [False] * (30 - good)
+            assert "No space left on device" in files.problem
+            assert listed(files) == list(range(1, good))
+            now[0] = 30.0
+            assert put(files, PAGES[35]) == [True]
+            assert files.problem is None
+            assert sum(holds(files, page) for page in PAGES) == len(listed(files)) == good
+            files.close()
+            files = make_files(folder=folder)
+            assert files.stats.pages == good
+        finally:
+            files.close()
+            subprocess.run(["umount", str(folder)], check=True)
+
+    def test_readers_beside_a_writer_see_whole_pages_only(self, make_files):
+        files, stop, wrong, read = make_files(6 * BLOCK), threading.Event(), [], []
+
+        def look(first):
+            number = first
+            while not stop.is_set():
+                number = (number + 7) % 12
+                try:
+                    read.append(holds(files, PAGES[number]))
+                except Exception as error:
+                    wrong.append(error)
+
+        readers = [threading.Thread(target=look, args=(first,)) for first in (0, 5)]
+        for reader in readers:
+            reader.start()
+        for turn in range(300):
+            page = PAGES[turn * 5 % 12]
+            files.write(*page.named, lambda page=page: page.latents, lambda good: None)
+            if turn % 10 == 0:
+                assert files.flush(10)
+            assert files.stats.bytes <= 6 * BLOCK
+        stop.set()
+        for reader in readers:
+            reader.join()
+        assert wrong == []
+        assert any(read)
+        assert files.stats.damaged == 0
+
+
+@pytest.mark.parametrize("pages", [3, 17])
+def test_a_killed_writer_leaves_only_whole_pages(tmp_path, pages):
+    """Pages of 2 MiB and little else to do, so that the kill mostly falls into a write."""
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        for _ in range(pages):
+            assert child.stdout.readline()
+        time.sleep(0.0005)
+        child.send_signal(signal.SIGKILL)
+    files = PageFiles(tmp_path, BlobLayout("moon-1", LatentFormat.FP32, 4, 2048, 0), 64, 1 << 30)
+    (home,) = tmp_path.iterdir()
+    assert not (home / "unfinished").exists()
+    assert files.stats.pages >= pages
+    for number in range(files.stats.pages):
+        key = number.to_bytes(32, "big")
+        layers = files.read(key, key, 0, tuple(range(64)))
+        assert all(bool((latents == number + layer).all()) for layer, latents in enumerate(layers))
+    assert files.stats.damaged == 0
+    files.close()
