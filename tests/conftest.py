@@ -56,3 +56,16 @@ def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     opened = library.open_library(folder / library.FILE_NAME)
     assert isinstance(opened, ctypes.CDLL), opened
     return opened
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of localhost and its key, as PEM files."""
+    if shutil.which("openssl") is None:
+        pytest.skip("a certificate is made with openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run(["openssl", "req", "-x509", *kind, *name, *files], cwd=folder, check=True, capture_output=True)
+    return folder / "cert.pem", folder / "key.pem"

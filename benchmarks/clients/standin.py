@@ -25,7 +25,7 @@ from earthshine.cli.options import Holding
 from earthshine.cli.source import GLEAM
 from earthshine.engine import Admitted, Engine, Failed, Finished, Request, Sink, TokenEvent
 from earthshine.errors import EarthshineError
-from earthshine.server.http.run import Place
+from earthshine.net.listen import ListenOptions
 from earthshine.text import load_tokenizer
 
 _BEGIN, _END = "<plan>", "</plan>"
@@ -155,7 +155,7 @@ def main() -> None:
         return app
 
     serve.Engine, serve.make_app = ScriptedEngine, captured  # type: ignore[misc]
-    serve.run_serve(None, serve.ServeOptions(Place(port=arguments.port), Holding()))
+    serve.run_serve(None, serve.ServeOptions(ListenOptions(port=arguments.port), Holding()))
 
 
 _TOKENIZER = load_tokenizer(GLEAM)

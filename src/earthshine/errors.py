@@ -12,7 +12,8 @@ EarthshineError
 ├── ContextError        a conversation does not fit the model's context or the cache's pages
 ├── OverloadError       as many requests wait as may; later there is room again
 ├── Refused             a server's answer to a request that it does not take (server/api.py)
-├── Unreachable         a server that is to be measured does not answer (server/load/drive.py)
+├── Unauthorized        a request's API key is missing or wrong (net/access.py)
+├── Unreachable         a server that is to be measured does not answer (loadgen/drive.py)
 └── SourceError         a model could not be found or downloaded
 
 A message names what is wrong and what would be right, in one or two plain sentences.

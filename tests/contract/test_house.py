@@ -15,7 +15,8 @@ from .source import PACKAGE, ROOT, modules
 
 FLOORS = [
     {"errors", "units", "settings", "untrusted"},
-    {"kernels", "spec", "machine"},
+    {"storage"},
+    {"kernels", "spec", "machine", "net", "loadgen"},
     {"models", "weights", "kv", "text", "plan"},
     {"engine"},
     {"prfaas"},
@@ -23,7 +24,19 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-TORCH_FREE = ("errors", "units", "settings", "untrusted", "spec", "machine", "plan", "text", "prfaas.router")
+TORCH_FREE = (
+    "errors",
+    "units",
+    "settings",
+    "untrusted",
+    "spec",
+    "machine",
+    "plan",
+    "text",
+    "net",
+    "loadgen",
+    "prfaas.router",
+)
 EXISTING_TORCH_FREE = [name for name in TORCH_FREE if list(PACKAGE.glob(name.replace(".", "/") + "*"))]
 OWNERS = {
     "printing": ({"print", "typer.echo", "click.echo", "sys.stdout.write", "sys.stderr.write"}, ("cli",)),
@@ -32,7 +45,7 @@ OWNERS = {
 }
 IMPORT_OWNERS = {
     "sockets": ({"socket", "http", "urllib", "requests", "httpx", "asyncio", "uvicorn", "huggingface_hub"},
-                ("cli.source", "server", "prfaas.transport", "machine.network")),
+                ("cli.source", "server", "prfaas.transport", "machine.network", "net", "loadgen")),
     "native code": ({"ctypes", "cffi"}, ("kernels",)),
     "printing": ({"rich", "typer"}, ("cli",)),
     "pickle": ({"pickle", "marshal", "shelve", "dill"}, ()),

@@ -9,12 +9,13 @@ import pytest
 from earthshine.cli.serve import APIS
 from earthshine.cli.source import GLEAM
 from earthshine.engine import Engine, load_model, sampling_defaults
+from earthshine.net.access import make_access
+from earthshine.net.listen import ListenOptions, bind
 from earthshine.plan import Wishes
 from earthshine.server.api import Served
-from earthshine.server.http.access import make_access
 from earthshine.server.http.app import make_app
 from earthshine.server.http.front import Lifetime
-from earthshine.server.http.run import Place, Service, bind
+from earthshine.server.http.run import Service
 from earthshine.server.prompts import Prompts
 from earthshine.server.replies import Replies
 from earthshine.text import load_template, load_tokenizer
@@ -41,7 +42,7 @@ def live_server() -> Iterator[LiveServer]:
     defaults, spec = sampling_defaults(GLEAM), model.spec
     prompts = Prompts(tokenizer, template, defaults, spec.vocab_size, spec.stop_tokens, engine.context_tokens)
     replies = Replies(engine, tokenizer, prompts)
-    lifetime, ready, bound = Lifetime(), threading.Event(), bind(Place(port=0))
+    lifetime, ready, bound = Lifetime(), threading.Event(), bind(ListenOptions(port=0))
     app = make_app(replies, engine, served, APIS, make_access("127.0.0.1"), lifetime=lifetime)
     service = Service(app, engine, lifetime, 5.0, ready=ready.set)
     port = bound.getsockname()[1]

@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from earthshine.net.access import make_access
+from earthshine.net.listen import ListenOptions, bind
 from earthshine.server.api import Api, Served, ServerEvent
-from earthshine.server.http.access import make_access
 from earthshine.server.http.app import Lifetime, Options, make_app
-from earthshine.server.http.run import Place, Service, bind
+from earthshine.server.http.run import Service
 from earthshine.server.turn import Ended, Opened, Said, Turn
 from earthshine.text import Content
 
@@ -183,7 +184,7 @@ def serving(*, access=None, tls=None, drain_seconds=5.0, apis=APIS, errors=None,
         Options(log=lines.append, **options),
         lifetime,
     )
-    bound, ready = bind(Place(port=0)), threading.Event()
+    bound, ready = bind(ListenOptions(port=0)), threading.Event()
     port = bound.getsockname()[1]
     service = Service(app, engine, lifetime, drain_seconds, tls, ready.set)
     thread = threading.Thread(target=service.run, args=(bound,), kwargs={"signals": False})

@@ -1,14 +1,12 @@
 """Who is let in: keys each way on every route, the Host, pages of other origins, and the file of keys."""
 
 import hashlib
-import os
 
 import httpx
 import pytest
 from starlette.routing import Route
 
-from earthshine.errors import UsageError
-from earthshine.server.http.access import Access, host_name, is_loopback, make_access, read_keys
+from earthshine.net.access import make_access
 from earthshine.server.http.pages import _FOLDER
 
 from .serving import received, serving
@@ -152,28 +150,6 @@ def test_pages_of_allowed_origins_may_ask_from_the_internet(network):
         assert refused.status_code == 400
 
 
-@pytest.mark.parametrize(
-    ("given", "origin"),
-    [
-        ("http://x/", "http://x"),
-        ("HTTPS://App.Example:443", "https://app.example"),
-        ("http://[::1]:3000/", "http://[::1]:3000"),
-        ("tauri://localhost", "tauri://localhost"),
-        ("*", "*"),
-    ],
-)
-def test_an_origin_is_read_as_browsers_send_it(given, origin):
-    assert make_access("127.0.0.1", None, (), (given,)).origins == (origin,)
-
-
-@pytest.mark.parametrize(
-    "given", ["", "app.example", "http://", "http://x/page", "http://u@x", "http://x?y", "http://x:z"]
-)
-def test_what_is_no_origin_is_refused(given):
-    with pytest.raises(UsageError, match="is no origin; give scheme, host and port"):
-        make_access("127.0.0.1", None, (), (given,))
-
-
 def test_the_page_may_run_its_own_scripts_only(client):
     answer = client.get("/")
     policy = answer.headers["content-security-policy"]
@@ -182,67 +158,3 @@ def test_the_page_may_run_its_own_scripts_only(client):
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert client.get("/page.js").headers["content-type"] == "text/javascript; charset=utf-8"
     assert client.get("/page/../../access.py").status_code == 401
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])
-def test_other_machines_are_let_in_only_with_keys(host, key_file):
-    with pytest.raises(UsageError, match="--api-keys"):
-        make_access(host)
-    assert make_access(host, key_file).keys
-
-
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1.2.3", "::1"])
-def test_loopback_needs_none(host):
-    assert is_loopback(host)
-    assert make_access(host).keys == ()
-
-
-def test_the_bound_address_is_a_name():
-    assert host_name("[::1]:8000") in make_access("::1").hosts
-    assert "127.5.5.5" in make_access("127.5.5.5").hosts
-
-
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])
-def test_a_file_that_others_reach_is_refused_with_the_remedy(tmp_path, mode):
-    path = tmp_path / "keys"
-    path.write_text(KEY)
-    path.chmod(mode)
-    with pytest.raises(UsageError, match=f"chmod 600 {path}"):
-        read_keys(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (b"", "holds no key"),
-        (b"# nothing\n", "holds no key"),
-        (b"short\n", "Key 1"),
-        (KEY.encode() + b"\nwith a space in between\n", "Key 2"),
-        (b"\xff" * 32, "Key 1"),
-        (b"k" * 2000, "Key 1"),
-        (b"#" * ((1 << 20) + 1), "bytes"),
-    ],
-)
-def test_a_file_without_sound_keys_is_refused(tmp_path, text, said):
-    path = tmp_path / "keys"
-    path.write_bytes(text)
-    path.chmod(0o600)
-    with pytest.raises(UsageError, match=said):
-        read_keys(path)
-
-
-def test_what_is_no_file_is_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(UsageError, match="API keys"):
-            read_keys(path)
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UsageError, match="API keys"):
-        read_keys(tmp_path / "pipe")
-
-
-def test_all_keys_are_compared(monkeypatch):
-    compared = []
-    monkeypatch.setattr("hmac.compare_digest", lambda a, b: compared.append(a) or a == b)
-    digests = tuple(hashlib.sha256(name.encode()).digest() for name in ("a", "b", "c"))
-    assert Access(digests).user({"x-api-key": "a"}) == digests[0].hex()
-    assert compared == list(digests)

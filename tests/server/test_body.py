@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from earthshine.net.connection import MAX_HEAD_BYTES
 from earthshine.server.api import Refused
 from earthshine.server.http.body import Limits, parse_body, unknown_fields
-from earthshine.server.http.connection import MAX_HEAD_BYTES
 
 from .serving import Body, received, serving
 
@@ -157,7 +157,7 @@ def test_what_is_not_http_gets_an_answer_in_json(server, raw):
 
 
 def test_a_head_that_does_not_come_ends_the_connection(monkeypatch):
-    monkeypatch.setattr("earthshine.server.http.connection.HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("earthshine.net.connection.HEAD_SECONDS", 0.2)
     with serving() as server, httpx.Client(base_url=server.url) as client:
         client.get("/health")
         silent, slow, waiting = server.connect(), server.connect(), server.post({"prompt": "0.4 a"})
@@ -171,7 +171,7 @@ def test_a_head_that_does_not_come_ends_the_connection(monkeypatch):
 
 
 def test_an_answer_that_nobody_takes_ends_the_connection(monkeypatch):
-    monkeypatch.setattr("earthshine.server.http.connection.UNREAD_SECONDS", 0.1)
+    monkeypatch.setattr("earthshine.net.connection.UNREAD_SECONDS", 0.1)
     monkeypatch.setattr("earthshine.server.http.run._KEEP_ALIVE_SECONDS", 0.3)
     with serving() as server:
         connection = server.post({"prompt": "x" * (20 << 20)})
@@ -181,7 +181,7 @@ def test_an_answer_that_nobody_takes_ends_the_connection(monkeypatch):
 
 
 def test_too_many_connections_are_told_so(monkeypatch):
-    monkeypatch.setattr("earthshine.server.http.connection.MOST_OPEN", 2)
+    monkeypatch.setattr("earthshine.net.connection.MOST_OPEN", 2)
     with serving() as server:
         held = [server.post({"prompt": "a hold", "stream": True}) for _ in range(2)]
         assert [connection.recv(12) for connection in held] == [b"HTTP/1.1 200"] * 2

@@ -7,7 +7,7 @@ import socket
 import httpx
 import pytest
 
-from earthshine.server.http.connection import MOST_OPEN
+from earthshine.net.connection import MOST_OPEN
 
 from .serving import received, serving
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from earthshine.errors import UsageError
-from earthshine.server.http.run import Place, bind, tls_context
+from earthshine.net.listen import ListenOptions, tls_context
 
 from .serving import FakeEngine, Served_, received, serving
 
@@ -24,13 +23,14 @@ SERVE = [sys.executable, "-c", "from earthshine.cli import main; main()", "serve
 FAKE = """
 import sys
 sys.path.insert(0, {root!r})
-from earthshine.server.http.access import make_access
+from earthshine.net.access import make_access
 from earthshine.server.api import Served
 from earthshine.server.http.app import make_app
 from earthshine.server.http.front import Lifetime
-from earthshine.server.http.run import Place, Service, bind
+from earthshine.net.listen import ListenOptions, bind
+from earthshine.server.http.run import Service
 from tests.server.serving import APIS, FakeEngine, FakeReplies
-lifetime, engine, bound = Lifetime(), FakeEngine(), bind(Place(port=0))
+lifetime, engine, bound = Lifetime(), FakeEngine(), bind(ListenOptions(port=0))
 app = make_app(
     FakeReplies(), engine, Served(("tiny",), 0, 9, False, False, str), APIS, make_access("127.0.0.1"), None, lifetime
 )
@@ -154,44 +154,8 @@ def test_what_outlasts_the_drain_is_ended_and_the_exit_is_clean(fake_process):
     held.close()
 
 
-def test_a_port_in_use_is_named():
-    with bind(Place(port=0)) as first:
-        first.listen()
-        port = first.getsockname()[1]
-        with pytest.raises(UsageError, match=rf"Port {port} of 127.0.0.1 can't be used: Address already in use"):
-            bind(Place(port=port))
-
-
-@pytest.mark.parametrize(
-    ("place", "said"),
-    [
-        (Place(port=-1), "There is no port -1"),
-        (Place(port=65536), "There is no port 65536"),
-        (Place("no such host"), "--host no such host is no address here"),
-        (Place("x" * 300), "is no address here"),
-        (Place("198.51.100.1", 0), "can't be used"),
-    ],
-)
-def test_a_place_that_is_none_is_refused(place, said):
-    with pytest.raises(UsageError, match=said):
-        bind(place)
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A certificate of localhost and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("a certificate is made with openssl")
-    folder = tmp_path_factory.mktemp("tls")
-    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    files = ["-keyout", "key.pem", "-out", "cert.pem"]
-    subprocess.run(["openssl", "req", "-x509", *kind, *name, *files], cwd=folder, check=True, capture_output=True)
-    return folder / "cert.pem", folder / "key.pem"
-
-
 def test_tls_is_spoken(certificate):
-    context = tls_context(Place(tls_cert=certificate[0], tls_key=certificate[1]))
+    context = tls_context(ListenOptions(tls_cert=certificate[0], tls_key=certificate[1]))
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
     client = ssl.create_default_context(cafile=str(certificate[0]))
     with serving(tls=context) as server:
@@ -202,25 +166,3 @@ def test_tls_is_spoken(certificate):
         plain = server.connect()
         plain.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200" not in received(plain, 1)
-
-
-def test_tls_files_that_do_not_fit_are_named(certificate, tmp_path):
-    cert, key = certificate
-    (tmp_path / "empty.pem").touch()
-    for place, said in (
-        (Place(tls_cert=cert), "give --tls-cert and --tls-key"),
-        (Place(tls_key=key), "give --tls-cert and --tls-key"),
-        (Place(tls_cert=key, tls_key=cert), "are no PEM certificate with its own key"),
-        (Place(tls_cert=cert, tls_key=tmp_path / "empty.pem"), "are no PEM certificate"),
-        (Place(tls_cert=tmp_path / "absent", tls_key=key), "can't be read: No such file"),
-    ):
-        with pytest.raises(UsageError, match=said):
-            tls_context(place)
-    locked = tmp_path / "locked.pem"
-    subprocess.run(
-        ["openssl", "ec", "-aes128", "-passout", "pass:secret", "-in", str(key), "-out", str(locked)],
-        check=True,
-        capture_output=True,
-    )
-    with pytest.raises(UsageError, match="without a password"):
-        tls_context(Place(tls_cert=cert, tls_key=locked))

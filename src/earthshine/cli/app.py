@@ -136,14 +136,14 @@ def serve(
     """Serve a model to OpenAI's and Anthropic's clients, and a page to this machine's browser, until Ctrl-C."""
     from earthshine.cli.options import Holding
     from earthshine.cli.serve import ServeOptions, run_serve
-    from earthshine.server.http.run import Place
+    from earthshine.net.listen import ListenOptions
 
     at_once = (1, None) if plan is not None and batch is None else (8 if batch is None else batch, 0)
     holding = Holding(dtype, memory, threads, trunk, context, plan, *at_once)
     who = (tuple(name or ()), api_keys, tuple(allow_host or ()), tuple(allow_origin or ()))
     waits = (max_stall, max_queue, drain_seconds, hang_seconds)
-    place = Place(host, port, tls_cert, tls_key)
-    run_serve(model, ServeOptions(place, holding, *who, disk_cache, disk_cache_folder, *waits, log_text))
+    listen = ListenOptions(host, port, tls_cert, tls_key)
+    run_serve(model, ServeOptions(listen, holding, *who, disk_cache, disk_cache_folder, *waits, log_text))
 
 
 @app.command()

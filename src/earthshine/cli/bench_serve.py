@@ -17,9 +17,9 @@ from typing import Any, cast
 
 from earthshine.cli.plot import new_figure
 from earthshine.errors import UsageError
-from earthshine.server.load.client import Site, parse_site
-from earthshine.server.load.drive import ApiName, Run, Sample, Target, Unreachable, drive, open_target
-from earthshine.server.load.trace import Arrival, Shape, fitting_scale, read_trace, synthetic_trace
+from earthshine.loadgen.client import Site, parse_site
+from earthshine.loadgen.drive import ApiName, Run, Sample, Target, Unreachable, drive, open_target
+from earthshine.loadgen.trace import Arrival, Shape, fitting_scale, read_trace, synthetic_trace
 from earthshine.untrusted import read_file, shown
 
 PERCENTS = (50, 90, 99)

@@ -17,12 +17,13 @@ from earthshine.cli.options import Holding
 from earthshine.cli.source import GLEAM, find_readable
 from earthshine.engine import Engine, EngineOptions, LoadedModel, sampling_defaults
 from earthshine.errors import UsageError
+from earthshine.net.access import Access, make_access
+from earthshine.net.listen import ListenOptions, bind, tls_context
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES
 from earthshine.server.api import Served
-from earthshine.server.http.access import Access, make_access
 from earthshine.server.http.app import make_app
 from earthshine.server.http.front import Lifetime, Options
-from earthshine.server.http.run import Place, Service, bind, tls_context
+from earthshine.server.http.run import Service
 from earthshine.server.openai.chat import CHAT
 from earthshine.server.openai.completions import COMPLETIONS
 from earthshine.server.openai.responses import RESPONSES
@@ -48,7 +49,7 @@ _SECONDS = 86400.0
 class ServeOptions:
     """What a person said: where to listen, who may ask, how the model is held, and how long things may take."""
 
-    place: Place
+    listen: ListenOptions
     holding: Holding
     names: tuple[str, ...] = ()
     api_keys: Path | None = None
@@ -66,9 +67,9 @@ class ServeOptions:
 def run_serve(model: str | None, options: ServeOptions) -> None:
     """Serve until a signal. Whatever is wrong with the options is said before a model is loaded."""
     options.holding.planned()
-    access = make_access(options.place.host, options.api_keys, options.allow_hosts, options.allow_origins)
+    access = make_access(options.listen.host, options.api_keys, options.allow_hosts, options.allow_origins)
     engine_options = _engine_options(options)
-    tls, bound = tls_context(options.place), bind(options.place)
+    tls, bound = tls_context(options.listen), bind(options.listen)
     with bound:
         folder, tokenizer = find_readable(model)
         names = _names(options.names, folder)
@@ -82,7 +83,7 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
             served = Served(names, int(time.time()), engine.context_tokens, thinks, keeps, tokenizer.decode)
             service = _service(replies, engine, served, access, options)
             service.tls = tls
-            address = _address(options.place, bound.getsockname()[1])
+            address = _address(options.listen, bound.getsockname()[1])
             service.ready = lambda: _greet(loaded, names, address, access)
             _configure_log()
             try:
@@ -143,11 +144,11 @@ def _thinks(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
     return leaves_thinking_open(tokenizer, prompt)
 
 
-def _address(place: Place, port: int) -> str:
+def _address(listen: ListenOptions, port: int) -> str:
     """What other programs of this machine call the server by."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(place.host, place.host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(listen.host, listen.host)
     host = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return f"http{'s' if place.tls_cert else ''}://{host}:{port}"
+    return f"http{'s' if listen.tls_cert else ''}://{host}:{port}"
 
 
 def _greet(loaded: LoadedModel, names: tuple[str, ...], address: str, access: Access) -> None:

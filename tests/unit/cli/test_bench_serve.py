@@ -9,9 +9,9 @@ import pytest
 
 from earthshine.cli.bench_serve import BenchServeOptions, percentiles, run_bench_serve
 from earthshine.errors import UsageError
-from earthshine.server.load.drive import Unreachable
+from earthshine.loadgen.drive import Unreachable
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "server"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "loadgen"))
 from pretender import Pretender, whole
 
 TRACE = """{"timestamp": 0, "input_length": 2000, "output_length": 4, "hash_ids": [0, 1, 2, 3]}

@@ -7,7 +7,7 @@ import pytest
 
 from earthshine.cli.serve import _address, _names
 from earthshine.cli.source import GLEAM
-from earthshine.server.http.run import Place
+from earthshine.net.listen import ListenOptions
 from earthshine.settings import read_settings
 
 
@@ -27,7 +27,7 @@ def keys(tmp_path):
         (["--api-keys", "absent"], "can't be opened"),
         (["--tls-cert", "cert.pem"], "give --tls-cert and --tls-key"),
         (["--tls-cert", "absent", "--tls-key", "absent"], "can't be read"),
-        (["--port", "70000"], "There is no port 70000"),
+        (["--port", "70000"], "Port 70000 does not exist"),
         (["--disk-cache", "much"], "is not a size"),
         (["--disk-cache-folder", "somewhere"], "say how much with --disk-cache"),
         (["--max-stall", "0"], "A stall of 0.0 seconds is not possible"),
@@ -96,11 +96,11 @@ def test_the_hubs_id_is_a_name():
 @pytest.mark.parametrize(
     ("place", "address"),
     [
-        (Place(), "http://127.0.0.1:9"),
-        (Place("0.0.0.0"), "http://127.0.0.1:9"),
-        (Place("::"), "http://[::1]:9"),
-        (Place("fe80::1"), "http://[fe80::1]:9"),
-        (Place("localhost", tls_cert=Path("a"), tls_key=Path("b")), "https://localhost:9"),
+        (ListenOptions(), "http://127.0.0.1:9"),
+        (ListenOptions("0.0.0.0"), "http://127.0.0.1:9"),
+        (ListenOptions("::"), "http://[::1]:9"),
+        (ListenOptions("fe80::1"), "http://[fe80::1]:9"),
+        (ListenOptions("localhost", tls_cert=Path("a"), tls_key=Path("b")), "https://localhost:9"),
     ],
 )
 def test_the_address_is_one_to_paste(place, address):

@@ -13,8 +13,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from earthshine.net.access import Access
 from earthshine.server.api import Api, Exchange, Refused, Served
-from earthshine.server.http.access import Access
 from earthshine.server.http.body import Bodies, unknown_fields
 from earthshine.server.http.call import Call
 from earthshine.server.http.documents import add_documents, post_documents

@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from earthshine.errors import ContextError, EarthshineError, OverloadError, TextError, UsageError
+from earthshine.net.access import Access, Unauthorized
 from earthshine.server.api import Api, Refused, Served
-from earthshine.server.http.access import Access
 from earthshine.server.http.body import ClientGone, Limits
 from earthshine.server.http.call import CLIENT_GONE, Call, Log, shown_path
 from earthshine.server.http.events import EventStream
@@ -131,6 +131,8 @@ class Front:
         """What a client is told of any error."""
         if isinstance(error, Refused):
             return error
+        if isinstance(error, Unauthorized):
+            return Refused(str(error), "unauthorized")
         if isinstance(error, OverloadError):
             if self.lifetime.draining or not self.engine.alive:
                 return Refused(str(error), "unavailable", None, DRAIN_RETRY_SECONDS)

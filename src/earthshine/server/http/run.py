@@ -1,8 +1,7 @@
-"""From an application to a server on a socket: binding, TLS, signals, and an orderly end.
+"""From an application to a server on a socket: signals, and an orderly end.
 
 The first SIGTERM or Ctrl-C stops accepting, lets replies finish for a while, tells the rest that the server has ended,
-and closes the engine; a second one ends the process at once. Refuses a place that can't be listened on, and TLS files
-that are no pair, before anything is loaded.
+and closes the engine; a second one ends the process at once.
 """
 
 import asyncio
@@ -13,14 +12,12 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
-from earthshine.errors import UsageError
-from earthshine.server.http.connection import MAX_HEAD_BYTES, Connection
+from earthshine.net.connection import MAX_HEAD_BYTES, Connection
 from earthshine.server.http.front import Lifetime
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -36,62 +33,6 @@ class Ending(Protocol):
     def drain(self, seconds: float) -> object: ...
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where to listen; port 0 chooses one. Both TLS files, or neither."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-
-
-def bind(place: Place) -> socket.socket:
-    """A socket at `place` that does not listen yet. Raises UsageError where that can't be had."""
-    if not 0 <= place.port <= 65535:
-        raise UsageError(f"There is no port {place.port}; choose 1 to 65535, or 0 for any that is free.")
-    try:
-        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        bound = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"--host {place.host} is no address here: {_reason(error)}.") from None
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise UsageError(
-            f"Port {place.port} of {place.host} can't be used: {_reason(error)}. Choose another with --port, 0 for any."
-        ) from None
-    return bound
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-
-
-def tls_context(place: Place) -> ssl.SSLContext | None:
-    """For TLS 1.2 and later, None without files. Raises UsageError for files that are no certificate and its key."""
-    if place.tls_cert is None and place.tls_key is None:
-        return None
-    if place.tls_cert is None or place.tls_key is None:
-        raise UsageError("TLS takes a certificate and its key: give --tls-cert and --tls-key.")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:  # a key with a password is refused, not asked about
-        context.load_cert_chain(place.tls_cert, place.tls_key, password=lambda: "")
-    except ssl.SSLError as error:
-        raise UsageError(
-            f"{place.tls_cert} and {place.tls_key} are no PEM certificate with its own key, without a password: "
-            f"{_reason(error)}."
-        ) from None
-    except OSError as error:
-        raise UsageError(
-            f"The TLS files {place.tls_cert} and {place.tls_key} can't be read: {_reason(error)}."
-        ) from None
-    return context
 
 
 class _Server(uvicorn.Server):

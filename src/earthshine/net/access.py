@@ -1,8 +1,8 @@
-"""Who may ask: API keys, the names by which this server may be called, and the web pages that may call it.
+"""Access control: API keys, allowed Host names, and the origins of web pages that may send requests.
 
-Keys are held as SHA-256 digests and a given one is compared with all of them in constant time. Without keys a server
-listens on loopback only. Refuses a file of keys that others can read, a Host that is not this server's (which defeats
-DNS rebinding), and requests that a web page of another origin makes.
+Keys are stored as SHA-256 digests; a request's key is compared with all of them in constant time. Without keys a server
+listens on loopback only. Refused: a file of keys that other users can read, a Host that is not this server's (this
+defeats DNS rebinding), and requests from web pages of other origins.
 """
 
 import hashlib
@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from earthshine.errors import UsageError
-from earthshine.server.api import Refused
+from earthshine.errors import EarthshineError, UsageError
 from earthshine.untrusted import open_regular, shown
 
 _MAX_FILE_BYTES = 1 << 20
@@ -25,19 +24,23 @@ _MAX_KEY_BYTES = 1 << 10
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
+class Unauthorized(EarthshineError):
+    """A request's API key is missing or wrong."""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
-    """`keys`: SHA-256 digests, none for everyone; `hosts`: names that a request may call this server by, None for any;
-    `origins`: of web pages that may ask from elsewhere, "*" for all."""
+    """`keys`: SHA-256 digests; if there are none, no key is needed. `hosts`: Host names to accept, None for any.
+    `origins`: web pages that may send requests from elsewhere, "*" for all."""
 
     keys: tuple[bytes, ...] = ()
     hosts: frozenset[str] | None = None
     origins: tuple[str, ...] = ()
 
     def user(self, headers: Mapping[str, str]) -> str:
-        """The digest of the key that the request carries, in hexadecimal; "" where no keys are asked for.
+        """The hexadecimal digest of the request's key; "" if no keys are configured.
 
-        Raises Refused for a missing and for a wrong key, in the same words.
+        Raises Unauthorized for a missing or wrong key, with the same message.
         """
         if not self.keys:
             return ""
@@ -46,23 +49,21 @@ class Access:
         for key in self.keys:  # all of them, whichever matches
             found |= hmac.compare_digest(key, digest)
         if not found:
-            raise Refused(
-                "This server asks for an API key: send Authorization: Bearer KEY, or x-api-key: KEY.", "unauthorized"
-            )
+            raise Unauthorized("This server asks for an API key: send Authorization: Bearer KEY, or x-api-key: KEY.")
         return digest.hex()
 
     def check_caller(self, headers: Mapping[str, str]) -> None:
-        """Raises Refused for a Host that is not this server's, and for a page of an origin that may not ask."""
+        """Raises UsageError for a Host that is not this server's, and for a web page of an origin not allowed."""
         host = headers.get("host", "")
         if self.hosts is not None and host_name(host) not in self.hosts:
-            raise Refused(
+            raise UsageError(
                 f"The host {shown(host)} is not one of this server's names; start it with --allow-host to add it."
             )
         origin = headers.get("origin")
         if origin is None or "*" in self.origins or origin in self.origins:
             return
         if urlsplit_host(origin) != host.lower():
-            raise Refused(
+            raise UsageError(
                 f"Pages from {shown(origin)} may not ask this server; start it with --allow-origin to permit them."
             )
 
@@ -74,7 +75,7 @@ def _given(headers: Mapping[str, str]) -> str:
 
 
 def host_name(host: str) -> str:
-    """A Host header without its port, in small letters."""
+    """A Host header without its port, in lower case."""
     name = host.lower().removesuffix(".")
     if name.startswith("["):
         return name.partition("]")[0] + "]"
@@ -82,7 +83,7 @@ def host_name(host: str) -> str:
 
 
 def urlsplit_host(origin: str) -> str:
-    """The host and port of an origin; "" where it has none, such as "null"."""
+    """The host and port of an origin; "" if it has none, such as "null"."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:
@@ -90,7 +91,7 @@ def urlsplit_host(origin: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on `host`."""
+    """Whether only this machine can reach a server on `host`."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -100,7 +101,7 @@ def is_loopback(host: str) -> bool:
 def make_access(
     host: str, keys: Path | None = None, allowed_hosts: tuple[str, ...] = (), origins: tuple[str, ...] = ()
 ) -> Access:
-    """The rules of a server on `host`; raises UsageError for one that others reach and that has no keys."""
+    """Access control for a server on `host`. Raises UsageError if other machines can reach it and there are no keys."""
     digests = () if keys is None else read_keys(keys)
     origins = tuple(map(read_origin, origins))
     if is_loopback(host):
@@ -115,9 +116,9 @@ def make_access(
 
 
 def read_origin(text: str) -> str:
-    """A page's origin as browsers send it: scheme, host and port, in small letters. "*" is every page.
+    """An origin as browsers send it: scheme, host and port, in lower case. "*" is every page.
 
-    A slash at the end and a port that is the scheme's own are left out. Raises UsageError for what is no origin.
+    A slash at the end and the scheme's default port are left out. Raises UsageError for anything else.
     """
     if text == "*":
         return text
@@ -129,7 +130,7 @@ def read_origin(text: str) -> str:
     more = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
     if not parts.scheme or not parts.hostname or more or not text.isascii():
         raise UsageError(
-            f"--allow-origin {shown(text)} is no origin; give scheme, host and port alone, such as https://app.example."
+            f"--allow-origin {shown(text)} is not an origin; give scheme, host and port alone, such as https://app.example."
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     own = {"http": 80, "https": 443}.get(parts.scheme)

@@ -14,8 +14,8 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from earthshine.errors import EarthshineError, UsageError
-from earthshine.server.load.client import LINE_BYTES, NO_CONNECTION, Site, Whole, call, parsed, said
-from earthshine.server.load.trace import Arrival, Shape, token_ids, words
+from earthshine.loadgen.client import LINE_BYTES, NO_CONNECTION, Site, Whole, call, parsed, said
+from earthshine.loadgen.trace import Arrival, Shape, token_ids, words
 from earthshine.untrusted import shown
 
 ApiName = Literal["completions", "chat"]

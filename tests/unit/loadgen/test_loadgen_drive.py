@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from earthshine.errors import UsageError
-from earthshine.server.load import client
-from earthshine.server.load.client import Site, parse_site
-from earthshine.server.load.drive import Target, Unreachable, drive, open_target
-from earthshine.server.load.trace import Arrival, Shape, fitting_scale, read_trace, synthetic_trace, token_ids, words
+from earthshine.loadgen import client
+from earthshine.loadgen.client import Site, parse_site
+from earthshine.loadgen.drive import Target, Unreachable, drive, open_target
+from earthshine.loadgen.trace import Arrival, Shape, fitting_scale, read_trace, synthetic_trace, token_ids, words
 
 from .pretender import END, Pretender, chunk, whole
 

@@ -1,0 +1,66 @@
+"""Where a server listens: a bound socket and its TLS context.
+
+Both are made before a model is loaded, so that a port in use or a wrong certificate is reported at once.
+"""
+
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from earthshine.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class ListenOptions:
+    """An address to listen on; port 0 chooses a free one. Both TLS files, or neither."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
+def bind(options: ListenOptions) -> socket.socket:
+    """A socket bound to `options`, not yet listening. Raises UsageError if the address or port can't be used."""
+    if not 0 <= options.port <= 65535:
+        raise UsageError(f"Port {options.port} does not exist; choose 1 to 65535, or 0 for any that is free.")
+    try:
+        found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        bound = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--host {options.host} is not an address of this machine: {_reason(error)}.") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        why = f"Port {options.port} of {options.host} can't be used: {_reason(error)}."
+        raise UsageError(f"{why} Choose another with --port, 0 for any.") from None
+    return bound
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def tls_context(options: ListenOptions) -> ssl.SSLContext | None:
+    """A context for TLS 1.2 and later; None without files. Raises UsageError unless they are a matching pair."""
+    if options.tls_cert is None and options.tls_key is None:
+        return None
+    if options.tls_cert is None or options.tls_key is None:
+        raise UsageError("TLS needs a certificate and its key: give --tls-cert and --tls-key.")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:  # a key with a password is refused, not asked about
+        context.load_cert_chain(options.tls_cert, options.tls_key, password=lambda: "")
+    except ssl.SSLError as error:
+        raise UsageError(
+            f"{options.tls_cert} and {options.tls_key} are not a PEM certificate and its key without a password: "
+            f"{_reason(error)}."
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            f"The TLS files {options.tls_cert} and {options.tls_key} can't be read: {_reason(error)}."
+        ) from None
+    return context
