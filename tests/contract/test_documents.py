@@ -1,5 +1,6 @@
 """What the documents say is so: links lead somewhere, the example runs, every dependency has its reason."""
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import tomllib
 
 import pytest
 
-from .source import ROOT
+from .source import ROOT, modules
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -37,6 +38,22 @@ def test_every_dependency_has_its_reason():
     table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Dependencies")[2]
     for requirement in listed:
         assert re.match(r"[\w-]+", requirement)[0] in table, requirement
+
+
+def test_runtime_dependencies_are_those_that_the_package_imports():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    def names(requirements):
+        return {re.match(r"[\w-]+", requirement)[0].lower().replace("-", "_") for requirement in requirements}
+
+    targets = {target.partition(".")[0] for module in modules() for target in module.imports()}
+    foreign = targets - set(sys.stdlib_module_names) - {"earthshine"}
+    distributions = importlib.metadata.packages_distributions()
+    imported = {owner.lower().replace("-", "_") for name in foreign for owner in distributions.get(name, [name])}
+    declared = names(project["dependencies"])
+    assert declared <= imported, f"not imported by src: {declared - imported}"
+    optional = names(project["optional-dependencies"]["plot"])
+    assert imported <= declared | optional, f"imported, but not declared: {imported - declared - optional}"
 
 
 def test_no_document_is_cited_that_is_not_here():

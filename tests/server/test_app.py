@@ -180,7 +180,7 @@ def test_a_wrong_method_is_told_the_right_one(client):
     answer = client.get("/v1/echo")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert answer.json()["echo"] == "/v1/echo takes POST, not 'GET'."
-    assert client.delete("/v1/models").headers["allow"] == "GET"
+    assert client.delete("/v1/models").headers["allow"] == "GET, HEAD"
 
 
 def test_models_in_both_forms(client):

@@ -7,7 +7,7 @@ out whole or as events. What is wrong with it is said before the answer begins w
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -17,11 +17,11 @@ from earthshine.net.access import Access
 from earthshine.server.api import Api, Exchange, Refused, Served
 from earthshine.server.http.body import Bodies, unknown_fields
 from earthshine.server.http.call import Call
-from earthshine.server.http.documents import add_documents, post_documents
+from earthshine.server.http.documents import DocumentedRoute, document_route, post_operation
 from earthshine.server.http.events import EventStream, follow, stream_events
 from earthshine.server.http.front import DRAIN_RETRY_SECONDS, Front, Handler, Lifetime, Options, Replies
 from earthshine.server.http.metrics import Engine, Metrics
-from earthshine.server.http.pages import add_pages
+from earthshine.server.http.pages import page_routes
 from earthshine.server.turn import Piece
 from earthshine.untrusted import shown
 
@@ -105,19 +105,18 @@ def make_app(
     access: Access,
     options: Options | None = None,
     lifetime: Lifetime | None = None,
-) -> FastAPI:
+) -> Starlette:
     """The application that serves `apis`. Ending it is the caller's: through `lifetime`."""
     options = options or Options()
     metrics = Metrics(engine, served.names[0])
     front = Front(replies, engine, served, apis, access, options, lifetime or Lifetime(), metrics)
     asked = _Asked(front)
-    app = FastAPI(title="Earthshine", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = Starlette()
+    app.router.redirect_slashes = False
     for api in apis:
-        app.add_api_route(
-            api.path, front.endpoint(asked.route(api)), methods=["POST"], response_model=None, **post_documents(api)
-        )
-    add_pages(app, front)
-    add_documents(app, front.endpoint, apis, bool(access.keys))
+        app.routes.append(DocumentedRoute(api.path, front.endpoint(asked.route(api)), "POST", post_operation(api)))
+    app.routes.extend(page_routes(front))
+    app.routes.append(document_route(app, front.endpoint, apis, bool(access.keys)))
     for status in (404, 405):
         app.add_exception_handler(status, front.missing)
     if access.origins:

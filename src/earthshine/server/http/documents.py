@@ -3,25 +3,27 @@
 Request forms come from the models that check them, so the document can't say other than what is taken.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from earthshine import __version__
 from earthshine.server.api import Api
 
+_VERSION = "3.1.0"  # of OpenAPI
 _REFUSALS = {
     400: "The request has no meaning here; the message says what to change.",
     401: "A key is missing or wrong.",
     404: "There is no such model or path.",
     408: "The body did not come in time.",
     413: "The body is too large.",
-    429: "As many requests wait as may; Retry-After says when to ask again.",
+    429: "The queue is full; Retry-After says when to ask again.",
     500: "A fault of the server.",
     503: "The server is about to end, or has no room; Retry-After says when to ask again.",
 }
@@ -29,58 +31,77 @@ _OBJECT = {"application/json": {"schema": {"type": "object"}}}
 _STREAM: dict[str, Any] = {"text/event-stream": {}}  # tools take a schema here for that of each event
 _TEMPLATE = "#/components/schemas/{model}"
 
-Wrap = Callable[..., Callable[[Request], Awaitable[Response]]]
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def post_documents(api: Api) -> dict[str, Any]:
-    """What the document says about an API's route."""
+class DocumentedRoute(Route):
+    """A route of one method (GET answers HEAD too) and its OpenAPI operation; None leaves it out of the document."""
+
+    def __init__(self, path: str, endpoint: Endpoint, method: str, operation: dict[str, Any] | None = None) -> None:
+        super().__init__(path, endpoint, methods=[method])
+        self.method, self.operation = method.lower(), operation
+
+
+def post_operation(api: Api) -> dict[str, Any]:
+    """The operation of an API's route."""
     content = {"application/json": {"schema": {"$ref": _TEMPLATE.format(model=api.body.__name__)}}}
     answered = _OBJECT if api.counts else _OBJECT | _STREAM
     return {
         "summary": api.summary,
-        "openapi_extra": {"requestBody": {"required": True, "content": content}},
-        "responses": {200: {"description": "The answer.", "content": answered}} | _refusals(*_REFUSALS),
+        "requestBody": {"required": True, "content": content},
+        "responses": {"200": {"description": "The answer.", "content": answered}} | _refusals(*_REFUSALS),
     }
 
 
-def get_documents(path: str, summary: str, open_to_all: bool) -> dict[str, Any]:
-    """What the document says about a route that is looked up; pages of the browser are left out."""
+def get_operation(path: str, summary: str, needs_key: bool) -> dict[str, Any]:
+    """The operation of a route that is looked up."""
     content = {"text/plain": {"schema": {"type": "string"}}} if path == "/metrics" else _OBJECT
-    refusals = (400, 503) if open_to_all else (400, 401, 500, 503)
-    named = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    return {
+    refusals = (400, 401, 500, 503) if needs_key else (400, 503)
+    operation: dict[str, Any] = {
         "summary": summary,
-        "include_in_schema": not open_to_all or path in ("/health", "/ping"),
-        "openapi_extra": {"parameters": [named]} if "{" in path else {},
-        "responses": {200: {"description": "What was looked up.", "content": content}}
+        "responses": {"200": {"description": "What was looked up.", "content": content}}
         | _refusals(*refusals, *((404,) if "{" in path else ())),
     }
+    if "{" in path:
+        schema = {"type": "string", "minLength": 1}
+        operation["parameters"] = [{"name": "model_id", "in": "path", "required": True, "schema": schema}]
+    return operation if needs_key else operation | {"security": []}
 
 
-def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"description": _REFUSALS[status], "content": _OBJECT} for status in sorted(statuses)}
+def _refusals(*statuses: int) -> dict[str, dict[str, Any]]:
+    return {str(status): {"description": _REFUSALS[status], "content": _OBJECT} for status in sorted(statuses)}
 
 
-def add_documents(app: FastAPI, endpoint: Wrap, apis: Sequence[Api], keys: bool) -> None:
+def document_route(app: Starlette, wrap: Callable[..., Endpoint], apis: Sequence[Api], keys: bool) -> DocumentedRoute:
     """The route /openapi.json, made at its first use."""
     made: dict[str, Any] = {}
 
     async def answer(request: Request, user: str, call: Any) -> Response:
         if not made:
-            made.update(_document(app, apis, keys))
+            made.update(document(app, apis, keys))
         return JSONResponse(made)
 
-    app.add_api_route("/openapi.json", endpoint(answer), methods=["GET"], include_in_schema=False, response_model=None)
+    return DocumentedRoute("/openapi.json", wrap(answer), "GET")
 
 
-def _document(app: FastAPI, apis: Sequence[Api], keys: bool) -> dict[str, Any]:
-    document = get_openapi(title="Earthshine", version=__version__, routes=app.routes)
+def document(app: Starlette, apis: Sequence[Api], keys: bool) -> dict[str, Any]:
+    """The OpenAPI document of the application's routes; `keys`: they ask for an API key."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in app.routes:
+        if isinstance(route, DocumentedRoute) and route.operation is not None:
+            name = re.sub(r"\W", "_", f"answer{route.path_format}")
+            paths.setdefault(route.path_format, {})[route.method] = {
+                "operationId": f"{name}_{route.method}",
+                **{key: value for key, value in route.operation.items() if keys or key != "security"},
+            }
     _, forms = models_json_schema([(api.body, "validation") for api in apis], ref_template=_TEMPLATE)
-    components = document.setdefault("components", {})
-    components.setdefault("schemas", {}).update(forms.get("$defs", {}))
+    found: dict[str, Any] = {
+        "openapi": _VERSION,
+        "info": {"title": "Earthshine", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": forms.get("$defs", {})},
+    }
     if keys:
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}]
-        for path in ("/health", "/ping"):
-            document["paths"][path]["get"]["security"] = []
-    return document
+        found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        found["security"] = [{"key": []}]
+    return found

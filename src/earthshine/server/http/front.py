@@ -171,7 +171,7 @@ class Front:
                 hint = f"; {shown_path(meant)} is meant, so correct the base URL" if meant else ""
                 raise Refused(f"There is nothing at {path}{hint}.", "not_found")
             call.status = 405
-            allowed = (error.headers or {}).get("Allow", "")
+            allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
             problem = Refused(f"{path} takes {allowed}, not {shown(request.method)}.", "method")
             return self.error_response(request, problem, {"allow": allowed})
 

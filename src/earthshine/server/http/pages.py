@@ -5,16 +5,16 @@ The page may run its own scripts and ask its own server, and nothing else.
 """
 
 import datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from earthshine import __version__
 from earthshine.server.http.call import Call
-from earthshine.server.http.documents import get_documents
+from earthshine.server.http.documents import DocumentedRoute, get_operation
 from earthshine.server.http.front import Front, Handler
 from earthshine.server.http.metrics import CONTENT_TYPE
 
@@ -29,8 +29,8 @@ PAGE_HEADERS = {
 }
 
 
-def add_pages(app: FastAPI, front: Front) -> None:
-    """The GET routes. Each of the page's files lies at its own name, index.html at / too."""
+def page_routes(front: Front) -> Iterator[DocumentedRoute]:
+    """The GET routes. Each of the page's files has its own name as its path, index.html also /."""
     looks = _Looks(front)
     for path, handler, summary in (
         ("/v1/models", looks.models, "The model that is served."),
@@ -39,21 +39,16 @@ def add_pages(app: FastAPI, front: Front) -> None:
         ("/metrics", looks.metrics, "For Prometheus."),
         ("/v1/gauges", looks.gauges, "The state and rates that the page shows."),
     ):
-        _add(app, path, front, handler, summary)
-    _add(app, "/health", front, looks.health, "200 while replies are computed; 503 with the reason else.", True)
-    _add(app, "/ping", front, looks.health, "The same.", True)
+        yield DocumentedRoute(path, front.endpoint(handler), "GET", get_operation(path, summary, True))
+    health = front.endpoint(looks.health, open_to_all=True)
+    summary = "200 while replies are computed; 503 with the reason else."
+    for path in ("/health", "/ping"):
+        yield DocumentedRoute(path, health, "GET", get_operation(path, summary, False))
     for file in sorted(_FOLDER.iterdir()) if _FOLDER.is_dir() else ():
         if file.suffix in _TYPES:
-            page = _page(file)
+            page = front.endpoint(_page(file), open_to_all=True)
             for path in (f"/{file.name}", *(("/",) if file.name == "index.html" else ())):
-                _add(app, path, front, page, "A file of the page.", True)
-
-
-def _add(app: FastAPI, path: str, front: Front, handler: Handler, summary: str, open_to_all: bool = False) -> None:
-    endpoint = front.endpoint(handler, open_to_all=open_to_all)
-    documents = get_documents(path, summary, open_to_all)
-    app.add_api_route(path, endpoint, methods=["GET"], response_model=None, **documents)
-    app.add_api_route(path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False)
+                yield DocumentedRoute(path, page, "GET")
 
 
 def _page(file: Path) -> Handler:

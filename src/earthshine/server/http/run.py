@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from earthshine.net.connection import MAX_HEAD_BYTES, Connection
 from earthshine.server.http.front import Lifetime
@@ -60,7 +60,7 @@ class _Server(uvicorn.Server):
 class Service:
     """An application on its socket. `stop` may be called from any thread, as a signal would."""
 
-    app: FastAPI
+    app: Starlette
     engine: Ending
     lifetime: Lifetime
     drain_seconds: float = 30.0
