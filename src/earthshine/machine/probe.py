@@ -1,13 +1,15 @@
 """Facts of this computer from the system's own files: processors, memory, and what a measured profile belongs to.
 
-A limit of the control group that this process runs in lowers what there is. Where the system says nothing, modest
-figures stand in. `root` is where the system's files lie, so that tests can put others there.
+What EARTHSHINE_CPU and EARTHSHINE_KERNELS ask for is part of the last. A limit of the control group that this process
+runs in lowers what there is. Where the system says nothing, modest figures stand in. `root` is where the system's
+files lie, so that tests can put others there.
 """
 
 import os
 from pathlib import Path
 
 from earthshine.machine.cgroup import ROOT, memory_limit, memory_room, processors_quota
+from earthshine.settings import KERNEL_CHOICES, read_settings
 
 _UNKNOWN = 8 << 30  # where the system says nothing, what a small machine has
 
@@ -91,10 +93,11 @@ def last_cache_bytes(root: Path = ROOT) -> int:
 
 
 def _instruction_set(root: Path) -> str:
-    """The best of the kernels' instruction sets that the processor names; the kernels themselves may have reasons
-    not to use it."""
-    flags = set(_cpu(root, "flags").split())
-    return next((name for name, needed in _SETS if needed <= flags), "portable")
+    """The best of the kernels' instruction sets that the processor names and the environment does not hide, or
+    "reference"; the kernels themselves may have reasons not to use it."""
+    flags, settings = set(_cpu(root, "flags").split()), read_settings()
+    own = next((name for name, needed in _SETS if needed <= flags), "portable")
+    return min({own, settings.cpu, settings.kernels} - {"auto"}, key=KERNEL_CHOICES.index)
 
 
 def _cpu(root: Path, key: str) -> str:

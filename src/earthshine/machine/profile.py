@@ -202,9 +202,10 @@ def own_machine(path: Path) -> Machine | None:
         if name == "memory_bytes":
             same = abs(int(there) - int(here)) <= MEMORY_TOLERANCE * int(here)
         if not same:
+            asks = "" if name != "instruction_set" else " (EARTHSHINE_CPU and EARTHSHINE_KERNELS count)"
             raise UsageError(
                 f"{shown(path)} was measured on another machine: its {name} is {shown(there)}, and here it is "
-                f"{shown(here)}. Measure this one with {_AGAIN}."
+                f"{shown(here)}{asks}. Measure this one with {_AGAIN}."
             )
     return replace(machine, memory_bytes=memory_total())
 

@@ -279,6 +279,19 @@ class TestOwnMachine:
         with pytest.raises(UsageError, match=f"another machine: its {field} is .* with earthshine bench machine"):
             own_machine(tmp_path / "machine.json")
 
+    @pytest.mark.parametrize("variable", ["EARTHSHINE_CPU", "EARTHSHINE_KERNELS"])
+    def test_rates_of_other_kernels_are_refused(self, machine: Machine, tmp_path: Path, monkeypatch, variable) -> None:
+        """Saved with one choice, read with another: in each the profile that was measured with it is taken."""
+        monkeypatch.setenv("EARTHSHINE_KERNELS", "reference")
+        save_machine(replace(machine, identity=probe.identity()), tmp_path / "reference.json")
+        assert own_machine(tmp_path / "reference.json") is not None
+        monkeypatch.delenv("EARTHSHINE_KERNELS")
+        monkeypatch.setenv(variable, "portable")
+        with pytest.raises(UsageError, match=r"'reference', and here it is 'portable' \(EARTHSHINE_CPU and"):
+            own_machine(tmp_path / "reference.json")
+        save_machine(replace(machine, identity=probe.identity()), tmp_path / "portable.json")
+        assert own_machine(tmp_path / "portable.json") is not None
+
     def test_a_little_memory_more_is_the_same_machine(self, own: Machine, tmp_path: Path) -> None:
         here = own.identity["memory_bytes"]
         for share, same in ((1.015, True), (0.985, True), (1.03, False), (0.97, False)):

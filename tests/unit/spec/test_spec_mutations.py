@@ -195,7 +195,7 @@ def test_two_spellings_of_one_key_must_agree(k26: Config) -> None:
     k26["text_config"]["num_experts"] = 384
     spec_from_config(k26)
     k26["text_config"]["num_experts"] = 256
-    with pytest.raises(SpecError, match=r"num_experts contradicts text_config\.n_routed_experts"):
+    with pytest.raises(SpecError, match=r"num_experts is 256; it contradicts text_config\.n_routed_experts"):
         spec_from_config(k26)
 
 

@@ -7,7 +7,7 @@ stop tokens are united.
 
 from earthshine.spec.families.deepseek import read_decoder, read_tokens
 from earthshine.spec.families.quantization import Quantization, check_exceptions, read_quantization
-from earthshine.spec.families.reader import KeyReader, same
+from earthshine.spec.families.reader import KeyReader
 from earthshine.spec.model import ModelSpec
 
 _IGNORED = (
@@ -40,9 +40,11 @@ def read_kimi_k25(config: dict[str, object]) -> ModelSpec:
 
 
 def _read_quantization(top: KeyReader, text: KeyReader) -> Quantization:
-    """Moonshot puts quantization_config inside text_config; re-exports put it at the top."""
-    if not (top.has("quantization_config") and text.has("quantization_config")):
-        return read_quantization(top if top.has("quantization_config") else text)
-    if not same(top.raw("quantization_config"), text.raw("quantization_config")):
-        top.problems.malformed("quantization_config and text_config.quantization_config differ; one of them must go")
-    return read_quantization(text)
+    """Moonshot puts quantization_config inside text_config; re-exports put it at the top. Each is read for itself
+    first, so that what is wrong with one is not taken for a difference."""
+    levels = [level for level in (text, top) if level.has("quantization_config")]
+    found = [read_quantization(level) for level in levels] or [Quantization()]
+    top.require(
+        found[0] == found[-1], "quantization_config and text_config.quantization_config differ; one of them must go"
+    )
+    return found[0]

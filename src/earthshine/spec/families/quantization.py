@@ -48,7 +48,7 @@ class Quantization:
 
     trunk: Storage = Storage.BF16
     experts: Storage = Storage.BF16
-    key: str = ""
+    key: str = field(default="", compare=False)
     kept: tuple[Expression, ...] = field(default=(), repr=False)
     names: frozenset[str] = field(default=frozenset(), repr=False)
 
@@ -169,7 +169,8 @@ def _refused_method(block: KeyReader, method: object) -> str:
         algorithm = block.raw("quant_algo")
         what = "NVFP4" if algorithm == "NVFP4" else "a modelopt format"
         return f"{name} is 'modelopt', and {what} weights are not implemented; those that are: {_READABLE}"
-    return f"{name} names no implemented quantisation; those that are: {_READABLE}"
+    state = f"is {shown(method)}, which" if block.given("quant_method") else "is missing; it"
+    return f"{name} {state} names no implemented quantisation; those that are: {_READABLE}"
 
 
 def _read_fp8(block: KeyReader) -> Quantization:

@@ -63,7 +63,8 @@ class Problems:
         self._malformed = False
 
     def malformed(self, text: str) -> None:
-        self._texts.append(text)
+        if text not in self._texts:  # a key may be looked up more than once
+            self._texts.append(text)
         self._malformed = True
 
     def unsupported(self, text: str) -> None:
@@ -106,8 +107,9 @@ class KeyReader:
         first, *others = given
         for other in others:
             if not same(self._config[first], self._config[other]):
+                value, whole = shown(self._config[other]), f"{self._where}{first}"
                 self.problems.malformed(
-                    f"{self._where}{other} contradicts {self._where}{first}; they are two spellings of one key"
+                    f"{self._where}{other} is {value}; it contradicts {whole}, another spelling of this key"
                 )
         return first, self._config[first]
 
