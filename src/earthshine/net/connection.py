@@ -3,13 +3,14 @@
 A head that does not come in time ends the connection, and so does an answer that nobody takes. Beyond `MOST_OPEN`
 connections each new one closes another that waits for nothing: first of those that never sent anything, then of those
 between two requests, then of those whose head is incomplete, the oldest of its kind. Where every connection has a
-request under way, requests are refused, and beyond twice as many, connections. The application finds `abort` and
-`crowded` in its state.
+request under way, requests are refused, and beyond twice as many, connections. A new connection costs the same however
+many there are. The application finds `abort` and `crowded` in its state.
 """
 
 import asyncio
 import json
 import select
+from collections import OrderedDict
 from typing import Any
 
 import h11
@@ -19,58 +20,105 @@ MOST_OPEN = 384  # of the 1,024 open files that a process commonly may have
 MAX_HEAD_BYTES = 32 << 10
 HEAD_SECONDS = 30.0
 UNREAD_SECONDS = 120.0  # after the connection would have been closed for idleness
+_MOST_LOOKS = 8  # at connections that wait, for each new one
+_SILENT, _BETWEEN, _IN_HEAD = range(3)  # never sent anything; between two requests; the head is incomplete
+
+
+class Waiting:
+    """A server's connections without a request under way: by kind, and in each the one that has waited longest first.
+
+    The first of the first kind is closed first.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: tuple[OrderedDict[Connection, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
+
+    def put(self, connection: "Connection", kind: int) -> None:
+        """It begins to wait now."""
+        self.drop(connection)
+        self._kinds[kind][connection] = None
+
+    def drop(self, connection: "Connection") -> None:
+        for kind in self._kinds:
+            kind.pop(connection, None)
+
+    def first(self) -> "Connection | None":
+        return next((next(iter(kind)) for kind in self._kinds if kind), None)
+
+    def asks_nothing(self) -> "Connection | None":
+        """The first from which nothing has come that was not read yet; the others go to the end of their kind.
+
+        None where a few looks found none: a look is a call of the system's.
+        """
+        for _ in range(_MOST_LOOKS):
+            kind = next(filter(None, self._kinds), None)
+            if kind is None:
+                return None
+            connection = next(iter(kind))
+            if not connection.has_more():
+                return connection
+            kind.move_to_end(connection)
+        return None
 
 
 class Connection(H11Protocol):
-    """What uvicorn makes for each socket that connects."""
+    """What uvicorn makes for each socket that connects; all of a server share one `waiting`."""
 
     _head_timer: asyncio.TimerHandle | None = None
-    _received = False  # any byte at all
-    _last_data = 0.0  # the loop's time; at first that of the connection
+
+    def __init__(self, *arguments: Any, waiting: Waiting, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._waiting = waiting
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._last_data = self.loop.time()
         if len(self.connections) > MOST_OPEN:
             self._make_room()
         if len(self.connections) > 2 * MOST_OPEN:
             transport.abort()
             return
         self.app_state = {**self.app_state, "abort": transport.abort, "crowded": len(self.connections) > MOST_OPEN}
+        self._waiting.put(self, _SILENT)
         self._await_head()
 
     def _make_room(self) -> None:
-        others = (other for other in self.connections if isinstance(other, Connection) and other is not self)
-        idle = sorted((other for other in others if not other._answering), key=Connection._worth)
-        found = next((other for other in idle if not other._has_more()), None)
-        if len(self.connections) > 2 * MOST_OPEN and idle:  # better one of them than who comes now
-            found = found or idle[0]
+        found = self._waiting.asks_nothing()
+        if len(self.connections) > 2 * MOST_OPEN:  # better one of them than who comes now
+            found = found or self._waiting.first()
         if found is not None:
+            self._waiting.drop(found)
             self.connections.discard(found)  # now, since connection_lost comes later
             found.transport.abort()
 
-    def _has_more(self) -> bool:
+    def has_more(self) -> bool:
         """Whether bytes have come that the loop has not read yet, as in a burst of requests."""
         ready = select.poll()
         ready.register(self.transport.get_extra_info("socket"), select.POLLIN)
         return bool(ready.poll(0))
 
-    def _worth(self) -> tuple[int, float]:
-        """The least is closed first."""
-        kind = 0 if not self._received else 1 if self._head_timer is None else 2
-        return kind, self._last_data
-
     def connection_lost(self, exc: Exception | None) -> None:
+        self._waiting.drop(self)
         self._head_came()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._received, self._last_data = True, self.loop.time()
         super().data_received(data)
         if self._answering:
+            self._waiting.drop(self)
             self._head_came()
-        elif self._head_timer is None:  # the beginning of a next head, or the rest of a body that was refused
+            return
+        if self._head_timer is None:  # the beginning of a next head, or the rest of a body that was refused
             self._await_head()
+        self._wait(_IN_HEAD)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._answering:  # the next request may have come already
+            self._wait(_BETWEEN if self._head_timer is None else _IN_HEAD)
+
+    def _wait(self, kind: int) -> None:
+        if self in self.connections:  # neither lost nor closed for another
+            self._waiting.put(self, kind)
 
     def timeout_keep_alive_handler(self) -> None:
         """uvicorn closes once all is sent, which never is where the client does not read."""

@@ -17,7 +17,7 @@ from typing import Protocol
 import uvicorn
 from starlette.applications import Starlette
 
-from earthshine.net.connection import MAX_HEAD_BYTES, Connection
+from earthshine.net.connection import MAX_HEAD_BYTES, Connection, Waiting
 from earthshine.server.http.front import Lifetime
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -122,7 +122,7 @@ class Service:
         return uvicorn.Config(
             self.app,
             loop="asyncio",
-            http=Connection,
+            http=partial(Connection, waiting=Waiting()),  # type: ignore[arg-type]  # a class is only called
             ws="none",
             lifespan="off",
             log_config=None,
