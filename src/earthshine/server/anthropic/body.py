@@ -126,7 +126,8 @@ class Message(_Part):
 
 class Tool(_Part):
     """`type` names one of Anthropic's own tools unless it is "custom"; those have no schema and are left out. A tool
-    with `defer_loading` is declared once a search has found it."""
+    with `defer_loading` is declared once a search has found it. `function` and `parameters` are OpenAI's, and read only
+    to say so."""
 
     type: str | None = None
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_-]+$")] | None = None
@@ -134,6 +135,8 @@ class Tool(_Part):
     input_schema: dict[str, Any] | None = None
     defer_loading: bool | None = None
     strict: bool | None = None
+    function: Any = None
+    parameters: Any = None
 
 
 class ToolChoice(_Part):

@@ -6,7 +6,7 @@ is not text becomes a placeholder, and nothing is ever fetched. It is never refu
 was refused again, as one with the next, so such a conversation would end for good.
 Claude Code opens its system prompt with a line "x-anthropic-billing-header: ..." that differs between requests; it is
 taken out, for it would keep every prefix from being found. Tools that Anthropic's servers run are left out. Refused:
-blocks in the wrong role, a last message that waits for tools.
+blocks in the wrong role, a last message that waits for tools, tools without a name or schema or in another API's form.
 """
 
 import json
@@ -35,6 +35,7 @@ from earthshine.server.unread import placeholder
 from earthshine.untrusted import shown
 
 _BILLING = "x-anthropic-billing-header:"
+_SHAPE = 'The Messages API takes {"name": ..., "description": ..., "input_schema": {"type": "object", ...}}.'
 _CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "named"}
 
 
@@ -80,7 +81,7 @@ def _tools(body: CountBody) -> tuple[list[dict[str, Any]], list[str]]:
     found, left_out = [], []
     names = _referred(body)
     for number, tool in enumerate(body.tools or ()):
-        if tool.type not in (None, "custom") and tool.input_schema is None:
+        if _is_anthropics(tool):
             left_out.append(str(tool.type))
         elif (
             searches or not tool.defer_loading or tool.name in names
@@ -96,11 +97,25 @@ def _referred(body: CountBody) -> set[str]:
     return {block.tool_name for block in (*blocks, *results) if isinstance(block, ToolReference)}
 
 
+def _is_anthropics(tool: Tool) -> bool:
+    """Whether it is one of Anthropic's own, which have a type of their own and no schema."""
+    others = tool.type == "function" or tool.function is not None or tool.parameters is not None
+    return tool.type not in (None, "", "custom") and tool.input_schema is None and not others
+
+
 def _tool(where: str, tool: Tool) -> dict[str, Any]:
+    if tool.type == "function" and tool.input_schema is None:
+        raise Refused(f"This is a tool of another API. {_SHAPE}", param=f"{where}.type")
     if tool.name is None:
-        raise Refused("A tool needs a name.", param=f"{where}.name")
+        raise Refused(f"The tool has no name. {_SHAPE}", param=f"{where}.name")
     if tool.input_schema is None:
-        raise Refused("A tool needs an input_schema, the JSON schema of its input.", param=f"{where}.input_schema")
+        raise Refused(f"The tool has no input_schema. {_SHAPE}", param=f"{where}.input_schema")
+    kind = tool.input_schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise Refused(
+            f'A tool\'s input is an object; input_schema must have the type "object", not {shown(kind)}.',
+            param=f"{where}.input_schema.type",
+        )
     function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
     if tool.description is not None:
         function["description"] = tool.description
