@@ -22,9 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from earthshine.cli import serve
 from earthshine.cli.options import Holding
-from earthshine.cli.source import GLEAM
 from earthshine.engine import Admitted, Engine, Failed, Finished, Request, Sink, TokenEvent
 from earthshine.errors import EarthshineError
+from earthshine.hub import GLEAM
 from earthshine.net.listen import ListenOptions
 from earthshine.text import load_tokenizer
 

@@ -25,7 +25,11 @@ class EarthshineError(Exception):
 
 
 class UsageError(EarthshineError):
-    """An argument or option has no meaning."""
+    """An argument or option has no meaning. `param`: its name, where one is to blame."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class SpecError(EarthshineError):

@@ -18,9 +18,9 @@ FLOORS = [
     {"storage"},
     {"kernels", "spec", "machine", "net", "loadgen"},
     {"models", "weights", "kv", "text", "plan"},
-    {"engine"},
-    {"prfaas"},
-    {"server", "evals"},
+    {"engine", "hub"},
+    {"prfaas", "generation"},
+    {"server", "evals", "llm"},
     {"cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -45,7 +45,7 @@ OWNERS = {
 }
 IMPORT_OWNERS = {
     "sockets": ({"socket", "http", "urllib", "requests", "httpx", "asyncio", "uvicorn", "huggingface_hub"},
-                ("cli.source", "server", "prfaas.transport", "machine.network", "net", "loadgen")),
+                ("hub", "server", "prfaas.transport", "machine.network", "net", "loadgen")),
     "native code": ({"ctypes", "cffi"}, ("kernels",)),
     "printing": ({"rich", "typer"}, ("cli",)),
     "pickle": ({"pickle", "marshal", "shelve", "dill"}, ()),

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from earthshine import kernels
-from earthshine.cli.source import GLEAM
 from earthshine.engine import SamplingParams, TokenEvent, load_model
 from earthshine.errors import ContextError
+from earthshine.hub import GLEAM
 from earthshine.kv import KVBlob
 from earthshine.plan import Wishes
 from earthshine.spec import load_spec

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from earthshine.cli.source import GLEAM
+from earthshine.hub import GLEAM
 from earthshine.spec import spec_from_config
 from earthshine.text import load_template, load_tokenizer
 

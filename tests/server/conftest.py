@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import pytest
 
 from earthshine.cli.serve import APIS
-from earthshine.cli.source import GLEAM
 from earthshine.engine import Engine, load_model, sampling_defaults
+from earthshine.generation.prompts import Prompts
+from earthshine.hub import GLEAM
 from earthshine.net.access import make_access
 from earthshine.net.listen import ListenOptions, bind
 from earthshine.plan import Wishes
@@ -16,7 +17,6 @@ from earthshine.server.api import Served
 from earthshine.server.http.app import make_app
 from earthshine.server.http.front import Lifetime
 from earthshine.server.http.run import Service
-from earthshine.server.prompts import Prompts
 from earthshine.server.replies import Replies
 from earthshine.text import load_template, load_tokenizer
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from earthshine.generation.request import Ended, Opened, Said, Turn
 from earthshine.net.access import make_access
 from earthshine.net.listen import ListenOptions, bind
 from earthshine.server.api import Api, Served, ServerEvent
 from earthshine.server.http.app import Lifetime, Options, make_app
 from earthshine.server.http.run import Service
-from earthshine.server.turn import Ended, Opened, Said, Turn
 from earthshine.text import Content
 
 

@@ -10,10 +10,10 @@ anthropic = pytest.importorskip("anthropic", reason="the anthropic SDK is not in
 httpx2 = pytest.importorskip("httpx2")  # what the SDK itself uses
 from pydantic import TypeAdapter  # noqa: E402
 
+from earthshine.generation.request import Ended, Opened, Piece, Said  # noqa: E402
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES  # noqa: E402
 from earthshine.server.api import Refused, Served  # noqa: E402
 from earthshine.server.http.body import parse_body  # noqa: E402
-from earthshine.server.turn import Ended, Opened, Piece, Said  # noqa: E402
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart  # noqa: E402
 
 SERVED = Served(("kimi",), 0, 4096, True, True, lambda ids: "")

@@ -11,6 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 import earthshine
+from earthshine.generation.prompts import Prompts
+from earthshine.generation.request import Ended, Format, Opened, Said, Scored, Turn
 from earthshine.server.api import Refused, Served
 from earthshine.server.openai.completions import COMPLETIONS, CompletionBody
 from earthshine.server.openai.fields import (
@@ -21,9 +23,7 @@ from earthshine.server.openai.fields import (
     turn_fields,
     usage,
 )
-from earthshine.server.prompts import Prompts
 from earthshine.server.replies import Replies
-from earthshine.server.turn import Ended, Format, Opened, Said, Scored, Turn
 from earthshine.text import Content, Tokenizer, load_tokenizer
 
 from .fake_engine import FakeEngine, logprob_of

@@ -5,12 +5,12 @@ import json
 import httpx
 import pytest
 
-from earthshine.cli.source import GLEAM
+from earthshine.generation.request import Format
+from earthshine.hub import GLEAM
 from earthshine.server.api import Refused, Served
 from earthshine.server.dialects import OBEYED_AS, REFUSED
 from earthshine.server.http.body import parse_body, unknown_fields
 from earthshine.server.openai import chat, completions, responses
-from earthshine.server.turn import Format
 from earthshine.text import load_tokenizer
 
 SERVED = Served(("moon",), 1_700_000_000, 4096, True, True, lambda ids: "")

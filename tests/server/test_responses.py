@@ -9,10 +9,10 @@ from hypothesis import strategies as some
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from earthshine.generation.request import Ended, Format, Opened, Said, Scored, ToolChoice
 from earthshine.server.api import Refused, Served
 from earthshine.server.http.body import parse_body
 from earthshine.server.openai import responses
-from earthshine.server.turn import Ended, Format, Opened, Said, Scored, ToolChoice
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
 
 SERVED = Served(("moon",), 1_700_000_000, 4096, True, True, lambda ids: "")

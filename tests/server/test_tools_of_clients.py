@@ -6,13 +6,13 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from earthshine.generation.request import Ended, Opened, Said, ToolChoice
 from earthshine.server.anthropic import MESSAGES
 from earthshine.server.api import Refused, Served
 from earthshine.server.http.body import parse_body
 from earthshine.server.openai.chat import CHAT
 from earthshine.server.openai.completions import COMPLETIONS
 from earthshine.server.openai.responses import RESPONSES
-from earthshine.server.turn import Ended, Opened, Said, ToolChoice
 from earthshine.text import ToolCallArguments, ToolCallEnd, ToolCallStart
 
 SERVED = Served(("moon",), 1_700_000_000, 4096, True, True, lambda ids: "")

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from earthshine import __version__, kernels
-from earthshine.cli.source import GLEAM
 from earthshine.engine import SamplingParams, load_model
 from earthshine.errors import UsageError
+from earthshine.hub import GLEAM
 from earthshine.kernels import measure
 from earthshine.machine import (
     DiskRate,

@@ -12,11 +12,11 @@ from typing import Any
 
 from earthshine.cli.options import Holding, read_text, standard_input
 from earthshine.cli.progress import TokenProgress
-from earthshine.cli.source import find_readable
 from earthshine.cli.stats import Tally
 from earthshine.cli.terminal import Terminal
 from earthshine.engine import Finished, LoadedModel, SamplingParams, TokenEvent, sampling_defaults
 from earthshine.errors import EarthshineError, TextError, UsageError
+from earthshine.hub import find_readable
 from earthshine.text import (
     ChatTemplate,
     Content,

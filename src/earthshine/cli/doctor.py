@@ -7,8 +7,8 @@ from textwrap import fill
 import torch
 
 from earthshine import __version__
-from earthshine.cli.source import GLEAM
 from earthshine.errors import EarthshineError
+from earthshine.hub import GLEAM
 from earthshine.kernels import Implementation, implementations
 from earthshine.machine import processors
 from earthshine.settings import read_settings

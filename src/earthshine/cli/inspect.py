@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from earthshine.cli.source import find_model
 from earthshine.errors import UsageError
+from earthshine.hub import find_model
 from earthshine.plan.budget import CONTEXT_TOKENS
 from earthshine.spec import ModelSpec, decode_flops_per_token, footprint, load_spec, prefill_flops_per_token
 from earthshine.spec.model import MoeSpec

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from earthshine.cli.source import find_model
 from earthshine.errors import UsageError
+from earthshine.hub import find_model
 from earthshine.machine import Machine, described, memory_available, memory_resident, own_machine, read_machine
 from earthshine.plan import Cost, Wishes, plan_json
 from earthshine.plan.explore import Case

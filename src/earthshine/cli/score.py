@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from earthshine.cli.options import Holding, read_text, standard_input
-from earthshine.cli.source import find_readable
 from earthshine.engine import Session
 from earthshine.errors import UsageError
+from earthshine.hub import find_readable
 
 _MOST_NATS = 700.0  # a token; beyond it a perplexity is no number
 

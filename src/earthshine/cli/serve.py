@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from earthshine.cli.options import Holding
-from earthshine.cli.source import GLEAM, find_readable
 from earthshine.engine import Engine, EngineOptions, LoadedModel, sampling_defaults
 from earthshine.errors import UsageError
+from earthshine.generation.prompts import Prompts
+from earthshine.hub import GLEAM, find_readable
 from earthshine.net.access import Access, make_access
 from earthshine.net.listen import ListenOptions, bind, tls_context
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES
@@ -27,7 +28,6 @@ from earthshine.server.http.run import Service
 from earthshine.server.openai.chat import CHAT
 from earthshine.server.openai.completions import COMPLETIONS
 from earthshine.server.openai.responses import RESPONSES
-from earthshine.server.prompts import Prompts
 from earthshine.server.replies import Replies
 from earthshine.settings import read_settings
 from earthshine.text import (

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel
 
 from earthshine.errors import EarthshineError
-from earthshine.server.turn import Piece, Turn
+from earthshine.generation.request import Piece, Turn
 
 Kind = Literal[
     "invalid",  # 400: the request has no meaning; the message says what to change

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import earthshine
-from earthshine.server.prompts import Prompts
+from earthshine.generation.prompts import Prompts
+from earthshine.generation.request import Ended, Said, Scored, Turn
 from earthshine.server.replies import Replies
-from earthshine.server.turn import Ended, Said, Scored, Turn
 from earthshine.text import (
     ChatTemplate,
     Content,

@@ -2,9 +2,8 @@
 
 import pytest
 
-from earthshine.errors import TextError
-from earthshine.server.api import Refused
-from earthshine.server.turn import Ended, Format, Said, Scored, ToolChoice, Turn
+from earthshine.errors import TextError, UsageError
+from earthshine.generation.request import Ended, Format, Said, Scored, ToolChoice, Turn
 from earthshine.text import (
     Content,
     Reasoning,
@@ -114,7 +113,7 @@ class TestTools:
         assert first is not second
 
     def test_a_tool_without_a_name(self, asker):
-        with pytest.raises(Refused, match="function with a name"):
+        with pytest.raises(UsageError, match="function with a name"):
             asker(Turn(HELLO, tools=[{"type": "function", "function": {"description": "none"}}]))
 
 
@@ -172,6 +171,6 @@ class TestScores:
 
     def test_too_many(self, asker):
         prompt = [65] * 4000
-        with pytest.raises(Refused, match="the most that one request gets"):
+        with pytest.raises(UsageError, match="the most that one request gets"):
             asker(*[Turn(prompt, echo=True, prompt_logprobs=20, sampling={"max_tokens": 0})] * 7)
         assert asker.engine.requests == []

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from earthshine.cli.doctor import print_served
-from earthshine.cli.source import GLEAM
 from earthshine.engine import Session, load_model
+from earthshine.hub import GLEAM
 from earthshine.kernels import Implementation
 from earthshine.plan import Wishes
 from earthshine.text import load_tokenizer

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from earthshine.cli.source import GLEAM
 from earthshine.engine import load_model
 from earthshine.errors import BlobError, CheckpointError
+from earthshine.hub import GLEAM
 from earthshine.kv import KVBlob
 from earthshine.plan import Wishes
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from earthshine.cli.source import GLEAM
+from earthshine.hub import GLEAM
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RUN = [sys.executable, "-c", "from earthshine.cli import main; main()"]

@@ -11,9 +11,9 @@ from earthshine.cli.chat import ChatOptions, Conversation, _Screen
 from earthshine.cli.inspect import context_tokens
 from earthshine.cli.options import Holding
 from earthshine.cli.score import score_windows
-from earthshine.cli.source import GLEAM, find_model
 from earthshine.engine import SamplingParams, Session, load_model
 from earthshine.errors import UsageError
+from earthshine.hub import GLEAM, find_model
 from earthshine.spec import load_spec
 from earthshine.text import Content, Reasoning, load_template, load_tokenizer
 

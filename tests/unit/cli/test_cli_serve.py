@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from earthshine.cli.serve import _address, _names
-from earthshine.cli.source import GLEAM
+from earthshine.hub import GLEAM
 from earthshine.net.listen import ListenOptions
 from earthshine.settings import read_settings
 

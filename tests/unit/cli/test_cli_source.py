@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from earthshine.cli.source import GLEAM
+from earthshine.hub import GLEAM
 
 
 def _cache(tmp_path: Path, *revisions: str) -> Path:

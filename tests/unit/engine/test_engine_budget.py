@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from earthshine import kernels
-from earthshine.cli.source import GLEAM
 from earthshine.engine import LoadedModel, SamplingParams, TokenEvent, load_model, plan_for
 from earthshine.engine.ceiling import Ceiling
 from earthshine.errors import CheckpointError, UsageError
+from earthshine.hub import GLEAM
 from earthshine.plan import Plan, Wishes
 from earthshine.spec import load_spec
 from earthshine.units import parse_bytes

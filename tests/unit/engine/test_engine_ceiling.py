@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from earthshine import kernels
-from earthshine.cli.source import GLEAM
 from earthshine.engine import LoadedModel, SamplingParams, Session, TokenEvent, load_model
 from earthshine.engine.ceiling import NEAR_BYTES, Ceiling
 from earthshine.errors import BudgetError
+from earthshine.hub import GLEAM
 from earthshine.machine import memory_resident
 from earthshine.plan import Wishes
 

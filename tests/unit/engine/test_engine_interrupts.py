@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from earthshine.cli.source import GLEAM
 from earthshine.engine import LoadedModel, SamplingParams, Session, TokenEvent, load_model, plan_for
+from earthshine.hub import GLEAM
 from earthshine.plan import Wishes
 from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from earthshine import kernels
-from earthshine.cli.source import GLEAM
 from earthshine.engine import LoadedModel, SamplingParams, TokenEvent, load_model, plan_for
 from earthshine.errors import ContextError, UsageError
+from earthshine.hub import GLEAM
 from earthshine.machine import memory_resident, memory_total
 from earthshine.plan import Plan, Wishes, model_name, plan_json, read_plan
 from earthshine.spec import load_spec

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from earthshine.cli.source import GLEAM
 from earthshine.engine.load import read_trunk
 from earthshine.engine.sizes import stored_sizes
+from earthshine.hub import GLEAM
 from earthshine.kernels import Matrix, Weight
 from earthshine.plan import sizes_of
 from earthshine.spec import ModelSpec, load_spec

@@ -12,6 +12,7 @@ blocks in the wrong role, a last message that waits for tools, tools without a n
 import json
 from typing import Any
 
+from earthshine.generation.request import Format, Messages, ToolChoice, Turn
 from earthshine.server.anthropic.body import (
     Block,
     CountBody,
@@ -30,7 +31,6 @@ from earthshine.server.anthropic.body import (
 )
 from earthshine.server.api import Refused, Served
 from earthshine.server.dialects import require_absent
-from earthshine.server.turn import Format, Messages, ToolChoice, Turn
 from earthshine.server.unread import placeholder
 from earthshine.untrusted import shown
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from earthshine.errors import EarthshineError
+from earthshine.generation.request import Ended, Opened, Piece, Turn
 from earthshine.server.anthropic.body import CountBody, MessagesBody
 from earthshine.server.anthropic.conversation import turn
 from earthshine.server.api import Api, Kind, Refused, Served, ServerEvent
-from earthshine.server.turn import Ended, Opened, Piece, Turn
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallStart
 from earthshine.text import Event as TextEvent
 from earthshine.untrusted import parse_object

@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from earthshine.generation.request import Piece
 from earthshine.net.access import Access
 from earthshine.server.api import Api, Exchange, Refused, Served
 from earthshine.server.http.body import Bodies, unknown_fields
@@ -22,7 +23,6 @@ from earthshine.server.http.events import EventStream, follow, stream_events
 from earthshine.server.http.front import DRAIN_RETRY_SECONDS, Front, Handler, Lifetime, Options, Replies
 from earthshine.server.http.metrics import Engine, Metrics
 from earthshine.server.http.pages import page_routes
-from earthshine.server.turn import Piece
 from earthshine.untrusted import shown
 
 _MOST_UNKNOWN = 100  # names that the log mentions

@@ -12,10 +12,10 @@ from typing import Any
 
 from starlette.types import Receive
 
+from earthshine.generation.request import Ended, Opened, Piece, Said
 from earthshine.server.api import Exchange, Refused
 from earthshine.server.http.body import ClientGone
 from earthshine.server.http.metrics import Metrics
-from earthshine.server.turn import Ended, Opened, Piece, Said
 from earthshine.untrusted import shown
 
 Log = Callable[[str], None]

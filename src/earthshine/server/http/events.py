@@ -14,10 +14,10 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from earthshine.generation.request import Opened, Piece
 from earthshine.server.api import Exchange, Refused, ServerEvent
 from earthshine.server.http.body import ClientGone, Limits
 from earthshine.server.http.call import CLIENT_GONE, Call
-from earthshine.server.turn import Opened, Piece
 
 PING = b": ping\n\n"
 _HEADERS = [

@@ -17,13 +17,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from earthshine.errors import ContextError, EarthshineError, OverloadError, TextError, UsageError
+from earthshine.generation.request import Piece, Turn
 from earthshine.net.access import Access, Unauthorized
 from earthshine.server.api import Api, Refused, Served
 from earthshine.server.http.body import ClientGone, Limits
 from earthshine.server.http.call import CLIENT_GONE, Call, Log, shown_path
 from earthshine.server.http.events import EventStream
 from earthshine.server.http.metrics import Engine, Metrics
-from earthshine.server.turn import Piece, Turn
 from earthshine.untrusted import shown
 
 _LOGGER = logging.getLogger("earthshine.server")
@@ -140,7 +140,7 @@ class Front:
         if isinstance(error, ContextError):
             return Refused(str(error), "context")
         if isinstance(error, (UsageError, TextError)):
-            return Refused(str(error))
+            return Refused(str(error), param=getattr(error, "param", None))
         known = isinstance(error, EarthshineError)
         name = secrets.token_hex(6)
         _LOGGER.error("error %s: %s", name, error, exc_info=None if known else error)

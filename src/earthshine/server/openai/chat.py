@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from earthshine.generation.request import Turn
 from earthshine.server.api import Api, Refused, Served
 from earthshine.server.openai.chat_answer import ChatExchange
 from earthshine.server.openai.fields import error_body, includes_usage, model_of, turn_fields
 from earthshine.server.openai.messages import Message, plain
 from earthshine.server.openai.thinking import Effort, Reasoning, ThinkingFields, thoughts_of
 from earthshine.server.openai.tools import MOST_TOOLS, NestedTool, choose, declared
-from earthshine.server.turn import Turn
 
 
 class ChatBody(ThinkingFields):

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any
 
+from earthshine.generation.request import Ended, Opened, Piece, Said, Scored, Turn
 from earthshine.server.api import Refused, ServerEvent
 from earthshine.server.openai.fields import error_body, usage
 from earthshine.server.openai.scores import score
 from earthshine.server.openai.tools import custom_input
-from earthshine.server.turn import Ended, Opened, Piece, Said, Scored, Turn
 from earthshine.text import Content, Event, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
 
 _DONE = ServerEvent("[DONE]")

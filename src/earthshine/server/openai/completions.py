@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from earthshine.generation.request import Opened, Piece, Said, Scored, Turn
 from earthshine.server.api import Api, Refused, Served, ServerEvent
 from earthshine.server.openai.fields import (
     MOST_CHOICES,
@@ -23,7 +24,6 @@ from earthshine.server.openai.fields import (
     turn_fields,
     usage,
 )
-from earthshine.server.turn import Opened, Piece, Said, Scored, Turn
 from earthshine.text import Content
 
 _MAX_TOKENS = 16  # OpenAI's default

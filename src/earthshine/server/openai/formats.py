@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from earthshine.errors import TextError
+from earthshine.generation.request import Format
 from earthshine.server.api import Refused
-from earthshine.server.turn import Format
 from earthshine.untrusted import parse_object, shown
 
 _Choices = Annotated[list[str], Field(min_length=1, max_length=1024)]

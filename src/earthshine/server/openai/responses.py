@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from earthshine.generation.request import ToolChoice, Turn
 from earthshine.server.api import Api, Refused, Served
 from earthshine.server.openai.fields import error_body, model_of, turn_fields
 from earthshine.server.openai.formats import TextFormat
@@ -16,7 +17,6 @@ from earthshine.server.openai.responses_events import ResponsesExchange
 from earthshine.server.openai.responses_items import AnyItem, messages_of
 from earthshine.server.openai.thinking import Reasoning, ThinkingFields, thoughts_of
 from earthshine.server.openai.tools import MOST_TOOLS, FlatTool, Known, choose, declared
-from earthshine.server.turn import ToolChoice, Turn
 
 _STATELESS = "Nothing is stored here: give the whole conversation in input, and leave {} out."
 _STORED = ("previous_response_id", "conversation", "prompt")

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any, Literal
 
+from earthshine.generation.request import Ended, Opened, Piece, Turn
 from earthshine.server.api import Kind, Refused, ServerEvent
 from earthshine.server.openai.scores import score
 from earthshine.server.openai.tools import Known, custom_input
-from earthshine.server.turn import Ended, Opened, Piece, Turn
 from earthshine.text import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 
 _ItemKind = Literal["reasoning", "message", "function_call", "custom_tool_call"]

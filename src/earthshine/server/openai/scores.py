@@ -5,7 +5,7 @@ Invariant: every number is one that JSON has. Refuses nothing.
 
 from typing import Any
 
-from earthshine.server.turn import Scored
+from earthshine.generation.request import Scored
 
 _LEAST = -9999.0  # OpenAI's sign for a token that can't come
 

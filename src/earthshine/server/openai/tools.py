@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from earthshine.generation.request import ToolChoice
 from earthshine.server.api import Refused
 from earthshine.server.openai.messages import CUSTOM_INPUT
-from earthshine.server.turn import ToolChoice
 from earthshine.untrusted import parse_object, shown
 
 MOST_TOOLS = 512

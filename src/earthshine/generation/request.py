@@ -1,7 +1,7 @@
-"""A request in no API's words, and the reply's pieces: the seam between the APIs and what computes.
+"""A request in no API's words, and the pieces of its answer.
 
-Each API is a module of two translations: its request to a `Turn`, and pieces to its events. Between them stands one
-implementation of everything else. Refuses nothing itself: a Turn is checked where it is made.
+Each API translates its own request to a `Turn`, and pieces to its own events. Between them stands one implementation of
+everything else.
 """
 
 from collections.abc import Mapping, Sequence

@@ -13,7 +13,7 @@ from earthshine.untrusted import shown
 if TYPE_CHECKING:
     from earthshine.text import Tokenizer
 
-GLEAM = Path(__file__).resolve().parents[1] / "gleam"
+GLEAM = Path(__file__).resolve().parent / "gleam"
 _ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 # No Python, no pickles: only what Earthshine reads.
 _FILES = [

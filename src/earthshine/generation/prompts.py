@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from earthshine.engine import Constraint, SamplingParams
-from earthshine.errors import UsageError
-from earthshine.server.api import Refused
-from earthshine.server.turn import Messages, Turn
+from earthshine.errors import ContextError, UsageError
+from earthshine.generation.request import Messages, Turn
 from earthshine.text import ChatTemplate, StopStrings, Tokenizer, leaves_thinking_open
 from earthshine.text.grammar import Grammars, OutputRule, ToolRule
 from earthshine.text.history import repair_history
@@ -59,16 +58,16 @@ class Prompts:
         self._vocab_size, self._stop_tokens, self._context_tokens = vocab_size, tuple(stop_tokens), context_tokens
 
     def count(self, turn: Turn) -> int:
-        """How many tokens the prompt has. Raises TextError and Refused."""
+        """How many tokens the prompt has. Raises TextError and UsageError."""
         return len(self._encoded(turn)[0])
 
     def prepare(self, turn: Turn) -> Prepared:
-        """Raises TextError, UsageError and Refused."""
+        """Raises TextError, UsageError and ContextError."""
         StopStrings(turn.stop)
         tokens, n_calls = self._encoded(turn, self._context_tokens)
         room = self._context_tokens - len(tokens)
         if not tokens:
-            raise Refused("The prompt is empty; a reply needs at least one token to go on from.")
+            raise UsageError("The prompt is empty; a reply needs at least one token to go on from.")
         if room < 1:
             raise self._too_long(len(tokens))
         asked = turn.sampling.get("max_tokens")
@@ -116,12 +115,11 @@ class Prompts:
         grammar = self._grammars.compile(rule)
         return (lambda: None) if grammar is None else grammar.start
 
-    def _too_long(self, n_tokens: int) -> Refused:
+    def _too_long(self, n_tokens: int) -> ContextError:
         has = str(n_tokens) if n_tokens <= self._context_tokens else "more"  # counting stopped there
-        return Refused(
+        return ContextError(
             f"This model's maximum context length is {self._context_tokens} tokens; the prompt has {has}, and a "
-            "reply needs at least one more. Shorten it.",
-            "context",
+            "reply needs at least one more. Shorten it."
         )
 
     def _params(self, turn: Turn, max_tokens: int) -> SamplingParams:
@@ -150,7 +148,9 @@ class Prompts:
 
     def _conversation(self, turn: Turn, messages: Messages, limit: int | None) -> tuple[list[int], int]:
         if self._template is None:
-            raise Refused("This model has no chat template, so it takes no messages; send a prompt to /v1/completions.")
+            raise UsageError(
+                "This model has no chat template, so it takes no messages; complete a text instead."
+            )
         messages, n_calls = repair_history(messages)
         begun = messages[-1] if turn.prefill else None
         tokens = self._template.encode(
@@ -169,7 +169,7 @@ class Prompts:
         parts = [part.get("text") for part in given if isinstance(part, dict)] if isinstance(given, list) else [given]
         texts = [part for part in parts if isinstance(part, str)]
         if message.get("role") != "assistant" or message.get("tool_calls") or len(texts) < len(parts):
-            raise Refused("Only a last message that is the assistant's text, without tool calls, can be continued.")
+            raise UsageError("Only a last message that is the assistant's text, without tool calls, can be continued.")
         begun = self._tokenizer.encode("".join(texts), False, limit=limit)
         close = self._tokenizer.special_id("</think>")
         if close is None or not leaves_thinking_open(self._tokenizer, tokens):
@@ -186,7 +186,7 @@ def _offered(turn: Turn) -> Sequence[dict[str, Any]]:
 def _tool_rule(tool: Mapping[str, Any]) -> ToolRule:
     function = tool.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise Refused("Each tool must be a function with a name.", param="tools")
+        raise UsageError("Each tool must be a function with a name.", param="tools")
     return ToolRule(function["name"], function.get("parameters"), bool(function.get("strict")))
 
 

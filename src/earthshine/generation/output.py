@@ -13,8 +13,8 @@ from typing import Literal
 
 from earthshine.engine import Admitted, Finished, PromptScores, TokenEvent
 from earthshine.errors import TextError
-from earthshine.server.prompts import Prepared
-from earthshine.server.turn import Ended, Piece, Said, Scored
+from earthshine.generation.prompts import Prepared
+from earthshine.generation.request import Ended, Piece, Said, Scored
 from earthshine.text import (
     Content,
     Detokenizer,
