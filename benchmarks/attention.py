@@ -16,7 +16,7 @@ import torch
 from limits import matrix_peak
 
 from earthshine.kernels import library
-from earthshine.kernels.attention import PagedTokens, attend_latents
+from earthshine.kernels.attention import PagedTokens, paged_attention
 
 RANK, ROPE, PAGE_TOKENS = 512, 64, 64
 CASES = {"prefill, last 256 of 8192": (256, 8192 - 256), "decode, after 32767": (1, 32767)}  # tokens, start
@@ -30,7 +30,8 @@ def attention(n_heads: int, tokens: int, start: int) -> tuple[Callable[[], objec
     sequences = [PagedTokens(tokens, start, torch.arange(n_pages, dtype=torch.int32))]
     seen = sum(start + token + 1 for token in range(tokens))
     scale = (RANK + ROPE) ** -0.5
-    return lambda: attend_latents(query, pool, sequences, RANK, scale), 2.0 * n_heads * (2 * RANK + ROPE) * seen
+    operations = 2.0 * n_heads * (2 * RANK + ROPE) * seen
+    return lambda: paged_attention(query, pool, sequences, scale, value_dim=RANK), operations
 
 
 def rates(threads: int, repeats: int) -> dict[str, list[float]]:

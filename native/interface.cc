@@ -11,8 +11,8 @@ namespace {
 // 2^48 elements are beyond any memory, and keep every byte count below 2^63, those of padded workspaces included.
 constexpr int64_t most = int64_t{1} << 48;
 
-// K2.6's latents are 576 values; workspaces are sized by it.
-constexpr int64_t most_latent = 16384;
+// Values of a kv head: 576 in K2.6. Workspaces are sized by it.
+constexpr int64_t most_width = 16384;
 
 bool fits(int64_t rows, int64_t cols) { return rows >= 0 && cols >= 0 && (rows == 0 || cols <= most / rows); }
 
@@ -50,13 +50,16 @@ bool strided(int64_t rows, int64_t cols, int64_t stride, bool written) {
 }
 
 int32_t check(const es_attention& shape, int64_t tokens) {
-  const bool sizes = shape.n_heads > 0 && shape.kv_lora_rank > 0 && shape.rope_dim >= 0 && shape.page_tokens > 0 &&
-                     shape.kv_lora_rank <= most_latent && shape.rope_dim <= most_latent &&
-                     fits(tokens, shape.n_heads) && fits(shape.n_pool_pages, shape.page_tokens);
-  if (!sizes) return ES_BAD_SHAPE;
-  const int64_t latent = shape.kv_lora_rank + shape.rope_dim;
-  const bool fit = fits(tokens * shape.n_heads, latent) && fits(shape.n_pool_pages * shape.page_tokens, latent);
-  return fit && shape.scale > 0.0f && shape.scale < 1e30f ? ES_OK : ES_BAD_SHAPE;
+  const int64_t n_heads = shape.n_heads, n_kv_heads = shape.n_kv_heads;
+  if (n_heads < 1 || n_kv_heads < 1 || n_heads % n_kv_heads != 0 || !fits(tokens, n_heads)) return ES_BAD_SHAPE;
+  for (const int64_t size : {shape.key_dim, shape.value_dim}) {
+    if (size < 1 || size > most_width || !fits(tokens * n_heads, size)) return ES_BAD_SHAPE;
+  }
+  if (shape.value_offset < 0 || shape.value_offset > most_width - shape.value_dim) return ES_BAD_SHAPE;
+  if (shape.page_tokens < 1 || !fits(shape.n_pool_pages, shape.page_tokens)) return ES_BAD_SHAPE;
+  const int64_t rows = shape.n_pool_pages * shape.page_tokens;
+  if (!fits(rows, n_kv_heads) || !fits(rows * n_kv_heads, most_width)) return ES_BAD_SHAPE;
+  return shape.scale > 0.0f && shape.scale < 1e30f ? ES_OK : ES_BAD_SHAPE;
 }
 
 // `end` is where the rows of the sequence before end.
@@ -222,8 +225,8 @@ int32_t es_route(const float* logits, const float* bias, int64_t tokens, int64_t
   return ES_OK;
 }
 
-int32_t es_mla_attention(const es_attention* shape, const es_sequence* sequences, int64_t n_sequences,
-                         const uint16_t* q, int64_t tokens, const uint16_t* pool, uint16_t* out) {
+int32_t es_paged_attention(const es_attention* shape, const es_sequence* sequences, int64_t n_sequences,
+                           const uint16_t* q, int64_t tokens, const uint16_t* pool, uint16_t* out) {
   if (shape == nullptr) return ES_NULL_POINTER;
   if (n_sequences < 0) return ES_BAD_SHAPE;
   if (const int32_t status = check(*shape, tokens)) return status;
@@ -235,7 +238,7 @@ int32_t es_mla_attention(const es_attention* shape, const es_sequence* sequences
     end = sequences[i].first + sequences[i].rows;
   }
   if (end > 0 && (q == nullptr || pool == nullptr || out == nullptr)) return ES_NULL_POINTER;
-  return done(earthshine::serving().mla_attention(*shape, sequences, n_sequences, q, pool, out));
+  return done(earthshine::serving().paged_attention(*shape, sequences, n_sequences, q, pool, out));
 }
 
 int32_t es_read(const uint8_t* memory, int64_t bytes, uint64_t* out) {

@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define ES_ABI_VERSION 4
+#define ES_ABI_VERSION 5
 
 #if defined(_WIN32)
 #define ES_API __declspec(dllexport)
@@ -139,19 +139,23 @@ typedef struct {
 } es_sequence;
 
 typedef struct {
-  int64_t n_heads, kv_lora_rank, rope_dim; /* a latent is kv_lora_rank values, then rope_dim of the shared key */
+  int64_t n_heads, n_kv_heads;              /* n_heads / n_kv_heads query heads in a row share a kv head */
+  int64_t key_dim, value_offset, value_dim; /* of a kv head's width = max(key_dim, value_offset + value_dim) values the
+                                               first key_dim are the key, value_dim from value_offset the value */
   int64_t page_tokens, n_pool_pages;
   float scale; /* of scores, before softmax: above zero */
 } es_attention;
 
-/* Absorbed latent attention: out[t][h] = the latents' first kv_lora_rank values, mixed by softmax over positions 0 to
- * t's own of scale * q[t][h] . latent. Positions of this call must be in the pool already; what lies beyond the last of
- * them may be anything. Sequences' rows ascend; rows of no sequence are left as they are. ES_BAD_INDEX for rows outside
- * the batch, pages outside the pool, or fewer pages than positions. */
-ES_API int32_t es_mla_attention(const es_attention* shape, const es_sequence* sequences, int64_t n_sequences,
-                                const uint16_t* q /* [tokens, n_heads, latent], bf16 */, int64_t tokens,
-                                const uint16_t* pool /* [n_pool_pages, page_tokens, latent], bf16 */,
-                                uint16_t* out /* [tokens, n_heads, kv_lora_rank], bf16 */);
+/* Causal attention: out[t][h] = the values of h's kv head, weighted by softmax over positions 0 to t's own of
+ * scale * q[t][h] . key. Absorbed MLA has one kv head whose value is a part of its key (576, 0, 512 for DeepSeek-V3);
+ * grouped-query attention has the value behind the key (128, 128, 128). Positions of this call must be in the pool
+ * already; what lies beyond the last of them may be anything. Sequences' rows ascend; rows of no sequence are left as
+ * they are. ES_BAD_SHAPE for more than 16384 values a kv head. ES_BAD_INDEX for rows outside the batch, pages outside
+ * the pool, or fewer pages than positions. */
+ES_API int32_t es_paged_attention(const es_attention* shape, const es_sequence* sequences, int64_t n_sequences,
+                                  const uint16_t* q /* [tokens, n_heads, key_dim], bf16 */, int64_t tokens,
+                                  const uint16_t* pool /* [n_pool_pages, page_tokens, n_kv_heads, width], bf16 */,
+                                  uint16_t* out /* [tokens, n_heads, value_dim], bf16 */);
 
 /* Reads `bytes` of memory once with all threads: out[0] = the exclusive or of its 64-bit words, the last one filled up
  * with zeros. For measuring how fast that goes. */

@@ -17,8 +17,8 @@ struct Instance {
                   int64_t hidden, int64_t intermediate, float* each);
   void (*moe_sum)(const float* each, const int32_t* token, const float* weight, int64_t pairs, int64_t hidden,
                   float* total);
-  bool (*mla_attention)(const es_attention&, const es_sequence*, int64_t n_sequences, const uint16_t* q,
-                        const uint16_t* pool, uint16_t* out);
+  bool (*paged_attention)(const es_attention&, const es_sequence*, int64_t n_sequences, const uint16_t* q,
+                          const uint16_t* pool, uint16_t* out);
   void (*rms_norm)(const NormCall&);
   void (*rotate)(const RotateCall&);
   void (*swiglu)(const SwigluCall&);

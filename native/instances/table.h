@@ -3,8 +3,8 @@
 
 #include "instance.h"
 
+#include "../ops/attention.h"
 #include "../ops/linear.h"
-#include "../ops/mla_attention.h"
 #include "../ops/moe_ffn.h"
 #include "../ops/read.h"
 #include "../ops/route.h"
@@ -24,7 +24,7 @@ constexpr earthshine::Instance table(const char* name) {
         return MoeFfn<Tile>::run({experts, x, token, hidden, intermediate, each}, n_experts, begin);
       },
       MoeFfn<Tile>::sum,
-      MlaAttention<Tile>::run,
+      PagedAttention<Tile>::run,
       Elementwise<Tile>::rms_norm,
       Elementwise<Tile>::rotate,
       Elementwise<Tile>::swiglu,

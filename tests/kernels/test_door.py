@@ -68,7 +68,7 @@ def test_every_operation_of_the_oracle_is_listed_once_and_sorted() -> None:
     assert listed == sorted(set(listed))
     assert set(listed) <= set(kernels.__all__)
     # Compared in test_elementwise.py, test_attention.py and test_products.py, each in its own way.
-    assert set(listed) - set(CASES) == {"add_rms_norm", "attend_latents", "ffn"}
+    assert set(listed) - set(CASES) == {"add_rms_norm", "ffn", "paged_attention"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -139,16 +139,16 @@ class TestRates:
 
     @pytest.mark.usefixtures("_small")
     def test_attention_counts_what_each_query_sees(self, monkeypatch, clock: Clock) -> None:
-        attend, starts = kernels.attend_latents, []
+        attend, starts = kernels.paged_attention, []
 
-        def seen(query, pool, sequences, rank, scale) -> torch.Tensor:
+        def seen(query, pool, sequences, scale, value_dim) -> torch.Tensor:
             clock.now += 1
-            assert (query.shape, rank, scale) == ((3, 4, 576), 512, 1 / 24)
+            assert (query.shape, value_dim, scale) == ((3, 4, 576), 512, 1 / 24)
             assert (sequences[0].count, sequences[0].start) == (3, 253)
             starts.append(sequences[0].pages[0].item())
-            return attend(query, pool, sequences, rank, scale)
+            return attend(query, pool, sequences, scale, value_dim=value_dim)
 
-        monkeypatch.setattr(kernels, "attend_latents", seen)
+        monkeypatch.setattr(kernels, "paged_attention", seen)
         memory = measure.make_memory(3 * 256 * 576 * 2 + 1000)
         assert measure.attention_rates(memory, 4, 3, 5) == [2 * 4 * (576 + 512) * (254 + 255 + 256)] * 5
         assert starts == [0, 4, 8, 0, 4, 8]

@@ -97,3 +97,20 @@ def test_bf16_queries_are_not_rounded_when_they_are_scaled():
     query, key, value = (_draw(2, 20, 16, dtype=torch.bfloat16, seed=seed) * 8 for seed in range(3))
     expected = reference.attend(query, key, value, 0.3, 0)
     torch.testing.assert_close(rows.attend(query, key, value, 0.3, 0), expected, rtol=1e-2, atol=1e-2)
+
+
+@DTYPES
+def test_grouped_queries_are_near_the_oracle_and_the_same_alone_and_in_a_batch(dtype):
+    """Eight query heads over two kv heads, whose values lie behind the keys, in pages of 16."""
+    pool, query = _draw(5, 16, 2 * 40, dtype=dtype), _draw(9, 8, 24, dtype=dtype, seed=1)
+    layout = {"n_kv_heads": 2, "value_offset": 24, "value_dim": 16}
+    pages = torch.tensor([3, 0, 4], dtype=torch.int32)
+    sequences = [kernels.PagedTokens(6, 33, pages), kernels.PagedTokens(3, 0, pages[1:])]
+    together = rows.paged_attention(query, pool, sequences, 0.2, **layout)
+    expected = reference.paged_attention(query, pool, sequences, 0.2, **layout)
+    torch.testing.assert_close(together, expected, rtol=1e-2, atol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+    for first, count in ((0, 1), (2, 4), (6, 3)):
+        whole = sequences[first == 6]
+        part = kernels.PagedTokens(count, whole.start + first % 6, whole.pages)
+        alone = rows.paged_attention(query[first : first + count], pool, [part], 0.2, **layout)
+        assert torch.equal(alone, together[first : first + count])

@@ -30,7 +30,6 @@ __all__ = [
     "Weight",
     "add_rms_norm",
     "attend",
-    "attend_latents",
     "decode",
     "ffn",
     "fp8_matrix",
@@ -40,6 +39,7 @@ __all__ = [
     "linear_by_head",
     "moe_ffn",
     "moe_sum",
+    "paged_attention",
     "raw_bytes",
     "rms_norm",
     "rotate",
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 _NATIVE = (
-    "add_rms_norm", "attend_latents", "decode", "ffn", "linear", "linear_by_head", "moe_ffn", "moe_sum", "rms_norm",
+    "add_rms_norm", "decode", "ffn", "linear", "linear_by_head", "moe_ffn", "moe_sum", "paged_attention", "rms_norm",
     "rotate", "route", "swiglu",
 )  # fmt: skip
 
@@ -172,12 +172,21 @@ def route(
     )
 
 
-def attend_latents(
-    query: Tensor, pool: Tensor, sequences: Sequence[PagedTokens], kv_lora_rank: int, scale: float
+def paged_attention(
+    query: Tensor,
+    pool: Tensor,
+    sequences: Sequence[PagedTokens],
+    scale: float,
+    *,
+    n_kv_heads: int = 1,
+    value_offset: int = 0,
+    value_dim: int,
 ) -> Tensor:
-    """Causal attention over latents in pages, as `attention.attend_latents`, whose docstring gives the shapes."""
-    attend_pages = attention.attend_latents if _is_native(query) else rows.attend_latents
-    return attend_pages(query, pool, sequences, kv_lora_rank, scale)
+    """Causal attention over rows in pages, as `attention.paged_attention`, whose docstring gives the shapes."""
+    attend_pages = attention.paged_attention if _is_native(query) else rows.paged_attention
+    return attend_pages(
+        query, pool, sequences, scale, n_kv_heads=n_kv_heads, value_offset=value_offset, value_dim=value_dim
+    )
 
 
 def moe_ffn(x: Tensor, experts: Sequence[Expert], token: Tensor, begin: Sequence[int], each: Tensor) -> None:

@@ -1,9 +1,9 @@
-"""Latent attention over pages, prefill and decode alike, by the native library.
+"""Causal attention over the rows of pages, prefill and decode alike, by the native library.
 
-A query reads the latents of its conversation where they lie in the pool, as keys and as values that all heads share.
-A token's result depends on its own query and the latents up to its own: not on the batch, on how a prompt was cut, or
-on what lies in a page beyond the last token. Every tensor is checked before its address crosses the boundary; what
-does not fit raises KernelError.
+A query reads the keys and values of its sequence where they lie in the pool: absorbed MLA, whose values are a part of
+the keys that all heads share, and grouped-query attention. A token's result depends on its own query and the rows up to
+its own: not on the batch, on how a prompt was cut, or on what lies in a page beyond the last token. Every tensor is
+checked before its address crosses the boundary; what does not fit raises KernelError.
 """
 
 import ctypes
@@ -31,8 +31,10 @@ class _Sequence(ctypes.Structure):
 class _Attention(ctypes.Structure):
     _fields_ = (
         ("n_heads", ctypes.c_int64),
-        ("kv_lora_rank", ctypes.c_int64),
-        ("rope_dim", ctypes.c_int64),
+        ("n_kv_heads", ctypes.c_int64),
+        ("key_dim", ctypes.c_int64),
+        ("value_offset", ctypes.c_int64),
+        ("value_dim", ctypes.c_int64),
         ("page_tokens", ctypes.c_int64),
         ("n_pool_pages", ctypes.c_int64),
         ("scale", ctypes.c_float),
@@ -41,7 +43,7 @@ class _Attention(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PagedTokens:
-    """The next `count` tokens of a batch: positions `start` and on of one conversation, whose pages are `pages`.
+    """The next `count` tokens of a batch: positions `start` and on of one sequence, whose pages are `pages`.
 
     pages: int32 [n], contiguous, in main memory; position p lies in page pages[p // page_tokens] of the pool.
     """
@@ -51,28 +53,38 @@ class PagedTokens:
     pages: Tensor
 
 
-def attend_latents(
-    query: Tensor, pool: Tensor, sequences: Sequence[PagedTokens], kv_lora_rank: int, scale: float
+def paged_attention(
+    query: Tensor,
+    pool: Tensor,
+    sequences: Sequence[PagedTokens],
+    scale: float,
+    *,
+    n_kv_heads: int = 1,
+    value_offset: int = 0,
+    value_dim: int,
 ) -> Tensor:
-    """Causal attention over latents: softmax(scale * query . latent) mixes the first `kv_lora_rank` values of each.
+    """Causal attention: softmax(scale * query . key) weighs the values of the sequence up to each token.
 
-    query: bf16 [tokens, n_heads, latent_dim], the sequences' tokens one after the other; pool: bf16 [n_pages,
-    page_tokens, latent_dim], with the latents of these tokens written; returns bf16 [tokens, n_heads, kv_lora_rank].
-    Products of bf16, sums in fp32, shares of the softmax rounded to bf16. Latents must be finite.
+    query: bf16 [tokens, n_heads, key_dim], the sequences' tokens one after the other; each kv head is shared by
+    n_heads / n_kv_heads query heads in a row. pool: bf16 [n_pages, page_tokens, n_kv_heads * width], with the rows of
+    these tokens written. Within a kv head's width = max(key_dim, value_offset + value_dim) values the key is the first
+    key_dim, and the value is value_dim from value_offset on. Returns bf16 [tokens, n_heads, value_dim].
+    Products of bf16, sums in fp32, shares of the softmax rounded to bf16. Keys and values must be finite.
     Raises KernelError for tensors, pages or positions that do not fit together.
     """
-    _check_tensors(query, pool, kv_lora_rank, scale)
-    tokens, n_heads, latent_dim = query.shape
+    _check_tensors(query, pool, scale)
+    tokens, n_heads, key_dim = query.shape
+    _check_heads(n_heads, n_kv_heads, (key_dim, value_offset, value_dim), pool.shape[-1])
     described, first = (_Sequence * len(sequences))(), 0
     for place, sequence in enumerate(sequences):
         described[place] = _describe(sequence, first, pool.shape[1])
         first += sequence.count
     if first != tokens:
         raise KernelError(f"The sequences have {first} tokens and the queries {tokens}.")
-    shape = _Attention(n_heads, kv_lora_rank, latent_dim - kv_lora_rank, pool.shape[1], pool.shape[0], scale)
-    out = torch.empty(tokens, n_heads, kv_lora_rank, dtype=torch.bfloat16)
+    shape = _Attention(n_heads, n_kv_heads, key_dim, value_offset, value_dim, pool.shape[1], pool.shape[0], scale)
+    out = torch.empty(tokens, n_heads, value_dim, dtype=torch.bfloat16)
     check_status(
-        library().es_mla_attention(
+        library().es_paged_attention(
             ctypes.byref(shape),
             described,
             len(sequences),
@@ -85,19 +97,31 @@ def attend_latents(
     return out
 
 
-def _check_tensors(query: Tensor, pool: Tensor, kv_lora_rank: int, scale: float) -> None:
+def _check_tensors(query: Tensor, pool: Tensor, scale: float) -> None:
     for name, tensor in (("query", query), ("pool", pool)):
         if tensor.dtype != torch.bfloat16 or tensor.ndim != 3 or not tensor.is_cpu or not tensor.is_contiguous():
             raise KernelError(
                 f"The {name} is {tensor.dtype} {list(tensor.shape)}; three contiguous axes of bf16 in main memory are "
                 "expected."
             )
-    if query.shape[-1] != pool.shape[-1] or not 1 <= kv_lora_rank <= query.shape[-1]:
-        raise KernelError(
-            f"Queries of {query.shape[-1]}, latents of {pool.shape[-1]} and values of {kv_lora_rank} do not fit."
-        )
     if not 0 < scale < math.inf:
         raise KernelError(f"Scores can't be scaled by {scale}; it takes a number above zero.")
+
+
+def _check_heads(n_heads: int, n_kv_heads: int, sizes: tuple[int, int, int], row: int) -> None:
+    key_dim, value_offset, value_dim = sizes
+    if n_kv_heads < 1 or n_heads < 1 or n_heads % n_kv_heads:
+        raise KernelError(f"{n_heads} query heads can't share {n_kv_heads} kv heads equally.")
+    if key_dim < 1 or value_dim < 1 or value_offset < 0:
+        raise KernelError(
+            f"Keys of {key_dim} and values of {value_dim} from {value_offset} on can't be; 1 or more are."
+        )
+    width = max(key_dim, value_offset + value_dim)
+    if row != n_kv_heads * width:
+        raise KernelError(
+            f"A token's row in the pool has {row} values. Keys of {key_dim} with values of {value_dim} from "
+            f"{value_offset} on take {width} for each of {n_kv_heads} kv heads."
+        )
 
 
 def _describe(sequence: PagedTokens, first: int, page_tokens: int) -> _Sequence:

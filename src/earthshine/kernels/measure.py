@@ -115,7 +115,7 @@ def attention_rates(memory: Memory, n_heads: int, tokens: int, repeats: int) -> 
     start = CONTEXT_TOKENS - tokens
     firsts = range(0, pages - n_pages + 1, n_pages)
     turns = [[PagedTokens(tokens, start, torch.arange(f, f + n_pages, dtype=torch.int32))] for f in firsts]
-    calls = [lambda s=s: kernels.attend_latents(query, pool, s, RANK, latent**-0.5) for s in turns]
+    calls = [lambda s=s: kernels.paged_attention(query, pool, s, latent**-0.5, value_dim=RANK) for s in turns]
     flops = 2.0 * n_heads * (latent + RANK) * sum(start + token + 1 for token in range(tokens))
     return [flops * rate for rate in _rates(cycle(calls), len(calls) if tokens == 1 else 1, repeats)]
 

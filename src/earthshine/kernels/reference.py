@@ -7,7 +7,7 @@ Sources: DeepSeek-V3 (arXiv 2412.19437) and its inference code; compressed-tenso
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -126,14 +126,56 @@ def choose(
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, start: int) -> Tensor:
     """Causal attention of new tokens at positions start, start + 1, ... over everything up to each of them.
 
-    query: [..., n_heads, new, d]; key: [..., n_heads or 1, start + new, d]; value likewise with its own width.
-    Returns [..., n_heads, new, value width] in the query's dtype.
+    query: [..., n_heads, new, d]; key: [..., n_kv_heads, start + new, d], each kv head shared by n_heads / n_kv_heads
+    query heads in a row; value likewise with its own width. Returns [..., n_heads, new, value width] in the query's
+    dtype.
     """
-    scores = query.float() @ key.float().transpose(-1, -2) * scale
+    group = query.shape[-3] // key.shape[-3]
+    key, value = (past.float().repeat_interleave(group, -3) for past in (key, value))
+    scores = query.float() @ key.transpose(-1, -2) * scale
     new, context = scores.shape[-2:]
     position = torch.arange(start, start + new, device=query.device)[:, None]
     future = torch.arange(context, device=query.device) > position
-    return (scores.masked_fill(future, float("-inf")).softmax(-1) @ value.float()).to(query.dtype)
+    return (scores.masked_fill(future, float("-inf")).softmax(-1) @ value).to(query.dtype)
+
+
+class PagedTokens(Protocol):
+    """Positions `start` to start + `count` of one sequence, and the pages of the pool that hold it."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def pages(self) -> Tensor: ...
+
+
+def paged_attention(
+    query: Tensor,
+    pool: Tensor,
+    sequences: Sequence[PagedTokens],
+    scale: float,
+    *,
+    n_kv_heads: int = 1,
+    value_offset: int = 0,
+    value_dim: int,
+    attend: Callable[[Tensor, Tensor, Tensor, float, int], Tensor] = attend,
+) -> Tensor:
+    """`attend` for the tokens of several sequences, over keys and values that are gathered from pages.
+
+    query: [tokens, n_heads, key_dim]; pool: [n_pages, page_tokens, n_kv_heads * width]. Within each width the key is
+    the first key_dim values and the value is value_dim from value_offset on. Returns [tokens, n_heads, value_dim].
+    """
+    outputs, first = [query.new_empty(0, query.shape[1], value_dim)], 0
+    for sequence in sequences:
+        end = sequence.start + sequence.count
+        pages = sequence.pages[: -(-end // pool.shape[1])]
+        past = pool.index_select(0, pages).flatten(0, 1)[:end].unflatten(-1, (n_kv_heads, -1)).transpose(0, 1)
+        key, value = past[..., : query.shape[-1]], past[..., value_offset : value_offset + value_dim]
+        mine = query[first : first + sequence.count].transpose(0, 1)
+        outputs.append(attend(mine, key, value, scale, sequence.start).transpose(0, 1))
+        first += sequence.count
+    return torch.cat(outputs)
 
 
 def decode(matrix: Matrix) -> Tensor:

@@ -99,7 +99,8 @@ class Mla:
         query: [tokens, n_heads, ...]; pool: [n_pages, page_tokens, latent_dim], with the latents of these tokens
         written. Returns [tokens, n_heads, v_dim].
         """
-        mixed = kernels.attend_latents(self.absorb(query), pool, sequences, self.spec.kv_lora_rank, self.scale)
+        rank = self.spec.kv_lora_rank
+        mixed = kernels.paged_attention(self.absorb(query), pool, sequences, self.scale, value_dim=rank)
         return self.expand(mixed)
 
     def absorb(self, query: Query) -> Tensor:

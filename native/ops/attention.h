@@ -1,4 +1,5 @@
-// Absorbed multi-head latent attention over pages, causal: prefill and decode alike (arXiv 2405.04434, section 2.1).
+// Causal attention over the rows of pages, prefill and decode alike: absorbed MLA (arXiv 2405.04434, section 2.1) and
+// grouped-query attention (arXiv 2305.13245).
 //
 // Rows go through the spans of their context in ascending order, and each span's softmax joins what came before by one
 // formula. Where rows are many, a task does that for a block of them; where they are few, tasks are spans, whose
@@ -6,7 +7,7 @@
 // any division of a context into calls, any batch, and any number of threads.
 #pragma once
 
-#include "mla_span.h"
+#include "span.h"
 
 namespace {
 
@@ -25,7 +26,7 @@ struct Carver {
 };
 
 template <class Tile>
-struct MlaAttention : Tile {
+struct PagedAttention : Tile {
   using T = Tile;
   using A = typename Tile::A;
   using F = typename Tile::F;
@@ -39,8 +40,8 @@ struct MlaAttention : Tile {
   };
 
   struct Plan {
-    LatentCall call;
-    int64_t dims;    // kv_lora_rank up to strips
+    AttentionCall call;
+    int64_t dims;    // value_dim up to strips
     int64_t rows;    // of the largest block, up to sixteens
     int64_t n_blocks, n_slots;
     int64_t window;  // spans kept at once; 0 where tasks are blocks
@@ -55,9 +56,14 @@ struct MlaAttention : Tile {
                   const uint16_t* pool, uint16_t* out) {
     earthshine::Exclusive lock;
     Plan plan = {};
-    plan.call = {&shape, reinterpret_cast<const uint8_t*>(q), reinterpret_cast<const uint8_t*>(pool), out,
-                 shape.kv_lora_rank + shape.rope_dim};
-    plan.dims = up_to(shape.kv_lora_rank, strip_dims);
+    const int64_t values_end = shape.value_offset + shape.value_dim;
+    plan.call = {&shape,
+                 reinterpret_cast<const uint8_t*>(q),
+                 reinterpret_cast<const uint8_t*>(pool),
+                 out,
+                 shape.key_dim < values_end ? values_end : shape.key_dim,
+                 shape.n_heads / shape.n_kv_heads};
+    plan.dims = up_to(shape.value_dim, strip_dims);
     const int64_t longest = measure(sequences, n_sequences, &plan);
     if (plan.n_blocks == 0) return true;
     Carver count = {nullptr};
@@ -77,9 +83,9 @@ struct MlaAttention : Tile {
   static int64_t measure(const es_sequence* sequences, int64_t n_sequences, Plan* plan) {
     int64_t longest = 0;
     for (int64_t i = 0; i < n_sequences; ++i) {
-      const int64_t rows = sequences[i].rows * plan->call.shape->n_heads, keys = sequences[i].start + sequences[i].rows;
+      const int64_t rows = sequences[i].rows * plan->call.group, keys = sequences[i].start + sequences[i].rows;
       if (rows == 0) continue;
-      plan->n_blocks += (rows + most_rows - 1) / most_rows;
+      plan->n_blocks += (rows + most_rows - 1) / most_rows * plan->call.shape->n_kv_heads;
       plan->rows = rows < plan->rows ? plan->rows : up_to(at_most(rows, most_rows), 16);
       longest = keys > longest ? keys : longest;
     }
@@ -92,7 +98,8 @@ struct MlaAttention : Tile {
   }
 
   static void carve(Plan* plan, Carver* from) {
-    const int64_t panels = plan->rows / 16, tiles = up_to(plan->call.latent, tile_cols) / tile_cols;
+    const int64_t key_dim = plan->call.shape->key_dim, tiles = up_to(key_dim, tile_cols) / tile_cols;
+    const int64_t panels = plan->rows / 16;
     plan->blocks = from->take<RowBlock>(plan->n_blocks);
     plan->busy = from->take<int32_t>(plan->n_slots);
     plan->scratch = from->take<Scratch<A>>(plan->n_slots);
@@ -102,6 +109,7 @@ struct MlaAttention : Tile {
     if (real) std::memset(plan->busy, 0, static_cast<size_t>(plan->n_slots) * sizeof(int32_t));
     for (int64_t slot = 0; slot < plan->n_slots; ++slot) {
       const Scratch<A> mine = {from->take<uint32_t>(panels * tiles * tile_words),
+                               from->take<uint8_t>(16 * key_dim * 2),
                                from->take<float>(span_keys * plan->rows),
                                from->take<A>(plan->rows * span_keys),
                                from->take<A>(block_keys * tiles * tile_cols),
@@ -120,10 +128,12 @@ struct MlaAttention : Tile {
     int64_t left = plan.n_blocks;
     for (int64_t i = 0; i < n_sequences; ++i) {
       const es_sequence& sequence = sequences[i];
-      const int64_t heads = plan.call.shape->n_heads, rows = sequence.rows * heads;
+      const int64_t group = plan.call.group, rows = sequence.rows * group;
       for (int64_t offset = 0; offset < rows; offset += most_rows) {
-        const int64_t n = at_most(rows - offset, most_rows);
-        plan.blocks[--left] = {&sequence, offset, n, sequence.start + (offset + n - 1) / heads + 1};
+        const int64_t n = at_most(rows - offset, most_rows), n_keys = sequence.start + (offset + n - 1) / group + 1;
+        for (int64_t head = 0; head < plan.call.shape->n_kv_heads; ++head) {
+          plan.blocks[--left] = {&sequence, head, offset, n, n_keys};
+        }
       }
     }
   }
@@ -243,9 +253,9 @@ struct MlaAttention : Tile {
   // The mixtures over their sums, in bf16. Zeros are positive: whether an underflow was negative may depend on keys
   // that weigh nothing.
   static void finish(const Plan& plan, const RowBlock& rows, const State& all, int64_t row, int64_t end) {
-    const int64_t dims = plan.call.shape->kv_lora_rank;
-    uint16_t* out = plan.call.out + first_row(plan.call, rows) * dims;
+    const int64_t dims = plan.call.shape->value_dim;
     for (int64_t r = row; r < end; ++r) {
+      uint16_t* out = plan.call.out + row_of(plan.call, rows, r) * dims;
       const F share = T::div(T::broadcast(1.0f), T::broadcast(all.soft->sum[r]));
       for (int64_t dim = 0; dim < dims; dim += strip_dims) {
         const float* from = all.mixed + r * plan.dims + dim;
@@ -253,7 +263,7 @@ struct MlaAttention : Tile {
         const F odd = T::add(T::mul(T::load(from + 16), share), T::zero());
         alignas(64) uint32_t words[16];
         T::store(words, T::round_pair(even, odd));
-        std::memcpy(out + r * dims + dim, words, static_cast<size_t>(at_most(dims - dim, strip_dims)) * 2);
+        std::memcpy(out + dim, words, static_cast<size_t>(at_most(dims - dim, strip_dims)) * 2);
       }
     }
   }
