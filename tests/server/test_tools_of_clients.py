@@ -1,11 +1,16 @@
 """Tools that are no plain functions, and what conversations hold that the model can't read, without a server."""
 
 import json
+from dataclasses import replace
 
+import httpx
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from earthshine.cli.source import GLEAM
+from earthshine.errors import TextError
+from earthshine.generation.prompts import Prompts
 from earthshine.generation.request import Ended, Opened, Said, ToolChoice
 from earthshine.server.anthropic import MESSAGES
 from earthshine.server.api import Refused, Served
@@ -13,12 +18,17 @@ from earthshine.server.http.body import parse_body
 from earthshine.server.openai.chat import CHAT
 from earthshine.server.openai.completions import COMPLETIONS
 from earthshine.server.openai.responses import RESPONSES
-from earthshine.text import ToolCallArguments, ToolCallEnd, ToolCallStart
+from earthshine.text import ToolCallArguments, ToolCallEnd, ToolCallStart, load_template, load_tokenizer
+
+from .serving import APIS, Echo, serving
 
 SERVED = Served(("moon",), 1_700_000_000, 4096, True, True, lambda ids: "")
 SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}}
 PATCH = {"type": "custom", "name": "patch", "description": "Changes a file."}
+TOKENIZER = load_tokenizer(GLEAM)
+PROMPTS = Prompts(TOKENIZER, load_template(GLEAM), {}, 6144, (TOKENIZER.special_id("<|im_end|>"),), 4096)
 GRAMMAR = {"syntax": "lark", "definition": 'start: "+" /.+/'}
+NO_THOUGHT = {"reasoning": {"effort": "none"}}
 LAMPS = [
     {"type": "namespace", "name": f"mcp__{name}", "tools": [{"type": "function", "name": "view", "parameters": SCHEMA}]}
     for name in ("lamp", "buoy")
@@ -50,6 +60,19 @@ def calling(exchange, name, *arguments, end=True):
     pieces = [Opened(11, 8), *(Said(0, [event]) for event in events), Ended(0, "tool_calls" if end else "length", 5, 2)]
     found = [event.data for piece in pieces for event in exchange.push(piece)]
     return found, exchange.whole()
+
+
+def may_be_called(turn, name, arguments):
+    """Whether a reply that calls this is allowed to its end."""
+    constraint = PROMPTS.prepare(turn).constraint()
+    call = f"<|tool_call_begin|>functions.{name}:0<|tool_call_argument_begin|>{arguments}<|tool_call_end|>"
+    text = f"<|tool_calls_section_begin|>{call}<|tool_calls_section_end|><|im_end|>"
+    for token in [] if constraint is None else TOKENIZER.encode(text, allow_special=True):
+        mask = constraint.allowed()
+        if not mask[token // 32] >> (token % 32) & 1:
+            return False
+        constraint.accept(token)
+    return True
 
 
 class TestNamespaces:
@@ -90,6 +113,34 @@ class TestCustom:
             assert function["parameters"]["required"] == ["input"]
             assert function["parameters"]["properties"] == {"input": {"type": "string"}}
             assert GRAMMAR["definition"] in function["description"]
+            assert exchange.turns[0].unenforced == ["patch"]
+
+    def test_a_regex_binds_the_text_of_a_call(self):
+        form = {"type": "grammar", "syntax": "regex", "definition": "[+-] (one|two)"}
+        turn = respond(tools=[PATCH | {"format": form}], **NO_THOUGHT).turns[0]
+        nested = {**PATCH, "format": {"type": "grammar", "grammar": form}}
+        assert turn.tools == chat(tools=[{"type": "custom", "custom": nested}]).turns[0].tools
+        assert not turn.unenforced
+        for text, allowed in (("+ one", True), ("- two", True), ("+ one more", False), ("say + one", False)):
+            assert may_be_called(turn, "patch", json.dumps({"input": text}, separators=(",", ":"))) is allowed, text
+        free = respond(tools=[PATCH], **NO_THOUGHT).turns[0]
+        assert may_be_called(free, "patch", '{"input":"say + one"}')
+
+    @pytest.mark.parametrize(
+        "form",
+        [{"type": "grammar"}, {"type": "grammar", "syntax": "ebnf", "definition": "a"}, {"type": "grammar", "syntax":
+         "lark", "definition": 5}, {"type": "grammar", "grammar": "a"}, {"type": "json"}],
+    )  # fmt: skip
+    def test_a_format_that_says_nothing_known_is_refused(self, form):
+        with pytest.raises(Refused, match="lark or regex") as caught:
+            respond(tools=[PATCH | {"format": form}])
+        assert caught.value.param == "tools[0].format"
+        respond(tools=[PATCH | {"format": {"type": "text"}}])
+
+    def test_a_regex_that_can_not_be_read_is_refused(self):
+        form = {"type": "grammar", "syntax": "regex", "definition": "(one"}
+        with pytest.raises(TextError, match="patch"):
+            PROMPTS.prepare(respond(tools=[PATCH | {"format": form}]).turns[0])
 
     @pytest.mark.parametrize(
         ("arguments", "expected"),
@@ -121,7 +172,24 @@ class TestCustom:
         assert found == asked["tool_calls"]
 
 
+class Left(Echo):
+    """As an exchange whose client gave tools that are not run, or not held to their grammar."""
+
+    def __init__(self, body, served):
+        super().__init__(body, served)
+        self.turns = [replace(turn, left_out=("web_search",), unenforced=("patch",)) for turn in self.turns]
+
+
 class TestLeftOut:
+    def test_is_said_in_the_log_once(self):
+        with serving(apis=(replace(APIS[0], begin=Left),)) as server:
+            for _ in range(2):
+                httpx.post(f"{server.url}/v1/echo", json={"prompt": "a"}).raise_for_status()
+        assert [line for line in server.lines if "tool" in line] == [
+            "a tool that this server can't run was left out: 'web_search'",
+            "a tool's Lark grammar is told to the model and not enforced: 'patch'",
+        ]
+
     def test_tools_that_nobody_runs_are_named_for_the_log(self):
         hosted = [{"type": "web_search"}, {"type": "image_generation"}, {"type": "local_shell"}, PATCH]
         turn = respond(tools=hosted).turns[0]

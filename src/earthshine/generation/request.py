@@ -37,7 +37,7 @@ class Turn:
     form, {"type": "function", "function": {"name", "description", "parameters", "strict"}}. `sampling` holds fields of
     engine.SamplingParams that were given; the model's own defaults fill the rest. `user` and `salt` name the cache that
     may be shared: `user` comes from the API key, `salt` from the request. `left_out`: types of tools that the
-    client gave and that can't be run, for the log."""
+    client gave and that can't be run; `unenforced`: tools whose grammar the model is told of only; both for the log."""
 
     prompt: Messages | str | list[int]
     tools: Sequence[dict[str, Any]] = ()
@@ -58,6 +58,7 @@ class Turn:
     logprobs: int | None = None  # alternatives for each token, 0 for the chosen one's alone
     prompt_logprobs: int | None = None  # for each token of the prompt
     left_out: Sequence[str] = ()
+    unenforced: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from earthshine.untrusted import shown
 _MOST_UNKNOWN = 100  # names that the log mentions
 _FIELD = "a field that is not known was ignored"
 _TOOL = "a tool that this server can't run was left out"
+_GRAMMAR = "a tool's Lark grammar is told to the model and not enforced"
 
 
 class _Origins(CORSMiddleware):
@@ -58,6 +59,7 @@ class _Asked:
             exchange = api.begin(checked, self._front.served)
             self._mention(unknown_fields(body, api.body))  # what is left once nothing was refused
             self._mention([kind for turn in exchange.turns for kind in turn.left_out], _TOOL)
+            self._mention([name for turn in exchange.turns for name in turn.unenforced], _GRAMMAR)
             self._check_choices(exchange)
             call.body, call.exchange = body, exchange
             call.watch(request.receive)

@@ -80,6 +80,7 @@ def begin(body: ChatBody, served: Served) -> ChatExchange:
         prefill=_continues(body),
         logprobs=_logprobs(body),
         left_out=given.left_out,
+        unenforced=given.unenforced,
         **turn_fields(body),
     )
     return ChatExchange(

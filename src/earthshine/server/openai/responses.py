@@ -101,6 +101,7 @@ def begin(body: ResponsesBody, served: Served) -> ResponsesExchange:
         thought_tokens=thoughts.most_tokens,
         logprobs=_logprobs(body),
         left_out=given.left_out,
+        unenforced=given.unenforced,
         **shared,
     )
     echo = _echo(body, turn, given.known) | {"model": model_of(body, served)}

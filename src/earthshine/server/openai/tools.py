@@ -1,6 +1,7 @@
 """Tools and tool_choice of OpenAI's APIs, in chat's nested and the responses' flat form, as a Turn takes them.
 
-A custom tool is a function of one text. The functions of a namespace (Codex sends one for each MCP server) are declared
+A custom tool is a function of one text: a regex for that text is enforced, a Lark grammar (Codex sends one) is part of
+the description and named for the log. The functions of a namespace (Codex sends one for each MCP server) are declared
 as NAMESPACE__NAME, and calls go back under both names. Invariant: a turn's tools have different names, and a named
 choice is one of them. Tools that OpenAI itself or nobody here would run are left out, and named for the log. Refused:
 names that no function of a call can have, other tools that have parameters, and choices of tools that are not there.
@@ -21,12 +22,6 @@ from earthshine.untrusted import parse_object, shown
 MOST_TOOLS = 512
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")  # what a call's id, functions.NAME:N, can carry
 _MODES = ("auto", "none", "required")
-_CUSTOM_PARAMETERS = {
-    "type": "object",
-    "properties": {CUSTOM_INPUT: {"type": "string"}},
-    "required": [CUSTOM_INPUT],
-    "additionalProperties": False,
-}
 
 
 class Function(BaseModel):
@@ -41,7 +36,7 @@ class Function(BaseModel):
 
 
 class CustomTool(BaseModel):
-    """A tool that takes one text. `format` may say what text; the model is told of it, and nothing enforces it."""
+    """A tool that takes one text. `format` may say which: a regex is enforced, a Lark grammar told to the model."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -86,11 +81,12 @@ class Known:
 @dataclass(frozen=True, slots=True)
 class Tools:
     """`declared`: functions in OpenAI's nested form; `known`: what the client calls each, by the name that the model is
-    told; `left_out`: types of those that are not declared."""
+    told; `left_out`: types of those that are not declared; `unenforced`: custom tools whose grammar binds nothing."""
 
     declared: list[dict[str, Any]] = field(default_factory=list)
     known: dict[str, Known] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    unenforced: list[str] = field(default_factory=list)
 
     def add(self, tool: NestedTool | FlatTool, where: str, namespace: str | None = None) -> None:
         """Declares a tool, or all of a namespace. Raises Refused."""
@@ -103,7 +99,7 @@ class Tools:
             self._declare(kept, Known(kept.get("name", ""), namespace), where, _inner(tool))
         elif tool.type == "custom":
             custom = tool.custom if isinstance(tool, NestedTool) else CustomTool.model_validate(tool.model_dump())
-            kept = {} if custom is None else _custom(custom)
+            kept = {} if custom is None else self._custom(custom, f"{where}{_inner(tool)}.format")
             self._declare(kept, Known(kept.get("name") or "", namespace, True), where, _inner(tool))
         elif getattr(tool, "parameters", None) is not None:
             raise Refused(f"Tools with parameters are of type function, not {shown(tool.type)}.", param=f"{where}.type")
@@ -124,6 +120,21 @@ class Tools:
         self.known[name] = known
         self.declared.append({"type": "function", "function": function | {"name": name}})
 
+    def _custom(self, tool: CustomTool, where: str) -> dict[str, Any]:
+        """The function of one text that stands for a custom tool. Raises Refused."""
+        function: dict[str, Any] = {"name": tool.name, "description": tool.description or ""}
+        grammar = _grammar(tool, where)
+        if grammar is None:
+            return function | {"parameters": _parameters({"type": "string"})}
+        syntax, definition = grammar
+        said = f"{CUSTOM_INPUT} follows this grammar ({syntax}):\n{definition}"
+        function["description"] = "\n\n".join(filter(None, (tool.description, said)))
+        if syntax == "regex":
+            pattern = {"type": "string", "pattern": f"^(?:{definition})$"}
+            return function | {"parameters": _parameters(pattern), "strict": True}
+        self.unenforced.append(tool.name or "")
+        return function | {"parameters": _parameters({"type": "string"})}
+
 
 _FUNCTION = {"name", "description", "parameters", "strict"}
 
@@ -133,15 +144,29 @@ def _inner(tool: NestedTool | FlatTool) -> str:
     return f".{tool.type}" if isinstance(tool, NestedTool) else ""
 
 
-def _custom(tool: CustomTool) -> dict[str, Any]:
-    """The function of one text that stands for a custom tool."""
+def _grammar(tool: CustomTool, where: str) -> tuple[str, str] | None:
+    """The syntax and the text of what a custom tool takes, None for any text. Chat has both one level deeper."""
     form = tool.format or {}
-    inner = form.get("grammar")
-    form = inner if isinstance(inner, dict) else form
-    said = [] if tool.description is None else [tool.description]
-    if isinstance(form.get("definition"), str):
-        said.append(f"{CUSTOM_INPUT} follows this grammar ({form.get('syntax')}):\n{form['definition']}")
-    return {"name": tool.name, "description": "\n\n".join(said), "parameters": _CUSTOM_PARAMETERS}
+    if form.get("type", "text") == "text" and "grammar" not in form and "definition" not in form:
+        return None
+    inner = form.get("grammar", form)
+    syntax, definition = (inner.get("syntax"), inner.get("definition")) if isinstance(inner, dict) else (None, None)
+    if syntax not in ("lark", "regex") or not isinstance(definition, str) or not definition:
+        raise Refused(
+            "The format of a custom tool is text, or a grammar with a syntax, lark or regex, and its definition.",
+            param=where,
+        )
+    return syntax, definition
+
+
+def _parameters(text: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a function whose one argument is a custom tool's input."""
+    return {
+        "type": "object",
+        "properties": {CUSTOM_INPUT: text},
+        "required": [CUSTOM_INPUT],
+        "additionalProperties": False,
+    }
 
 
 def joined(name: str, namespace: str | None) -> str:
