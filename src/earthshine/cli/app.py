@@ -191,7 +191,7 @@ def plan(
     context: Annotated[
         int | None, typer.Option(help="Tokens of each conversation; default: what the memory allows, to 32768.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Conversations that are open at once.")] = 1,
+    batch: Annotated[int, typer.Option(help="Sequences decoded together; serve takes up to 8.")] = 1,
     machine: Annotated[
         str | None,
         typer.Option(help="A machine's file, or mini-24gb, desktop-128gb, server-768gb, 8xh200; default: this one."),

@@ -23,6 +23,36 @@ from earthshine.spec.model import MoeSpec
 from earthshine.units import format_bytes, format_count
 from earthshine.untrusted import shown
 
+# What a person reads for the keys of --json; other keys are plain words once their underscores are blanks.
+_LABELS = {
+    "n_layers": "layers",
+    "dense_layers": "dense layers (without experts)",
+    "hidden": "hidden size",
+    "vocab_size": "vocabulary size",
+    "max_context": "maximum context (tokens)",
+    "n_heads": "attention heads",
+    "q_lora_rank": "query LoRA rank",
+    "kv_lora_rank": "KV LoRA rank",
+    "rope_dim": "RoPE dimensions per head",
+    "yarn_factor": "YaRN factor",
+    "trunk_storage": "format of the trunk (all but routed experts)",
+    "expert_storage": "format of the routed experts",
+    "n_experts": "routed experts per layer",
+    "top_k": "routed experts per token",
+    "intermediate": "expert intermediate size",
+    "shared_intermediate": "shared experts' intermediate size",
+    "n_groups": "expert groups",
+    "total_params": "parameters",
+    "active_params": "active parameters per token",
+    "n_experts_in_all_layers": "routed experts in all layers",
+    "expert_bytes": "bytes per routed expert",
+    "experts_bytes": "bytes of all routed experts",
+    "context": "context of the FLOPs below (tokens)",
+    "prefill_flops_per_token": "prefill FLOPs per token",
+    "decode_flops_per_token": "decode FLOPs per token",
+    "decode_flops_per_token_at_1": "decode FLOPs per token, empty context",
+}
+
 
 def run_inspect(model: str | None, context: int | None, as_json: bool, make_hashes: bool = False) -> None:
     path = find_model(model, weights=make_hashes)
@@ -154,9 +184,19 @@ def _readable(name: str, value: Any) -> Iterator[str]:
             yield format_count(value)
 
 
+def _label(name: str) -> str:
+    for part, label in (
+        ("trunk_bytes_", "bytes of the trunk in"),
+        ("latent_bytes_per_token_", "KV cache per token in"),
+    ):
+        if name.startswith(part) and name not in _LABELS:
+            return f"{label} {name.removeprefix(part)}"
+    return _LABELS.get(name, name.replace("_", " "))
+
+
 def _show(title: str, rows: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
-        table.add_row(name, *_readable(name, value))
+        table.add_row(_label(name), *_readable(name, value))
     Console().print(table)
     print()

@@ -121,24 +121,27 @@ def _usd(case: Case, own: Ownership) -> dict[str, float]:
 def _print(case: Case, own: Ownership | None, table: PriceTable) -> None:
     console, division = Console(markup=False, emoji=False), case.plan.division  # names in files are no markup
     console.print(f"{case.spec.family} on {case.machine.name}: a forecast", highlight=False)
-    places = _table("what goes where", ("part", "size", ""))
+    places = _table("what the memory holds", ("part", "size", ""))
     for name, nbytes in division.parts.items():
         if nbytes:
             places.add_row(name, format_bytes(nbytes), _note(case, name))
-    places.add_row("in all", format_bytes(division.planned_bytes), f"of {format_bytes(division.budget_bytes)}")
-    places.add_row("smallest budget", format_bytes(case.smallest), "for this context")
+    places.add_row("total", format_bytes(division.planned_bytes), f"of {format_bytes(division.budget_bytes)}")
+    places.add_row("smallest budget", format_bytes(case.smallest), "with this context and batch")
     console.print(places)
-    rates = _table("by context", ("tokens", "tokens/s", "bound", "first token of such a prompt", "bound"))
+    batch = f"batch {case.wishes.batch}"
+    columns = ("context", "decode tokens/s", "limited by", "time to first token", "limited by")
+    rates = _table(f"by context in tokens, {batch}", columns)
     for at, decode, prompt in case.by_context():
-        rates.add_row(f"{at:,}", _rate(decode), decode.bound, _seconds(prompt.seconds), prompt.bound)
+        rates.add_row(f"{at:,}", _rate(decode), _limit(decode), _seconds(prompt.seconds), _limit(prompt))
     console.print(rates)
-    budgets = _table(
-        f"by budget, at {division.context_tokens:,} tokens", ("memory", "tokens/s", "bound", "read a token", "hits")
-    )
+    columns = ("memory", "decode tokens/s", "limited by", "bytes read per token", "cache hits")
+    budgets = _table(f"by memory budget, {division.context_tokens:,} tokens of context, {batch}", columns)
     for at, decode, _ in case.by_budget():
         read = format_bytes(decode.disk_bytes / case.wishes.batch)
-        budgets.add_row(format_bytes(at), _rate(decode), decode.bound, read, f"{decode.hit_share:.0%}")
+        budgets.add_row(format_bytes(at), _rate(decode), _limit(decode), read, f"{decode.hit_share:.0%}")
     console.print(budgets)
+    if case.wishes.batch == 1:
+        console.print("Batch 1 is one request at a time; serve decodes up to 8 together: --batch 8.", highlight=False)
     console.print(_reasons(case), highlight=False)
     for name, times in case.what_if():
         console.print(f"  with {name}: {times:.2f} times as fast", highlight=False)
@@ -158,13 +161,17 @@ def _note(case: Case, part: str) -> str:
     return ""
 
 
+def _limit(cost: Cost) -> str:
+    return "overhead" if cost.bound == "calls" else cost.bound
+
+
 def _reasons(case: Case) -> str:
     """Of one decoded token: what takes its time."""
     cost = case.decode()
     parts = sorted(cost.parts.items(), key=lambda part: -part[1])
     listed = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in parts if seconds > 0.005 * cost.seconds)
     spread = "even" if case.wishes.skew == 0 else f"skewed by {case.wishes.skew:g}"
-    return f"A step of {case.wishes.batch} at that context, each part alone: {listed}. Routing is taken to be {spread}."
+    return f"One decode step at that context, each part alone: {listed}. Expert routing is assumed to be {spread}."
 
 
 def _print_money(console: Console, case: Case, own: Ownership | None, table: PriceTable) -> None:

@@ -35,7 +35,7 @@ def new_figure() -> Any:
     try:
         module = importlib.import_module("matplotlib.figure")
     except ImportError:
-        raise UsageError("--plot draws with matplotlib; install it: pip install 'earthshine[plot]'.") from None
+        raise UsageError("--plot draws with matplotlib, which is not installed: pip install matplotlib") from None
     return module.Figure(figsize=(12, 3.6), layout="constrained")
 
 

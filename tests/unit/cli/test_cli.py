@@ -163,6 +163,16 @@ def test_inspect_counts_every_tensor_of_gleam(earthshine):
     assert trunk == size["trunk_bytes_bf16"]
 
 
+def test_inspect_prints_words_and_no_keys(earthshine):
+    code, out, _ = earthshine("inspect")
+    facts = json.loads(earthshine("inspect", "--json")[1])
+    assert code == 0
+    labels = [line.split("  ")[0] for line in out.splitlines() if line]
+    assert len(labels) == len(facts) + sum(map(len, facts.values()))
+    assert not [label for label in labels if "_" in label]
+    assert {"routed experts per token", "KV cache per token in bf16", "active parameters per token"} <= set(labels)
+
+
 def test_inspect_names_a_config_it_can_not_read(earthshine, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "kimi_k3"}')
     code, _, err = earthshine("inspect", tmp_path)
