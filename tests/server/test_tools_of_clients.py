@@ -8,10 +8,10 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from earthshine.cli.source import GLEAM
 from earthshine.errors import TextError
 from earthshine.generation.prompts import Prompts
 from earthshine.generation.request import Ended, Opened, Said, ToolChoice
+from earthshine.hub import GLEAM
 from earthshine.server.anthropic import MESSAGES
 from earthshine.server.api import Refused, Served
 from earthshine.server.http.body import parse_body

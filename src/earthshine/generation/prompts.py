@@ -148,9 +148,7 @@ class Prompts:
 
     def _conversation(self, turn: Turn, messages: Messages, limit: int | None) -> tuple[list[int], int]:
         if self._template is None:
-            raise UsageError(
-                "This model has no chat template, so it takes no messages; complete a text instead."
-            )
+            raise UsageError("This model has no chat template, so it takes no messages; complete a text instead.")
         messages, n_calls = repair_history(messages)
         begun = messages[-1] if turn.prefill else None
         tokens = self._template.encode(
