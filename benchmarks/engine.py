@@ -124,8 +124,9 @@ def fill(session: Session, n_tokens: int) -> None:
     session.sync(prompt(1))
     timeline = session._timeline
     timeline.reserve(n_tokens)
-    for layer in range(timeline.pool.n_layers):
-        timeline.write(layer, 1, torch.randn(n_tokens - 1, timeline.pool.latent_dim).to(timeline.pool.dtype))
+    for layer in range(len(timeline.pool.kept)):
+        width = timeline.pool.kept[layer][0].width
+        timeline.write(layer, 1, torch.randn(n_tokens - 1, width).to(timeline.pool.dtype))
     timeline.commit(n_tokens)
     session._tokens = prompt(n_tokens)
     session._last = None

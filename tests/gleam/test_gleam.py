@@ -144,7 +144,7 @@ def test_a_state_remembers_its_latents(model, prompt, tmp_path):
     blob = session.snapshot()
     blob.save(tmp_path / "state")
     loaded = KVBlob.load(tmp_path / "state")
-    assert all(torch.equal(a, b) for a, b in zip(blob.layers, loaded.layers, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(blob.parts, loaded.parts, strict=True))
     assert loaded.header.token_ids == session.tokens
 
 

@@ -49,7 +49,7 @@ def load(folder):
 
 
 def _pool(spec, dtype, pages):
-    return PagePool(spec.n_layers, spec.latent_dim, 16, pages, dtype)
+    return PagePool(spec.kept, 16, pages, dtype)
 
 
 def _session(model: LoadedModel, prefill_tokens=64):

@@ -19,8 +19,7 @@ from earthshine.engine import scheduler as scheduler_module
 from earthshine.engine.ceiling import NEAR_BYTES, Ceiling
 from earthshine.engine.reply import Reply
 from earthshine.engine.scheduler import Scheduler
-from earthshine.engine.session import blob_layout
-from earthshine.kv import PageFiles, PagePool, PrefixCache
+from earthshine.kv import BlobLayout, PageFiles, PagePool, PrefixCache
 from earthshine.kv import prefix_cache as prefix_cache_module
 from earthshine.models import Decoder
 from earthshine.spec import load_spec
@@ -74,7 +73,7 @@ def alone(folder):
         def ask(tokens: list[int], params: SamplingParams) -> list:
             key = (tuple(tokens), params)
             if key not in known:
-                pool = PagePool(spec.n_layers, spec.latent_dim, PAGE, CONTEXT // PAGE, torch.bfloat16)
+                pool = PagePool(spec.kept, PAGE, CONTEXT // PAGE, torch.bfloat16)
                 session = Session(decoder, pool, fingerprint="alone", context_tokens=CONTEXT)
                 session.sync(tokens)
                 known[key] = list(session.generate(params))
@@ -122,8 +121,8 @@ class Load:
         self.experts = ExpertStore(
             checkpoint, slots_per_layer=5, transit_slots=1, reader=self.reader, dtype=torch.bfloat16
         )
-        self.pool = PagePool(spec.n_layers, spec.latent_dim, PAGE, CONTEXT // PAGE + 1, torch.bfloat16)
-        layout = blob_layout(spec, "load", torch.bfloat16)
+        self.pool = PagePool(spec.kept, PAGE, CONTEXT // PAGE + 1, torch.bfloat16)
+        layout = BlobLayout.of(spec.kept, "load", torch.bfloat16)
         self.files = PageFiles(disk, layout, PAGE, 24 * 8192)
         self.ceiling = Ceiling(BUDGET, self.experts.give_back, self._resident)
         self.scheduler = Scheduler(

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from earthshine.engine import SamplingParams, Session, TokenEvent, load_model
+from earthshine.engine import SamplingParams, Session, StepRow, TokenEvent, load_model, step
 from earthshine.kernels import library
-from earthshine.kv import PagePool
+from earthshine.kv import PagePool, Timeline
 from earthshine.models import Decoder
 from earthshine.plan import Wishes
 
@@ -36,46 +36,36 @@ def served_again():
         library.force("auto")
 
 
-def _session(decoder: Decoder, naive: bool) -> Session:
-    spec = decoder.spec
-    pool = PagePool(spec.n_layers, spec.latent_dim, 16, 16, decoder.dtype)
-    return Session(decoder, pool, fingerprint="tiny", prefill_tokens=37, naive=naive)
+def _pool(decoder: Decoder) -> PagePool:
+    return PagePool(decoder.spec.kept, 16, 16, decoder.dtype)
 
 
-def _greedy(decoder: Decoder, naive: bool) -> list[int]:
-    session = _session(decoder, naive)
+def _greedy(decoder: Decoder) -> list[int]:
+    session = Session(decoder, _pool(decoder), fingerprint="tiny", prefill_tokens=37)
     session.sync(PROMPT)
     events = session.generate(SamplingParams(temperature=0, max_tokens=STEPS, ignore_stop=True))
     return [event.token for event in events if isinstance(event, TokenEvent)]
 
 
-class _WholeSequence:
-    """Attention over the step's own tokens: every position at once, as the oracle computes it."""
-
-    def __init__(self, naive: bool) -> None:
-        self._naive = naive
-
-    def attend(self, layer, attention, query, latent):
-        return (attention.naive if self._naive else attention.absorbed)(query, latent, 0)
-
-
-def _logits(decoder: Decoder, tokens: list[int], naive: bool) -> torch.Tensor:
+def _logits(decoder: Decoder, tokens: list[int], paged: bool) -> torch.Tensor:
+    """Of every position: over pages, as sequences are served, or of the whole sequence at once, as in training."""
+    if paged:
+        return decoder.logits(step(decoder, [StepRow(Timeline(_pool(decoder)), tokens)])[0])
     with torch.no_grad():
-        hidden = decoder.hidden(torch.tensor(tokens), torch.arange(len(tokens)), _WholeSequence(naive))
-        return decoder.logits(hidden)
+        return decoder.logits(decoder.hidden(torch.tensor(tokens), torch.arange(len(tokens))))
 
 
-@pytest.mark.parametrize("naive", [False, True], ids=["absorbed", "naive"])
-def test_fp32_is_the_oracle(folder, naive):
+@pytest.mark.parametrize("paged", [True, False], ids=["paged", "whole"])
+def test_fp32_is_the_oracle(folder, paged):
     """Logits within 1e-4 of their spread at every position, and the same 64 greedy tokens."""
     model = oracle(folder)
     decoder = load_model(folder, Wishes(dtype="fp32", threads=1)).decoder
-    generated = _greedy(decoder, naive)
+    generated = _greedy(decoder)
     tokens = PROMPT + generated
     with torch.no_grad():
         expected = model(torch.tensor([tokens])).logits[0]
     spread = float(expected.max() - expected.min())
-    difference = float((_logits(decoder, tokens, naive) - expected).abs().max()) / spread
+    difference = float((_logits(decoder, tokens, paged) - expected).abs().max()) / spread
     print(f"fp32: largest difference over spread {difference:.2e}")
     assert difference < 1e-4
     # Each token is the oracle's own choice given the tokens before it, so greedy decoding there writes the same.
@@ -94,7 +84,7 @@ def test_bf16_is_as_near_to_fp32_as_the_oracle_is(folder, served_again):
     for name in library.instruction_sets() if library.available() else ("torch",):
         if library.available():
             library.force(name)
-        ours = _logits(decoder, tokens, naive=False)
+        ours = _logits(decoder, tokens, paged=True)
         error_ours = float((ours - exact).square().mean().sqrt())
         print(f"bf16 on {name}: RMS error {error_ours:.4f}, transformers' {error_theirs:.4f}")
         assert 0 < error_ours < 1.25 * error_theirs, name

@@ -12,16 +12,9 @@ from gleam.muon import Muon
 from torch import Tensor
 from torch.nn import functional
 
-from earthshine.models import Decoder, Mla, Query
+from earthshine.models import Decoder
 from earthshine.spec import ModelSpec
 from earthshine.spec.layout import trunk_tensors
-
-
-class WholeSequences:
-    """The decoder's context in training: every row is a whole sequence, each token sees those before it."""
-
-    def attend(self, layer: int, attention: Mla, query: Query, latent: Tensor) -> Tensor:
-        return attention.naive(query, latent, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +79,7 @@ class Run:
         """Logits and targets at the places whose next token is learned: fp32 [n, vocab], int64 [n]."""
         decoder = self.decoder()
         positions = torch.arange(tokens.shape[1] - 1, device=tokens.device)
-        hidden = decoder.hidden(tokens[:, :-1], positions, WholeSequences())
+        hidden = decoder.hidden(tokens[:, :-1], positions)
         return decoder.logits(hidden[learned[:, 1:]]), tokens[:, 1:][learned[:, 1:]]
 
     def train_step(self, tokens: Tensor, learned: Tensor) -> float:

@@ -93,11 +93,7 @@ def _architecture(spec: ModelSpec) -> dict[str, Any]:
         "hidden": spec.hidden,
         "vocab_size": spec.vocab_size,
         "max_context": spec.max_context,
-        "n_heads": attention.n_heads,
-        "q_lora_rank": attention.q_lora_rank,
-        "kv_lora_rank": attention.kv_lora_rank,
-        "rope_dim": attention.rope.dim,
-        "yarn_factor": attention.rope.yarn.factor if attention.rope.yarn else None,
+        **attention.facts,
         "trunk_storage": str(spec.trunk_storage),
         "expert_storage": str(spec.expert_storage),
         "stop_tokens": list(spec.stop_tokens),
@@ -124,7 +120,7 @@ def _footprint(spec: ModelSpec, context: int) -> dict[str, Any]:
         "experts_bytes": size.experts_bytes,
     }
     facts |= {f"trunk_bytes_{kind}": value for kind, value in size.trunk_bytes.items()}
-    facts |= {f"latent_bytes_per_token_{kind}": value for kind, value in size.latent_bytes_per_token.items()}
+    facts |= {f"cache_bytes_per_token_{kind}": value for kind, value in size.cache_bytes_per_token.items()}
     facts["context"] = context
     facts["prefill_flops_per_token"] = prefill_flops_per_token(spec, context)
     facts["decode_flops_per_token"] = decode_flops_per_token(spec, context)

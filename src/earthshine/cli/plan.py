@@ -154,7 +154,7 @@ def _note(case: Case, part: str) -> str:
         return f"{len(division.streamed)} of {len(case.sizes.units)} parts stream from disk"
     if part == "expert slots":
         return f"{division.slots_per_layer} of {max(case.sizes.experts)} experts of each layer"
-    if part == "latent pages":
+    if part == "cache pages":
         return f"{division.batch} x {division.context_tokens:,} tokens"
     if part == "activations":
         return f"{division.prefill_tokens:,} tokens of a prompt at once"

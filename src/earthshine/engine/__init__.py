@@ -18,7 +18,7 @@ from earthshine.engine.request import (
 )
 from earthshine.engine.sampling import Sampled, Sampler, SamplingParams
 from earthshine.engine.session import Event, Session, Synced
-from earthshine.engine.step import Model, PagedContext, StepRow, step
+from earthshine.engine.step import Model, PagedStates, StepRow, step
 
 __all__ = [
     "Admitted",
@@ -31,7 +31,7 @@ __all__ = [
     "Gauges",
     "LoadedModel",
     "Model",
-    "PagedContext",
+    "PagedStates",
     "PromptScores",
     "ReplyEvent",
     "Request",

@@ -20,9 +20,8 @@ from earthshine.engine.load import LoadedModel
 from earthshine.engine.reply import Reply
 from earthshine.engine.request import Request, Sink
 from earthshine.engine.scheduler import Scheduler, as_ours
-from earthshine.engine.session import blob_layout
 from earthshine.errors import ContextError, EarthshineError, OverloadError, UsageError
-from earthshine.kv import PageFiles, PrefixCache
+from earthshine.kv import BlobLayout, PageFiles, PrefixCache
 from earthshine.machine import memory_resident
 
 _FLUSH_SECONDS = 60.0
@@ -98,7 +97,7 @@ class Engine:
         self._pool = model.pool()
         kept = self.options.disk_cache_folder if self.options.disk_cache_bytes else None
         self._folder = kept or _spill_folder()
-        layout = blob_layout(model.spec, model.fingerprint, self._pool.dtype)
+        layout = BlobLayout.of(model.spec.kept, model.fingerprint, self._pool.dtype)
         limit = self.options.disk_cache_bytes or 2 * self._pool.bytes + SPILL_BYTES
         self._files = PageFiles(self._folder, layout, self._pool.page_tokens, limit)
         self._cache = PrefixCache(self._pool, self._files, keep_all=bool(self.options.disk_cache_bytes))

@@ -81,7 +81,7 @@ class LoadedModel:
                 f"A context of {wanted} tokens takes {n_pages} pages, and the sessions that are open leave "
                 f"{self.pages.left}; close one, or plan for more at once."
             )
-        pool = PagePool(spec.n_layers, spec.latent_dim, PAGE_TOKENS, n_pages, self.decoder.dtype)
+        pool = PagePool(spec.kept, PAGE_TOKENS, n_pages, self.decoder.dtype)
         self.pages.take(pool)
         return Session(
             self.decoder,
@@ -96,7 +96,7 @@ class LoadedModel:
         """All pages that the sessions have left, in one pool. Raises UsageError where that is not one context."""
         if self.pages.left * PAGE_TOKENS < self.plan.division.context_tokens:
             raise UsageError("The sessions that are open leave too few pages for a conversation; close them first.")
-        pool = PagePool(self.spec.n_layers, self.spec.latent_dim, PAGE_TOKENS, self.pages.left, self.decoder.dtype)
+        pool = PagePool(self.spec.kept, PAGE_TOKENS, self.pages.left, self.decoder.dtype)
         self.pages.take(pool)
         return pool
 

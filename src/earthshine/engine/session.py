@@ -18,8 +18,7 @@ from earthshine.engine.request import Finished, TokenEvent
 from earthshine.engine.sampling import Sampler, SamplingParams
 from earthshine.engine.step import Model, StepRow, step
 from earthshine.errors import BlobError, CheckpointError, ContextError, UsageError
-from earthshine.kv import BlobHeader, BlobLayout, KVBlob, LatentFormat, PagePool, Timeline, common_prefix
-from earthshine.spec import ModelSpec
+from earthshine.kv import BlobHeader, BlobLayout, KVBlob, PagePool, Timeline, common_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +48,18 @@ class Session:
         fingerprint: str,
         context_tokens: int | None = None,
         prefill_tokens: int = 2048,
-        naive: bool = False,
         ceiling: Ceiling | None = None,
     ) -> None:
         spec = decoder.spec
-        if (pool.n_layers, pool.latent_dim, pool.dtype) != (spec.n_layers, spec.latent_dim, decoder.dtype):
+        if (pool.kept, pool.dtype) != (spec.kept, decoder.dtype):
             raise UsageError(
-                f"The model keeps {spec.latent_dim} values of {decoder.dtype} in {spec.n_layers} layers, but the pool "
-                f"has room for {pool.latent_dim} of {pool.dtype} in {pool.n_layers}."
+                f"The pool was made for what another model keeps: {pool.kept} in {pool.dtype} instead of {spec.kept} "
+                f"in {decoder.dtype}."
             )
         if prefill_tokens < 1:
             raise UsageError(f"prefill_tokens must be at least 1, not {prefill_tokens}.")
-        self._layout = blob_layout(spec, fingerprint, decoder.dtype)
-        self._decoder, self._spec, self._prefill_tokens, self._naive = decoder, spec, prefill_tokens, naive
+        self._layout = BlobLayout.of(spec.kept, fingerprint, decoder.dtype)
+        self._decoder, self._spec, self._prefill_tokens = decoder, spec, prefill_tokens
         self._context_tokens = min(context_tokens or spec.max_context, spec.max_context)
         self._ceiling = ceiling
         self._timeline = Timeline(pool)
@@ -135,12 +133,12 @@ class Session:
         length = self._timeline.length
         if self._ceiling is not None:
             pool = self._timeline.pool
-            nbytes = length * pool.n_layers * pool.latent_dim * pool.dtype.itemsize
+            nbytes = -(-length * pool.bytes // (pool.n_pages * pool.page_tokens))
             self._ceiling.require(nbytes, "A copy of the conversation's state")
         last = self._last if length == len(self._tokens) else None
         header = BlobHeader(self._layout, length, tuple(self._tokens), 0 if last is None else len(last))
-        layers = tuple(self._timeline.read(layer, length).clone() for layer in range(self._layout.n_layers))
-        return KVBlob(header, layers, None if last is None else last.clone())
+        rows = tuple(self._timeline.read(layer, length, part).clone() for layer, part in self._parts())
+        return KVBlob(header, rows, None if last is None else last.clone())
 
     def restore(self, blob: KVBlob) -> None:
         """Hold what `blob` holds. Raises BlobError for another model, format or layout and ContextError where it does
@@ -154,8 +152,8 @@ class Session:
         self._require_room(0, len(header.token_ids))
         self._replace(0, [])
         self._timeline.reserve(header.n_tokens)
-        for layer, latents in enumerate(blob.layers):
-            self._timeline.write(layer, 0, latents)
+        for (layer, part), rows in zip(self._parts(), blob.parts, strict=True):
+            self._timeline.write(layer, 0, rows, part)
         self._tokens = list(header.token_ids)
         self._timeline.commit(header.n_tokens)
         self._last = None if blob.tail is None else blob.tail.clone()
@@ -208,7 +206,7 @@ class Session:
             chunk = self._tokens[start : min(end, start + self._prefill_tokens)]
             if self._ceiling is not None:
                 self._ceiling.check()
-            hidden = step(self._decoder, [StepRow(self._timeline, chunk)], self._naive, after_layer)[0]
+            hidden = step(self._decoder, [StepRow(self._timeline, chunk)], after_layer)[0]
             self._last = hidden[-1].clone()
             yield start, hidden
 
@@ -223,6 +221,10 @@ class Session:
     def _trim(self) -> None:
         """Forget tokens that were not computed."""
         del self._tokens[self._timeline.length :]
+
+    def _parts(self) -> Iterator[tuple[int, int]]:
+        """Layer and number within it of every part that is kept, in the order of a blob."""
+        return ((layer, part) for layer, kept in enumerate(self._spec.kept) for part in range(len(kept)))
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         try:
@@ -252,9 +254,3 @@ class Session:
 def _likelihoods(logits: Tensor, following: Tensor) -> Tensor:
     """fp32 [rows, vocab] and int64 [rows] to fp32 [rows]."""
     return logits.log_softmax(-1).gather(1, following[:, None])[:, 0]
-
-
-def blob_layout(spec: ModelSpec, fingerprint: str, dtype: torch.dtype) -> BlobLayout:
-    """How states of this model are stored, whose activations and latents have `dtype`."""
-    attention = spec.layers[0].attention
-    return BlobLayout(fingerprint, LatentFormat.of(dtype), spec.n_layers, attention.kv_lora_rank, attention.rope.dim)

@@ -14,8 +14,8 @@ from torch import Tensor
 from earthshine import kernels
 from earthshine.errors import UsageError
 from earthshine.kv import Timeline
-from earthshine.models import Context, Mla, Query
-from earthshine.plan.forecast import PIECE_TOKENS
+from earthshine.models import Piece, States
+from earthshine.spec.attention import PIECE_TOKENS
 from earthshine.spec.model import ModelSpec
 
 
@@ -27,11 +27,11 @@ class Model(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations and latents."""
+        """Of activations and what is kept."""
         ...
 
     def hidden(
-        self, tokens: Tensor, positions: Tensor, context: Context, after_layer: Callable[[int], None] | None = None
+        self, tokens: Tensor, positions: Tensor, states: States | None, after_layer: Callable[[int], None] | None = None
     ) -> Tensor:
         """tokens, positions: int64 [n]. Returns [n, hidden] after the final norm; `after_layer` is told each layer."""
         ...
@@ -49,40 +49,23 @@ class StepRow:
     tokens: Sequence[int]
 
 
-class PagedContext:
-    """Attention of each row's new tokens over its timeline, pages written first and then read where they lie.
+class PagedStates:
+    """What each row's sequence keeps: pages that a step's tokens are written to first and then read where they lie."""
 
-    `naive` expands latents to keys and values instead of absorbing the expansion: slower, for comparison.
-    """
-
-    def __init__(self, rows: Sequence[StepRow], naive: bool = False) -> None:
-        self._naive = naive
-        self._spans: list[tuple[Timeline, int, int]] = []  # timeline, and its rows of the batch
+    def __init__(self, rows: Sequence[StepRow]) -> None:
+        self._spans: list[tuple[Timeline, int, int]] = []  # timeline, and its tokens of the batch
         begin = 0
         for row in rows:
             self._spans.append((row.timeline, begin, begin + len(row.tokens)))
             begin += len(row.tokens)
         bounds = [(first, min(first + PIECE_TOKENS, begin)) for first in range(0, begin, PIECE_TOKENS)]
-        self._pieces = [(first, last, self._paged(first, last)) for first, last in bounds]
+        self._pieces = [Piece(first, last, self._sequences(first, last)) for first, last in bounds]
 
-    def attend(self, layer: int, attention: Mla, query: Query, latent: Tensor) -> Tensor:
-        """query: [tokens, n_heads, ...]; latent: [tokens, latent_dim]. Returns [tokens, n_heads, v_dim]."""
-        for timeline, begin, end in self._spans:
-            timeline.write(layer, timeline.length, latent[begin:end])
-        outputs = self._expanded(layer, attention, query) if self._naive else self._absorbed(layer, attention, query)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    def layer(self, index: int) -> "PagedState":
+        return PagedState(index, self._spans, self._pieces)
 
-    def _absorbed(self, layer: int, attention: Mla, query: Query) -> list[Tensor]:
-        """A piece of the batch at a time: absorbed queries are three times as wide as queries."""
-        pool = self._spans[0][0].pool.tensor[layer]
-        outputs = []
-        for first, last, sequences in self._pieces:
-            piece = Query(query.nope[first:last], query.rope[first:last])
-            outputs.append(attention.paged(piece, pool, sequences))
-        return outputs
-
-    def _paged(self, first: int, last: int) -> list[kernels.PagedTokens]:
-        """Of every span, the tokens that lie from `first` to `last` in the batch."""
+    def _sequences(self, first: int, last: int) -> list[kernels.PagedTokens]:
+        """Of every sequence, the tokens that lie from `first` to `last` in the batch."""
         return [
             kernels.PagedTokens(
                 min(end, last) - max(begin, first), timeline.length + max(begin, first) - begin, timeline.table
@@ -91,22 +74,28 @@ class PagedContext:
             if begin < last and end > first
         ]
 
-    def _expanded(self, layer: int, attention: Mla, query: Query) -> list[Tensor]:
-        outputs = []
+
+@dataclass(frozen=True, slots=True)
+class PagedState:
+    """One layer's part of it, as `models.LayerState`."""
+
+    _layer: int
+    _spans: Sequence[tuple[Timeline, int, int]]
+    pieces: Sequence[Piece]
+
+    def extend(self, rows: Tensor, part: int = 0) -> Tensor:
+        """rows: [tokens, width]. Returns the pool's rows [n_pages, page_tokens, width] of this layer."""
         for timeline, begin, end in self._spans:
-            latents = timeline.read(layer, timeline.length + end - begin)
-            mine = Query(query.nope[begin:end], query.rope[begin:end])
-            outputs.append(attention.naive(mine, latents, timeline.length))
-        return outputs
+            timeline.write(self._layer, timeline.length, rows[begin:end], part)
+        return self._spans[0][0].pool.rows(self._layer, part)
 
 
 def step(
     decoder: Model,
     rows: Sequence[StepRow],
-    naive: bool = False,
     after_layer: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """Compute the new tokens of every row, keep their latents, and return each row's hidden states [tokens, hidden].
+    """Compute the new tokens of every row, keep their rows, and return each one's hidden states [tokens, hidden].
 
     Raises ContextError if the pages do not suffice and UsageError for a row without tokens or two rows of one
     timeline; whatever is raised, no timeline has changed.
@@ -123,7 +112,7 @@ def step(
         tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.int64)
         positions = torch.cat([_positions(row) for row in rows])
         with torch.inference_mode():
-            hidden = decoder.hidden(tokens, positions, PagedContext(rows, naive), after_layer)
+            hidden = decoder.hidden(tokens, positions, PagedStates(rows), after_layer)
     except BaseException:
         for row in rows:
             row.timeline.truncate(row.timeline.length)

@@ -1,10 +1,10 @@
-"""The state of a conversation: pages of latents, page tables, common prefixes, and the one form that is stored or sent.
+"""What a sequence keeps: pages, page tables, common prefixes, and the one form that is stored or sent.
 
-Knows token ids and latents; never text, weights or the mathematics.
+Knows token ids and rows of values; never text, weights or the mathematics.
 """
 
 from earthshine.kv.codec import BlobReader, BlobWriter, KVBlob, read_header
-from earthshine.kv.header import BlobHeader, BlobLayout, LatentFormat
+from earthshine.kv.header import BlobHeader, BlobLayout, Part, ValueFormat
 from earthshine.kv.page_files import PageFiles, PageFilesStats
 from earthshine.kv.pages import PagePool
 from earthshine.kv.prefix import common_prefix
@@ -17,14 +17,15 @@ __all__ = [
     "BlobReader",
     "BlobWriter",
     "KVBlob",
-    "LatentFormat",
     "PageFiles",
     "PageFilesStats",
     "PageKey",
     "PageKeys",
     "PagePool",
+    "Part",
     "PrefixCache",
     "Timeline",
+    "ValueFormat",
     "common_prefix",
     "read_header",
 ]

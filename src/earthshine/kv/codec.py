@@ -1,25 +1,27 @@
-"""The one form in which a conversation's state is stored and sent; little-endian, version 3.
+"""The one form in which a conversation's state is stored and sent; little-endian, version 4.
 
     0      8   magic "ESHKV\\r\\n\\x1a", which a transfer in text mode would damage
-    8      4   version, 3
+    8      4   version, 4
     12     4   bytes of the header's body, from 16 to its digest
-    16     4   latent format: 1 is bf16, 2 is fp32
-    20    28   n_layers, kv_lora_rank, rope_dim, start, n_tokens, n_ids, tail_dim, 4 bytes each
-    48    32   prior: a digest that names the `start` tokens before this piece and their tenant, or zeros
-    80     4   F, bytes of the fingerprint
-    84     F   the model's fingerprint, UTF-8
-    84+F  4*n_ids  token ids of this piece; n_ids is n_tokens, or one more where the last token has no latent yet
+    16     4   value format: 1 is bf16, 2 is fp32
+    20    20   P (parts), start, n_tokens, n_ids, tail_dim, 4 bytes each
+    40    32   prior: a digest that names the `start` tokens before this piece and their tenant, or zeros
+    72     4   F, bytes of the fingerprint
+    76     F   the model's fingerprint, UTF-8
+    76+F  12*P  for each part its layer, its kind (1: one row per token) and its width, 4 bytes each
+    ...   4*n_ids  token ids of this piece; n_ids is n_tokens, or one more where the last token is not computed yet
     ...   16   header digest: BLAKE3 of every byte before it, cut to 16 bytes
-  then for each layer in order, and for the tail if tail_dim is not 0, one block:
-    0      4   index: 0 to n_layers - 1; the tail's is n_layers
-    4      n   the layer's latents [n_tokens, kv_lora_rank + rope_dim], or the tail [tail_dim], in the latent format
+  then for each part in order, and for the tail if tail_dim is not 0, one block:
+    0      4   index: 0 to P - 1; the tail's is P
+    4      n   the part's rows [n_tokens, width], or the tail [tail_dim], in the value format
     4+n   16   BLAKE3, cut to 16 bytes, of the header digest, the index and the values
 
-A latent is `kv_lora_rank` values (512) after their norm, then `rope_dim` values (64) of the key after rotation at the
-token's position, where pair (2i, 2i + 1) turned by the i-th angle (interleaved). The tail is the last token's hidden
-state after the final norm: with it, generation goes on without computing anything again. It comes last because
-it is known last, so that layers can be sent as soon as each is finished. A whole
-conversation has start 0; the disk cache stores pieces of one page each.
+Parts are what the model's attention keeps, layer by layer (`spec.attention`). A latent is `kv_lora_rank` values (512)
+after their norm, then `rope.dim` values (64) of the key after rotation at the token's position. Grouped-query
+attention keeps each key head's key after rotation, then its value. The tail is the last token's hidden state after the
+final norm: with it, generation goes on without computing anything again. It comes last because it is known last, so
+that layers can be sent as soon as each is finished. A whole sequence has start 0; the disk cache stores pieces of one
+page each.
 No length is believed before it is compared with a limit that the caller or the file's size sets.
 """
 
@@ -41,7 +43,7 @@ from earthshine.kv.header import (
     DIGEST_BYTES,
     INDEX,
     BlobHeader,
-    LatentFormat,
+    ValueFormat,
     pack_header,
     read_exactly,
     unpack_header,
@@ -53,9 +55,9 @@ _CHUNK_BYTES = 1 << 20
 
 
 class BlobWriter:
-    """Writes the header at once, then each layer as it is finished, then the tail. The file stays open.
+    """Writes the header at once, then each part as its layer is finished, then the tail. The file stays open.
 
-    Raises BlobError for layers out of order or of another shape or dtype than the header says.
+    Raises BlobError for parts out of order or of another shape or dtype than the header says.
     """
 
     def __init__(self, file: BinaryIO, header: BlobHeader) -> None:
@@ -65,15 +67,15 @@ class BlobWriter:
         self._seed = packed[-DIGEST_BYTES:]
         file.write(packed)
 
-    def layer(self, index: int, latents: Tensor) -> None:
-        """latents: [n_tokens, latent_dim] in the header's format."""
-        if index != self._next or index >= self.header.layout.n_layers:
-            raise BlobError(f"Layer {index} is out of order; {self._missing()} comes next.")
-        self._block(latents, (self.header.n_tokens, self.header.layout.latent_dim))
+    def part(self, index: int, rows: Tensor) -> None:
+        """rows: [n_tokens, width] in the header's format."""
+        if index != self._next or index >= len(self.header.layout.parts):
+            raise BlobError(f"Part {index} is out of order; {self._missing()} comes next.")
+        self._block(rows, self.header.shape(index))
 
     def tail(self, hidden: Tensor) -> None:
         """hidden: [tail_dim], of the last token."""
-        if self._next != self.header.layout.n_layers or not self.header.tail_dim:
+        if self._next != len(self.header.layout.parts) or not self.header.tail_dim:
             raise BlobError(f"The tail is out of order; {self._missing()} comes next.")
         self._block(hidden, (self.header.tail_dim,))
 
@@ -83,9 +85,10 @@ class BlobWriter:
             raise BlobError(f"The state is incomplete: {self._missing()} was not written.")
 
     def _missing(self) -> str:
-        if self._next < self.header.layout.n_layers:
-            return f"layer {self._next}"
-        return "the tail" if self.header.tail_dim and self._next == self.header.layout.n_layers else "nothing"
+        n_parts = len(self.header.layout.parts)
+        if self._next < n_parts:
+            return f"part {self._next}"
+        return "the tail" if self.header.tail_dim and self._next == n_parts else "nothing"
 
     def _block(self, values: Tensor, shape: tuple[int, ...]) -> None:
         _require_tensor(values, shape, self.header.layout.format)
@@ -100,7 +103,7 @@ class BlobWriter:
 
 
 class BlobReader:
-    """Reads the header at once, then `layers()` and `tail()`; each block is checked before it is handed out.
+    """Reads the header at once, then `parts()` and `tail()`; each block is checked before it is handed out.
 
     `limit_bytes` bounds the whole blob and so every allocation. Raises BlobError naming what is wrong.
     """
@@ -114,18 +117,17 @@ class BlobReader:
                 "or allowed; it is truncated or too large."
             )
 
-    def layers(self) -> Iterator[Tensor]:
-        """Each layer's latents [n_tokens, latent_dim], in order; to be read to the end before the tail."""
-        layout = self.header.layout
-        for index in range(layout.n_layers):
-            values = self._block(index, self.header.layer_bytes, f"layer {index}")
-            yield values.view(self.header.n_tokens, layout.latent_dim)
+    def parts(self) -> Iterator[Tensor]:
+        """Each part's rows [n_tokens, width], in order; to be read to the end before the tail."""
+        for index in range(len(self.header.layout.parts)):
+            values = self._block(index, self.header.part_bytes(index), f"part {index}")
+            yield values.view(self.header.shape(index))
 
     def tail(self) -> Tensor | None:
         """hidden [tail_dim] of the last token, or None where the blob has none."""
         if not self.header.tail_dim:
             return None
-        return self._block(self.header.layout.n_layers, self.header.tail_bytes, "the tail")
+        return self._block(len(self.header.layout.parts), self.header.tail_bytes, "the tail")
 
     def end(self) -> None:
         """Raises BlobError if bytes follow the last block."""
@@ -156,25 +158,25 @@ class KVBlob:
     """
 
     header: BlobHeader
-    layers: tuple[Tensor, ...]  # n_layers of [n_tokens, latent_dim]
+    parts: tuple[Tensor, ...]  # each [n_tokens, width]
     tail: Tensor | None  # [tail_dim]
 
     def __post_init__(self) -> None:
         layout = self.header.layout
         if self.header.start:
             raise BlobError(f"The state follows {self.header.start} tokens that it lacks; a whole one starts at 0.")
-        if len(self.layers) != layout.n_layers or (self.tail is not None) != bool(self.header.tail_dim):
-            raise BlobError(f"This header needs {layout.n_layers} layers and a tail of {self.header.tail_dim} values.")
-        for latents in self.layers:
-            _require_tensor(latents, (self.header.n_tokens, layout.latent_dim), layout.format)
+        if len(self.parts) != len(layout.parts) or (self.tail is not None) != bool(self.header.tail_dim):
+            raise BlobError(f"This header needs {len(layout.parts)} parts and a tail of {self.header.tail_dim} values.")
+        for index, rows in enumerate(self.parts):
+            _require_tensor(rows, self.header.shape(index), layout.format)
         if self.tail is not None:
             _require_tensor(self.tail, (self.header.tail_dim,), layout.format)
 
     def write(self, file: BinaryIO) -> None:
         """The whole blob, in the order of the module's description."""
         writer = BlobWriter(file, self.header)
-        for index, latents in enumerate(self.layers):
-            writer.layer(index, latents)
+        for index, rows in enumerate(self.parts):
+            writer.part(index, rows)
         if self.tail is not None:
             writer.tail(self.tail)
         writer.close()
@@ -183,7 +185,7 @@ class KVBlob:
     def read(cls, file: BinaryIO, limit_bytes: int) -> "KVBlob":
         """Raises BlobError if the file holds anything but one sound blob of at most `limit_bytes`."""
         reader = BlobReader(file, limit_bytes)
-        blob = cls(reader.header, tuple(reader.layers()), reader.tail())
+        blob = cls(reader.header, tuple(reader.parts()), reader.tail())
         reader.end()
         return blob
 
@@ -218,7 +220,7 @@ def read_header(file: BinaryIO, limit_bytes: int) -> BlobHeader:
     return unpack_header(file, limit_bytes)[0]
 
 
-def _require_tensor(values: Tensor, shape: tuple[int, ...], stored: LatentFormat) -> None:
+def _require_tensor(values: Tensor, shape: tuple[int, ...], stored: ValueFormat) -> None:
     if tuple(values.shape) != shape or values.dtype is not stored.dtype:
         raise BlobError(
             f"A block of {list(shape)} values in {stored} was announced, not of {list(values.shape)} in {values.dtype}."

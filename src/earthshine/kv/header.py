@@ -13,47 +13,62 @@ import torch
 from blake3 import blake3
 
 from earthshine.errors import BlobError
+from earthshine.kv.pages import Kept
 
 DIGEST_BYTES = 16
 PRIOR_BYTES = 32
 INDEX = struct.Struct("<I")
 _NO_PRIOR = bytes(PRIOR_BYTES)
 _MAGIC = b"ESHKV\r\n\x1a"
-_VERSION = 3  # the layout of 2, whose writers could keep latents that were computed with another layer's weights
+_VERSION = 4  # 3 described one latent for all layers; 2 could hold latents computed with another layer's weights
 _START = struct.Struct("<8sII")
-_FIXED = struct.Struct("<8I32sI")
+_FIXED = struct.Struct("<6I32sI")
+_PART = struct.Struct("<3I")
+_ROWS = 1  # the kind of a part that has one row per token
 _READ_BYTES = 1 << 20
 _MOST = {
-    "n_layers": 4096,
-    "kv_lora_rank": 1 << 16,
-    "rope_dim": 1 << 16,
+    "layer": 4095,
+    "width": 1 << 20,
     "start": 1 << 24,
     "n_tokens": 1 << 24,
     "tail_dim": 1 << 20,
 }
 _MOST_FINGERPRINT_BYTES = 256
+_MOST_PARTS = 1 << 14
 
 
-class LatentFormat(StrEnum):
-    """How each value of a latent is stored."""
+class ValueFormat(StrEnum):
+    """How each kept value is stored."""
 
     BF16 = "bf16"
     FP32 = "fp32"
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self is LatentFormat.BF16 else torch.float32
+        return torch.bfloat16 if self is ValueFormat.BF16 else torch.float32
 
     @classmethod
-    def of(cls, dtype: torch.dtype) -> "LatentFormat":
+    def of(cls, dtype: torch.dtype) -> "ValueFormat":
         """Raises BlobError for a dtype that has no stored form."""
         for known in cls:
             if known.dtype is dtype:
                 return known
-        raise BlobError(f"Latents of {dtype} have no stored form; bf16 and fp32 have.")
+        raise BlobError(f"Values of {dtype} have no stored form; bf16 and fp32 have.")
 
 
-_CODES = {1: LatentFormat.BF16, 2: LatentFormat.FP32}
+_CODES = {1: ValueFormat.BF16, 2: ValueFormat.FP32}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of what a sequence keeps: `width` values per token in `layer`. Raises BlobError out of bounds."""
+
+    layer: int
+    width: int
+
+    def __post_init__(self) -> None:
+        _require_range("layer", self.layer, 0)
+        _require_range("width", self.width, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,42 +76,50 @@ class BlobLayout:
     """What two sides must agree on before a state means the same to both. Raises BlobError out of bounds."""
 
     fingerprint: str  # of the model: its weights and config
-    format: LatentFormat
-    n_layers: int
-    kv_lora_rank: int
-    rope_dim: int
+    format: ValueFormat
+    parts: tuple[Part, ...]  # by layer, in the order in which they are stored
 
     def __post_init__(self) -> None:
-        _require_range("n_layers", self.n_layers, 1)
-        _require_range("kv_lora_rank", self.kv_lora_rank, 1)
-        _require_range("rope_dim", self.rope_dim, 0)
+        if not 1 <= len(self.parts) <= _MOST_PARTS:
+            raise BlobError(f"A state has 1 to {_MOST_PARTS} parts, so {len(self.parts)} are impossible.")
+        layers = [part.layer for part in self.parts]
+        if layers != sorted(layers):
+            raise BlobError("A state's parts follow each other by layer.")
         if not 1 <= len(_encoded(self.fingerprint)) <= _MOST_FINGERPRINT_BYTES:
             raise BlobError(f"A model's fingerprint has 1 to {_MOST_FINGERPRINT_BYTES} bytes in UTF-8.")
 
-    @property
-    def latent_dim(self) -> int:
-        return self.kv_lora_rank + self.rope_dim
+    @classmethod
+    def of(cls, kept: Kept, fingerprint: str, dtype: torch.dtype) -> "BlobLayout":
+        """For a model whose layers keep `kept` in `dtype`."""
+        parts = tuple(Part(layer, rows.width) for layer, each in enumerate(kept) for rows in each)
+        return cls(fingerprint, ValueFormat.of(dtype), parts)
 
     def require(self, mine: "BlobLayout") -> None:
         """Raises BlobError naming the first thing in which this layout differs from `mine`."""
         if self.fingerprint != mine.fingerprint:
             raise BlobError(f"The state belongs to the model {self.fingerprint!r}; this one is {mine.fingerprint!r}.")
-        for name in ("format", "n_layers", "kv_lora_rank", "rope_dim"):
-            theirs, ours = getattr(self, name), getattr(mine, name)
+        if self.format is not mine.format:
+            raise BlobError(f"The state's values are {self.format}, but this model's are {mine.format}.")
+        if len(self.parts) != len(mine.parts):
+            raise BlobError(f"The state has {len(self.parts)} parts, but this model keeps {len(mine.parts)}.")
+        for number, (theirs, ours) in enumerate(zip(self.parts, mine.parts, strict=True)):
             if theirs != ours:
-                raise BlobError(f"The state's {name} is {theirs}, but this model's is {ours}.")
+                raise BlobError(
+                    f"Part {number} of the state has {theirs.width} values per token in layer {theirs.layer}, but this "
+                    f"model keeps {ours.width} in layer {ours.layer}."
+                )
 
 
 @dataclass(frozen=True, slots=True)
 class BlobHeader:
     """All that is known before the first layer is computed. Raises BlobError where its numbers contradict.
 
-    A whole conversation has start 0. A later piece of one says what it follows, since its latents mean nothing after
+    A whole conversation has start 0. A later piece of one says what it follows, since its rows mean nothing after
     other tokens; a first piece may also give a `prior`, which then says whose it is.
     """
 
     layout: BlobLayout
-    n_tokens: int  # that have latents
+    n_tokens: int  # that were computed
     token_ids: tuple[int, ...]  # n_tokens, or one more: sampled, but not yet computed
     tail_dim: int  # the model's hidden size where a tail follows the layers, 0 where none does
     start: int = 0  # tokens of the conversation before this piece; they are not among token_ids
@@ -111,7 +134,7 @@ class BlobHeader:
             raise BlobError(f"The state follows {self.start} tokens, but does not name them.")
         _require_range("tail_dim", self.tail_dim, 0)
         if not 0 <= len(self.token_ids) - self.n_tokens <= 1:
-            raise BlobError(f"{self.n_tokens} tokens have latents, but {len(self.token_ids)} token ids are given.")
+            raise BlobError(f"{self.n_tokens} tokens were computed, but {len(self.token_ids)} token ids are given.")
         if self.tail_dim and len(self.token_ids) != self.n_tokens:
             raise BlobError("A state whose last token is not computed has no tail.")
         if self.tail_dim and not self.n_tokens:
@@ -119,10 +142,13 @@ class BlobHeader:
         if self.token_ids and not 0 <= min(self.token_ids) <= max(self.token_ids) < 1 << 32:
             raise BlobError("A token id lies outside 0 to 4294967295.")
 
-    @property
-    def layer_bytes(self) -> int:
-        """Of one layer's values."""
-        return self.n_tokens * self.layout.latent_dim * self.layout.format.dtype.itemsize
+    def shape(self, part: int) -> tuple[int, int]:
+        """[n_tokens, width] of a part."""
+        return self.n_tokens, self.layout.parts[part].width
+
+    def part_bytes(self, part: int) -> int:
+        """Of one part's values."""
+        return self.n_tokens * self.layout.parts[part].width * self.layout.format.dtype.itemsize
 
     @property
     def tail_bytes(self) -> int:
@@ -131,9 +157,9 @@ class BlobHeader:
     @property
     def blob_bytes(self) -> int:
         """Of the whole blob, headers and digests included."""
-        framing = INDEX.size + DIGEST_BYTES
+        framing, n_parts = INDEX.size + DIGEST_BYTES, len(self.layout.parts)
         tail = self.tail_bytes + framing if self.tail_dim else 0
-        return len(pack_header(self)) + self.layout.n_layers * (self.layer_bytes + framing) + tail
+        return len(pack_header(self)) + sum(map(self.part_bytes, range(n_parts))) + n_parts * framing + tail
 
 
 def pack_header(header: BlobHeader) -> bytes:
@@ -141,9 +167,10 @@ def pack_header(header: BlobHeader) -> bytes:
     layout = header.layout
     name, ids = _encoded(layout.fingerprint), header.token_ids
     code = next(code for code, known in _CODES.items() if known is layout.format)
-    numbers = (layout.n_layers, layout.kv_lora_rank, layout.rope_dim, header.start, header.n_tokens, len(ids))
-    fixed = _FIXED.pack(code, *numbers, header.tail_dim, header.prior, len(name))
-    body = fixed + name + struct.pack(f"<{len(ids)}I", *ids)
+    numbers = (code, len(layout.parts), header.start, header.n_tokens, len(ids), header.tail_dim)
+    fixed = _FIXED.pack(*numbers, header.prior, len(name))
+    parts = b"".join(_PART.pack(part.layer, _ROWS, part.width) for part in layout.parts)
+    body = fixed + name + parts + struct.pack(f"<{len(ids)}I", *ids)
     packed = _START.pack(_MAGIC, _VERSION, len(body)) + body
     return packed + blake3(packed).digest(DIGEST_BYTES)
 
@@ -156,7 +183,7 @@ def unpack_header(file: BinaryIO, limit_bytes: int) -> tuple[BlobHeader, bytes]:
         raise BlobError("This is not a stored conversation state; its first bytes are not ESHKV.")
     if version != _VERSION:
         raise BlobError(f"The state has version {version}; this Earthshine reads version {_VERSION}.")
-    most = _FIXED.size + _MOST_FINGERPRINT_BYTES + 4 * (_MOST["n_tokens"] + 1)
+    most = _FIXED.size + _MOST_FINGERPRINT_BYTES + _MOST_PARTS * _PART.size + 4 * (_MOST["n_tokens"] + 1)
     if not _FIXED.size <= body_bytes <= min(most, limit_bytes):
         raise BlobError(f"The state's header can't have {body_bytes} bytes; it is damaged or truncated.")
     body = read_exactly(file, body_bytes, "its header")
@@ -167,17 +194,23 @@ def unpack_header(file: BinaryIO, limit_bytes: int) -> tuple[BlobHeader, bytes]:
 
 
 def _header(body: bytes) -> BlobHeader:
-    code, n_layers, rank, rope_dim, start, n_tokens, n_ids, tail_dim, prior, name_bytes = _FIXED.unpack_from(body)
-    if len(body) != _FIXED.size + name_bytes + 4 * n_ids:
+    code, n_parts, start, n_tokens, n_ids, tail_dim, prior, name_bytes = _FIXED.unpack_from(body)
+    first_part = _FIXED.size + name_bytes
+    first_id = first_part + n_parts * _PART.size
+    if len(body) != first_id + 4 * n_ids:
         raise BlobError("The state's header does not have the length that its own numbers give.")
     if code not in _CODES:
-        raise BlobError(f"The state's latent format {code} is unknown; 1 is bf16 and 2 is fp32.")
+        raise BlobError(f"The state's value format {code} is unknown; 1 is bf16 and 2 is fp32.")
     try:
-        fingerprint = body[_FIXED.size : _FIXED.size + name_bytes].decode()
+        fingerprint = body[_FIXED.size : first_part].decode()
     except UnicodeDecodeError:
         raise BlobError("The state's fingerprint is not UTF-8.") from None
-    ids = struct.unpack_from(f"<{n_ids}I", body, _FIXED.size + name_bytes)
-    layout = BlobLayout(fingerprint, _CODES[code], n_layers, rank, rope_dim)
+    stored = list(_PART.iter_unpack(body[first_part:first_id]))
+    unknown = [kind for _, kind, _ in stored if kind != _ROWS]
+    if unknown:
+        raise BlobError(f"A part of the state has the unknown kind {unknown[0]}; {_ROWS} is one row per token.")
+    layout = BlobLayout(fingerprint, _CODES[code], tuple(Part(layer, width) for layer, _, width in stored))
+    ids = struct.unpack_from(f"<{n_ids}I", body, first_id)
     return BlobHeader(layout, n_tokens, ids, tail_dim, start, prior)
 
 

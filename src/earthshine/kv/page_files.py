@@ -51,7 +51,7 @@ class PageFilesStats:
 class _Job:
     key: bytes
     header: BlobHeader
-    latents: Callable[[], Sequence[Tensor]]
+    rows: Callable[[], Sequence[Tensor]]
     done: Callable[[bool], None]
 
 
@@ -120,7 +120,7 @@ class PageFiles:
             return PageFilesStats(self._bytes, len(self._pages), *counts)
 
     def read(self, key: bytes, prior: bytes, start: int, tokens: Sequence[int]) -> list[Tensor] | None:
-        """n_layers of [page_tokens, latent_dim]: the page `key`, if it is there, sound, and of just these tokens.
+        """Each part's [page_tokens, width]: the page `key`, if it is there, sound, and of just these tokens.
 
         Anything else with that name is deleted. Raises UsageError or BlobError only for arguments that name no page.
         """
@@ -129,7 +129,7 @@ class PageFiles:
             return None
         try:
             with self._folder.open(key) as file:
-                layers = _layers(file, header)
+                parts = _parts(file, header)
                 self._folder.stamp(file, self._stamp())
         except FileNotFoundError:
             self._forget(key)
@@ -142,7 +142,7 @@ class PageFiles:
             self._read += 1
             if key in self._pages:
                 self._pages.move_to_end(key)
-        return layers
+        return parts
 
     def used(self, keys: Iterable[bytes]) -> None:
         """Count `keys` as just used, the last one last, without touching the disk.
@@ -161,16 +161,16 @@ class PageFiles:
         prior: bytes,
         start: int,
         tokens: Sequence[int],
-        latents: Callable[[], Sequence[Tensor]],
+        rows: Callable[[], Sequence[Tensor]],
         done: Callable[[bool], None],
     ) -> None:
-        """Queue a page for the writing thread, which calls `latents`, n_layers of [page_tokens, latent_dim], and then
-        `done` with whether the page is in the cache.
+        """Queue a page for the writing thread, which calls `rows`, each part's [page_tokens, width], and then `done`
+        with whether the page is in the cache.
 
         `done` must not raise; it is called here and at once where the page is there already, where the disk rests
         after a failure, and where too many wait. Raises UsageError or BlobError for arguments that name no page.
         """
-        job = _Job(key, self._header(key, prior, start, tokens), latents, done)
+        job = _Job(key, self._header(key, prior, start, tokens), rows, done)
         with self._changed:
             known = key in self._pages
             if not known and not self._resting() and len(self._jobs) < self._most_waiting:
@@ -316,16 +316,16 @@ class PageFiles:
 
 def _write(file: BinaryIO, job: _Job) -> None:
     writer = BlobWriter(file, job.header)
-    for index, latents in enumerate(job.latents()):
-        writer.layer(index, latents)
+    for index, rows in enumerate(job.rows()):
+        writer.part(index, rows)
     writer.close()
 
 
-def _layers(file: BinaryIO, header: BlobHeader) -> list[Tensor]:
-    """All layers of the one page that `header` describes. Raises BlobError for any other."""
+def _parts(file: BinaryIO, header: BlobHeader) -> list[Tensor]:
+    """All parts of the one page that `header` describes. Raises BlobError for any other."""
     reader = BlobReader(file, limit_bytes=header.blob_bytes)
     if reader.header != header:
         raise BlobError("The file holds another page than its name says.")
-    layers = list(reader.layers())
+    parts = list(reader.parts())
     reader.end()
-    return layers
+    return parts

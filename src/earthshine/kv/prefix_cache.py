@@ -1,6 +1,6 @@
 """Pages that were computed once, found again by what they hold: in the pool first, then on disk.
 
-A page's key is a digest of the tenant and of every token up to the page's end, so equal keys mean equal latents, and
+A page's key is a digest of the tenant and of every token up to the page's end, so equal keys mean equal pages, and
 no tenant can find, or time, another's. The invariant: a page in here is full and never written again; one that only
 the cache holds may go whenever room is needed, the longest unused and the deepest of its conversation first. For the
 thread that owns the pool.
@@ -109,12 +109,11 @@ class PrefixCache:
         """
         assert self.files is not None
         (page,) = self._pool.allocate(1)
-        layers = self.files.read(key.key, key.prior, key.start, tokens)
-        if layers is None:
+        parts = self.files.read(key.key, key.prior, key.start, tokens)
+        if parts is None:
             self._pool.release([page])
             return None
-        for layer, latents in enumerate(layers):
-            self._pool.tensor[layer, page] = latents
+        self._pool.write_page(page, parts)
         self._pool.hold([page])
         self._held[key.key] = _Held(key, page, tokens, 0)
         return page
@@ -200,5 +199,5 @@ class PrefixCache:
         def done(_: bool) -> None:
             self._written.append(page)
 
-        files.write(key.key, key.prior, key.start, held.tokens, lambda: list(self._pool.tensor[:, page]), done)
+        files.write(key.key, key.prior, key.start, held.tokens, lambda: self._pool.page(page), done)
         return True

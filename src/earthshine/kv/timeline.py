@@ -1,6 +1,6 @@
 """A timeline: one conversation's table of pages, in the order of its tokens.
 
-Invariant: in every layer, the latents of positions below `length` are written, and pages with other holders are
+Invariant: in every layer, the rows of positions below `length` are written, and pages with other holders are
 never written (the last one is copied first). Refuses writes to places that were not reserved. Whoever makes a
 timeline releases it; its pages do not return by themselves.
 """
@@ -27,7 +27,7 @@ class Timeline:
 
     @property
     def length(self) -> int:
-        """Tokens whose latents are written in every layer."""
+        """Tokens whose rows are written in every layer."""
         return self._length
 
     @property
@@ -36,7 +36,7 @@ class Timeline:
 
     @property
     def table(self) -> Tensor:
-        """int32 [pages]: position p lies in `pool.tensor[:, table[p // page_tokens], p % page_tokens]`."""
+        """int32 [pages]: position p lies in `pool.rows(layer)[table[p // page_tokens], p % page_tokens]`."""
         if self._table is None:
             self._table = torch.tensor(self._pages, dtype=torch.int32)
             self._in_one_piece = bool(self._pages) and bool((self._table.diff() == 1).all())
@@ -61,49 +61,52 @@ class Timeline:
         new = self.pool.allocate(max(0, self._count(end) - len(self._pages)) + copied)
         if copied:
             mine = new.pop(0)
-            self.pool.tensor[:, mine] = self.pool.tensor[:, self._pages[first]]
+            self.pool.write_page(mine, self.pool.page(self._pages[first]))
             self.pool.release([self._pages[first]])
             self._pages[first] = mine
         self._pages += new
         self._table = None
         self._writable_end = max(end, self._writable_end)
 
-    def write(self, layer: int, start: int, latent: Tensor) -> None:
-        """Keep latent [t, latent_dim], in the pool's dtype, at positions start, start + 1, ... of one layer.
+    def write(self, layer: int, start: int, rows: Tensor, part: int = 0) -> None:
+        """Keep rows [tokens, width], in the pool's dtype, at positions start, start + 1, ... of one layer.
+
+        `part`: which of the layer's rows.
 
         Raises UsageError outside `length` to the reserved end: what is committed is never overwritten.
         """
-        end = start + latent.shape[0]
+        end = start + rows.shape[0]
+        kept = self.pool.rows(layer, part)
         if start < self._length or end > self._writable_end:
             raise UsageError(
                 f"Positions {start} to {end} can't be written; {self._length} to {self._writable_end} are reserved."
             )
-        if latent.dtype != self.pool.dtype or latent.shape[1:] != (self.pool.latent_dim,):
+        if rows.dtype != kept.dtype or rows.shape[1:] != kept.shape[2:]:
             raise UsageError(
-                f"The cache keeps {self.pool.latent_dim} values of {self.pool.dtype} a token, "
-                f"not {list(latent.shape[1:])} of {latent.dtype}."
+                f"Layer {layer} keeps {kept.shape[2]} values of {kept.dtype} per token, "
+                f"not {list(rows.shape[1:])} of {rows.dtype}."
             )
-        lane = self._in_order(layer)
+        lane = self._in_order(kept)
         if lane is not None:
-            lane[start:end] = latent
+            lane[start:end] = rows
             return
         position = torch.arange(start, end)
         page = self.table.long()[position // self.pool.page_tokens]
         slots = page * self.pool.page_tokens + position % self.pool.page_tokens
-        self.pool.tensor[layer].flatten(0, 1).index_copy_(0, slots, latent)
+        kept.flatten(0, 1).index_copy_(0, slots, rows)
 
-    def read(self, layer: int, length: int) -> Tensor:
-        """Latents [length, latent_dim] of the first positions; a view of the pool where the pages lie in order.
+    def read(self, layer: int, length: int, part: int = 0) -> Tensor:
+        """Rows [length, width] of the first positions; a view of the pool where the pages lie in order.
 
         Valid until this timeline changes. May reach beyond `length` to what the present step has written.
         """
         if not 0 <= length <= len(self._pages) * self.pool.page_tokens:
             raise UsageError(f"{length} positions can't be read; the timeline has {len(self._pages)} pages.")
-        lane = self._in_order(layer)
+        kept = self.pool.rows(layer, part)
+        lane = self._in_order(kept)
         if lane is not None:
             return lane[:length]
-        pages = self.table[: self._count(length)]
-        return self.pool.tensor[layer].index_select(0, pages).flatten(0, 1)[:length]
+        return kept.index_select(0, self.table[: self._count(length)]).flatten(0, 1)[:length]
 
     def commit(self, length: int) -> None:
         """Declare that every layer is written up to `length`, which must have been reserved."""
@@ -151,8 +154,8 @@ class Timeline:
     def _count(self, length: int) -> int:
         return -(-length // self.pool.page_tokens)
 
-    def _in_order(self, layer: int) -> Tensor | None:
-        """All pages of a layer as one view [positions, latent_dim], if each page follows the one before it."""
+    def _in_order(self, kept: Tensor) -> Tensor | None:
+        """All pages of one layer's rows as one view [positions, width], if each page follows the one before it."""
         if self.table.shape[0] == 0 or not self._in_one_piece:
             return None
-        return self.pool.tensor[layer, self._pages[0] : self._pages[-1] + 1].flatten(0, 1)
+        return kept[self._pages[0] : self._pages[-1] + 1].flatten(0, 1)

@@ -1,23 +1,29 @@
 """The mathematics of the models, in torch, readable beside the papers: rope, mla, ffn, then the decoder over them.
 
-Reads the spec and calls kernels. Files and conversations stay behind three protocols: Trunk, Experts and Context.
+Reads the spec and calls kernels. Files and sequences stay behind three protocols: Trunk, Experts and States.
 """
 
-from earthshine.models.decoder import Context, Decoder
+from earthshine.models.attention import Attention, attention_of
+from earthshine.models.decoder import Decoder
 from earthshine.models.ffn import Experts, Ffn, Moe
 from earthshine.models.mla import Mla, MlaWeights, Query
+from earthshine.models.state import LayerState, Piece, States
 from earthshine.models.trunk import LayerWeights, ResidentTrunk, Trunk
 
 __all__ = [
-    "Context",
+    "Attention",
     "Decoder",
     "Experts",
     "Ffn",
+    "LayerState",
     "LayerWeights",
     "Mla",
     "MlaWeights",
     "Moe",
+    "Piece",
     "Query",
     "ResidentTrunk",
+    "States",
     "Trunk",
+    "attention_of",
 ]

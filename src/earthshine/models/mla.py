@@ -15,12 +15,17 @@ from torch import Tensor
 from earthshine import kernels
 from earthshine.kernels import Weight
 from earthshine.models.rope import RotaryTable, softmax_scale
-from earthshine.spec.model import MlaSpec
+from earthshine.models.state import LayerState
+from earthshine.spec.attention import MlaSpec
 
 
 class Query(NamedTuple):
     nope: Tensor  # [..., tokens, n_heads, nope_dim]
     rope: Tensor  # [..., tokens, n_heads, rope.dim], rotated
+
+    def part(self, first: int, last: int) -> "Query":
+        """Of tokens `first` to `last` - 1."""
+        return Query(self.nope[first:last], self.rope[first:last])
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class MlaWeights:
 
 
 class Mla:
-    """One layer's attention. Leading axes before tokens, if any, are separate sequences."""
+    """One layer's attention."""
 
     def __init__(self, spec: MlaSpec, weights: MlaWeights, table: RotaryTable) -> None:
         self.spec, self.weights = spec, weights
@@ -51,6 +56,18 @@ class Mla:
         self.scale = softmax_scale(spec)
         heads = weights.kv_b.unflatten(0, (spec.n_heads, -1))
         self._w_uk, self._w_uv = heads.split((spec.nope_dim, spec.v_dim), dim=1)  # [n_heads, nope or v, kv_lora_rank]
+
+    def __call__(self, x: Tensor, positions: Tensor, state: LayerState | None) -> Tensor:
+        """x: [tokens, hidden] of a step's sequences; positions: int64 [tokens]. Returns [tokens, hidden].
+
+        Without a state x may have leading axes, which are separate sequences from position 0.
+        """
+        query, latent = self.query(x, positions), self.latent(x, positions)
+        if state is None:
+            return self.output(self.naive(query, latent, 0))
+        pool = state.extend(latent)
+        heads = [self.paged(query.part(piece.first, piece.last), pool, piece.sequences) for piece in state.pieces]
+        return self.output(heads[0] if len(heads) == 1 else torch.cat(heads))
 
     def query(self, x: Tensor, positions: Tensor) -> Query:
         """x: [..., tokens, hidden]; positions: int64 [tokens]."""
@@ -94,7 +111,7 @@ class Mla:
         return self.expand(mixed.transpose(-2, -3))
 
     def paged(self, query: Query, pool: Tensor, sequences: Sequence[kernels.PagedTokens]) -> Tensor:
-        """Absorbed attention over latents where they lie, for the tokens of several conversations, one after the other.
+        """Absorbed attention over latents where they lie, for the tokens of several sequences, one after the other.
 
         query: [tokens, n_heads, ...]; pool: [n_pages, page_tokens, latent_dim], with the latents of these tokens
         written. Returns [tokens, n_heads, v_dim].

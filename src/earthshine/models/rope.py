@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from earthshine.spec.model import MlaSpec, RopeSpec, YarnSpec
+from earthshine.spec.attention import MlaSpec, RopeSpec, YarnSpec
 
 _BLOCK = 1024  # positions; with at most 32 pairs few enough that torch does not divide them among threads
 
@@ -77,3 +77,13 @@ class RotaryTable:
         self._asked = positions
         self._answer = self._cos[rows].to(positions.device), self._sin[rows].to(positions.device)
         return self._answer
+
+
+class RotaryTables:
+    """One table for all layers that rotate alike."""
+
+    def __init__(self) -> None:
+        self._tables: dict[RopeSpec, RotaryTable] = {}
+
+    def of(self, rope: RopeSpec) -> RotaryTable:
+        return self._tables.setdefault(rope, RotaryTable(rope))

@@ -15,7 +15,7 @@ from earthshine.units import format_bytes
 MARGIN_BYTES = 224 << 20  # allocators' rest, tokenizer, sampling; measured peaks lie below their sum (docs/numbers.md)
 WORKSPACE_BYTES = 192 << 20  # 64 MiB of experts' outputs, 64 of attention's partial sums, and the kernels' packed rows
 TRANSIT_SLOTS = 8  # experts on their way from disk: two keep it busy, and a token's misses fit at once
-PAGE_TOKENS = 64  # of latents
+PAGE_TOKENS = 64  # of a page
 CONTEXT_TOKENS, LEAST_CONTEXT = 32768, 2048  # of a conversation, where no number was asked for
 PREFILL_TOKENS = (256, 8192)  # of a prompt that pass through the model together: fewest, most
 EASY_PREFILL = 2048  # of them before anything else has its share
@@ -28,7 +28,7 @@ class Division:
     budget_bytes: int
     context_tokens: int  # of one conversation
     batch: int  # conversations that are computed at once
-    pages: int  # of PAGE_TOKENS latents, which all conversations share
+    pages: int  # of PAGE_TOKENS tokens, which all conversations share
     prefill_tokens: int
     streamed: tuple[str, ...]  # units of the trunk
     embedding_on_disk: bool
@@ -136,7 +136,7 @@ def _fixed(sizes: Sizes, wanted: Wanted, context: int, prefill: int) -> dict[str
         "process": wanted.process,
         "margin": MARGIN_BYTES,
         "workspace": WORKSPACE_BYTES + wanted.batch * sizes.logits + context * sizes.gathered,
-        "latent pages": wanted.pages(context) * PAGE_TOKENS * sizes.latent,
+        "cache pages": wanted.pages(context) * PAGE_TOKENS * sizes.kept,
         "activations": prefill * sizes.activation,
     }
 
@@ -144,7 +144,7 @@ def _fixed(sizes: Sizes, wanted: Wanted, context: int, prefill: int) -> dict[str
 def _refusal(
     budget_bytes: int, smallest: int, context: int, wanted: Wanted, least: Mapping[str, int], weights: int
 ) -> str:
-    pages = least["latent pages"]
+    pages = least["cache pages"]
     others = sum(least.values()) - pages - wanted.process
     each = f" for each of {wanted.batch} conversations" if wanted.batch > 1 and wanted.cache_tokens is None else ""
     return (
@@ -158,12 +158,12 @@ def _refusal(
 def _shared_tokens(sizes: Sizes, wanted: Wanted, context: int, spare: int) -> int:
     """Of one conversation and of `spare` bytes more, but no more than all conversations could fill."""
     one = wanted.pages(context) * PAGE_TOKENS
-    return min(one + spare // max(sizes.latent, 1), wanted.batch * one)
+    return min(one + spare // max(sizes.kept, 1), wanted.batch * one)
 
 
 def _easy_context(sizes: Sizes, budget_bytes: int, wanted: Wanted, least: int, spare: int) -> int:
     """To 32768 tokens, and all conversations together to an eighth of the budget."""
-    each = max(sizes.latent, 1) * (wanted.batch if wanted.cache_tokens is None else 1)
+    each = max(sizes.kept, 1) * (wanted.batch if wanted.cache_tokens is None else 1)
     affordable = min(budget_bytes // 8 // each, least + spare // (each + sizes.gathered)) // PAGE_TOKENS * PAGE_TOKENS
     return max(least, min(wanted.max_context, CONTEXT_TOKENS, affordable))
 

@@ -14,12 +14,13 @@ from earthshine.machine import Machine
 from earthshine.plan.budget import Division
 from earthshine.plan.routing import SKEW, Routing
 from earthshine.plan.sizes import Sizes
+from earthshine.spec.attention import PIECE_TOKENS
 from earthshine.spec.footprint import expert_bytes, expert_params
 from earthshine.spec.layout import layer_tensors
 from earthshine.spec.model import LayerSpec, ModelSpec, MoeSpec, Storage
+from earthshine.spec.tensor import Use
 
 READ_DEPTH = 2  # the store's reading threads
-PIECE_TOKENS = 256  # of a prompt whose absorbed queries exist at once: 18 MiB, and as much of results, in Kimi-K2.6
 _FORMS = {Storage.BF16: "bf16", Storage.FP8_BLOCK128: "fp8", Storage.INT4_GROUP32: "int4"}
 _COMPUTE_SHARE = 0.6  # of a format's best rate, from which on a product is bound by computing, not by memory
 
@@ -146,9 +147,8 @@ class Forecaster:
     def _trunk_seconds(self, clock: _Clock, kind: _Kind, rows: int, attended: float, together: int) -> float:
         machine, n = self._machine, kind.count
         seconds = sum(self._product(clock, "trunk", form, n * size, rows) for form, size in kind.values.items())
-        mla = kind.layer.attention
-        rate = machine.attention_flops(mla.n_heads * together)
-        flops = n * 2 * mla.n_heads * (mla.latent_dim + mla.kv_lora_rank) * attended
+        rate = machine.attention_flops(kind.layer.attention.score_rows * together)
+        flops = n * 2 * kind.layer.attention.decode_macs * attended
         seconds += clock.add("attention", _bound(rate, machine.attention[-1][1]), flops / rate)
         seconds += clock.add("calls", "calls", n * machine.layer_seconds)
         return seconds + clock.add("activations", "memory", n * rows * self._sizes.activation / machine.memory_read)
@@ -177,7 +177,7 @@ def _values(layer: LayerSpec, hidden: int, form: str) -> dict[str, int]:
     values: dict[str, int] = {}
     for tensor in layer_tensors(0, layer, hidden):
         if len(tensor.shape) == 2:
-            its = "bf16" if tensor.name.endswith((".router", ".kv_b")) else form
+            its = form if tensor.use is Use.STORED else "bf16"
             values[its] = values.get(its, 0) + tensor.size
     return values
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from earthshine.spec.footprint import expert_bytes, stored_bytes
-from earthshine.spec.layout import TensorSpec, moe_layers, trunk_tensors
+from earthshine.spec.layout import moe_layers, trunk_tensors
 from earthshine.spec.model import INT8_GROUP, DenseSpec, LayerSpec, ModelSpec, MoeSpec, Storage
+from earthshine.spec.tensor import TensorSpec, Use
 
 PAGE = 4096
 _PARTS = {Storage.BF16: 1, Storage.FP8_BLOCK128: 2, Storage.INT4_GROUP32: 3}  # published tensors a matrix
@@ -26,7 +27,7 @@ class Sizes:
     embedding: int
     expert: int  # a slot
     experts: tuple[int, ...]  # how many there are in each sparse layer
-    latent: int  # of one token in all layers
+    kept: int  # rows of one token in all layers
     activation: int  # of one token of a prompt on its way through the model
     logits: int  # of one token
     loading: int = 0  # the most that the trunk takes while it is brought into this form, before anything else is there
@@ -66,11 +67,11 @@ def sizes_of(spec: ModelSpec, dtype: str = "bf16", trunk: str = "bf16") -> Sizes
         embedding=embedding,
         expert=_slot_bytes(spec),
         experts=tuple(moe.n_experts for _, moe in moe_layers(spec)),
-        latent=spec.latent_dim * spec.n_layers * 2 * wide,
+        kept=sum(rows.width for layer in spec.kept for rows in layer) * 2 * wide,
         activation=max(_activation_values(spec, layer, wide) for layer in spec.layers) * 2 * wide,
         logits=spec.vocab_size * 4 * 4,  # and what sampling makes of them
         loading=_loading(spec, published, resident, wide, trunk),
-        gathered=0 if wide == 1 else max(_gathered_bytes(layer) for layer in spec.layers),
+        gathered=0 if wide == 1 else 4 * max(layer.attention.gathered_values for layer in spec.layers),
     )
 
 
@@ -79,21 +80,21 @@ def _unit_of(name: str) -> str:
 
 
 def _buffer_bytes(spec: ModelSpec, tensor: TensorSpec) -> int:
-    """Of a trunk tensor as published, with what is made of it: kv_b is taken apart by head, so it is decoded."""
+    """Of a trunk tensor as published, with what is made of it where it is not used as stored."""
     storage = spec.trunk_storage if tensor.linear else Storage.BF16
     rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.size)
-    nbytes = 4 * tensor.size if tensor.name.endswith(".router_bias") else stored_bytes(rows, columns, storage)
-    if storage is not Storage.BF16 and tensor.name.endswith(".kv_b"):
+    nbytes = tensor.plain_bytes if storage is Storage.BF16 else stored_bytes(rows, columns, storage)
+    if storage is not Storage.BF16 and tensor.use is not Use.STORED:
         nbytes += 2 * tensor.size
     return nbytes + 2 * PAGE * (_PARTS[storage] + 1)
 
 
 def _int8_bytes(tensor: TensorSpec) -> int:
     """With matrices rounded, but for the router and what attention takes apart."""
-    if (tensor.linear or tensor.name == "head") and not tensor.name.endswith(".kv_b"):
+    if tensor.rounds_to_int8:
         rows, columns = tensor.shape
         return rows * columns + 4 * rows * -(-columns // INT8_GROUP)
-    return (4 if tensor.name.endswith(".router_bias") else 2) * tensor.size
+    return tensor.plain_bytes
 
 
 def _slot_bytes(spec: ModelSpec) -> int:
@@ -128,17 +129,9 @@ def _decoded_bytes(spec: ModelSpec, tensor: TensorSpec) -> int:
     return _buffer_bytes(spec, tensor) + (0 if storage is Storage.BF16 else 2 * tensor.size)
 
 
-def _gathered_bytes(layer: LayerSpec) -> int:
-    """In fp32 a token's latent is taken out of its page, and padded as a key and as a value."""
-    return 4 * (2 * layer.attention.latent_dim + layer.attention.kv_lora_rank)
-
-
 def _activation_values(spec: ModelSpec, layer: LayerSpec, wide: int) -> int:
     """Numbers that exist at once for one token of a prompt, whether in attention or in the feed-forward layer."""
-    attention = layer.attention
-    queries = attention.n_heads * (2 * attention.qk_dim + 2 * attention.v_dim)
-    low = 2 * (attention.q_lora_rank or 0) + 3 * attention.latent_dim
-    return spec.hidden * 4 + max(queries + low, _ffn_values(spec.hidden, layer.ffn, wide))
+    return spec.hidden * 4 + max(layer.attention.activation_values, _ffn_values(spec.hidden, layer.ffn, wide))
 
 
 def _ffn_values(hidden: int, ffn: DenseSpec | MoeSpec, wide: int) -> int:

@@ -4,6 +4,7 @@
 Importing this package loads no torch. A config key that no family knows is refused by name.
 """
 
+from earthshine.spec.attention import AttentionSpec, MlaSpec, RopeSpec, Rows, YarnSpec
 from earthshine.spec.config import load_spec, read_config, spec_from_config
 from earthshine.spec.footprint import (
     Footprint,
@@ -13,20 +14,19 @@ from earthshine.spec.footprint import (
     footprint,
     prefill_flops_per_token,
 )
-from earthshine.spec.layout import TensorSpec, expert_shapes, layer_tensors, moe_layers, trunk_tensors
+from earthshine.spec.layout import expert_shapes, layer_tensors, moe_layers, trunk_tensors
 from earthshine.spec.model import (
     DenseSpec,
     LayerSpec,
-    MlaSpec,
     ModelSpec,
     MoeSpec,
-    RopeSpec,
     RouterSpec,
     Storage,
-    YarnSpec,
 )
+from earthshine.spec.tensor import TensorSpec, Use
 
 __all__ = [
+    "AttentionSpec",
     "DenseSpec",
     "Footprint",
     "LayerSpec",
@@ -35,8 +35,10 @@ __all__ = [
     "MoeSpec",
     "RopeSpec",
     "RouterSpec",
+    "Rows",
     "Storage",
     "TensorSpec",
+    "Use",
     "YarnSpec",
     "decode_flops_per_token",
     "expert_bytes",

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from earthshine.errors import UsageError
-from earthshine.spec.layout import TensorSpec, expert_shapes, moe_layers, trunk_tensors
+from earthshine.spec.layout import expert_shapes, moe_layers, trunk_tensors
 from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, INT8_GROUP, ModelSpec, MoeSpec, Storage
+from earthshine.spec.tensor import TensorSpec
 
 _FP32, _BF16, _I32 = 4, 2, 4
 _MAX_CONTEXT = 2**31
@@ -28,7 +29,7 @@ class Footprint:
     trunk_bytes: of the whole trunk with its linear layers in "bf16" or "fp8" (128x128 blocks, fp32 scales), or with
         these and the head in "int8" (an fp32 scale for 128 columns of a row), but for what attention takes apart by
         head. Other trunk tensors are bf16, the router's bias fp32.
-    latent_bytes_per_token: of the cache over all layers in "fp32", "bf16" or "int8" (one fp32 scale a token and layer).
+    cache_bytes_per_token: of the cache over all layers in "fp32", "bf16" or "int8" (an fp32 scale per token and layer).
     """
 
     total_params: int
@@ -37,7 +38,7 @@ class Footprint:
     expert_bytes: int
     experts_bytes: int
     trunk_bytes: Mapping[str, int]
-    latent_bytes_per_token: Mapping[str, int]
+    cache_bytes_per_token: Mapping[str, int]
 
 
 def footprint(spec: ModelSpec) -> Footprint:
@@ -55,7 +56,7 @@ def footprint(spec: ModelSpec) -> Footprint:
         expert_bytes=max(bytes_each, default=0),
         experts_bytes=sum(moe.n_experts * size for moe, size in zip(moes, bytes_each, strict=True)),
         trunk_bytes={kind: _trunk_bytes(trunk, kind) for kind in ("bf16", "fp8", "int8")},
-        latent_bytes_per_token=_latent_bytes(spec),
+        cache_bytes_per_token=_cache_bytes(spec),
     )
 
 
@@ -70,36 +71,30 @@ def expert_bytes(hidden: int, moe: MoeSpec, storage: Storage) -> int:
 
 
 def prefill_flops_per_token(spec: ModelSpec, context: int) -> float:
-    """Mean FLOPs a token of a prompt of `context` tokens, attention in its naive form (keys and values expanded).
+    """Mean FLOPs per token of a prompt of `context` tokens, attention in the form with the fewest of them.
 
     2 * (linear values, `top_k` experts, router)      one multiplication and one addition for each
     + 2 * vocab_size * hidden / context               the head runs for the last token only
-    + sum over layers of 2 * n_heads * (qk_dim + v_dim) * (context + 1) / 2
+    + sum over layers of 2 * prefill_macs * (context + 1) / 2
     where (context + 1) / 2 is the mean number of tokens that a token attends to. Raises UsageError below 1 token.
     """
     _check_context(context)
     head = spec.vocab_size * spec.hidden
     attended = (context + 1) / 2
-    score_and_value = sum(
-        2 * layer.attention.n_heads * (layer.attention.qk_dim + layer.attention.v_dim) for layer in spec.layers
-    )
+    score_and_value = sum(2 * layer.attention.prefill_macs for layer in spec.layers)
     return 2 * (_linear_params(spec) - head) + 2 * head / context + score_and_value * attended
 
 
 def decode_flops_per_token(spec: ModelSpec, context: int) -> float:
-    """FLOPs of one decoded token that attends to `context` tokens, attention in its absorbed form.
+    """FLOPs of one decoded token that attends to `context` tokens, which are read as they are kept.
 
     2 * (linear values with the head, `top_k` experts, router)
-    + sum over layers of 2 * n_heads * (latent_dim + kv_lora_rank) * context
-    Scores take latent_dim (512 + 64) products a head and cached token, values kv_lora_rank. Absorbing the key's and
-    the value's up-projection costs n_heads * (nope_dim + v_dim) * kv_lora_rank multiplications a token, which is
-    kv_b's size: the linear term holds it already. Raises UsageError below 1 token.
+    + sum over layers of 2 * decode_macs * context
+    Absorbing latent attention's up-projections costs n_heads * (nope_dim + v_dim) * kv_lora_rank multiplications per
+    token, which is kv_b's size: the linear term holds it already. Raises UsageError below 1 token.
     """
     _check_context(context)
-    score_and_value = sum(
-        2 * layer.attention.n_heads * (layer.attention.latent_dim + layer.attention.kv_lora_rank)
-        for layer in spec.layers
-    )
+    score_and_value = sum(2 * layer.attention.decode_macs for layer in spec.layers)
     return float(2 * _linear_params(spec) + score_and_value * context)
 
 
@@ -136,15 +131,16 @@ def _trunk_bytes(trunk: list[TensorSpec], kind: str) -> int:
 
 
 def _trunk_tensor_bytes(tensor: TensorSpec, kind: str) -> int:
-    if kind == "int8" and (tensor.linear or tensor.name == "head") and not tensor.name.endswith(".kv_b"):
+    if kind == "int8" and tensor.rounds_to_int8:
         out, inner = tensor.shape
         return out * inner + _FP32 * out * -(-inner // INT8_GROUP)
     if not tensor.linear:
-        return tensor.size * (_FP32 if tensor.name.endswith(".router_bias") else _BF16)
+        return tensor.plain_bytes
     out, inner = tensor.shape
     return stored_bytes(out, inner, Storage.FP8_BLOCK128 if kind == "fp8" else Storage.BF16)
 
 
-def _latent_bytes(spec: ModelSpec) -> dict[str, int]:
-    values = sum(layer.attention.latent_dim for layer in spec.layers)
-    return {"fp32": _FP32 * values, "bf16": _BF16 * values, "int8": values + _FP32 * spec.n_layers}
+def _cache_bytes(spec: ModelSpec) -> dict[str, int]:
+    widths = [rows.width for layer in spec.kept for rows in layer]
+    values = sum(widths)
+    return {"fp32": _FP32 * values, "bf16": _BF16 * values, "int8": values + _FP32 * len(widths)}

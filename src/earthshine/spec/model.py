@@ -7,6 +7,8 @@ Shapes are written [out, in], as checkpoints store a linear layer.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from earthshine.spec.attention import AttentionSpec, Rows
+
 FP8_BLOCK = 128  # rows and columns that share one scale
 INT4_GROUP = 32  # consecutive columns that share one scale
 INT8_GROUP = 128  # the same where the trunk is held in int8, which is no published form
@@ -20,57 +22,30 @@ class Storage(StrEnum):
     INT4_GROUP32 = "int4-g32"  # 8 offset-binary nibbles an int32 [out, in/8], bf16 scale [out, in/32]
 
 
-@dataclass(frozen=True, slots=True)
-class YarnSpec:
-    """Static YaRN as DeepSeek applies it: at every length (arXiv 2309.00071)."""
+class Scoring(StrEnum):
+    """How router logits become scores."""
 
-    factor: float
-    original_context: int
-    beta_fast: float
-    beta_slow: float
-    mscale: float
-    mscale_all_dim: float
-
-
-@dataclass(frozen=True, slots=True)
-class RopeSpec:
-    """Rotary embedding over interleaved pairs (2i, 2i+1) of `dim` values."""
-
-    dim: int
-    theta: float
-    yarn: YarnSpec | None
-
-
-@dataclass(frozen=True, slots=True)
-class MlaSpec:
-    """Multi-Head Latent Attention (DeepSeek-V2, section 2.1). `q_lora_rank` None: queries come from one matrix."""
-
-    n_heads: int
-    q_lora_rank: int | None
-    kv_lora_rank: int
-    nope_dim: int
-    v_dim: int
-    rope: RopeSpec
-    latent_norm_eps: float  # of the norms on the query's and the key's low-rank values
-
-    @property
-    def qk_dim(self) -> int:
-        return self.nope_dim + self.rope.dim
-
-    @property
-    def latent_dim(self) -> int:
-        """Values cached for a token and layer: the normalised latent, then the rotated key."""
-        return self.kv_lora_rank + self.rope.dim
+    SIGMOID = "sigmoid"
+    SOFTMAX = "softmax"
 
 
 @dataclass(frozen=True, slots=True)
 class RouterSpec:
-    """Sigmoid `noaux_tc` routing (DeepSeek-V3, equations 12 to 16); the bias selects, it never weighs."""
+    """How a token's experts are chosen and weighed.
+
+    Sigmoid: `noaux_tc` (DeepSeek-V3, equations 12 to 16); a bias selects, it never weighs. Softmax: over all
+    experts, without a bias or groups (Qwen3-MoE).
+    """
 
     n_groups: int
     groups_kept: int
     normalize: bool
     scale: float
+    scoring: Scoring = Scoring.SIGMOID
+
+    @property
+    def has_bias(self) -> bool:
+        return self.scoring is Scoring.SIGMOID
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +64,7 @@ class MoeSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    attention: MlaSpec
+    attention: AttentionSpec
     ffn: DenseSpec | MoeSpec
 
 
@@ -114,6 +89,6 @@ class ModelSpec:
         return len(self.layers)
 
     @property
-    def latent_dim(self) -> int:
-        """Of the first layer; every family so far has one attention shape throughout."""
-        return self.layers[0].attention.latent_dim
+    def kept(self) -> tuple[tuple[Rows, ...], ...]:
+        """What a sequence keeps, by layer."""
+        return tuple(layer.attention.kept for layer in self.layers)

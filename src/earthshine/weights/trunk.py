@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.kernels import Matrix, Weight
-from earthshine.spec.layout import TensorSpec, trunk_tensors
+from earthshine.spec.layout import trunk_tensors
 from earthshine.spec.model import ModelSpec
+from earthshine.spec.tensor import TensorSpec, Use
 from earthshine.units import format_bytes
 from earthshine.untrusted import open_regular, shown
 from earthshine.weights.checkpoint import Checkpoint
@@ -164,7 +165,7 @@ class StoredTrunk:
             return
         specs = {_short(placed.tensor.name): placed for placed in self._units[name].placed}
         rounded = {
-            short: encode_int8(weight) if _is_rounded(specs[short]) else _copied(weight)
+            short: encode_int8(weight) if specs[short].tensor.rounds_to_int8 else _copied(weight)
             for short, weight in views.items()
         }
         self._resident[name] = nullcontext(rounded)
@@ -269,9 +270,9 @@ def _unit(checkpoint: Checkpoint, name: str, tensors: list[TensorSpec], publishe
 def _own_bytes(tensor: TensorSpec, published: Published, extent: TensorExtent) -> int:
     """Bytes of a tensor that can't be used as it lies: decoded, converted, or not aligned to its type. Else 0."""
     if published.storage in QUANTISED:
-        return 2 * tensor.size if tensor.name.endswith(".kv_b") else 0
+        return 0 if tensor.use is Use.STORED else 2 * tensor.size
     wanted = "BF16"
-    if tensor.name.endswith(".router_bias"):
+    if tensor.published_fp32:
         wanted = "F32"
     elif tensor.in_fp32:
         wanted = extent.dtype
@@ -299,20 +300,14 @@ def _views(unit: Unit, memory: Tensor) -> dict[str, Weight]:
 
 
 def _used(placed: _Placed, linear: StoredLinear, raw: list[Tensor]) -> Weight:
-    name, storage = placed.tensor.name, placed.published.storage
-    if storage in QUANTISED and not name.endswith(".kv_b"):  # which attention takes apart by head
+    tensor, storage = placed.tensor, placed.published.storage
+    if storage in QUANTISED and tensor.use is Use.STORED:
         rows, columns = placed.published.shape
         return Matrix(QUANTISED[storage], rows, columns, raw[0], raw[1])
-    if name.endswith(".router_bias"):
+    if tensor.published_fp32:
         return linear.decode().float()
     value = linear.decode()
-    return value if placed.tensor.in_fp32 else exactly(value, torch.bfloat16, name)
-
-
-def _is_rounded(placed: _Placed) -> bool:
-    """Whether int8 applies: to matrices, but for the router and what attention takes apart."""
-    tensor = placed.tensor
-    return (tensor.linear or tensor.name == "head") and not tensor.name.endswith(".kv_b")
+    return value if tensor.in_fp32 else exactly(value, torch.bfloat16, tensor.name)
 
 
 def _copied(weight: Weight) -> Weight:

@@ -148,7 +148,7 @@ def test_inspect_reads_a_config_without_torch(shared_data):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     facts = json.loads(done.stdout)["footprint"]
     assert facts["expert_bytes"] == 24_772_632
-    assert facts["latent_bytes_per_token_bf16"] == 70_272
+    assert facts["cache_bytes_per_token_bf16"] == 70_272
     assert facts["total_params"] == 1_026_408_232_448
 
 

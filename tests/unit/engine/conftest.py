@@ -10,8 +10,9 @@ from torch import Tensor
 
 from earthshine.engine import Session
 from earthshine.kv import PagePool
-from earthshine.models import Query
-from earthshine.spec.model import DenseSpec, LayerSpec, MlaSpec, ModelSpec, RopeSpec, Storage
+from earthshine.models import LayerState, States
+from earthshine.spec.attention import MlaSpec, RopeSpec
+from earthshine.spec.model import DenseSpec, LayerSpec, ModelSpec, Storage
 
 HIDDEN, VOCAB, STOP, CONTEXT = 6, 40, 39, 64
 MLA = MlaSpec(1, None, 4, 4, HIDDEN, RopeSpec(2, 10000.0, None), 1e-6)
@@ -29,26 +30,23 @@ SPEC = ModelSpec(
 )
 
 
-class FakeAttention:
-    """Exact in bf16 latents of whole numbers below 128."""
+def attend(new: Tensor, own: Tensor, state: LayerState) -> Tensor:
+    """new: latents [tokens, 6] of a batch; own: [tokens, 4]. Returns [tokens, 6].
 
-    def absorbed(self, query: Query, latents: Tensor, start: int) -> Tensor:
-        weight = torch.arange(1, len(latents) + 1, dtype=torch.float64)[:, None]
-        mixed = (latents.double() * weight).cumsum(0)[start:]
-        return ((mixed[:, None] + query.nope.double().sum(-1, keepdim=True)) % 113).to(latents.dtype)
-
-    def paged(self, query: Query, pool: Tensor, sequences) -> Tensor:
-        outputs, first = [], 0
-        for sequence in sequences:
-            last = first + sequence.count
-            latents = pool[sequence.pages.long()].flatten(0, 1)[: sequence.start + sequence.count]
-            mine = Query(query.nope[first:last], query.rope[first:last])
-            outputs.append(self.absorbed(mine, latents, sequence.start))
-            first = last
-        return torch.cat(outputs)
-
-    def naive(self, query: Query, latents: Tensor, start: int) -> Tensor:
-        return (self.absorbed(query, latents, start).double() + 1).to(latents.dtype)
+    Exact in bf16 latents of whole numbers below 128.
+    """
+    pool, outputs = state.extend(new), []
+    for piece in state.pieces:
+        first = piece.first
+        for sequence in piece.sequences:
+            end = sequence.start + sequence.count
+            latents = pool[sequence.pages.long()].flatten(0, 1)[:end]
+            weight = torch.arange(1, end + 1, dtype=torch.float64)[:, None]
+            mixed = (latents.double() * weight).cumsum(0)[sequence.start :]
+            mine = own[first : first + sequence.count].double().sum(-1, keepdim=True)
+            outputs.append(((mixed + mine) % 113).to(latents.dtype).double())
+            first += sequence.count
+    return torch.cat(outputs)
 
 
 class FakeDecoder:
@@ -59,15 +57,14 @@ class FakeDecoder:
         self.steps: list[list[int]] = []
         self.fail_at: int | None = None
 
-    def hidden(self, tokens: Tensor, positions: Tensor, context, after_layer=None) -> Tensor:
+    def hidden(self, tokens: Tensor, positions: Tensor, states: States, after_layer=None) -> Tensor:
         self.steps.append(tokens.tolist())
         x = (tokens.double()[:, None] * torch.tensor([3, 5, 7, 11, 13, 17]) + 1) % 101
         for layer in range(self.spec.n_layers):
             if layer == 2 and self.fail_at == len(self.steps):
                 raise RuntimeError("the disk is gone")
             latent = ((x * (layer + 2) + positions[:, None] * 19) % 109).to(self.dtype)
-            query = Query(x[:, None, :4].to(self.dtype), x[:, None, 4:].to(self.dtype))
-            x = (x + context.attend(layer, FakeAttention(), query, latent)[:, 0].double() * 3) % 103
+            x = (x + attend(latent, x[:, :4].to(self.dtype), states.layer(layer)) * 3) % 103
             if after_layer is not None:
                 after_layer(layer)
         return x.to(self.dtype)
@@ -85,7 +82,7 @@ def decoder() -> FakeDecoder:
 @pytest.fixture
 def make_pool():
     def make(n_pages: int = 32, page_tokens: int = 4, dtype: torch.dtype = torch.bfloat16) -> PagePool:
-        return PagePool(SPEC.n_layers, SPEC.latent_dim, page_tokens, n_pages, dtype)
+        return PagePool(SPEC.kept, page_tokens, n_pages, dtype)
 
     return make
 

@@ -1,14 +1,16 @@
 """What the scheduler's tests share: one with what each request was told, and the same request alone."""
 
+import torch
+
 from earthshine.engine import Failed, Finished, Request, SamplingParams, Session, TokenEvent
 from earthshine.engine.reply import Reply
 from earthshine.engine.scheduler import Scheduler
-from earthshine.kv import BlobLayout, LatentFormat, PageFiles, PagePool, PrefixCache
+from earthshine.kv import BlobLayout, PageFiles, PagePool, PrefixCache
 
 from .conftest import CONTEXT, SPEC, STOP, VOCAB, FakeDecoder
 
 PAGE = 4
-LAYOUT = BlobLayout("fake-1", LatentFormat.BF16, SPEC.n_layers, 4, 2)
+LAYOUT = BlobLayout.of(SPEC.kept, "fake-1", torch.bfloat16)
 PROMPTS = [
     [(i * step + 3) % (VOCAB - 1) for i in range(length)] for step, length in ((5, 9), (7, 21), (11, 1), (3, 30))
 ]
@@ -19,7 +21,7 @@ class Bench:
 
     def __init__(self, n_pages: int = 64, most: int = 8, files: PageFiles | None = None, **options) -> None:
         self.decoder = options.pop("decoder", None) or FakeDecoder()
-        self.pool = PagePool(SPEC.n_layers, SPEC.latent_dim, PAGE, n_pages, self.decoder.dtype)
+        self.pool = PagePool(SPEC.kept, PAGE, n_pages, self.decoder.dtype)
         self.cache = PrefixCache(self.pool, files, keep_all=options.pop("keep_all", True))
         settings = {"context_tokens": CONTEXT, "prefill_tokens": 16, "max_stall": 1.0} | options
         self.scheduler = Scheduler(self.decoder, self.pool, self.cache, most=most, **settings)
@@ -56,7 +58,7 @@ class Bench:
 
 
 def alone(tokens: list[int], max_tokens: int = 6, **params) -> list:
-    pool = PagePool(SPEC.n_layers, SPEC.latent_dim, PAGE, 64, FakeDecoder().dtype)
+    pool = PagePool(SPEC.kept, PAGE, 64, FakeDecoder().dtype)
     session = Session(FakeDecoder(), pool, fingerprint="fake-1", context_tokens=CONTEXT)
     session.sync(tokens)
     return list(session.generate(SamplingParams(**({"temperature": 0.0, "max_tokens": max_tokens} | params))))

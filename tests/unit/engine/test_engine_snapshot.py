@@ -7,7 +7,7 @@ import torch
 
 from earthshine.engine import SamplingParams, Synced
 from earthshine.errors import BlobError, ContextError
-from earthshine.kv import BlobHeader, KVBlob
+from earthshine.kv import BlobHeader, KVBlob, Part
 
 PROMPT = [5, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_stop=True)
@@ -46,7 +46,7 @@ def test_without_a_tail_the_last_token_alone_is_computed_again(make_session, dec
     session.sync(PROMPT)
     blob = session.snapshot()
     other = make_session(decoder)
-    other.restore(KVBlob(dataclasses.replace(blob.header, tail_dim=0), blob.layers, None))
+    other.restore(KVBlob(dataclasses.replace(blob.header, tail_dim=0), blob.parts, None))
     assert list(other.generate(GREEDY)) == list(session.generate(GREEDY))
     assert decoder.steps[0] == PROMPT[-1:]
 
@@ -85,7 +85,7 @@ def altered(blob: KVBlob, **changes) -> KVBlob:
     layout = {key: value for key, value in changes.items() if hasattr(blob.header.layout, key)}
     rest = {key: value for key, value in changes.items() if key not in layout}
     header = dataclasses.replace(blob.header, layout=dataclasses.replace(blob.header.layout, **layout), **rest)
-    return KVBlob(header, blob.layers, blob.tail)
+    return KVBlob(header, blob.parts, blob.tail)
 
 
 def test_a_refused_restore_leaves_the_session_as_it_was(make_session, make_decoder, make_pool):
@@ -94,18 +94,20 @@ def test_a_refused_restore_leaves_the_session_as_it_was(make_session, make_decod
     blob = source.snapshot()
     wide = make_session(make_decoder(torch.float32), make_pool(dtype=torch.float32))
     wide.sync(PROMPT)
-    shallow = dataclasses.replace(blob.header, layout=dataclasses.replace(blob.header.layout, n_layers=2))
+    shallow = dataclasses.replace(
+        blob.header, layout=dataclasses.replace(blob.header.layout, parts=blob.header.layout.parts[:2])
+    )
     long = dataclasses.replace(make_decoder().spec, max_context=99)
     longer = make_session(make_decoder(spec=long))
     longer.sync([3] * 70)
     tail = torch.zeros(5, dtype=torch.bfloat16)
     refused = [
         (altered(blob, fingerprint="fake-2"), BlobError, "'fake-2'; this one is 'fake-1'"),
-        (wide.snapshot(), BlobError, "format is fp32, but this model's is bf16"),
-        (KVBlob(shallow, blob.layers[:2], blob.tail), BlobError, "n_layers is 2"),
-        (altered(blob, kv_lora_rank=5, rope_dim=1), BlobError, "kv_lora_rank is 5"),
+        (wide.snapshot(), BlobError, "values are fp32, but this model's are bf16"),
+        (KVBlob(shallow, blob.parts[:2], blob.tail), BlobError, "has 2 parts, but this model keeps 3"),
+        (altered(blob, parts=tuple(Part(layer + 1, 6) for layer in range(3))), BlobError, "Part 0 .* in layer 1, but"),
         (altered(blob, token_ids=(*PROMPT, 8, 40)), BlobError, "vocabulary of 40"),
-        (KVBlob(dataclasses.replace(blob.header, tail_dim=5), blob.layers, tail), BlobError, "tail has 5 values"),
+        (KVBlob(dataclasses.replace(blob.header, tail_dim=5), blob.parts, tail), BlobError, "tail has 5 values"),
         (longer.snapshot(), ContextError, "70 tokens, but the model's context ends at 64"),
         (blob, ContextError, "12 tokens, but the latent cache's free pages hold 8"),
     ]
@@ -129,4 +131,4 @@ def test_header_and_values_describe_what_is_held(make_session):
     header = session.snapshot().header
     assert isinstance(header, BlobHeader)
     assert (header.n_tokens, header.token_ids, header.tail_dim) == (10, session.tokens, 0)
-    assert (header.layout.kv_lora_rank, header.layout.rope_dim, header.layout.n_layers) == (4, 2, 3)
+    assert [(part.layer, part.width) for part in header.layout.parts] == [(0, 6), (1, 6), (2, 6)]

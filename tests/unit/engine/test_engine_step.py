@@ -16,7 +16,7 @@ def alone(decoder, pool, *chunks):
 
 
 def state(timeline):
-    return [timeline.read(layer, timeline.length).clone() for layer in range(timeline.pool.n_layers)]
+    return [timeline.read(layer, timeline.length).clone() for layer in range(len(timeline.pool.kept))]
 
 
 def test_rows_of_one_step_get_what_each_gets_alone(decoder, make_pool):
@@ -44,12 +44,6 @@ def test_the_split_into_steps_does_not_matter(decoder, make_pool):
 def test_page_size_does_not_matter(decoder, make_pool):
     results = [alone(decoder, make_pool(page_tokens=size), FIRST, SECOND)[1] for size in (1, 2, 3, 64)]
     assert all(torch.equal(result, results[0]) for result in results)
-
-
-def test_naive_attention_is_asked_for_by_name(decoder, make_pool):
-    pool = make_pool()
-    absorbed = step(decoder, [StepRow(Timeline(pool), FIRST)])[0]
-    assert not torch.equal(step(decoder, [StepRow(Timeline(pool), FIRST)], naive=True)[0], absorbed)
 
 
 def test_a_fork_continues_like_the_whole(decoder, make_pool):

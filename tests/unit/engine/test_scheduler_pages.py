@@ -91,7 +91,7 @@ class SlowFiles:
 
 def cached(n_pages: int, files: SlowFiles, keep_all: bool) -> tuple[PagePool, PrefixCache, list, list[int]]:
     """A cache of four pages that are in use; and their keys and numbers."""
-    pool = PagePool(SPEC.n_layers, SPEC.latent_dim, PAGE, n_pages, FakeDecoder().dtype)
+    pool = PagePool(SPEC.kept, PAGE, n_pages, FakeDecoder().dtype)
     cache = PrefixCache(pool, files, keep_all=keep_all)
     keys, pages = PageKeys("", PAGE).of(list(range(4 * PAGE)), 4), pool.allocate(4)
     for key, page in zip(keys, pages, strict=True):

@@ -141,11 +141,11 @@ class Files:
     def write(self, key, prior, start, tokens, latents, done) -> None:
         answer = self._case.answers[self.writes % len(self._case.answers)]
         self.writes += 1
-        before = torch.stack(latents()).clone()
+        before = [part.clone() for part in latents()]
 
         def finish() -> None:
             layers = [layer.clone() for layer in latents()]
-            assert torch.equal(torch.stack(layers), before)
+            assert all(map(torch.equal, layers, before))
             if answer != "fails":
                 self._pages[key] = (prior, start, list(tokens), layers)
             done(answer != "fails")
@@ -174,10 +174,10 @@ class Breaking(FakeDecoder):
         super().__init__()
         self._case, self._asked = case, 0
 
-    def hidden(self, tokens, positions, context, after_layer=None):
+    def hidden(self, tokens, positions, states, after_layer=None):
         if len(self.steps) + 1 in self._case.broken_steps:
             self.fail_at = len(self.steps) + 1
-        return super().hidden(tokens, positions, context, after_layer)
+        return super().hidden(tokens, positions, states, after_layer)
 
     def logits(self, hidden):
         self._asked += 1
@@ -326,7 +326,7 @@ def lone_reply(tokens: tuple[int, ...], max_tokens: int, params: int) -> tuple:
 def lone_scores(tokens: tuple[int, ...]) -> tuple:
     if len(tokens) < 2:
         return ()
-    pool = PagePool(SPEC.n_layers, SPEC.latent_dim, PAGE, LIMIT, FakeDecoder().dtype)
+    pool = PagePool(SPEC.kept, PAGE, LIMIT, FakeDecoder().dtype)
     scores = Session(FakeDecoder(), pool, fingerprint="x").score(list(tokens)).tolist()
     return tuple(zip(tokens[1:], scores, strict=True))
 

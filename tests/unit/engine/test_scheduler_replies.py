@@ -14,10 +14,10 @@ from .scheduling import PAGE, PROMPTS, Bench, alone, reply
 
 def test_a_failed_step_ends_only_whom_it_concerns():
     class Broken(FakeDecoder):
-        def hidden(self, tokens, positions, context, after_layer=None):
+        def hidden(self, tokens, positions, states, after_layer=None):
             if 17 in tokens.tolist():
                 raise RuntimeError("the disk is gone")
-            return super().hidden(tokens, positions, context, after_layer)
+            return super().hidden(tokens, positions, states, after_layer)
 
     bench = Bench(decoder=Broken())
     good, bad = bench.ask([1, 2, 3], 1), bench.ask([4, 17, 5], 4)
@@ -72,10 +72,10 @@ def test_who_writes_does_not_wait_for_a_sweep_that_is_taken_again():
     """Two prompts fail together, and each of them is then swept alone."""
 
     class Together(FakeDecoder):
-        def hidden(self, tokens, positions, context, after_layer=None):
+        def hidden(self, tokens, positions, states, after_layer=None):
             if len(tokens) == 51:
                 raise RuntimeError("too many")
-            return super().hidden(tokens, positions, context, after_layer)
+            return super().hidden(tokens, positions, states, after_layer)
 
     bench = Bench(decoder=Together(), prefill_tokens=64, max_stall=1e-9)
     bench.ask(PROMPTS[2], 40, ignore_stop=True)
@@ -137,7 +137,7 @@ def test_scores_of_a_prompt_are_a_sessions():
     bench.ask(PROMPTS[1], 9)
     bench.run()
     scores = [score for event in told if isinstance(event, PromptScores) for score in event.scores]
-    pool = PagePool(SPEC.n_layers, SPEC.latent_dim, PAGE, 64, FakeDecoder().dtype)
+    pool = PagePool(SPEC.kept, PAGE, 64, FakeDecoder().dtype)
     expected = Session(FakeDecoder(), pool, fingerprint="x").score(PROMPTS[3])
     assert [score.token for score in scores] == PROMPTS[3][1:]
     assert [score.logprob for score in scores] == expected.tolist()

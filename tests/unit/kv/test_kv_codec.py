@@ -11,27 +11,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthshine.errors import BlobError
-from earthshine.kv import BlobHeader, BlobLayout, BlobReader, BlobWriter, KVBlob, LatentFormat, read_header
+from earthshine.kv import BlobHeader, BlobLayout, BlobReader, BlobWriter, KVBlob, Part, ValueFormat, read_header
 
 PRIOR = bytes(range(1, 33))
+PARTS = tuple(Part(layer, 6) for layer in range(3))
 
 
-def make_blob(form=LatentFormat.BF16, n_tokens=5, pending=0, tail_dim=6, layers=3, rank=4, rope=2) -> KVBlob:
+def make_blob(form=ValueFormat.BF16, n_tokens=5, pending=0, tail_dim=6, layers=3, width=6) -> KVBlob:
     generator = torch.Generator().manual_seed(7)
-    layout = BlobLayout("moon-1", form, layers, rank, rope)
+    layout = BlobLayout("moon-1", form, tuple(Part(layer, width) for layer in range(layers)))
     header = BlobHeader(layout, n_tokens, tuple(range(100, 100 + n_tokens + pending)), tail_dim)
-    latents = tuple(torch.randn(n_tokens, rank + rope, generator=generator).to(form.dtype) for _ in range(layers))
+    latents = tuple(torch.randn(n_tokens, width, generator=generator).to(form.dtype) for _ in range(layers))
     tail = torch.randn(tail_dim, generator=generator).to(form.dtype) if tail_dim else None
     return KVBlob(header, latents, tail)
 
 
 def same(one: KVBlob, other: KVBlob) -> bool:
     tails = [torch.empty(0) if blob.tail is None else blob.tail for blob in (one, other)]
-    pairs = zip((*one.layers, tails[0]), (*other.layers, tails[1]), strict=True)
+    pairs = zip((*one.parts, tails[0]), (*other.parts, tails[1]), strict=True)
     return one.header == other.header and all(a.dtype is b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("form", LatentFormat)
+@pytest.mark.parametrize("form", ValueFormat)
 @pytest.mark.parametrize(("n_tokens", "pending", "tail_dim"), [(5, 0, 6), (5, 1, 0), (0, 0, 0), (0, 1, 0), (1, 0, 0)])
 def test_a_blob_comes_back_as_it_was(form, n_tokens, pending, tail_dim):
     blob = make_blob(form, n_tokens, pending, tail_dim)
@@ -41,29 +42,29 @@ def test_a_blob_comes_back_as_it_was(form, n_tokens, pending, tail_dim):
 
 
 def test_layers_larger_than_one_chunk_come_back():
-    blob = make_blob(LatentFormat.FP32, n_tokens=5000, rank=60, rope=4, layers=1)
-    assert blob.header.layer_bytes > 1 << 20
+    blob = make_blob(ValueFormat.FP32, n_tokens=5000, width=64, layers=1)
+    assert blob.header.part_bytes(0) > 1 << 20
     assert same(KVBlob.from_bytes(blob.to_bytes()), blob)
 
 
 def test_bits_survive_that_are_not_numbers():
     bits = torch.tensor([[0x7FC1, 0x0001, -0x8000, 0x7F80]], dtype=torch.int16)
-    header = BlobHeader(BlobLayout("m", LatentFormat.BF16, 1, 3, 1), 1, (9,), 0)
+    header = BlobHeader(BlobLayout("m", ValueFormat.BF16, (Part(0, 4),)), 1, (9,), 0)
     back = KVBlob.from_bytes(KVBlob(header, (bits.view(torch.bfloat16),), None).to_bytes())
-    assert torch.equal(back.layers[0].view(torch.int16), bits)
+    assert torch.equal(back.parts[0].view(torch.int16), bits)
 
 
 def test_the_bytes_are_those_of_the_description():
     """Assembled by hand from the module's table, for one layer of two tokens in fp32 with a tail."""
     layer, tail = [[1.0, -2.0], [0.5, 4.0]], [8.0, 16.0, 32.0]
-    header = BlobHeader(BlobLayout("é", LatentFormat.FP32, 1, 1, 1), 2, (7, 65536), 3, 640, PRIOR)
+    header = BlobHeader(BlobLayout("é", ValueFormat.FP32, (Part(7, 2),)), 2, (7, 65536), 3, 640, PRIOR)
     file = io.BytesIO()
     writer = BlobWriter(file, header)
-    writer.layer(0, torch.tensor(layer))
+    writer.part(0, torch.tensor(layer))
     writer.tail(torch.tensor(tail))
-    start = b"ESHKV\r\n\x1a" + struct.pack("<II", 3, 68 + 2 + 8)
-    start += struct.pack("<8I", 2, 1, 1, 1, 640, 2, 2, 3) + PRIOR + struct.pack("<I", 2)
-    start += "é".encode() + struct.pack("<2I", 7, 65536)
+    start = b"ESHKV\r\n\x1a" + struct.pack("<II", 4, 60 + 2 + 12 + 8)
+    start += struct.pack("<6I", 2, 1, 640, 2, 2, 3) + PRIOR + struct.pack("<I", 2)
+    start += "é".encode() + struct.pack("<3I", 7, 1, 2) + struct.pack("<2I", 7, 65536)
     seal = blake3(start).digest()[:16]
     expected = start + seal
     for index, values in ((0, struct.pack("<4f", 1.0, -2.0, 0.5, 4.0)), (1, struct.pack("<3f", *tail))):
@@ -77,8 +78,8 @@ def piece(blob: KVBlob, start: int, prior: bytes) -> bytes:
     """The same latents as a piece of a conversation that other tokens begin."""
     file = io.BytesIO()
     writer = BlobWriter(file, dataclasses.replace(blob.header, start=start, prior=prior))
-    for index, latents in enumerate(blob.layers):
-        writer.layer(index, latents)
+    for index, latents in enumerate(blob.parts):
+        writer.part(index, latents)
     if blob.tail is not None:
         writer.tail(blob.tail)
     writer.close()
@@ -91,7 +92,7 @@ def test_a_piece_comes_back_with_its_place_but_is_no_whole_conversation():
     reader = BlobReader(io.BytesIO(data), len(data))
     assert (reader.header.start, reader.header.prior) == (640, PRIOR)
     assert reader.header.token_ids == (100, 101, 102, 103, 104)
-    assert all(torch.equal(*pair) for pair in zip(reader.layers(), blob.layers, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(reader.parts(), blob.parts, strict=True))
     assert torch.equal(reader.tail(), blob.tail)
     with pytest.raises(BlobError, match="follows 640 tokens that it lacks"):
         KVBlob.from_bytes(data)
@@ -108,10 +109,10 @@ def test_a_layer_of_the_same_tokens_elsewhere_does_not_fit():
     """The header's digest begins every checksum, so a block is bound to its place in the conversation."""
     blob = make_blob(tail_dim=0)
     here, there = piece(blob, 640, PRIOR), piece(blob, 704, PRIOR)
-    last = 4 + blob.header.layer_bytes + 16
+    last = 4 + blob.header.part_bytes(0) + 16
     mixed = here[:-last] + there[-last:]
-    with pytest.raises(BlobError, match="checksum of layer 2"):
-        list(BlobReader(io.BytesIO(mixed), len(mixed)).layers())
+    with pytest.raises(BlobError, match="checksum of part 2"):
+        list(BlobReader(io.BytesIO(mixed), len(mixed)).parts())
 
 
 def test_every_truncation_is_refused():
@@ -162,38 +163,55 @@ def test_arbitrary_bytes_raise_only_blob_errors(raw, with_magic):
 
 
 def resealed(
-    numbers: tuple[int, ...], name: bytes = b"m", ids: tuple[int, ...] = (), extra: bytes = b"", start: int = 0
+    code: int = 1,
+    start: int = 0,
+    n_tokens: int = 0,
+    n_ids: int | None = None,
+    tail_dim: int = 0,
+    *,
+    parts: tuple[tuple[int, int, int], ...] = ((0, 1, 2),),
+    n_parts: int | None = None,
+    name: bytes = b"m",
+    name_bytes: int | None = None,
+    ids: tuple[int, ...] = (),
+    extra: bytes = b"",
 ) -> bytes:
     """A header with any numbers at all and the right checksum, as a hostile peer would send it."""
-    fixed = struct.pack("<8I32sI", *numbers[:4], start, *numbers[4:7], bytes(32), numbers[7])
-    body = fixed + name + struct.pack(f"<{len(ids)}I", *ids) + extra
-    head = b"ESHKV\r\n\x1a" + struct.pack("<II", 3, len(body)) + body
+    counts = (len(parts) if n_parts is None else n_parts, start, n_tokens, len(ids) if n_ids is None else n_ids)
+    fixed = struct.pack("<6I32sI", code, *counts, tail_dim, bytes(32), len(name) if name_bytes is None else name_bytes)
+    body = fixed + name + b"".join(struct.pack("<3I", *part) for part in parts)
+    body += struct.pack(f"<{len(ids)}I", *ids) + extra
+    head = b"ESHKV\r\n\x1a" + struct.pack("<II", 4, len(body)) + body
     return head + blake3(head).digest()[:16]
 
 
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (resealed((3, 1, 1, 1, 0, 0, 0, 1)), "latent format 3"),
-        (resealed((1, 0, 1, 1, 0, 0, 0, 1)), "n_layers"),
-        (resealed((1, 1 << 31, 1, 1, 0, 0, 0, 1)), "n_layers"),
-        (resealed((1, 1, 1 << 30, 1, 0, 0, 0, 1)), "kv_lora_rank"),
-        (resealed((1, 1, 1, 1 << 30, 0, 0, 0, 1)), "rope_dim"),
-        (resealed((1, 1, 1, 1, 1 << 31, 0, 0, 1)), "n_tokens"),
-        (resealed((1, 1, 1, 1, 0, 0, 1 << 31, 1)), "tail_dim"),
-        (resealed((1, 1, 1, 1, 0, 1 << 31, 0, 1)), "length that its own numbers give"),
-        (resealed((1, 1, 1, 1, 0, 0, 0, 1 << 31)), "length that its own numbers give"),
-        (resealed((1, 1, 1, 1, 0, 0, 0, 1), extra=b"x"), "length that its own numbers give"),
-        (resealed((1, 1, 1, 1, 3, 1, 0, 1), ids=(5,)), "3 tokens have latents, but 1"),
-        (resealed((1, 1, 1, 1, 0, 2, 0, 1), ids=(5, 6)), "0 tokens have latents, but 2"),
-        (resealed((1, 1, 1, 1, 0, 1, 4, 1), ids=(5,)), "no tail"),
-        (resealed((1, 1, 1, 1, 0, 0, 4, 1)), "no tail"),
-        (resealed((1, 1, 1, 1, 0, 0, 0, 0), name=b""), "fingerprint"),
-        (resealed((1, 1, 1, 1, 0, 0, 0, 257), name=b"m" * 257), "fingerprint"),
-        (resealed((1, 1, 1, 1, 0, 0, 0, 2), name=b"\xff\xfe"), "UTF-8"),
-        (resealed((1, 1, 1, 1, 0, 0, 0, 1), start=1 << 25), "start lies between 0 and 16777216"),
-        (resealed((1, 1, 1, 1, 0, 0, 0, 1), start=5), "follows 5 tokens, but does not name them"),
-        (resealed((1, 4096, 65536, 65536, 1, 1, 0, 1), ids=(5,)), "truncated or too large"),
+        (resealed(code=3), "value format 3"),
+        (resealed(parts=()), "1 to 16384 parts, so 0 are impossible"),
+        (resealed(parts=((0, 1, 1),) * 16385), "1 to 16384 parts"),
+        (resealed(n_parts=1 << 31), "length that its own numbers give"),
+        (resealed(parts=((4096, 1, 1),)), "layer lies between 0 and 4095"),
+        (resealed(parts=((1, 1, 1), (0, 1, 1))), "follow each other by layer"),
+        (resealed(parts=((0, 2, 1),)), "unknown kind 2"),
+        (resealed(parts=((0, 1, 0),)), "width lies between 1"),
+        (resealed(parts=((0, 1, 1 << 30),)), "width lies between 1"),
+        (resealed(n_tokens=1 << 31), "n_tokens"),
+        (resealed(tail_dim=1 << 31), "tail_dim"),
+        (resealed(n_ids=1 << 31), "length that its own numbers give"),
+        (resealed(name_bytes=1 << 31), "length that its own numbers give"),
+        (resealed(extra=b"x"), "length that its own numbers give"),
+        (resealed(n_tokens=3, ids=(5,)), "3 tokens were computed, but 1"),
+        (resealed(ids=(5, 6)), "0 tokens were computed, but 2"),
+        (resealed(ids=(5,), tail_dim=4), "no tail"),
+        (resealed(tail_dim=4), "no tail"),
+        (resealed(name=b""), "fingerprint"),
+        (resealed(name=b"m" * 257), "fingerprint"),
+        (resealed(name=b"\xff\xfe"), "UTF-8"),
+        (resealed(start=1 << 25), "start lies between 0 and 16777216"),
+        (resealed(start=5), "follows 5 tokens, but does not name them"),
+        (resealed(n_tokens=1, ids=(5,), parts=((0, 1, 65536),) * 4096), "truncated or too large"),
     ],
 )
 def test_a_hostile_header_is_refused_for_what_it_says(raw, message):
@@ -203,7 +221,7 @@ def test_a_hostile_header_is_refused_for_what_it_says(raw, message):
 
 def test_an_unknown_version_and_a_foreign_file_are_named():
     data = make_blob().to_bytes()
-    with pytest.raises(BlobError, match="version 1; this Earthshine reads version 3"):
+    with pytest.raises(BlobError, match="version 1; this Earthshine reads version 4"):
         KVBlob.from_bytes(data[:8] + struct.pack("<I", 1) + data[12:])
     with pytest.raises(BlobError, match="not a stored conversation state"):
         KVBlob.from_bytes(b"\x7fELF" + data)
@@ -212,13 +230,13 @@ def test_an_unknown_version_and_a_foreign_file_are_named():
 def test_blocks_can_be_neither_exchanged_nor_taken_from_another_blob():
     data, header = make_blob(n_tokens=1), make_blob(n_tokens=1).header
     raw = data.to_bytes()
-    block = 4 + header.layer_bytes + 16
+    block = 4 + header.part_bytes(0) + 16
     first = len(raw) - 3 * block - (4 + header.tail_bytes + 16)
     swapped = raw[:first] + raw[first + block : first + 2 * block] + raw[first : first + block]
-    with pytest.raises(BlobError, match="checksum of layer 0"):
+    with pytest.raises(BlobError, match="checksum of part 0"):
         KVBlob.from_bytes(swapped + raw[first + 2 * block :])
-    other = KVBlob(BlobHeader(header.layout, 1, (555,), 6), data.layers, data.tail).to_bytes()
-    with pytest.raises(BlobError, match="checksum of layer 1"):
+    other = KVBlob(BlobHeader(header.layout, 1, (555,), 6), data.parts, data.tail).to_bytes()
+    with pytest.raises(BlobError, match="checksum of part 1"):
         KVBlob.from_bytes(raw[: first + block] + other[first + block :])
 
 
@@ -226,14 +244,14 @@ def test_blocks_can_be_neither_exchanged_nor_taken_from_another_blob():
     ("change", "message"),
     [
         ({"fingerprint": "moon-2"}, "belongs to the model 'moon-1'; this one is 'moon-2'"),
-        ({"format": LatentFormat.FP32}, "format is bf16, but this model's is fp32"),
-        ({"n_layers": 2}, "n_layers is 3, but this model's is 2"),
-        ({"kv_lora_rank": 5}, "kv_lora_rank"),
-        ({"rope_dim": 1}, "rope_dim"),
+        ({"format": ValueFormat.FP32}, "values are bf16, but this model's are fp32"),
+        ({"parts": PARTS[:2]}, "has 3 parts, but this model keeps 2"),
+        ({"parts": (*PARTS[:2], Part(2, 5))}, "Part 2 .* 6 values per token in layer 2, .* keeps 5 in layer 2"),
+        ({"parts": (*PARTS[:2], Part(3, 6))}, "in layer 2, but this model keeps 6 in layer 3"),
     ],
 )
 def test_another_model_or_layout_is_named(change, message):
-    mine = {"fingerprint": "moon-1", "format": LatentFormat.BF16, "n_layers": 3, "kv_lora_rank": 4, "rope_dim": 2}
+    mine = {"fingerprint": "moon-1", "format": ValueFormat.BF16, "parts": PARTS}
     theirs = make_blob().header.layout
     theirs.require(BlobLayout(**mine))
     with pytest.raises(BlobError, match=message):
@@ -244,17 +262,17 @@ def test_layers_are_readable_before_the_rest_is_written():
     """The writer puts out each layer whole, so a receiver can use it while the next is computed."""
     blob, file = make_blob(), io.BytesIO()
     writer = BlobWriter(file, blob.header)
-    for index, latents in enumerate(blob.layers):
-        writer.layer(index, latents)
+    for index, latents in enumerate(blob.parts):
+        writer.part(index, latents)
         reader = BlobReader(io.BytesIO(file.getvalue()), limit_bytes=1 << 20)
-        received = reader.layers()
-        assert all(torch.equal(next(received), blob.layers[i]) for i in range(index + 1))
+        received = reader.parts()
+        assert all(torch.equal(next(received), blob.parts[i]) for i in range(index + 1))
         with pytest.raises(BlobError, match="truncated"):
             next(received) if index < 2 else reader.tail()
 
 
 def test_the_header_can_be_read_alone():
-    assert read_header(io.BytesIO(make_blob().to_bytes()[:150]), 1 << 20) == make_blob().header
+    assert read_header(io.BytesIO(make_blob().to_bytes()[:170]), 1 << 20) == make_blob().header
 
 
 def test_a_blob_beyond_the_readers_limit_is_refused_before_its_layers():
@@ -272,7 +290,7 @@ def test_no_more_is_read_of_a_header_than_the_limit_allows():
             self.given += len(part)
             return part
 
-    file = Endless(b"ESHKV\r\n\x1a" + struct.pack("<II", 3, 60_000_000))
+    file = Endless(b"ESHKV\r\n\x1a" + struct.pack("<II", 4, 60_000_000))
     with pytest.raises(BlobError, match="can't have 60000000 bytes"):
         BlobReader(file, limit_bytes=1000)
     assert file.given <= 1000
@@ -290,16 +308,16 @@ def test_a_file_that_gives_a_byte_at_a_time_is_read():
 def test_the_writer_refuses_layers_out_of_order_missing_or_misshapen():
     blob = make_blob()
     writer = BlobWriter(io.BytesIO(), blob.header)
-    with pytest.raises(BlobError, match="Layer 1 is out of order; layer 0"):
-        writer.layer(1, blob.layers[1])
+    with pytest.raises(BlobError, match="Part 1 is out of order; part 0"):
+        writer.part(1, blob.parts[1])
     with pytest.raises(BlobError, match=r"\[5, 6\] values"):
-        writer.layer(0, blob.layers[0][:4])
+        writer.part(0, blob.parts[0][:4])
     with pytest.raises(BlobError, match=r"torch\.float32"):
-        writer.layer(0, blob.layers[0].float())
-    with pytest.raises(BlobError, match="layer 0 was not written"):
+        writer.part(0, blob.parts[0].float())
+    with pytest.raises(BlobError, match="part 0 was not written"):
         writer.close()
-    for index, latents in enumerate(blob.layers):
-        writer.layer(index, latents)
+    for index, latents in enumerate(blob.parts):
+        writer.part(index, latents)
     with pytest.raises(BlobError, match="the tail was not written"):
         writer.close()
     writer.tail(blob.tail)
@@ -310,13 +328,13 @@ def test_the_writer_refuses_layers_out_of_order_missing_or_misshapen():
 
 def test_values_that_contradict_their_header_are_refused():
     blob = make_blob()
-    for layers, tail in ((blob.layers[:2], blob.tail), (blob.layers, None), (blob.layers, blob.tail[:5])):
+    for layers, tail in ((blob.parts[:2], blob.tail), (blob.parts, None), (blob.parts, blob.tail[:5])):
         with pytest.raises(BlobError):
             KVBlob(blob.header, layers, tail)
     with pytest.raises(BlobError, match="no stored form"):
-        LatentFormat.of(torch.float16)
+        ValueFormat.of(torch.float16)
     with pytest.raises(BlobError, match="Unicode"):
-        BlobLayout("\ud800", LatentFormat.BF16, 1, 1, 1)
+        BlobLayout("\ud800", ValueFormat.BF16, (Part(0, 1),))
     with pytest.raises(BlobError, match="token id"):
         BlobHeader(blob.header.layout, 1, (-1,), 0)
     with pytest.raises(BlobError, match="named by 32 bytes, not 3"):

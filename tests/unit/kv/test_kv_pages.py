@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 
 from earthshine.errors import ContextError, UsageError
 from earthshine.kv import PagePool, Timeline
+from earthshine.spec.attention import Rows
 
-LAYERS, LATENT, PAGE = 2, 3, 4
+LAYERS, PAGE = 2, 4
+KEPT = ((Rows("latent", 3),),) * LAYERS
 
 
 def make_pool(n_pages: int = 8) -> PagePool:
-    return PagePool(LAYERS, LATENT, PAGE, n_pages, torch.float32)
+    return PagePool(KEPT, PAGE, n_pages, torch.float32)
 
 
 def latents(layer: int, start: int, end: int, mark: int = 0) -> torch.Tensor:
@@ -53,10 +55,28 @@ def test_a_pool_beyond_memory_is_refused(n_pages):
         make_pool(n_pages)
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 4, 8), (2, 0, 4, 8), (2, 3, 0, 8), (2, 3, 4, -1)])
-def test_a_pool_without_extent_is_refused(shape):
+@pytest.mark.parametrize("extent", [((), 4, 8), (((Rows("x", 0),),), 4, 8), (KEPT, 0, 8), (KEPT, 4, -1)])
+def test_a_pool_without_extent_is_refused(extent):
     with pytest.raises(UsageError, match="above zero"):
-        PagePool(*shape, torch.float32)
+        PagePool(*extent, torch.float32)
+
+
+def test_layers_keep_rows_of_their_own_widths_and_some_several_or_none():
+    """The rows of every part are written, read and copied with the page, each apart from the others."""
+    kept = ((Rows("latent", 3),), (), (Rows("key_value", 8), Rows("index", 2)))
+    pool = PagePool(kept, PAGE, 4, torch.float32)
+    assert pool.bytes == 4 * PAGE * (3 + 8 + 2) * 4
+    one, parts = Timeline(pool), [(0, 0), (2, 0), (2, 1)]
+    one.reserve(6)
+    rows = {place: torch.randn(6, pool.rows(*place).shape[-1]) for place in parts}
+    for layer, part in parts:
+        one.write(layer, 0, rows[layer, part], part)
+    one.commit(6)
+    other = one.fork(6)
+    other.reserve(7)  # copies the last page
+    assert other.pages[1] != one.pages[1]
+    for timeline in (one, other):
+        assert all(torch.equal(timeline.read(layer, 6, part), rows[layer, part]) for layer, part in parts)
 
 
 def test_a_page_without_holder_can_be_neither_shared_nor_released():
@@ -83,13 +103,13 @@ def test_pages_in_order_are_read_in_place_and_scattered_ones_are_gathered():
     pool = make_pool()
     one, other = Timeline(pool), Timeline(pool)
     extend(one, 4)
-    assert one.read(0, 4).untyped_storage().data_ptr() == pool.tensor.untyped_storage().data_ptr()
+    assert one.read(0, 4).untyped_storage().data_ptr() == pool.rows(0).untyped_storage().data_ptr()
     extend(other, 5, mark=1)
     extend(one, 9)
     assert one.pages == (0, 3, 4)
     assert_holds(one, (0, 9))
     assert_holds(other, (0, 5, 1))
-    assert one.read(0, 9).untyped_storage().data_ptr() != pool.tensor.untyped_storage().data_ptr()
+    assert one.read(0, 9).untyped_storage().data_ptr() != pool.rows(0).untyped_storage().data_ptr()
     extend(one, 11, mark=2)
     assert_holds(one, (0, 9), (9, 11, 2))
 
@@ -102,8 +122,8 @@ def test_the_table_leads_to_every_position():
     extend(timeline, 10)
     for position in range(10):
         page, offset = timeline.table[position // PAGE], position % PAGE
-        want = torch.cat([latents(layer, position, position + 1) for layer in range(LAYERS)])
-        assert torch.equal(pool.tensor[:, page, offset], want)
+        for layer in range(LAYERS):
+            assert torch.equal(pool.rows(layer)[page, offset], latents(layer, position, position + 1)[0])
 
 
 def test_writing_outside_what_is_reserved_is_refused():

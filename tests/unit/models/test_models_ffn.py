@@ -6,7 +6,8 @@ import torch
 from earthshine.models import Decoder
 from earthshine.models.ffn import Ffn, Moe
 from earthshine.spec import trunk_tensors
-from earthshine.spec.model import LayerSpec, MlaSpec, ModelSpec, MoeSpec, RopeSpec, RouterSpec, Storage
+from earthshine.spec.attention import MlaSpec, RopeSpec
+from earthshine.spec.model import LayerSpec, ModelSpec, MoeSpec, RouterSpec, Storage
 
 
 class Recorder:
@@ -42,16 +43,11 @@ def test_shared_experts_are_added_where_there_are_any():
     assert torch.equal(_moe(torch.zeros(3, 2))(x, Recorder()), torch.zeros(1, 2))
 
 
-class WholeSequence:
-    def attend(self, layer, attention, query, latent):
-        return attention.absorbed(query, latent, 0)
-
-
 def test_a_decoder_needs_no_shared_experts():
     mla = MlaSpec(2, None, 8, 4, 4, RopeSpec(4, 10000.0, None), 1e-6)
     layer = LayerSpec(mla, MoeSpec(4, 1, 8, 0, RouterSpec(1, 1, True, 1.0)))
     spec = ModelSpec("deepseek_v3", 16, 10, 64, 1e-6, (layer,), Storage.BF16, Storage.BF16, 0, (1,))
     weights = {tensor.name: torch.ones(tensor.shape) for tensor in trunk_tensors(spec)}
-    hidden = Decoder(spec, weights, Recorder()).hidden(torch.tensor([3, 4]), torch.arange(2), WholeSequence())
+    hidden = Decoder(spec, weights, Recorder()).hidden(torch.tensor([3, 4]), torch.arange(2))
     assert hidden.shape == (2, 16)
     assert hidden.isfinite().all()

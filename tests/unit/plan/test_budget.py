@@ -30,7 +30,7 @@ def parts(sizes: Sizes, found: Division) -> int:
     buffers = 2 * max((sizes.streamed_units[name] for name in found.streamed), default=0)
     slots = sum(min(found.slots_per_layer, n) for n in sizes.experts) + found.transit_slots
     fixed = PROCESS + MARGIN_BYTES + WORKSPACE_BYTES + sizes.logits
-    passing = found.pages * 64 * sizes.latent + found.prefill_tokens * sizes.activation
+    passing = found.pages * 64 * sizes.kept + found.prefill_tokens * sizes.activation
     embedding = 0 if found.embedding_on_disk else sizes.embedding
     return fixed + passing + trunk + buffers + embedding + slots * sizes.expert
 
@@ -159,7 +159,7 @@ def test_many_conversations_have_pages_each_and_what_is_divided_is_found_to_fit(
 ) -> None:
     least = divide(sizes, 1 << 62, Wanted(PROCESS, 5000, context, batch)).smallest
     found = divide(sizes, least + more, Wanted(PROCESS, 5000, context, batch))
-    assert found.parts["latent pages"] == batch * -(-context // 64) * 64 * sizes.latent
+    assert found.parts["cache pages"] == batch * -(-context // 64) * 64 * sizes.kept
     assert sum(found.parts.values()) == found.planned_bytes <= found.budget_bytes
     check_division(found, sizes, PROCESS)
     with pytest.raises(UsageError, match="make it anew"):
@@ -194,7 +194,7 @@ def test_shared_pages_hold_one_context_at_least_and_all_at_most(budget, context,
     except UsageError:
         return
     each = -(-found.context_tokens // 64)
-    assert found.parts["latent pages"] == found.pages * 64 * K2_6.latent
+    assert found.parts["cache pages"] == found.pages * 64 * K2_6.kept
     assert sum(found.parts.values()) <= budget
     if cache:
         assert found.pages == max(each, -(-cache // 64))

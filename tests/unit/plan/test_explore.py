@@ -133,7 +133,7 @@ def test_the_smallest_is_for_the_plans_own_context() -> None:
     """A context that nobody asked for grows with the budget, and the least budget for it is more than that for 2048."""
     found = Case.of(big(), machine(memory_bytes=6 * GIB), Wishes())
     assert found.plan.division.context_tokens == 32_768
-    assert found.smallest > found.plan.division.smallest + 25_000 * found.sizes.latent
+    assert found.smallest > found.plan.division.smallest + 25_000 * found.sizes.kept
     asked = Case.of(big(), machine(memory_bytes=6 * GIB), Wishes(context_tokens=32_768))
     assert found.smallest == asked.smallest == asked.plan.division.smallest
 

@@ -87,7 +87,7 @@ def test_files_in_fp32_take_more_and_their_headers_say_so(tmp_path: Path) -> Non
             assert sizes.streamed_units[name] == unit.nbytes > plain.streamed_units[name]
             assert sizes.units[name] >= plain.units[name]
         assert sizes.expert == slot_bytes(checkpoint) > plain.expert
-        assert (sizes.activation, sizes.latent, sizes.embedding) == (plain.activation, plain.latent, plain.embedding)
+        assert (sizes.activation, sizes.kept, sizes.embedding) == (plain.activation, plain.kept, plain.embedding)
         assert (sizes.loading > plain.loading) == (plain.loading > 0)
     resident = stored_sizes(checkpoint, "bf16", "bf16")
     assert {name: resident.streamed_units[name] for name in resident.units} == resident.units
@@ -138,7 +138,7 @@ def test_k2_6_by_hand(shared_data: Path) -> None:
     sizes = sizes_of(spec)
     assert sizes.experts == (384,) * 60
     assert sizes.expert == 24_850_432  # 24,772,632 published and two pages for each of nine tensors, in whole pages
-    assert sizes.latent == 61 * (512 + 64) * 2
+    assert sizes.kept == 61 * (512 + 64) * 2
     assert sizes.embedding == sizes.streamed_units["embed"] == 2 * 163_840 * 7168
     assert sizes.logits == 16 * 163_840
     assert sizes.units == {name: size for name, size in sizes.streamed_units.items() if name != "embed"}
@@ -173,7 +173,7 @@ def test_fp32_counts_what_its_kernels_copy() -> None:
     spec = made(intermediate_size=8192)
     bf16, fp32 = sizes_of(spec), sizes_of(spec, dtype="fp32")
     assert (bf16.activation, fp32.activation) == (2 * by_hand(spec, 3), 4 * by_hand(spec, 5))
-    assert fp32.latent == 2 * bf16.latent
+    assert fp32.kept == 2 * bf16.kept
     assert fp32.gathered == 4 * (40 + 40 + 32)
     lone = made(moe_intermediate_size=4096, n_shared_experts=0)
     assert sizes_of(lone, dtype="fp32").activation == 4 * (4 * 160 + 4 * 160 + 160 + 5 * 4096 + 4 * 16 + 16 * 4)

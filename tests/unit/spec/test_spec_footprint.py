@@ -30,7 +30,7 @@ def test_k26_weighs_what_is_published(k26: Config) -> None:
     assert sizes.expert_bytes == 24_772_632
     assert sizes.experts_bytes == 60 * 384 * 24_772_632
     assert sizes.trunk_bytes["bf16"] == 23_444_463_616
-    assert sizes.latent_bytes_per_token["bf16"] == 70_272
+    assert sizes.cache_bytes_per_token["bf16"] == 70_272
 
 
 def test_k26_with_its_vision_tower_fills_the_published_checkpoint(k26: Config) -> None:
@@ -95,7 +95,7 @@ def test_sizes_of_a_small_model_equal_a_count_by_hand(k26: Config) -> None:
     rounded, groups = in_linear - 2 * kv_b + HEAD, rows - 2 * 16 + vocab
     assert sizes.trunk_bytes["int8"] == sizes.trunk_bytes["bf16"] - rounded + 4 * groups
     assert sizes.trunk_bytes["fp8"] == sizes.trunk_bytes["bf16"] - in_linear + 4 * 14
-    assert sizes.latent_bytes_per_token == {"fp32": 64, "bf16": 32, "int8": 16 + 8}
+    assert sizes.cache_bytes_per_token == {"fp32": 64, "bf16": 32, "int8": 16 + 8}
 
 
 def test_a_context_below_one_token_has_no_cost(k26: Config) -> None:

@@ -7,19 +7,17 @@ RoPE, and untied embeddings is refused. The multi-token-prediction layers that D
 
 from dataclasses import dataclass
 
+from earthshine.spec.attention import MlaSpec, RopeSpec, YarnSpec
 from earthshine.spec.families.quantization import Quantization, check_exceptions, read_quantization
 from earthshine.spec.families.reader import SIZE_MAX, KeyReader
 from earthshine.spec.model import (
     INT4_GROUP,
     DenseSpec,
     LayerSpec,
-    MlaSpec,
     ModelSpec,
     MoeSpec,
-    RopeSpec,
     RouterSpec,
     Storage,
-    YarnSpec,
 )
 
 MAX_LAYERS = 4096

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from earthshine.errors import Unsupported
 from earthshine.spec.families.modules import LAYERS, expert_module, prefix_of, trunk_module
-from earthshine.spec.layout import EXPERT_PARTS, TensorSpec, expert_shapes, moe_layers, trunk_tensors
+from earthshine.spec.layout import EXPERT_PARTS, expert_shapes, moe_layers, trunk_tensors
 from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, ModelSpec, MoeSpec, Storage
+from earthshine.spec.tensor import TensorSpec
 
 _IGNORED_MODULES = {"kimi_k25": ("vision_tower.", "mm_projector.")}
 _INV_FREQ = ".self_attn.rotary_emb.inv_freq"  # left in some checkpoints; computed from the config instead

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from earthshine.kv import BlobLayout, LatentFormat, PageFiles
+from earthshine.kv import BlobLayout, PageFiles, Part, ValueFormat
 
-LAYOUT = BlobLayout("moon-1", LatentFormat.BF16, 3, 4, 2)
+PARTS = tuple(Part(layer, 6) for layer in range(3))
+LAYOUT = BlobLayout("moon-1", ValueFormat.BF16, PARTS)
 PAGE_TOKENS = 8
 BLOCK = 4096  # what a page of these tests occupies
 
@@ -28,8 +29,8 @@ class Page:
 
 def make_page(number: int, layout: BlobLayout = LAYOUT) -> Page:
     generator = torch.Generator().manual_seed(number)
-    shape = (PAGE_TOKENS, layout.latent_dim)
-    latents = tuple(torch.randn(shape, generator=generator).to(layout.format.dtype) for _ in range(layout.n_layers))
+    shapes = [(PAGE_TOKENS, part.width) for part in layout.parts]
+    latents = tuple(torch.randn(shape, generator=generator).to(layout.format.dtype) for shape in shapes)
     key, prior = (bytes([each, *range(31)]) for each in (number + 1, number + 101))
     return Page(key, prior, PAGE_TOKENS * number, tuple(range(number, number + PAGE_TOKENS)), latents)
 
@@ -82,9 +83,11 @@ KILLED = """
 import sys
 from pathlib import Path
 import torch
-from earthshine.kv import BlobLayout, LatentFormat, PageFiles
+from earthshine.kv import BlobLayout, PageFiles, Part, ValueFormat
 
-files = PageFiles(Path(sys.argv[1]), BlobLayout("moon-1", LatentFormat.FP32, 4, 2048, 0), 64, 1 << 30)
+files = PageFiles(
+    Path(sys.argv[1]), BlobLayout("moon-1", ValueFormat.FP32, tuple(Part(i, 2048) for i in range(4))), 64, 1 << 30
+)
 tokens = tuple(range(64))
 for number in range(10**6):
     key = number.to_bytes(32, "big")

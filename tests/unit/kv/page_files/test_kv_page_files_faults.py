@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from earthshine.kv import BlobLayout, BlobWriter, LatentFormat, PageFiles, page_folder
+from earthshine.kv import BlobLayout, BlobWriter, PageFiles, Part, ValueFormat, page_folder
 
-from .conftest import BLOCK, KILLED, PAGES, holds, listed, path_of, put
+from .conftest import BLOCK, KILLED, PAGES, PARTS, holds, listed, path_of, put
 
 
 class TestDamage:
@@ -49,7 +49,7 @@ class TestDamage:
         assert not path_of(tmp_path / "cache", second).exists()
 
     def test_another_models_file_is_not_believed(self, make_files, tmp_path):
-        theirs = make_files(folder=tmp_path / "theirs", layout=BlobLayout("moon-2", LatentFormat.BF16, 3, 4, 2))
+        theirs = make_files(folder=tmp_path / "theirs", layout=BlobLayout("moon-2", ValueFormat.BF16, PARTS))
         mine, page = make_files(folder=tmp_path / "mine"), PAGES[5]
         put(theirs, page)
         put(mine, page)
@@ -162,14 +162,14 @@ class TestFailures:
         now = [100.0]
         files = make_files(clock=lambda: now[0])
         put(files, *PAGES[:20])
-        whole = BlobWriter.layer
+        whole = BlobWriter.part
 
         def fail(self, index, latents):
             if index == 2:
                 raise OSError(errno.ENOSPC, "No space left on device")
             whole(self, index, latents)
 
-        monkeypatch.setattr(BlobWriter, "layer", fail)
+        monkeypatch.setattr(BlobWriter, "part", fail)
         assert put(files, PAGES[20]) == [False]
         monkeypatch.undo()
         (home,) = (tmp_path / "cache").iterdir()
@@ -260,7 +260,9 @@ def test_a_killed_writer_leaves_only_whole_pages(tmp_path, pages):
             assert child.stdout.readline()
         time.sleep(0.0005)
         child.send_signal(signal.SIGKILL)
-    files = PageFiles(tmp_path, BlobLayout("moon-1", LatentFormat.FP32, 4, 2048, 0), 64, 1 << 30)
+    files = PageFiles(
+        tmp_path, BlobLayout("moon-1", ValueFormat.FP32, tuple(Part(i, 2048) for i in range(4))), 64, 1 << 30
+    )
     (home,) = tmp_path.iterdir()
     assert not (home / "unfinished").exists()
     assert files.stats.pages >= pages

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from earthshine.errors import BlobError, UsageError
-from earthshine.kv import BlobLayout, LatentFormat, page_folder
+from earthshine.kv import BlobLayout, ValueFormat, page_folder
 
-from .conftest import BLOCK, PAGES, holds, listed, path_of, put
+from .conftest import BLOCK, PAGES, PARTS, holds, listed, path_of, put
 
 
 class TestPages:
@@ -197,7 +197,7 @@ class TestFolder:
     def test_models_and_page_sizes_share_a_folder_without_meeting(self, make_files):
         mine = make_files()
         put(mine, PAGES[0])
-        other_model = make_files(layout=BlobLayout("moon-2", LatentFormat.BF16, 3, 4, 2))
+        other_model = make_files(layout=BlobLayout("moon-2", ValueFormat.BF16, PARTS))
         other_size = make_files(page_tokens=4)
         assert (other_model.stats.pages, other_size.stats.pages) == (0, 0)
         put(other_model, PAGES[0])

@@ -1,0 +1,27 @@
+"""From an attention spec to the mathematics of its kind."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from earthshine.kernels import Weight
+from earthshine.models.mla import Mla, MlaWeights
+from earthshine.models.rope import RotaryTables
+from earthshine.models.state import LayerState
+from earthshine.spec.attention import AttentionSpec, MlaSpec
+
+
+class Attention(Protocol):
+    """One layer's attention."""
+
+    def __call__(self, x: Tensor, positions: Tensor, state: LayerState | None) -> Tensor:
+        """x: [tokens, hidden]; positions: int64 [tokens]; returns [tokens, hidden]. `state`: see `models.state`."""
+        ...
+
+
+def attention_of(spec: AttentionSpec, weights: Mapping[str, Weight], tables: RotaryTables) -> Attention:
+    """`weights`: by the names of `spec.tensors`."""
+    if isinstance(spec, MlaSpec):
+        return Mla(spec, MlaWeights(**weights), tables.of(spec.rope))  # type: ignore[arg-type]
+    raise TypeError(f"no mathematics for {type(spec).__name__}")

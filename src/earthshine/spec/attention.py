@@ -1,0 +1,163 @@
+"""The kinds of attention: what each keeps of a sequence, the tensors it needs, and what it costs.
+
+The page pool, the page table, the stored form, the plan, the footprint and `inspect` read nothing of a kind but the
+interface of `AttentionSpec`. A new kind is a class here, a file of mathematics in `models` and a kernel.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from earthshine.spec.tensor import TensorSpec, Use
+
+PIECE_TOKENS = 256  # whose absorbed queries exist at once: 18 MiB, and as much of results, in Kimi-K2.6
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What grows by one row of `width` values per token, in the activations' dtype, and may be cut anywhere."""
+
+    name: str
+    width: int
+
+
+class AttentionSpec(Protocol):
+    """One kind of attention in one layer, as everything outside `models` sees it."""
+
+    @property
+    def kept(self) -> tuple[Rows, ...]:
+        """What a sequence keeps in this layer."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """Its sizes by name, for people to read."""
+        ...
+
+    @property
+    def score_rows(self) -> int:
+        """Query rows of one token that meet the same cached row: what a native kernel computes together."""
+        ...
+
+    @property
+    def decode_macs(self) -> int:
+        """Multiplications and additions of one new token for each token it attends to, rows read as they lie."""
+        ...
+
+    @property
+    def prefill_macs(self) -> int:
+        """The same in the form with the fewest operations, keys and values expanded where they are kept compressed."""
+        ...
+
+    @property
+    def activation_values(self) -> int:
+        """Values that exist at once for one token of a prompt."""
+        ...
+
+    @property
+    def gathered_values(self) -> int:
+        """Values per token of a context that fp32 attention takes out of its page and pads."""
+        ...
+
+    def tensors(self, hidden: int) -> Iterator[TensorSpec]:
+        """Its weights, named without the layer's prefix, in the order in which a forward pass meets them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class YarnSpec:
+    """Static YaRN as DeepSeek applies it: at every length (arXiv 2309.00071)."""
+
+    factor: float
+    original_context: int
+    beta_fast: float
+    beta_slow: float
+    mscale: float
+    mscale_all_dim: float
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary embedding over `dim` values. Which two values make a pair is the attention's."""
+
+    dim: int
+    theta: float
+    yarn: YarnSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class MlaSpec:
+    """Multi-Head Latent Attention (DeepSeek-V2, section 2.1). `q_lora_rank` None: queries come from one matrix.
+
+    It rotates interleaved pairs (2i, 2i + 1).
+    """
+
+    n_heads: int
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    nope_dim: int
+    v_dim: int
+    rope: RopeSpec
+    latent_norm_eps: float  # of the norms on the query's and the key's low-rank values
+
+    @property
+    def qk_dim(self) -> int:
+        return self.nope_dim + self.rope.dim
+
+    @property
+    def latent_dim(self) -> int:
+        """Values cached for a token and layer: the normalised latent, then the rotated key."""
+        return self.kv_lora_rank + self.rope.dim
+
+    @property
+    def kept(self) -> tuple[Rows, ...]:
+        return (Rows("latent", self.latent_dim),)
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        return {
+            "attention": "latent (MLA)",
+            "n_heads": self.n_heads,
+            "q_lora_rank": self.q_lora_rank,
+            "kv_lora_rank": self.kv_lora_rank,
+            "rope_dim": self.rope.dim,
+            "yarn_factor": self.rope.yarn.factor if self.rope.yarn else None,
+        }
+
+    @property
+    def score_rows(self) -> int:
+        return self.n_heads
+
+    @property
+    def decode_macs(self) -> int:
+        """Absorbed: a score takes latent_dim products per head, its value kv_lora_rank."""
+        return self.n_heads * (self.latent_dim + self.kv_lora_rank)
+
+    @property
+    def prefill_macs(self) -> int:
+        return self.n_heads * (self.qk_dim + self.v_dim)
+
+    @property
+    def activation_values(self) -> int:
+        queries = self.n_heads * (2 * self.qk_dim + 2 * self.v_dim)
+        return queries + 2 * (self.q_lora_rank or 0) + 3 * self.latent_dim
+
+    @property
+    def gathered_values(self) -> int:
+        """The latent, padded as a key and as a value."""
+        return 2 * self.latent_dim + self.kv_lora_rank
+
+    def tensors(self, hidden: int) -> Iterator[TensorSpec]:
+        q_out = self.n_heads * self.qk_dim
+        if self.q_lora_rank is None:
+            yield TensorSpec("q", (q_out, hidden), linear=True)
+        else:
+            yield TensorSpec("q_a", (self.q_lora_rank, hidden), linear=True)
+            yield TensorSpec("q_a_norm", (self.q_lora_rank,))
+            yield TensorSpec("q_b", (q_out, self.q_lora_rank), linear=True)
+        yield TensorSpec("kv_a", (self.latent_dim, hidden), linear=True)
+        yield TensorSpec("kv_a_norm", (self.kv_lora_rank,))
+        # Absorbed attention takes it apart by head.
+        kv_b = (self.n_heads * (self.nope_dim + self.v_dim), self.kv_lora_rank)
+        yield TensorSpec("kv_b", kv_b, linear=True, use=Use.PLAIN)
+        yield TensorSpec("o", (hidden, self.n_heads * self.v_dim), linear=True)

@@ -1,0 +1,45 @@
+"""One tensor of a model by Earthshine's name: its shape, whether checkpoints quantise it, and how it is used."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Use(StrEnum):
+    """The form in which a tensor enters a computation."""
+
+    STORED = "stored"  # as published, quantised or not
+    PLAIN = "plain"  # decoded to the activations' dtype: attention takes it apart
+    FP32 = "fp32"  # whatever the activations are: router logits in bf16 change choices
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One trunk tensor. `linear` marks those that a quantised checkpoint stores in `trunk_storage`.
+
+    `published_fp32`: publishers store it in fp32, so that its plain form takes 4 bytes per value.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    linear: bool = False
+    use: Use = Use.STORED
+    published_fp32: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def in_fp32(self) -> bool:
+        return self.use is Use.FP32
+
+    @property
+    def rounds_to_int8(self) -> bool:
+        """Whether an int8 trunk rounds it: linear layers and the head, but not what attention takes apart."""
+        return (self.linear or self.name == "head") and self.use is Use.STORED
+
+    @property
+    def plain_bytes(self) -> int:
+        """As published without quantisation: bf16, or fp32."""
+        return self.size * (4 if self.published_fp32 else 2)
