@@ -57,7 +57,7 @@ def prompt(n_tokens: int, seed: int = 0) -> list[int]:
 
 def steps(session: Session, count: int) -> list[float]:
     """Seconds of each of `count` greedy tokens, the work between two of them being one step."""
-    greedy = SamplingParams(temperature=0, max_tokens=count, ignore_stop=True)
+    greedy = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
     seconds, last = [], time.perf_counter()
     for _ in session.generate(greedy):
         now = time.perf_counter()

@@ -90,7 +90,7 @@ def gleam_rates(model: LoadedModel, repeats: int) -> dict[str, list[float]]:
         session.sync(prompt)
 
     def generate() -> None:
-        list(session.generate(SamplingParams(temperature=0, max_tokens=32, ignore_stop=True)))
+        list(session.generate(SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)))
         session.sync(prompt)
 
     return {

@@ -70,7 +70,7 @@ def logits(request: dict) -> dict:
     session._replace(0, ids)
     rows = [session._decoder.logits(hidden).float() for _, hidden in session._prefill(len(ids))]
     np.save(request["out"], torch.cat(rows).numpy())
-    greedy = SamplingParams(temperature=0, max_tokens=steps, ignore_stop=True)
+    greedy = SamplingParams(temperature=0, max_tokens=steps, ignore_eos=True)
     tokens_out = [event.token for event in session.generate(greedy) if isinstance(event, TokenEvent)]
     return {"seconds": [load_seconds], "greedy": tokens_out}
 

@@ -59,7 +59,7 @@ def _session(model: LoadedModel, prefill_tokens=64):
 
 def _answer(session, prompt=PROMPT, tokens=24):
     session.sync(prompt)
-    events = session.generate(SamplingParams(temperature=0, max_tokens=tokens, ignore_stop=True))
+    events = session.generate(SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True))
     return [(event.token, event.logprob) for event in events if isinstance(event, TokenEvent)]
 
 

@@ -103,7 +103,7 @@ def requests(random_: random.Random, count: int) -> list[Asked]:
             temperature=0.0 if greedy else 1.0,
             seed=random_.randrange(9),
             max_tokens=random_.choice([4, 16, 36]),
-            ignore_stop=True,
+            ignore_eos=True,
         )
         at = random_.randrange(5 * count)
         cancel_at = at + random_.randrange(60) if random_.random() < 0.25 else None

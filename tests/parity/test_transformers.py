@@ -43,7 +43,7 @@ def _pool(decoder: Decoder) -> PagePool:
 def _greedy(decoder: Decoder) -> list[int]:
     session = Session(decoder, _pool(decoder), fingerprint="tiny", prefill_tokens=37)
     session.sync(PROMPT)
-    events = session.generate(SamplingParams(temperature=0, max_tokens=STEPS, ignore_stop=True))
+    events = session.generate(SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True))
     return [event.token for event in events if isinstance(event, TokenEvent)]
 
 

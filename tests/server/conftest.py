@@ -37,10 +37,16 @@ def live_server() -> Iterator[LiveServer]:
     model = load_model(GLEAM, Wishes(batch=8))
     tokenizer, template, engine = load_tokenizer(GLEAM), load_template(GLEAM), Engine(model)
     served = Served(
-        ("gleam",), 1_700_000_000, engine.context_tokens, True, template.can_preserve_thinking, tokenizer.decode
+        ("gleam",),
+        1_700_000_000,
+        engine.context_tokens,
+        True,
+        template.can_preserve_thinking,
+        tokenizer.decode,
+        sampling_defaults(GLEAM),
     )
-    defaults, spec = sampling_defaults(GLEAM), model.spec
-    prompts = Prompts(tokenizer, template, defaults, spec.vocab_size, spec.stop_tokens, engine.context_tokens)
+    spec = model.spec
+    prompts = Prompts(tokenizer, template, spec.vocab_size, spec.stop_tokens, engine.context_tokens)
     replies = Replies(engine, tokenizer, prompts)
     lifetime, ready, bound = Lifetime(), threading.Event(), bind(ListenOptions(port=0))
     app = make_app(replies, engine, served, APIS, make_access("127.0.0.1"), lifetime=lifetime)

@@ -158,7 +158,7 @@ class FakeEngine:
 
     def _events(self, request: Request, answer: Answer) -> Iterator[ReplyEvent | None]:
         params = request.params
-        stops = () if params.ignore_stop else (*self._stops, *params.stop_tokens)
+        stops = () if params.ignore_eos else (*self._stops, *params.stop_token_ids)
         produced = 0
         begun = False
         for item in answer:
@@ -195,6 +195,7 @@ class FakeEngine:
 
     def _opening(self, request: Request) -> Iterator[ReplyEvent]:
         yield Admitted(min(self._reused, len(request.tokens) - 1))
-        if request.prompt_logprobs is not None:
+        asked = request.params.prompt_logprobs
+        if asked is not None:
             for at in range(1, len(request.tokens), 3):  # several events, as from a prompt computed in chunks
-                yield PromptScores(tuple(scored(t, request.prompt_logprobs) for t in request.tokens[at : at + 3]))
+                yield PromptScores(tuple(scored(t, asked) for t in request.tokens[at : at + 3]))

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from earthshine.generation.request import Ended, Opened, Said, Turn
+from earthshine.engine import SamplingParams
+from earthshine.generation.request import Delta, Ended, GenerationRequest, Started
 from earthshine.net.access import make_access
 from earthshine.net.listen import ListenOptions, bind
 from earthshine.server.api import Api, Served, ServerEvent
@@ -38,11 +39,14 @@ class Echo:
     """Counts pieces; says them as they come."""
 
     def __init__(self, body, served):
-        self.turns, self.stream = [Turn(body.prompt, n=body.n)] * body.times, body.stream
+        self.requests, self.stream = (
+            [GenerationRequest(body.prompt, SamplingParams(n=body.n))] * body.times,
+            body.stream,
+        )
         self.said = []
 
     def push(self, piece):
-        if isinstance(piece, Said):
+        if isinstance(piece, Delta):
             self.said.append("".join(event.text for event in piece.events))
             return [ServerEvent({"text": self.said[-1]}, "said")]
         return []
@@ -98,14 +102,14 @@ class FakeReplies:
                     await asyncio.sleep(float(word))
                     continue
                 if not opened:
-                    yield Opened(len(words), at)
+                    yield Started(len(words), at)
                     opened = True
                 if word == "hold":
                     await asyncio.Event().wait()
                 while word == "flood":
-                    yield Said(0, [Content("x" * 4096)])
+                    yield Delta(0, [Content("x" * 4096)])
                     await asyncio.sleep(0)
-                yield Said(0, [Content(word)])
+                yield Delta(0, [Content(word)])
             yield Ended(0, "stop", len(words), 0)
         finally:
             self.closed.set()

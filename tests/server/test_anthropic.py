@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earthshine.generation.request import Ended, Format, Opened, Said, ToolChoice
+from earthshine.engine import SamplingParams
+from earthshine.generation.request import Delta, Ended, Format, Started, ToolChoice
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES
 from earthshine.server.api import Refused, Served
 from earthshine.server.dialects import OBEYED_AS, OPENAI_ONLY
@@ -36,14 +37,17 @@ def refusal(**fields: Any) -> Refused:
 
 
 def prompt(*messages: tuple[str, Any], **fields: Any) -> Any:
-    return begin(messages=[{"role": role, "content": content} for role, content in messages], **fields).turns[0].prompt
+    return (
+        begin(messages=[{"role": role, "content": content} for role, content in messages], **fields).requests[0].prompt
+    )
 
 
 class TestBody:
     def test_plain(self):
-        turn = begin().turns[0]
+        turn = begin().requests[0]
         assert turn.prompt == [{"role": "user", "content": "Hi"}]
-        assert (turn.sampling, turn.stop, turn.thinking, turn.prefill) == ({"max_tokens": 10}, (), None, False)
+        assert turn.params == SamplingParams(max_tokens=10)
+        assert (turn.thinking, turn.continue_final_message) == (None, False)
         assert not begin().stream
         assert begin(stream=True).stream
 
@@ -52,9 +56,9 @@ class TestBody:
             temperature=0.5, top_p=0.9, top_k=7, stop_sequences=["a", "b"], cache_salt="s", tools=[TOOL],
             output_config={"format": {"type": "json_schema", "schema": SCHEMA}, "effort": "high"},
             metadata={"user_id": "u"}, service_tier="auto", context_management={"edits": []}, cache_control={},
-        ).turns[0]  # fmt: skip
-        assert turn.sampling == {"max_tokens": 10, "temperature": 0.5, "top_p": 0.9, "top_k": 7}
-        assert (turn.stop, turn.salt, turn.format) == (("a", "b"), "s", Format("json_schema", SCHEMA))
+        ).requests[0]  # fmt: skip
+        assert turn.params == SamplingParams(max_tokens=10, temperature=0.5, top_p=0.9, top_k=7, stop=["a", "b"])
+        assert (turn.cache_salt, turn.format) == ("s", Format("json_schema", SCHEMA))
         function = {"name": "weather", "description": "Tells it.", "parameters": SCHEMA}
         assert turn.tools == [{"type": "function", "function": function}]
 
@@ -81,8 +85,8 @@ class TestBody:
         turn = begin(
             guided_json=None, response_format=None, stop=[], n=1, repetition_penalty=1.0, presence_penalty=0,
             structured_outputs=True, min_tokens=0, options={"num_ctx": 4096}, keep_alive="5m", odd={"a": 1},
-        ).turns[0]  # fmt: skip
-        assert turn.sampling == {"max_tokens": 10}
+        ).requests[0]  # fmt: skip
+        assert turn.params == SamplingParams(max_tokens=10)
 
     def test_every_field_that_openais_chat_obeys_is_known(self):
         mine = {"model", "max_tokens", "temperature", "top_p", "top_k", "stream", "cache_salt", "thinking", "messages",
@@ -93,7 +97,7 @@ class TestBody:
         assert fields <= OPENAI_ONLY.keys()
 
     def test_the_betas_place_of_a_schema(self):
-        turn = begin(output_format={"type": "json_schema", "schema": SCHEMA}).turns[0]
+        turn = begin(output_format={"type": "json_schema", "schema": SCHEMA}).requests[0]
         assert turn.format == Format("json_schema", SCHEMA)
 
     @pytest.mark.parametrize(
@@ -101,8 +105,8 @@ class TestBody:
     )
     def test_thinking(self, kind, expected):
         thinking = {"type": kind, "budget_tokens": 1024}
-        assert begin(thinking=thinking).turns[0].thinking is expected
-        assert begin(PLAIN, thinking=thinking).turns[0].thinking is None
+        assert begin(thinking=thinking).requests[0].thinking is expected
+        assert begin(PLAIN, thinking=thinking).requests[0].thinking is None
 
     @pytest.mark.parametrize(
         ("choice", "expected", "parallel"),
@@ -114,15 +118,15 @@ class TestBody:
         ],
     )
     def test_tool_choice(self, choice, expected, parallel):
-        turn = begin(tools=[TOOL], tool_choice=choice).turns[0]
-        assert (turn.tool_choice, turn.parallel_calls) == (expected, parallel)
+        turn = begin(tools=[TOOL], tool_choice=choice).requests[0]
+        assert (turn.tool_choice, turn.parallel_tool_calls) == (expected, parallel)
 
     def test_counting_needs_no_limit(self):
         exchange = begin(api=COUNT_TOKENS, max_tokens=...)
         assert exchange.counted([17]) == {"input_tokens": 17}
-        assert exchange.turns[0].sampling == {}
+        assert exchange.requests[0].params == SamplingParams()
         calls = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "b", "input": {}}]}
-        assert not begin(api=COUNT_TOKENS, messages=[*HI, calls]).turns[0].prefill
+        assert not begin(api=COUNT_TOKENS, messages=[*HI, calls]).requests[0].continue_final_message
 
     @pytest.mark.parametrize(
         ("fields", "words"),
@@ -210,8 +214,8 @@ class TestConversation:
         ]
 
     def test_a_last_message_of_the_assistant_is_continued(self):
-        turn = begin(messages=[*HI, {"role": "assistant", "content": "Well,"}]).turns[0]
-        assert turn.prefill
+        turn = begin(messages=[*HI, {"role": "assistant", "content": "Well,"}]).requests[0]
+        assert turn.continue_final_message
         assert turn.prompt[-1] == {"role": "assistant", "content": "Well,"}
 
     @pytest.mark.parametrize(
@@ -262,7 +266,7 @@ TURNS = st.fixed_dictionaries({"role": ROLES, "content": st.text(max_size=9) | s
 def test_any_body_is_taken_or_refused(messages, fields):
     problem, prompt = None, []
     try:
-        prompt = begin(**({"messages": messages} | fields)).turns[0].prompt
+        prompt = begin(**({"messages": messages} | fields)).requests[0].prompt
     except Refused as refused:
         problem = refused
     assert problem is None or problem.kind in ("invalid", "not_found")
@@ -276,12 +280,12 @@ CALL = [
     ToolCallArguments(0, '"Köln"}'),
     ToolCallEnd(0),
 ]
-OPENED = Opened(100, 64)
+OPENED = Started(100, 64)
 
 
 def told(events: list[Any], ended: Ended) -> tuple[Any, list[Any]]:
     exchange = begin(stream=True)
-    pieces = [OPENED, *(Said(0, [event]) for event in events), ended]
+    pieces = [OPENED, *(Delta(0, [event]) for event in events), ended]
     return exchange, [event for piece in pieces for event in exchange.push(piece)] + exchange.end()
 
 

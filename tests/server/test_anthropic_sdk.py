@@ -10,7 +10,7 @@ anthropic = pytest.importorskip("anthropic", reason="the anthropic SDK is not in
 httpx2 = pytest.importorskip("httpx2")  # what the SDK itself uses
 from pydantic import TypeAdapter  # noqa: E402
 
-from earthshine.generation.request import Ended, Opened, Piece, Said  # noqa: E402
+from earthshine.generation.request import Delta, Ended, Piece, Started  # noqa: E402
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES  # noqa: E402
 from earthshine.server.api import Refused, Served  # noqa: E402
 from earthshine.server.http.body import parse_body  # noqa: E402
@@ -20,12 +20,12 @@ SERVED = Served(("kimi",), 0, 4096, True, True, lambda ids: "")
 ASK: dict[str, Any] = {"model": "kimi", "max_tokens": 64, "messages": [{"role": "user", "content": "Weather?"}]}
 TOOL = {"name": "weather", "description": "Tells it.", "input_schema": {"type": "object", "properties": {}}}
 PIECES: list[Piece] = [
-    Opened(100, 64),
-    Said(0, [Reasoning("So"), Reasoning(" then.")]),
-    Said(0, [Content("Let me "), Content("see.")]),
-    Said(0, [ToolCallStart(0, "functions.weather:0", "weather"), ToolCallArguments(0, '{"city": '),
+    Started(100, 64),
+    Delta(0, [Reasoning("So"), Reasoning(" then.")]),
+    Delta(0, [Content("Let me "), Content("see.")]),
+    Delta(0, [ToolCallStart(0, "functions.weather:0", "weather"), ToolCallArguments(0, '{"city": '),
              ToolCallArguments(0, '"Köln"}'), ToolCallEnd(0)]),
-    Said(0, [ToolCallStart(1, "functions.now:1", "now"), ToolCallEnd(1)]),
+    Delta(0, [ToolCallStart(1, "functions.now:1", "now"), ToolCallEnd(1)]),
     Ended(0, "tool_calls", 9, 2),
 ]  # fmt: skip
 

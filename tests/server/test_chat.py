@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from earthshine.generation.request import Ended, Format, Opened, Said, Scored, ToolChoice
+from earthshine.engine import SamplingParams
+from earthshine.generation.request import Delta, Ended, Format, Scored, Started, ToolChoice
 from earthshine.server.api import Refused, Served
 from earthshine.server.http.body import parse_body
 from earthshine.server.openai import chat
@@ -34,7 +35,7 @@ def begin(served=SERVED, **fields):
 
 
 def turn(served=SERVED, **fields):
-    (only,) = begin(served, **fields).turns
+    (only,) = begin(served, **fields).requests
     return only
 
 
@@ -50,10 +51,10 @@ class TestRequest:
     def test_plain(self):
         found = turn(temperature=0.5, max_tokens=7, max_completion_tokens=9, stop="x", seed=3, unheard_of=1)
         assert found.prompt == [{"role": "user", "content": "Hello"}]
-        assert found.sampling == {"temperature": 0.5, "max_tokens": 9, "seed": 3}
-        assert (found.stop, found.n, found.tools, found.tool_choice) == (("x",), 1, [], ToolChoice())
-        assert (found.thinking, found.preserve_thinking, found.prefill, found.logprobs) == (None, False, False, None)
-        assert found.parallel_calls
+        assert found.params == SamplingParams(temperature=0.5, max_tokens=9, seed=3, stop="x")
+        assert (found.tools, found.tool_choice) == ([], ToolChoice())
+        assert (found.thinking, found.preserve_thinking, found.continue_final_message) == (None, False, False)
+        assert found.parallel_tool_calls
 
     def test_messages_of_all_kinds(self):
         call = {"id": "functions.look:0", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
@@ -106,7 +107,7 @@ class TestRequest:
     def test_tools_keep_what_templates_read(self):
         search = {"type": "web_search", "external_web_access": False}
         assert turn(tools=[LOOK, search, GO], parallel_tool_calls=False).tools == [LOOK, GO]
-        assert not turn(tools=[LOOK], parallel_tool_calls=False).parallel_calls
+        assert not turn(tools=[LOOK], parallel_tool_calls=False).parallel_tool_calls
 
     @pytest.mark.parametrize(
         ("fields", "expected"),
@@ -160,28 +161,28 @@ class TestRequest:
         ],
     )
     def test_a_bound_of_thoughts(self, fields):
-        assert turn(**fields).thought_tokens == 5
-        assert turn(thinking_token_budget=-1).thought_tokens is None
+        assert turn(**fields).thinking_tokens == 5
+        assert turn(thinking_token_budget=-1).thinking_tokens is None
 
     def test_thoughts_can_be_hidden(self):
         for fields in ({"include_reasoning": False}, {"reasoning": {"exclude": True}}):
             exchange = begin(**fields)
-            exchange.push(Opened(1, 0))
-            exchange.push(Said(0, [Reasoning("Hm."), Content("Yes.")]))
+            exchange.push(Started(1, 0))
+            exchange.push(Delta(0, [Reasoning("Hm."), Content("Yes.")]))
             message = exchange.whole()["choices"][0]["message"]
             assert (message["content"], message.get("reasoning_content")) == ("Yes.", None)
 
     def test_prefill(self):
         begun = [*HELLO, {"role": "assistant", "content": "Well,"}]
-        assert turn(messages=begun, continue_final_message=True, add_generation_prompt=False).prefill
-        assert turn(messages=[*HELLO, begun[1] | {"partial": True}]).prefill
-        assert not turn(messages=begun).prefill
+        assert turn(messages=begun, continue_final_message=True, add_generation_prompt=False).continue_final_message
+        assert turn(messages=[*HELLO, begun[1] | {"partial": True}]).continue_final_message
+        assert not turn(messages=begun).continue_final_message
 
     def test_logprobs_and_what_keeps_caches_apart(self):
-        assert turn(logprobs=True).logprobs == 0
-        assert turn(logprobs=True, top_logprobs=20).logprobs == 20
+        assert turn(logprobs=True).params.logprobs == 0
+        assert turn(logprobs=True, top_logprobs=20).params.logprobs == 20
         found = turn(cache_salt="s", priority=-3, prompt_cache_key="k", user="u")
-        assert (found.salt, found.priority) == ("s", -3)
+        assert (found.cache_salt, found.priority) == ("s", -3)
 
     @pytest.mark.parametrize(
         ("param", "fields"),
@@ -276,7 +277,7 @@ CASES = {
 
 def answer(exchange, events, reason):
     """The stream's data, and the whole."""
-    pieces = [Opened(11, 8), *(Said(0, [event]) for event in events), Ended(0, reason, 5, 2)]
+    pieces = [Started(11, 8), *(Delta(0, [event]) for event in events), Ended(0, reason, 5, 2)]
     data = [event.data for piece in pieces for event in exchange.push(piece)]
     return [*data, *(event.data for event in exchange.end())], exchange.whole()
 
@@ -350,8 +351,8 @@ class TestStream:
 
     def test_choices_stay_apart(self):
         exchange = begin(n=2)
-        pieces = [Opened(3, 0), Said(1, [Content("b")]), Said(0, [Content("a")]), Ended(1, "stop", 1, 0)]
-        pieces += [Said(0, [Content("c")]), Ended(0, "length", 2, 0)]
+        pieces = [Started(3, 0), Delta(1, [Content("b")]), Delta(0, [Content("a")]), Ended(1, "stop", 1, 0)]
+        pieces += [Delta(0, [Content("c")]), Ended(0, "length", 2, 0)]
         chunks = [event.data for piece in pieces for event in exchange.push(piece)]
         assert [chunk["choices"][0]["index"] for chunk in chunks] == [0, 1, 1, 0, 1, 0, 0]
         whole = ChatCompletion.model_validate(exchange.whole())
@@ -364,7 +365,7 @@ class TestStream:
         first = Scored(7, b"\xc3", -0.5, ((7, b"\xc3", -0.5),))
         second = Scored(8, b"\xa9", float("-inf"), ((9, b"e", -1.0),))
         last = Scored(2, b"", -0.25)
-        pieces = [Opened(1, 0), Said(0, [], [first]), Said(0, [Content("é")], [second]), Said(0, [], [last])]
+        pieces = [Started(1, 0), Delta(0, [], [first]), Delta(0, [Content("é")], [second]), Delta(0, [], [last])]
         data = [event.data["choices"][0] for piece in pieces for event in exchange.push(piece)]
         data += [event.data["choices"][0] for event in exchange.push(Ended(0, "stop", 3, 0))]
         assert [entry["delta"].get("content") for entry in data] == ["", "é", None]
@@ -378,9 +379,9 @@ class TestStream:
 
     def test_hidden_thoughts(self):
         exchange = begin(include_reasoning=False, logprobs=True)
-        exchange.push(Opened(1, 0))
-        assert exchange.push(Said(0, [Reasoning("secret")], [Scored(1, b"secret", -1.0)])) == []
-        exchange.push(Said(0, [Content("a")], [Scored(2, b"a", -2.0)]))
+        exchange.push(Started(1, 0))
+        assert exchange.push(Delta(0, [Reasoning("secret")], [Scored(1, b"secret", -1.0)])) == []
+        exchange.push(Delta(0, [Content("a")], [Scored(2, b"a", -2.0)]))
         exchange.push(Ended(0, "stop", 2, 1))
         assert "secret" not in json.dumps(exchange.whole())
         assert exchange.whole()["usage"]["completion_tokens_details"] == {"reasoning_tokens": 1}

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,16 @@ import pytest
 from pydantic import ValidationError
 
 import earthshine
+from earthshine.engine import SamplingParams
 from earthshine.generation.prompts import Prompts
-from earthshine.generation.request import Ended, Format, Opened, Said, Scored, Turn
+from earthshine.generation.request import Delta, Ended, Format, GenerationRequest, Scored, Started
 from earthshine.server.api import Refused, Served
 from earthshine.server.openai.completions import COMPLETIONS, CompletionBody
 from earthshine.server.openai.fields import (
     SamplingFields,
     error_body,
-    sampling_of,
-    stops_of,
-    turn_fields,
+    sampling_params,
+    token_limit,
     usage,
 )
 from earthshine.server.replies import Replies
@@ -59,9 +60,11 @@ class Server:
         exchange = exchange_of(**body)
 
         async def work() -> Any:
-            replies = Replies(self.engine, self.tokenizer, Prompts(self.tokenizer, None, {}, 6144, (END,), 4096))
+            replies = Replies(self.engine, self.tokenizer, Prompts(self.tokenizer, None, 6144, (END,), 4096))
             try:
-                events = [event async for piece in replies.answer(exchange.turns, "") for event in exchange.push(piece)]
+                events = [
+                    event async for piece in replies.answer(exchange.requests, "") for event in exchange.push(piece)
+                ]
                 events += exchange.end()
             finally:
                 replies.close()
@@ -196,8 +199,8 @@ class TestLogprobs:
     def test_the_chosen_one_beyond_the_alternatives_has_no_rank(self):
         exchange = exchange_of(prompt_logprobs=1)
         top = ((7, b"seven", -0.1),)
-        exchange.push(Opened(2, 0))
-        exchange.push(Said(0, [], [Scored(1, b"a", None), Scored(2, b"b", float("-inf"), top)]))
+        exchange.push(Started(2, 0))
+        exchange.push(Delta(0, [], [Scored(1, b"a", None), Scored(2, b"b", float("-inf"), top)]))
         exchange.push(Ended(0, "length", 1, 0))
         assert exchange.whole()["choices"][0]["prompt_logprobs"][1] == {
             "7": {"logprob": -0.1, "rank": 1, "decoded_token": "seven"},
@@ -313,11 +316,11 @@ class TestBodies:
 
     def test_what_is_harmless(self):
         exchange = exchange_of(best_of=1, suffix="", min_tokens=0, unheard_of=[1], user="me", seed=None, stop=None)
-        assert exchange.turns == [Turn("Hello", sampling={"max_tokens": 16})]
+        assert exchange.requests == [GenerationRequest("Hello", SamplingParams(max_tokens=16))]
 
 
 class TestSharedFields:
-    def test_all_of_them(self):
+    def test_sampling_params_hold_every_field(self):
         fields = SamplingFields.model_validate(
             {
                 "temperature": 1,
@@ -326,33 +329,36 @@ class TestSharedFields:
                 "max_completion_tokens": 6,
                 "stop_token_ids": [3],
                 "ignore_eos": True,
+                "include_stop_str_in_output": True,
                 "logit_bias": {"7": -100},
                 "stop": "x",
                 "n": 2,
-                "cache_salt": "s",
-                "priority": -1,
-                "guided_json": '{"type": "object"}',
             }
         )
-        assert turn_fields(fields) == {
-            "sampling": sampling_of(fields),
-            "stop": stops_of(fields),
-            "keep_stop": False,
-            "n": 2,
-            "priority": -1,
-            "salt": "s",
-            "format": Format("json_schema", {"type": "object"}),
-            "prompt_logprobs": None,
-        }
-        assert sampling_of(fields) == {
-            "temperature": 1.0,
-            "top_k": 0,
-            "max_tokens": 6,
-            "stop_tokens": (3,),
-            "ignore_stop": True,
-            "logit_bias": ((7, -100.0),),
-        }
-        assert stops_of(fields) == ("x",)
+        assert token_limit(fields) == 6
+        assert sampling_params(fields, SERVED, max_tokens=6, logprobs=2, prompt_logprobs=3) == SamplingParams(
+            n=2,
+            temperature=1.0,
+            max_tokens=6,
+            stop=("x",),
+            stop_token_ids=(3,),
+            ignore_eos=True,
+            include_stop_str_in_output=True,
+            logit_bias={7: -100.0},
+            logprobs=2,
+            prompt_logprobs=3,
+        )
+
+    def test_model_defaults_fill_fields_that_are_left_out(self):
+        served = replace(SERVED, defaults=SamplingParams(temperature=0.6, top_p=0.95))
+        assert sampling_params(SamplingFields(), served) == served.defaults
+        given = SamplingFields(temperature=0, top_p=1)
+        assert sampling_params(given, served) == SamplingParams(temperature=0, top_p=1)
+
+    def test_request_holds_the_fields_around_sampling(self):
+        (request,) = exchange_of(cache_salt="s", priority=-1, guided_json='{"type": "object"}').requests
+        assert (request.cache_salt, request.priority) == ("s", -1)
+        assert request.format == Format("json_schema", {"type": "object"})
 
     def test_usage(self):
         assert usage(10, 4, 3, 2) == {
@@ -387,8 +393,8 @@ def test_a_format_binds_a_plain_completion(server):
 
 def test_pieces_without_news_make_no_chunk():
     exchange = exchange_of(stream=True)
-    assert exchange.push(Opened(3, 0)) == []
-    (event,) = exchange.push(Said(0, [Content("a")]))
+    assert exchange.push(Started(3, 0)) == []
+    (event,) = exchange.push(Delta(0, [Content("a")]))
     assert event.data["choices"] == [{"index": 0, "text": "a", "logprobs": None, "finish_reason": None}]
 
 

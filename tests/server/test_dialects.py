@@ -1,10 +1,12 @@
 """Fields of other servers' dialects, on every path of OpenAI's: obeyed, refused by name, or harmless."""
 
+import dataclasses
 import json
 
 import httpx
 import pytest
 
+from earthshine.engine import SamplingParams
 from earthshine.generation.request import Format
 from earthshine.hub import GLEAM
 from earthshine.server.api import Refused, Served
@@ -29,12 +31,14 @@ def path(request):
 
 def turn(path, **fields):
     api, needed = PATHS[path]
-    return api.begin(parse_body(json.dumps(needed | fields).encode(), api.body)[0], SERVED).turns[0]
+    return api.begin(parse_body(json.dumps(needed | fields).encode(), api.body)[0], SERVED).requests[0]
 
 
 def sampling(path, **fields):
-    default = {"max_tokens": 16} if path == "completions" else {}
-    return {name: value for name, value in turn(path, **fields).sampling.items() if default.get(name) != value}
+    """The fields of SamplingParams that differ from what a request without any gets."""
+    plain = dataclasses.asdict(SamplingParams(max_tokens=16 if path == "completions" else None))
+    found = dataclasses.asdict(turn(path, **fields).params)
+    return {name: value for name, value in found.items() if value != plain[name]}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +170,7 @@ def test_what_a_front_end_always_sends_is_harmless(path):
         service_tier="auto", verbosity="low", something_new={"a": 1}, length_penalty=1.0, top_n_sigma=-1,
         adaptive_target=-0.5, separate_reasoning=True, stream_reasoning=False, reasoning_format="auto",
     )  # fmt: skip
-    assert found == {"min_p": 0, "repetition_penalty": 1}
+    assert found == {}
 
 
 def test_usage_may_be_asked_for_in_openrouters_words():
@@ -243,7 +247,7 @@ def test_no_bias_and_no_temperature_makes_a_second_call(live_server, fields, alo
     ],
 )
 def test_two_names_that_say_the_same_agree(path, fields):
-    assert turn(path, **fields).stop == ("x",)
+    assert turn(path, **fields).params.stop == ("x",)
 
 
 def test_two_limits_of_a_response_that_differ_are_refused():
@@ -251,4 +255,4 @@ def test_two_limits_of_a_response_that_differ_are_refused():
         turn("responses", max_output_tokens=16, options={"num_predict": 2})
     with pytest.raises(Refused, match="max_output_tokens and another field"):
         turn("responses", max_output_tokens=9, max_tokens=3)
-    assert turn("responses", max_output_tokens=16, n_predict=16).sampling["max_tokens"] == 16
+    assert turn("responses", max_output_tokens=16, n_predict=16).params.max_tokens == 16

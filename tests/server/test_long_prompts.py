@@ -4,7 +4,7 @@ import pytest
 
 from earthshine.errors import ContextError
 from earthshine.generation.prompts import Prompts
-from earthshine.generation.request import Turn
+from earthshine.generation.request import GenerationRequest
 from earthshine.hub import GLEAM
 from earthshine.text import load_template, load_tokenizer
 
@@ -24,18 +24,18 @@ def counted(monkeypatch):
             return inner.encode_ordinary(text)
 
     monkeypatch.setattr(tokenizer, "_bpe", Counting())
-    return Prompts(tokenizer, load_template(GLEAM), {}, tokenizer.vocab_size, (2,), CONTEXT), encoded
+    return Prompts(tokenizer, load_template(GLEAM), tokenizer.vocab_size, (2,), CONTEXT), encoded
 
 
 @pytest.mark.parametrize("prompt", [TEXT, [{"role": "user", "content": TEXT}]], ids=["raw", "messages"])
 def test_a_long_prompt_is_refused_without_encoding_it_whole(counted, prompt):
     prompts, encoded = counted
     with pytest.raises(ContextError, match=f"length is {CONTEXT} tokens; the prompt has more"):
-        prompts.prepare(Turn(prompt))
+        prompts.prepare(GenerationRequest(prompt))
     assert sum(encoded) < 30_000
 
 
 def test_counting_goes_to_the_end(counted):
     prompts, encoded = counted
-    assert prompts.count(Turn(TEXT)) > 100_000
+    assert prompts.count(GenerationRequest(TEXT)) > 100_000
     assert sum(encoded) == len(TEXT)

@@ -9,7 +9,8 @@ from hypothesis import strategies as some
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from earthshine.generation.request import Ended, Format, Opened, Said, Scored, ToolChoice
+from earthshine.engine import SamplingParams
+from earthshine.generation.request import Delta, Ended, Format, Scored, Started, ToolChoice
 from earthshine.server.api import Refused, Served
 from earthshine.server.http.body import parse_body
 from earthshine.server.openai import responses
@@ -37,7 +38,7 @@ def begin(**fields):
 
 
 def turn(**fields):
-    (only,) = begin(**fields).turns
+    (only,) = begin(**fields).requests
     return only
 
 
@@ -45,8 +46,8 @@ class TestRequest:
     def test_plain(self):
         found = turn(instructions="Be brief.", max_output_tokens=9, temperature=0, top_p=0.5)
         assert found.prompt == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
-        assert found.sampling == {"temperature": 0, "top_p": 0.5, "max_tokens": 9}
-        assert (found.n, found.tools, found.tool_choice, found.logprobs) == (1, [], ToolChoice(), None)
+        assert found.params == SamplingParams(temperature=0, top_p=0.5, max_tokens=9)
+        assert (found.tools, found.tool_choice) == ([], ToolChoice())
 
     def test_items_of_one_answer_become_one_message(self):
         given = [
@@ -123,7 +124,7 @@ class TestRequest:
     )
     def test_formats(self, format, expected):
         exchange = begin(text={"format": format, "verbosity": "low"})
-        assert exchange.turns[0].format == expected
+        assert exchange.requests[0].format == expected
         repeated = Response.model_validate(exchange.whole()).text.format
         assert repeated.model_dump(by_alias=True, exclude_none=True) == format
 
@@ -131,8 +132,8 @@ class TestRequest:
         assert turn(reasoning={"effort": "none"}).thinking is False
         assert turn(reasoning={"effort": "high", "summary": "auto"}).thinking is None
         assert turn(thinking={"type": "enabled", "keep": "all"}).preserve_thinking
-        assert turn(top_logprobs=3).logprobs == 3
-        assert turn(include=["message.output_text.logprobs", "reasoning.encrypted_content"]).logprobs == 0
+        assert turn(top_logprobs=3).params.logprobs == 3
+        assert turn(include=["message.output_text.logprobs", "reasoning.encrypted_content"]).params.logprobs == 0
 
     @pytest.mark.parametrize(
         ("param", "fields"),
@@ -208,7 +209,7 @@ CASES = {  # events, the end's reason, and items: type, text, status
 
 def answer(exchange, events, reason):
     """The stream's events, and the whole."""
-    pieces = [Opened(11, 8), *(Said(0, [event]) for event in events), Ended(0, reason, 5, 2)]
+    pieces = [Started(11, 8), *(Delta(0, [event]) for event in events), Ended(0, reason, 5, 2)]
     found = [event for piece in pieces for event in exchange.push(piece)]
     return [*found, *exchange.end()], exchange.whole()
 
@@ -282,11 +283,11 @@ class TestStream:
         exchange = begin(top_logprobs=1, stream=True)
         first = Scored(5, b"\xc3", -0.5, ((5, b"\xc3", -0.5),))
         pieces = [
-            Opened(1, 0),
-            Said(0, [Reasoning("Hm.")], [Scored(3, b"Hm.", -1.0)]),
-            Said(0, [], [first]),
-            Said(0, [Content("é")], [Scored(6, b"\xa9", -0.25)]),
-            Said(0, CALL, [Scored(7, b"{", -2.0)]),
+            Started(1, 0),
+            Delta(0, [Reasoning("Hm.")], [Scored(3, b"Hm.", -1.0)]),
+            Delta(0, [], [first]),
+            Delta(0, [Content("é")], [Scored(6, b"\xa9", -0.25)]),
+            Delta(0, CALL, [Scored(7, b"{", -2.0)]),
             Ended(0, "tool_calls", 4, 1),
         ]
         data = [event.data for piece in pieces for event in exchange.push(piece)]
@@ -305,7 +306,7 @@ class TestStream:
     @pytest.mark.parametrize("begun", [False, True])
     def test_failure_in_mid_stream(self, kind, code, begun):
         exchange = begin(stream=True)
-        before = [event for piece in [Opened(1, 0), Said(0, [Content("a")])] for event in exchange.push(piece)]
+        before = [event for piece in [Started(1, 0), Delta(0, [Content("a")])] for event in exchange.push(piece)]
         if not begun:
             exchange, before = begin(stream=True), []
         events = [*before, *exchange.failed(Refused("The engine broke.", kind))]

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from earthshine.errors import TextError
 from earthshine.generation.prompts import Prompts
-from earthshine.generation.request import Ended, Opened, Said, ToolChoice
+from earthshine.generation.request import Delta, Ended, Started, ToolChoice
 from earthshine.hub import GLEAM
 from earthshine.server.anthropic import MESSAGES
 from earthshine.server.api import Refused, Served
@@ -50,14 +50,18 @@ def chat(*messages, **fields):
 
 def anthropic(*messages, **fields):
     given = [{"role": role, "content": content} for role, content in messages]
-    return begin(MESSAGES, **({"max_tokens": 9, "messages": given} | fields)).turns[0]
+    return begin(MESSAGES, **({"max_tokens": 9, "messages": given} | fields)).requests[0]
 
 
 def calling(exchange, name, *arguments, end=True):
     """The events of an answer that calls a tool, and the whole."""
     start = ToolCallStart(0, f"functions.{name}:0", name)
     events = [start, *(ToolCallArguments(0, part) for part in arguments), *([ToolCallEnd(0)] if end else ())]
-    pieces = [Opened(11, 8), *(Said(0, [event]) for event in events), Ended(0, "tool_calls" if end else "length", 5, 2)]
+    pieces = [
+        Started(11, 8),
+        *(Delta(0, [event]) for event in events),
+        Ended(0, "tool_calls" if end else "length", 5, 2),
+    ]
     found = [event.data for piece in pieces for event in exchange.push(piece)]
     return found, exchange.whole()
 
@@ -77,7 +81,7 @@ def may_be_called(turn, name, arguments):
 
 class TestNamespaces:
     def test_inner_functions_are_declared_apart(self):
-        assert [tool["function"]["name"] for tool in respond(tools=LAMPS).turns[0].tools] == [
+        assert [tool["function"]["name"] for tool in respond(tools=LAMPS).requests[0].tools] == [
             "mcp__lamp__view",
             "mcp__buoy__view",
         ]
@@ -95,7 +99,7 @@ class TestNamespaces:
         call = {"type": "function_call", "call_id": "c", "name": "view", "namespace": "mcp__lamp", "arguments": "{}"}
         turn = respond(
             tools=LAMPS, input=[call], tool_choice={"type": "function", "name": "view", "namespace": "mcp__buoy"}
-        ).turns[0]
+        ).requests[0]
         assert turn.prompt[0]["tool_calls"][0]["function"]["name"] == "mcp__lamp__view"
         assert turn.tool_choice == ToolChoice("named", "mcp__buoy__view")
 
@@ -109,21 +113,21 @@ class TestCustom:
         tool = PATCH | {"format": {"type": "grammar", **GRAMMAR}}
         nested = {"type": "custom", "custom": {**PATCH, "format": {"type": "grammar", "grammar": GRAMMAR}}}
         for exchange in (respond(tools=[tool]), chat(tools=[nested])):
-            function = exchange.turns[0].tools[0]["function"]
+            function = exchange.requests[0].tools[0]["function"]
             assert function["parameters"]["required"] == ["input"]
             assert function["parameters"]["properties"] == {"input": {"type": "string"}}
             assert GRAMMAR["definition"] in function["description"]
-            assert exchange.turns[0].unenforced == ["patch"]
+            assert exchange.requests[0].unenforced == ["patch"]
 
     def test_a_regex_binds_the_text_of_a_call(self):
         form = {"type": "grammar", "syntax": "regex", "definition": "[+-] (one|two)"}
-        turn = respond(tools=[PATCH | {"format": form}], **NO_THOUGHT).turns[0]
+        turn = respond(tools=[PATCH | {"format": form}], **NO_THOUGHT).requests[0]
         nested = {**PATCH, "format": {"type": "grammar", "grammar": form}}
-        assert turn.tools == chat(tools=[{"type": "custom", "custom": nested}]).turns[0].tools
+        assert turn.tools == chat(tools=[{"type": "custom", "custom": nested}]).requests[0].tools
         assert not turn.unenforced
         for text, allowed in (("+ one", True), ("- two", True), ("+ one more", False), ("say + one", False)):
             assert may_be_called(turn, "patch", json.dumps({"input": text}, separators=(",", ":"))) is allowed, text
-        free = respond(tools=[PATCH], **NO_THOUGHT).turns[0]
+        free = respond(tools=[PATCH], **NO_THOUGHT).requests[0]
         assert may_be_called(free, "patch", '{"input":"say + one"}')
 
     @pytest.mark.parametrize(
@@ -140,7 +144,7 @@ class TestCustom:
     def test_a_regex_that_can_not_be_read_is_refused(self):
         form = {"type": "grammar", "syntax": "regex", "definition": "(one"}
         with pytest.raises(TextError, match="patch"):
-            PROMPTS.prepare(respond(tools=[PATCH | {"format": form}]).turns[0])
+            PROMPTS.prepare(respond(tools=[PATCH | {"format": form}]).requests[0])
 
     @pytest.mark.parametrize(
         ("arguments", "expected"),
@@ -164,11 +168,11 @@ class TestCustom:
     def test_history(self):
         call = {"type": "custom_tool_call", "call_id": "c", "name": "patch", "input": '+ "a"'}
         output = {"type": "custom_tool_call_output", "call_id": "c", "output": "done"}
-        asked, answered = respond(input=[call, output]).turns[0].prompt
+        asked, answered = respond(input=[call, output]).requests[0].prompt
         assert json.loads(asked["tool_calls"][0]["function"]["arguments"]) == {"input": '+ "a"'}
         assert answered == {"role": "tool", "tool_call_id": "c", "content": "done"}
         given = {"id": "c", "type": "custom", "custom": {"name": "patch", "input": '+ "a"'}}
-        found = chat({"role": "assistant", "tool_calls": [given]}).turns[0].prompt[1]["tool_calls"]
+        found = chat({"role": "assistant", "tool_calls": [given]}).requests[0].prompt[1]["tool_calls"]
         assert found == asked["tool_calls"]
 
 
@@ -177,7 +181,7 @@ class Left(Echo):
 
     def __init__(self, body, served):
         super().__init__(body, served)
-        self.turns = [replace(turn, left_out=("web_search",), unenforced=("patch",)) for turn in self.turns]
+        self.requests = [replace(each, left_out=("web_search",), unenforced=("patch",)) for each in self.requests]
 
 
 class TestLeftOut:
@@ -192,11 +196,11 @@ class TestLeftOut:
 
     def test_tools_that_nobody_runs_are_named_for_the_log(self):
         hosted = [{"type": "web_search"}, {"type": "image_generation"}, {"type": "local_shell"}, PATCH]
-        turn = respond(tools=hosted).turns[0]
+        turn = respond(tools=hosted).requests[0]
         assert turn.left_out == ["web_search", "image_generation", "local_shell"]
         assert len(turn.tools) == 1
         built_in = {"type": "builtin_function", "function": {"name": "$web_search"}}
-        assert chat(tools=[built_in]).turns[0].left_out == ["builtin_function"]
+        assert chat(tools=[built_in]).requests[0].left_out == ["builtin_function"]
         theirs = [{"type": "bash_20250124", "name": "bash"}, {"type": "mcp_toolset", "mcp_server_name": "x"}]
         assert anthropic(("user", "Hi"), tools=theirs).left_out == ["bash_20250124", "mcp_toolset"]
 
@@ -221,7 +225,7 @@ class TestUnread:
         call = {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "view"}}]}
         result = {"role": "tool", "tool_call_id": "c", "content": [PICTURE]}
         of_result = {"role": "user", "content": [PICTURE]}
-        found = chat(past, call, result, of_result).turns[0].prompt
+        found = chat(past, call, result, of_result).requests[0].prompt
         assert [message["content"] for message in found[1:]] == [f"{MARK}?", None, MARK, MARK]
 
     def test_newest_message_is_refused_in_openais_apis(self):
@@ -238,7 +242,7 @@ class TestUnread:
             {"type": "web_search_call", "id": "w"},
             {"type": "compaction", "encrypted_content": "eA=="},
         ]
-        shell, listed, _, shot, search, compacted = respond(input=given).turns[0].prompt
+        shell, listed, _, shot, search, compacted = respond(input=given).requests[0].prompt
         assert shell["tool_calls"][0]["function"] == {"name": "local_shell", "arguments": '{"command": ["ls"]}'}
         assert listed["content"] == 'a.png\n{"exit": 0}'
         assert shot["content"].startswith("[shot: left out")

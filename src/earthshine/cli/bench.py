@@ -227,7 +227,7 @@ def _layer_seconds(threads: int, memory_read: float) -> list[float]:
         session = model.session()
         session.sync(list(range(5, 21)))
         seconds, last = [], time.perf_counter()
-        for _ in session.generate(SamplingParams(max_tokens=_LAYER_TOKENS, ignore_stop=True)):
+        for _ in session.generate(SamplingParams(max_tokens=_LAYER_TOKENS, ignore_eos=True)):
             now = time.perf_counter()
             seconds.append(now - last)
             last = now

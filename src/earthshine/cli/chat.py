@@ -7,7 +7,7 @@ and left out of a pipe. What a model writes is untrusted: control characters nev
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from earthshine.cli.options import Holding, read_text, standard_input
@@ -69,7 +69,7 @@ def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) 
 def _open(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> "Conversation":
     folder, tokenizer = find_readable(model)
     template = load_template(folder)
-    params = SamplingParams(**sampling_defaults(folder) | sampling)
+    params = replace(sampling_defaults(folder), **sampling)
     model_in_use = options.holding.load(folder)
     return Conversation(model_in_use, tokenizer, template, options, params)
 

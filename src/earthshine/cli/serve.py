@@ -77,10 +77,11 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
         loaded = options.holding.load(folder)
         try:
             engine = Engine(loaded, engine_options)
-            replies = _replies(loaded, folder, engine, tokenizer, template)
+            replies = _replies(loaded, engine, tokenizer, template)
             thinks = template is not None and _thinks(tokenizer, template)
             keeps = template is not None and template.can_preserve_thinking
-            served = Served(names, int(time.time()), engine.context_tokens, thinks, keeps, tokenizer.decode)
+            defaults = sampling_defaults(folder)
+            served = Served(names, int(time.time()), engine.context_tokens, thinks, keeps, tokenizer.decode, defaults)
             service = _service(replies, engine, served, access, options)
             service.tls = tls
             address = _address(options.listen, bound.getsockname()[1])
@@ -122,12 +123,9 @@ def _names(given: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     return (re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:128] or "model",)
 
 
-def _replies(
-    loaded: LoadedModel, folder: Path, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate | None
-) -> Replies:
+def _replies(loaded: LoadedModel, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate | None) -> Replies:
     spec = loaded.spec
-    defaults = sampling_defaults(folder)
-    prompts = Prompts(tokenizer, template, defaults, spec.vocab_size, spec.stop_tokens, engine.context_tokens)
+    prompts = Prompts(tokenizer, template, spec.vocab_size, spec.stop_tokens, engine.context_tokens)
     return Replies(engine, tokenizer, prompts)
 
 

@@ -16,7 +16,8 @@ from earthshine.engine.request import (
     Sink,
     TokenEvent,
 )
-from earthshine.engine.sampling import Sampled, Sampler, SamplingParams
+from earthshine.engine.sampling import Sampled, Sampler
+from earthshine.engine.sampling_params import SamplingParams
 from earthshine.engine.session import Event, Session, Synced
 from earthshine.engine.step import Model, PagedStates, StepRow, step
 

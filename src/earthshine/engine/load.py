@@ -16,6 +16,7 @@ from torch import Tensor
 
 from earthshine import kernels
 from earthshine.engine.ceiling import Ceiling
+from earthshine.engine.sampling_params import SamplingParams
 from earthshine.engine.session import Session
 from earthshine.engine.sizes import stored_sizes
 from earthshine.errors import CheckpointError, UsageError
@@ -231,14 +232,14 @@ def read_trunk(checkpoint: Checkpoint, dtype: torch.dtype, manifest: Manifest | 
     return trunk
 
 
-def sampling_defaults(folder: Path) -> dict[str, float]:
+def sampling_defaults(folder: Path) -> SamplingParams:
     """`temperature` and `top_p` that the publisher recommends in generation_config.json; greedy where it says nothing.
 
     Raises CheckpointError for a file that is no JSON object of at most 1 MiB with sensible numbers there.
     """
     path = folder / "generation_config.json"
     if not os.path.lexists(path):
-        return {"temperature": 0.0}
+        return SamplingParams(temperature=0.0)
     real = resolve_in(folder, path.name, CheckpointError)
     found = parse_object(read_file(real, str(path), _MAX_DEFAULTS_BYTES, CheckpointError), str(path), CheckpointError)
     chosen = {key: found[key] for key in ("temperature", "top_p") if found.get(key) is not None}
@@ -247,5 +248,6 @@ def sampling_defaults(folder: Path) -> dict[str, float]:
         if type(value) not in (int, float) or not 0 <= value <= most or (key == "top_p" and value == 0):
             raise CheckpointError(f"{path} gives {shown(value)} as {key}; it must be a number up to {most}.")
     if found.get("do_sample") is False:
-        return {"temperature": 0.0}
-    return {"temperature": 0.0 if "top_p" not in chosen else 1.0} | {k: float(v) for k, v in chosen.items()}
+        return SamplingParams(temperature=0.0)
+    temperature = chosen.get("temperature", 1.0 if "top_p" in chosen else 0.0)
+    return SamplingParams(temperature=float(temperature), top_p=float(chosen.get("top_p", 1.0)))

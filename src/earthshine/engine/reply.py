@@ -36,7 +36,9 @@ class Reply:
         self._keys = PageKeys(request.tenant, page_tokens)
         self._page_tokens, self._stops = page_tokens, stops
         self._sampler: Sampler | None = None
-        self._scored = 0 if request.prompt_logprobs is not None else self.n_prompt  # tokens whose scores are told
+        self._scored = (
+            0 if request.params.prompt_logprobs is not None else self.n_prompt
+        )  # tokens whose scores are told
 
     @property
     def order(self) -> tuple[int, int]:
@@ -75,7 +77,7 @@ class Reply:
         Model.logits."""
         if not self.scoring:
             return
-        alternatives, last = self.request.prompt_logprobs or 0, min(start + len(hidden), self.n_prompt - 1)
+        alternatives, last = self.request.params.prompt_logprobs or 0, min(start + len(hidden), self.n_prompt - 1)
         for begin in range(max(start, self._scored), last, SCORE_ROWS):  # one that gave way was told some already
             end = min(begin + SCORE_ROWS, last)
             rows = logits(hidden[begin - start : end - start]).log_softmax(-1)
@@ -94,7 +96,7 @@ class Reply:
         self.tokens.append(sampled.token)
         self.said_at = time.monotonic()
         params = self.request.params
-        if not params.ignore_stop and (sampled.token in self._stops or sampled.token in params.stop_tokens):
+        if not params.ignore_eos and (sampled.token in self._stops or sampled.token in params.stop_token_ids):
             self.finish(Finished("stop", sampled.token))
             return
         self._tell(TokenEvent(sampled.token, sampled.logprob, sampled.top))

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from earthshine.engine.sampling import SamplingParams
+from earthshine.engine.sampling_params import SamplingParams
 from earthshine.errors import EarthshineError
 
 
@@ -28,15 +28,14 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One reply to compute. `tenant` separates caches: only requests of the same one share pages; `priority`: lower
-    comes first; `prompt_logprobs`: so many alternatives are reported for every token of the prompt but the first."""
+    """One choice to compute. `params.n` and `params.stop` are the submitter's business. `tenant` separates caches: only
+    requests of the same tenant share pages; `priority`: lower comes first."""
 
     tokens: Sequence[int]
     params: SamplingParams
     tenant: str = ""
     priority: int = 0
     constraint: Constraint | None = None
-    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

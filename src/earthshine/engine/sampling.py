@@ -8,7 +8,6 @@ are the model's own, before any of these. Refuses logits that are not numbers.
 import math
 import secrets
 import struct
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -16,58 +15,10 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from earthshine.engine.sampling_params import SamplingParams
 from earthshine.errors import EarthshineError, UsageError
 
-MOST_LOGPROBS = 20
-_LARGEST = sys.float_info.max
 _NUCLEUS_FIRST = 1024  # tokens sorted before a whole vocabulary is; nearly every nucleus lies within
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How to choose tokens and when to stop. Raises UsageError for a value without meaning."""
-
-    temperature: float = 1.0  # 0: the most likely token, the lower id among equals
-    top_p: float = 1.0
-    top_k: int = 0  # 0: all; tokens as likely as the last one kept are kept too
-    min_p: float = 0.0  # of the most likely token's probability
-    presence_penalty: float = 0.0  # off the logit of each token generated so far
-    frequency_penalty: float = 0.0  # the same, times how often it was generated
-    repetition_penalty: float = 1.0  # of tokens in the prompt or generated: divides positive logits, multiplies others
-    seed: int | None = None  # None: another stream each time
-    logprobs: int | None = None  # alternatives to report
-    stop_tokens: tuple[int, ...] = ()  # in addition to the model's own
-    max_tokens: int | None = None  # None: until the context is full
-    ignore_stop: bool = False  # the model's stop tokens and these do not end generation
-    logit_bias: tuple[tuple[int, float], ...] = ()  # (id, added to its logit)
-
-    def __post_init__(self) -> None:
-        _require_number("temperature", self.temperature, 0)
-        _require_number("top_p", self.top_p, 0, 1)
-        if self.top_p == 0:
-            raise UsageError("top_p must be above 0; a temperature of 0 chooses the most likely token.")
-        _require_integer("top_k", self.top_k, 0)
-        _require_number("min_p", self.min_p, 0, 1)
-        _require_number("presence_penalty", self.presence_penalty, -2, 2)
-        _require_number("frequency_penalty", self.frequency_penalty, -2, 2)
-        _require_number("repetition_penalty", self.repetition_penalty, 0)
-        if self.repetition_penalty == 0:
-            raise UsageError("repetition_penalty must be above 0; 1 turns it off.")
-        if self.seed is not None:
-            _require_integer("seed", self.seed, -(1 << 63), (1 << 63) - 1)
-        if self.logprobs is not None:
-            _require_integer("logprobs", self.logprobs, 0, MOST_LOGPROBS)
-        if self.max_tokens is not None:
-            _require_integer("max_tokens", self.max_tokens, 1)
-        for token in self.stop_tokens:
-            _require_integer("a stop token", token, 0)
-        for token, bias in self.logit_bias:
-            _require_integer("a token of logit_bias", token, 0)
-            _require_number("logit_bias", bias, -100, 100)
-
-    @property
-    def penalizes(self) -> bool:
-        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +78,10 @@ class Sampler:
         bias = self.params.logit_bias
         if not bias:
             return logits
-        ids = torch.tensor([token for token, _ in bias])
+        ids = torch.tensor(list(bias))
         if int(ids.max()) >= len(logits):
             raise UsageError(f"logit_bias names token {int(ids.max())}; this vocabulary ends at {len(logits) - 1}.")
-        return logits.index_add(0, ids, torch.tensor([float(value) for _, value in bias]))
+        return logits.index_add(0, ids, torch.tensor([float(value) for value in bias.values()]))
 
     @staticmethod
     def _allowed(logits: Tensor, allowed: Tensor | None) -> Tensor:
@@ -193,15 +144,3 @@ def most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
     ids = (logprobs >= least).nonzero()[:, 0]
     ids = ids[logprobs[ids].sort(descending=True, stable=True).indices][:count]
     return tuple(zip(ids.tolist(), logprobs[ids].tolist(), strict=True))
-
-
-def _require_number(name: str, value: float, least: float, most: float = _LARGEST) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        span = f"between {least} and {most}" if most < _LARGEST else f"{least} or more"
-        raise UsageError(f"{name} must be a number {span}, not {value!r}.")
-
-
-def _require_integer(name: str, value: int, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        span = f"between {least} and {most}" if most is not None else f"{least} or more"
-        raise UsageError(f"{name} must be a whole number {span}, not {value!r}.")

@@ -15,7 +15,8 @@ from torch import Tensor
 from earthshine.engine.ceiling import WATCHED_ROWS, Ceiling
 from earthshine.engine.reply import SCORE_ROWS
 from earthshine.engine.request import Finished, TokenEvent
-from earthshine.engine.sampling import Sampler, SamplingParams
+from earthshine.engine.sampling import Sampler
+from earthshine.engine.sampling_params import SamplingParams
 from earthshine.engine.step import Model, StepRow, step
 from earthshine.errors import BlobError, CheckpointError, ContextError, UsageError
 from earthshine.kv import BlobHeader, BlobLayout, KVBlob, PagePool, Timeline, common_prefix
@@ -164,7 +165,7 @@ class Session:
 
     def _events(self, params: SamplingParams, turn: int) -> Iterator[Event]:
         sampler = Sampler(params, self._tokens)
-        stops = set() if params.ignore_stop else {*params.stop_tokens, *self._spec.stop_tokens}
+        stops = set() if params.ignore_eos else {*params.stop_token_ids, *self._spec.stop_tokens}
         produced = 0
         while params.max_tokens is None or produced < params.max_tokens:
             if turn != self._turn:

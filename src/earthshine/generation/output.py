@@ -14,7 +14,7 @@ from typing import Literal
 from earthshine.engine import Admitted, Finished, PromptScores, TokenEvent
 from earthshine.errors import TextError
 from earthshine.generation.prompts import Prepared
-from earthshine.generation.request import Ended, Piece, Said, Scored
+from earthshine.generation.request import Delta, Ended, Piece, Scored
 from earthshine.text import (
     Content,
     Detokenizer,
@@ -51,17 +51,17 @@ class Choice:
 
     def __init__(self, number: int, prepared: Prepared, tokenizer: Tokenizer) -> None:
         self.number, self.ended = number, False
-        self._prepared, self._turn, self._tokenizer = prepared, prepared.turn, tokenizer
+        self._prepared, self._params, self._tokenizer = prepared, prepared.params, tokenizer
         self._parser: RegionParser | _PlainText = _PlainText(tokenizer)
         if prepared.regions:
             self._parser = RegionParser(tokenizer, thinking=prepared.thinking, calls=prepared.calls)
-        self._stops = StopStrings(prepared.turn.stop)
+        self._stops = StopStrings(prepared.params.stop)
         self._heard = self._shown = 0  # characters of content: written by the model, and told
         self._waiting: deque[tuple[int, int, Scored]] = deque()  # content before and after a token; its score
         self._thoughts: list[str] | None = []  # None once there was anything else
         self._n_tokens = self._n_reasoning = self._n_calls = 0
         self._prompt: list[Scored] = []
-        self._events: list[Event] = []  # these two are the next Said
+        self._events: list[Event] = []  # these two are the next Delta
         self._scores: list[Scored] = []
         self._pieces: list[Piece] = []
         self._last: Ended | None = None
@@ -71,7 +71,7 @@ class Choice:
         self._release()
         pieces, self._pieces = self._pieces, []
         if self._events or self._scores:
-            pieces.append(Said(self.number, self._events, self._scores))
+            pieces.append(Delta(self.number, self._events, self._scores))
             self._events, self._scores = [], []
         if self._last is not None:
             pieces.append(self._last)
@@ -81,7 +81,7 @@ class Choice:
     def push(self, event: Admitted | PromptScores | TokenEvent | Finished) -> None:
         """The engine's next event, until `ended`. No cancellation: whoever cancels reads no further."""
         if isinstance(event, Admitted):
-            if self._turn.prompt_logprobs is None or len(self._prepared.tokens) == 1:
+            if self._params.prompt_logprobs is None or len(self._prepared.tokens) == 1:
                 self._tell_prompt()
         elif isinstance(event, PromptScores):
             self._prompt += [self._scored(score) for score in event.scores]
@@ -96,12 +96,12 @@ class Choice:
 
     def _tell_prompt(self) -> None:
         first, text, scores = self._prepared.tokens[0], self._prepared.prompt_text, self._prompt
-        if self._turn.prompt_logprobs is not None:
+        if self._params.prompt_logprobs is not None:
             scores = [Scored(first, self._raw(first), None), *scores]
         if text or scores:
-            self._pieces.append(Said(self.number, [Content(text)] if text else [], scores))
+            self._pieces.append(Delta(self.number, [Content(text)] if text else [], scores))
         self._prompt = []
-        if self._prepared.prompt_only:
+        if self._prepared.request.prompt_only:
             self._end("length")
 
     def _token(self, event: TokenEvent) -> None:
@@ -109,7 +109,7 @@ class Choice:
         self._n_tokens += 1
         self._n_reasoning += self._parser.thinking
         self._hear(() if stops else self._parsed(event.token))
-        if self._turn.logprobs is not None:
+        if self._params.logprobs is not None:
             self._waiting.append((before, self._heard, self._scored(event)))
         if stops:
             self._finish("stop")
@@ -145,7 +145,7 @@ class Choice:
         text, met = self._stops.push(text)
         self._show(text)
         if met:
-            self._show(self._stops.met if self._turn.keep_stop else "")
+            self._show(self._stops.met if self._params.include_stop_str_in_output else "")
             self._end("stop", self._stops.met)
 
     def _other(self, event: Event) -> None:
@@ -157,7 +157,7 @@ class Choice:
         self._emit(event)
         if isinstance(event, ToolCallEnd):
             self._n_calls += 1
-            if not self._turn.parallel_calls:
+            if not self._prepared.request.parallel_tool_calls:
                 self._end("tool_calls")
 
     def _show(self, text: str) -> None:

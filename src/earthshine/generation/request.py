@@ -1,13 +1,14 @@
 """A request in no API's words, and the pieces of its answer.
 
-Each API translates its own request to a `Turn`, and pieces to its own events. Between them stands one implementation of
-everything else.
+Each API translates its own request to a `GenerationRequest`, and pieces to its own events. Between them stands one
+implementation of everything else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from earthshine.engine import SamplingParams
 from earthshine.text import Event as TextEvent
 
 Messages = list[dict[str, Any]]  # in OpenAI's form, as text.ChatTemplate takes them
@@ -32,31 +33,28 @@ class Format:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What is to be answered. `prompt`: messages, or for plain completions a text or token ids. `tools` have OpenAI's
-    form, {"type": "function", "function": {"name", "description", "parameters", "strict"}}. `sampling` holds fields of
-    engine.SamplingParams that were given; the model's own defaults fill the rest. `user` and `salt` name the cache that
-    may be shared: `user` comes from the API key, `salt` from the request. `left_out`: types of tools that the
-    client gave and that can't be run; `unenforced`: tools whose grammar the model is told of only; both for the log."""
+class GenerationRequest:
+    """What is to be answered, and how.
+
+    `prompt`: messages; or a text or token ids, which are completed. `tools` have OpenAI's form, {"type": "function",
+    "function": {"name", "description", "parameters", "strict"}}. `left_out`: types of tools that the client gave and
+    that can't be run; `unenforced`: tools whose grammar the model is only told of; both for the log.
+    """
 
     prompt: Messages | str | list[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
     tools: Sequence[dict[str, Any]] = ()
     tool_choice: ToolChoice = ToolChoice()
-    parallel_calls: bool = True
+    parallel_tool_calls: bool = True
     thinking: bool | None = None
     preserve_thinking: bool = False
-    thought_tokens: int | None = None  # at most, where the reply has a thought
-    prefill: bool = False  # the last message is the assistant's and is to be continued
+    thinking_tokens: int | None = None  # at most, where the answer has a thought
+    continue_final_message: bool = False  # the last message is the assistant's and is to be continued
     format: Format | None = None
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    stop: Sequence[str] = ()
-    keep_stop: bool = False  # the stop string stays in the text
-    n: int = 1
-    priority: int = 0
-    salt: str = ""
-    echo: bool = False  # plain completions: the prompt comes first
-    logprobs: int | None = None  # alternatives for each token, 0 for the chosen one's alone
-    prompt_logprobs: int | None = None  # for each token of the prompt
+    priority: int = 0  # lower comes first
+    cache_salt: str = ""  # requests with another salt share no pages
+    echo: bool = False  # completions: the prompt comes first
+    prompt_only: bool = False  # with echo: nothing is generated
     left_out: Sequence[str] = ()
     unenforced: Sequence[str] = ()
 
@@ -72,7 +70,7 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class Started:
     """The first piece: prompts are admitted. `cached_tokens` of `prompt_tokens` were found and not computed."""
 
     prompt_tokens: int
@@ -80,7 +78,7 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Delta:
     """More of choice `choice`: events of its text, and its tokens where log-probabilities were asked for."""
 
     choice: int
@@ -100,4 +98,4 @@ class Ended:
     stop_text: str | None = None
 
 
-Piece = Opened | Said | Ended
+Piece = Started | Delta | Ended

@@ -4,6 +4,7 @@ Knows no event loop, so that the HTTP server and `LLM` share it: whoever submits
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from earthshine.engine import Admitted, Failed, Finished, ReplyEvent, Request, S
 from earthshine.errors import OverloadError
 from earthshine.generation.output import Choice
 from earthshine.generation.prompts import Prepared
-from earthshine.generation.request import Opened, Piece
+from earthshine.generation.request import Piece, Started
 from earthshine.text import Tokenizer
 
 _RETRY_SECONDS = 10
@@ -40,12 +41,10 @@ class Submission:
 
     def add(self, prepared: Prepared, tenant: str = "") -> range:
         """Submit a request's choices; their numbers. Raises as the engine's `submit`."""
-        turn, first = prepared.turn, len(self._choices)
-        for params in prepared.params:
-            number = len(self._choices)
-            request = Request(
-                prepared.tokens, params, tenant, turn.priority, prepared.constraint(), turn.prompt_logprobs
-            )
+        first, params = len(self._choices), prepared.params
+        for choice in range(params.n):
+            number, own = first + choice, replace(params, seed=params.choice_seed(choice))
+            request = Request(prepared.tokens, own, tenant, prepared.request.priority, prepared.constraint())
             self._choices.append((Choice(number, prepared, self._tokenizer), prepared))
             self.live[number] = self._engine.submit(request, partial(self._put, number))
         return range(first, len(self._choices))
@@ -68,7 +67,7 @@ class Submission:
                 raise OverloadError("The engine was closed before the request finished.", _RETRY_SECONDS)
             if isinstance(event, Admitted) and prepared not in self._admitted:
                 self._admitted.add(prepared)  # the other choices share what this one has computed
-                found.append(Opened(len(prepared.tokens), event.reused))
+                found.append(Started(len(prepared.tokens), event.reused))
             choice.push(event)
         for number in dict.fromkeys(number for number, _ in events):
             choice = self._choices[number][0]

@@ -4,13 +4,14 @@ An exchange does no input or output and never waits, so each API is tested witho
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel
 
+from earthshine.engine import SamplingParams
 from earthshine.errors import EarthshineError
-from earthshine.generation.request import Piece, Turn
+from earthshine.generation.request import GenerationRequest, Piece
 
 Kind = Literal[
     "invalid",  # 400: the request has no meaning; the message says what to change
@@ -61,6 +62,7 @@ class Served:
     thinks: bool
     can_preserve_thinking: bool
     decode: Callable[[Sequence[int]], str]  # token ids to text, for prompts that came as ids
+    defaults: SamplingParams = field(default_factory=SamplingParams)  # where a request says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,9 @@ class ServerEvent:
 
 
 class Exchange(Protocol):
-    """One request and its answer. Choices are numbered over all turns: those of a turn follow those of turns before."""
+    """A client's request and its answer. Choices are numbered over all of `requests`, in their order."""
 
-    turns: Sequence[Turn]
+    requests: Sequence[GenerationRequest]
     stream: bool
 
     def push(self, piece: Piece) -> list[ServerEvent]:
@@ -94,7 +96,7 @@ class Exchange(Protocol):
         ...
 
     def counted(self, tokens: Sequence[int]) -> dict[str, Any]:
-        """The answer of an API that only counts: tokens of each turn's prompt."""
+        """The answer of an API that only counts: tokens of each prompt."""
         ...
 
 

@@ -15,13 +15,13 @@ from typing import TypeVar
 from earthshine.engine import ReplyEvent
 from earthshine.errors import UsageError
 from earthshine.generation.prompts import Prepared, Prompts
-from earthshine.generation.request import Piece, Turn
+from earthshine.generation.request import GenerationRequest, Piece
 from earthshine.generation.submission import Computes, Submission
 from earthshine.text import Tokenizer
 
 MOST_SCORES = 1 << 19  # tokens of prompts, alternatives included, that one request may ask to be told
 _THREADS = 2  # that make prompts; tokenizing is bound by one core each
-_BATCH = 64  # events that are dealt with before anything else on the event loop has its turn
+_BATCH = 64  # events that are dealt with before anything else on the event loop has its request
 _T = TypeVar("_T")
 
 
@@ -36,23 +36,23 @@ class Replies:
         """Ends the threads; prompts that wait for one are given up."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def count(self, turns: Sequence[Turn]) -> list[int]:
-        """Tokens of each turn's prompt; nothing is computed. Raises TextError, UsageError and Refused."""
-        return await self._beside(lambda: [self._prompts.count(turn) for turn in turns])
+    async def count(self, requests: Sequence[GenerationRequest]) -> list[int]:
+        """Tokens of each request's prompt; nothing is computed. Raises TextError, UsageError and Refused."""
+        return await self._beside(lambda: [self._prompts.count(request) for request in requests])
 
-    async def answer(self, turns: Sequence[Turn], user: str) -> AsyncGenerator[Piece]:
-        """The pieces of all turns' replies as they come: an Opened for each turn, an Ended for each choice.
+    async def answer(self, requests: Sequence[GenerationRequest], user: str) -> AsyncGenerator[Piece]:
+        """The pieces of all requests' replies as they come: an Started for each request, an Ended for each choice.
 
-        `user` and each turn's salt name the cache. Closing the iterator, or cancelling the task that waits for it,
+        `user` and each request's salt name the cache. Closing the iterator, or cancelling the task that waits for it,
         ends what is computed. Raises Refused or another EarthshineError, also between pieces.
         """
-        prepared = await self._beside(lambda: [self._prompts.prepare(turn) for turn in turns])
+        prepared = await self._beside(lambda: [self._prompts.prepare(request) for request in requests])
         _require_few_scores(prepared)
         mailbox = _Mailbox(asyncio.get_running_loop())
         submission = Submission(self._engine, self._tokenizer, mailbox.put)
         try:
             for one in prepared:
-                submission.add(one, _tenant(user, one.turn.salt))
+                submission.add(one, _tenant(user, one.request.cache_salt))
             while submission.live:
                 for piece in submission.pieces(await mailbox.take()):
                     yield piece
@@ -99,9 +99,9 @@ def _tenant(user: str, salt: str) -> str:
 
 def _require_few_scores(prepared: Sequence[Prepared]) -> None:
     asked = sum(
-        len(one.tokens) * one.turn.n * (1 + (one.turn.prompt_logprobs or 0))
+        len(one.tokens) * one.params.n * (1 + (one.params.prompt_logprobs or 0))
         for one in prepared
-        if one.turn.echo or one.turn.prompt_logprobs is not None
+        if one.request.echo or one.params.prompt_logprobs is not None
     )
     if asked > MOST_SCORES:
         raise UsageError(

@@ -1,6 +1,7 @@
-"""Turns to pieces, with an engine that follows a script and gleam's real tokenizer and template."""
+"""Requests to pieces, with an engine that follows a script and gleam's real tokenizer and template."""
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import pytest
 
 import earthshine
+from earthshine.engine import SamplingParams
 from earthshine.generation.prompts import Prompts
-from earthshine.generation.request import Ended, Said, Scored, Turn
+from earthshine.generation.request import Delta, Ended, GenerationRequest, Scored
 from earthshine.server.replies import Replies
 from earthshine.text import (
     ChatTemplate,
@@ -48,6 +50,15 @@ def template() -> ChatTemplate:
     return load_template(GLEAM)
 
 
+_SAMPLING = {each.name for each in dataclasses.fields(SamplingParams)}
+
+
+def wanted(prompt: Any, **fields: Any) -> GenerationRequest:
+    """A greedy request; `fields` are those of GenerationRequest and of SamplingParams."""
+    sampling = {name: fields.pop(name) for name in list(fields) if name in _SAMPLING}
+    return GenerationRequest(prompt, SamplingParams(**({"temperature": 0.0} | sampling)), **fields)
+
+
 class Asker:
     """Asks Replies with an engine that answers as told; all that was started is ended with the test."""
 
@@ -68,9 +79,7 @@ class Asker:
 
     def replies(self, **changed: Any) -> Replies:
         facts = {"vocab_size": VOCAB, "stop_tokens": (END,), "context_tokens": CONTEXT} | changed
-        return Replies(
-            self.engine, self.tokenizer, Prompts(self.tokenizer, self.template, {"temperature": 0.0}, **facts)
-        )
+        return Replies(self.engine, self.tokenizer, Prompts(self.tokenizer, self.template, **facts))
 
     def with_replies(self, work: Callable[[Replies], Awaitable[Any]], **changed: Any) -> Any:
         async def run() -> Any:
@@ -82,9 +91,9 @@ class Asker:
 
         return asyncio.run(run())
 
-    def __call__(self, *turns: Turn, user: str = "", **changed: Any) -> list[Any]:
+    def __call__(self, *requests: GenerationRequest, user: str = "", **changed: Any) -> list[Any]:
         async def work(replies: Replies) -> list[Any]:
-            return [piece async for piece in replies.answer(turns, user)]
+            return [piece async for piece in replies.answer(requests, user)]
 
         return self.with_replies(work, **changed)
 
@@ -98,13 +107,13 @@ def asker(tokenizer: Tokenizer, template: ChatTemplate) -> Iterator[Asker]:
 
 
 def joined(pieces: list[Any], kind: type = Content, choice: int = 0) -> str:
-    said = [piece for piece in pieces if isinstance(piece, Said) and piece.choice == choice]
+    said = [piece for piece in pieces if isinstance(piece, Delta) and piece.choice == choice]
     return "".join(event.text for piece in said for event in piece.events if isinstance(event, kind))
 
 
 def events(pieces: list[Any]) -> list[Any]:
     """All events, arguments joined."""
-    return [event for piece in pieces if isinstance(piece, Said) for event in piece.events]
+    return [event for piece in pieces if isinstance(piece, Delta) for event in piece.events]
 
 
 def ended(pieces: list[Any], choice: int = 0) -> Ended:
@@ -113,4 +122,4 @@ def ended(pieces: list[Any], choice: int = 0) -> Ended:
 
 
 def scores(pieces: list[Any]) -> list[Scored]:
-    return [score for piece in pieces if isinstance(piece, Said) for score in piece.tokens]
+    return [score for piece in pieces if isinstance(piece, Delta) for score in piece.tokens]

@@ -9,38 +9,38 @@ import pytest
 
 from earthshine.engine import Failed, Finished
 from earthshine.errors import ContextError, EarthshineError, OverloadError, TextError, UsageError
-from earthshine.generation.request import Turn
+from earthshine.generation.request import GenerationRequest
 from earthshine.server import replies as replies_module
 from earthshine.server.replies import Replies
 
 from ..fake_engine import HOLD
-from .conftest import END, HELLO, VOCAB, ended, joined
+from .conftest import END, HELLO, VOCAB, ended, joined, wanted
 
 
 class TestRefusals:
     def test_beyond_the_context(self, asker):
         n_prompt = len(asker.template.encode(asker.tokenizer, HELLO))
         with pytest.raises(ContextError, match=f"context length is {n_prompt} tokens; the prompt has {n_prompt}"):
-            asker(Turn(HELLO), context_tokens=n_prompt)
+            asker(wanted(HELLO), context_tokens=n_prompt)
         asker.says([END])
-        assert ended(asker(Turn(HELLO), context_tokens=n_prompt + 1)).completion_tokens == 1
+        assert ended(asker(wanted(HELLO), context_tokens=n_prompt + 1)).completion_tokens == 1
 
     @pytest.mark.parametrize(
-        "sampling", [{"temperature": -1}, {"max_tokens": 0}, {"stop_tokens": (VOCAB,)}, {"logit_bias": ((VOCAB, 1.0),)}]
+        "sampling", [{"temperature": -1}, {"max_tokens": 0}, {"stop_token_ids": (VOCAB,)}, {"logit_bias": {VOCAB: 1.0}}]
     )
     def test_sampling_without_meaning(self, asker, sampling):
         with pytest.raises(UsageError):
-            asker(Turn(HELLO, sampling=sampling))
+            asker(wanted(HELLO, **sampling))
         assert asker.engine.requests == []
 
     def test_messages_without_a_template(self, asker):
         asker.template = None
         with pytest.raises(UsageError, match="no chat template"):
-            asker(Turn(HELLO))
+            asker(wanted(HELLO))
 
     def test_malformed_messages(self, asker):
         with pytest.raises(TextError, match="tool_call_id"):
-            asker(Turn([{"role": "tool", "content": "x"}]))
+            asker(wanted([{"role": "tool", "content": "x"}]))
 
     def test_a_full_queue_cancels_what_was_asked_already(self, asker):
         def answer(request):
@@ -51,7 +51,7 @@ class TestRefusals:
         engine = asker.says()
         engine._answers = answer
         with pytest.raises(OverloadError):
-            asker(Turn(HELLO, n=4))
+            asker(wanted(HELLO, n=4))
         assert engine.idle()
         assert len(engine.cancelled) == 2
 
@@ -59,7 +59,7 @@ class TestRefusals:
         error = EarthshineError("The weights are damaged.")
         engine = asker.says([HOLD], [*asker.ids("</think>a"), Failed(error)])
         with pytest.raises(EarthshineError) as caught:
-            asker(Turn(HELLO, n=2))
+            asker(wanted(HELLO, n=2))
         assert caught.value is error
         assert engine.idle()
         assert len(engine.cancelled) == 1
@@ -67,16 +67,16 @@ class TestRefusals:
     def test_a_server_that_ends(self, asker):
         asker.says([*asker.ids("</think>a"), Finished("cancelled")])
         with pytest.raises(OverloadError, match="was closed before"):
-            asker(Turn(HELLO))
+            asker(wanted(HELLO))
 
 
 class TestCancellation:
     def test_the_client_leaves_at_any_piece(self, asker):
-        for n_pieces in range(1, 4):  # an Opened, and a Said for each choice
+        for n_pieces in range(1, 4):  # an Started, and a Delta for each choice
             engine = asker.says([*asker.ids("one</think>two"), HOLD], [*asker.ids("three"), HOLD])
 
             async def work(replies: Replies, n: int = n_pieces) -> None:
-                async with aclosing(replies.answer([Turn(HELLO, n=2)], "")) as pieces:
+                async with aclosing(replies.answer([wanted(HELLO, n=2)], "")) as pieces:
                     for _ in range(n):
                         await anext(pieces)
 
@@ -90,7 +90,7 @@ class TestCancellation:
 
         async def work(replies: Replies) -> None:
             async def read() -> None:
-                async for _ in replies.answer([Turn(HELLO)], ""):
+                async for _ in replies.answer([wanted(HELLO)], ""):
                     pass
 
             task = asyncio.ensure_future(read())
@@ -111,13 +111,13 @@ class TestCancellation:
         async def work(replies: Replies) -> None:
             prepare = replies._prompts.prepare
 
-            def slow(turn: Turn) -> Any:
+            def slow(turn: GenerationRequest) -> Any:
                 entered.set()
                 go_on.wait(5)
                 return prepare(turn)
 
             replies._prompts.prepare = slow
-            task = asyncio.ensure_future(anext(replies.answer([Turn(HELLO)], "")))
+            task = asyncio.ensure_future(anext(replies.answer([wanted(HELLO)], "")))
             while not entered.is_set():
                 await asyncio.sleep(0.001)  # the loop is free meanwhile
             task.cancel()
@@ -133,7 +133,7 @@ class TestCancellation:
 
         async def work(replies: Replies) -> list[Any]:
             pieces = []
-            async for piece in replies.answer([Turn(HELLO)], ""):
+            async for piece in replies.answer([wanted(HELLO)], ""):
                 if not pieces:
                     await asyncio.to_thread(engine.idle)
                 pieces.append(piece)
@@ -156,7 +156,7 @@ class TestCancellation:
                     turns += 1
                     await asyncio.sleep(0)
 
-            pieces = replies.answer([Turn(HELLO)], "")
+            pieces = replies.answer([wanted(HELLO)], "")
             await anext(pieces)
             await asyncio.to_thread(engine.idle)
             task = asyncio.ensure_future(other())

@@ -7,7 +7,7 @@ import pytest
 
 from earthshine.engine import Failed
 from earthshine.errors import EarthshineError, UsageError
-from earthshine.generation.request import Ended, Opened, Said, Turn
+from earthshine.generation.request import Delta, Ended, Started
 from earthshine.server.replies import Replies
 from earthshine.text import (
     ChatTemplate,
@@ -18,81 +18,81 @@ from earthshine.text import (
 )
 
 from ..fake_engine import HOLD, FakeEngine
-from .conftest import END, HELLO, SECTION, SECTION_END, TOOL, VOCAB, Asker, call, ended, events, joined, scores
+from .conftest import END, HELLO, SECTION, SECTION_END, TOOL, VOCAB, Asker, call, ended, events, joined, scores, wanted
 
 
 class TestAConversation:
     def test_a_thought_and_an_answer(self, asker):
         asker.says("A thought.</think>An answer.<|im_end|>never", reused=7)
-        pieces = asker(Turn(HELLO))
+        pieces = asker(wanted(HELLO))
         prompt = asker.template.encode(asker.tokenizer, HELLO)
         assert list(asker.engine.requests[0].tokens) == prompt
-        assert pieces[0] == Opened(len(prompt), 7)
+        assert pieces[0] == Started(len(prompt), 7)
         assert joined(pieces, Reasoning) == "A thought."
         assert joined(pieces) == "An answer."
         thought, answer = len(asker.ids("A thought.</think>")), len(asker.ids("An answer.<|im_end|>"))
         assert pieces[-1] == Ended(0, "stop", thought + answer, thought)
-        assert not any(piece.tokens for piece in pieces if isinstance(piece, Said))
+        assert not any(piece.tokens for piece in pieces if isinstance(piece, Delta))
 
     def test_without_thinking_all_is_content(self, asker):
         asker.says("An answer.<|im_end|>")
-        pieces = asker(Turn(HELLO, thinking=False))
+        pieces = asker(wanted(HELLO, thinking=False))
         assert joined(pieces) == "An answer."
         assert ended(pieces).reasoning_tokens == 0
 
     def test_a_lone_thought_is_given_as_content_too(self, asker):
         asker.says("Only a thought.<|im_end|>")
-        pieces = asker(Turn(HELLO))
+        pieces = asker(wanted(HELLO))
         assert joined(pieces, Reasoning) == joined(pieces) == "Only a thought."
         assert ended(pieces).reason == "stop"
 
     def test_but_not_where_the_thought_was_cut(self, asker):
         asker.says("Only a long thought.<|im_end|>")
-        pieces = asker(Turn(HELLO, sampling={"max_tokens": 2}))
+        pieces = asker(wanted(HELLO, max_tokens=2))
         assert joined(pieces, Reasoning)
         assert joined(pieces) == ""
         assert ended(pieces).reason == "length"
 
     def test_the_defaults_are_the_model_s_own_and_what_is_given_counts(self, asker):
         asker.says("x<|im_end|>")
-        asker(Turn(HELLO, sampling={"top_p": 0.5}))
+        asker(wanted(HELLO, top_p=0.5))
         params = asker.engine.requests[0].params
         assert (params.temperature, params.top_p, params.logprobs) == (0.0, 0.5, None)
 
     def test_max_tokens_is_cut_to_the_room(self, asker):
         n_prompt = len(asker.template.encode(asker.tokenizer, HELLO))
         asker.says([100] * 50)
-        pieces = asker(Turn(HELLO, sampling={"max_tokens": 1000}), context_tokens=n_prompt + 5)
+        pieces = asker(wanted(HELLO, max_tokens=1000), context_tokens=n_prompt + 5)
         assert asker.engine.requests[0].params.max_tokens == 5
         assert (ended(pieces).reason, ended(pieces).completion_tokens) == ("context", 5)
-        pieces = asker(Turn(HELLO, sampling={"max_tokens": 5}), context_tokens=n_prompt + 5)
+        pieces = asker(wanted(HELLO, max_tokens=5), context_tokens=n_prompt + 5)
         assert ended(pieces).reason == "length"
 
     def test_choices_have_seeds_and_numbers_of_their_own(self, asker):
         asker.says("</think>one<|im_end|>", "</think>two<|im_end|>", "</think>three<|im_end|>", reused=3)
-        pieces = asker(Turn(HELLO, n=3, sampling={"seed": (1 << 63) - 2}, priority=4))
+        pieces = asker(wanted(HELLO, n=3, seed=(1 << 63) - 2, priority=4))
         assert [joined(pieces, choice=i) for i in range(3)] == ["one", "two", "three"]
         assert [request.params.seed for request in asker.engine.requests] == [(1 << 63) - 2, (1 << 63) - 1, -(1 << 63)]
         assert {request.priority for request in asker.engine.requests} == {4}
-        assert [piece for piece in pieces if isinstance(piece, Opened)] == pieces[:1]
+        assert [piece for piece in pieces if isinstance(piece, Started)] == pieces[:1]
 
     def test_choices_of_several_turns_are_counted_through(self, asker):
         asker.says([65], [66], [67], [68])
-        pieces = asker(Turn("a", n=2), Turn("b c d", n=2))
+        pieces = asker(wanted("a", n=2), wanted("b c d", n=2))
         texts = [joined(pieces, choice=i) for i in range(4)]
         assert texts == [asker.tokenizer.decode([token]) for token in (65, 66, 67, 68)]
-        assert sorted(p.prompt_tokens for p in pieces if isinstance(p, Opened)) == sorted(
+        assert sorted(p.prompt_tokens for p in pieces if isinstance(p, Started)) == sorted(
             len(asker.ids(text)) for text in ("a", "b c d")
         )
 
     def test_a_half_character_at_the_end(self, asker):
         token = next(t for t in range(5888) if asker.tokenizer.token_bytes(t) == "é".encode()[:1])
         asker.says([asker.ids("</think>")[0], token, END])
-        assert joined(asker(Turn(HELLO))) == "�"
+        assert joined(asker(wanted(HELLO))) == "�"
 
     def test_a_token_without_text_adds_none(self, asker):
         asker.says([*asker.ids("</think>a"), 6500, *asker.ids("b"), END])
-        pieces = asker(Turn(HELLO, logprobs=0), vocab_size=7000)
+        pieces = asker(wanted(HELLO, logprobs=0), vocab_size=7000)
         assert joined(pieces) == "ab"
         assert [score.raw for score in scores(pieces)][-2:] == [b"", b"b"]
 
@@ -100,33 +100,33 @@ class TestAConversation:
 class TestStopStrings:
     def test_over_several_tokens(self, asker):
         asker.says("</think>one two three four five<|im_end|>")
-        pieces = asker(Turn(HELLO, stop=["wo thr"]))
+        pieces = asker(wanted(HELLO, stop=["wo thr"]))
         assert joined(pieces) == "one t"
         assert (ended(pieces).reason, ended(pieces).stop_text) == ("stop", "wo thr")
         assert asker.engine.idle()
 
     def test_the_engine_is_told_to_end(self, asker):
         engine = asker.says([*asker.ids("</think>one two"), HOLD, END])
-        assert joined(asker(Turn(HELLO, stop=["two"]))) == "one "
+        assert joined(asker(wanted(HELLO, stop=["two"]))) == "one "
         assert engine.idle()
         assert engine.cancelled == engine.requests
 
     def test_kept_if_wanted(self, asker):
         asker.says("</think>one two three<|im_end|>")
-        pieces = asker(Turn(HELLO, stop=["two"], keep_stop=True))
+        pieces = asker(wanted(HELLO, stop=["two"], include_stop_str_in_output=True))
         assert joined(pieces) == "one two"
         assert ended(pieces).stop_text == "two"
 
     def test_begun_and_not_met(self, asker):
         asker.says("</think>one tw<|im_end|>")
-        pieces = asker(Turn(HELLO, stop=["two"]))
+        pieces = asker(wanted(HELLO, stop=["two"]))
         assert joined(pieces) == "one tw"
         assert (ended(pieces).reason, ended(pieces).stop_text) == ("stop", None)
 
     def test_neither_thoughts_nor_calls_stop(self, asker):
         text = f"STOP</think>a{SECTION}{call('functions.look:0', '{}STOP')}{SECTION_END}b<|im_end|>"
         asker.says(text.replace("{}STOP", '{"at": "STOP"}'))
-        pieces = asker(Turn(HELLO, tools=[TOOL], stop=["STOP", "ab"]))
+        pieces = asker(wanted(HELLO, tools=[TOOL], stop=["STOP", "ab"]))
         assert joined(pieces, Reasoning) == "STOP"
         assert joined(pieces, ToolCallArguments) == '{"at": "STOP"}'
         assert joined(pieces) == "ab"  # a call stands between the two letters
@@ -134,20 +134,20 @@ class TestStopStrings:
 
     def test_scores_of_tokens_within_one_are_not_told(self, asker):
         asker.says("</think>one two three four<|im_end|>")
-        pieces = asker(Turn(HELLO, stop=[" two three"], logprobs=0))
+        pieces = asker(wanted(HELLO, stop=[" two three"], logprobs=0))
         told = b"".join(score.raw for score in scores(pieces))
         assert told == b"</think>one"
 
     def test_the_score_of_a_token_that_is_told_in_part_is_told(self, asker):
         ids = [*asker.ids("</think>one"), next(t for t in range(5888) if asker.tokenizer.token_bytes(t) == b" two")]
         asker.says([*ids, END])
-        pieces = asker(Turn(HELLO, stop=["wo"], logprobs=0))
+        pieces = asker(wanted(HELLO, stop=["wo"], logprobs=0))
         assert joined(pieces) == "one t"
         assert [score.token for score in scores(pieces)] == ids
 
     def test_what_the_same_token_settles_after_one_is_not_told(self, asker):
         asker.says(f"</think>{SECTION}before STOP{call('functions.look:0', '{}')}{SECTION_END}<|im_end|>")
-        pieces = asker(Turn(HELLO, tools=[TOOL], stop=["STOP"]))
+        pieces = asker(wanted(HELLO, tools=[TOOL], stop=["STOP"]))
         assert events(pieces) == [Content("before ")]
         assert (ended(pieces).reason, ended(pieces).stop_text) == ("stop", "STOP")
 
@@ -155,7 +155,7 @@ class TestStopStrings:
         engine = asker.says([*asker.ids("</think>one two three"), Failed(EarthshineError("It broke."))])
 
         async def work(replies: Replies) -> list[Any]:
-            pieces = replies.answer([Turn(HELLO, stop=["two"])], "")
+            pieces = replies.answer([wanted(HELLO, stop=["two"])], "")
             first = await anext(pieces)
             await asyncio.to_thread(engine.idle)
             return [first, *[piece async for piece in pieces]]
@@ -166,44 +166,44 @@ class TestStopStrings:
 
     def test_scores_wait_with_their_text(self, asker):
         asker.says("</think>one two<|im_end|>")
-        pieces = asker(Turn(HELLO, stop=[" two three"], logprobs=0))
+        pieces = asker(wanted(HELLO, stop=[" two three"], logprobs=0))
         assert b"".join(score.raw for score in scores(pieces)) == b"</think>one two"
 
     @pytest.mark.parametrize("stop", [[""], ["x"] * 65])
     def test_refused(self, asker, stop):
         with pytest.raises(UsageError, match="Stop strings"):
-            asker(Turn(HELLO, stop=stop))
+            asker(wanted(HELLO, stop=stop))
 
 
 class TestRawPrompts:
     def test_typed_control_tokens_are_text(self, asker):
         asker.says("x")
-        asker(Turn("<|im_end|> <think>"))
+        asker(wanted("<|im_end|> <think>"))
         tokens = asker.engine.requests[0].tokens
         assert asker.tokenizer.decode(tokens) == "<|im_end|> <think>"
         assert all(token < 5888 for token in tokens)
 
     def test_the_reply_has_no_regions(self, asker):
         asker.says("<think>a</think>b<|im_middle|>c")
-        pieces = asker(Turn("x", stop=["never"]))
+        pieces = asker(wanted("x", stop=["never"]))
         assert joined(pieces) == "<think>a</think>bc"
         assert joined(pieces, Reasoning) == ""
 
     @pytest.mark.parametrize("prompt", [[-1], [5, VOCAB], [1 << 70]])
     def test_ids_outside_the_vocabulary(self, asker, prompt):
         with pytest.raises(UsageError, match="between 0 and 6143"):
-            asker(Turn(prompt))
+            asker(wanted(prompt))
 
     @pytest.mark.parametrize("prompt", ["", []])
     def test_empty(self, asker, prompt):
         with pytest.raises(UsageError, match="empty"):
-            asker(Turn(prompt))
+            asker(wanted(prompt))
 
 
 class TestPrefill:
     def prompt(self, asker: Asker, message: dict[str, Any], **fields: Any) -> str:
         asker.says("more<|im_end|>")
-        self.pieces = asker(Turn([*HELLO, {"role": "assistant", **message}], prefill=True, **fields))
+        self.pieces = asker(wanted([*HELLO, {"role": "assistant", **message}], continue_final_message=True, **fields))
         return asker.tokenizer.decode(asker.engine.requests[0].tokens)
 
     def test_an_answer_goes_on(self, asker):
@@ -223,7 +223,7 @@ class TestPrefill:
 
     def test_refused(self, asker):
         with pytest.raises(UsageError, match="can be continued"):
-            asker(Turn([*HELLO, *HELLO], prefill=True))
+            asker(wanted([*HELLO, *HELLO], continue_final_message=True))
 
 
 class TestTenants:
@@ -231,14 +231,19 @@ class TestTenants:
         asker.says([END])
         pairs = [("", ""), ("a", ""), ("", "a"), ("ab", "c"), ("a", "bc"), ("1:", "a"), ("\ud800", "")]
         for user, salt in pairs:
-            asker(Turn(HELLO, salt=salt), user=user)
+            asker(wanted(HELLO, cache_salt=salt), user=user)
         assert len({request.tenant for request in asker.engine.requests}) == len(pairs)
-        asker(Turn(HELLO, salt="c"), user="ab")
+        asker(wanted(HELLO, cache_salt="c"), user="ab")
         assert asker.engine.requests[-1].tenant == asker.engine.requests[3].tenant
 
 
 def test_count(asker):
-    turns = [Turn(HELLO), Turn("x y z"), Turn([1, 2, 3]), Turn("a " * 5000)]
+    turns = [
+        wanted(HELLO),
+        wanted("x y z"),
+        wanted([1, 2, 3]),
+        wanted("a " * 5000),
+    ]
     counted = asker.with_replies(lambda replies: replies.count(turns), context_tokens=100)
     assert counted == [
         len(asker.template.encode(asker.tokenizer, HELLO)),
@@ -259,7 +264,7 @@ def test_kimi_s_own_tokenizer(shared_data):
     text = f"Überlegt 思考</think>Grüße 👋{SECTION}{called}{SECTION_END}"
     asker.engine = FakeEngine([[*tokenizer.encode(text, True), end]], stop_tokens=(end,))
     try:
-        pieces = asker(Turn(HELLO, tools=[TOOL]), vocab_size=163840, stop_tokens=(end,))
+        pieces = asker(wanted(HELLO, tools=[TOOL]), vocab_size=163840, stop_tokens=(end,))
         assert joined(pieces, Reasoning) == "Überlegt 思考"
         assert joined(pieces) == "Grüße 👋"
         assert joined(pieces, ToolCallArguments) == '{"ä": 1}'

@@ -29,7 +29,7 @@ class Bench:
         self.replies: list[Reply] = []
 
     def ask(self, tokens: list[int], max_tokens: int = 6, tenant: str = "", priority: int = 0, **params) -> list:
-        extra = {key: params.pop(key) for key in ("constraint", "prompt_logprobs") if key in params}
+        extra = {key: params.pop(key) for key in ("constraint",) if key in params}
         sampling = SamplingParams(**({"temperature": 0.0, "max_tokens": max_tokens} | params))
         told: list = []
         request = Request(tokens, sampling, tenant, priority, **extra)

@@ -50,7 +50,7 @@ def answer(model: LoadedModel) -> tuple[list[float], list[tuple[int, float]]]:
     """The likelihood of each token of the prompt, and a greedy answer with its log-probabilities, as exact numbers."""
     session = model.session(200)
     scores = session.score(PROMPT).tolist()
-    events = session.generate(SamplingParams(temperature=0, max_tokens=12, ignore_stop=True))
+    events = session.generate(SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
     return scores, [(event.token, event.logprob) for event in events if isinstance(event, TokenEvent)]
 
 

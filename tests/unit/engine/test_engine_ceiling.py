@@ -136,7 +136,7 @@ def near(model: LoadedModel) -> None:
 
 def answer(session: Session) -> list[tuple[int, float]]:
     session.sync(PROMPT)
-    events = session.generate(SamplingParams(temperature=0, max_tokens=10, ignore_stop=True))
+    events = session.generate(SamplingParams(temperature=0, max_tokens=10, ignore_eos=True))
     return [(event.token, event.logprob) for event in events if isinstance(event, TokenEvent)]
 
 
@@ -184,14 +184,14 @@ def test_a_reply_that_meets_the_ceiling_midway_can_go_on(ballast: Callable[[int]
     session.close()
     session.sync(PROMPT)
     near(model)
-    events = session.generate(SamplingParams(temperature=0, max_tokens=10, ignore_stop=True))
+    events = session.generate(SamplingParams(temperature=0, max_tokens=10, ignore_eos=True))
     found = [next(events) for _ in range(4)]
     model.ceiling.budget_bytes -= NEAR_BYTES + 100 * MIB
     with pytest.raises(BudgetError):
         next(events)
     assert session.tokens == (*PROMPT, *(token for token, _ in wanted[:4]))
     model.ceiling.budget_bytes += NEAR_BYTES + 200 * MIB
-    rest = session.generate(SamplingParams(temperature=0, max_tokens=6, ignore_stop=True))
+    rest = session.generate(SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
     found += [event for event in rest if isinstance(event, TokenEvent)]
     assert [(event.token, event.logprob) for event in found] == wanted
     model.close()

@@ -45,7 +45,7 @@ def alarm() -> Iterator[None]:
 
 def answer(session: Session) -> list[tuple[int, float]]:
     session.sync(PROMPT)
-    greedy = SamplingParams(temperature=0, max_tokens=4, ignore_stop=True)
+    greedy = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     return [(event.token, event.logprob) for event in session.generate(greedy) if isinstance(event, TokenEvent)]
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from earthshine.engine import sampling_defaults
+from earthshine.engine import SamplingParams, sampling_defaults
 from earthshine.errors import CheckpointError
 
 
@@ -22,7 +22,7 @@ from earthshine.errors import CheckpointError
 def test_a_folder_recommends(tmp_path, found, wanted):
     if found is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(found))
-    assert sampling_defaults(tmp_path) == wanted
+    assert sampling_defaults(tmp_path) == SamplingParams(**wanted)
 
 
 @pytest.mark.parametrize(

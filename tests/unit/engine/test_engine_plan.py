@@ -54,7 +54,7 @@ def loaded(plan: Plan | Wishes) -> Iterator[LoadedModel]:
 def answer(model: LoadedModel) -> list[tuple[int, float]]:
     session = model.session()
     session.sync(PROMPT)
-    events = session.generate(SamplingParams(temperature=0, max_tokens=6, ignore_stop=True))
+    events = session.generate(SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
     return [(event.token, event.logprob) for event in events if isinstance(event, TokenEvent)]
 
 
@@ -172,7 +172,7 @@ def test_open_sessions_share_the_plans_pages() -> None:
 
 def answer_of(session: Any) -> list[int]:
     session.sync(PROMPT)
-    return [event.token for event in session.generate(SamplingParams(temperature=0, max_tokens=3, ignore_stop=True))
+    return [event.token for event in session.generate(SamplingParams(temperature=0, max_tokens=3, ignore_eos=True))
             if isinstance(event, TokenEvent)]  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def invert(p: list[float], point: float) -> int:
 def test_each_token_is_the_inverse_of_the_distribution_by_definition(
     seed, temperature, top_p, top_k, min_p, presence, frequency, repetition
 ):
-    params = SamplingParams(temperature, top_p, top_k, min_p, presence, frequency, repetition, seed)
+    params = SamplingParams(1, temperature, top_p, top_k, min_p, presence, frequency, repetition, seed)
     source = random.Random(seed)
     prompt = [source.randrange(12) for _ in range(3)]
     sampler, output = Sampler(params, prompt), []
@@ -212,7 +212,7 @@ def test_extreme_values_still_choose_a_token(options):
         ({"temperature": True}, "temperature"),
         ({"top_p": 0}, "top_p must be above 0"),
         ({"top_p": 1.01}, "top_p must be a number between 0 and 1"),
-        ({"top_k": -1}, "top_k must be a whole number 0 or more"),
+        ({"top_k": -2}, "top_k must be a whole number between -1 and"),
         ({"top_k": 2.0}, "top_k"),
         ({"min_p": -0.1}, "min_p"),
         ({"min_p": 1.1}, "min_p"),
@@ -224,14 +224,26 @@ def test_extreme_values_still_choose_a_token(options):
         ({"seed": 1.5}, "seed"),
         ({"logprobs": 21}, "logprobs must be a whole number between 0 and 20"),
         ({"logprobs": -1}, "logprobs"),
-        ({"stop_tokens": (1, -1)}, "a stop token"),
-        ({"stop_tokens": ("x",)}, "a stop token"),
+        ({"stop_token_ids": (1, -1)}, "stop_token_ids"),
+        ({"stop_token_ids": ("x",)}, "stop_token_ids"),
+        ({"n": 0}, "n must be a whole number between 1 and 128"),
+        ({"stop": 3}, "stop must be a list"),
+        ({"logit_bias": [(1, 2)]}, "logit_bias must map token ids to numbers"),
+        ({"logit_bias": {-1: 2}}, "A token of logit_bias"),
+        ({"logit_bias": {1: 101}}, "logit_bias must be a number between -100 and 100"),
         ({"max_tokens": 0}, "max_tokens must be a whole number 1 or more"),
     ],
 )
 def test_values_without_meaning_are_refused_by_name(options, message):
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         SamplingParams(**options)
+    assert caught.value.param == next(iter(options))
+
+
+def test_values_are_normalised():
+    params = SamplingParams(stop="end", stop_token_ids=[3], top_k=-1, logit_bias={5: 1})
+    assert (params.stop, params.stop_token_ids, params.top_k, params.logit_bias) == (("end",), (3,), 0, {5: 1})
+    assert params == SamplingParams(stop=["end"], stop_token_ids=(3,), logit_bias={5: 1})
 
 
 def test_a_prompt_of_another_vocabulary_is_refused():

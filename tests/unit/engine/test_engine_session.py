@@ -11,7 +11,7 @@ from earthshine.errors import ContextError, UsageError
 from earthshine.kv import Timeline
 
 PROMPT = [5, 1, 4, 1, 5, 9, 2, 6, 5, 3]
-GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_stop=True)
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
 
 def greedy_by_hand(decoder, make_pool, prompt, count):
@@ -122,7 +122,7 @@ def test_a_stop_token_ends_generation_and_is_held_but_is_no_event(make_session):
     at = next(i for i in range(2, 12) if answer[i] not in answer[:i])
     session = make_session()
     session.sync(PROMPT)
-    events = list(session.generate(SamplingParams(temperature=0, stop_tokens=(answer[at],))))
+    events = list(session.generate(SamplingParams(temperature=0, stop_token_ids=(answer[at],))))
     assert produced(events) == answer[:at]
     assert events[-1] == Finished("stop", answer[at])
     assert session.tokens == (*PROMPT, *answer[: at + 1])
@@ -144,7 +144,7 @@ def test_the_models_own_stop_tokens_end_generation_unless_ignored(make_session, 
 def test_generation_ends_where_the_context_does(make_session):
     session = make_session()
     session.sync(PROMPT)
-    events = list(session.generate(SamplingParams(temperature=0, ignore_stop=True)))
+    events = list(session.generate(SamplingParams(temperature=0, ignore_eos=True)))
     assert events[-1] == Finished("context")
     assert len(session.tokens) == 64
     assert list(session.generate(GREEDY)) == [Finished("context")]
@@ -154,7 +154,7 @@ def test_generation_ends_where_the_pages_do(make_session, make_pool):
     """12 places: the token sampled after the last of them is emitted, and has nowhere to go."""
     session = make_session(pool=make_pool(n_pages=3))
     session.sync(PROMPT)
-    events = list(session.generate(SamplingParams(temperature=0, ignore_stop=True)))
+    events = list(session.generate(SamplingParams(temperature=0, ignore_eos=True)))
     assert (len(produced(events)), events[-1]) == (3, Finished("context"))
     assert session.sync(PROMPT[:9]) == Synced(8, 1)
 

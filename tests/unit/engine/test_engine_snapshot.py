@@ -10,7 +10,7 @@ from earthshine.errors import BlobError, ContextError
 from earthshine.kv import BlobHeader, KVBlob, Part
 
 PROMPT = [5, 1, 4, 1, 5, 9, 2, 6, 5, 3]
-GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_stop=True)
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
 
 @pytest.mark.parametrize("events", [0, 1, 5])

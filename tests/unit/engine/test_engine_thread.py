@@ -44,7 +44,7 @@ class Told:
 
 def ask(made: Engine, tokens: list[int] = PROMPT, max_tokens: int = 8, **request) -> tuple[Told, object]:
     told = Told()
-    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_stop=True)
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
     return told, made.submit(Request(tokens, params, **request), told.events.put)
 
 

@@ -38,7 +38,7 @@ def test_a_request_that_arrives_later_changes_nothing_for_others():
 def test_decoding_replies_share_a_step():
     bench = Bench()
     for prompt in PROMPTS:
-        bench.ask(prompt, 12, ignore_stop=True)
+        bench.ask(prompt, 12, ignore_eos=True)
     bench.run()
     assert [len(tokens) for tokens in bench.decoder.steps].count(len(PROMPTS)) >= 2
 
@@ -113,18 +113,18 @@ def test_replies_give_way_when_pages_run_out_and_go_on(n_pages):
     """Four replies of up to 60 tokens, 15 pages each."""
     bench = Bench(n_pages=n_pages)
     for prompt in PROMPTS:
-        bench.ask(prompt, 30, ignore_stop=True)
+        bench.ask(prompt, 30, ignore_eos=True)
     bench.run()
     assert bench.scheduler.counts.preemptions > 0
     for told, prompt in zip(bench.told, PROMPTS, strict=True):
-        assert reply(told) == alone(prompt, 30, ignore_stop=True)
+        assert reply(told) == alone(prompt, 30, ignore_eos=True)
         assert sum(isinstance(event, Admitted) for event in told) == 1
     bench.nothing_is_held()
 
 
 def test_lower_numbers_go_first_and_push_others_aside():
     bench = Bench(most=1)
-    slow = bench.ask(PROMPTS[0], 20, priority=5, ignore_stop=True)
+    slow = bench.ask(PROMPTS[0], 20, priority=5, ignore_eos=True)
     bench.run(3)
     soon = bench.ask(PROMPTS[2], 3, priority=1)
     late = bench.ask(PROMPTS[2][:1], 3, priority=9)
@@ -134,13 +134,13 @@ def test_lower_numbers_go_first_and_push_others_aside():
         ended += [i for i, r in enumerate(bench.replies) if r.ended and i not in ended]
     assert ended == [1, 0, 2]
     assert bench.scheduler.counts.preemptions == 1
-    assert reply(slow) == alone(PROMPTS[0], 20, ignore_stop=True)
+    assert reply(slow) == alone(PROMPTS[0], 20, ignore_eos=True)
     assert reply(soon) == reply(late) == alone(PROMPTS[2], 3)
 
 
 def test_a_cancelled_reply_ends_within_a_step():
     bench = Bench()
-    told, other = bench.ask(PROMPTS[0], 20, ignore_stop=True), bench.ask(PROMPTS[1], 8)
+    told, other = bench.ask(PROMPTS[0], 20, ignore_eos=True), bench.ask(PROMPTS[1], 8)
     bench.run(4)
     bench.replies[0].cancelled = True
     bench.scheduler.turn()
@@ -176,7 +176,7 @@ def test_waiting_requests_can_be_cancelled():
 
 def test_who_writes_takes_steps_between_the_layers_of_a_long_sweep():
     bench = Bench(prefill_tokens=64, max_stall=0.02)
-    bench.ask(PROMPTS[2], 40, ignore_stop=True)
+    bench.ask(PROMPTS[2], 40, ignore_eos=True)
     bench.run(3)
     slow, plain = bench.decoder.hidden, type(bench.decoder).hidden
 
@@ -195,14 +195,14 @@ def test_who_writes_takes_steps_between_the_layers_of_a_long_sweep():
     assert [len(tokens) for tokens in bench.decoder.steps[-4:]] == [30, 1, 1, 1]
     bench.decoder.hidden = slow
     bench.run()
-    assert reply(bench.told[0]) == alone(PROMPTS[2], 40, ignore_stop=True)
+    assert reply(bench.told[0]) == alone(PROMPTS[2], 40, ignore_eos=True)
     assert reply(long) == alone(PROMPTS[3], 2)
 
 
 def test_who_writes_rides_along_where_the_sweep_is_short():
     bench = Bench(max_stall=60.0)
     bench.scheduler.pace.swept(64, 0.001)
-    bench.ask(PROMPTS[2], 9, ignore_stop=True)
+    bench.ask(PROMPTS[2], 9, ignore_eos=True)
     bench.run(2)
     bench.ask(PROMPTS[3], 2)
     bench.scheduler.turn()

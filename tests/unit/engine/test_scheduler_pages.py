@@ -13,11 +13,11 @@ def test_a_reply_that_gave_way_finds_its_pages_on_disk(tmp_path):
     files = PageFiles(tmp_path, LAYOUT, PAGE, 1 << 20)
     bench = Bench(n_pages=16, files=files, keep_all=False)
     for prompt in PROMPTS:
-        bench.ask(prompt, 30, ignore_stop=True)
+        bench.ask(prompt, 30, ignore_eos=True)
     bench.run()
     assert files.stats.pages_read > 0
     for told, prompt in zip(bench.told, PROMPTS, strict=True):
-        assert reply(told) == alone(prompt, 30, ignore_stop=True)
+        assert reply(told) == alone(prompt, 30, ignore_eos=True)
     files.close()
 
 

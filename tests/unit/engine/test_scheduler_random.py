@@ -25,7 +25,7 @@ from .conftest import CONTEXT, SPEC, VOCAB, FakeDecoder
 from .scheduling import PAGE, Bench, alone, reply
 
 STEMS = [[(i * step + 3) % (VOCAB - 1) for i in range(40)] for step in (5, 7)]
-PARAMS = [{}, {"ignore_stop": True}, {"temperature": 1.0, "seed": 7, "presence_penalty": 1.0}]
+PARAMS = [{}, {"ignore_eos": True}, {"temperature": 1.0, "seed": 7, "presence_penalty": 1.0}]
 LIMIT = CONTEXT // PAGE  # pages of one context
 MOST_TURNS = 3000
 

@@ -57,7 +57,7 @@ def test_a_sink_that_fails_ends_its_reply_alone():
         heard.append(event)
         raise RuntimeError("nobody listens")
 
-    params = SamplingParams(temperature=0.0, max_tokens=9, ignore_stop=True)
+    params = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
     bench.scheduler.add(Reply(-1, Request(PROMPTS[0], params), deaf, PAGE, frozenset({STOP})))
     other = bench.ask(PROMPTS[1])
     bench.run()
@@ -78,7 +78,7 @@ def test_who_writes_does_not_wait_for_a_sweep_that_is_taken_again():
             return super().hidden(tokens, positions, states, after_layer)
 
     bench = Bench(decoder=Together(), prefill_tokens=64, max_stall=1e-9)
-    bench.ask(PROMPTS[2], 40, ignore_stop=True)
+    bench.ask(PROMPTS[2], 40, ignore_eos=True)
     bench.run(3)
     for prompt in (PROMPTS[1], PROMPTS[3]):
         bench.ask(prompt, 2)
@@ -159,7 +159,7 @@ def test_scores_are_told_once_even_if_the_prompt_begins_anew():
 
 def test_a_context_that_is_full_ends_the_reply():
     bench = Bench(context_tokens=12)
-    told = bench.ask(PROMPTS[0], 30, ignore_stop=True)
+    told = bench.ask(PROMPTS[0], 30, ignore_eos=True)
     bench.run()
     assert told[-1] == Finished("context")
     assert sum(isinstance(event, TokenEvent) for event in told) == 3

@@ -1,4 +1,4 @@
-"""Anthropic's conversations in OpenAI's form, which chat templates take, and the rest of a body as a Turn.
+"""Anthropic's conversations in OpenAI's form, which chat templates take, and the rest of a body as a GenerationRequest.
 
 Blocks of system and user messages and of tool results are separated by an empty line; an assistant's are joined as
 they are, as it wrote them. Results of tools come before the texts of the same message, right after their calls. What
@@ -10,9 +10,11 @@ blocks in the wrong role, a last message that waits for tools, tools without a n
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
-from earthshine.generation.request import Format, Messages, ToolChoice, Turn
+from earthshine.engine import SamplingParams
+from earthshine.generation.request import Format, GenerationRequest, Messages, ToolChoice
 from earthshine.server.anthropic.body import (
     Block,
     CountBody,
@@ -39,8 +41,8 @@ _SHAPE = 'The Messages API takes {"name": ..., "description": ..., "input_schema
 _CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "named"}
 
 
-def turn(body: CountBody, served: Served) -> Turn:
-    """The body as a Turn; raises Refused. A thought is asked for only where the model's template can open one."""
+def generation_request(body: CountBody, served: Served) -> GenerationRequest:
+    """What the body asks for; raises Refused. A thought is asked for only where the model's template can open one."""
     if body.model not in served.names:
         names = ", ".join(map(shown, served.names))
         raise Refused(f"There is no model {shown(body.model)} here; ask for {names}.", "not_found", "model")
@@ -50,24 +52,34 @@ def turn(body: CountBody, served: Served) -> Turn:
     choice, parallel = _tool_choice(body, [tool["function"]["name"] for tool in tools])
     prompt = messages(body)
     waits = "tool_calls" in prompt[-1]
-    asked: dict[str, Any] = {}
+    params, salt = SamplingParams(), ""
     if isinstance(body, MessagesBody):
         require_absent(body.model_extra or {})
         if waits:
             raise Refused("The last message calls tools; add a user message with their tool_results.", param="messages")
-        given = {name: getattr(body, name) for name in ("max_tokens", "temperature", "top_p", "top_k")}
-        asked["sampling"] = {name: value for name, value in given.items() if value is not None}
-        asked["stop"], asked["salt"] = tuple(body.stop_sequences or ()), body.cache_salt or ""
-    return Turn(
+        params, salt = _sampling_params(body, served.defaults), body.cache_salt or ""
+    return GenerationRequest(
         prompt=prompt,
+        params=params,
         tools=tools,
         tool_choice=choice,
-        parallel_calls=parallel,
+        parallel_tool_calls=parallel,
         thinking=thinking,
-        prefill=body.messages[-1].role == "assistant" and not waits,
+        continue_final_message=body.messages[-1].role == "assistant" and not waits,
         format=Format("json_schema", form.json_schema) if form else None,
+        cache_salt=salt,
         left_out=left_out,
-        **asked,
+    )
+
+
+def _sampling_params(body: MessagesBody, defaults: SamplingParams) -> SamplingParams:
+    return replace(
+        defaults,
+        max_tokens=body.max_tokens,
+        temperature=defaults.temperature if body.temperature is None else body.temperature,
+        top_p=defaults.top_p if body.top_p is None else body.top_p,
+        top_k=defaults.top_k if body.top_k is None else body.top_k,
+        stop=body.stop_sequences or (),
     )
 
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from earthshine.errors import EarthshineError
-from earthshine.generation.request import Ended, Opened, Piece, Turn
+from earthshine.generation.request import Ended, GenerationRequest, Piece, Started
 from earthshine.server.anthropic.body import CountBody, MessagesBody
-from earthshine.server.anthropic.conversation import turn
+from earthshine.server.anthropic.conversation import generation_request
 from earthshine.server.api import Api, Kind, Refused, Served, ServerEvent
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallStart
 from earthshine.text import Event as TextEvent
@@ -67,19 +67,19 @@ def _input(text: str) -> dict[str, Any]:
 class MessagesExchange:
     """Implements Exchange for one message. `named`: the model as the client calls it."""
 
-    def __init__(self, asked: Turn, named: str, stream: bool) -> None:
-        self.turns: Sequence[Turn] = (asked,)
+    def __init__(self, asked: GenerationRequest, named: str, stream: bool) -> None:
+        self.requests: Sequence[GenerationRequest] = (asked,)
         self.stream = stream
         self._token = secrets.token_hex(12)
         self._named = named
         self._blocks: list[dict[str, Any]] = []
         self._parts: list[str] = []  # of the open block's text, thought or arguments
         self._open = ""  # the type of the open block
-        self._prompt = Opened(0, 0)
+        self._prompt = Started(0, 0)
         self._ended: Ended | None = None
 
     def push(self, piece: Piece) -> list[ServerEvent]:
-        if isinstance(piece, Opened):
+        if isinstance(piece, Started):
             self._prompt = piece
             return [_event("message_start", message=self.whole()), _event("ping")]
         if isinstance(piece, Ended):
@@ -170,7 +170,7 @@ class MessagesExchange:
 
 def _begin(body: CountBody, served: Served) -> MessagesExchange:
     stream = isinstance(body, MessagesBody) and bool(body.stream)
-    return MessagesExchange(turn(body, served), body.model, stream)
+    return MessagesExchange(generation_request(body, served), body.model, stream)
 
 
 MESSAGES = Api("/v1/messages", "Continue a conversation, in Anthropic's form.", MessagesBody, _begin, error)

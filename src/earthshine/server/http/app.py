@@ -58,21 +58,22 @@ class _Asked:
             self._front.check_model(body.get("model"))
             exchange = api.begin(checked, self._front.served)
             self._mention(unknown_fields(body, api.body))  # what is left once nothing was refused
-            self._mention([kind for turn in exchange.turns for kind in turn.left_out], _TOOL)
-            self._mention([name for turn in exchange.turns for name in turn.unenforced], _GRAMMAR)
+            self._mention([kind for each in exchange.requests for kind in each.left_out], _TOOL)
+            self._mention([name for each in exchange.requests for name in each.unenforced], _GRAMMAR)
             self._check_choices(exchange)
             call.body, call.exchange = body, exchange
             call.watch(request.receive)
             if api.counts:
-                return JSONResponse(exchange.counted(await self._front.replies.count(exchange.turns)))
-            pieces = self._front.replies.answer(exchange.turns, user)
+                return JSONResponse(exchange.counted(await self._front.replies.count(exchange.requests)))
+            pieces = self._front.replies.answer(exchange.requests, user)
             return await (self._stream if exchange.stream else self._whole)(exchange, pieces, call)
 
         return answer
 
     def _check_choices(self, exchange: Exchange) -> None:
         limits = self._front.options.limits
-        n, choices = max((turn.n for turn in exchange.turns), default=0), sum(turn.n for turn in exchange.turns)
+        asked = [each.params.n for each in exchange.requests]
+        n, choices = max(asked, default=0), sum(asked)
         if n > limits.n:
             raise Refused(f"n is {n}, and this server computes up to {limits.n} choices.", "invalid", "n")
         if choices > limits.choices:

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import Receive
 
-from earthshine.generation.request import Ended, Opened, Piece, Said
+from earthshine.generation.request import Delta, Ended, Piece, Started
 from earthshine.server.api import Exchange, Refused
 from earthshine.server.http.body import ClientGone
 from earthshine.server.http.metrics import Metrics
@@ -64,11 +64,11 @@ class Call:
     def saw(self, piece: Piece) -> None:
         """Counts a piece, and observes how long it took."""
         now = time.monotonic()
-        if isinstance(piece, Opened):
+        if isinstance(piece, Started):
             self.prompt_tokens += piece.prompt_tokens
             self.cached_tokens += piece.cached_tokens
             self.metrics.queue_time.observe(now - self.began)
-        elif isinstance(piece, Said):
+        elif isinstance(piece, Delta):
             if self._first is None:
                 self._first = now
                 self.metrics.first_token_time.observe(now - self.began)

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from earthshine.generation.request import Opened, Piece
+from earthshine.generation.request import Piece, Started
 from earthshine.server.api import Exchange, Refused, ServerEvent
 from earthshine.server.http.body import ClientGone, Limits
 from earthshine.server.http.call import CLIENT_GONE, Call
@@ -62,7 +62,7 @@ async def follow(
                 return
             call.saw(piece)
             yield piece
-            if not isinstance(piece, Opened):
+            if not isinstance(piece, Started):
                 until = loop.time() + silence
     finally:
         if pending is not None and not pending.done():

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from earthshine.errors import ContextError, EarthshineError, OverloadError, TextError, UsageError
-from earthshine.generation.request import Piece, Turn
+from earthshine.generation.request import GenerationRequest, Piece
 from earthshine.net.access import Access, Unauthorized
 from earthshine.server.api import Api, Refused, Served
 from earthshine.server.http.body import ClientGone, Limits
@@ -35,14 +35,14 @@ Handler = Callable[[Request, str, Call], Awaitable[Response]]
 
 
 class Replies(Protocol):
-    """What computes: pieces of all turns' choices, and what prompts cost."""
+    """What computes: pieces of all requests' choices, and what prompts cost."""
 
-    def answer(self, turns: Sequence[Turn], user: str) -> AsyncIterator[Piece]:
+    def answer(self, requests: Sequence[GenerationRequest], user: str) -> AsyncIterator[Piece]:
         """Raises Refused or another EarthshineError, at the first piece or later. Closing it ends the replies."""
         ...
 
-    async def count(self, turns: Sequence[Turn]) -> Sequence[int]:
-        """Tokens of each turn's prompt."""
+    async def count(self, requests: Sequence[GenerationRequest]) -> Sequence[int]:
+        """Tokens of each prompt."""
         ...
 
 

@@ -1,17 +1,18 @@
-"""POST /v1/chat/completions: the form of its request, and its translation to a Turn. chat_answer.py goes the other way.
+"""POST /v1/chat/completions: the form of its request, and its translation to a GenerationRequest.
 
-Invariant: a Turn holds all that the request asks for. Refused: options that contradict each other, and by name those
-that would change the answer and have no implementation here.
+chat_answer.py goes the other way. Refused: options that contradict each other, and by name those that would change the
+answer and are not implemented.
 """
 
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from earthshine.generation.request import Turn
+from earthshine.generation.request import GenerationRequest
 from earthshine.server.api import Api, Refused, Served
 from earthshine.server.openai.chat_answer import ChatExchange
-from earthshine.server.openai.fields import error_body, includes_usage, model_of, turn_fields
+from earthshine.server.openai.fields import error_body, includes_usage, model_of, sampling_params, token_limit
+from earthshine.server.openai.formats import format_of
 from earthshine.server.openai.messages import Message, plain
 from earthshine.server.openai.thinking import Effort, Reasoning, ThinkingFields, thoughts_of
 from earthshine.server.openai.tools import MOST_TOOLS, NestedTool, choose, declared
@@ -69,22 +70,24 @@ def begin(body: ChatBody, served: Served) -> ChatExchange:
     given = declared(body.tools)
     tools, tool_choice = choose(body.tool_choice, given)
     thoughts = thoughts_of(body, body.reasoning, served, body.reasoning_effort)
-    turn = Turn(
+    request = GenerationRequest(
         prompt=plain(body.messages),
+        params=sampling_params(body, served, max_tokens=token_limit(body), logprobs=_logprobs(body)),
         tools=tools,
         tool_choice=tool_choice,
-        parallel_calls=body.parallel_tool_calls is not False,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
         thinking=thoughts.thinking,
         preserve_thinking=thoughts.preserved,
-        thought_tokens=thoughts.most_tokens,
-        prefill=_continues(body),
-        logprobs=_logprobs(body),
+        thinking_tokens=thoughts.most_tokens,
+        continue_final_message=_continues(body),
+        format=format_of(body),
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt or "",
         left_out=given.left_out,
         unenforced=given.unenforced,
-        **turn_fields(body),
     )
     return ChatExchange(
-        turn,
+        request,
         model_of(body, served),
         frozenset(name for name, tool in given.known.items() if tool.custom),
         stream=bool(body.stream),

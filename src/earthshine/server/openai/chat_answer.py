@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any
 
-from earthshine.generation.request import Ended, Opened, Piece, Said, Scored, Turn
+from earthshine.generation.request import Delta, Ended, GenerationRequest, Piece, Scored, Started
 from earthshine.server.api import Refused, ServerEvent
 from earthshine.server.openai.fields import error_body, usage
 from earthshine.server.openai.scores import score
@@ -100,26 +100,33 @@ class ChatExchange:
     """One chat and its answer. `custom`: names of tools that take one text."""
 
     def __init__(
-        self, turn: Turn, model: str, custom: frozenset[str], *, stream: bool, with_usage: bool, with_thoughts: bool
+        self,
+        request: GenerationRequest,
+        model: str,
+        custom: frozenset[str],
+        *,
+        stream: bool,
+        with_usage: bool,
+        with_thoughts: bool,
     ) -> None:
-        self.turns: Sequence[Turn] = (turn,)
+        self.requests: Sequence[GenerationRequest] = (request,)
         self.stream = stream
         self._with_usage, self._with_thoughts = with_usage, with_thoughts
-        self._with_tokens = turn.logprobs is not None
+        self._with_tokens = request.params.logprobs is not None
         self._head = {"id": f"chatcmpl-{token_hex(16)}", "created": int(time.time()), "model": model}
-        self._choices = [_Choice(custom) for _ in range(turn.n)]
+        self._choices = [_Choice(custom) for _ in range(request.params.n)]
         self._prompt_tokens = self._cached_tokens = 0
 
     def push(self, piece: Piece) -> list[ServerEvent]:
-        if isinstance(piece, Opened):
+        if isinstance(piece, Started):
             self._prompt_tokens, self._cached_tokens = piece.prompt_tokens, piece.cached_tokens
             return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(self._choices))]
         choice = self._choices[piece.choice]
-        if isinstance(piece, Said):
+        if isinstance(piece, Delta):
             return self._said(piece, choice)
         return self._ended(piece, choice)
 
-    def _said(self, piece: Said, choice: _Choice) -> list[ServerEvent]:
+    def _said(self, piece: Delta, choice: _Choice) -> list[ServerEvent]:
         events = [event for event in piece.events if self._with_thoughts or not isinstance(event, Reasoning)]
         if events or not piece.events:  # the tokens of a hidden thought are hidden too
             choice.tokens += piece.tokens

@@ -8,22 +8,24 @@ import codecs
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from earthshine.generation.request import Opened, Piece, Said, Scored, Turn
+from earthshine.engine.sampling_params import MOST_CHOICES
+from earthshine.generation.request import Delta, GenerationRequest, Piece, Scored, Started
 from earthshine.server.api import Api, Refused, Served, ServerEvent
 from earthshine.server.openai.fields import (
-    MOST_CHOICES,
     SamplingFields,
     error_body,
     includes_usage,
     model_of,
-    turn_fields,
+    sampling_params,
+    token_limit,
     usage,
 )
+from earthshine.server.openai.formats import format_of
 from earthshine.text import Content
 
 _MAX_TOKENS = 16  # OpenAI's default
@@ -52,22 +54,35 @@ def _prompts(body: CompletionBody) -> list[str | list[int]]:
     return [ids] if ids else [entry for entry in body.prompt if not isinstance(entry, int)]
 
 
-def _turns(body: CompletionBody) -> list[Turn]:
-    shared = turn_fields(body)
-    echo, n = bool(body.echo), shared["n"]
+def _requests(body: CompletionBody, served: Served) -> list[GenerationRequest]:
+    echo, n, limit = bool(body.echo), body.n or 1, token_limit(body)
     if body.suffix:
         raise Refused("This model can't fill in before a suffix; leave it out.", param="suffix")
     if body.best_of not in (None, n):
         raise Refused(f"best_of chooses nothing here; leave it out or make it n, {n}.", param="best_of")
-    limit = shared["sampling"].setdefault("max_tokens", _MAX_TOKENS)
     if limit == 0 and not echo:
         raise Refused("max_tokens 0 has a meaning with echo only; ask for at least one token.", param="max_tokens")
-    asked = [k for k in (body.logprobs if echo else None, body.prompt_logprobs) if k is not None]
-    shared["prompt_logprobs"] = max(asked, default=None)
+    scored = [k for k in (body.logprobs if echo else None, body.prompt_logprobs) if k is not None]
+    params = sampling_params(
+        body,
+        served,
+        max_tokens=_MAX_TOKENS if limit is None else max(1, limit),
+        logprobs=body.logprobs,
+        prompt_logprobs=max(scored, default=None),
+    )
     prompts = _prompts(body)
     if len(prompts) * n > MOST_CHOICES:
         raise Refused(f"{len(prompts)} prompts with n {n} make more than {MOST_CHOICES} choices; ask for fewer.")
-    return [Turn(prompt=prompt, echo=echo, logprobs=body.logprobs, **shared) for prompt in prompts]
+    shared = GenerationRequest(
+        prompt="",
+        params=params,
+        format=format_of(body),
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt or "",
+        echo=echo,
+        prompt_only=limit == 0,
+    )
+    return [replace(shared, prompt=prompt) for prompt in prompts]
 
 
 def _name(raw: bytes) -> str:
@@ -119,7 +134,7 @@ class _Told:
         if self.logprobs is not None:
             self.scores = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
-    def hear(self, piece: Said) -> tuple[str, dict[str, list[Any]] | None]:
+    def hear(self, piece: Delta) -> tuple[str, dict[str, list[Any]] | None]:
         """The new text and its scores."""
         text = "".join(event.text for event in piece.events if isinstance(event, Content))
         tokens = piece.tokens
@@ -151,7 +166,7 @@ class CompletionExchange:
     """One request and its answer."""
 
     def __init__(self, body: CompletionBody, served: Served) -> None:
-        self.turns: Sequence[Turn] = _turns(body)
+        self.requests: Sequence[GenerationRequest] = _requests(body, served)
         self.stream = bool(body.stream)
         self._usage_asked = includes_usage(body)
         self._head = {
@@ -160,17 +175,17 @@ class CompletionExchange:
             "created": int(time.time()),
             "model": model_of(body, served),
         }
-        n_choices = len(self.turns) * self.turns[0].n
+        n_choices = len(self.requests) * self.requests[0].params.n
         self._told = [_Told(body.logprobs, body.prompt_logprobs, bool(body.echo)) for _ in range(n_choices)]
         self._prompt = self._cached = self._completion = 0
 
     def push(self, piece: Piece) -> list[ServerEvent]:
-        if isinstance(piece, Opened):
+        if isinstance(piece, Started):
             self._prompt += piece.prompt_tokens
             self._cached += piece.cached_tokens
             return []
         told = self._told[piece.choice]
-        if isinstance(piece, Said):
+        if isinstance(piece, Delta):
             text, scores = told.hear(piece)
         else:
             told.finish_reason = "stop" if piece.reason == "stop" else "length"

@@ -1,22 +1,30 @@
 """What OpenAI's three APIs have in common: sampling fields, stop strings, usage and the form of errors.
 
 Fields that are unknown are ignored, as OpenAI's servers do; dialects.py has those that other servers know. For
-completions.py, chat.py and responses.py: each inherits SamplingFields and gives `turn_fields` to its Turn.
+completions.py, chat.py and responses.py: each inherits SamplingFields and calls `sampling_params`.
 """
 
-from typing import Annotated, Any, ClassVar
+import math
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from earthshine.engine import SamplingParams
+from earthshine.engine.sampling_params import INTEGER_RANGES, RANGES
 from earthshine.server.api import Kind, Refused, Served
 from earthshine.server.dialects import OBEYED_AS, own_words, require_obeyed
-from earthshine.server.openai.formats import FormatFields, TextFormat, format_of
+from earthshine.server.openai.formats import FormatFields
 from earthshine.untrusted import shown
 
-MOST_CHOICES = 128  # of one request, over all its prompts: OpenAI's bound of n
 MOST_STOPS = 16  # OpenAI takes 4, Kimi's own API 5
 _MAX_STOP_CHARS = 1024
-_INT64 = 1 << 63
+_T = TypeVar("_T")
+
+
+def within(name: str) -> Any:
+    """The range of a SamplingParams field, for the request's form and its description."""
+    least, most = (RANGES | INTEGER_RANGES)[name]
+    return Field(ge=least) if most == math.inf else Field(ge=least, le=most)
 
 
 class StreamOptions(BaseModel):
@@ -34,29 +42,29 @@ class SamplingFields(FormatFields):
     also_read: ClassVar[dict[str, str]] = OBEYED_AS
 
     model: Annotated[str, StringConstraints(max_length=1024)] | None = None
-    temperature: Annotated[float, Field(ge=0)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = (
+    temperature: Annotated[float, within("temperature")] | None = None
+    top_p: Annotated[float, within("top_p")] | None = None
+    presence_penalty: Annotated[float, within("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, within("logit_bias")]], Field(max_length=1024)] | None = (
         None  # token ids as texts
     )
-    seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
+    seed: Annotated[int, within("seed")] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=0)] | None = None  # counts if both are there
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[int, within("n")] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None  # the caller's own word for a person; keeps no cache apart
 
-    top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None  # -1 and 0: all
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, within("top_k")] | None = None  # -1 and 0: all
+    min_p: Annotated[float, within("min_p")] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=128)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
-    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, within("prompt_logprobs")] | None = None
     cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
     priority: Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)] | None = None  # lower comes first
     options: Any = None  # Ollama's: dialects.py has read it
@@ -78,28 +86,55 @@ def model_of(fields: SamplingFields, served: Served) -> str:
     return fields.model
 
 
-def sampling_of(fields: SamplingFields) -> dict[str, Any]:
-    """Those fields of engine.SamplingParams that were given."""
-    limit = fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
-    names = ["temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed"]
-    found: dict[str, Any] = {name: getattr(fields, name) for name in names}
-    found |= {
-        "top_k": None if fields.top_k is None else max(0, fields.top_k),
-        "max_tokens": limit,
-        "stop_tokens": tuple(fields.stop_token_ids or ()) or None,
-        "ignore_stop": fields.ignore_eos,
-        "logit_bias": _biases(fields.logit_bias),
-    }
-    return {name: value for name, value in found.items() if value is not None}
+def _either(given: _T | None, default: _T) -> _T:
+    return default if given is None else given
 
 
-def _biases(given: dict[str, float] | None) -> tuple[tuple[int, float], ...] | None:
+def sampling_params(
+    fields: SamplingFields,
+    served: Served,
+    *,
+    max_tokens: int | None = None,
+    logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
+) -> SamplingParams:
+    """The request's fields, and the model's defaults for those that it leaves out. Raises Refused."""
+    penalties = (fields.presence_penalty, fields.frequency_penalty, (fields.repetition_penalty or 1) - 1)
+    require_obeyed(fields.model_extra or {}, penalizes=any(penalties))
+    default = served.defaults
+    return SamplingParams(
+        n=_either(fields.n, 1),
+        temperature=_either(fields.temperature, default.temperature),
+        top_p=_either(fields.top_p, default.top_p),
+        top_k=_either(fields.top_k, default.top_k),
+        min_p=_either(fields.min_p, default.min_p),
+        presence_penalty=_either(fields.presence_penalty, default.presence_penalty),
+        frequency_penalty=_either(fields.frequency_penalty, default.frequency_penalty),
+        repetition_penalty=_either(fields.repetition_penalty, default.repetition_penalty),
+        seed=fields.seed,
+        max_tokens=max_tokens,
+        stop=stops_of(fields),
+        stop_token_ids=fields.stop_token_ids or (),
+        ignore_eos=bool(fields.ignore_eos),
+        include_stop_str_in_output=bool(fields.include_stop_str_in_output),
+        logit_bias=_biases(fields.logit_bias),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def token_limit(fields: SamplingFields) -> int | None:
+    """max_completion_tokens, or the older max_tokens; None where the request has neither."""
+    return fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
+
+
+def _biases(given: dict[str, float] | None) -> dict[int, float]:
     biases: dict[int, float] = {}
     for key, bias in (given or {}).items():
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise Refused(f"logit_bias maps token ids to numbers; {shown(key)} is no token id.", param="logit_bias")
         biases[int(key)] = bias
-    return tuple(biases.items()) or None
+    return biases
 
 
 def stops_of(fields: SamplingFields) -> tuple[str, ...]:
@@ -108,23 +143,6 @@ def stops_of(fields: SamplingFields) -> tuple[str, ...]:
     if len(stops) > MOST_STOPS or not all(0 < len(stop) <= _MAX_STOP_CHARS for stop in stops):
         raise Refused(f"stop takes up to {MOST_STOPS} texts of 1 to {_MAX_STOP_CHARS} characters.", param="stop")
     return stops
-
-
-def turn_fields(fields: SamplingFields, text: TextFormat | None = None) -> dict[str, Any]:
-    """Arguments of Turn: sampling, stop, keep_stop, n, priority, salt, format, prompt_logprobs. `text` is the
-    responses' text.format. Raises Refused."""
-    penalties = (fields.presence_penalty, fields.frequency_penalty, (fields.repetition_penalty or 1) - 1)
-    require_obeyed(fields.model_extra or {}, penalizes=any(penalties))
-    return {
-        "sampling": sampling_of(fields),
-        "stop": stops_of(fields),
-        "keep_stop": bool(fields.include_stop_str_in_output),
-        "n": fields.n or 1,
-        "priority": fields.priority or 0,
-        "salt": fields.cache_salt or "",
-        "format": format_of(fields, text),
-        "prompt_logprobs": fields.prompt_logprobs,
-    }
 
 
 def includes_usage(fields: SamplingFields) -> bool:

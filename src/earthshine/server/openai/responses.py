@@ -1,7 +1,8 @@
-"""POST /v1/responses: the form of its request, and its translation to a Turn. responses_events.py goes the other way.
+"""POST /v1/responses: the form of its request, and its translation to a GenerationRequest.
 
-Invariant: nothing is stored, and each request holds the whole conversation. Refused: what needs an earlier response or
-a later visit, and a cut of a conversation that is too long. Tools that OpenAI itself would run are left out.
+responses_events.py goes the other way. Nothing is stored, and each request holds the whole conversation. Refused: what
+needs an earlier response or a later visit, and a cut of a conversation that is too long. Tools that OpenAI itself would
+run are left out.
 """
 
 from collections.abc import Mapping
@@ -9,10 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from earthshine.generation.request import ToolChoice, Turn
+from earthshine.generation.request import GenerationRequest, ToolChoice
 from earthshine.server.api import Api, Refused, Served
-from earthshine.server.openai.fields import error_body, model_of, turn_fields
-from earthshine.server.openai.formats import TextFormat
+from earthshine.server.openai.fields import error_body, model_of, sampling_params, token_limit
+from earthshine.server.openai.formats import TextFormat, format_of
 from earthshine.server.openai.responses_events import ResponsesExchange
 from earthshine.server.openai.responses_items import AnyItem, messages_of
 from earthshine.server.openai.thinking import Reasoning, ThinkingFields, thoughts_of
@@ -77,35 +78,40 @@ def _logprobs(body: ResponsesBody) -> int | None:
     return (body.top_logprobs or 0) if asked else None
 
 
+def _limit(body: ResponsesBody) -> int | None:
+    older = token_limit(body)
+    if None not in (older, body.max_output_tokens) and older != body.max_output_tokens:
+        raise Refused(
+            "max_output_tokens and another field both limit the answer, and not the same; give one of them.",
+            param="max_output_tokens",
+        )
+    return older if body.max_output_tokens is None else body.max_output_tokens
+
+
 def begin(body: ResponsesBody, served: Served) -> ResponsesExchange:
     """The exchange that answers the request. Raises Refused."""
     _check(body)
     given = declared(body.tools)
     tools, tool_choice = choose(body.tool_choice, given)
     thoughts = thoughts_of(body, body.reasoning, served)
-    shared = turn_fields(body, body.text.format if body.text else None)
-    if body.max_output_tokens is not None:
-        if shared["sampling"].get("max_tokens") not in (None, body.max_output_tokens):
-            raise Refused(
-                "max_output_tokens and another field both limit the answer, and not the same; give one of them.",
-                param="max_output_tokens",
-            )
-        shared["sampling"] |= {"max_tokens": body.max_output_tokens}
-    turn = Turn(
+    text = body.text.format if body.text else None
+    request = GenerationRequest(
         prompt=messages_of(body.input, body.instructions),
+        params=sampling_params(body, served, max_tokens=_limit(body), logprobs=_logprobs(body)),
         tools=tools,
         tool_choice=tool_choice,
-        parallel_calls=body.parallel_tool_calls is not False,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
         thinking=thoughts.thinking,
         preserve_thinking=thoughts.preserved,
-        thought_tokens=thoughts.most_tokens,
-        logprobs=_logprobs(body),
+        thinking_tokens=thoughts.most_tokens,
+        format=format_of(body, text),
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt or "",
         left_out=given.left_out,
         unenforced=given.unenforced,
-        **shared,
     )
-    echo = _echo(body, turn, given.known) | {"model": model_of(body, served)}
-    return ResponsesExchange(turn, echo, given.known, stream=bool(body.stream), with_thoughts=thoughts.shown)
+    echo = _echo(body, request, given.known) | {"model": model_of(body, served)}
+    return ResponsesExchange(request, echo, given.known, stream=bool(body.stream), with_thoughts=thoughts.shown)
 
 
 def _choice(choice: ToolChoice, known: Mapping[str, Known]) -> Any:
@@ -115,10 +121,10 @@ def _choice(choice: ToolChoice, known: Mapping[str, Known]) -> Any:
     return {"type": "custom" if tool.custom else "function", "name": tool.name}
 
 
-def _tools(turn: Turn, known: Mapping[str, Known]) -> list[dict[str, Any]]:
+def _tools(request: GenerationRequest, known: Mapping[str, Known]) -> list[dict[str, Any]]:
     """The tools as they were given, one after the other; those of a namespace with its name."""
     found = []
-    for tool in turn.tools:
+    for tool in request.tools:
         function = tool["function"]
         its = known[function["name"]]
         if its.custom:
@@ -135,16 +141,16 @@ def _format(format: TextFormat | None) -> dict[str, Any]:
     return {"name": "answer"} | format.model_dump(by_alias=True, exclude_none=True)
 
 
-def _echo(body: ResponsesBody, turn: Turn, known: Mapping[str, Known]) -> dict[str, Any]:
+def _echo(body: ResponsesBody, request: GenerationRequest, known: Mapping[str, Known]) -> dict[str, Any]:
     """What a Response repeats of its request; the defaults stand where nothing was said."""
     return {
         "instructions": body.instructions,
-        "tools": _tools(turn, known),
-        "tool_choice": _choice(turn.tool_choice, known),
-        "parallel_tool_calls": turn.parallel_calls,
+        "tools": _tools(request, known),
+        "tool_choice": _choice(request.tool_choice, known),
+        "parallel_tool_calls": request.parallel_tool_calls,
         "text": {"format": _format(body.text.format if body.text else None)},
         "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
-        "max_output_tokens": turn.sampling.get("max_tokens"),
+        "max_output_tokens": request.params.max_tokens,
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_logprobs": body.top_logprobs or 0,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any, Literal
 
-from earthshine.generation.request import Ended, Opened, Piece, Turn
+from earthshine.generation.request import Ended, GenerationRequest, Piece, Started
 from earthshine.server.api import Kind, Refused, ServerEvent
 from earthshine.server.openai.scores import score
 from earthshine.server.openai.tools import Known, custom_input
@@ -79,21 +79,27 @@ class ResponsesExchange:
     """One response. `echo`: the fields that it repeats of its request; `tools`: what the client calls its tools."""
 
     def __init__(
-        self, turn: Turn, echo: dict[str, Any], tools: Mapping[str, Known], *, stream: bool, with_thoughts: bool
+        self,
+        request: GenerationRequest,
+        echo: dict[str, Any],
+        tools: Mapping[str, Known],
+        *,
+        stream: bool,
+        with_thoughts: bool,
     ) -> None:
-        self.turns: Sequence[Turn] = (turn,)
+        self.requests: Sequence[GenerationRequest] = (request,)
         self.stream, self._tools = stream, tools
         self._with_thoughts = with_thoughts
         self._head = {"id": f"resp_{token_hex(16)}", "object": "response", "created_at": int(time.time()), **echo}
         self._output: list[dict[str, Any]] = []
         self._item: _Item | None = None
         self._unsent: list[dict[str, Any]] = []  # scores of tokens whose text has not become an event yet
-        self._opened = Opened(0, 0)
+        self._opened = Started(0, 0)
         self._ended: Ended | None = None
         self._n_events = 0
 
     def push(self, piece: Piece) -> list[ServerEvent]:
-        if isinstance(piece, Opened):
+        if isinstance(piece, Started):
             self._opened = piece
             return self._begin()
         if isinstance(piece, Ended):

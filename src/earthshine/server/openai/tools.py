@@ -1,4 +1,4 @@
-"""Tools and tool_choice of OpenAI's APIs, in chat's nested and the responses' flat form, as a Turn takes them.
+"""Tools and tool_choice of OpenAI's APIs, in chat's nested and the responses' flat form.
 
 A custom tool is a function of one text: a regex for that text is enforced, a Lark grammar (Codex sends one) is part of
 the description and named for the log. The functions of a namespace (Codex sends one for each MCP server) are declared
