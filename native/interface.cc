@@ -49,6 +49,12 @@ bool strided(int64_t rows, int64_t cols, int64_t stride, bool written) {
   return cols >= 0 && cols <= most && fits(rows, stride) && (rows < 2 || !written || stride >= cols);
 }
 
+// The same of rows [n_heads][dim] whose heads have a stride of their own.
+bool by_head(int64_t rows, int64_t n_heads, int64_t dim, int64_t row, int64_t head, bool written) {
+  return dim >= 0 && fits(rows, dim) && fits(n_heads, dim) && fits(rows, n_heads * dim) &&
+         strided(rows, dim, row, written) && strided(n_heads, dim, head, written);
+}
+
 int32_t check(const es_attention& shape, int64_t tokens) {
   const int64_t n_heads = shape.n_heads, n_kv_heads = shape.n_kv_heads;
   if (n_heads < 1 || n_kv_heads < 1 || n_heads % n_kv_heads != 0 || !fits(tokens, n_heads)) return ES_BAD_SHAPE;
@@ -175,28 +181,32 @@ int32_t es_moe_sum(const float* each, const int32_t* token, const float* weight,
   return ES_OK;
 }
 
-int32_t es_rms_norm(void* x, int32_t x_is_fp32, int64_t x_row, const uint16_t* added, int64_t added_row,
-                    const uint16_t* weight, float eps, int64_t rows, int64_t dim, uint16_t* out, int64_t out_row) {
+int32_t es_rms_norm(void* x, int32_t x_is_fp32, int64_t x_row, int64_t x_head, const uint16_t* added,
+                    int64_t added_row, const uint16_t* weight, float eps, int64_t rows, int64_t n_heads, int64_t dim,
+                    uint16_t* out, int64_t out_row, int64_t out_head) {
   const bool adds = added != nullptr;
-  if (!strided(rows, dim, x_row, adds) || !strided(rows, dim, out_row, true)) return ES_BAD_SHAPE;
-  if (adds && !strided(rows, dim, added_row, false)) return ES_BAD_SHAPE;
-  if (rows == 0 || dim == 0) return ES_OK;
+  if (!by_head(rows, n_heads, dim, x_row, x_head, adds) || !by_head(rows, n_heads, dim, out_row, out_head, true)) {
+    return ES_BAD_SHAPE;
+  }
+  if (adds && (n_heads > 1 || !strided(rows, dim, added_row, false))) return ES_BAD_SHAPE;
+  if (rows == 0 || n_heads == 0 || dim == 0) return ES_OK;
   if (x == nullptr || weight == nullptr || out == nullptr) return ES_NULL_POINTER;
-  earthshine::serving().rms_norm(
-      {x, x_is_fp32 != 0, x_row, added, added_row, weight, eps, rows, dim, out, out_row});
+  earthshine::serving().rms_norm({x, x_is_fp32 != 0, x_row, x_head, added, added_row, weight, eps, rows, n_heads, dim,
+                                  out, out_row, out_head});
   return ES_OK;
 }
 
-int32_t es_rotate(const uint16_t* x, int64_t x_row, int64_t x_head, const float* cos, const float* sin, int64_t rows,
-                  int64_t n_heads, int64_t dim, uint16_t* out, int64_t out_row, int64_t out_head) {
-  if (dim < 0 || dim % 2 != 0 || !fits(rows, dim) || !fits(n_heads, dim) || !fits(rows, n_heads * dim) ||
-      !strided(rows, dim, x_row, false) || !strided(n_heads, dim, x_head, false) ||
-      !strided(rows, dim, out_row, true) || !strided(n_heads, dim, out_head, true)) {
+int32_t es_rotate(const uint16_t* x, int64_t x_row, int64_t x_head, const float* cos, const float* sin,
+                  int32_t interleaved, int64_t rows, int64_t n_heads, int64_t dim, uint16_t* out, int64_t out_row,
+                  int64_t out_head) {
+  if (dim % 2 != 0 || !by_head(rows, n_heads, dim, x_row, x_head, false) ||
+      !by_head(rows, n_heads, dim, out_row, out_head, true)) {
     return ES_BAD_SHAPE;
   }
   if (rows == 0 || n_heads == 0 || dim == 0) return ES_OK;
   if (x == nullptr || cos == nullptr || sin == nullptr || out == nullptr) return ES_NULL_POINTER;
-  earthshine::serving().rotate({x, x_row, x_head, cos, sin, rows, n_heads, dim, out, out_row, out_head});
+  earthshine::serving().rotate(
+      {x, x_row, x_head, cos, sin, interleaved != 0, rows, n_heads, dim, out, out_row, out_head});
   return ES_OK;
 }
 
@@ -211,17 +221,18 @@ int32_t es_swiglu(const void* gate, int64_t gate_row, const void* up, int64_t up
   return ES_OK;
 }
 
-int32_t es_route(const float* logits, const float* bias, int64_t tokens, int64_t n_experts, int64_t top_k,
-                 int64_t n_groups, int64_t groups_kept, int32_t normalize, float scale, int64_t* chosen,
+int32_t es_route(const float* logits, int32_t scoring, const float* bias, int64_t tokens, int64_t n_experts,
+                 int64_t top_k, int64_t n_groups, int64_t groups_kept, int32_t normalize, float scale, int64_t* chosen,
                  float* weight) {
+  if (scoring != ES_SIGMOID && scoring != ES_SOFTMAX) return ES_BAD_SHAPE;
   if (n_experts < 1 || n_experts > earthshine::most_experts || !fits(tokens, n_experts)) return ES_BAD_SHAPE;
   if (top_k < 1 || top_k > n_experts || n_groups < 1 || n_groups > n_experts) return ES_BAD_SHAPE;
   if (n_groups > 1 && (n_experts % n_groups != 0 || n_experts / n_groups < 2)) return ES_BAD_SHAPE;
   if (groups_kept < 1 || groups_kept > n_groups) return ES_BAD_SHAPE;
   if (tokens == 0) return ES_OK;
-  if (logits == nullptr || bias == nullptr || chosen == nullptr || weight == nullptr) return ES_NULL_POINTER;
-  earthshine::serving().route(
-      {logits, bias, tokens, n_experts, top_k, n_groups, groups_kept, normalize != 0, scale, chosen, weight});
+  if (logits == nullptr || chosen == nullptr || weight == nullptr) return ES_NULL_POINTER;
+  earthshine::serving().route({logits, scoring == ES_SOFTMAX, bias, tokens, n_experts, top_k, n_groups, groups_kept,
+                               normalize != 0, scale, chosen, weight});
   return ES_OK;
 }
 

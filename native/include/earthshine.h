@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define ES_ABI_VERSION 5
+#define ES_ABI_VERSION 6
 
 #if defined(_WIN32)
 #define ES_API __declspec(dllexport)
@@ -105,30 +105,36 @@ ES_API int32_t es_moe_ffn(const es_expert* experts, int64_t n_experts, const int
 ES_API int32_t es_moe_sum(const float* each /* [pairs, hidden] */, const int32_t* token, const float* weight,
                           int64_t pairs, int64_t tokens, int64_t hidden, float* total /* [tokens, hidden] */);
 
-/* out = bf16(weight * bf16(x / sqrt(mean(x^2) + eps))) of each row of `dim`. x is bf16, or fp32 where x_is_fp32 is not
- * 0. Where `added` is not null, x += added comes first, rounded to x's type and kept in x, whose rows then may not
- * overlap. Row strides in elements. `out` may be x itself where x is bf16 and the strides are equal. */
-ES_API int32_t es_rms_norm(void* x, int32_t x_is_fp32, int64_t x_row, const uint16_t* added, int64_t added_row,
-                           const uint16_t* weight /* [dim] */, float eps, int64_t rows, int64_t dim, uint16_t* out,
-                           int64_t out_row);
+/* out = bf16(weight * bf16(x / sqrt(mean(x^2) + eps))) of each of n_heads times `dim` values of each row. x is bf16, or
+ * fp32 where x_is_fp32 is not 0. Where `added` is not null, x += added comes first, rounded to x's type and kept in x;
+ * n_heads is then 1, and x's rows may not overlap. Strides in elements. `out` may be x itself where x is bf16 and the
+ * strides are equal. */
+ES_API int32_t es_rms_norm(void* x /* [rows][n_heads][dim] */, int32_t x_is_fp32, int64_t x_row, int64_t x_head,
+                           const uint16_t* added, int64_t added_row, const uint16_t* weight /* [dim] */, float eps,
+                           int64_t rows, int64_t n_heads, int64_t dim, uint16_t* out, int64_t out_row,
+                           int64_t out_head);
 
-/* Each pair (x[2i], x[2i+1]) of each head turns by the row's i-th angle. Strides in elements; `out` may be x itself,
- * with equal strides. */
+/* Each pair of each head turns by the row's i-th angle: (x[2i], x[2i + 1]), or (x[i], x[i + dim / 2]) where
+ * `interleaved` is 0. Strides in elements; `out` may be x itself, with equal strides. */
 ES_API int32_t es_rotate(const uint16_t* x /* [rows][n_heads][dim] */, int64_t x_row, int64_t x_head,
-                         const float* cos /* [rows, dim / 2] */, const float* sin, int64_t rows, int64_t n_heads,
-                         int64_t dim, uint16_t* out, int64_t out_row, int64_t out_head);
+                         const float* cos /* [rows, dim / 2] */, const float* sin, int32_t interleaved, int64_t rows,
+                         int64_t n_heads, int64_t dim, uint16_t* out, int64_t out_row, int64_t out_head);
 
 /* out = bf16(silu(gate) * up). gate and up are bf16, or fp32 where is_fp32 is not 0; row strides in elements. */
 ES_API int32_t es_swiglu(const void* gate, int64_t gate_row, const void* up, int64_t up_row, int32_t is_fp32,
                          int64_t rows, int64_t cols, uint16_t* out /* [rows, cols] */);
 
-/* The top_k experts of each token by sigmoid(logits) + bias, the greatest first and of equal ones the lower expert, and
- * their weights: the scores without bias, where `normalize` is not 0 divided by their sum plus 1e-20, times scale. Only
- * the groups_kept groups whose two best sum highest take part. nan comes before all numbers. At most 4096 experts. */
-ES_API int32_t es_route(const float* logits /* [tokens, n_experts] */, const float* bias /* [n_experts] */,
-                        int64_t tokens, int64_t n_experts, int64_t top_k, int64_t n_groups, int64_t groups_kept,
-                        int32_t normalize, float scale, int64_t* chosen /* [tokens, top_k] */,
-                        float* weight /* [tokens, top_k] */);
+/* The top_k experts of each token by score + bias (null for none), the greatest first and of equal ones the lower
+ * expert, and their weights: the scores without bias, where `normalize` is not 0 divided by their sum plus 1e-20, times
+ * scale. A score is the logit's sigmoid, or its share in the softmax over all experts. Only the groups_kept groups
+ * whose two best sum highest take part. nan comes before all numbers, and one logit of nan or inf makes every share of
+ * a softmax nan, so that experts 0 to top_k - 1 are chosen. At most 4096 experts. */
+#define ES_SIGMOID 0
+#define ES_SOFTMAX 1
+ES_API int32_t es_route(const float* logits /* [tokens, n_experts] */, int32_t scoring,
+                        const float* bias /* [n_experts] */, int64_t tokens, int64_t n_experts, int64_t top_k,
+                        int64_t n_groups, int64_t groups_kept, int32_t normalize, float scale,
+                        int64_t* chosen /* [tokens, top_k] */, float* weight /* [tokens, top_k] */);
 
 /* Query rows first to first + rows of a batch: tokens of one conversation at positions start, start + 1, ... Position p
  * lies in slot p % page_tokens of page pages[p / page_tokens] of the pool. */

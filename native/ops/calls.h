@@ -8,14 +8,14 @@ namespace earthshine {
 struct NormCall {
   void* x;  // bf16, or fp32 where `wide`
   bool wide;
-  int64_t x_row;
+  int64_t x_row, x_head;
   const uint16_t* added;  // null for none
   int64_t added_row;
   const uint16_t* weight;
   float eps;
-  int64_t rows, dim;
+  int64_t rows, n_heads, dim;
   uint16_t* out;
-  int64_t out_row;
+  int64_t out_row, out_head;
 };
 
 struct RotateCall {
@@ -23,6 +23,7 @@ struct RotateCall {
   int64_t x_row, x_head;
   const float* cos;
   const float* sin;
+  bool interleaved;
   int64_t rows, n_heads, dim;
   uint16_t* out;
   int64_t out_row, out_head;
@@ -38,7 +39,8 @@ struct SwigluCall {
 
 struct RouteCall {
   const float* logits;
-  const float* bias;
+  bool softmax;       // or sigmoid
+  const float* bias;  // null for none
   int64_t tokens, n_experts, top_k, n_groups, groups_kept;
   bool normalize;
   float scale;

@@ -43,6 +43,16 @@ struct Lanes16 {
     return whole(staged);
   }
 
+  // The sum of the lanes: each with the one 8 further, then 4, 2 and 1.
+  static float total(F x) {
+    alignas(64) float lane[16];
+    T::store(lane, x);
+    for (int n = 8; n > 0; n /= 2) {
+      for (int j = 0; j < n; ++j) lane[j] += lane[j + n];
+    }
+    return lane[0];
+  }
+
   static I round(F x) { return T::round(one_nan<T>(x)); }  // to bf16, in the lower half of each lane
   static F rounded(F x) { return T::as_float(T::template left<16>(round(x))); }
 
@@ -75,8 +85,11 @@ struct Elementwise : Lanes16<T> {
     const int64_t pairs = call.dim / 2;
     over_rows<T>(call.rows, call.n_heads * call.dim, [&](int64_t row) {
       for (int64_t head = 0; head < call.n_heads; ++head) {
-        rotate_head(call.x + row * call.x_row + head * call.x_head, call.cos + row * pairs, call.sin + row * pairs,
-                    pairs, call.out + row * call.out_row + head * call.out_head);
+        const uint16_t* x = call.x + row * call.x_row + head * call.x_head;
+        uint16_t* out = call.out + row * call.out_row + head * call.out_head;
+        const float *cos = call.cos + row * pairs, *sin = call.sin + row * pairs;
+        if (call.interleaved) rotate_neighbours(x, cos, sin, pairs, out);
+        else rotate_halves(x, cos, sin, pairs, out);
       }
     });
   }
@@ -89,18 +102,24 @@ struct Elementwise : Lanes16<T> {
  private:
   template <class V>
   static void norm_rows(const earthshine::NormCall& call) {
-    over_rows<T>(call.rows, call.dim, [&](int64_t row) {
-      V* x = static_cast<V*>(call.x) + row * call.x_row;
-      const uint16_t* added = call.added == nullptr ? nullptr : call.added + row * call.added_row;
-      const float mean = sum_of_squares(x, added, call.dim) / static_cast<float>(call.dim);
-      const F factor = T::div(T::broadcast(1.0f), T::sqrt(T::broadcast(mean + call.eps)));
-      uint16_t* out = call.out + row * call.out_row;
-      for (int64_t i = 0; i < call.dim; i += 16) {
-        const int64_t n = at_most(call.dim - i, 16);
-        const F scaled = L::rounded(T::mul(L::load(x + i, n), factor));
-        L::store(out + i, n, T::mul(L::load(call.weight + i, n), scaled));
+    over_rows<T>(call.rows, call.n_heads * call.dim, [&](int64_t row) {
+      for (int64_t head = 0; head < call.n_heads; ++head) {
+        norm(call, static_cast<V*>(call.x) + row * call.x_row + head * call.x_head,
+             call.added == nullptr ? nullptr : call.added + row * call.added_row,
+             call.out + row * call.out_row + head * call.out_head);
       }
     });
+  }
+
+  template <class V>
+  static void norm(const earthshine::NormCall& call, V* x, const uint16_t* added, uint16_t* out) {
+    const float mean = sum_of_squares(x, added, call.dim) / static_cast<float>(call.dim);
+    const F factor = T::div(T::broadcast(1.0f), T::sqrt(T::broadcast(mean + call.eps)));
+    for (int64_t i = 0; i < call.dim; i += 16) {
+      const int64_t n = at_most(call.dim - i, 16);
+      const F scaled = L::rounded(T::mul(L::load(x + i, n), factor));
+      L::store(out + i, n, T::mul(L::load(call.weight + i, n), scaled));
+    }
   }
 
   // Column i adds to lane i % 64, in four registers: one alone would wait for each addition. Then a fixed tree.
@@ -116,12 +135,7 @@ struct Elementwise : Lanes16<T> {
     for (int64_t part = 0; i < dim; i += 16, ++part) {
       add_square(x + i, added == nullptr ? nullptr : added + i, at_most(dim - i, 16), &sums[part]);
     }
-    alignas(64) float lane[16];
-    T::store(lane, T::add(T::add(sums[0], sums[1]), T::add(sums[2], sums[3])));
-    for (int n = 8; n > 0; n /= 2) {
-      for (int j = 0; j < n; ++j) lane[j] += lane[j + n];
-    }
-    return lane[0];
+    return L::total(T::add(T::add(sums[0], sums[1]), T::add(sums[2], sums[3])));
   }
 
   // With `added`, x becomes the sum, rounded to its own type.
@@ -132,19 +146,34 @@ struct Elementwise : Lanes16<T> {
     *sum = T::fma(value, value, *sum);
   }
 
-  static void rotate_head(const uint16_t* x, const float* cos, const float* sin, int64_t pairs, uint16_t* out) {
+  static void rotate_neighbours(const uint16_t* x, const float* cos, const float* sin, int64_t pairs, uint16_t* out) {
     for (int64_t i = 0; i < pairs; i += 16) {
       const int64_t n = at_most(pairs - i, 16);
       alignas(64) uint32_t staged[16] = {};
       if (n < 16) std::memcpy(staged, x + 2 * i, static_cast<size_t>(n) * 4);
       const I both = n < 16 ? T::load_int(staged) : T::load_int(x + 2 * i);
       const F even = T::lower(both), odd = T::upper(both);
-      const F c = L::load(cos + i, n), s = L::load(sin + i, n);
-      const F first = T::sub(T::mul(even, c), T::mul(odd, s)), second = T::add(T::mul(even, s), T::mul(odd, c));
+      F first, second;
+      turn(even, odd, L::load(cos + i, n), L::load(sin + i, n), &first, &second);
       T::store(staged, T::pair(L::round(first), L::round(second)));
       if (n < 16) std::memcpy(out + 2 * i, staged, static_cast<size_t>(n) * 4);
       else std::memcpy(out + 2 * i, staged, sizeof staged);
     }
+  }
+
+  static void rotate_halves(const uint16_t* x, const float* cos, const float* sin, int64_t pairs, uint16_t* out) {
+    for (int64_t i = 0; i < pairs; i += 16) {
+      const int64_t n = at_most(pairs - i, 16);
+      F first, second;
+      turn(L::load(x + i, n), L::load(x + pairs + i, n), L::load(cos + i, n), L::load(sin + i, n), &first, &second);
+      L::store(out + i, n, first);
+      L::store(out + pairs + i, n, second);
+    }
+  }
+
+  static void turn(F a, F b, F cos, F sin, F* first, F* second) {
+    *first = T::sub(T::mul(a, cos), T::mul(b, sin));
+    *second = T::add(T::mul(a, sin), T::mul(b, cos));
   }
 
   template <class V>

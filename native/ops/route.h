@@ -1,4 +1,5 @@
-// The router after its product: sigmoid, groups, the best experts and their weights (DeepSeek-V3, equations 12 to 16).
+// The router after its product: scores, groups, the best experts and their weights (DeepSeek-V3, equations 12 to 16;
+// Qwen3-MoE for the softmax).
 //
 // Scores are ordered as whole numbers, so that nan has a place (before all others, as in torch's sort) and equal scores
 // fall to the lower expert.
@@ -45,15 +46,43 @@ struct Route {
     alignas(64) float scores[most], choice[most];
     uint64_t found[most];
     const float* logits = call.logits + token * call.n_experts;
+    if (call.softmax) softmax(logits, call.n_experts, scores);
+    else sigmoid(logits, call.n_experts, scores);
     for (int64_t i = 0; i < call.n_experts; i += 16) {
       const int64_t n = at_most(call.n_experts - i, 16);
-      const typename T::F score = one_nan<T>(Math<T>::sigmoid(L::load(logits + i, n)));
-      L::store(scores + i, n, score);
-      L::store(choice + i, n, T::add(score, L::load(call.bias + i, n)));
+      const typename T::F score = one_nan<T>(T::load(scores + i));
+      T::store(scores + i, score);
+      T::store(choice + i, call.bias == nullptr ? score : T::add(score, L::load(call.bias + i, n)));
     }
     if (call.n_groups > 1) keep_groups(call, choice, found);
     greatest(choice, call.n_experts, call.top_k, found);
     weigh(call, scores, found, call.chosen + token * call.top_k, call.weight + token * call.top_k);
+  }
+
+  static void sigmoid(const float* logits, int64_t n_experts, float* scores) {
+    for (int64_t i = 0; i < n_experts; i += 16) {
+      T::store(scores + i, Math<T>::sigmoid(L::load(logits + i, at_most(n_experts - i, 16))));
+    }
+  }
+
+  // Expert i adds to lane i % 16 of the sum, ascending; then L::total.
+  static void softmax(const float* logits, int64_t n_experts, float* scores) {
+    const float none = -__builtin_inff();
+    std::memcpy(scores, logits, static_cast<size_t>(n_experts) * sizeof(float));
+    for (int64_t i = n_experts; i % 16 != 0; ++i) scores[i] = none;
+    typename T::F greatest = T::broadcast(none), sum = T::zero();
+    for (int64_t i = 0; i < n_experts; i += 16) greatest = T::max(greatest, T::load(scores + i));
+    alignas(64) float lane[16];
+    T::store(lane, greatest);
+    for (int j = 1; j < 16; ++j) lane[0] = lane[j] > lane[0] ? lane[j] : lane[0];
+    const typename T::F most = T::broadcast(lane[0]);
+    for (int64_t i = 0; i < n_experts; i += 16) {
+      const typename T::F share = Math<T>::exp(T::sub(T::load(scores + i), most));
+      T::store(scores + i, share);
+      sum = T::add(sum, share);
+    }
+    const typename T::F total = T::broadcast(L::total(sum));
+    for (int64_t i = 0; i < n_experts; i += 16) T::store(scores + i, T::div(T::load(scores + i), total));
   }
 
   // A group counts by the sum of its two best; the experts of groups that are not kept fall to -inf.

@@ -145,19 +145,22 @@ uint64_t moe(Random& random, Breaks* broken) {
 }
 
 uint64_t rms_norm(Random& random, Breaks* broken) {
-  const int64_t rows = random.size(40), dim = random.size(300);
-  const int64_t x_row = dim + random.below(9), out_row = dim + random.below(9);
   const bool wide = random.chance(2), adds = random.chance(2), wild = random.chance(4);
-  const int64_t n = (rows - 1) * x_row + dim, added_row = random.chance(3) ? 0 : dim + random.below(3);
+  const int64_t rows = random.size(40), heads = adds ? 1 : random.from(1, 4), dim = random.size(300);
+  const int64_t x_head = dim + random.below(4), x_row = heads * x_head + random.below(9);
+  const int64_t out_head = dim + random.below(4), out_row = heads * out_head + random.below(9);
+  const int64_t n = (rows - 1) * x_row + (heads - 1) * x_head + dim;
+  const int64_t added_row = random.chance(3) ? 0 : dim + random.below(3);
   const Heap<uint16_t> narrow = random_bf16(random, wide ? 0 : n, wild);
   const Heap<float> floats = random_floats(random, wide ? n : 0, wild);
   const Heap<uint16_t> added = random_bf16(random, (rows - 1) * added_row + dim);
   const Heap<uint16_t> weight = random_bf16(random, dim, wild);
-  const Heap<uint16_t> out = filled<uint16_t>((rows - 1) * out_row + dim);
+  const Heap<uint16_t> out = filled<uint16_t>((rows - 1) * out_row + (heads - 1) * out_head + dim);
   void* x = wide ? static_cast<void*>(floats.data()) : narrow.data();
   const uint16_t* more = adds ? added.data() : nullptr;
+  int64_t inner = out_head;
   const auto call = [&](int64_t r, int64_t d, int64_t stride, int64_t to, uint16_t* at) {
-    return es_rms_norm(x, wide, stride, more, added_row, weight.data(), 1e-6f, r, d, at, to);
+    return es_rms_norm(x, wide, stride, x_head, more, added_row, weight.data(), 1e-6f, r, heads, d, at, to, inner);
   };
   if (broken != nullptr) {
     broken->refuse("absurdly many rows", [&] { return call(broken->absurd(), dim, x_row, out_row, out.data()); });
@@ -170,6 +173,7 @@ uint64_t rms_norm(Random& random, Breaks* broken) {
     return 0;
   }
   want_ok("es_rms_norm", call(rows, dim, x_row, out_row, out.data()));
+  inner = x_head;
   if (!wide) want_ok("es_rms_norm in place", call(rows, dim, x_row, x_row, narrow.data()));
   return wild ? 0 : hash(out) ^ hash(narrow) ^ hash(floats);
 }
@@ -178,12 +182,12 @@ uint64_t rotate(Random& random, Breaks* broken) {
   const int64_t rows = random.size(40), heads = random.from(1, 5), dim = 2 * random.size(70);
   const int64_t x_head = dim + random.below(5), x_row = heads * x_head + random.below(5);
   const int64_t out_head = dim + random.below(5), out_row = heads * out_head + random.below(5);
-  const bool wild = random.chance(4);
+  const bool wild = random.chance(4), pairs = random.chance(2);
   const Heap<uint16_t> x = random_bf16(random, (rows - 1) * x_row + (heads - 1) * x_head + dim, wild);
   const Heap<float> cos = random_floats(random, rows * dim / 2, wild), sin = random_floats(random, rows * dim / 2);
   const Heap<uint16_t> out = filled<uint16_t>((rows - 1) * out_row + (heads - 1) * out_head + dim);
   const auto call = [&](int64_t r, int64_t h, int64_t d, int64_t stride, uint16_t* at) {
-    return es_rotate(x.data(), stride, x_head, cos.data(), sin.data(), r, h, d, at, out_row, out_head);
+    return es_rotate(x.data(), stride, x_head, cos.data(), sin.data(), pairs, r, h, d, at, out_row, out_head);
   };
   if (broken != nullptr) {
     broken->refuse("absurdly many rows", [&] { return call(broken->absurd(), heads, dim, x_row, out.data()); });
@@ -195,8 +199,8 @@ uint64_t rotate(Random& random, Breaks* broken) {
     return 0;
   }
   want_ok("es_rotate", call(rows, heads, dim, x_row, out.data()));
-  want_ok("es_rotate in place", es_rotate(x.data(), x_row, x_head, cos.data(), sin.data(), rows, heads, dim, x.data(),
-                                          x_row, x_head));
+  want_ok("es_rotate in place", es_rotate(x.data(), x_row, x_head, cos.data(), sin.data(), pairs, rows, heads, dim,
+                                          x.data(), x_row, x_head));
   return wild ? 0 : hash(out) ^ hash(x);
 }
 
@@ -227,12 +231,14 @@ uint64_t swiglu(Random& random, Breaks* broken) {
 uint64_t route(Random& random, Breaks* broken) {
   const int64_t groups = random.from(1, 8), experts = groups * random.from(2, 40), tokens = random.from(1, 60);
   const int64_t top_k = random.from(1, experts), kept = random.from(1, groups);
-  const bool wild = random.chance(3), normalize = random.chance(2);
+  const bool wild = random.chance(3), normalize = random.chance(2), biased = random.chance(2);
+  int32_t scoring = static_cast<int32_t>(random.below(2));
   const Heap<float> logits = random_floats(random, tokens * experts, wild), bias = random_floats(random, experts, wild);
   const Heap<int64_t> chosen = filled<int64_t>(tokens * top_k);
   const Heap<float> weight = filled<float>(tokens * top_k);
   const auto call = [&](int64_t t, int64_t n, int64_t k, int64_t g, int64_t of_groups) {
-    return es_route(logits.data(), bias.data(), t, n, k, g, of_groups, normalize, 2.5f, chosen.data(), weight.data());
+    return es_route(logits.data(), scoring, biased ? bias.data() : nullptr, t, n, k, g, of_groups, normalize, 2.5f,
+                    chosen.data(), weight.data());
   };
   if (broken != nullptr) {
     broken->refuse("absurdly many tokens", [&] { return call(broken->absurd(), experts, top_k, groups, kept); });
@@ -241,6 +247,9 @@ uint64_t route(Random& random, Breaks* broken) {
     broken->refuse("more than all", [&] { return call(tokens, experts, random.chance(2) ? 0 : experts + 1, 1, 1); });
     broken->refuse("absurd groups", [&] { return call(tokens, experts, top_k, broken->absurd(), kept); });
     broken->refuse("no group", [&] { return call(tokens, experts, top_k, groups, random.chance(2) ? 0 : groups + 1); });
+    scoring = random.chance(2) ? -1 : 2;
+    broken->refuse("a scoring that is none", [&] { return call(tokens, experts, top_k, groups, kept); });
+    scoring = ES_SIGMOID;
     broken->refuse("groups of one", [&] { return call(tokens, experts, top_k, experts, 1); });
     return 0;
   }

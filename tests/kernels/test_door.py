@@ -40,8 +40,16 @@ CASES: dict[str, Callable[[Callable[..., object], torch.dtype], object]] = {
     "moe_ffn": lambda f, _: _written(f, draw(6, 96), EXPERTS, TOKEN, [0, 3, 5], into=torch.zeros(5, 96)),
     "moe_sum": lambda f, _: _written(f, draw(5, 96).float(), TOKEN, draw(5, seed=1).float(), into=torch.zeros(6, 96)),
     "rms_norm": lambda f, t: f(draw(37, 40).to(t), draw(40, seed=1).to(t), 1e-6),
-    "rotate": lambda f, t: f(draw(37, 3, 8).to(t), draw(37, 1, 4).float(), draw(37, 1, 4, seed=1).float()),
-    "route": lambda f, _: f(draw(37, 11).float(), torch.zeros(11), top_k=3),
+    "rotate": lambda f, t: torch.cat(
+        [
+            f(draw(37, 3, 8).to(t), draw(37, 1, 4).float(), draw(37, 1, 4, seed=1).float(), interleaved=interleaved)
+            for interleaved in (True, False)
+        ]
+    ),
+    "route": lambda f, _: [
+        f(draw(37, 11).float(), bias, top_k=3, scoring=scoring)
+        for bias, scoring in ((torch.zeros(11), "sigmoid"), (None, "softmax"))
+    ],
     "swiglu": lambda f, t: f(draw(37, 11).to(t), draw(37, 11, seed=1).to(t)),
 }
 

@@ -88,6 +88,26 @@ class TestRmsNormInPlace:
             elementwise.rms_norm(x, weight, EPS).view(6, 40), elementwise.rms_norm(x.view(6, 40), weight, EPS)
         )
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    def test_heads_are_normed_where_they_lie_in_wider_rows(self, dtype: torch.dtype) -> None:
+        """Queries and keys of grouped-query attention are parts of one product's rows."""
+        both, weight = normal(5, 6 * 40, dtype=dtype), normal(40, seed=1)
+        query, key = (part.unflatten(1, (-1, 40)) for part in both.split((160, 80), 1))
+        for part in (query, key):
+            result = everywhere(lambda part=part: elementwise.rms_norm(part, weight, EPS))
+            assert torch.equal(result, elementwise.rms_norm(part.contiguous(), weight, EPS))
+        rows = torch.zeros(5, 2 * 60).bfloat16()
+        elementwise.rms_norm(key.contiguous(), weight, EPS, out=rows.unflatten(1, (2, 60))[..., :40])
+        assert torch.equal(rows.unflatten(1, (2, 60))[..., :40], elementwise.rms_norm(key.contiguous(), weight, EPS))
+        assert (rows.unflatten(1, (2, 60))[..., 40:] == 0).all()
+
+    def test_heads_are_normed_in_place(self) -> None:
+        both, weight = normal(5, 6 * 40), normal(40, seed=1)
+        before, query = both.clone(), both[:, :160].unflatten(1, (-1, 40))
+        elementwise.rms_norm(query, weight, EPS, out=query)
+        assert torch.equal(query, elementwise.rms_norm(before[:, :160].reshape(5, 4, 40), weight, EPS))
+        assert torch.equal(both[:, 160:], before[:, 160:])
+
     def test_nan_stays_in_its_row(self) -> None:
         x = normal(3, 40)
         x[1, 7] = float("nan")
@@ -99,18 +119,23 @@ class TestRmsNormInPlace:
 class TestRotate:
     @pytest.mark.parametrize("heads", [1, 3, 64])
     @pytest.mark.parametrize("dim", [2, 40, 64, 128])
-    def test_every_bit_is_the_references(self, heads: int, dim: int) -> None:
+    @pytest.mark.parametrize("interleaved", [True, False])
+    def test_every_bit_is_the_references(self, heads: int, dim: int, interleaved: bool) -> None:
         x, angles = normal(5, heads, dim), normal(5, dim // 2, dtype=torch.float32)
         cos, sin = angles.cos(), angles.sin()
-        result = everywhere(lambda: elementwise.rotate(x, cos, sin))
-        assert torch.equal(result, reference.rotate(x, cos[:, None], sin[:, None]))
+        result = everywhere(lambda: elementwise.rotate(x, cos, sin, interleaved=interleaved))
+        assert torch.equal(result, reference.rotate(x, cos[:, None], sin[:, None], interleaved=interleaved))
 
-    def test_it_works_in_place_on_a_part_of_each_head(self) -> None:
-        query, angles = normal(4, 3, 192), normal(4, 32, dtype=torch.float32)
+    @pytest.mark.parametrize("interleaved", [True, False])
+    @pytest.mark.parametrize("dim", [64, 40])
+    def test_it_works_in_place_on_a_part_of_each_head(self, dim: int, interleaved: bool) -> None:
+        query, angles = normal(4, 3, 128 + dim), normal(4, dim // 2, dtype=torch.float32)
+        cos, sin = angles.cos(), angles.sin()
         before, part = query.clone(), query[..., 128:]
-        elementwise.rotate(part, angles.cos(), angles.sin(), out=part)
+        elementwise.rotate(part, cos, sin, interleaved=interleaved, out=part)
         assert torch.equal(query[..., :128], before[..., :128])
-        assert torch.equal(part, reference.rotate(before[..., 128:], angles.cos()[:, None], angles.sin()[:, None]))
+        expected = reference.rotate(before[..., 128:], cos[:, None], sin[:, None], interleaved=interleaved)
+        assert torch.equal(part, expected)
 
     def test_it_writes_into_a_wider_row(self) -> None:
         key, angles, latents = normal(4, 64), normal(4, 32, dtype=torch.float32), torch.zeros(4, 576).bfloat16()
@@ -142,9 +167,12 @@ class TestSwiglu:
         assert torch.equal(elementwise.swiglu(gate, up), elementwise.swiglu(gate.contiguous(), up.contiguous()))
 
 
-def scores_of(logits: Tensor) -> Tensor:
-    """The library's sigmoid, seen through a choice of all experts."""
-    chosen, weight = elementwise.route(logits, torch.zeros(logits.shape[1]), top_k=logits.shape[1], normalize=False)
+SCORINGS: tuple[reference.Scoring, ...] = ("sigmoid", "softmax")
+
+
+def scores_of(logits: Tensor, scoring: reference.Scoring = "sigmoid") -> Tensor:
+    """The library's scores, seen through a choice of all experts."""
+    chosen, weight = elementwise.route(logits, None, top_k=logits.shape[1], normalize=False, scoring=scoring)
     return torch.empty_like(logits).scatter_(1, chosen, weight)
 
 
@@ -154,22 +182,55 @@ class TestRoute:
         [(384, 8, 1, 1), (256, 8, 8, 4), (8, 2, 1, 1), (5, 5, 1, 1), (24, 6, 4, 1), (40, 10, 5, 5)],
     )
     @pytest.mark.parametrize("normalize", [True, False])
-    def test_after_the_sigmoid_every_bit_is_the_references(
-        self, n_experts: int, top_k: int, n_groups: int, groups_kept: int, normalize: bool
+    @pytest.mark.parametrize("scoring", SCORINGS)
+    def test_after_the_scores_every_bit_is_the_references(
+        self, n_experts: int, top_k: int, n_groups: int, groups_kept: int, normalize: bool, scoring: reference.Scoring
     ) -> None:
         logits, bias = normal(33, n_experts, dtype=torch.float32), normal(n_experts, dtype=torch.float32) / 8
         logits = torch.where(logits.abs() < 0.5, 0.25, logits)  # many are equal
         rule = {"top_k": top_k, "n_groups": n_groups, "groups_kept": groups_kept, "normalize": normalize, "scale": 2.5}
-        for ties in (bias, torch.zeros(n_experts)):
+        rule["scoring"] = scoring
+        for ties in (bias, torch.zeros(n_experts), None):
             weight = everywhere(lambda bias=ties: elementwise.route(logits, bias, **rule)[1])
             chosen = everywhere(lambda bias=ties: elementwise.route(logits, bias, **rule)[0].int())
-            expected = reference.choose(scores_of(logits), ties, top_k, n_groups, groups_kept, normalize, 2.5)
+            scores = scores_of(logits, scoring)
+            expected = reference.choose(scores, ties, top_k, n_groups, groups_kept, normalize, 2.5)
             assert torch.equal(chosen.long(), expected[0])
             assert torch.equal(weight, expected[1])
 
     def test_the_sigmoid_is_that_of_torch_within_four_units_in_the_last_place(self) -> None:
         logits = torch.linspace(-85, 85, 4096)[None]
         torch.testing.assert_close(scores_of(logits), torch.sigmoid(logits), rtol=4 * 2**-23, atol=0)
+
+    @pytest.mark.parametrize("n_experts", [1, 5, 16, 40, 128, 4096])
+    def test_the_softmax_is_that_of_torch_within_some_units_in_the_last_place(self, n_experts: int) -> None:
+        logits = 6 * normal(9, n_experts, dtype=torch.float32)
+        logits[1] = -200.0  # what pads the lanes counts for nothing
+        logits[2, 0] = 1000.0
+        expected = torch.softmax(logits.double(), -1).float()
+        torch.testing.assert_close(scores_of(logits, "softmax"), expected, rtol=1e-5, atol=1e-30)
+
+    def test_one_nan_or_inf_makes_every_share_nan_as_in_torch(self) -> None:
+        logits = normal(3, 40, dtype=torch.float32)
+        logits[0, 7], logits[1, 39], logits[2] = float("nan"), float("inf"), float("-inf")
+        chosen, weight = elementwise.route(logits, None, top_k=4, scoring="softmax")
+        expected = reference.route(logits, None, top_k=4, scoring="softmax")
+        assert chosen.tolist() == expected[0].tolist() == [[0, 1, 2, 3]] * 3
+        assert weight.isnan().all()
+        assert expected[1].isnan().all()
+
+    def test_the_softmax_router_is_that_of_qwen3_moe(self) -> None:
+        from transformers import Qwen3MoeConfig
+        from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
+
+        config = Qwen3MoeConfig(num_experts=128, num_experts_per_tok=8, norm_topk_prob=True, hidden_size=32)
+        router, x = Qwen3MoeTopKRouter(config), normal(50, 32, dtype=torch.float32)
+        router.weight.data.copy_(normal(128, 32, dtype=torch.float32))
+        with torch.no_grad():
+            logits, weight, chosen = router(x)
+        mine = elementwise.route(logits, None, top_k=8, scoring="softmax")
+        assert torch.equal(mine[0], chosen)
+        torch.testing.assert_close(mine[1], weight, rtol=1e-5, atol=1e-8)
 
     @pytest.mark.parametrize("groups", [1, 4])
     def test_nan_comes_first_and_nothing_points_outside(self, groups: int) -> None:
@@ -229,6 +290,7 @@ X, W, ANGLES = torch.zeros(2, 8).bfloat16(), torch.ones(8).bfloat16(), torch.zer
         (lambda: elementwise.swiglu(X.int(), X.int()), "int32"),
         (lambda: elementwise.route(X, ANGLES[0], top_k=1), "bfloat16"),
         (lambda: elementwise.route(ANGLES, X[0, :4], top_k=1), "bias"),
+        (lambda: elementwise.route(ANGLES, None, top_k=1, scoring="relu"), "'relu'; it takes sigmoid or softmax"),
         (lambda: elementwise.route(ANGLES, ANGLES[0], top_k=5), "5 of 4"),
         (lambda: elementwise.route(ANGLES, ANGLES[0], top_k=0), "0 of 4"),
         (lambda: elementwise.route(ANGLES, ANGLES[0], top_k=1, n_groups=3), "3 equal groups"),

@@ -27,6 +27,29 @@ def test_rotate_turns_interleaved_pairs():
     assert out.tolist() == [-2.0, 1.0, 3.0, 4.0]
 
 
+def test_rotate_turns_halves():
+    """A quarter turn takes (1, 3) to (-3, 1); the second pair does not turn."""
+    cos, sin = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+    out = reference.rotate(torch.tensor([1.0, 2.0, 3.0, 4.0]), cos, sin, interleaved=False)
+    assert out.tolist() == [-3.0, 2.0, 1.0, 4.0]
+
+
+def test_softmax_scores_are_shares_of_all_experts():
+    chosen, weight = _route([1.0, 2.0, 0.0], None, top_k=2, scoring="softmax", normalize=False, scale=2.0)
+    assert chosen.tolist() == [[1, 0]]
+    total = 1 + math.e + math.e**2
+    assert weight[0].tolist() == pytest.approx([2 * math.e**2 / total, 2 * math.e / total])
+
+
+def test_attend_shares_a_kv_head_among_query_heads_in_a_row():
+    query, key, value = torch.randn(4, 3, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 6)
+    out = reference.attend(query, key, value, 0.3, 2)
+    for head in range(4):
+        kv = slice(head // 2, head // 2 + 1)
+        alone = reference.attend(query[head : head + 1], key[kv], value[kv], 0.3, 2)
+        torch.testing.assert_close(out[head : head + 1], alone)
+
+
 def test_attend_is_a_softmax_over_the_past():
     query = torch.tensor([[[1.0], [2.0]]])
     key = torch.tensor([[[0.5], [1.0], [-1.0]]])
@@ -40,7 +63,7 @@ def test_attend_is_a_softmax_over_the_past():
 
 def _route(logits, bias, **options):
     """Route one token whose router logits are `logits`."""
-    return reference.route(torch.tensor([logits]), torch.tensor(bias), **options)
+    return reference.route(torch.tensor([logits]), None if bias is None else torch.tensor(bias), **options)
 
 
 def test_the_bias_selects_and_never_weighs():

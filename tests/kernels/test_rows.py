@@ -87,8 +87,11 @@ def test_elementwise_results_are_the_same_alone_among_others_and_on_any_number_o
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
     scores = rows.route(logits, torch.zeros(131), top_k=131, normalize=False)[1]
+    shares = rows.route(logits, None, top_k=131, normalize=False, scoring="softmax")[1]
     for row in range(75):
         one = slice(row, row + 1)
+        alone = rows.route(logits[one], None, top_k=131, normalize=False, scoring="softmax")[1]
+        assert torch.equal(alone, shares[one])
         assert torch.equal(rows.swiglu(gate[one], up[one]), results[0][one])
         assert torch.equal(rows.route(logits[one], torch.zeros(131), top_k=131, normalize=False)[1], scores[one])
 

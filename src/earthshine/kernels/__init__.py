@@ -142,11 +142,15 @@ def add_rms_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[
     return total, reference.rms_norm(total, weight, eps)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding over interleaved pairs, as `reference.rotate`; cos and sin: fp32 [tokens, ..., dim / 2]."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True) -> Tensor:
+    """Rotary embedding over interleaved pairs or over halves, as `reference.rotate`.
+
+    cos and sin: fp32 [tokens, ..., dim / 2].
+    """
     if x.ndim == cos.ndim and x.ndim in (2, 3) and cos.shape[1:-1] in ((), (1,)) and _is_native(x):
-        return elementwise.rotate(x, *((cos, sin) if x.ndim == 2 else (cos[:, 0], sin[:, 0])))
-    return reference.rotate(x, cos, sin)
+        angles = (cos, sin) if x.ndim == 2 else (cos[:, 0], sin[:, 0])
+        return elementwise.rotate(x, *angles, interleaved=interleaved)
+    return reference.rotate(x, cos, sin, interleaved=interleaved)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -156,19 +160,28 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def route(
     logits: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     *,
     top_k: int,
     n_groups: int = 1,
     groups_kept: int = 1,
     normalize: bool = True,
     scale: float = 1.0,
+    scoring: reference.Scoring = "sigmoid",
 ) -> tuple[Tensor, Tensor]:
     """As `reference.route`, whose docstring gives the shapes."""
-    own = logits.is_cpu and bias.dtype == torch.float32 and not logits.requires_grad and _serving().native
+    plain = bias is None or bias.dtype == torch.float32
+    own = plain and logits.is_cpu and not logits.requires_grad and _serving().native
     choose = elementwise.route if own else rows.route
     return choose(
-        logits, bias, top_k=top_k, n_groups=n_groups, groups_kept=groups_kept, normalize=normalize, scale=scale
+        logits,
+        bias,
+        top_k=top_k,
+        n_groups=n_groups,
+        groups_kept=groups_kept,
+        normalize=normalize,
+        scale=scale,
+        scoring=scoring,
     )
 
 

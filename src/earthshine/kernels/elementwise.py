@@ -10,8 +10,10 @@ from torch import Tensor
 
 from earthshine.errors import KernelError
 from earthshine.kernels.library import check_status, library
+from earthshine.kernels.reference import Scoring
 
 _BF16, _FP32 = torch.bfloat16, torch.float32
+_SCORINGS = ("sigmoid", "softmax")
 MOST_EXPERTS = 4096
 
 
@@ -22,37 +24,38 @@ def rms_norm(
 
     x: bf16 or fp32 [..., dim]; weight: bf16 [dim]. With `added`, bf16 [..., dim], x += added comes first, rounded to
     x's dtype and kept in x: a residual and the norm after it in one pass. `out`: bf16 [..., dim], which may be x.
+    Heads [tokens, n_heads, dim] may lie in wider rows, as those of queries do in a product of queries and keys.
     """
     dim = x.shape[-1] if x.ndim else 0
     if weight.dtype is not _BF16 or weight.shape != (dim,) or not weight.is_contiguous() or not weight.is_cpu:
         raise KernelError(f"The norm's weight is {_words(weight)}; bf16 [{dim}] without gaps is needed.")
     wide = _is_wide(x)
-    rows, x_row = _rows(x)
-    added_row = 0 if added is None else _rows_like(added, x)
     if out is None:
-        out, out_row = torch.empty(x.shape, dtype=_BF16), dim
-    else:
-        out_row = _rows_like(out, x)
+        out = torch.empty(x.shape, dtype=_BF16)
+    rows, x_row, out_row, n_heads, x_head, out_head = _heads(x, _like(out, x), added is None)
     check_status(
         library().es_rms_norm(
             x.data_ptr(),
             wide,
             x_row,
+            x_head,
             None if added is None else added.data_ptr(),
-            added_row,
+            0 if added is None else _rows(_like(added, x))[1],
             weight.data_ptr(),
             eps,
             rows,
+            n_heads,
             dim,
             out.data_ptr(),
             out_row,
+            out_head,
         )
     )
     return out
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Rotary embedding over interleaved pairs, bit for bit `reference.rotate(x, cos[:, None], sin[:, None])`.
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, out: Tensor | None = None) -> Tensor:
+    """Rotary embedding, bit for bit `reference.rotate(x, cos[:, None], sin[:, None], interleaved=interleaved)`.
 
     x: bf16 [rows, n_heads, dim] or [rows, dim]; cos, sin: fp32 [rows, dim / 2]; `out`: bf16 of x's shape, or x itself.
     """
@@ -76,6 +79,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, out: Tensor | None = None) ->
             x.stride(1) if heads else dim,
             cos.data_ptr(),
             sin.data_ptr(),
+            interleaved,
             rows,
             x.shape[1] if heads else 1,
             dim,
@@ -108,23 +112,29 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def route(
     logits: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     *,
     top_k: int,
     n_groups: int = 1,
     groups_kept: int = 1,
     normalize: bool = True,
     scale: float = 1.0,
+    scoring: Scoring = "sigmoid",
 ) -> tuple[Tensor, Tensor]:
     """As `reference.route`: chosen int64 [tokens, top_k], the greatest first, and their fp32 weights.
 
-    logits: fp32 [tokens, n_experts], at most 4096 experts; bias: fp32 [n_experts]. The sigmoid is within a few units
-    in the last place; from there on every bit is the reference's. nan counts as the greatest score, as in torch.
+    logits: fp32 [tokens, n_experts], at most 4096 experts; bias: fp32 [n_experts]. Scores are within a few units in the
+    last place; from there on every bit is the reference's. Of equal scores the lower expert wins. nan counts as the
+    greatest score, as in torch; under softmax one nan or inf makes every score of the token nan.
     """
     if logits.dtype is not _FP32 or logits.ndim != 2 or not logits.is_contiguous() or not logits.is_cpu:
         raise KernelError(f"The logits are {_words(logits)}; fp32 [tokens, n_experts] without gaps is needed.")
     tokens, n_experts = logits.shape
-    if bias.dtype is not _FP32 or bias.shape != (n_experts,) or not bias.is_contiguous() or not bias.is_cpu:
+    if scoring not in _SCORINGS:
+        raise KernelError(f"Scores can't be made by {scoring!r}; it takes sigmoid or softmax.")
+    if bias is None:
+        pass
+    elif bias.dtype is not _FP32 or bias.shape != (n_experts,) or not bias.is_contiguous() or not bias.is_cpu:
         raise KernelError(f"The router's bias is {_words(bias)}; fp32 [{n_experts}] without gaps is needed.")
     if not 1 <= top_k <= n_experts <= MOST_EXPERTS:
         raise KernelError(f"{top_k} of {n_experts} experts can't be chosen; it takes 1 to all of at most 4096.")
@@ -137,7 +147,8 @@ def route(
     check_status(
         library().es_route(
             logits.data_ptr(),
-            bias.data_ptr(),
+            _SCORINGS.index(scoring),
+            None if bias is None else bias.data_ptr(),
             tokens,
             n_experts,
             top_k,
@@ -176,11 +187,20 @@ def _rows(x: Tensor) -> tuple[int, int]:
     return flat.shape[0], flat.stride(0)
 
 
-def _rows_like(other: Tensor, x: Tensor) -> int:
-    """The row stride of a bf16 tensor of x's shape."""
+def _heads(x: Tensor, out: Tensor, by_head: bool) -> tuple[int, int, int, int, int, int]:
+    """Rows and their distances in x and out, heads of a row and theirs: one head where the rows of all are alike."""
+    wider = by_head and x.ndim == 3 and not (x.is_contiguous() and out.is_contiguous())
+    if wider and (x.shape[2] < 2 or x.stride(2) == out.stride(2) == 1):
+        return x.shape[0], x.stride(0), out.stride(0), x.shape[1], x.stride(1), out.stride(1)
+    rows, x_row = _rows(x)
+    return rows, x_row, _rows(out)[1], 1, x.shape[-1], x.shape[-1]
+
+
+def _like(other: Tensor, x: Tensor) -> Tensor:
+    """`other`, which must be a bf16 tensor of x's shape."""
     if other.dtype is not _BF16 or other.shape != x.shape or not other.is_cpu:
         raise KernelError(f"A tensor is {_words(other)}; bf16 {list(x.shape)} in main memory is needed.")
-    return _rows(other)[1]
+    return other
 
 
 def _words(x: Tensor) -> str:

@@ -8,13 +8,15 @@ Sources: DeepSeek-V3 (arXiv 2412.19437) and its inference code; compressed-tenso
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from earthshine.kernels.matrix import FP8_BLOCK, INT4_GROUP, INT8_GROUP, Format, Matrix, Weight
+
+Scoring = Literal["sigmoid", "softmax"]
 
 
 def linear(x: Tensor, weight: Weight, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -77,39 +79,43 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return (functional.silu(gate.float()) * up.float()).to(gate.dtype)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding over interleaved pairs: (x[2i], x[2i+1]) turns by angle i.
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True) -> Tensor:
+    """Rotary embedding: the pair (x[2i], x[2i+1]), or (x[i], x[i + dim/2]) if not interleaved, turns by angle i.
 
     x: [..., dim]; cos, sin: fp32, broadcastable to [..., dim/2].
     """
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    axis = -1 if interleaved else -2
+    first, second = x.float().unflatten(-1, (-1, 2) if interleaved else (2, -1)).unbind(axis)
+    turned = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=axis)
     return turned.flatten(-2).to(x.dtype)
 
 
 def route(
     logits: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     *,
     top_k: int,
     n_groups: int = 1,
     groups_kept: int = 1,
     normalize: bool = True,
     scale: float = 1.0,
+    scoring: Scoring = "sigmoid",
 ) -> tuple[Tensor, Tensor]:
-    """Sigmoid routing of `noaux_tc` in fp32 (DeepSeek-V3, equations 12 to 16).
+    """Routing in fp32: sigmoid scores of `noaux_tc` (DeepSeek-V3, equations 12 to 16), or a softmax over all experts
+    (Qwen3-MoE).
 
-    logits: fp32 [tokens, n_experts]; bias: [n_experts], which selects but never weighs.
+    logits: fp32 [tokens, n_experts]; bias: [n_experts], which selects but never weighs, or none.
     Returns chosen: int64 [tokens, top_k] and their fp32 weights. Equal scores: the lower expert wins.
     """
-    return choose(torch.sigmoid(logits), bias, top_k, n_groups, groups_kept, normalize, scale)
+    scores = torch.sigmoid(logits) if scoring == "sigmoid" else torch.softmax(logits, -1)
+    return choose(scores, bias, top_k, n_groups, groups_kept, normalize, scale)
 
 
 def choose(
-    scores: Tensor, bias: Tensor, top_k: int, n_groups: int, groups_kept: int, normalize: bool, scale: float
+    scores: Tensor, bias: Tensor | None, top_k: int, n_groups: int, groups_kept: int, normalize: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The part of `route` after the sigmoid: scores fp32 [tokens, n_experts]."""
-    choice = scores.detach() + bias.float()
+    """The part of `route` after the scores: fp32 [tokens, n_experts]."""
+    choice = scores.detach() if bias is None else scores.detach() + bias.float()
     if n_groups > 1:
         grouped = choice.unflatten(-1, (n_groups, -1))
         best = grouped.topk(2, dim=-1).values.sum(-1).sort(dim=-1, descending=True, stable=True).indices

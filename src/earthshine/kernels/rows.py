@@ -64,17 +64,27 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def route(
     logits: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     *,
     top_k: int,
     n_groups: int = 1,
     groups_kept: int = 1,
     normalize: bool = True,
     scale: float = 1.0,
+    scoring: reference.Scoring = "sigmoid",
 ) -> tuple[Tensor, Tensor]:
     """As `reference.route`."""
-    scores = torch.sigmoid(logits) if _trains(logits) else _whole_vectors(torch.sigmoid, logits)
+    if scoring == "softmax":
+        scores = torch.softmax(logits, -1) if _trains(logits) else _softmax(logits)
+    else:
+        scores = torch.sigmoid(logits) if _trains(logits) else _whole_vectors(torch.sigmoid, logits)
     return reference.choose(scores, bias, top_k, n_groups, groups_kept, normalize, scale)
+
+
+def _softmax(x: Tensor) -> Tensor:
+    """fp32 [rows, n]. A running sum adds one after the other, where `sum` may divide a row by its shape."""
+    share = _whole_vectors(torch.exp, x - x.amax(-1, keepdim=True))
+    return share / share.cumsum(-1)[:, -1:]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, start: int) -> Tensor:
