@@ -88,14 +88,15 @@ class Reply:
         """Choose the next token from fp32 [vocab], tell it, and end if it ends the reply."""
         if self._sampler is None:
             self._sampler = Sampler(self.request.params, self.tokens)
-        constraint = self.request.constraint
-        allowed = None if constraint is None else constraint.allowed()
+        constraint, params = self.request.constraint, self.request.params
+        allowed = None
+        if constraint is not None:
+            allowed = constraint.allowed(None if params.ignore_eos else self._sampler.likeliest(logits))
         sampled = self._sampler.sample(logits, None if allowed is None else _unpacked(allowed, len(logits)))
         if constraint is not None:
             constraint.accept(sampled.token)
         self.tokens.append(sampled.token)
         self.said_at = time.monotonic()
-        params = self.request.params
         if not params.ignore_eos and (sampled.token in self._stops or sampled.token in params.stop_token_ids):
             self.finish(Finished("stop", sampled.token))
             return

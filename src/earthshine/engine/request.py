@@ -17,8 +17,9 @@ from earthshine.errors import EarthshineError
 class Constraint(Protocol):
     """What a reply may say next. One object serves one reply; the engine's thread alone calls it."""
 
-    def allowed(self) -> np.ndarray | None:
-        """int32 [ceil(vocab_size / 32)]: bit i of word w permits token 32 w + i. None: every token may come."""
+    def allowed(self, likeliest: int | None = None) -> np.ndarray | None:
+        """int32 [ceil(vocab_size / 32)]: bit i of word w permits token 32 w + i. None: every token may come.
+        `likeliest`: what would be chosen if every token might, so that a model's wish to end is known."""
         ...
 
     def accept(self, token: int) -> None:

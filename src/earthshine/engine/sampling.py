@@ -58,6 +58,10 @@ class Sampler:
         logprobs = logits.log_softmax(-1)
         return Sampled(token, float(logprobs[token]), most_likely(logprobs, self.params.logprobs or 0))
 
+    def likeliest(self, logits: Tensor) -> int:
+        """The most likely token of logits, fp32 [vocab], after penalties and biases, whether or not it is allowed."""
+        return int(self._biased(self._penalized(logits)).argmax())
+
     def _penalized(self, logits: Tensor) -> Tensor:
         params = self.params
         if not params.penalizes:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from earthshine.errors import TextError
 from earthshine.text.grammar_compile import Compiler, CompileTimeout, Pattern, lark_text, regex_text
 from earthshine.text.grammar_schema import schema_text
-from earthshine.text.grammar_tokens import Literals, Mask, TokenSets, Walk
+from earthshine.text.grammar_tokens import Literals, Mask, Matching, TokenSets, Walk
 from earthshine.text.regions import _MARKERS
 from earthshine.text.tokenizer import Tokenizer
 from earthshine.untrusted import shown
@@ -93,16 +93,44 @@ class _Calls:
         return Literals(tokens, {f"functions.{name}:{index}": name for name in self.arguments})
 
 
-class ReplyConstraint:
-    """One reply's constraint, in the form of the engine's protocol; not safe to share between threads."""
+@dataclass(slots=True)
+class _Json:
+    """The JSON that a reply is in, None where it is in none; the tokens by which a model ends it; whether it did."""
 
-    def __init__(self, tokens: TokenSets, steps: Steps) -> None:
-        self._tokens, self._steps = tokens, steps
+    walk: Walk | None = None
+    ends: Mask | None = None
+    ended: bool = False
+
+    def enter(self, walk: Walk, ends: Mask) -> None:
+        self.walk, self.ends = walk, ends
+
+    def leave(self) -> None:
+        self.walk = None
+
+
+class ReplyConstraint:
+    """One reply's constraint, in the form of the engine's protocol; not safe to share between threads.
+
+    A model that ends its reply in the middle of JSON has it closed: from then on, only what brings the end nearer is
+    allowed. Masking its end away and nothing more makes small models repeat themselves until max_tokens.
+    """
+
+    def __init__(self, tokens: TokenSets, steps: Steps, json: _Json) -> None:
+        self._tokens, self._steps, self._json = tokens, steps, json
         self._mask = next(steps)
         self._token: int | None = None  # came, but the steps were not told yet
 
-    def allowed(self) -> Mask:
-        """int32 [ceil(vocab_size / 32)], read only. TextError where the grammar can't be followed further."""
+    def allowed(self, likeliest: int | None = None) -> Mask:
+        """int32 [ceil(vocab_size / 32)], read only. `likeliest`: the token that the model itself would choose.
+        TextError where the grammar can't be followed further."""
+        mask, json = self._full(), self._json
+        if not isinstance(json.walk, Matching) or json.ends is None:
+            return mask
+        if likeliest is not None and self._tokens.has(json.ends & ~mask, likeliest):
+            json.ended = True
+        return json.walk.brief(mask, json.ends) if json.ended else mask
+
+    def _full(self) -> Mask:
         if self._token is not None:
             token, self._token = self._token, None
             try:
@@ -132,15 +160,16 @@ class Grammar:
 
     def start(self) -> ReplyConstraint:
         """A constraint at the beginning of a reply; TextError as its `allowed`."""
-        return ReplyConstraint(self._tokens, self._steps())
+        json = _Json()
+        return ReplyConstraint(self._tokens, self._steps(json), json)
 
-    def _steps(self) -> Steps:
+    def _steps(self, json: _Json) -> Steps:
         if self._unthink is not None and self._think is None:
             yield from self._thoughts(self._unthink)
         opening = self._tokens.only()
         if self._think is not None and self._thought_tokens != 0:
             opening = self._tokens.only(self._think)
-        yield from self._answer(opening)
+        yield from self._answer(opening, json)
 
     def _thoughts(self, end: int) -> Steps:
         last = self._tokens.only(end)
@@ -149,7 +178,7 @@ class Grammar:
         while (yield free if left else last) != end:
             left -= 1
 
-    def _answer(self, opening: Mask) -> Steps:
+    def _answer(self, opening: Mask, json: _Json) -> Steps:
         """Free text that calls may follow, or a format's text, or calls in its place; then a stop token. In place of
         the first token may come those of `opening`, and thoughts behind it."""
         tokens, calls = self._tokens, self._calls
@@ -163,15 +192,16 @@ class Grammar:
             token = yield first
         while token not in tokens.stops:
             if calls is not None and token == calls.section:
-                yield from self._section(calls)
+                yield from self._section(calls, json)
                 return
             if walk is None:
                 token = yield free
             else:
                 walk.accept(token)
+                json.enter(walk, tokens.stop_mask)
                 token = yield walk.mask(tokens.stop_mask)
 
-    def _section(self, calls: _Calls) -> Steps:
+    def _section(self, calls: _Calls, json: _Json) -> Steps:
         """What follows the section's first marker, to the reply's end."""
         tokens, index = self._tokens, calls.first_index
         more = tokens.only(calls.section_end, calls.call) if calls.parallel else tokens.only(calls.section_end)
@@ -179,9 +209,12 @@ class Grammar:
         while token != calls.section_end:
             choosing = calls.ids(tokens, index).start()
             yield from self._text(choosing, calls.arguments_begin)
-            yield from self._text(calls.arguments[choosing.chosen].start(), calls.call_end)
+            arguments = calls.arguments[choosing.chosen].start()
+            json.enter(arguments, tokens.stop_mask | tokens.only(calls.call_end, calls.section_end))
+            yield from self._text(arguments, calls.call_end)
+            json.leave()
             index += 1
-            token = yield more
+            token = yield tokens.only(calls.section_end) if json.ended else more
         yield tokens.stop_mask
 
     def _text(self, walk: Walk, end: int) -> Steps:

@@ -2,7 +2,8 @@
 
 What comes is checked for size, depth and the forms that make the library run out of stack or memory before it gets
 it. A compilation has a wall-clock limit; one that passes it is given up but cannot be stopped, so at most two run at
-any time. Nothing is fetched. Refused, as TextError with one sentence: all that can't be compiled within the bounds.
+any time, and the same text is refused at once until it ends. Nothing is fetched. Refused, as TextError with one
+sentence: all that can't be compiled within the bounds.
 """
 
 import queue
@@ -17,9 +18,10 @@ import numpy as np
 
 from earthshine.errors import OverloadError, TextError
 from earthshine.text.grammar_gbnf import is_gbnf, lark_from_gbnf
-from earthshine.text.grammar_tokens import Matching, Number, TokenSets, library_tokenizer
+from earthshine.text.grammar_tokens import JsonPlace, Matching, TokenSets, library_tokenizer
 
 Kind = Literal["schema", "lenient schema", "regex", "grammar"]
+_Key = tuple[Kind, str]
 
 MAX_REGEX_CHARS = 8 << 10
 MAX_GRAMMAR_CHARS = 16 << 10
@@ -46,7 +48,7 @@ class Pattern:
     is_json: bool
 
     def start(self) -> Matching:
-        return Matching(self.tokens, self.matcher.deep_copy(), Number() if self.is_json else None)
+        return Matching(self.tokens, self.matcher.deep_copy(), JsonPlace() if self.is_json else None)
 
 
 def _plain_text(what: str, text: Any, max_chars: int) -> str:
@@ -156,60 +158,73 @@ def _probe(pattern: Pattern) -> None:
 
 
 class Compiler:
-    """Compiles for one tokenizer and keeps the most recent results; safe to share between threads."""
+    """Compiles for one tokenizer and keeps the most recent results; safe to share between threads.
+
+    A compilation that is given up goes on, and what it ends with is kept: the same text waits for it no second time.
+    """
 
     def __init__(self, tokens: TokenSets) -> None:
         self._tokens = tokens
         self._library: Any = None
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_N_WORKERS)
-        self._kept: OrderedDict[tuple[Kind, str], Pattern] = OrderedDict()
+        self._kept: OrderedDict[_Key, Pattern | str] = OrderedDict()  # or why it can't be used
+        self._late: set[_Key] = set()  # given up and still running, so never more than there are slots
 
     def compile(self, what: str, kind: Kind, text: str) -> Pattern:
         """The compiled form of a checked text; `what` names it in messages.
 
         Raises TextError, and OverloadError while earlier compilations that were given up still run.
         """
+        key = kind, text
         with self._lock:
             if self._library is None:
                 self._library = library_tokenizer(self._tokens)
-            found = self._kept.get((kind, text))
+            found = self._kept.get(key)
             if found is not None:
-                self._kept.move_to_end((kind, text))
-                return found
-        made = self._bounded(what, lambda: _build(self._tokens, self._library, kind, text))
-        with self._lock:
-            self._kept[kind, text] = made
-            while len(self._kept) > _MAX_CACHED:
-                self._kept.popitem(last=False)
+                self._kept.move_to_end(key)
+            elif key in self._late:
+                raise _timeout(what)
+        made = self._bounded(what, key) if found is None else found
+        if isinstance(made, str):
+            raise TextError(f"{what} can't be used: {made}.")
         return made
 
-    def _bounded(self, what: str, make: Callable[[], Pattern]) -> Pattern:
+    def _bounded(self, what: str, key: _Key) -> Pattern | str:
         if not self._slots.acquire(timeout=_SECONDS):
             raise OverloadError("Too many grammars are being compiled; try again.", retry_seconds=5)
-        results: queue.SimpleQueue[Pattern | BaseException] = queue.SimpleQueue()
-        slots = self._slots
-
-        def work() -> None:
-            try:
-                results.put(make())
-            except BaseException as error:  # a panic of the library is not an Exception
-                results.put(error)
-            finally:
-                slots.release()
-
+        results: queue.SimpleQueue[Pattern | str] = queue.SimpleQueue()
         try:
-            _start(work)
+            _start(lambda: self._work(key, results))
         except RuntimeError:
-            slots.release()
+            self._slots.release()
             raise OverloadError("No thread can be started to compile a grammar; try again.", retry_seconds=5) from None
         try:
-            result = results.get(timeout=_SECONDS)
+            return results.get(timeout=_SECONDS)
         except queue.Empty:
-            raise CompileTimeout(f"{what} takes over {_SECONDS:g} seconds to compile; make it simpler.") from None
-        if isinstance(result, BaseException):
-            raise TextError(f"{what} can't be used: {_reason(str(result))}.") from None
-        return result
+            with self._lock:
+                if not results.empty():  # it ended just now
+                    return results.get()
+                self._late.add(key)
+            raise _timeout(what) from None
+
+    def _work(self, key: _Key, results: "queue.SimpleQueue[Pattern | str]") -> None:
+        try:
+            made: Pattern | str = _build(self._tokens, self._library, *key)
+        except BaseException as error:  # a panic of the library is not an Exception
+            made = _reason(str(error))
+        with self._lock:
+            if key in self._late or isinstance(made, Pattern):
+                self._kept[key] = made
+                while len(self._kept) > _MAX_CACHED:
+                    self._kept.popitem(last=False)
+            self._late.discard(key)
+            results.put(made)
+        self._slots.release()
+
+
+def _timeout(what: str) -> CompileTimeout:
+    return CompileTimeout(f"{what} takes over {_SECONDS:g} seconds to compile; make it simpler.")
 
 
 def _start(work: Callable[[], None]) -> None:

@@ -1,9 +1,9 @@
 """JSON schemas from strangers: checked for size and depth, then written as llguidance reads them.
 
 What means nothing there is taken out, and what it has another word for is rewritten: `$id` and `$anchor` become JSON
-pointers in the `$ref`s that use them, `propertyNames` becomes properties or a pattern. Nothing is fetched. Refused, as
-TextError: what is too large or too deep, and values that JSON has no form for. Other keywords that the library does
-not have are left for it to refuse by name.
+pointers in the `$ref`s that use them, `propertyNames` becomes properties or a pattern, and an upper bound beyond the
+length of any reply is left out. Nothing is fetched. Refused, as TextError: what is too large or too deep, and values
+that JSON has no form for. Other keywords that the library does not have are left for it to refuse by name.
 """
 
 import json
@@ -19,6 +19,7 @@ from earthshine.untrusted import require_depth, shown
 MAX_SCHEMA_CHARS = 128 << 10
 _MAX_LITERAL_CHARS = 4096  # a longer constant costs milliseconds a token
 _MAX_URI_CHARS = 1024
+_MAX_COUNT = 1 << 31  # what no reply reaches; the library counts characters in 32 bits
 _MAX_MULTIPLE = 10_000  # a million takes llguidance 2.4 s and 282 MB
 _ANNOTATIONS = frozenset(("description", "title", "$comment", "default", "examples", "$id", "$schema"))
 _DRAFT = re.compile(r"https?://json-schema\.org/draft(-0[3-7]|/20\d\d-\d\d)/schema#?")  # the library reads by these
@@ -231,6 +232,10 @@ def _rewrite(schema: dict[str, Any], annotated: bool, pinned: bool) -> None:
         _name_properties(schema, pinned)
     if schema.get("uniqueItems") is False or (annotated and isinstance(schema.get("uniqueItems"), bool)):
         del schema["uniqueItems"]
+    for bound in ("maxItems", "maxLength", "maxProperties"):
+        most = schema.get(bound)
+        if isinstance(most, int | float) and most >= _MAX_COUNT:
+            del schema[bound]
     form = schema.get("format")
     if annotated and isinstance(form, str) and form not in FORMATS:
         del schema["format"]

@@ -5,6 +5,7 @@ tokens only, those whose bytes are text, and besides them the ends that its call
 walk that nothing can continue, and one that costs more time than a reply may take from the others.
 """
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ _SLOW_TOTAL_SECONDS = 1.0
 _MAX_NUMBER_BYTES = 32  # a double has 17 digits, a 64-bit integer 20
 _NUMERIC, _QUOTE, _BACKSLASH = b"0123456789+-.eE", 0x22, 0x5C
 _DIGITS = frozenset(bytes([byte]) for byte in _NUMERIC)
+_CLOSES_TEXT, _CLOSES, _OPENS_NOTHING = re.compile(rb'"[\]}]*'), re.compile(rb"[\]}]+"), re.compile(rb"[^\[{,]+")
 _END = -1  # a trie's key for "a text ends here"
 
 
@@ -48,6 +50,10 @@ class TokenSets:
         self.stop_mask = self.only(*self.stops)
         self.plain = self._mask([bool(text) for text in self.texts])
         self.numeric = self._mask([text[:1] in _DIGITS for text in self.texts])  # they go on with a number
+        self.closes_text, self.closes, self.opens_nothing = (  # what a token of JSON does, and nothing else
+            self._mask([form.fullmatch(text) is not None for text in self.texts])
+            for form in (_CLOSES_TEXT, _CLOSES, _OPENS_NOTHING)
+        )
 
     def _text(self, token: int) -> bytes:
         if token >= self.tokenizer.vocab_size or token in self.tokenizer.controls.by_id:
@@ -119,33 +125,34 @@ class Choosing:
         self._node = self._node[token]
 
 
-class Number:
-    """How far a number in JSON has come, so that its digits have an end where the grammar has none for them."""
+class JsonPlace:
+    """Where in JSON a reply is: inside a text, or how far into a number, so that its digits have an end where the
+    grammar has none for them."""
 
     def __init__(self) -> None:
-        self._n_bytes = 0
-        self._in_text = self._escaped = False
+        self.n_digits = 0
+        self.in_text = self._escaped = False
 
     @property
     def is_long(self) -> bool:
-        return self._n_bytes >= _MAX_NUMBER_BYTES
+        return self.n_digits >= _MAX_NUMBER_BYTES
 
     def push(self, raw: bytes) -> None:
         for byte in raw:
-            if self._in_text:
-                self._in_text = self._escaped or byte != _QUOTE
+            if self.in_text:
+                self.in_text = self._escaped or byte != _QUOTE
                 self._escaped = byte == _BACKSLASH and not self._escaped
             else:
-                self._in_text = byte == _QUOTE
-                self._n_bytes = self._n_bytes + 1 if byte in _NUMERIC else 0
+                self.in_text = byte == _QUOTE
+                self.n_digits = self.n_digits + 1 if byte in _NUMERIC else 0
 
 
 class Matching:
-    """A walk through a grammar of llguidance; owns its matcher. `number`, for grammars of JSON, sees that no number
+    """A walk through a grammar of llguidance; owns its matcher. `place`, for grammars of JSON, sees that no number
     goes on for ever."""
 
-    def __init__(self, tokens: TokenSets, matcher: Any, number: Number | None = None) -> None:
-        self._tokens, self._matcher, self._number = tokens, matcher, number
+    def __init__(self, tokens: TokenSets, matcher: Any, place: JsonPlace | None = None) -> None:
+        self._tokens, self._matcher, self.place = tokens, matcher, place
         self._seconds_left = _SLOW_TOTAL_SECONDS
 
     def mask(self, ends: Mask) -> Mask:
@@ -156,7 +163,7 @@ class Matching:
         if self._matcher.is_error():
             raise TextError("The answer's grammar became too complex to follow; make it simpler.")
         mask: Mask = np.frombuffer(raw, "<i4")[: len(ends)] & self._tokens.plain
-        if self._number is not None and self._number.is_long:
+        if self.place is not None and self.place.is_long:
             shorter = mask & ~self._tokens.numeric
             if accepting or shorter.any():  # else the number can't end here
                 mask = shorter
@@ -165,6 +172,18 @@ class Matching:
         if not mask.any():
             raise TextError("The answer's grammar leads to a place where no token can follow; change it.")
         return mask
+
+    def brief(self, mask: Mask, ends: Mask) -> Mask:
+        """Of JSON's `mask`, what brings the end nearer: a text, list or object is closed where that is allowed, and
+        else nothing opened that need not be. All of it where a single token does not show that."""
+        tokens = self._tokens
+        if self.place is None:
+            return mask
+        if self.place.in_text:
+            wanted = [tokens.closes_text]
+        else:
+            wanted = [ends, tokens.closes, ~tokens.numeric if self.place.n_digits else tokens.opens_nothing]
+        return next((shorter for each in wanted if (shorter := mask & each).any()), mask)
 
     def _spend(self, seconds: float) -> None:
         if seconds > _SLOW_SECONDS:
@@ -175,8 +194,8 @@ class Matching:
     def accept(self, token: int) -> None:
         if not self._matcher.consume_token(token):
             raise TextError("The answer left its grammar, which became too complex to follow; make it simpler.")
-        if self._number is not None:
-            self._number.push(self._tokens.texts[token])
+        if self.place is not None:
+            self.place.push(self._tokens.texts[token])
 
 
 def library_tokenizer(tokens: TokenSets) -> Any:

@@ -97,7 +97,7 @@ def test_what_a_constraint_refuses_is_not_said():
         def __init__(self) -> None:
             self.seen: list[int] = []
 
-        def allowed(self):
+        def allowed(self, likeliest=None):
             words = np.zeros(-(-VOCAB // 32), np.uint32)
             for token in range(0, VOCAB, 2):
                 words[token // 32] |= np.uint32(1 << (token % 32))
@@ -115,9 +115,32 @@ def test_what_a_constraint_refuses_is_not_said():
     assert all(token % 2 == 0 for token in tokens)
 
 
+@pytest.mark.parametrize("params", [{}, {"logit_bias": {5: 100.0}}, {"ignore_eos": True}])
+def test_a_constraint_knows_what_the_model_would_choose(params):
+    class Odd:
+        def __init__(self) -> None:
+            self.likeliest: list[int | None] = []
+
+        def allowed(self, likeliest=None):
+            self.likeliest.append(likeliest)
+            return np.full(-(-VOCAB // 32), 0xAAAAAAAA, np.uint32).view(np.int32)
+
+        def accept(self, token: int) -> None: ...
+
+    bench, odd = Bench(), Odd()
+    bench.ask(PROMPTS[0], 4, constraint=odd, **params)
+    bench.run()
+    if params.get("ignore_eos"):  # then it ends nothing
+        assert set(odd.likeliest) == {None}
+    elif params:
+        assert set(odd.likeliest) == {5}
+    else:
+        assert odd.likeliest[0] == alone(PROMPTS[0], 1)[0].token
+
+
 def test_a_constraint_that_fails_ends_its_reply_alone():
     class Failing:
-        def allowed(self):
+        def allowed(self, likeliest=None):
             raise EarthshineError("no such form")
 
         def accept(self, token: int) -> None: ...

@@ -141,9 +141,44 @@ def test_a_compilation_that_takes_too_long_is_given_up(house: House, monkeypatch
     grammars = Grammars(tokenizer, house.vocab_size, [house.end])
     monkeypatch.setattr(grammar_compile, "_SECONDS", 0.05)
     monkeypatch.setattr(grammar_compile, "_build", lambda *_: stuck.wait(20))
-    for _ in range(2):
+    for regex in ("a", "b"):
         with pytest.raises(TextError, match="simpler"):
-            grammars.compile(OutputRule(format="json_object"))
+            grammars.compile(OutputRule(format="regex", value=regex))
     with pytest.raises(OverloadError, match="try again"):
-        grammars.compile(OutputRule(format="json_object"))
+        grammars.compile(OutputRule(format="regex", value="c"))
     stuck.set()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_took_too_long_is_not_waited_for_again(house: House, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    begun, stuck, ended = [], threading.Event(), threading.Event()
+    build, compiler = grammar_compile._build, grammar_compile.Compiler(house.grammars._prepared()[0])
+
+    def slow(*given: Any) -> Any:
+        begun.append(given)
+        stuck.wait(60)
+        if fails:
+            raise TextError("it is too complex")
+        return build(*given)
+
+    class Slots(threading.BoundedSemaphore):
+        def release(self, n: int = 1) -> None:
+            super().release(n)
+            ended.set()
+
+    compiler._slots = Slots(2)
+    monkeypatch.setattr(grammar_compile, "_build", slow)
+    monkeypatch.setattr(grammar_compile, "_SECONDS", 0.05)
+    for _ in range(5):
+        with pytest.raises(TextError, match="takes over"):
+            compiler.compile("The regex", "regex", "a")
+    assert len(begun) == 1
+    stuck.set()
+    assert ended.wait(60)
+    if fails:
+        with pytest.raises(TextError, match="The answer's regex can't be used: it is too complex"):
+            compiler.compile("The answer's regex", "regex", "a")
+    else:
+        assert compiler.compile("The regex", "regex", "a") is compiler.compile("The regex", "regex", "a")
+    assert len(begun) == 1
+    assert not compiler._late

@@ -187,6 +187,42 @@ def test_a_number_has_an_end(house: House) -> None:
     assert house.follows(house.compile(format="json_schema", value={"const": long}), str(long))
 
 
+@pytest.mark.parametrize("most", [1 << 32, 10**12, 10**30, 1e30])
+def test_an_upper_bound_beyond_any_reply_binds_nothing(house: House, most: float) -> None:
+    text, items = {"type": "string", "minLength": 2, "maxLength": most}, {"type": "array", "maxItems": most}
+    record = {"type": "object", "maxProperties": most}
+    for schema, right, wrong in ((text, '"ab"', '"a"'), (items, "[1, 2]", "{}"), (record, '{"a": 1}', "[]")):
+        grammar = house.compile(format="json_schema", value=schema, strict=True)
+        assert house.follows(grammar, right)
+        assert not house.follows(grammar, wrong)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "right", "wrong"),
+    [
+        (r"\p{L}", ["a", "Ж", "中", "ª"], ["1", "-", " ", "_", "ab"]),
+        (r"\p{Lu}", ["A", "Ж"], ["a", "ж", "中", "1"]),
+        (r"\P{L}", ["1", "-", "☃", "²"], ["a", "Ж", "中"]),
+        (r"\pL\p{Nd}", ["a1", "Ж٣"], ["11", "a", "a²"]),
+        (r"[\p{Greek}\p{Nd}]+", ["β7", "Ω"], ["a", "Ж"]),
+        (r"[^\p{L}]+", ["1-2"], ["1a", "中"]),
+    ],
+)
+def test_properties_of_characters_are_obeyed(house: House, pattern: str, right: list[str], wrong: list[str]) -> None:
+    schema = house.compile(format="json_schema", value={"type": "string", "pattern": f"^{pattern}$"}, strict=True)
+    regex = house.compile(format="regex", value=pattern)
+    for text in right + wrong:
+        assert house.follows(regex, text) is (text in right), text
+        assert house.follows(schema, f'"{text}"') is (text in right), text
+
+
+@pytest.mark.parametrize("pattern", [r"\p{Elvish}", r"^\p{}$", r"\p{L"])
+def test_unknown_properties_are_refused(house: House, pattern: str) -> None:
+    for rule in ({"format": "regex", "value": pattern}, {"format": "json_schema", "value": {"pattern": pattern}}):
+        with pytest.raises(TextError, match="in a regex"):
+            house.compile(**rule, strict=True)
+
+
 def test_a_schema_is_not_changed_for_its_owner() -> None:
     schema = {"$id": "x", "uniqueItems": True, "propertyNames": TEXT}
     schema_text("The schema", schema, annotated=True)
