@@ -3,20 +3,16 @@ arguments held against the schema by the jsonschema package.
 
 git clone https://github.com/MoonshotAI/Kimi-Vendor-Verifier CHECKOUT
 python benchmarks/clients/kimi_verifier.py URL CHECKOUT
-python benchmarks/clients/kimi_verifier.py URL CHECKOUT --also '{"frequency_penalty": 1, "logit_bias": {"1": 8}}'
 
 Needs the packages openai and jsonschema. Cases, requests and verdicts are the checkout's own, from
-tests/tool_call_json_schema; the schemas that its own run leaves out are asked for too, and counted apart. --also adds
-fields to every request: a model of gleam's size that decodes greedily repeats itself in texts and lists that its schema
-leaves open, until max_tokens cuts it. A penalty, or a bias towards what closes, ends that and changes nothing about
-what the server allows. The exit code is 1 where a case of the verifier's own run failed.
+tests/tool_call_json_schema; the schemas that its own run leaves out are asked for too, and counted apart. The same run
+by its own means: pytest tests/tool_call_json_schema --base-url URL/v1 --api-key none --smoke-model MODEL, in CHECKOUT.
+The exit code is 1 where a case of the verifier's own run failed.
 """
 
 import argparse
 import importlib
-import json
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,16 +23,8 @@ _MAX_TOKENS = 2048  # the verifier's own
 _Case = tuple[Any, Any, str | None]  # its case, the schema, why it was chosen
 
 
-def _client(url: str, also: dict[str, Any]) -> Any:
-    openai = importlib.import_module("openai")
-    client = openai.OpenAI(base_url=url, api_key="none", timeout=600)
-    create: Callable[..., Any] = client.chat.completions.create
-
-    def with_more(**fields: Any) -> Any:
-        return create(**{**fields, "extra_body": fields.get("extra_body", {}) | also})
-
-    client.chat.completions.create = with_more
-    return client
+def _client(url: str) -> Any:
+    return importlib.import_module("openai").OpenAI(base_url=url, api_key="none", timeout=600)
 
 
 def _verdict(
@@ -68,7 +56,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", metavar="URL")
     parser.add_argument("checkout", metavar="CHECKOUT", type=Path)
-    parser.add_argument("--also", type=json.loads, default={}, help="fields of every request, as JSON")
     arguments = parser.parse_args()
     sys.path.insert(0, str(arguments.checkout.resolve()))
     try:
@@ -76,7 +63,7 @@ def main() -> int:
     except ImportError as error:
         print(f"{arguments.checkout}: {error}", file=sys.stderr)
         return 2
-    client = _client(f"{arguments.url.rstrip('/').removesuffix('/v1')}/v1", arguments.also)
+    client = _client(f"{arguments.url.rstrip('/').removesuffix('/v1')}/v1")
     model = client.models.list().data[0].id
     cases = _cases(verifier)
     n_failed = 0

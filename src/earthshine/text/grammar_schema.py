@@ -64,6 +64,11 @@ def schema_text(what: str, schema: Any, annotated: bool = False) -> str:
     _resolve(what, own)
     schemas = [inner for _, _, inner in _schemas(own, (), _ROOT)]
     pinned = any("additionalProperties" in str(inner.get("$ref")) for inner in schemas)
+    for inner in schemas:
+        for bound in ("minItems", "minLength", "minProperties"):
+            least = inner.get(bound)
+            if isinstance(least, int | float) and least >= _MAX_COUNT:
+                raise TextError(f"{what} has a {bound} that is too large; no reply can be so long.")
     for inner in reversed(schemas):  # those inside first, so that sizes are known
         _rewrite(inner, annotated, pinned)
     return _json(what, own)
