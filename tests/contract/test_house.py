@@ -99,7 +99,7 @@ class TestEveryModule:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
                 names = ast.literal_eval(node.value)
                 assert names == sorted(names), f"{module.name}.__all__ is not sorted"
-                real = importlib.import_module(f"earthshine.{module.name}")
+                real = importlib.import_module(f"earthshine.{module.name}".rstrip("."))
                 assert all(hasattr(real, name) for name in names)
 
 

@@ -1,0 +1,247 @@
+"""LLM over gleam: the same tokens as a session of its own, outputs as vLLM's users know them, streams, and refusals."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import earthshine
+from earthshine import LLM, CompletionOutput, SamplingParams
+from earthshine.engine import Finished, TokenEvent, load_model
+from earthshine.errors import BudgetError, ContextError, OverloadError, SourceError, UsageError
+from earthshine.text import load_template, load_tokenizer
+
+GLEAM = Path(earthshine.__file__).parent / "gleam"
+GREEDY = SamplingParams(temperature=0, max_tokens=40)
+QUESTIONS = ["list all files", "list all git branches", "show disk usage", "extract a gzipped tar archive"]
+
+
+def conversation(question):
+    return [{"role": "user", "content": question}]
+
+
+@pytest.fixture(scope="module")
+def llm():
+    with LLM(context=512, batch=4) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The tokens of a greedy answer, computed by a session without anything beside it."""
+    model, tokenizer, template = load_model(GLEAM), load_tokenizer(GLEAM), load_template(GLEAM)
+    session = model.session(512)
+
+    def answer(question):
+        session.sync(template.encode(tokenizer, conversation(question), thinking=False))
+        found = []
+        for event in session.generate(GREEDY):
+            if isinstance(event, TokenEvent | Finished) and event.token is not None:
+                found.append(event.token)
+        return found
+
+    yield answer
+    session.close()
+    model.close()
+
+
+def test_import_loads_no_torch():
+    code = "import sys, earthshine; earthshine.__version__; dir(earthshine); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        earthshine.Nothing  # noqa: B018
+
+
+class TestChat:
+    def test_batch_gives_the_tokens_of_each_conversation_alone(self, llm, alone):
+        outputs = llm.chat([conversation(question) for question in QUESTIONS], GREEDY, thinking=False)
+        assert [output.outputs[0].token_ids for output in outputs] == list(map(alone, QUESTIONS))
+        assert all(output.finished and output.outputs[0].finish_reason == "stop" for output in outputs)
+        assert outputs[0].outputs[0].text == "ls -la"
+
+    def test_one_conversation_gives_one_output(self, llm):
+        (output,) = llm.chat(conversation(QUESTIONS[0]), GREEDY, thinking=False)
+        assert output.prompt is None
+        assert output.prompt_token_ids == load_template(GLEAM).encode(
+            llm.get_tokenizer(), conversation(QUESTIONS[0]), thinking=False
+        )
+        assert output.outputs[0].cumulative_logprob < 0
+
+    def test_final_message_is_continued(self, llm):
+        begun = [*conversation(QUESTIONS[0]), {"role": "assistant", "content": "ls"}]
+        (output,) = llm.chat(begun, GREEDY, thinking=False, continue_final_message=True)
+        assert llm.get_tokenizer().decode(output.prompt_token_ids).endswith("ls")
+
+    def test_required_tool_call_is_parsed(self, llm):
+        tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+        params = SamplingParams(temperature=0, max_tokens=80)
+        (output,) = llm.chat(conversation("look"), params, tools=[tool], tool_choice="required", thinking=False)
+        (call, *_) = output.outputs[0].tool_calls
+        assert (call.name, call.id) == ("look", "functions.look:0")
+        assert output.outputs[0].text == ""
+
+    @pytest.mark.parametrize(
+        ("messages", "options", "message"),
+        [
+            ("Hello", {}, "A conversation is a list of messages"),
+            ({"role": "user"}, {}, "messages must be a list"),
+            ([["Hello"]], {}, "A conversation is a list of messages"),
+            (conversation("a"), {"tool_choice": "required"}, "needs tools"),
+            (conversation("a"), {"tool_choice": "look"}, "There is no tool 'look'"),
+            ([conversation("a")] * 2, {"sampling_params": [GREEDY]}, "2 prompts and 1 sampling_params"),
+        ],
+    )
+    def test_invalid_arguments_are_refused(self, llm, messages, options, message):
+        with pytest.raises(UsageError, match=message):
+            llm.chat(messages, **options)
+
+
+class TestGenerate:
+    def test_texts_and_token_ids_are_completed_in_order(self, llm):
+        ids = llm.get_tokenizer().encode("list all files", False)
+        forms = ["list all files", ids, {"prompt": "list all files"}, {"prompt_token_ids": ids}]
+        outputs = llm.generate(forms, GREEDY)
+        assert [output.prompt for output in outputs] == ["list all files", None, "list all files", None]
+        assert {tuple(output.prompt_token_ids) for output in outputs} == {tuple(ids)}
+        assert len({tuple(output.outputs[0].token_ids) for output in outputs}) == 1
+        assert llm.generate(ids, GREEDY)[0].outputs == outputs[0].outputs
+        assert llm.generate([], GREEDY) == []
+
+    def test_more_prompts_than_the_batch_each_with_its_own_params(self, llm):
+        params = [SamplingParams(temperature=0, max_tokens=1 + at % 3, ignore_eos=True) for at in range(12)]
+        outputs = llm.generate(["list"] * 12, params)
+        assert [len(output.outputs[0].token_ids) for output in outputs] == [1 + at % 3 for at in range(12)]
+        assert {output.outputs[0].finish_reason for output in outputs} == {"length"}
+
+    def test_choices_have_seeds_of_their_own(self, llm):
+        params = SamplingParams(n=3, seed=5, max_tokens=6, ignore_eos=True)
+        (first,), (second,) = llm.generate("git", params), llm.generate("git", params)
+        assert [output.index for output in first.outputs] == [0, 1, 2]
+        assert first.outputs == second.outputs
+        assert len({tuple(output.token_ids) for output in first.outputs}) > 1
+
+    def test_logprobs_are_those_of_each_token(self, llm):
+        (output,) = llm.generate("list all files", SamplingParams(temperature=0, max_tokens=4, logprobs=2, ignore_eos=True,
+                                                                  prompt_logprobs=1))  # fmt: skip
+        (choice,) = output.outputs
+        assert len(choice.logprobs) == len(choice.token_ids) == 4
+        assert all(found[token].rank == 1 for token, found in zip(choice.token_ids, choice.logprobs, strict=True))
+        total = sum(found[token].logprob for token, found in zip(choice.token_ids, choice.logprobs, strict=True))
+        assert choice.cumulative_logprob == pytest.approx(total)
+        assert output.prompt_logprobs[0] is None
+        following = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        assert all(token in found for token, found in following)
+
+    def test_stop_texts_and_stop_tokens_end_a_choice(self, llm):
+        (plain,) = llm.generate("list all files", SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))
+        tokens, text = plain.outputs[0].token_ids, plain.outputs[0].text
+        word = text[len(text) // 2 :][:2]
+        (stopped,) = llm.generate(
+            "list all files", SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, stop=word)
+        )
+        assert stopped.outputs[0].text == text[: text.index(word)]
+        assert (stopped.outputs[0].finish_reason, stopped.outputs[0].stop_reason) == ("stop", word)
+        (kept,) = llm.generate(
+            "list all files",
+            SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, stop=[word], include_stop_str_in_output=True),
+        )
+        assert kept.outputs[0].text == text[: text.index(word)] + word
+        (ended,) = llm.generate("list all files", SamplingParams(temperature=0, stop_token_ids=[tokens[3]]))
+        assert ended.outputs[0].token_ids == tokens[: tokens.index(tokens[3]) + 1]
+        assert (ended.outputs[0].finish_reason, ended.outputs[0].stop_reason) == ("stop", tokens[3])
+
+    def test_a_prefix_is_found_again(self, llm):
+        ids = list(range(100, 300))
+        llm.generate(ids, SamplingParams(max_tokens=1))
+        assert llm.generate(ids, SamplingParams(max_tokens=1))[0].num_cached_tokens == 192
+
+    def test_defaults_are_the_models(self, llm):
+        assert llm.get_default_sampling_params() == SamplingParams(temperature=0)
+        asked = SamplingParams(temperature=0, max_tokens=400)
+        assert (
+            llm.generate("list all files")[0]
+            .outputs[0]
+            .text.startswith(llm.generate("list all files", asked)[0].outputs[0].text[:20])
+        )
+
+    @pytest.mark.parametrize("prompts", [3, [None], [["a"]], [{"text": "a"}], [[True, 1]], [1.5]])
+    def test_prompts_of_other_types_are_refused(self, llm, prompts):
+        with pytest.raises(UsageError, match="must be a text"):
+            llm.generate(prompts, GREEDY)
+
+    def test_invalid_prompt_is_refused_before_any_is_computed(self, llm):
+        before = llm._engine.gauges().prompt_tokens
+        for prompts, error in (
+            (["list", ""], UsageError),
+            (["list", [5] * 600], ContextError),
+            ([[1 << 40]], UsageError),
+        ):
+            with pytest.raises(error):
+                llm.generate(prompts, GREEDY)
+        assert llm._engine.gauges().prompt_tokens == before
+
+
+class TestStreams:
+    def test_pieces_add_up_to_the_whole(self, llm):
+        params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=1, n=2)
+        prompts = ["list all files", "git", "show"]
+        whole = llm.generate(prompts, params)
+        joined: dict[str, dict[int, CompletionOutput]] = {}
+        for piece in llm.stream(prompts, params):
+            outputs = joined.setdefault(piece.request_id, {})
+            for new in piece.outputs:
+                sofar = outputs.setdefault(new.index, CompletionOutput(new.index, logprobs=[]))
+                assert not sofar.finished
+                sofar.text += new.text
+                sofar.token_ids += new.token_ids
+                sofar.logprobs += new.logprobs
+                sofar.finish_reason = new.finish_reason
+                sofar.cumulative_logprob += new.cumulative_logprob
+        found = [
+            [outputs[at] for at in sorted(outputs)] for _, outputs in sorted(joined.items(), key=lambda e: int(e[0]))
+        ]
+        for ours, theirs in zip(found, whole, strict=True):
+            for one, other in zip(ours, theirs.outputs, strict=True):
+                assert (one.text, one.token_ids, one.logprobs) == (other.text, other.token_ids, other.logprobs)
+                assert one.finish_reason == other.finish_reason == "length"
+
+    def test_abandoned_stream_cancels_its_requests(self, llm):
+        stream = llm.stream(["list"] * 3, SamplingParams(ignore_eos=True))
+        next(stream)
+        stream.close()
+        llm.generate("git", SamplingParams(max_tokens=1))
+        while llm._engine.gauges().running + llm._engine.gauges().waiting:
+            pass
+        assert llm._engine.gauges().finished["cancelled"] >= 3
+
+    def test_chat_streams(self, llm):
+        pieces = list(llm.stream_chat(conversation(QUESTIONS[0]), GREEDY, thinking=False))
+        assert "".join(piece.outputs[0].text for piece in pieces) == "ls -la"
+        assert [piece.finished for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+class TestLoading:
+    def test_closed_llm_refuses(self):
+        made = LLM(context=128, batch=1)
+        stream = made.stream("list", SamplingParams(ignore_eos=True))
+        next(stream)
+        made.close()
+        made.close()
+        with pytest.raises(OverloadError, match="closed"):
+            list(stream)
+        with pytest.raises(UsageError, match="closed"):
+            made.generate("list")
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"model": "/nowhere/at/all"}, SourceError, "neither a folder here"),
+            ({"memory": "lots"}, UsageError, "is not a size"),
+            ({"memory": "1MiB"}, (UsageError, BudgetError), "GiB|MiB"),
+            ({"plan": "plan.json", "context": 128}, UsageError, "leave out the other options"),
+        ],
+    )
+    def test_impossible_options_are_refused(self, options, error, message):
+        with pytest.raises(error, match=message):
+            LLM(**options)
