@@ -32,9 +32,9 @@ _IN_FLIGHT = 256  # choices of one call that the engine holds at once; the other
 
 
 class ChatOptions(TypedDict, total=False):
-    """`tools` have OpenAI's form; `tool_choice`: "auto", "none", "required" or a function's name; `thinking`: whether the
-    model thinks first, by default as its template has it; `continue_final_message`: the last message is the assistant's
-    and is continued."""
+    """Options of `chat`. `tools` have OpenAI's form; `tool_choice`: "auto", "none", "required" or a function's name;
+    `thinking`: whether the model thinks first, by default as its template has it; `continue_final_message`: the last
+    message is the assistant's and is continued."""
 
     tools: Sequence[dict[str, Any]]
     tool_choice: str

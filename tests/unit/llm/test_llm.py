@@ -122,8 +122,8 @@ class TestGenerate:
         assert len({tuple(output.token_ids) for output in first.outputs}) > 1
 
     def test_logprobs_are_those_of_each_token(self, llm):
-        (output,) = llm.generate("list all files", SamplingParams(temperature=0, max_tokens=4, logprobs=2, ignore_eos=True,
-                                                                  prompt_logprobs=1))  # fmt: skip
+        params = SamplingParams(temperature=0, max_tokens=4, logprobs=2, prompt_logprobs=1, ignore_eos=True)
+        (output,) = llm.generate("list all files", params)
         (choice,) = output.outputs
         assert len(choice.logprobs) == len(choice.token_ids) == 4
         assert all(found[token].rank == 1 for token, found in zip(choice.token_ids, choice.logprobs, strict=True))
