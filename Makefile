@@ -1,5 +1,7 @@
 # make demo    installs Earthshine into .venv and asks the shipped model for a command
 # make test    what .ci/run runs: lint, types, tests
+# make test CPU=avx2         the tests as on a processor whose best set this is; also portable, avx512, avx512_bf16, amx
+# make test CPU=amx_emulated the tests with AMX computed in C++, in an environment of its own beside .venv
 # make lint    ruff and mypy alone
 # make bench   the short form of the benchmarks, llama.cpp beside; builds that once, which takes minutes
 # make clean   removes .venv and everything built or cached
@@ -10,6 +12,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TESTED := $(BIN)/python
+EMULATED := build/amx_emulated
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find native -type f)
 
 .PHONY: demo test lint bench clean FORCE
@@ -18,8 +22,16 @@ BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find native -type f)
 demo: $(VENV)/.installed
 	$(BIN)/earthshine chat -p "extract a gzipped tar archive" </dev/null
 
+ifeq ($(CPU),amx_emulated)
+test: $(EMULATED)/.installed
+test: export EARTHSHINE_CPU := amx
+TESTED := $(EMULATED)/bin/python
+else ifdef CPU
+test: export EARTHSHINE_CPU := $(CPU)
+endif
+
 test: lint
-	$(BIN)/python -m pytest -q --durations=5
+	$(TESTED) -m pytest -q --durations=5
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -42,6 +54,14 @@ $(VENV)/.installed: $(VENV)/.torch $(VENV)/.modules $(BUILD_INPUTS)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -e ".[dev]"
+	@touch $@
+
+# Only Earthshine is installed again; what it needs is found in .venv.
+$(EMULATED)/.installed: $(VENV)/.installed-dev
+	$(BIN)/python -m venv --clear --without-pip $(EMULATED)
+	$(BIN)/python -c 'import site; print(*site.getsitepackages(), sep="\n")' > \
+	  "$$($(EMULATED)/bin/python -c 'import site; print(site.getsitepackages()[0])')/needed.pth"
+	CMAKE_ARGS=-DEARTHSHINE_EMULATE_AMX=ON $(PIP) --python $(EMULATED)/bin/python install --no-deps -e .
 	@touch $@
 
 # The editable installation maps modules to files, so it is renewed when a file comes, goes or moves.

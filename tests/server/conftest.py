@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import httpx
 import pytest
 
 from earthshine.cli.serve import APIS
@@ -19,6 +20,15 @@ from earthshine.server.http.front import Lifetime
 from earthshine.server.http.run import Service
 from earthshine.server.replies import Replies
 from earthshine.text import load_template, load_tokenizer
+
+from .serving import HANG_SECONDS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clients_have_patience() -> None:
+    """httpx gives up after 5 seconds where a test does not say how long: on a busy machine too early."""
+    for what in ("connect", "read", "write", "pool"):
+        setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, what, HANG_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +64,10 @@ def live_server() -> Iterator[LiveServer]:
     port = bound.getsockname()[1]
     thread = threading.Thread(target=service.run, args=(bound,), kwargs={"signals": False})
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(HANG_SECONDS)
     yield LiveServer(f"http://127.0.0.1:{port}", "gleam", engine.context_tokens, engine)
     service.stop()
-    thread.join(20)
+    thread.join(HANG_SECONDS)
     replies.close()
     model.close()
     assert not thread.is_alive()

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import socket
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -19,6 +21,8 @@ from earthshine.server.api import Api, Served, ServerEvent
 from earthshine.server.http.app import Lifetime, Options, make_app
 from earthshine.server.http.run import Service
 from earthshine.text import Content
+
+HANG_SECONDS = 300.0  # the busiest machine takes less, so that only a hang lasts as long
 
 
 class Item(BaseModel):
@@ -81,12 +85,13 @@ APIS = (
 
 @dataclass
 class FakeReplies:
-    """Says the prompt word by word. A word that is a number waits so many seconds; one that begins with ! is raised;
-    `hold` waits for the end of time; `flood` never ends."""
+    """Says the prompt word by word. `gate` waits until a test opens it; a word that begins with ! is raised; `hold`
+    waits for the end of time; `flood` never ends."""
 
     users: list = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
     begun: threading.Event = field(default_factory=threading.Event)
+    gate: threading.Event = field(default_factory=threading.Event)
     errors: dict = field(default_factory=dict)
 
     async def answer(self, turns, user):
@@ -98,8 +103,9 @@ class FakeReplies:
             for at, word in enumerate(words):
                 if word.startswith("!"):
                     raise self.errors[word[1:]]
-                if word.replace(".", "").isdigit():
-                    await asyncio.sleep(float(word))
+                if word == "gate":
+                    while not self.gate.is_set():
+                        await asyncio.sleep(0.001)
                     continue
                 if not opened:
                     yield Started(len(words), at)
@@ -161,7 +167,7 @@ class Served_:
 
     def connect(self):
         """A connection that is closed with the server, if not before."""
-        self.opened.append(socket.create_connection(("127.0.0.1", self.port), 5))
+        self.opened.append(socket.create_connection(("127.0.0.1", self.port), HANG_SECONDS))
         return self.opened[-1]
 
     def post(self, body, path="/v1/echo", headers=""):
@@ -175,7 +181,9 @@ class Served_:
 
 
 @contextlib.contextmanager
-def serving(*, access=None, tls=None, drain_seconds=5.0, apis=APIS, errors=None, names=("tiny", "small"), **options):
+def serving(
+    *, access=None, tls=None, drain_seconds=HANG_SECONDS, apis=APIS, errors=None, names=("tiny", "small"), **options
+):
     """A server in a thread, ended in order at the end."""
     replies, engine, lifetime, lines = FakeReplies(errors=errors or {}), FakeEngine(), Lifetime(), []
     served = Served(names, 1_700_000_000, 4096, False, False, str)
@@ -193,23 +201,40 @@ def serving(*, access=None, tls=None, drain_seconds=5.0, apis=APIS, errors=None,
     service = Service(app, engine, lifetime, drain_seconds, tls, ready.set)
     thread = threading.Thread(target=service.run, args=(bound,), kwargs={"signals": False})
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(HANG_SECONDS)
     server = Served_(port, replies, engine, lifetime, service, lines, thread)
     try:
         yield server
     finally:
+        replies.gate.set()
         for connection in server.opened:
             connection.close()
         service.stop()
-        thread.join(20)
+        thread.join(HANG_SECONDS)
         assert not thread.is_alive()
 
 
-def received(connection, seconds=5.0) -> bytes:
-    """Everything until the server closes, or says nothing for so long."""
-    connection.settimeout(seconds)
-    parts: list[Any] = []
-    with contextlib.suppress(TimeoutError, ConnectionResetError):
-        while part := connection.recv(65536):
-            parts.append(part)
-    return b"".join(parts)
+def until(holds: Callable[[], object]) -> None:
+    """Waits for what another thread or process is about to do."""
+    end = time.monotonic() + HANG_SECONDS
+    while not holds():
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.002)
+
+
+def received(connection, last: bytes | None = None) -> bytes:
+    """Everything until the server closes, or until `last` has come."""
+    connection.settimeout(HANG_SECONDS)
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while (last is None or last not in found) and (part := connection.recv(65536)):
+            found += part
+    return found
+
+
+def answered(connection) -> tuple[int, bytes]:
+    """The status and the body of one answer; the connection may stay open."""
+    connection.settimeout(HANG_SECONDS)
+    with contextlib.closing(http.client.HTTPResponse(connection)) as answer:
+        answer.begin()
+        return answer.status, answer.read()

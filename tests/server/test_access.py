@@ -31,7 +31,7 @@ def server(key_file):
 
 @pytest.fixture(scope="module")
 def client(server):
-    with httpx.Client(base_url=server.url, timeout=10) as opened:
+    with httpx.Client(base_url=server.url) as opened:
         yield opened
 
 

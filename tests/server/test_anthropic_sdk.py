@@ -16,6 +16,8 @@ from earthshine.server.api import Refused, Served  # noqa: E402
 from earthshine.server.http.body import parse_body  # noqa: E402
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart  # noqa: E402
 
+from .serving import HANG_SECONDS  # noqa: E402
+
 SERVED = Served(("kimi",), 0, 4096, True, True, lambda ids: "")
 ASK: dict[str, Any] = {"model": "kimi", "max_tokens": 64, "messages": [{"role": "user", "content": "Weather?"}]}
 TOOL = {"name": "weather", "description": "Tells it.", "input_schema": {"type": "object", "properties": {}}}
@@ -126,7 +128,9 @@ def client(request: pytest.FixtureRequest) -> Iterator[Any]:
     except pytest.FixtureLookupError:
         pytest.skip("no server to run against")
     url = server if isinstance(server, str) else server.url
-    with anthropic.Anthropic(api_key="k", base_url=url.removesuffix("/v1"), max_retries=0, timeout=60) as opened:
+    with anthropic.Anthropic(
+        api_key="k", base_url=url.removesuffix("/v1"), max_retries=0, timeout=HANG_SECONDS
+    ) as opened:
         yield opened
 
 

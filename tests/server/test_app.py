@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 
 import httpx
 import pytest
@@ -12,7 +11,7 @@ from earthshine.errors import ContextError, OverloadError, UsageError
 from earthshine.server.api import Refused
 from earthshine.server.http.body import Limits
 
-from .serving import GAUGES, received, serving
+from .serving import GAUGES, HANG_SECONDS, answered, received, serving, until
 
 ERRORS = {
     "usage": UsageError("That has no meaning."),
@@ -31,7 +30,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def client(server):
-    with httpx.Client(base_url=server.url, timeout=10) as opened:
+    with httpx.Client(base_url=server.url) as opened:
         yield opened
 
 
@@ -260,35 +259,37 @@ def test_text_is_logged_where_it_is_asked_for():
 def test_a_client_that_goes_ends_its_reply(stream):
     with serving() as server:
         connection = server.post({"prompt": "a hold", "stream": stream})
-        assert server.replies.begun.wait(5)
+        assert server.replies.begun.wait(HANG_SECONDS)
         connection.close()
-        assert server.replies.closed.wait(5)
+        assert server.replies.closed.wait(HANG_SECONDS)
     assert [line for line in server.lines if " 499 " in line]
 
 
 def test_a_client_that_goes_before_the_first_word_ends_its_reply():
     with serving() as server:
-        connection = server.post({"prompt": "60 a", "stream": True})
-        assert server.replies.begun.wait(5)
+        connection = server.post({"prompt": "gate a", "stream": True})
+        assert server.replies.begun.wait(HANG_SECONDS)
         connection.close()
-        assert server.replies.closed.wait(5)
+        assert server.replies.closed.wait(HANG_SECONDS)
 
 
 def test_silence_is_filled_with_pings():
     with serving(limits=Limits(first_seconds=0.05, ping_seconds=0.05)) as server:
-        answer = httpx.post(f"{server.url}/v1/echo", json={"prompt": "0.3 a", "stream": True})
-    assert answer.text.startswith(": ping\n\n: ping\n\n")
-    assert answer.text.endswith('data: {"text":"a"}\n\ndata: [DONE]\n\n')
+        connection = server.post({"prompt": "gate a", "stream": True}, headers="Connection: close\r\n")
+        before = received(connection, b": ping\n\n")
+        before += received(connection, b": ping\n\n")
+        server.replies.gate.set()
+        after = received(connection)
+    assert b"data" not in before
+    assert b'data: {"text":"a"}\n\n' in after
+    assert b"data: [DONE]\n\n" in after
 
 
 def test_a_client_that_takes_nothing_is_cut():
     with serving(limits=Limits(stalled_send_seconds=0.3)) as server:
         connection = server.post({"prompt": "flood", "stream": True})
-        assert server.replies.closed.wait(5)
-        deadline = time.monotonic() + 5
-        while server.lifetime.calls and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not server.lifetime.calls
+        assert server.replies.closed.wait(HANG_SECONDS)
+        until(lambda: not server.lifetime.calls)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         assert b"[DONE]" not in received(connection)
     assert [line for line in server.lines if " 499 " in line]
@@ -296,11 +297,13 @@ def test_a_client_that_takes_nothing_is_cut():
 
 def test_a_drain_lets_replies_finish():
     with serving() as server:
-        connection = server.post({"prompt": "a 0.4 b", "stream": True})
-        assert server.replies.begun.wait(5)
+        connection = server.post({"prompt": "a gate b", "stream": True})
+        assert server.replies.begun.wait(HANG_SECONDS)
         server.service.stop()
+        until(lambda: server.lifetime.draining)
+        server.replies.gate.set()
         assert b"[DONE]" in received(connection)
-        server.thread.join(10)
+        server.thread.join(HANG_SECONDS)
         assert server.engine.drained
         assert server.engine.closed
         with pytest.raises(ConnectionRefusedError):
@@ -310,14 +313,13 @@ def test_a_drain_lets_replies_finish():
 def test_a_drain_refuses_new_requests_on_open_connections():
     with serving() as server, httpx.Client(base_url=server.url) as client:
         assert client.get("/health").status_code == 200
-        held = server.post({"prompt": "a 0.6 b", "stream": True})
-        assert server.replies.begun.wait(5)
+        held = server.post({"prompt": "a gate b", "stream": True})
+        assert server.replies.begun.wait(HANG_SECONDS)
         server.service.stop()
-        deadline = time.monotonic() + 5
-        while not server.lifetime.draining and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: server.lifetime.draining)
         assert client.get("/health").json()["status"] == "draining"
         assert client.post("/v1/echo", json={"prompt": "a"}).status_code == 503
+        server.replies.gate.set()
         assert b"[DONE]" in received(held)
 
 
@@ -326,11 +328,10 @@ def test_what_outlasts_a_drain_is_told_so():
         stream = server.post({"prompt": "a hold", "stream": True})
         assert stream.recv(64)
         whole = server.post({"prompt": "a hold"})
-        assert server.replies.begun.wait(5)
-        time.sleep(0.1)
+        until(lambda: len(server.replies.users) == 2)
         server.service.stop()
         assert b'data: {"error":"The server has ended before the reply did.","kind":"unavailable"}' in received(stream)
-        assert received(whole).startswith(b"HTTP/1.1 503")
+        assert answered(whole)[0] == 503
 
 
 def test_many_at_once():
@@ -338,13 +339,15 @@ def test_many_at_once():
         results: list = []
 
         def ask(number):
-            answer = httpx.post(f"{server.url}/v1/echo", json={"prompt": f"0.01 w{number}x", "stream": True})
+            answer = httpx.post(f"{server.url}/v1/echo", json={"prompt": f"gate w{number}x", "stream": True})
             results.append((number, answer.text))
 
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(24)]
         for thread in threads:
             thread.start()
+        until(lambda: len(server.replies.users) == 24)
+        server.replies.gate.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(HANG_SECONDS)
     assert len(results) == 24
     assert all(f'"w{number}x"' in text for number, text in results)

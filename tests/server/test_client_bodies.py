@@ -7,6 +7,8 @@ drives the real ones), each where a picture was read by a tool and the conversat
 import httpx
 import pytest
 
+from .serving import HANG_SECONDS
+
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
 PICTURE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
@@ -133,7 +135,7 @@ OPENCODE = {
 )
 def test_shape_of_a_client_is_answered(live_server, path, body, limit):
     whole = {"model": "gleam", "stream": True, limit: 4.0, **body}
-    answer = httpx.post(live_server.url + path, json=whole, timeout=60)
+    answer = httpx.post(live_server.url + path, json=whole, timeout=HANG_SECONDS)
     assert answer.status_code == 200, answer.text
     assert answer.text.rstrip().endswith(("[DONE]", "}"))
     assert '"failed"' not in answer.text
@@ -142,7 +144,9 @@ def test_shape_of_a_client_is_answered(live_server, path, body, limit):
 def test_deferred_tools_count_only_once_they_are_found(live_server):
     def tokens(messages):
         asked = {"model": "gleam", "messages": messages, "tools": MESSAGES["tools"]}
-        return httpx.post(f"{live_server.url}/v1/messages/count_tokens", json=asked, timeout=60).json()["input_tokens"]
+        return httpx.post(f"{live_server.url}/v1/messages/count_tokens", json=asked, timeout=HANG_SECONDS).json()[
+            "input_tokens"
+        ]
 
     found = MESSAGES["messages"][:5]
     unfound = [*found[:3], {"role": "user", "content": [

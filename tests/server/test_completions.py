@@ -28,6 +28,7 @@ from earthshine.server.replies import Replies
 from earthshine.text import Content, Tokenizer, load_tokenizer
 
 from .fake_engine import FakeEngine, logprob_of
+from .serving import HANG_SECONDS
 
 GLEAM = Path(earthshine.__file__).parent / "gleam"
 END = 5890
@@ -401,7 +402,7 @@ def test_pieces_without_news_make_no_chunk():
 def test_the_engine_scores_a_prompt_as_it_scored_the_reply(live_server, tokenizer):
     prompt = tokenizer.encode("List all files in a directory, including", False)
     asked = {"temperature": 0, "logprobs": 1, "logit_bias": {str(END): -100}}
-    with httpx.Client(base_url=live_server.url, timeout=60) as client:
+    with httpx.Client(base_url=live_server.url, timeout=HANG_SECONDS) as client:
 
         def complete(**body: Any) -> Any:
             answer = client.post("/v1/completions", json=asked | body)

@@ -9,7 +9,7 @@ import pytest
 
 from earthshine.net.connection import MOST_OPEN
 
-from .serving import received, serving
+from .serving import HANG_SECONDS, received, serving
 
 CROWD = 1500
 FILES = 4096  # the crowd's and the server's ends are all in this process
@@ -37,7 +37,7 @@ def crowd(server, first: bytes = b"") -> list[socket.socket]:
 
 
 def closed(connection: socket.socket) -> bool:
-    connection.settimeout(10)
+    connection.settimeout(HANG_SECONDS)
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
@@ -51,16 +51,17 @@ def closed(connection: socket.socket) -> bool:
 )
 def test_a_crowd_that_asks_nothing_keeps_nobody_out(first):
     with serving() as server:
-        under_way = server.post({"prompt": "1 word hold", "stream": True})
-        assert server.replies.begun.wait(10)
+        under_way = server.post({"prompt": "gate word hold", "stream": True})
+        assert server.replies.begun.wait(HANG_SECONDS)
         crowd(server, first)
         for path in ("/health", "/metrics"):
-            assert httpx.get(server.url + path, timeout=10).status_code == 200, path
-        while httpx.get(f"{server.url}/v1/models", timeout=10).status_code == 503:
+            assert httpx.get(server.url + path).status_code == 200, path
+        while httpx.get(f"{server.url}/v1/models").status_code == 503:
             pass  # until the crowd's own requests are answered
-        assert httpx.post(f"{server.url}/v1/echo", json={"prompt": "a"}, timeout=10).json() == {"text": "a"}
+        assert httpx.post(f"{server.url}/v1/echo", json={"prompt": "a"}).json() == {"text": "a"}
         assert not server.replies.closed.is_set() or len(server.replies.users) == 2
-        assert b"word" in received(under_way, 1.5)
+        server.replies.gate.set()
+        assert b"word" in received(under_way, b"word")
 
 
 def test_the_oldest_that_sent_nothing_are_closed_first():
@@ -69,7 +70,7 @@ def test_the_oldest_that_sent_nothing_are_closed_first():
         kept.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert kept.recv(64).startswith(b"HTTP/1.1 200")
         idle = crowd(server)
-        assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+        assert httpx.get(f"{server.url}/health").status_code == 200
         assert all(closed(connection) for connection in idle[: CROWD - MOST_OPEN])
         for newest in (kept, *idle[-100:]):
             newest.sendall(b"GET /version HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
@@ -83,4 +84,4 @@ def test_health_and_metrics_are_answered_where_every_connection_has_a_request():
         refused = received(busy[-1])
         assert refused.startswith(b"HTTP/1.1 503")
         for path, status in (("/health", 200), ("/metrics", 200), ("/v1/models", 503)):
-            assert httpx.get(server.url + path, timeout=10).status_code == status, path
+            assert httpx.get(server.url + path).status_code == status, path

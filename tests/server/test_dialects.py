@@ -15,6 +15,8 @@ from earthshine.server.http.body import parse_body, unknown_fields
 from earthshine.server.openai import chat, completions, responses
 from earthshine.text import load_tokenizer
 
+from .serving import HANG_SECONDS
+
 SERVED = Served(("moon",), 1_700_000_000, 4096, True, True, lambda ids: "")
 PATHS = {
     "chat": (chat.CHAT, {"messages": [{"role": "user", "content": "Hello"}]}),
@@ -203,7 +205,7 @@ ASKED = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "resp
 )
 def test_the_model_keeps_to_the_form(live_server, path, form):
     body = PATHS[path][1] | form | {"think": False, "temperature": 2, "seed": 1}
-    answer = httpx.post(live_server.url + ASKED[path], json=body | {"max_tokens": 400}, timeout=60).json()
+    answer = httpx.post(live_server.url + ASKED[path], json=body | {"max_tokens": 400}, timeout=HANG_SECONDS).json()
     if path == "responses":
         (said,) = (part["text"] for item in answer["output"] if item["type"] == "message" for part in item["content"])
     else:
@@ -230,7 +232,7 @@ def test_no_bias_and_no_temperature_makes_a_second_call(live_server, fields, alo
     asked = PATHS["chat"][1] | {"tools": tools, "temperature": 2, "max_tokens": 200, "think": False} | fields
     for seed in range(3):
         body = asked | {"seed": seed, "logit_bias": {str(marker): 100 for marker in markers}}
-        choice = httpx.post(live_server.url + ASKED["chat"], json=body, timeout=60).json()["choices"][0]
+        choice = httpx.post(live_server.url + ASKED["chat"], json=body, timeout=HANG_SECONDS).json()["choices"][0]
         calls = choice["message"]["tool_calls"]
         assert len(calls) == 1 if alone else len(calls) > 1
         assert choice["finish_reason"] == ("tool_calls" if alone else "length")

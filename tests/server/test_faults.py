@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from .serving import HANG_SECONDS, until
+
 SERVE = [sys.executable, "-c", "from earthshine.cli import main; main()", "serve", "gleam", "--port", "0"]
 LONG = {
     "messages": [
@@ -47,27 +49,23 @@ def serving(folder: Path, log: Path, *more: str) -> Iterator[tuple[subprocess.Po
 
 def ask(url: str, **changed) -> tuple[str, int]:
     """The reply's text, and how many of the prompt's tokens were found."""
-    answer = httpx.post(f"{url}/v1/chat/completions", json=LONG | changed, timeout=60)
+    answer = httpx.post(f"{url}/v1/chat/completions", json=LONG | changed, timeout=HANG_SECONDS)
     assert answer.status_code == 200, answer.text
     body = answer.json()
     return body["choices"][0]["message"]["content"], body["usage"]["cached_tokens"]
 
 
 def gauges(url: str) -> dict:
-    return httpx.get(f"{url}/v1/gauges", timeout=10).json()
+    return httpx.get(f"{url}/v1/gauges", timeout=HANG_SECONDS).json()
 
 
 def metric(url: str, name: str) -> float:
-    text = httpx.get(f"{url}/metrics", timeout=10).text
+    text = httpx.get(f"{url}/metrics", timeout=HANG_SECONDS).text
     return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(f"earthshine:{name}"))
 
 
 def until_written(url: str) -> None:
-    for _ in range(200):
-        if metric(url, "disk_cache_pages") >= 4:
-            return
-        time.sleep(0.02)
-    raise AssertionError("nothing was written")
+    until(lambda: metric(url, "disk_cache_pages") >= 4)
 
 
 def kill_in_the_middle(process: subprocess.Popen, url: str, body: dict) -> None:
@@ -101,7 +99,7 @@ def test_damaged_pages_are_computed_again_and_counted(tmp_path):
         said, _ = ask(url)
         until_written(url)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(HANG_SECONDS) == 0
     files = sorted(pages.rglob("*.kv"))
     for path in files:
         raw = bytearray(path.read_bytes())
@@ -129,7 +127,7 @@ def test_a_full_disk_costs_pages_and_no_reply(tmp_path):
             assert "No page was written" in gauges(url)["problem"]
             assert ask(url, cache_salt="0")[0] == first[0]
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(HANG_SECONDS) == 0
     finally:
         subprocess.run(["umount", "-l", pages], check=True)
     assert "No page was written" in log.read_text()

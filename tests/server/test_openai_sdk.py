@@ -8,6 +8,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from .serving import HANG_SECONDS
+
 ASK = [{"role": "user", "content": "How do I list files?"}]
 LOOK = {
     "name": "look",
@@ -28,7 +30,7 @@ class Verdict(BaseModel):
 
 @pytest.fixture(scope="module")
 def client(live_server):
-    with openai.OpenAI(base_url=f"{live_server.url}/v1", api_key="none", max_retries=0, timeout=60) as opened:
+    with openai.OpenAI(base_url=f"{live_server.url}/v1", api_key="none", max_retries=0, timeout=HANG_SECONDS) as opened:
         yield opened
 
 

@@ -25,7 +25,7 @@ from earthshine.server.http import pages
 PAGE = Path(pages.__file__).parents[1] / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PATIENCE = 10  # seconds for what takes milliseconds
+PATIENCE = 300  # seconds for what takes milliseconds, unless much else runs
 GAUGES = {
     "running": 1, "waiting": 2, "tokens_per_second": 18.25, "expert_hit_rate": 0.875, "disk_bytes_per_second": 3 << 28,
     "pages": 4096, "pages_used": 312, "pages_cached": 1040, "pages_free": 2744, "prefix_hit_rate": None,

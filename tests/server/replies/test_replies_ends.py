@@ -113,7 +113,7 @@ class TestCancellation:
 
             def slow(turn: GenerationRequest) -> Any:
                 entered.set()
-                go_on.wait(5)
+                go_on.wait(300)
                 return prepare(turn)
 
             replies._prompts.prepare = slow

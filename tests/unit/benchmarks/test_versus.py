@@ -95,6 +95,7 @@ class TestOneRun:
         side = Side("x", Path(sys.executable), script, {"model": ""})
         assert run(side, Measurement("m", {})).failed == "exit code 1: out of luck"
         script.write_text("import subprocess; subprocess.run(['sleep', '60'])")
+        # The script says nothing in a minute, and less on a slower machine: half a second is always too short for it.
         assert run(side, Measurement("m", {}, timeout_seconds=0.5)).failed == "no answer in 0 s"
 
     def test_settings_win_over_the_request_and_variables_arrive(self, tmp_path):

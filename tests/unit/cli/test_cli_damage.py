@@ -1,11 +1,14 @@
 """Damaged models and awkward surroundings: one or two plain sentences and an exit code, never a traceback or a hang."""
 
+import fcntl
 import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -23,7 +26,7 @@ RUN = [sys.executable, "-c", "from earthshine.cli import main; main()"]
 
 def run(*arguments, **options):
     return subprocess.run(
-        [*RUN, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False, **options
+        [*RUN, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False, **options
     )
 
 
@@ -133,7 +136,7 @@ def test_a_model_with_an_impossible_name_is_refused(model):
 )
 def test_closed_and_full_streams_are_plain_failures(redirection, code):
     command = f"{sys.executable} -c 'from earthshine.cli import main; main()' chat {redirection}"
-    done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, timeout=300, check=False)
     refused(done, "earthshine: ", code)
 
 
@@ -171,7 +174,7 @@ def test_a_tensor_larger_than_memory_is_a_sentence(copy, memory):
         "hello",
     ]
     command += ["--memory", memory] if memory else []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     refused(done, "memory", code=2)
 
 
@@ -181,8 +184,12 @@ def test_an_interrupt_ends_quietly():
 
     pipe = subprocess.PIPE
     process = subprocess.Popen([*RUN, "chat"], stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=heed)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    _, shown = process.communicate(timeout=30)
+    process.stdin.write(b"list files")
+    process.stdin.flush()
+    while struct.unpack("i", fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4))) != (0,):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)  # it has begun to read its question, which has no end yet
+    _, shown = process.communicate(timeout=300)
     assert process.returncode in (130, -signal.SIGINT)
     assert b"Traceback" not in shown

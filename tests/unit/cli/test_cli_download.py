@@ -91,7 +91,7 @@ def hub(tmp_path):
     }
     environment.pop("HF_HUB_OFFLINE", None)
     yield lambda *arguments: subprocess.run(
-        [*RUN, *arguments], capture_output=True, text=True, timeout=90, env=environment, check=False
+        [*RUN, *arguments], capture_output=True, text=True, timeout=300, env=environment, check=False
     )
     server.shutdown()
     server.server_close()

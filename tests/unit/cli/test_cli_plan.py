@@ -260,7 +260,7 @@ def test_neither_torch_nor_numpy_is_loaded(tmp_path):
         "main()"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "plan.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert done.stderr.strip() == "[]"
     assert json.loads(done.stdout)["plan"]["model"].startswith("kimi_k25-")
     assert read_plan(tmp_path / "plan.json").machine == MINI.name

@@ -265,7 +265,7 @@ def test_an_interrupt_while_waiting_leaves_the_store_whole(tmp_path: Path, monke
     real, wait = Reader._read, Ticket.wait
 
     def slow(self: Reader, segment: Any) -> None:
-        gate.wait(5)
+        gate.wait(300)
         real(self, segment)
 
     def interrupted(self: Ticket) -> None:

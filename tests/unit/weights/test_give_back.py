@@ -211,7 +211,7 @@ def test_an_interrupt_beforehand_leaves_no_read_to_write_into_a_slot_that_went(
     gate, real, wait = threading.Event(), Reader._read, Ticket.wait
 
     def slow(self: Reader, segment: object) -> None:
-        gate.wait(5)
+        gate.wait(300)
         real(self, segment)
 
     def interrupted(self: Ticket) -> None:

@@ -113,7 +113,7 @@ def blocked(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int],
 
     def reading(self: Reader, segment: Segment) -> None:
         begun.set()
-        assert gate.wait(5)
+        assert gate.wait(300)
         order.append(segment.offset)
         real(self, segment)
 
@@ -128,7 +128,7 @@ def test_demand_goes_before_prefetch_and_a_cancelled_read_never_begins(
     with Reader(threads=1) as reader:
         order, gate, begun = blocked(reader, monkeypatch)
         first = reader.submit(file, 0, 1, arena.view(0))
-        assert begun.wait(5)
+        assert begun.wait(300)
         late = [reader.submit(file, n, 1, arena.view(n), Priority.PREFETCH) for n in (1, 2)]
         soon = [reader.submit(file, n, 1, arena.view(n)) for n in (3, 4, 5)]
         assert (soon[1].cancel(), soon[1].cancel(), first.cancel(), first.ended) == (True, True, False, False)
@@ -145,7 +145,7 @@ def test_a_prefetch_that_is_waited_for_goes_before_the_others(file: Path, monkey
     with Reader(threads=1) as reader:
         order, gate, begun = blocked(reader, monkeypatch)
         tickets = [reader.submit(file, n, 1, arena.view(n), Priority.PREFETCH) for n in range(4)]
-        assert begun.wait(5)
+        assert begun.wait(300)
         threading.Timer(0.05, gate.set).start()
         tickets[3].wait()
         for ticket in tickets:
@@ -158,7 +158,7 @@ def test_closing_ends_every_ticket(file: Path, monkeypatch: pytest.MonkeyPatch) 
     reader = Reader(threads=1)
     order, gate, begun = blocked(reader, monkeypatch)
     tickets = [reader.submit(file, n, 1, arena.view(n)) for n in (0, 1)]
-    assert begun.wait(5)
+    assert begun.wait(300)
     threading.Timer(0.05, gate.set).start()
     reader.close()
     reader.close()

@@ -125,11 +125,11 @@ class TestFailures:
 
         def slow():
             begun.set()
-            assert go.wait(10)
+            assert go.wait(300)
             return PAGES[0].latents
 
         files.write(*PAGES[0].named, slow, told.append)
-        assert begun.wait(10)
+        assert begun.wait(300)
         for page in PAGES[1:5]:
             files.write(*page.named, lambda page=page: page.latents, told.append)
         assert told == [False, False]
@@ -144,12 +144,12 @@ class TestFailures:
 
         def slow():
             begun.set()
-            assert go.wait(10)
+            assert go.wait(300)
             return PAGES[0].latents
 
         for page in PAGES[:3]:
             files.write(*page.named, slow, told.append)
-        assert begun.wait(10)
+        assert begun.wait(300)
         threading.Timer(0.05, go.set).start()
         files.close()
         assert told == [True, False, False]
