@@ -19,24 +19,24 @@ from torch import Tensor
 
 from earthshine import kernels
 from earthshine.engine import LoadedModel, SamplingParams, Session, load_model
+from earthshine.engine.experts import RoutedExperts
 from earthshine.machine import memory_peak
 from earthshine.plan import Wishes
 from earthshine.spec.layout import moe_layers
 from earthshine.units import parse_bytes
-from earthshine.weights import ExpertStore
 
 
 class Timed:
-    """`models`' Experts around a store: seconds spent in it, and the experts it was asked for."""
+    """`models`' Experts around others: seconds spent in them, and the experts it was asked for."""
 
-    def __init__(self, store: ExpertStore) -> None:
-        self._store = store
+    def __init__(self, experts: RoutedExperts) -> None:
+        self._experts = experts
         self.seconds = 0.0
         self.chosen: set[tuple[int, int]] = set()
 
     def ffn(self, layer: int, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
         began = time.perf_counter()
-        out = self._store.ffn(layer, x, chosen, weight)
+        out = self._experts.ffn(layer, x, chosen, weight)
         self.seconds += time.perf_counter() - began
         self.chosen |= {(layer, expert) for expert in torch.unique(chosen).tolist()}
         return out

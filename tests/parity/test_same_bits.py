@@ -14,6 +14,7 @@ import torch
 
 from earthshine import kernels
 from earthshine.engine import LoadedModel, SamplingParams, Session, StepRow, TokenEvent, load_model, step
+from earthshine.engine.experts import RoutedExperts
 from earthshine.kernels import library
 from earthshine.kv import PagePool, Timeline
 from earthshine.models import Decoder
@@ -95,7 +96,7 @@ def test_whatever_the_slots_hold(folder, load, dtype):
     checkpoint = Checkpoint.open(folder, load_spec(folder))
     with Reader() as reader:
         store = ExpertStore(checkpoint, slots_per_layer=1, transit_slots=1, reader=reader, dtype=dtype)
-        decoder = Decoder(checkpoint.spec, load(dtype).decoder.trunk, store)
+        decoder = Decoder(checkpoint.spec, load(dtype).decoder.trunk, RoutedExperts(store))
         poor = Session(decoder, _pool(checkpoint.spec, dtype, 16), fingerprint="tiny", prefill_tokens=64)
         assert _answer(poor) == _answer(_session(load(dtype)))
         assert store.stats.misses > 100
@@ -134,10 +135,10 @@ def build(folder) -> Iterator[Callable[[Held], Decoder]]:
             kernels.set_threads(held.threads)
         streamed = frozenset(held.streamed)
         trunk = StoredTrunk(checkpoint, reader, streamed=streamed, embedding_on_disk=bool(streamed))
-        experts = ExpertStore(
+        store = ExpertStore(
             checkpoint, slots_per_layer=held.slots, transit_slots=held.transit, reader=reader, dtype=torch.bfloat16
         )
-        return Decoder(spec, trunk, experts)
+        return Decoder(spec, trunk, RoutedExperts(store))
 
     yield built
     for reader in readers:

@@ -1,30 +1,33 @@
 """The promise of same bits with every part real and at work at once: each reply is what the same request gets alone.
 
-Trunk and experts stream from disk into the fewest buffers and slots that work, slots are given back under way, pages
-run out and go to disk and come back, requests are cancelled, and decode steps run inside paused prefill passes. Only
-the scheduler's clock is counted instead of read, so that its choices do not depend on how fast the machine is; pages
-are written by a real thread, so a seed gives nearly the same schedule each time, and the same replies always.
+Trunk and experts stream from disk into the fewest buffers and slots that work, the store shrinks under way, pages run
+out and go to disk and come back, requests are cancelled, and decode steps run between the pieces of prefill passes,
+within a layer too. Only the scheduler's clock is counted instead of read, so that its choices do not depend on how fast
+the machine is; pages are written by a real thread, so a seed gives nearly the same schedule each time, and the same
+replies always.
 """
 
 import random
 from collections import Counter
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 
 from earthshine.engine import Failed, Finished, Request, SamplingParams, Session, TokenEvent
-from earthshine.engine import reply as reply_module
+from earthshine.engine import experts as experts_module
 from earthshine.engine import scheduler as scheduler_module
-from earthshine.engine.ceiling import NEAR_BYTES, Ceiling
-from earthshine.engine.reply import Reply
-from earthshine.engine.scheduler import Scheduler
+from earthshine.engine import sequence as sequence_module
+from earthshine.engine.experts import RoutedExperts
+from earthshine.engine.memory_limit import NEAR_BYTES, MemoryLimit
+from earthshine.engine.scheduler import Outcome, Scheduler, Step
+from earthshine.engine.sequence import TokenSequence
 from earthshine.kv import BlobLayout, PageFiles, PagePool, PrefixCache
 from earthshine.kv import prefix_cache as prefix_cache_module
 from earthshine.models import Decoder
 from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint, ExpertStore, Reader, StoredTrunk
-from earthshine.weights import experts as experts_module
 
 from .tiny import VOCAB, Case, write_tiny
 
@@ -49,9 +52,9 @@ class Clock:
 @pytest.fixture
 def _counted_time(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(experts_module, "_GROUP", 8)  # a small model's share of experts between two pauses
+    monkeypatch.setattr(experts_module, "_GROUP", 8)  # a small model's share of experts between two yields
     monkeypatch.setattr(prefix_cache_module, "_WRITE_SECONDS", 120.0)  # real ones: a thread writes the pages
-    for module in (scheduler_module, reply_module):
+    for module in (scheduler_module, sequence_module):
         monkeypatch.setattr(module, "time", clock)
 
 
@@ -66,9 +69,9 @@ def alone(folder):
     spec = load_spec(folder)
     checkpoint, known = Checkpoint.open(folder, spec), {}
     with Reader() as reader:
-        experts = ExpertStore(checkpoint, slots_per_layer=72, transit_slots=0, reader=reader, dtype=torch.bfloat16)
-        experts.preload(lambda done, total: None)
-        decoder = Decoder(spec, StoredTrunk(checkpoint, reader), experts)
+        store = ExpertStore(checkpoint, slots_per_layer=72, transit_slots=0, reader=reader, dtype=torch.bfloat16)
+        store.preload(lambda done, total: None)
+        decoder = Decoder(spec, StoredTrunk(checkpoint, reader), RoutedExperts(store))
 
         def ask(tokens: list[int], params: SamplingParams) -> list:
             key = (tuple(tokens), params)
@@ -89,7 +92,7 @@ class Asked:
     at: int  # layers after which the request comes
     cancel_at: int | None
     events: list = field(default_factory=list)
-    reply: Reply | None = None
+    sequence: TokenSequence | None = None
 
 
 def requests(random_: random.Random, count: int) -> list[Asked]:
@@ -111,6 +114,40 @@ def requests(random_: random.Random, count: int) -> list[Asked]:
     return found
 
 
+class Watched(Scheduler):
+    """Counts how passes are interrupted."""
+
+    steps_between = 0
+
+    def run(self, step: Step) -> Outcome | None:
+        self.steps_between += self._prefill is not None and not step.interruptible
+        return super().run(step)
+
+
+class Counting(RoutedExperts):
+    """Counts where calls are interrupted, and calls that run meanwhile."""
+
+    yields = calls_between = _interrupted = 0
+
+    def ffn(self, *call) -> torch.Tensor:
+        self.calls_between += self._interrupted
+        return super().ffn(*call)
+
+    def ffn_in_groups(self, *call) -> Generator[None, None, torch.Tensor]:
+        groups = super().ffn_in_groups(*call)
+        while True:
+            try:
+                next(groups)
+            except StopIteration as end:
+                return end.value
+            self.yields += 1
+            self._interrupted = 1
+            try:
+                yield
+            finally:
+                self._interrupted = 0
+
+
 class Load:
     """Everything real, at the smallest size that works, under `asked`."""
 
@@ -118,58 +155,46 @@ class Load:
         spec = load_spec(folder)
         checkpoint, self.reader = Checkpoint.open(folder, spec), Reader()
         self.trunk = StoredTrunk(checkpoint, self.reader, streamed=UNITS, embedding_on_disk=True)
-        self.experts = ExpertStore(
-            checkpoint, slots_per_layer=5, transit_slots=1, reader=self.reader, dtype=torch.bfloat16
-        )
+        store = ExpertStore(checkpoint, slots_per_layer=5, transit_slots=1, reader=self.reader, dtype=torch.bfloat16)
+        self.experts = Counting(store)
         self.pool = PagePool(spec.kept, PAGE, CONTEXT // PAGE + 1, torch.bfloat16)
         layout = BlobLayout.of(spec.kept, "load", torch.bfloat16)
         self.files = PageFiles(disk, layout, PAGE, 24 * 8192)
-        self.ceiling = Ceiling(BUDGET, self.experts.give_back, self._resident)
-        self.scheduler = Scheduler(
+        self.memory_limit = MemoryLimit(BUDGET, store.shrink, self._resident)
+        self.scheduler = Watched(
             Decoder(spec, self.trunk, self.experts),
             self.pool,
             PrefixCache(self.pool, self.files, keep_all=random_.random() < 0.7),
-            most=4,
+            max_running=4,
             context_tokens=CONTEXT,
             prefill_tokens=96,
             max_stall=0.1,
-            ceiling=self.ceiling,
+            memory_limit=self.memory_limit,
             poll=self._poll,
-            set_pause=self._set_pause,
         )
         self._asked, self._random = asked, random_
-        self._layers = self.pauses = self.inside = 0
-        self._near = 0
-
-    def _set_pause(self, pause) -> None:
-        def counted() -> None:
-            before = self.experts.stats.hits + self.experts.stats.misses
-            pause()
-            self.pauses += 1
-            self.inside += self.experts.stats.hits + self.experts.stats.misses > before
-
-        self.experts.pause = None if pause is None else counted
+        self._layers = self._near = 0
 
     def _resident(self) -> int:
-        """Near the ceiling now and then, so that a slot is given back."""
+        """Near the limit now and then, so that the store shrinks."""
         self._near = (self._near + 1) % 100
         return BUDGET - NEAR_BYTES + 1 if self._near == 0 else 0
 
     def _poll(self) -> None:
         self._layers += 1
         for number, asked in enumerate(self._asked):
-            if asked.reply is None and asked.at <= self._layers:
+            if asked.sequence is None and asked.at <= self._layers:
                 request = Request(asked.tokens, asked.params)
-                asked.reply = Reply(number, request, asked.events.append, PAGE, frozenset())
-                self.scheduler.add(asked.reply)
-            if asked.cancel_at is not None and asked.cancel_at <= self._layers and asked.reply is not None:
-                asked.reply.cancelled = True
+                asked.sequence = TokenSequence(number, request, asked.events.append, PAGE, frozenset())
+                self.scheduler.queue.add(asked.sequence)
+            if asked.cancel_at is not None and asked.cancel_at <= self._layers and asked.sequence is not None:
+                asked.sequence.cancelled = True
 
     def run(self) -> None:
-        for _ in range(5000):
+        for _ in range(50_000):
             self._poll()
-            self.scheduler.turn()
-            if not self.scheduler.busy and all(asked.reply is not None for asked in self._asked):
+            self.scheduler.step()
+            if not self.scheduler.queue.busy and all(asked.sequence is not None for asked in self._asked):
                 return
         raise AssertionError("the scheduler does not come to an end")
 
@@ -177,13 +202,14 @@ class Load:
         """What must have happened for the comparison to mean something."""
         scheduler = self.scheduler
         return {
-            "pauses within a layer's experts": self.pauses,
-            "decode steps inside a paused pass": self.inside,
+            "yields between groups of a layer's experts": self.experts.yields,
+            "decode steps between the pieces of a pass": scheduler.steps_between,
+            "decode steps between groups of a layer's experts": self.experts.calls_between,
             "preemptions": scheduler.counts.preemptions,
-            "cancelled": scheduler.finished["cancelled"],
+            "cancelled": scheduler.queue.finished["cancelled"],
             "prefix tokens found": scheduler.counts.prefix_hits,
             "pages read from disk": self.files.stats.pages_read,
-            "bytes of slots given back": self.ceiling.given_back,
+            "bytes released near the limit": self.memory_limit.released_bytes,
             "bytes of the trunk streamed": self.trunk.bytes_streamed,
             "experts read": self.experts.stats.misses,
         }

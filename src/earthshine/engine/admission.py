@@ -1,24 +1,22 @@
-"""Which replies run: a queue by priority and arrival, admitted as the pool has room, and who gives way when it has not.
+"""Which requests start, and who is preempted: as the pool has room, in the queue's order.
 
-A request whose next page another one computes waits for that page. Pages of a prefix come from the pool first, then
-from disk, a bounded time each turn. The invariant: every request that was added is in exactly one of `waiting` and
-`running` until it has ended, and one that waits holds no page.
+A request whose next page another one computes waits for that page. Pages of a prefix come from memory first, then from
+disk, for a bounded time per step. Invariant: a sequence that waits holds no page.
 """
 
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from earthshine.engine.reply import Reply
-from earthshine.engine.request import Finished
+from earthshine.engine.request_queue import RequestQueue
+from earthshine.engine.sequence import TokenSequence
 from earthshine.kv import PageKey, PagePool, PrefixCache, Timeline
 
 
 @dataclass(slots=True)
 class Counts:
     """Since the beginning: tokens of prompts that were looked up in the prefix cache, that were found there, that were
-    computed; tokens sampled; replies that gave way."""
+    computed; tokens sampled; preemptions."""
 
     prefix_queries: int = 0
     prefix_hits: int = 0
@@ -28,123 +26,98 @@ class Counts:
 
 
 class Admission:
-    """`most`: replies that run at once; `load_seconds`: of a turn, at most, for pages from disk."""
+    """`load_seconds`: of a step, at most, for pages from disk."""
 
-    def __init__(self, pool: PagePool, cache: PrefixCache, most: int, load_seconds: float) -> None:
-        self._pool, self._cache, self._most, self._load_seconds = pool, cache, most, load_seconds
-        self.waiting: list[Reply] = []
-        self.running: list[Reply] = []
-        self.counts = Counts()
-        self.finished: Counter[str] = Counter()  # by reason
-        self._sweeping: frozenset[Reply] = frozenset()  # prompts of the sweep under way, which nothing takes out
-        self._loading: dict[Reply, list[PageKey]] = {}  # pages that are to come from disk, first of all
+    def __init__(
+        self, queue: RequestQueue, pool: PagePool, cache: PrefixCache, counts: Counts, load_seconds: float
+    ) -> None:
+        self._queue, self._pool, self._cache, self._counts = queue, pool, cache, counts
+        self._load_seconds = load_seconds
+        self.loading: dict[TokenSequence, list[PageKey]] = {}  # pages that are to come from disk first
 
-    @property
-    def busy(self) -> bool:
-        return bool(self.waiting or self.running)
-
-    def add(self, reply: Reply) -> None:
-        """Takes a request whose tokens were checked."""
-        self.waiting.append(reply)
-        self.waiting.sort(key=lambda waiting: waiting.order)
-
-    def _end(self) -> None:
-        """Takes out replies that have ended or were cancelled, but for those in the middle of a sweep."""
-        for reply in [*self.running, *self.waiting]:
-            if reply.cancelled:
-                reply.finish(Finished("cancelled"))
-            if reply.ended and reply not in self._sweeping:
-                self._drop(reply)
-
-    def _drop(self, reply: Reply) -> None:
-        reply.release()
-        self._loading.pop(reply, None)
-        (self.running if reply in self.running else self.waiting).remove(reply)
-        self.finished[reply.reason] += 1
-
-    def _admit(self) -> None:
-        """From the head of the queue, as long as there is room; one of higher priority may take a lower one's place."""
-        coming = {key.key for reply in self.running if not reply.decoding for key in self._prompt_keys(reply)}
-        for reply in list(self.waiting):
-            keys = [] if reply.scoring else self._prompt_keys(reply)
+    def admit(self, besides: Collection[TokenSequence]) -> None:
+        """From the head of the queue, as long as there is room. A request of higher priority preempts one of a lower,
+        but for `besides`."""
+        running = self._queue.running
+        coming = {key.key for each in running if not each.decoding for key in self._prompt_keys(each)}
+        for sequence in list(self._queue.waiting):
+            keys = [] if sequence.scoring else self._prompt_keys(sequence)
             found = len(self._cache.pages(keys))
             if found < len(keys) and keys[found].key in coming:
                 continue  # another computes that page now
-            while not self._has_room(reply, keys):
-                if not self.running or max(self.running, key=in_order).request.priority <= reply.request.priority:
+            while not self._has_room(sequence, keys):
+                last = self._queue.last(besides)
+                if last is None or last.priority <= sequence.priority:
                     return
-                self._preempt(max(self.running, key=in_order))
-            self._start(reply, keys)
-            coming |= {key.key for key in self._prompt_keys(reply)}
+                self.preempt(last)
+            self._start(sequence, keys)
+            coming |= {key.key for key in self._prompt_keys(sequence)}
 
-    def _prompt_keys(self, reply: Reply) -> list[PageKey]:
-        """Of full pages before the last token, which is computed in any case."""
-        return reply.keys(len(reply.tokens) - 1)
+    def preempt(self, sequence: TokenSequence) -> None:
+        """It waits again, and its pages move to disk if others need the room."""
+        if sequence.timeline is not None:
+            self._cache.spill(sequence.keys(sequence.timeline.length))
+        self.release(sequence)
+        self._queue.stop(sequence)
+        self._counts.preemptions += 1
 
-    def _has_room(self, reply: Reply, keys: Sequence[PageKey]) -> bool:
-        """For its prompt, with a page for each reply that is being written."""
-        if len(self.running) >= self._most:
-            return False
-        if not self.running:
-            return True
-        found = self._cache.pages(keys)
-        needed = -(-(len(reply.tokens) + 1) // self._pool.page_tokens) - len(found)
-        promised = sum(-(-other.missing // self._pool.page_tokens) for other in self.running)
-        return needed + promised <= self._cache.room(besides=found)
+    def release(self, sequence: TokenSequence) -> None:
+        """Its pages are free, or the cache's alone."""
+        sequence.release()
+        self.loading.pop(sequence, None)
 
-    def _start(self, reply: Reply, keys: list[PageKey]) -> None:
-        self.waiting.remove(reply)
-        self.running.append(reply)
-        reply.timeline = Timeline(self._pool)
-        pages = self._cache.find(keys)
-        reply.timeline.adopt(pages)
-        reply.shared = len(pages)
-        stored = keys[len(pages) : len(pages) + self._cache.on_disk(keys[len(pages) :])]
-        if stored:
-            self._loading[reply] = stored
-        else:
-            self._admitted(reply)
-
-    def _admitted(self, reply: Reply) -> None:
-        assert reply.timeline is not None
-        if reply.admitted_at is None:
-            self.counts.prefix_queries += 0 if reply.scoring else reply.n_prompt
-            self.counts.prefix_hits += reply.timeline.length
-        reply.admit(reply.timeline.length)
-
-    def _load(self) -> None:
-        """Pages from disk, for a bounded time, so that nobody waits long for another's."""
+    def load(self) -> None:
+        """Read pages from disk for a bounded time, so that nobody waits long for another's."""
         until = time.monotonic() + self._load_seconds
-        for reply, keys in list(self._loading.items()):
-            assert reply.timeline is not None
+        for sequence, keys in list(self.loading.items()):
+            assert sequence.timeline is not None
             while keys and time.monotonic() < until:
                 key = keys[0]
                 found = self._cache.find([key])
                 if not found and self._cache.make_room(1):
-                    page = self._cache.load(key, reply.tokens_of(key))
+                    page = self._cache.load(key, sequence.tokens_of(key))
                     found = [] if page is None else [page]
                 if not found:  # damaged or gone, or no room: it is computed instead
                     keys.clear()
                     break
-                reply.timeline.adopt(found)
-                reply.shared += 1
+                sequence.timeline.adopt(found)
+                sequence.shared += 1
                 keys.pop(0)
             if not keys:
-                del self._loading[reply]
-                self._cache.touch(reply.keys(reply.timeline.length))
-                self._admitted(reply)
+                del self.loading[sequence]
+                self._cache.touch(sequence.keys(sequence.timeline.length))
+                self._admitted(sequence)
 
-    def _preempt(self, reply: Reply) -> None:
-        """It waits again, with its place in the order, and its pages move to disk if others need the room."""
-        if reply.timeline is not None:
-            self._cache.spill(reply.keys(reply.timeline.length))
-        reply.release()
-        self._loading.pop(reply, None)
-        self.running.remove(reply)
-        self.add(reply)
-        self.counts.preemptions += 1
+    def _prompt_keys(self, sequence: TokenSequence) -> list[PageKey]:
+        """Of full pages before the last token, which is computed in any case."""
+        return sequence.keys(len(sequence.tokens) - 1)
 
+    def _has_room(self, sequence: TokenSequence, keys: Sequence[PageKey]) -> bool:
+        """For its prompt, with a page for each sequence that decodes."""
+        if self._queue.is_full:
+            return False
+        if not self._queue.running:
+            return True
+        found = self._cache.pages(keys)
+        needed = -(-(len(sequence.tokens) + 1) // self._pool.page_tokens) - len(found)
+        promised = sum(-(-other.missing // self._pool.page_tokens) for other in self._queue.running)
+        return needed + promised <= self._cache.room(besides=found)
 
-def in_order(reply: Reply) -> tuple[int, int]:
-    """A key: the lowest goes first, the highest gives way."""
-    return reply.order
+    def _start(self, sequence: TokenSequence, keys: list[PageKey]) -> None:
+        self._queue.start(sequence)
+        sequence.timeline = Timeline(self._pool)
+        pages = self._cache.find(keys)
+        sequence.timeline.adopt(pages)
+        sequence.shared = len(pages)
+        stored = keys[len(pages) : len(pages) + self._cache.on_disk(keys[len(pages) :])]
+        if stored:
+            self.loading[sequence] = stored
+        else:
+            self._admitted(sequence)
+
+    def _admitted(self, sequence: TokenSequence) -> None:
+        assert sequence.timeline is not None
+        if sequence.admitted_at is None:
+            self._counts.prefix_queries += 0 if sequence.scoring else sequence.n_prompt
+            self._counts.prefix_hits += sequence.timeline.length
+        sequence.admit(sequence.timeline.length)

@@ -1,4 +1,4 @@
-"""A model at work for many: the scheduler on a thread of its own, and a mailbox through which others reach it.
+"""A model that serves many requests: the scheduler on a thread of its own, and a mailbox for other threads.
 
 Submitting, cancelling and asking how things stand may be done from any thread and never wait for a step. The invariant:
 a request that was accepted gets its last event, whatever happens, even if the thread itself fails. Refuses what can't
@@ -11,15 +11,15 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
 
 from earthshine.engine.load import LoadedModel
-from earthshine.engine.reply import Reply
 from earthshine.engine.request import Request, Sink
 from earthshine.engine.scheduler import Scheduler, as_ours
+from earthshine.engine.sequence import TokenSequence
 from earthshine.errors import ContextError, EarthshineError, OverloadError, UsageError
 from earthshine.kv import BlobLayout, PageFiles, PrefixCache
 from earthshine.machine import memory_resident
@@ -82,10 +82,10 @@ class Gauges:
 class Ticket:
     """A request that was accepted; what `cancel` takes."""
 
-    __slots__ = ("_reply",)
+    __slots__ = ("_sequence",)
 
-    def __init__(self, reply: Reply) -> None:
-        self._reply = reply
+    def __init__(self, sequence: TokenSequence) -> None:
+        self._sequence = sequence
 
 
 class Engine:
@@ -105,16 +105,15 @@ class Engine:
             model.decoder,
             self._pool,
             self._cache,
-            most=division.batch,
+            max_running=division.batch,
             context_tokens=division.context_tokens,
             prefill_tokens=division.prefill_tokens,
             streams=bool(division.transit_slots),
             max_stall=self.options.max_stall,
-            ceiling=model.ceiling,
+            memory_limit=model.memory_limit,
             poll=self._poll,
-            set_pause=self._set_pause,
         )
-        self._mail: deque[Reply] = deque()
+        self._mail: deque[TokenSequence] = deque()
         self._changed = threading.Condition()
         self._count, self._open = 0, 0
         self._accepting, self._closing, self._ending = True, False, False  # ending: what is left is cancelled
@@ -148,17 +147,17 @@ class Engine:
                 raise OverloadError(
                     f"{waiting} requests wait already, as many as may; ask again later.", self._retry_seconds()
                 )
-            reply = Reply(self._count, request, sink, self._pool.page_tokens, frozenset(spec.stop_tokens))
+            sequence = TokenSequence(self._count, request, sink, self._pool.page_tokens, frozenset(spec.stop_tokens))
             self._count += 1
             self._open += 1
-            self._mail.append(reply)
+            self._mail.append(sequence)
             self._changed.notify_all()
-        return Ticket(reply)
+        return Ticket(sequence)
 
     def cancel(self, ticket: Ticket) -> None:
-        """Ends a reply within one step, and at the next layer where a sweep is for it alone; no harm once it ended."""
+        """End a request within one step, and at the next layer where a step is for it alone; harmless once it ended."""
         with self._changed:
-            ticket._reply.cancelled = True
+            ticket._sequence.cancelled = True
             self._changed.notify_all()
 
     def stalled_seconds(self) -> float:
@@ -166,11 +165,11 @@ class Engine:
         return time.monotonic() - self._sign if self._busy or not self.alive else 0.0
 
     def gauges(self) -> Gauges:
-        scheduler, counts, stats = self._scheduler, self._scheduler.counts, self._model.experts.stats
+        queue, counts, stats = self._scheduler.queue, self._scheduler.counts, self._model.experts.stats
         files = self._files.stats
         return Gauges(
-            running=len(scheduler.running),
-            waiting=max(0, self._open - len(scheduler.running)),
+            running=len(queue.running),
+            waiting=max(0, self._open - len(queue.running)),
             pages=self._pool.n_pages,
             pages_free=self._pool.free_pages,
             pages_cached=self._cache.idle_pages,
@@ -189,7 +188,7 @@ class Engine:
             damaged_pages=files.damaged,
             resident_bytes=memory_resident(),
             budget_bytes=self._model.plan.division.budget_bytes,
-            finished=dict(scheduler.finished),
+            finished=dict(queue.finished),
             problem=self._files.problem,
         )
 
@@ -233,7 +232,7 @@ class Engine:
 
     def _retry_seconds(self) -> int:
         """As long as the one who waits longest has waited: what the queue's length means in time."""
-        longest = max((time.monotonic() - reply.asked_at for reply in list(self._scheduler.waiting)), default=0.0)
+        longest = max((time.monotonic() - each.asked_at for each in list(self._scheduler.queue.waiting)), default=0.0)
         least, most = _RETRY_SECONDS
         return min(most, max(least, round(longest)))
 
@@ -242,14 +241,16 @@ class Engine:
     def _run(self) -> None:
         try:
             while self._next():
-                self._scheduler.turn()
+                self._scheduler.step()
                 self._finished()
         except BaseException as error:  # a bug: nobody may be left waiting for it
             with self._changed:
                 self._accepting = False  # before the last look at the mail
-                left = [*self._scheduler.running, *self._scheduler.waiting, *self._mail]
-            for reply in left:
-                reply.fail(as_ours(error) if isinstance(error, Exception) else EarthshineError("The engine has ended."))
+                left = [*self._scheduler.queue.running, *self._scheduler.queue.waiting, *self._mail]
+            for sequence in left:
+                sequence.fail(
+                    as_ours(error) if isinstance(error, Exception) else EarthshineError("The engine has ended.")
+                )
             raise
         finally:
             with self._changed:
@@ -259,11 +260,11 @@ class Engine:
     def _next(self) -> bool:
         """Waits for something to do; False once nothing more will come."""
         with self._changed:
-            self._busy = self._scheduler.busy
-            self._changed.wait_for(lambda: self._mail or self._scheduler.busy or self._closing)
+            self._busy = self._scheduler.queue.busy
+            self._changed.wait_for(lambda: self._mail or self._scheduler.queue.busy or self._closing)
             self._sign, self._busy = time.monotonic(), True
         self._poll()
-        if self._scheduler.busy:
+        if self._scheduler.queue.busy:
             return True
         self._busy = False
         return not self._closing
@@ -272,16 +273,13 @@ class Engine:
         """Between layers: a sign of progress, and what came in meanwhile."""
         self._sign = time.monotonic()
         while self._mail:
-            self._scheduler.add(self._mail.popleft())
+            self._scheduler.queue.add(self._mail.popleft())
         if self._ending:
-            for reply in (*self._scheduler.running, *self._scheduler.waiting):
-                reply.cancelled = True
-
-    def _set_pause(self, pause: Callable[[], None] | None) -> None:
-        self._model.experts.pause = pause
+            for sequence in (*self._scheduler.queue.running, *self._scheduler.queue.waiting):
+                sequence.cancelled = True
 
     def _finished(self) -> None:
-        left = len(self._scheduler.running) + len(self._scheduler.waiting)
+        left = len(self._scheduler.queue)
         with self._changed:
             self._open = left + len(self._mail)
             if not left:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from earthshine import kernels
-from earthshine.engine.ceiling import Ceiling
+from earthshine.engine.experts import RoutedExperts
+from earthshine.engine.memory_limit import MemoryLimit
 from earthshine.engine.sampling_params import SamplingParams
 from earthshine.engine.session import Session
 from earthshine.engine.sizes import stored_sizes
@@ -58,11 +59,11 @@ class LoadedModel:
 
     spec: ModelSpec
     decoder: Decoder
-    experts: ExpertStore
+    experts: RoutedExperts
     fingerprint: str
     plan: Plan
     reader: Reader
-    ceiling: Ceiling
+    memory_limit: MemoryLimit
     pages: _Pages
 
     def session(self, context_tokens: int | None = None) -> Session:
@@ -90,7 +91,7 @@ class LoadedModel:
             fingerprint=self.fingerprint,
             context_tokens=wanted,
             prefill_tokens=division.prefill_tokens,
-            ceiling=self.ceiling,
+            memory_limit=self.memory_limit,
         )
 
     def pool(self) -> PagePool:
@@ -123,7 +124,7 @@ def load_model(folder: Path, plan: Plan | Wishes | None = None, progress: Progre
     try:
         trunk = _trunk(checkpoint, reader, manifest, plan, progress)
         division = plan.division
-        experts = ExpertStore(
+        store = ExpertStore(
             checkpoint,
             slots_per_layer=division.slots_per_layer,
             transit_slots=division.transit_slots,
@@ -132,14 +133,14 @@ def load_model(folder: Path, plan: Plan | Wishes | None = None, progress: Progre
             manifest=manifest,
         )
         if division.transit_slots == 0 and division.slots_per_layer:
-            experts.preload(_named(progress, "experts"))
+            store.preload(_named(progress, "experts"))
     except BaseException:
         reader.close()
         raise
     fingerprint = checkpoint.fingerprint() + ("-int8" if plan.trunk == "int8" else "")  # its latents are others
-    pages = _Pages(division.pages)
-    ceiling = Ceiling(division.budget_bytes, experts.give_back)
-    return LoadedModel(spec, Decoder(spec, trunk, experts), experts, fingerprint, plan, reader, ceiling, pages)
+    pages, experts = _Pages(division.pages), RoutedExperts(store)
+    memory_limit = MemoryLimit(division.budget_bytes, store.shrink)
+    return LoadedModel(spec, Decoder(spec, trunk, experts), experts, fingerprint, plan, reader, memory_limit, pages)
 
 
 def plan_for(checkpoint: Checkpoint, wishes: Wishes, machine: Machine | None = None) -> Plan:

@@ -1,45 +1,103 @@
-"""Which tokens of which replies each step computes: continuous batching over one pool of pages.
+"""Continuous batching over one pool of pages: what each step computes, its computation, and what follows from it.
 
-Every turn ends what was cancelled, brings waiting requests in, and computes one step. Prompts pass through the model
-together, layer by layer, each with a fair share of a sweep. Replies that are being written ride along where the sweep
-is expected to take no longer than `max_stall`; else they take steps of their own between the sweep's layers and, where
-experts stream, between groups of them, as often as that bound asks (or, where a step takes long itself, so that the
-sweep keeps half of the time). When pages run out, the last in order gives its own back and waits; its full pages stay
-in the cache as long as there is room, and on disk.
+`schedule` returns a step as data, `run` computes it and `commit` keeps what it gave. Prompts pass through the model
+together, layer by layer, each with a fair share of a prefill pass. Sequences that decode share that step where it is
+expected to take no longer than `max_stall`; else the prefill pass is advanced a piece at a time, and decode steps run
+between its pieces as often as that limit asks for (or, where a step takes long itself, so that the prefill pass keeps
+half of the time). When pages run out, the last in order is preempted; its full pages stay in the cache as long as there
+is room, and on disk.
 
-The invariant: no reply's tokens depend on which others there are. One thread runs this; nothing here blocks on another.
+Invariant: no sequence's tokens depend on which others there are. One thread runs this; nothing here blocks on another.
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from earthshine.engine.admission import Admission, in_order
-from earthshine.engine.ceiling import WATCHED_ROWS, Ceiling
-from earthshine.engine.pace import Pace, fair_shares
-from earthshine.engine.reply import Reply
-from earthshine.engine.step import Model, StepRow, step
+from earthshine.engine.admission import Admission, Counts
+from earthshine.engine.durations import Durations, fair_shares
+from earthshine.engine.memory_limit import WATCHED_ROWS, MemoryLimit
+from earthshine.engine.request_queue import RequestQueue, in_order
+from earthshine.engine.sequence import TokenSequence
+from earthshine.engine.step import ForwardPass, Model, StepRow
 from earthshine.errors import ContextError, EarthshineError
 from earthshine.kv import PagePool, PrefixCache
 
 _LOGGER = logging.getLogger("earthshine.engine")
 
-LEAST_SWEEP = 256  # tokens: below that a resident model's kernels lose speed
-_LOAD_SHARE = 0.25  # of max_stall that a turn may spend on reading pages from disk
+LEAST_PREFILL = 256  # tokens: below that a resident model's kernels lose speed
+_LOAD_SHARE = 0.25  # of max_stall that a step may spend on reading pages from disk
 
 
-class _Abandoned(Exception):
-    """Nobody waits any more for any prompt of a sweep."""
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens `begin` to `end` of a sequence, computed over the `begin` tokens before them."""
+
+    sequence: TokenSequence
+    begin: int
+    end: int
+
+    @property
+    def n_tokens(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is a sampled token, not a part of the prompt, until the next one is sampled."""
+        return self.n_tokens == 1 and self.end == len(self.sequence.tokens) > self.sequence.n_prompt
 
 
-class Scheduler(Admission):
-    """`most`: replies that are computed at once; `streams`: experts come from disk, so that a sweep costs as much for
-    few tokens as for many; `poll` is called between layers and may add and cancel; `set_pause` names what experts are
-    to call in the middle of a layer, as ExpertStore.pause says."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """What is computed together; where `interruptible`, in pieces between which decode steps may run."""
+
+    chunks: tuple[Chunk, ...]
+    interruptible: bool = False
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(chunk.n_tokens for chunk in self.chunks)
+
+    @property
+    def sequences(self) -> frozenset[TokenSequence]:
+        return frozenset(chunk.sequence for chunk in self.chunks)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for any of it."""
+        return all(chunk.sequence.cancelled for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What a step gave: hidden states [tokens, hidden] of each chunk, or an error."""
+
+    step: Step
+    hidden: Sequence[Tensor] = ()
+    seconds: float = 0.0
+    error: Exception | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Prefill:
+    """An interruptible step under way, and the time that it took so far."""
+
+    step: Step
+    forward: ForwardPass
+    seconds: float = 0.0
+    longest: float = 0.0  # of a piece
+    advanced: bool = False  # since the last decode step beside it
+
+
+class Scheduler:
+    """`max_running`: sequences that are computed at once; `streams`: experts come from disk, so that a prefill pass
+    costs as much for few tokens as for many; `poll` is called between layers and may add and cancel."""
 
     def __init__(
         self,
@@ -47,218 +105,258 @@ class Scheduler(Admission):
         pool: PagePool,
         cache: PrefixCache,
         *,
-        most: int,
+        max_running: int,
         context_tokens: int,
         prefill_tokens: int,
         max_stall: float,
         streams: bool = True,
-        ceiling: Ceiling | None = None,
+        memory_limit: MemoryLimit | None = None,
         poll: Callable[[], None] = lambda: None,
-        set_pause: Callable[[Callable[[], None] | None], None] = lambda pause: None,
     ) -> None:
-        super().__init__(pool, cache, most, max_stall * _LOAD_SHARE)
-        self._decoder, self._ceiling = decoder, ceiling
+        self.queue, self.counts, self.durations = RequestQueue(max_running), Counts(), Durations()
+        self._admission = Admission(self.queue, pool, cache, self.counts, max_stall * _LOAD_SHARE)
+        self._decoder, self._pool, self._cache, self._memory_limit = decoder, pool, cache, memory_limit
         self._context_tokens, self._prefill_tokens = context_tokens, prefill_tokens
-        self._max_stall, self._poll, self._set_pause, self._streams = max_stall, poll, set_pause, streams
-        self.pace = Pace()
-        self._spent = 0.0  # seconds within sweeps that went to others
+        self._max_stall, self._poll, self._streams = max_stall, poll, streams
+        self._prefill: _Prefill | None = None
+        self._again: deque[Step] = deque()  # chunks of a step that failed, each to be computed alone
 
-    def turn(self) -> None:
-        """One step, or whatever can be done without one. Raises nothing that a single reply can bear."""
+    def step(self) -> None:
+        """One step or a piece of one. Raises nothing that a single request can bear."""
+        scheduled = self.schedule()
+        outcome = None if scheduled is None else self.run(scheduled)
+        if outcome is not None:
+            self.commit(outcome)
+        self._remove_ended()
+
+    # --- what is computed next
+
+    def schedule(self) -> Step | None:
+        """What `run` is to compute: the prefill pass under way, or a new step. None where nothing can be computed now.
+
+        Ends what was cancelled, starts what waits, and frees the pages that the step needs.
+        """
         self._cache.settle()
-        self._end()
-        self._admit()
-        self._load()
-        ready = [reply for reply in self.running if reply not in self._loading]
-        writing = [reply for reply in ready if reply.decoding]
-        prompts = [reply for reply in ready if not reply.decoding]
-        rows = self._prompt_rows(prompts, self._sweep_tokens(bool(writing)) - len(writing))
-        expected = self.pace.sweep_seconds(sum(rows.values())) if rows else 0.0
-        if writing and rows and (expected is None or expected > self._max_stall):
-            self._sweep(rows, writing)
-        else:
-            self._compute(rows | dict.fromkeys(writing, 1))
-        self._end()
-
-    def _sweep_tokens(self, others_write: bool) -> int:
-        """As many as activations have room for, but while others write no more than let them be served in time: where
-        smaller sweeps cost no more by the token, the whole sweep ends within `max_stall`; where experts stream, no more
-        than the bound goes by between two moments at which they can be."""
-        if not self._streams:
-            return min(self._prefill_tokens, max(LEAST_SWEEP, self.pace.tokens_within(self._max_stall)))
-        most = self.pace.tokens_in_a_breath(self._bound) if others_write else None
-        return self._prefill_tokens if most is None else min(self._prefill_tokens, max(LEAST_SWEEP, most))
-
-    def _prompt_rows(self, prompts: Sequence[Reply], room: int) -> dict[Reply, int]:
-        """How many tokens of each prompt the next sweep takes."""
-        prompts = sorted(prompts, key=in_order)
-        shares = fair_shares([reply.missing for reply in prompts], max(1, room))
-        return {reply: share for reply, share in zip(prompts, shares, strict=True) if share}
-
-    def _sweep(self, rows: dict[Reply, int], writing: Sequence[Reply]) -> None:
-        """Prompts alone; those who write take steps of their own between layers and between groups of experts."""
-        tokens = sum(rows.values())
-        longest, last = 0.0, time.monotonic()
-
-        def serve() -> None:
-            nonlocal longest, last
-            longest = max(longest, time.monotonic() - last)
-            present = [reply for reply in writing if not reply.ended and not reply.cancelled and reply in self.running]
-            if present and self._is_due(present, tokens):
-                self._set_pause(None)
-                self._compute(dict.fromkeys(present, 1))
-                self._set_pause(pause)
-            last = time.monotonic()
-
-        def pause() -> None:
-            self._poll()
-            if all(reply.cancelled for reply in rows):
-                raise _Abandoned
-            paused = time.monotonic()
-            serve()
-            self._spent += time.monotonic() - paused
-
-        self._sweeping = frozenset(rows)
-        self._set_pause(pause)
-        try:
-            self._compute(rows, serve)
-        finally:
-            self._set_pause(None)
-            self._sweeping = frozenset()
-        if not all(reply.cancelled for reply in rows):  # a sweep that was left says nothing of a whole one
-            self.pace.held_up(tokens, longest)
+        if self._prefill is not None and self._prefill.step.is_cancelled:
+            self._prefill.forward.close()
+            self._prefill = None
+        self._remove_ended()
+        if self._prefill is not None:
+            return self._failed_before(interruptible=False) or self._due_decode() or self._prefill.step
+        self._admission.admit(self._in_prefill)
+        self._admission.load()
+        return self._failed_before(interruptible=True) or self._new_step()
 
     @property
-    def _bound(self) -> float:
-        """Seconds that a sweep may hold up others: with steps that take long themselves it keeps half of the time."""
-        return max(self._max_stall, 2 * self.pace.decode_seconds)
+    def _in_prefill(self) -> Collection[TokenSequence]:
+        """Sequences whose pages are being written: neither preempted nor removed."""
+        return () if self._prefill is None else self._prefill.step.sequences
 
-    def _is_due(self, writing: Sequence[Reply], tokens: int) -> bool:
-        """Whether one of `writing` would wait beyond the bound if it were served at the next moment instead of at this
-        one. Never before half of the bound, so that a sweep of long breaths goes on too."""
-        bound, step = self._bound, self.pace.decode_seconds
-        longest = max(bound / 2, bound - self.pace.breath_seconds(tokens)) - step
-        return time.monotonic() - min(reply.said_at for reply in writing) >= longest
+    def _new_step(self) -> Step | None:
+        ready = [each for each in self.queue.running if each not in self._admission.loading]
+        decoding = [each for each in ready if each.decoding]
+        prompts = [each for each in ready if not each.decoding]
+        chunks = self._prompt_chunks(prompts, self._prefill_size(bool(decoding)) - len(decoding))
+        expected = self.durations.prefill_seconds(sum(chunk.n_tokens for chunk in chunks)) if chunks else 0.0
+        apart = bool(decoding and chunks) and (expected is None or expected > self._max_stall)
+        return self._with_pages(chunks if apart else [*chunks, *map(_next_token, decoding)], apart)
 
-    def _compute(self, rows: dict[Reply, int], between: Callable[[], None] = lambda: None) -> None:
-        """One step of these tokens, and what follows from it. A failure ends only whom it concerns."""
-        self._make_room(rows)
-        if not rows:
-            return
-        prompt_tokens = sum(count for reply, count in rows.items() if not reply.decoding)
-        watched = self._ceiling is not None and sum(rows.values()) > WATCHED_ROWS
-        began, spent_before = time.monotonic(), self._spent
+    def _due_decode(self) -> Step | None:
+        """A decode step beside the prefill pass under way, where one of its sequences would wait beyond the limit if it
+        were computed after the next piece instead of before."""
+        assert self._prefill is not None
+        others = {*self._in_prefill, *self._admission.loading}
+        decoding = [each for each in self.queue.running if each.decoding and each not in others]
+        if not decoding or not self._prefill.advanced:
+            return None
+        limit, step = self._stall_limit, self.durations.decode_seconds
+        piece = self.durations.interval_seconds(self._prefill.step.n_tokens)
+        longest = max(limit / 2, limit - piece) - step  # never before half of it, so that the pass goes on too
+        if time.monotonic() - min(each.last_token_at for each in decoding) < longest:
+            return None
+        self._prefill.advanced = False
+        return self._with_pages(map(_next_token, decoding))
 
-        def after_layer(index: int) -> None:
-            self._poll()
-            if self._ceiling is not None and watched:
-                self._ceiling.check()
-            if all(reply.cancelled for reply in rows):
-                raise _Abandoned
-            paused = time.monotonic()
-            between()
-            self._spent += time.monotonic() - paused
+    def _failed_before(self, interruptible: bool) -> Step | None:
+        """A chunk of a step that failed, by itself, so that only whom the failure concerns bears it."""
+        while self._again and (interruptible or not self._again[0].interruptible):
+            step = self._again.popleft()
+            (chunk,) = step.chunks
+            timeline = chunk.sequence.timeline
+            if timeline is not None and timeline.length == chunk.begin and not chunk.sequence.ended:
+                found = self._with_pages(step.chunks, step.interruptible)
+                if found is not None:
+                    return found
+        return None
 
-        try:
-            hidden = self._step(rows, after_layer)
-        except _Abandoned:
-            return
-        except Exception as error:
-            self._failed(rows, error, between)
-            return
-        self._timed(rows, prompt_tokens, time.monotonic() - began - (self._spent - spent_before))
-        self._keep(rows, hidden)
+    def _prefill_size(self, others_decode: bool) -> int:
+        """Tokens of the next prefill pass: what activations have room for, but while others decode no more than lets
+        them be computed in time. Where experts stream, that is by the longest time in which a pass can't be
+        interrupted; elsewhere smaller passes cost no more by the token, so the whole pass ends within `max_stall`."""
+        if not self._streams:
+            return min(self._prefill_tokens, max(LEAST_PREFILL, self.durations.prefill_tokens(self._max_stall)))
+        most = self.durations.tokens_per_interval(self._stall_limit) if others_decode else None
+        return self._prefill_tokens if most is None else min(self._prefill_tokens, max(LEAST_PREFILL, most))
 
-    def _step(self, rows: dict[Reply, int], after_layer: Callable[[int], None]) -> list[Tensor]:
-        if self._ceiling is not None:
-            self._ceiling.check()
-        asked = []
-        for reply, count in rows.items():
-            assert reply.timeline is not None
-            begin = reply.timeline.length
-            asked.append(StepRow(reply.timeline, reply.tokens[begin : begin + count]))
-        return step(self._decoder, asked, after_layer=after_layer)
+    def _prompt_chunks(self, prompts: Sequence[TokenSequence], room: int) -> list[Chunk]:
+        prompts = sorted(prompts, key=in_order)
+        shares = fair_shares([each.missing for each in prompts], max(1, room))
+        return [_chunk(each, share) for each, share in zip(prompts, shares, strict=True) if share]
 
-    def _make_room(self, rows: dict[Reply, int]) -> None:
-        """Frees the pages that these tokens need; who must wait for them is taken out of `rows`."""
-        while rows:
-            needed = sum(self._new_pages(reply, count) for reply, count in rows.items())
-            if self._cache.make_room(needed):
-                return
-            others = [reply for reply in self.running if reply not in self._sweeping or reply in rows]
-            last = max(others, key=in_order)
-            if len(self.running) == 1:
+    @property
+    def _stall_limit(self) -> float:
+        """Seconds that a prefill pass may hold up others: beside steps that take long it keeps half of the time."""
+        return max(self._max_stall, 2 * self.durations.decode_seconds)
+
+    def _with_pages(self, chunks: Iterable[Chunk], interruptible: bool = False) -> Step | None:
+        """A step of these chunks, without those whose sequences must wait for pages."""
+        chunks = tuple(chunks)
+        while chunks and not self._cache.make_room(sum(map(self._new_pages, chunks))):
+            last = self.queue.last(self._in_prefill)
+            assert last is not None  # those of the chunks are among them
+            chunks = tuple(chunk for chunk in chunks if chunk.sequence is not last)
+            if len(self.queue.running) == 1:
                 last.fail(ContextError("The latent cache has no page left for this reply; shorten it, or allow more."))
-                rows.pop(last, None)
-                self._end()
-                return
-            rows.pop(last, None)
-            self._preempt(last)
+            else:
+                self._admission.preempt(last)
+        return Step(chunks, interruptible) if chunks else None
 
-    def _new_pages(self, reply: Reply, count: int) -> int:
-        assert reply.timeline is not None
-        length = reply.timeline.length
-        return -(-(length + count) // self._pool.page_tokens) - len(reply.timeline.pages)
+    def _new_pages(self, chunk: Chunk) -> int:
+        timeline = chunk.sequence.timeline
+        assert timeline is not None
+        return -(-chunk.end // self._pool.page_tokens) - len(timeline.pages)
 
-    def _timed(self, rows: dict[Reply, int], prompt_tokens: int, seconds: float) -> None:
+    def _remove_ended(self) -> None:
+        for sequence in self.queue.remove_ended(self._in_prefill):
+            self._admission.release(sequence)
+
+    # --- its computation
+
+    def run(self, step: Step) -> Outcome | None:
+        """Compute a step, or the next piece of one that is interruptible. None: it has not ended yet, or nobody waits
+        for it any more."""
+        try:
+            return self._run_piece(step) if step.interruptible else self._run_whole(step)
+        except Exception as error:
+            return Outcome(step, error=error)
+
+    def _run_whole(self, step: Step) -> Outcome | None:
+        began = time.monotonic()
+        self._check_memory()
+        with ForwardPass(self._decoder, _rows(step)) as forward:
+            while not forward.advance():
+                self._poll()
+                if step.n_tokens > WATCHED_ROWS:
+                    self._check_memory()
+                if step.is_cancelled:
+                    return None
+        return Outcome(step, forward.hidden(), time.monotonic() - began)
+
+    def _run_piece(self, step: Step) -> Outcome | None:
+        if self._prefill is None:
+            self._prefill = _Prefill(step, ForwardPass(self._decoder, _rows(step), in_groups=True))
+        prefill, began, ended = self._prefill, time.monotonic(), True
+        try:
+            self._check_memory()
+            ended = prefill.forward.advance()
+        finally:
+            if ended:  # or failed
+                prefill.forward.close()
+                self._prefill = None
+        seconds = time.monotonic() - began
+        prefill.advanced, prefill.seconds = True, prefill.seconds + seconds
+        prefill.longest = max(prefill.longest, seconds)
+        if not ended:
+            return None
+        self.durations.add_interval(step.n_tokens, prefill.longest)
+        return Outcome(step, prefill.forward.hidden(), prefill.seconds)
+
+    def _check_memory(self) -> None:
+        if self._memory_limit is not None:
+            self._memory_limit.check()
+
+    # --- what follows from it
+
+    def commit(self, outcome: Outcome) -> None:
+        """Share the pages that are full now, and sample for those whose last token was computed. A step that failed is
+        taken again, each chunk by itself."""
+        chunks = outcome.step.chunks
+        if outcome.error is not None:
+            if len(chunks) == 1:
+                chunks[0].sequence.fail(as_ours(outcome.error))
+            else:
+                self._again.extendleft(Step((chunk,), outcome.step.interruptible) for chunk in reversed(chunks))
+            return
+        self._time(outcome)
+        last = []
+        for chunk, states in zip(chunks, outcome.hidden, strict=True):
+            sequence = chunk.sequence
+            self._share(sequence)
+            if sequence.scoring:
+                _guarded(sequence, partial(sequence.score, chunk.begin, states, self._logits))
+            if chunk.end == len(sequence.tokens) and not sequence.ended:
+                last.append((sequence, states[-1]))
+        if last:
+            self._sample(last)
+
+    def _time(self, outcome: Outcome) -> None:
+        prompt_tokens = sum(chunk.n_tokens for chunk in outcome.step.chunks if not chunk.decodes)
         if prompt_tokens:
-            self.pace.swept(sum(rows.values()), seconds)
+            self.durations.add_prefill(outcome.step.n_tokens, outcome.seconds)
             self.counts.prompt_tokens += prompt_tokens
         else:
-            self.pace.decoded(seconds)
+            self.durations.add_decode(outcome.seconds)
 
-    def _keep(self, rows: dict[Reply, int], hidden: Sequence[Tensor]) -> None:
-        """Shares the pages that are full now, and samples for those whose last token was computed."""
-        last = []
-        for (reply, count), states in zip(rows.items(), hidden, strict=True):
-            assert reply.timeline is not None
-            self._share(reply)
-            if reply.scoring:
-                self._guarded(reply, partial(reply.score, reply.timeline.length - count, states, self._logits))
-            if reply.timeline.length == len(reply.tokens) and not reply.ended:
-                last.append((reply, states[-1]))
-        if not last:
-            return
+    def _share(self, sequence: TokenSequence) -> None:
+        assert sequence.timeline is not None
+        for key in sequence.keys(sequence.timeline.length)[sequence.shared :]:
+            page = sequence.timeline.pages[key.start // self._pool.page_tokens]
+            self._cache.add(key, page, sequence.tokens_of(key))
+            sequence.shared += 1
+
+    def _sample(self, last: Sequence[tuple[TokenSequence, Tensor]]) -> None:
+        """Of each sequence, the hidden state [hidden] of its last token."""
         logits: Sequence[Tensor | None]
         try:
             logits = self._logits(torch.stack([state for _, state in last])).unbind()
         except Exception:  # then each asks alone, and only whom the failure concerns bears it
             logits = [None] * len(last)
-        for (reply, state), row in zip(last, logits, strict=True):
+        for (sequence, state), row in zip(last, logits, strict=True):
             self.counts.generated_tokens += 1
-            self._guarded(reply, partial(self._sample, reply, state, row))
+            _guarded(sequence, partial(self._sample_one, sequence, state, row))
 
-    def _sample(self, reply: Reply, state: Tensor, logits: Tensor | None) -> None:
-        reply.sample(self._logits(state[None])[0] if logits is None else logits, self._context_tokens)
-
-    def _share(self, reply: Reply) -> None:
-        assert reply.timeline is not None
-        for key in reply.keys(reply.timeline.length)[reply.shared :]:
-            page = reply.timeline.pages[key.start // self._pool.page_tokens]
-            self._cache.add(key, page, reply.tokens_of(key))
-            reply.shared += 1
+    def _sample_one(self, sequence: TokenSequence, state: Tensor, logits: Tensor | None) -> None:
+        sequence.sample(self._logits(state[None])[0] if logits is None else logits, self._context_tokens)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         with torch.inference_mode():
             return self._decoder.logits(hidden)
 
-    # --- what goes wrong
 
-    def _guarded(self, reply: Reply, act: Callable[[], None]) -> None:
-        """What fails here concerns one reply alone."""
-        try:
-            act()
-        except Exception as error:
-            reply.fail(as_ours(error))
+def _chunk(sequence: TokenSequence, count: int) -> Chunk:
+    assert sequence.timeline is not None
+    begin = sequence.timeline.length
+    return Chunk(sequence, begin, begin + count)
 
-    def _failed(self, rows: dict[Reply, int], error: Exception, between: Callable[[], None]) -> None:
-        """A step of several is taken again one by one, so that only whom the failure concerns bears it."""
-        if len(rows) == 1:
-            next(iter(rows)).fail(as_ours(error))
-            return
-        for reply, count in rows.items():
-            if not reply.ended and not reply.cancelled and reply in self.running:
-                self._compute({reply: count}, between)
+
+def _next_token(sequence: TokenSequence) -> Chunk:
+    return _chunk(sequence, 1)
+
+
+def _rows(step: Step) -> list[StepRow]:
+    rows = []
+    for chunk in step.chunks:
+        assert chunk.sequence.timeline is not None
+        rows.append(StepRow(chunk.sequence.timeline, chunk.sequence.tokens[chunk.begin : chunk.end]))
+    return rows
+
+
+def _guarded(sequence: TokenSequence, act: Callable[[], None]) -> None:
+    """What fails here concerns one sequence alone."""
+    try:
+        act()
+    except Exception as error:
+        sequence.fail(as_ours(error))
 
 
 def as_ours(error: Exception) -> EarthshineError:

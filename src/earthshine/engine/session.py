@@ -7,17 +7,18 @@ abandoned halfway. Refuses conversations beyond the model's context or the pool'
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from operator import index
 
 import torch
 from torch import Tensor
 
-from earthshine.engine.ceiling import WATCHED_ROWS, Ceiling
-from earthshine.engine.reply import SCORE_ROWS
+from earthshine.engine.memory_limit import WATCHED_ROWS, MemoryLimit
 from earthshine.engine.request import Finished, TokenEvent
 from earthshine.engine.sampling import Sampler
 from earthshine.engine.sampling_params import SamplingParams
-from earthshine.engine.step import Model, StepRow, step
+from earthshine.engine.sequence import SCORE_ROWS
+from earthshine.engine.step import ForwardPass, Model, StepRow
 from earthshine.errors import BlobError, CheckpointError, ContextError, UsageError
 from earthshine.kv import BlobHeader, BlobLayout, KVBlob, PagePool, Timeline, common_prefix
 
@@ -35,8 +36,8 @@ Event = TokenEvent | Finished
 
 class Session:
     """`fingerprint` names the model's weights in snapshots; `prefill_tokens` pass through the model in one step;
-    a conversation has at most `context_tokens`, by default as many as the model's context; `ceiling` is asked before
-    anything is allocated.
+    a conversation has at most `context_tokens`, by default as many as the model's context; `memory_limit` is
+    checked before anything is allocated.
 
     Raises UsageError if the pool does not fit the model.
     """
@@ -49,7 +50,7 @@ class Session:
         fingerprint: str,
         context_tokens: int | None = None,
         prefill_tokens: int = 2048,
-        ceiling: Ceiling | None = None,
+        memory_limit: MemoryLimit | None = None,
     ) -> None:
         spec = decoder.spec
         if (pool.kept, pool.dtype) != (spec.kept, decoder.dtype):
@@ -62,11 +63,11 @@ class Session:
         self._layout = BlobLayout.of(spec.kept, fingerprint, decoder.dtype)
         self._decoder, self._spec, self._prefill_tokens = decoder, spec, prefill_tokens
         self._context_tokens = min(context_tokens or spec.max_context, spec.max_context)
-        self._ceiling = ceiling
+        self._memory_limit = memory_limit
         self._timeline = Timeline(pool)
         self._tokens: list[int] = []
         self._last: Tensor | None = None  # [hidden] of the timeline's last token, where it is known
-        self._turn = 0  # changes whenever the tokens do other than by the generation under way
+        self._version = 0  # changes whenever the tokens do other than by the generation under way
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -101,8 +102,8 @@ class Session:
         """
         if not self._tokens:
             raise UsageError("An empty session can't generate; sync it with a prompt first.")
-        self._turn += 1
-        return self._events(params, self._turn)
+        self._version += 1
+        return self._events(params, self._version)
 
     def score(self, tokens: Sequence[int]) -> Tensor:
         """fp32 [n - 1]: the log-likelihood of each token but the first, given those before it.
@@ -132,10 +133,10 @@ class Session:
     def snapshot(self) -> KVBlob:
         """A copy of the state, which any session of the same model can restore; BudgetError where it can't be had."""
         length = self._timeline.length
-        if self._ceiling is not None:
+        if self._memory_limit is not None:
             pool = self._timeline.pool
             nbytes = -(-length * pool.bytes // (pool.n_pages * pool.page_tokens))
-            self._ceiling.require(nbytes, "A copy of the conversation's state")
+            self._memory_limit.require(nbytes, "A copy of the conversation's state")
         last = self._last if length == len(self._tokens) else None
         header = BlobHeader(self._layout, length, tuple(self._tokens), 0 if last is None else len(last))
         rows = tuple(self._timeline.read(layer, length, part).clone() for layer, part in self._parts())
@@ -163,12 +164,12 @@ class Session:
         """Give the pages back. The session is empty afterwards."""
         self._replace(0, [])
 
-    def _events(self, params: SamplingParams, turn: int) -> Iterator[Event]:
+    def _events(self, params: SamplingParams, version: int) -> Iterator[Event]:
         sampler = Sampler(params, self._tokens)
         stops = set() if params.ignore_eos else {*params.stop_token_ids, *self._spec.stop_tokens}
         produced = 0
         while params.max_tokens is None or produced < params.max_tokens:
-            if turn != self._turn:
+            if version != self._version:
                 raise UsageError("The session was changed while it generated; start again with generate.")
             if len(self._tokens) >= self._context_tokens or self._room(self._timeline.length) < len(self._tokens):
                 yield Finished("context")
@@ -194,26 +195,26 @@ class Session:
     def _prefill(self, end: int, progress: Callable[[float, int], None] | None = None) -> Iterator[tuple[int, Tensor]]:
         """Compute tokens held up to `end`; yields each step's first position and hidden states [tokens, hidden]."""
         first = self._timeline.length
-
-        def after_layer(index: int) -> None:
-            if self._ceiling is not None and len(chunk) > WATCHED_ROWS:
-                self._ceiling.check()
-            if progress is not None:
-                share = len(chunk) * (index + 1) / self._spec.n_layers
-                progress(start - first + share, end - first)
-
         while (start := self._timeline.length) < end:
             self._last = None
             chunk = self._tokens[start : min(end, start + self._prefill_tokens)]
-            if self._ceiling is not None:
-                self._ceiling.check()
-            hidden = step(self._decoder, [StepRow(self._timeline, chunk)], after_layer)[0]
+            if self._memory_limit is not None:
+                self._memory_limit.check()
+            with ForwardPass(self._decoder, [StepRow(self._timeline, chunk)]) as forward:
+                for n_layers in count(1):
+                    if forward.advance():
+                        break
+                    if self._memory_limit is not None and len(chunk) > WATCHED_ROWS:
+                        self._memory_limit.check()
+                    if progress is not None:
+                        progress(start - first + len(chunk) * n_layers / self._spec.n_layers, end - first)
+            hidden = forward.hidden()[0]
             self._last = hidden[-1].clone()
             yield start, hidden
 
     def _replace(self, keep: int, tokens: list[int]) -> None:
         """Hold `tokens`, of which the first `keep` are in the timeline and remain."""
-        self._turn += 1
+        self._version += 1
         if keep < self._timeline.length:
             self._last = None
             self._timeline.truncate(keep)

@@ -1,12 +1,13 @@
 """One forward step over several conversations: a flat batch of new tokens, each row over its own timeline.
 
 Invariant: a row's result depends on its own tokens and timeline alone, so rows that share a step get what each
-would get by itself. A step that fails leaves every timeline as it was.
+would get by itself. A step that fails or is closed leaves every timeline as it was.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -30,10 +31,10 @@ class Model(Protocol):
         """Of activations and what is kept."""
         ...
 
-    def hidden(
-        self, tokens: Tensor, positions: Tensor, states: States | None, after_layer: Callable[[int], None] | None = None
-    ) -> Tensor:
-        """tokens, positions: int64 [n]. Returns [n, hidden] after the final norm; `after_layer` is told each layer."""
+    def forward(
+        self, tokens: Tensor, positions: Tensor, states: States | None = None, *, in_groups: bool = False
+    ) -> Generator[None, None, Tensor]:
+        """tokens, positions: int64 [n]. Returns [n, hidden] after the final norm; yields as Decoder.forward does."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -90,36 +91,88 @@ class PagedState:
         return self._spans[0][0].pool.rows(self._layer, part)
 
 
-def step(
-    decoder: Model,
-    rows: Sequence[StepRow],
-    after_layer: Callable[[int], None] | None = None,
-) -> list[Tensor]:
-    """Compute the new tokens of every row, keep their rows, and return each one's hidden states [tokens, hidden].
+class ForwardPass:
+    """The new tokens of several rows on their way through the model, a piece at a time.
 
-    Raises ContextError if the pages do not suffice and UsageError for a row without tokens or two rows of one
-    timeline; whatever is raised, no timeline has changed.
+    Reserves the pages that the tokens need. Raises ContextError if they do not suffice and UsageError for a row without
+    tokens or two rows of one timeline, and then no timeline has changed. `in_groups`: as Decoder.forward. Between two
+    calls of `advance` another pass may run; no timeline of this one may be changed.
     """
+
+    def __init__(
+        self, decoder: Model, rows: Sequence[StepRow], *, in_groups: bool = False
+    ) -> None:
+        _check(rows)
+        self._rows = rows
+        self._hidden: Tensor | None = None
+        try:
+            for row in rows:
+                row.timeline.reserve(row.timeline.length + len(row.tokens))
+            tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.int64)
+            positions = torch.cat([_positions(row) for row in rows])
+            self._forward = decoder.forward(tokens, positions, PagedStates(rows), in_groups=in_groups)
+        except BaseException:
+            self._truncate()
+            raise
+
+    def advance(self) -> bool:
+        """Compute up to the next point where the pass may be interrupted; returns whether it has ended.
+
+        At the end the new tokens' state is kept. After an error the pass is closed.
+        """
+        try:
+            with torch.inference_mode():  # not across a yield, where it would cover others' work
+                next(self._forward)
+        except StopIteration as end:
+            for row in self._rows:
+                row.timeline.commit(row.timeline.length + len(row.tokens))
+            self._hidden = end.value
+            return True
+        except BaseException:
+            self.close()
+            raise
+        return False
+
+    def close(self) -> None:
+        """Give up a pass that has not ended: its weights are no longer leased, and its pages are free."""
+        if self._hidden is None:
+            self._forward.close()
+            self._truncate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def hidden(self) -> list[Tensor]:
+        """Hidden states [tokens, hidden] of each row, once the pass has ended."""
+        assert self._hidden is not None
+        return list(self._hidden.split([len(row.tokens) for row in self._rows]))
+
+    def _truncate(self) -> None:
+        for row in self._rows:
+            row.timeline.truncate(row.timeline.length)
+
+
+def step(decoder: Model, rows: Sequence[StepRow]) -> list[Tensor]:
+    """Compute the new tokens of every row, keep what they leave, and return each row's hidden states [tokens, hidden].
+
+    Raises as ForwardPass; whatever is raised, no timeline has changed.
+    """
+    with ForwardPass(decoder, rows) as forward:
+        while not forward.advance():
+            pass
+    return forward.hidden()
+
+
+def _check(rows: Sequence[StepRow]) -> None:
     if not rows or any(len(row.tokens) == 0 for row in rows):
         raise UsageError("A step needs at least one token in every row.")
     if len({id(row.timeline) for row in rows}) < len(rows):
         raise UsageError("Two rows of a step can't continue the same timeline.")
     if len({id(row.timeline.pool) for row in rows}) > 1:
         raise UsageError("The rows of a step share one pool of pages.")
-    try:
-        for row in rows:
-            row.timeline.reserve(row.timeline.length + len(row.tokens))
-        tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.int64)
-        positions = torch.cat([_positions(row) for row in rows])
-        with torch.inference_mode():
-            hidden = decoder.hidden(tokens, positions, PagedStates(rows), after_layer)
-    except BaseException:
-        for row in rows:
-            row.timeline.truncate(row.timeline.length)
-        raise
-    for row in rows:
-        row.timeline.commit(row.timeline.length + len(row.tokens))
-    return list(hidden.split([len(row.tokens) for row in rows]))
 
 
 def _positions(row: StepRow) -> Tensor:

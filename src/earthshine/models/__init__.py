@@ -4,8 +4,8 @@ Reads the spec and calls kernels. Files and sequences stay behind three protocol
 """
 
 from earthshine.models.attention import Attention, attention_of
-from earthshine.models.decoder import Decoder
-from earthshine.models.ffn import Experts, Ffn, Moe
+from earthshine.models.decoder import Decoder, result_of
+from earthshine.models.ffn import Experts, Ffn, GroupedExperts, Moe
 from earthshine.models.mla import Mla, MlaWeights, Query
 from earthshine.models.state import LayerState, Piece, States
 from earthshine.models.trunk import LayerWeights, ResidentTrunk, Trunk
@@ -15,6 +15,7 @@ __all__ = [
     "Decoder",
     "Experts",
     "Ffn",
+    "GroupedExperts",
     "LayerState",
     "LayerWeights",
     "Mla",
@@ -26,4 +27,5 @@ __all__ = [
     "States",
     "Trunk",
     "attention_of",
+    "result_of",
 ]

@@ -2,9 +2,12 @@
 
 It holds no state of a sequence. What a token may attend to is the caller's `States`, and where routed experts lie is
 the caller's `Experts`, so prefill, decode, training and tests run the same lines.
+
+A forward pass is a generator that yields where it may be interrupted: after a layer, and between groups of routed
+experts. Between two yields of one pass another may run; a pass that is closed lets go of the weights that it leases.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +15,7 @@ from torch import Tensor
 from earthshine import kernels
 from earthshine.kernels import Weight
 from earthshine.models.attention import attention_of
-from earthshine.models.ffn import Experts, Ffn, Moe
+from earthshine.models.ffn import Experts, Ffn, GroupedExperts, Moe
 from earthshine.models.rope import RotaryTables
 from earthshine.models.state import States
 from earthshine.models.trunk import LayerWeights, ResidentTrunk, Trunk
@@ -34,11 +37,15 @@ class _Layer:
         else:
             self._dense = Ffn(**_under(weights, "ffn."))
 
-    def __call__(self, x: Tensor, positions: Tensor, states: States | None, experts: Experts) -> Tensor:
+    def __call__(
+        self, x: Tensor, positions: Tensor, states: States | None, experts: Experts, in_groups: bool
+    ) -> Generator[None, None, Tensor]:
         normed = kernels.rms_norm(x, self._attention_norm, self._eps)
         mixed = self.attention(normed, positions, None if states is None else states.layer(self.index))
         x, normed = kernels.add_rms_norm(x, mixed, self._ffn_norm, self._eps)
         if self._moe is not None:
+            if in_groups and isinstance(experts, GroupedExperts):
+                return x + (yield from self._moe.in_groups(normed, experts))
             return x + self._moe(normed, experts)
         assert self._dense is not None
         return x + self._dense(normed)
@@ -59,25 +66,24 @@ class Decoder:
         """Of activations and latents."""
         return self.trunk.dtype
 
-    def hidden(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        states: States | None = None,
-        after_layer: Callable[[int], None] | None = None,
-    ) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, states: States | None = None, *, in_groups: bool = False
+    ) -> Generator[None, None, Tensor]:
         """tokens: int64 [..., tokens]; positions: int64 [tokens]. Returns [..., tokens, hidden] after the last norm.
 
-        Without `states` the tokens are whole sequences, and nothing of them is kept.
-        All tokens pass a layer before the next layer's weights are asked for; `after_layer` is told its number.
+        Without `states` the tokens are whole sequences, and nothing of them is kept. Yields after each layer; with `in_groups` also between groups of routed experts, which costs a little time where
+        they come from disk. All tokens pass a layer before the next layer's weights are asked for.
         """
         x = self.trunk.embed(tokens)
         for index in range(self.spec.n_layers):
             with self.trunk.layer(index) as weights:
-                x = self._layer(index, weights)(x, positions, states, self._experts)
-            if after_layer is not None:
-                after_layer(index)
+                x = yield from self._layer(index, weights)(x, positions, states, self._experts, in_groups)
+            yield
         return kernels.rms_norm(x, self.trunk.norm, self.spec.norm_eps)
+
+    def hidden(self, tokens: Tensor, positions: Tensor, states: States | None = None) -> Tensor:
+        """A forward pass without interruption."""
+        return result_of(self.forward(tokens, positions, states))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., hidden] to fp32 [..., vocab_size]."""
@@ -92,6 +98,16 @@ class Decoder:
             layer = _Layer(index, spec, weights, self._tables, self.spec.norm_eps)
             self._layers[index] = layer
         return layer
+
+
+def result_of(forward: Generator[None, None, Tensor]) -> Tensor:
+    """What a generator returns once it has run to its end."""
+    while True:
+        try:
+            next(forward)
+        except StopIteration as end:
+            found: Tensor = end.value
+            return found
 
 
 def _plain(weights: LayerWeights, name: str) -> Tensor:

@@ -3,8 +3,9 @@
 Routed experts are behind the `Experts` protocol: the mathematics does not know whether they lie in memory or on disk.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +24,15 @@ class Experts(Protocol):
         x: [tokens, hidden]; chosen: int64 [tokens, top_k]; weight: fp32 [tokens, top_k]. Returns [tokens, hidden] in
         x's dtype, summed in fp32.
         """
+        ...
+
+
+@runtime_checkable
+class GroupedExperts(Experts, Protocol):
+    """Experts whose execution may be interrupted."""
+
+    def ffn_in_groups(self, layer: int, x: Tensor, chosen: Tensor, weight: Tensor) -> Generator[None, None, Tensor]:
+        """As `ffn`, yielding between groups of experts; other calls may run meanwhile."""
         ...
 
 
@@ -51,8 +61,17 @@ class Moe:
     def __call__(self, x: Tensor, experts: Experts) -> Tensor:
         """x: [..., hidden]."""
         flat = x.reshape(-1, x.shape[-1])
+        return self._with_shared(experts.ffn(self.layer, flat, *self._route(flat)), flat).view_as(x)
+
+    def in_groups(self, x: Tensor, experts: GroupedExperts) -> Generator[None, None, Tensor]:
+        """The same, yielding between groups of routed experts."""
+        flat = x.reshape(-1, x.shape[-1])
+        out = yield from experts.ffn_in_groups(self.layer, flat, *self._route(flat))
+        return self._with_shared(out, flat).view_as(x)
+
+    def _route(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         rule = self.spec.router
-        chosen, weight = kernels.route(
+        return kernels.route(
             kernels.linear(flat, self.router, torch.float32),  # logits in bf16 change choices
             self.router_bias,
             top_k=self.spec.top_k,
@@ -61,7 +80,6 @@ class Moe:
             normalize=rule.normalize,
             scale=rule.scale,
         )
-        out = experts.ffn(self.layer, flat, chosen, weight)
-        if self.shared is not None:
-            out = out + self.shared(flat)
-        return out.view_as(x)
+
+    def _with_shared(self, out: Tensor, flat: Tensor) -> Tensor:
+        return out if self.shared is None else out + self.shared(flat)

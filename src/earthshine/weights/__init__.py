@@ -6,9 +6,10 @@ kernels take, but for a trunk that was asked for in int8. No pickle, no memory m
 file that is damaged, unsafe or does not fit its config is refused with a CheckpointError.
 """
 
+from earthshine.weights.arrivals import Held
 from earthshine.weights.checkpoint import Checkpoint
-from earthshine.weights.experts import ExpertStats, ExpertStore
-from earthshine.weights.formats import exactly
+from earthshine.weights.experts import ExpertStats, ExpertStore, Loan
+from earthshine.weights.formats import dense, exactly
 from earthshine.weights.manifest import Manifest, load_manifest, write_manifest
 from earthshine.weights.placement import slot_bytes
 from earthshine.weights.reading import Reader
@@ -19,9 +20,12 @@ __all__ = [
     "Checkpoint",
     "ExpertStats",
     "ExpertStore",
+    "Held",
+    "Loan",
     "Manifest",
     "Reader",
     "StoredTrunk",
+    "dense",
     "embedding_bytes",
     "exactly",
     "load_manifest",

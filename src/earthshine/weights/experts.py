@@ -1,87 +1,46 @@
-"""Routed experts from disk: the seam that the mathematics calls, answered from slots or by reading the checkpoint.
+"""Routed experts on loan: from their slots in memory, or read from the checkpoint.
 
-The invariant: the result depends on the published values alone, never on slots, on what they hold, on the order in
-which reads end or on earlier calls; a token's experts are summed in fp32, ascending. Beside its slots the store takes
-at most 64 MiB for outputs that are not summed yet. Not safe to call from two threads at once.
+Invariant: what is lent is one whole expert with its published values, and stays in place until it is released. A loan
+that failed or was interrupted anywhere is made good by whatever is asked for next. Not for two threads at once.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from earthshine import kernels
 from earthshine.errors import UsageError
-from earthshine.kernels import Weight
+from earthshine.spec.layout import moe_layers
+from earthshine.weights.arrivals import Arrivals, Held, Key
 from earthshine.weights.checkpoint import Checkpoint
-from earthshine.weights.formats import dense
-from earthshine.weights.manifest import Manifest
+from earthshine.weights.manifest import Manifest, shard_sizes
+from earthshine.weights.placement import slot_bytes
 from earthshine.weights.reading import Reader
-from earthshine.weights.residency import Arrivals, Held, Residency
+from earthshine.weights.residency import Residency
+from earthshine.weights.slots import Arena
 
-_EACH_BYTES = 64 << 20  # of outputs that are not summed yet: 2340 pairs of Kimi-K2.6
-_GROUP = 32  # experts between two pauses: 0.8 GB of Kimi-K2.6's
+_MOST_AHEAD = 64  # reads queued at once; two keep the disk busy
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertStats:
-    """What the store has done so far. An expert counts once a call, however many tokens chose it."""
+    """Counts since construction. An expert counts once a loan, however many tokens chose it."""
 
     hits: int
     misses: int
     bytes_read: int  # published bytes of the misses
     read_wait_seconds: float  # in which nothing was computed
-    compute_seconds: float
     direct: bool  # whether every read went past the page cache
     rereads: int  # reads repeated because what came first did not pass its check
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pairs:
-    """A call's choices by expert, then token: expert i of `experts` has the pairs from begin[i] to begin[i + 1]."""
-
-    experts: list[int]
-    begin: list[int]
-    token: Tensor  # int32 [pairs]
-    weight: Tensor  # fp32 [pairs]
-
-    def __len__(self) -> int:
-        return self.begin[-1]
-
-    def part(self, first: int, last: int) -> "_Pairs":
-        """Of experts `first` to `last`."""
-        begin = self.begin[first : last + 1]
-        token, weight = self.token[begin[0] : begin[-1]], self.weight[begin[0] : begin[-1]]
-        return _Pairs(self.experts[first:last], [at - begin[0] for at in begin], token, weight)
-
-
-def _pairs(chosen: Tensor, weight: Tensor) -> _Pairs:
-    if chosen.shape[0] == 1:  # a decoded token: 20 us less
-        only, place = chosen[0].sort()
-        top_k = only.shape[0]
-        first = torch.zeros(top_k, dtype=torch.int32)
-        return _Pairs(only.tolist(), list(range(top_k + 1)), first, weight[0, place])
-    flat = chosen.numpy().reshape(-1)
-    order = np.argsort(flat, kind="stable")
-    ids = flat[order]
-    firsts = np.flatnonzero(ids[1:] != ids[:-1]) + 1
-    begin = [0, *firsts.tolist(), len(ids)]
-    token = torch.from_numpy((order // chosen.shape[1]).astype(np.int32))
-    shares = torch.from_numpy(weight.detach().numpy().reshape(-1)[order])
-    return _Pairs(ids[begin[:-1]].tolist(), begin, token, shares)
-
-
 class ExpertStore:
-    """`models`' Experts over a checkpoint, holding `slots_per_layer` experts of each layer and reading the rest.
-
-    `pause`, where it is set, is called between groups of the experts of a call. Inside it one other forward pass may
-    run: it may call `ffn` of any layer, with `pause` unset, and `give_back`. The paused call keeps nothing of the store
-    across it: its sum, its input and its choices are its own, and residents are looked up anew in each group.
-    """
+    """The routed experts of a checkpoint, `slots_per_layer` of each layer in memory and the rest on disk."""
 
     def __init__(
         self,
@@ -98,197 +57,153 @@ class ExpertStore:
 
         UsageError for fewer slots than work, or more memory than can be mapped; CheckpointError for changed shards.
         """
-        self._residency = Residency(
-            checkpoint,
+        moes = dict(moe_layers(checkpoint.spec))
+        self._home = Residency(
+            {layer: moe.n_experts for layer, moe in moes.items()},
+            {layer: moe.top_k for layer, moe in moes.items()},
             slots_per_layer=slots_per_layer,
             transit_slots=transit_slots,
-            reader=reader,
-            dtype=dtype,
-            manifest=manifest,
         )
-        self._checkpoint, self._reader, self._dtype = checkpoint, reader, dtype
-        self.pause: Callable[[], None] | None = None
+        for file, nbytes in shard_sizes(checkpoint).items():
+            reader.open(file, nbytes)
+        self._arena = Arena(max(1, slot_bytes(checkpoint)), self._home.n_all)
+        if not self._home.whole:  # else they are filled at once
+            self._arena.touch()
+        self._home.recover()
+        self._arrivals = Arrivals(checkpoint, self._arena, reader, dtype, manifest)
+        self._checkpoint, self._reader, self.dtype = checkpoint, reader, dtype
+        self._lending = False
         self._hits = 0
-        self._compute_seconds = 0.0
 
     @property
     def nbytes(self) -> int:
         """Bytes of all slots."""
-        return self._residency.arena.nbytes
+        return self._arena.nbytes
 
     @property
     def stats(self) -> ExpertStats:
-        """A snapshot of the counters since construction."""
-        home, reader = self._residency, self._reader
-        waited, computed = home.read_wait_seconds, self._compute_seconds
-        return ExpertStats(self._hits, home.misses, home.bytes_read, waited, computed, reader.direct, reader.rereads)
+        """A snapshot of the counters."""
+        read, reader = self._arrivals, self._reader
+        return ExpertStats(self._hits, read.misses, read.bytes_read, read.wait_seconds, reader.direct, reader.rereads)
 
-    def give_back(self, nbytes: int) -> int:
-        """Lets the system have the memory of slots, `nbytes` or a little more where there are so many, and returns of
-        how much; between calls, or where a call is paused. No result changes."""
-        each = self._residency.arena.slot_bytes
-        return self._residency.give_back(-(-nbytes // each)) * each
+    def all_of(self, layer: int, experts: Sequence[int]) -> list[Held] | None:
+        """The experts, where every one of the layer has a slot for good; None elsewhere."""
+        resident = self._home.resident(layer)
+        if not self._home.whole or len(resident) < self._home.n_experts[layer]:
+            return None
+        self._hits += len(experts)
+        return [resident[expert] for expert in experts]
 
-    def ffn(self, layer: int, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
-        """The weighted sum of each token's chosen experts, `down(silu(gate x) * up x)`, in x's dtype.
+    def learn(self, layer: int, chosen: NDArray[np.int64], experts: list[int], n_pairs: NDArray[np.int64]) -> None:
+        """What a step chose, from which the store learns whom to keep; arguments as Residency.learn."""
+        self._home.learn(layer, chosen, experts, n_pairs)
 
-        x: [tokens, hidden]; chosen: int64 [tokens, top_k], distinct in a row; weight: fp32 [tokens, top_k]. Raises
-        CheckpointError where an expert can't be read; later calls are none the worse for it.
-        """
-        total = torch.zeros(x.shape, dtype=torch.float32)
-        home, resident = self._residency, self._residency.resident(layer)
-        if not chosen.numel():
-            return total.to(x.dtype)
-        pairs = _pairs(chosen, weight)
-        rows = max(1, _EACH_BYTES // (4 * x.shape[1]))
-        if home.whole and len(resident) == home.n_experts[layer] and len(pairs) <= rows:
-            self._all_held([resident[expert] for expert in pairs.experts], x, pairs, total)
-            return total.to(x.dtype)
-        home.learn(layer, chosen.numpy(), pairs.experts, np.diff(pairs.begin))
-        wanted, x, pause = x.dtype, x.to(self._dtype).contiguous(), self.pause
-        each = _GROUP if pause is not None else len(pairs.experts)
-        for first in range(0, len(pairs.experts), each):
-            if first and pause is not None:
-                pause()
-            self._group(layer, x, pairs, first, min(first + each, len(pairs.experts)), total)
-        return total.to(wanted)
+    def lend(self, layer: int, experts: Sequence[int], later: Sequence[int] = ()) -> "Loan":
+        """Experts of a layer, those that are not in memory read in this order; `later`: who will be asked for after
+        this loan, so that they keep their slots. One loan at a time."""
+        return Loan(self, layer, experts, later)
 
-    def _group(self, layer: int, x: Tensor, pairs: "_Pairs", first: int, last: int, total: Tensor) -> None:
-        """Adds what experts `first` to `last` of `pairs` give. Before and after it no read is under way."""
-        home, resident = self._residency, self._residency.resident(layer)
-        home.begin()
-        kept = home.keep(layer, pairs.experts[first:])
-        part = pairs if last - first == len(pairs.experts) else pairs.part(first, last)
-        rows = max(1, _EACH_BYTES // (4 * x.shape[1]))
-        arrivals = home.arrivals((layer, expert) for expert in part.experts if expert not in resident)
-        call = _Call(layer, x, part, kept, resident, arrivals)
-        n_hits = sum(expert in resident for expert in part.experts)
-        if 0 < n_hits < len(part.experts) == len(pairs.experts) and 2 * len(part) <= rows:
-            self._hits_first(call, total)  # the hits' outputs are there twice for a moment
-        else:
-            self._in_waves(call, rows, total)
-        self._hits += n_hits
-        home.end()
+    def shrink(self, nbytes: int) -> int:
+        """Let the system have the memory of slots, `nbytes` or a little more where there are so many; returns of how
+        much. Not within a loan. No result changes."""
+        self._begin()  # takes back what a failed loan left
+        gone = self._home.shrink(-(-nbytes // self._arena.slot_bytes))
+        for slot in gone:
+            self._arena.give_back(slot)
+        self._end()
+        return len(gone) * self._arena.slot_bytes
 
     def preload(self, progress: Callable[[int, int], None]) -> None:
-        """Fills the slots of a store that has one for every expert; `progress` is told bytes done and bytes in all.
+        """Fill the slots of a store that has one for every expert; `progress` gets bytes done and bytes in all.
 
-        UsageError where experts outnumber slots; CheckpointError as for `ffn`.
+        UsageError where experts outnumber slots; CheckpointError as for a loan.
         """
-        home = self._residency
+        home, arrivals = self._home, self._arrivals
         if not home.whole:
             raise UsageError("Experts can be loaded ahead only where each has a slot of its own.")
-        home.begin()
+        self._begin()
         counts = home.n_experts.items()
         missing = [(layer, e) for layer, count in counts for e in range(count) if e not in home.resident(layer)]
         total = sum(self._checkpoint.expert_extents(*key).nbytes for key in missing)
-        before = home.bytes_read
-        arrivals = home.arrivals(missing)
+        before = arrivals.bytes_read
+        ahead = _ReadAhead(home, arrivals, missing)
         for key in missing:
-            arrivals.release(key, arrivals.take(key), keep=True)
-            progress(home.bytes_read - before, total)
-        home.end()
+            home.settle(*key, ahead.take(key), keep=True)
+            ahead.go_on()
+            progress(arrivals.bytes_read - before, total)
+        self._end()
 
-    def _all_held(self, held: Sequence[Held], x: Tensor, pairs: _Pairs, total: Tensor) -> None:
-        """Where nothing is read and no slot changes hands, less is to be done."""
-        each = torch.empty(len(pairs), total.shape[1])
-        self._compute(held, x.to(self._dtype).contiguous(), pairs.token, pairs.begin, each)
-        kernels.moe_sum(each, pairs.token, pairs.weight, total)
-        self._hits += len(held)
+    def _begin(self) -> None:
+        """Before slots change hands; makes good what was left in the middle."""
+        if self._lending:
+            self._arrivals.cancel()
+            self._home.recover()
+        self._lending = True
 
-    def _hits_first(self, call: "_Call", total: Tensor) -> None:
-        """Computes what is in memory while the rest is read, the rest as it arrives, and sums once all is there."""
-        pairs, begin = call.pairs, call.pairs.begin
-        each = torch.empty(len(pairs), total.shape[1])
-        hits = [i for i, expert in enumerate(pairs.experts) if expert in call.resident]
-        rows = torch.from_numpy(np.concatenate([np.arange(begin[i], begin[i + 1]) for i in hits]))
-        ends = np.cumsum([begin[i + 1] - begin[i] for i in hits]).tolist()
-        outputs = torch.empty(len(rows), total.shape[1])
-        held = [call.take(i) for i in hits]
-        self._compute(held, call.x, pairs.token[rows], [0, *ends], outputs)
-        each[rows] = outputs
-        call.release(hits, held)
-        misses = [i for i in range(len(pairs.experts)) if i not in set(hits)]
-        while misses:
-            run = call.run(misses, len(pairs))
-            misses = misses[len(run) :]
-            self._compute_run(call, run, each[begin[run[0]] : begin[run[-1] + 1]])
-        kernels.moe_sum(each, pairs.token, pairs.weight, total)
-
-    def _in_waves(self, call: "_Call", rows: int, total: Tensor) -> None:
-        """Computes and sums what is there in ascending order, at most `rows` pairs at once, while the rest is read."""
-        pairs, begin = call.pairs, call.pairs.begin
-        each = torch.empty(min(rows, len(pairs)), total.shape[1])
-        left = list(range(len(pairs.experts)))
-        while left:
-            run = call.run(left, rows)
-            left = left[len(run) :]
-            first, last = begin[run[0]], begin[run[-1] + 1]
-            if last - first <= rows:
-                self._compute_run(call, run, each[: last - first])
-                kernels.moe_sum(each[: last - first], pairs.token[first:last], pairs.weight[first:last], total)
-                continue
-            held = call.take(run[0])  # one expert with more pairs than rows
-            for at in range(first, last, rows):
-                end = min(at + rows, last)
-                part, token = each[: end - at], pairs.token[at:end]
-                self._compute([held], call.x, token, [0, end - at], part)
-                kernels.moe_sum(part, token, pairs.weight[at:end], total)
-            call.release(run, [held])
-
-    def _compute_run(self, call: "_Call", run: list[int], each: Tensor) -> None:
-        """The outputs of a run of experts whose pairs follow one another; each: [pairs of the run, hidden]."""
-        begin = call.pairs.begin[run[0] : run[-1] + 2]
-        held = [call.take(i) for i in run]
-        token = call.pairs.token[begin[0] : begin[-1]]
-        self._compute(held, call.x, token, [end - begin[0] for end in begin], each)
-        call.release(run, held)
-
-    def _compute(self, held: Sequence[Held], x: Tensor, token: Tensor, begin: Sequence[int], each: Tensor) -> None:
-        """As kernels.moe_ffn; in fp32 each matrix is decoded, used and dropped in turn."""
-        started = time.perf_counter()
-        if self._dtype == torch.bfloat16:
-            kernels.moe_ffn(x, [cast(kernels.Expert, one.weights) for one in held], token, begin, each)
-        else:
-            for one, first, last in zip(held, begin[:-1], begin[1:], strict=True):
-                rows = x[token[first:last].long()]
-                gate, up, down = cast(tuple[Weight, Weight, Weight], one.weights)
-                inner = kernels.swiglu(*(kernels.linear(rows, dense(weight, x.dtype)) for weight in (gate, up)))
-                each[first:last] = kernels.linear(inner, dense(down, x.dtype))
-        self._compute_seconds += time.perf_counter() - started
+    def _end(self) -> None:
+        """After slots have changed hands and all went well."""
+        self._lending = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Call:
-    """One call of `ffn`: what it wants and where that comes from. Experts go by their index in `pairs.experts`."""
+class Loan:
+    """A context. Within it each expert is taken once and released once, in any order."""
 
-    layer: int
-    x: Tensor  # [tokens, hidden] in the dtype of activations
-    pairs: _Pairs
-    kept: set[int]
-    resident: Mapping[int, Held]
-    arrivals: Arrivals
+    def __init__(self, store: ExpertStore, layer: int, experts: Sequence[int], later: Sequence[int]) -> None:
+        self._store, self._home = store, store._home
+        self._layer, self._experts, self._later = layer, experts, later
 
-    def run(self, left: list[int], rows: int) -> list[int]:
-        """The first of `left` and those right after it that are in memory by now, together at most `rows` pairs."""
-        begin = self.pairs.begin
-        end = left[0] + 1
-        for i in left[1:]:
-            if i != end or begin[i + 1] - begin[left[0]] > rows or not self._is_there(i):
-                break
-            end += 1
-        return list(range(left[0], end))
+    def __enter__(self) -> Self:
+        home, layer = self._home, self._layer
+        self._store._begin()
+        self._resident = home.resident(layer)
+        self._kept = home.keep(layer, [*self._experts, *self._later])
+        self.hits = [expert for expert in self._experts if expert in self._resident]
+        self._ahead = _ReadAhead(
+            home, self._store._arrivals, [(layer, e) for e in self._experts if e not in self._resident]
+        )
+        return self
 
-    def take(self, i: int) -> Held:
-        expert = self.pairs.experts[i]
-        found = self.resident.get(expert)
-        return self.arrivals.take((self.layer, expert)) if found is None else found
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self._store._hits += len(self.hits)
+            self._store._end()
 
-    def release(self, run: Sequence[int], held: Sequence[Held]) -> None:
-        for i, one in zip(run, held, strict=True):
-            expert = self.pairs.experts[i]
-            self.arrivals.release((self.layer, expert), one, expert in self.kept)
+    def is_there(self, expert: int) -> bool:
+        """Whether `take` would not wait."""
+        return expert in self._resident or self._ahead.is_there((self._layer, expert))
 
-    def _is_there(self, i: int) -> bool:
-        expert = self.pairs.experts[i]
-        return expert in self.resident or self.arrivals.is_there((self.layer, expert))
+    def take(self, expert: int) -> Held:
+        """The expert, once it has been read. Raises CheckpointError where it can't be."""
+        found = self._resident.get(expert)
+        return self._ahead.take((self._layer, expert)) if found is None else found
+
+    def release(self, expert: int, held: Held) -> None:
+        """After the expert's use: it keeps its slot, or the slot serves the next read."""
+        self._home.settle(self._layer, expert, held, expert in self._kept)
+        self._ahead.go_on()
+
+
+class _ReadAhead:
+    """Reads of experts in the order in which they will be taken, as far as there are free slots; they begin now."""
+
+    def __init__(self, home: Residency, arrivals: Arrivals, keys: Sequence[Key]) -> None:
+        self._home, self._arrivals = home, arrivals
+        self._todo = deque(keys)
+        self._slots: dict[Key, int] = {}
+        self.go_on()
+
+    def go_on(self) -> None:
+        while self._todo and self._home.n_free and len(self._slots) < _MOST_AHEAD:
+            key, slot = self._todo[0], self._home.take_slot()
+            self._arrivals.begin(key, slot)
+            self._slots[key] = slot
+            self._todo.popleft()
+
+    def is_there(self, key: Key) -> bool:
+        slot = self._slots.get(key)
+        return slot is not None and self._arrivals.has_ended(slot)
+
+    def take(self, key: Key) -> Held:
+        held = self._arrivals.finish(self._slots[key])
+        del self._slots[key]
+        return held

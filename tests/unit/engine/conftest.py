@@ -57,7 +57,7 @@ class FakeDecoder:
         self.steps: list[list[int]] = []
         self.fail_at: int | None = None
 
-    def hidden(self, tokens: Tensor, positions: Tensor, states: States, after_layer=None) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, states: States, *, in_groups: bool = False):
         self.steps.append(tokens.tolist())
         x = (tokens.double()[:, None] * torch.tensor([3, 5, 7, 11, 13, 17]) + 1) % 101
         for layer in range(self.spec.n_layers):
@@ -65,8 +65,7 @@ class FakeDecoder:
                 raise RuntimeError("the disk is gone")
             latent = ((x * (layer + 2) + positions[:, None] * 19) % 109).to(self.dtype)
             x = (x + attend(latent, x[:, :4].to(self.dtype), states.layer(layer)) * 3) % 103
-            if after_layer is not None:
-                after_layer(layer)
+            yield
         return x.to(self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""What the scheduler's tests share: one with what each request was told, and the same request alone."""
+"""What the scheduler's tests share: a scheduler with the events of each request, and the same request alone."""
 
 import torch
 
 from earthshine.engine import Failed, Finished, Request, SamplingParams, Session, TokenEvent
-from earthshine.engine.reply import Reply
 from earthshine.engine.scheduler import Scheduler
+from earthshine.engine.sequence import TokenSequence
 from earthshine.kv import BlobLayout, PageFiles, PagePool, PrefixCache
 
 from .conftest import CONTEXT, SPEC, STOP, VOCAB, FakeDecoder
@@ -17,33 +17,33 @@ PROMPTS = [
 
 
 class Bench:
-    """A scheduler, and what each request was told."""
+    """A scheduler, and the events of each request."""
 
-    def __init__(self, n_pages: int = 64, most: int = 8, files: PageFiles | None = None, **options) -> None:
+    def __init__(self, n_pages: int = 64, max_running: int = 8, files: PageFiles | None = None, **options) -> None:
         self.decoder = options.pop("decoder", None) or FakeDecoder()
         self.pool = PagePool(SPEC.kept, PAGE, n_pages, self.decoder.dtype)
         self.cache = PrefixCache(self.pool, files, keep_all=options.pop("keep_all", True))
         settings = {"context_tokens": CONTEXT, "prefill_tokens": 16, "max_stall": 1.0} | options
-        self.scheduler = Scheduler(self.decoder, self.pool, self.cache, most=most, **settings)
-        self.told: list[list] = []
-        self.replies: list[Reply] = []
+        self.scheduler = Scheduler(self.decoder, self.pool, self.cache, max_running=max_running, **settings)
+        self.events: list[list] = []
+        self.sequences: list[TokenSequence] = []
 
     def ask(self, tokens: list[int], max_tokens: int = 6, tenant: str = "", priority: int = 0, **params) -> list:
         extra = {key: params.pop(key) for key in ("constraint",) if key in params}
         sampling = SamplingParams(**({"temperature": 0.0, "max_tokens": max_tokens} | params))
-        told: list = []
+        events: list = []
         request = Request(tokens, sampling, tenant, priority, **extra)
-        self.replies.append(Reply(len(self.told), request, told.append, PAGE, frozenset({STOP})))
-        self.told.append(told)
-        self.scheduler.add(self.replies[-1])
-        return told
+        self.sequences.append(TokenSequence(len(self.events), request, events.append, PAGE, frozenset({STOP})))
+        self.events.append(events)
+        self.scheduler.queue.add(self.sequences[-1])
+        return events
 
-    def run(self, turns: int = 10_000) -> None:
-        for _ in range(turns):
-            if not self.scheduler.busy:
+    def run(self, steps: int = 10_000) -> None:
+        for _ in range(steps):
+            if not self.scheduler.queue.busy:
                 return
-            self.scheduler.turn()
-        assert turns < 10_000, "the scheduler does not come to an end"
+            self.scheduler.step()
+        assert steps < 10_000, "the scheduler does not come to an end"
 
     def forget(self) -> None:
         """All pages in memory; those on their way to disk get there first."""
@@ -64,5 +64,5 @@ def alone(tokens: list[int], max_tokens: int = 6, **params) -> list:
     return list(session.generate(SamplingParams(**({"temperature": 0.0, "max_tokens": max_tokens} | params))))
 
 
-def reply(told: list) -> list:
-    return [event for event in told if isinstance(event, TokenEvent | Finished | Failed)]
+def reply(events: list) -> list:
+    return [event for event in events if isinstance(event, TokenEvent | Finished | Failed)]

@@ -5,13 +5,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from earthshine import kernels
 from earthshine.engine import LoadedModel, SamplingParams, TokenEvent, load_model, plan_for
-from earthshine.engine.ceiling import Ceiling
+from earthshine.engine.memory_limit import MemoryLimit
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.hub import GLEAM
 from earthshine.plan import Plan, Wishes
@@ -27,7 +28,8 @@ PROMPT = [(7 * i * i + 3 * i + 11) % 5000 for i in range(70)]
 def _fixed_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the process holds differs from run to run; the budgets here start from one number."""
     monkeypatch.setattr("earthshine.engine.load.memory_resident", lambda: PROCESS)
-    monkeypatch.setattr("earthshine.engine.load.Ceiling", lambda budget, give: Ceiling(budget, give, lambda: PROCESS))
+    limit = partial(MemoryLimit, resident=lambda: PROCESS)
+    monkeypatch.setattr("earthshine.engine.load.MemoryLimit", limit)
     threads = kernels.threads()
     yield
     kernels.set_threads(threads)

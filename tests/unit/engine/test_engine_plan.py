@@ -75,7 +75,7 @@ def test_a_saved_plan_is_what_the_engine_then_uses(tmp_path: Path, plan: Plan) -
         assert set(home.n_slots.values()) == {20}
         assert home.arena.n_slots == 4 * 20 + 3
         assert model.decoder.trunk.bytes_streamed > 0
-        assert model.ceiling.budget_bytes == plan.division.budget_bytes
+        assert model.memory_limit.budget_bytes == plan.division.budget_bytes
 
 
 HUGE = 1 << 50

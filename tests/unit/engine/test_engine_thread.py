@@ -159,7 +159,7 @@ def test_a_thread_that_breaks_leaves_nobody_waiting():
     with engine() as made:
         hook, threading.excepthook = threading.excepthook, lambda args: None
         try:
-            made._scheduler.turn = lambda: 1 / 0
+            made._scheduler.step = lambda: 1 / 0
             told, _ = ask(made)
             assert "ZeroDivisionError" in str(told.all()[-1].error)
             made._thread.join(300)
@@ -175,7 +175,7 @@ def test_a_thread_that_breaks_takes_no_more_before_it_looks_at_the_mail_for_the_
     with engine() as made:
         hook, threading.excepthook = threading.excepthook, lambda args: None
         try:
-            made._scheduler.turn = lambda: 1 / 0
+            made._scheduler.step = lambda: 1 / 0
             late: list = []
 
             def again(event) -> None:
@@ -199,21 +199,20 @@ def test_a_drain_cancels_what_does_not_end_in_time():
         assert made.alive
 
 
-def test_closing_does_not_wait_for_a_whole_sweep():
+def test_closing_does_not_wait_for_a_whole_prefill_pass():
     with engine() as made:
-        hidden, layers, begun = made._scheduler._decoder.hidden, [], threading.Event()
+        forward, layers, begun = made._scheduler._decoder.forward, [], threading.Event()
 
-        def slow(tokens, positions, context, after_layer=None):
-            def after(index: int) -> None:
+        def slow(tokens, positions, context, *, in_groups=False):
+            passing = forward(tokens, positions, context, in_groups=in_groups)
+            for index, _ in enumerate(passing):
                 layers.append(index)
                 begun.set()
                 while not made._ending:
                     time.sleep(0.001)
-                after_layer(index)
+                yield
 
-            return hidden(tokens, positions, context, after)
-
-        made._scheduler._decoder.hidden = slow
+        made._scheduler._decoder.forward = slow
         told, _ = ask(made)
         assert begun.wait(300)
         made.close()

@@ -21,7 +21,7 @@ def test_replies_together_are_what_they_are_alone():
     assert counts.generated_tokens == sum(len(reply(each)) for each in told) - sum(
         each[-1].reason != "stop" for each in told
     )
-    assert bench.scheduler.pace.decode_seconds > 0
+    assert bench.scheduler.durations.decode_seconds > 0
     bench.nothing_is_held()
 
 
@@ -98,40 +98,40 @@ def test_equal_prompts_at_once_are_computed_once():
     assert prompt_tokens == 30 + 3 * 2
 
 
-def test_no_more_run_than_may():
-    bench = Bench(most=2)
+def test_no_more_run_than_max_running():
+    bench = Bench(max_running=2)
     for prompt in PROMPTS:
         bench.ask(prompt, 6)
-    while bench.scheduler.busy:
-        bench.scheduler.turn()
-        assert len(bench.scheduler.running) <= 2
-    assert all(reply(told) == alone(prompt, 6) for told, prompt in zip(bench.told, PROMPTS, strict=True))
+    while bench.scheduler.queue.busy:
+        bench.scheduler.step()
+        assert len(bench.scheduler.queue.running) <= 2
+    assert all(reply(told) == alone(prompt, 6) for told, prompt in zip(bench.events, PROMPTS, strict=True))
 
 
 @pytest.mark.parametrize("n_pages", [16, 18, 20])
-def test_replies_give_way_when_pages_run_out_and_go_on(n_pages):
+def test_sequences_are_preempted_when_pages_run_out_and_go_on(n_pages):
     """Four replies of up to 60 tokens, 15 pages each."""
     bench = Bench(n_pages=n_pages)
     for prompt in PROMPTS:
         bench.ask(prompt, 30, ignore_eos=True)
     bench.run()
     assert bench.scheduler.counts.preemptions > 0
-    for told, prompt in zip(bench.told, PROMPTS, strict=True):
+    for told, prompt in zip(bench.events, PROMPTS, strict=True):
         assert reply(told) == alone(prompt, 30, ignore_eos=True)
         assert sum(isinstance(event, Admitted) for event in told) == 1
     bench.nothing_is_held()
 
 
 def test_lower_numbers_go_first_and_push_others_aside():
-    bench = Bench(most=1)
+    bench = Bench(max_running=1)
     slow = bench.ask(PROMPTS[0], 20, priority=5, ignore_eos=True)
     bench.run(3)
     soon = bench.ask(PROMPTS[2], 3, priority=1)
     late = bench.ask(PROMPTS[2][:1], 3, priority=9)
     ended: list[int] = []
-    while bench.scheduler.busy:
-        bench.scheduler.turn()
-        ended += [i for i, r in enumerate(bench.replies) if r.ended and i not in ended]
+    while bench.scheduler.queue.busy:
+        bench.scheduler.step()
+        ended += [i for i, r in enumerate(bench.sequences) if r.ended and i not in ended]
     assert ended == [1, 0, 2]
     assert bench.scheduler.counts.preemptions == 1
     assert reply(slow) == alone(PROMPTS[0], 20, ignore_eos=True)
@@ -142,8 +142,8 @@ def test_a_cancelled_reply_ends_within_a_step():
     bench = Bench()
     told, other = bench.ask(PROMPTS[0], 20, ignore_eos=True), bench.ask(PROMPTS[1], 8)
     bench.run(4)
-    bench.replies[0].cancelled = True
-    bench.scheduler.turn()
+    bench.sequences[0].cancelled = True
+    bench.scheduler.step()
     assert told[-1] == Finished("cancelled")
     assert not [event for event in told[:-1] if isinstance(event, Finished)]
     bench.run()
@@ -151,61 +151,64 @@ def test_a_cancelled_reply_ends_within_a_step():
     bench.nothing_is_held()
 
 
-def test_a_sweep_that_nobody_waits_for_is_left():
+def test_prefill_pass_that_nobody_waits_for_is_closed():
     bench = Bench()
 
     def cancel() -> None:
-        bench.replies[0].cancelled = True
+        bench.sequences[0].cancelled = True
 
     bench.scheduler._poll = cancel
     told = bench.ask(PROMPTS[3])
     bench.run(1)
     assert told == [Admitted(0), Finished("cancelled")]
-    assert not bench.scheduler.busy
+    assert not bench.scheduler.queue.busy
     bench.nothing_is_held()
 
 
 def test_waiting_requests_can_be_cancelled():
-    bench = Bench(most=1)
+    bench = Bench(max_running=1)
     bench.ask(PROMPTS[0])
     waiting = bench.ask(PROMPTS[1])
-    bench.replies[1].cancelled = True
+    bench.sequences[1].cancelled = True
     bench.run()
     assert waiting == [Finished("cancelled")]
 
 
-def test_who_writes_takes_steps_between_the_layers_of_a_long_sweep():
+def test_decode_steps_run_between_the_layers_of_a_long_prefill_pass():
     bench = Bench(prefill_tokens=64, max_stall=0.02)
     bench.ask(PROMPTS[2], 40, ignore_eos=True)
     bench.run(3)
-    slow, plain = bench.decoder.hidden, type(bench.decoder).hidden
+    fast = bench.decoder.forward
 
-    def hidden(tokens, positions, context, after_layer=None):
-        def after(layer: int) -> None:
+    def forward(tokens, positions, states, *, in_groups=False):
+        passing = fast(tokens, positions, states, in_groups=in_groups)
+        while True:
+            try:
+                next(passing)
+            except StopIteration as end:
+                return end.value
             if len(tokens) > 1:
                 time.sleep(0.03)
-            after_layer(layer)
+            yield
 
-        return plain(bench.decoder, tokens, positions, context, after)
-
-    bench.decoder.hidden = hidden
+    bench.decoder.forward = forward
     long = bench.ask(PROMPTS[3], 2)
-    bench.scheduler.pace.swept(64, 10.0)
-    bench.scheduler.turn()
+    bench.scheduler.durations.add_prefill(64, 10.0)
+    bench.run(7)
     assert [len(tokens) for tokens in bench.decoder.steps[-4:]] == [30, 1, 1, 1]
-    bench.decoder.hidden = slow
+    bench.decoder.forward = fast
     bench.run()
-    assert reply(bench.told[0]) == alone(PROMPTS[2], 40, ignore_eos=True)
+    assert reply(bench.events[0]) == alone(PROMPTS[2], 40, ignore_eos=True)
     assert reply(long) == alone(PROMPTS[3], 2)
 
 
-def test_who_writes_rides_along_where_the_sweep_is_short():
+def test_decode_shares_the_step_where_prefill_is_short():
     bench = Bench(max_stall=60.0)
-    bench.scheduler.pace.swept(64, 0.001)
+    bench.scheduler.durations.add_prefill(64, 0.001)
     bench.ask(PROMPTS[2], 9, ignore_eos=True)
     bench.run(2)
     bench.ask(PROMPTS[3], 2)
-    bench.scheduler.turn()
+    bench.scheduler.step()
     assert len(bench.decoder.steps[-1]) == 16
 
 
@@ -218,4 +221,4 @@ def test_failure_without_a_message_of_its_own_is_logged_with_its_traceback(caplo
     (record,) = caplog.records
     assert record.exc_info is not None
     assert "the disk is gone" in str(record.exc_info[1])
-    assert "in hidden" in caplog.text
+    assert "in forward" in caplog.text

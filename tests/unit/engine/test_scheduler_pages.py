@@ -16,7 +16,7 @@ def test_a_reply_that_gave_way_finds_its_pages_on_disk(tmp_path):
         bench.ask(prompt, 30, ignore_eos=True)
     bench.run()
     assert files.stats.pages_read > 0
-    for told, prompt in zip(bench.told, PROMPTS, strict=True):
+    for told, prompt in zip(bench.events, PROMPTS, strict=True):
         assert reply(told) == alone(prompt, 30, ignore_eos=True)
     files.close()
 
@@ -41,8 +41,8 @@ def test_a_prompt_that_gives_way_before_its_pages_are_read_counts_once(tmp_path)
     bench.run()
     bench.forget()
     bench.ask(PROMPTS[3])
-    bench.scheduler._admit()
-    bench.scheduler._preempt(bench.replies[1])
+    bench.scheduler._admission.admit(())
+    bench.scheduler._admission.preempt(bench.sequences[1])
     bench.run()
     assert bench.scheduler.counts.prefix_queries == 2 * len(PROMPTS[3])
     assert bench.scheduler.counts.prefix_hits == 28
@@ -55,7 +55,7 @@ def test_a_damaged_page_is_computed_again(tmp_path):
     bench.ask(PROMPTS[3])
     bench.run()
     bench.forget()
-    third = bench.replies[0].keys(12)[2]
+    third = bench.sequences[0].keys(12)[2]
     (path,) = tmp_path.rglob(f"{third.key.hex()}*")
     raw = bytearray(path.read_bytes())
     raw[-40] ^= 1

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from earthshine.engine import Admitted, Failed, Finished, PromptScores, Session, TokenEvent
-from earthshine.engine import reply as reply_module
 from earthshine.engine import scheduler as scheduler_module
+from earthshine.engine import sequence as sequence_module
 from earthshine.errors import ContextError
 from earthshine.kv import PagePool
 from earthshine.kv import prefix_cache as prefix_cache_module
@@ -27,7 +27,7 @@ from .scheduling import PAGE, Bench, alone, reply
 STEMS = [[(i * step + 3) % (VOCAB - 1) for i in range(40)] for step in (5, 7)]
 PARAMS = [{}, {"ignore_eos": True}, {"temperature": 1.0, "seed": 7, "presence_penalty": 1.0}]
 LIMIT = CONTEXT // PAGE  # pages of one context
-MOST_TURNS = 3000
+MOST_STEPS = 3000
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Ask:
 class Case:
     asks: list[Ask]
     n_pages: int
-    most: int
+    max_running: int
     prefill_tokens: int
     streams: bool
     tick: float  # seconds that pass whenever anyone looks at the clock
@@ -82,7 +82,7 @@ CASES = st.builds(
     Case,
     asks=st.lists(ASKS, min_size=2, max_size=7),
     n_pages=st.sampled_from([LIMIT, LIMIT, LIMIT + 1, LIMIT + 3, 2 * LIMIT]),
-    most=st.integers(1, 5),
+    max_running=st.integers(1, 5),
     prefill_tokens=st.integers(1, 24),
     streams=st.booleans(),
     tick=st.sampled_from([0.001, 0.05, 0.2]),
@@ -174,10 +174,10 @@ class Breaking(FakeDecoder):
         super().__init__()
         self._case, self._asked = case, 0
 
-    def hidden(self, tokens, positions, states, after_layer=None):
+    def forward(self, tokens, positions, states, *, in_groups=False):
         if len(self.steps) + 1 in self._case.broken_steps:
             self.fail_at = len(self.steps) + 1
-        return super().hidden(tokens, positions, states, after_layer)
+        return super().forward(tokens, positions, states, in_groups=in_groups)
 
     def logits(self, hidden):
         self._asked += 1
@@ -194,7 +194,7 @@ class Run:
         self.files = None if case.files == "none" else Files(case)
         self.bench = Bench(
             case.n_pages,
-            case.most,
+            case.max_running,
             self.files,
             decoder=Breaking(case),
             keep_all=case.files == "keep",
@@ -211,12 +211,12 @@ class Run:
             self.files.work()
 
     def _pass(self) -> None:
-        """A layer or a turn has passed."""
+        """A layer or a step has passed."""
         self._now += 1
         self._slept()
         while self._coming and self._coming[0].at <= self._now:
             self._ask(self._coming.pop(0))
-        for ask, asked in zip(self._asked, self.bench.replies, strict=True):
+        for ask, asked in zip(self._asked, self.bench.sequences, strict=True):
             if ask.cancel_at is not None and ask.cancel_at <= self._now:
                 asked.cancelled = True
 
@@ -230,43 +230,46 @@ class Run:
                 told.append(said)
                 raise RuntimeError("nobody listens")
 
-            self.bench.replies[-1]._sink = sink
+            self.bench.sequences[-1]._sink = sink
         self._asked.append(ask)
 
     def to_the_end(self) -> None:
         scheduler = self.bench.scheduler
-        for _ in range(MOST_TURNS):
+        for _ in range(MOST_STEPS):
             self._pass()
-            if not scheduler.busy and not self._coming:
+            if not scheduler.queue.busy and not self._coming:
                 break
-            scheduler.turn()
-            assert len(scheduler.running) <= self.case.most
+            scheduler.step()
+            assert len(scheduler.queue.running) <= self.case.max_running
             self._holders_are_known()
         else:
             raise AssertionError("the scheduler does not come to an end")
         if scheduler.counts.preemptions:
-            event("a reply gave way")
+            event("a sequence was preempted")
 
     def _holders_are_known(self) -> None:
         """Every page is held by whom it should be, and by nobody else."""
         cache, pool = self.bench.cache, self.bench.pool
         cache.settle()
-        held = Counter(page for each in self.bench.scheduler.running for page in each.timeline.pages)
+        held = Counter(page for each in self.bench.scheduler.queue.running for page in each.timeline.pages)
         held.update(each.page for each in cache._held.values())
         held.update(cache._writing)
         assert {page: pool.holders(page) for page in range(pool.n_pages)} == {
             page: held[page] for page in range(pool.n_pages)
         }
-        assert all(each.timeline is None for each in self.bench.replies if each not in self.bench.scheduler.running)
+        assert all(
+            each.timeline is None for each in self.bench.sequences if each not in self.bench.scheduler.queue.running
+        )
 
     def check(self) -> None:
         bench = self.bench
         assert bench.pool.free_pages + bench.cache.idle_pages == bench.pool.n_pages
-        assert not bench.scheduler._loading
-        assert not bench.scheduler._sweeping
-        for i, (ask, told) in enumerate(zip(self._asked, bench.told, strict=True)):
+        assert not bench.scheduler._admission.loading
+        assert bench.scheduler._prefill is None
+        assert not bench.scheduler._again
+        for i, (ask, told) in enumerate(zip(self._asked, bench.events, strict=True)):
             self._check_reply(i, ask, told)
-        assert sum(bench.scheduler.finished.values()) == len(self.case.asks)
+        assert sum(bench.scheduler.queue.finished.values()) == len(self.case.asks)
         if self.files is not None:
             self.files.end()
         bench.nothing_is_held()
@@ -286,7 +289,7 @@ class Run:
         self._check_scores(ask, told)
         if admitted:
             others = [at for at, other in enumerate(self._asked) if other.tenant == ask.tenant and at != i]
-            known = max((common(ask.tokens, self.bench.replies[at].tokens) for at in others), default=0)
+            known = max((common(ask.tokens, self.bench.sequences[at].tokens) for at in others), default=0)
             assert told[0].reused <= min(known, len(ask.tokens) - 1)
             if told[0].reused:
                 event("a prefix was found")
@@ -338,7 +341,7 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
 def run(case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
         clock = Clock(case.tick)
-        for module in (reply_module, scheduler_module, prefix_cache_module):
+        for module in (sequence_module, scheduler_module, prefix_cache_module):
             patch.setattr(module, "time", clock)
         at_work = Run(case, clock)
         at_work.to_the_end()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from blake3 import blake3
 
+from earthshine.engine.experts import RoutedExperts
 from earthshine.errors import CheckpointError
 from earthshine.spec.layout import trunk_tensors
 from earthshine.spec.model import Storage
@@ -69,11 +70,13 @@ def test_a_damaged_expert_is_named_and_the_others_work(tmp_path: Path) -> None:
         with pytest.raises(
             CheckpointError, match=rf"expert 3 of layer 2 .*twice read: 'model.safetensors'.*byte {span.offset}"
         ):
-            checked.ffn(2, x, torch.tensor([[3]]), weight)
+            RoutedExperts(checked).ffn(2, x, torch.tensor([[3]]), weight)
         assert checked.stats.rereads == 1
         plain = ExpertStore(checkpoint, reader=reader, **options)
         for expert in (2, 4):
-            wanted, found = (store.ffn(2, x, torch.tensor([[expert]]), weight) for store in (plain, checked))
+            wanted, found = (
+                RoutedExperts(store).ffn(2, x, torch.tensor([[expert]]), weight) for store in (plain, checked)
+            )
             assert torch.equal(wanted, found)
 
 

@@ -1,8 +1,7 @@
-"""Experts from disk: equal to a dense loop, and the same bits whatever the slots, the calls before and the reads."""
+"""Routed experts: equal to a dense loop, and the same bits whatever the slots, the calls before and the reads."""
 
 import random
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,18 @@ import torch
 from torch.nn import functional
 
 from earthshine import kernels
+from earthshine.engine import experts as experts_module
+from earthshine.engine.experts import RoutedExperts
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.kernels import reference
+from earthshine.models import result_of
 from earthshine.spec.model import Storage
-from earthshine.weights import experts as experts_module
+from earthshine.weights import ExpertStore
 from earthshine.weights.checkpoint import Checkpoint
-from earthshine.weights.experts import ExpertStore
 from earthshine.weights.placement import slot_bytes
 from earthshine.weights.reading import Reader, Ticket
 
-from .tiny import HIDDEN, N_EXPERTS, expert_values, open_tiny, tiny_spec
+from ..weights.tiny import HIDDEN, N_EXPERTS, expert_values, open_tiny, tiny_spec
 
 STORAGES = [Storage.BF16, Storage.INT4_GROUP32, Storage.FP8_BLOCK128]
 Request = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -39,6 +40,10 @@ def store(checkpoint: Checkpoint, slots: int, transit: int = 1, **options: Any) 
     return ExpertStore(checkpoint, slots_per_layer=slots, transit_slots=transit, **options)
 
 
+def routed(*arguments: Any, **options: Any) -> RoutedExperts:
+    return RoutedExperts(store(*arguments, **options))
+
+
 def dense_loop(checkpoint: Checkpoint, layer: int, parts: Request) -> torch.Tensor:
     """Token by token in float64, from the decoded matrices."""
     x, chosen, weight = parts
@@ -55,7 +60,7 @@ def dense_loop(checkpoint: Checkpoint, layer: int, parts: Request) -> torch.Tens
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_sum_equals_a_dense_loop(tmp_path: Path, storage: Storage, dtype: torch.dtype) -> None:
     checkpoint = open_tiny(tmp_path, tiny_spec(storage), shard_bytes=60_000)
-    experts = store(checkpoint, 2, dtype=dtype)
+    experts = routed(checkpoint, 2, dtype=dtype)
     near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
     for layer in (1, 2):
         parts = request(7, seed=layer, dtype=dtype)
@@ -89,7 +94,7 @@ class Unpunctual(Reader):
         threading.Timer(self._random.random() * 0.004, super().queue, (ticket, *options)).start()
 
 
-def outputs(experts: ExpertStore) -> list[torch.Tensor]:
+def outputs(experts: RoutedExperts) -> list[torch.Tensor]:
     """Steps of one token, of a few and of many, over two layers."""
     calls = [(1, 1), (2, 1), (1, 3), (2, 40), (1, 1), (1, 1), (2, 3), (1, 40), (2, 1)]
     return [experts.ffn(layer, *request(tokens, seed=i)) for i, (layer, tokens) in enumerate(calls)]
@@ -101,90 +106,89 @@ def test_slots_order_of_reads_and_waves_do_not_change_a_bit(
 ) -> None:
     """From nothing resident and one slot for all that passes through, to everything resident."""
     checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
-    wanted = outputs(store(checkpoint, N_EXPERTS, 0))
+    wanted = outputs(routed(checkpoint, N_EXPERTS, 0))
     monkeypatch.setattr(experts_module, "_EACH_BYTES", each_rows * 4 * HIDDEN)
     for seed, (slots, transit) in enumerate([(0, 1), (0, 4), (1, 1), (2, 1), (3, 5), (5, 2), (6, 0)]):
         with Unpunctual(seed) as reader:
-            found = outputs(store(checkpoint, slots, transit, reader=reader))
+            found = outputs(routed(checkpoint, slots, transit, reader=reader))
         assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True)), (slots, transit)
 
 
 @pytest.mark.parametrize(("slots", "transit"), [(0, 1), (1, 2), (2, 1), (5, 2)])
-def test_other_tokens_may_pass_through_in_the_middle_of_a_call(
+def test_other_calls_may_run_between_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slots: int, transit: int
 ) -> None:
-    """A call of forty tokens, with calls of its own layer and of another one between its groups of two experts."""
+    """A call of forty tokens; between groups of two experts, calls of its own layer and another, and a slot less."""
     checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
-    plain = store(checkpoint, N_EXPERTS, 0)
+    plain = routed(checkpoint, N_EXPERTS, 0)
     long, others = request(40), [(layer, request(3, seed=9 + layer)) for layer in (1, 2)]
     wanted, others_wanted = plain.ffn(1, *long), [plain.ffn(layer, *parts) for layer, parts in others]
     monkeypatch.setattr(experts_module, "_GROUP", 2)
-    experts, found = store(checkpoint, slots, transit), []
-
-    def pause() -> None:
-        experts.pause = None
-        experts.give_back(1)
+    experts = routed(checkpoint, slots, transit)
+    forward, found = experts.ffn_in_groups(1, *long), []
+    for _ in range(N_EXPERTS // 2 - 1):
+        next(forward)
+        experts.store.shrink(1)
         found.append([experts.ffn(layer, *parts) for layer, parts in others])
-        experts.pause = pause
-
-    experts.pause = pause
-    assert torch.equal(experts.ffn(1, *long), wanted)
-    assert len(found) == N_EXPERTS // 2 - 1
+    assert torch.equal(result_of(forward), wanted)
     assert all(torch.equal(a, b) for each in found for a, b in zip(each, others_wanted, strict=True))
-    experts.pause = None
     assert torch.equal(experts.ffn(1, *long), wanted)
 
 
 @pytest.mark.parametrize(("slots", "transit"), [(1, 1), (2, 1), (3, 2)])
-def test_paused_call_leaves_slots_for_random_calls_inside_it(
+def test_interrupted_call_leaves_slots_for_random_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slots: int, transit: int
 ) -> None:
-    """Whatever was called before and whatever is called inside, each layer keeps to its slots."""
+    """Whatever was called before and whatever is called meanwhile, each layer keeps to its slots."""
     checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
-    plain, experts = store(checkpoint, N_EXPERTS, 0), store(checkpoint, slots, transit)
+    plain, experts = routed(checkpoint, N_EXPERTS, 0), routed(checkpoint, slots, transit)
     monkeypatch.setattr(experts_module, "_GROUP", 1)
     random_, calls = random.Random(slots), 0
 
-    def ask(pause: Callable[[], None] | None) -> None:
+    def call() -> tuple[int, Request]:
+        return random_.choice([1, 2]), request(random_.choice([1, 2, 3, 40]), seed=random_.randrange(50))
+
+    def check(found: torch.Tensor, layer: int, parts: Request) -> None:
         nonlocal calls
         calls += 1
-        layer, parts = random_.choice([1, 2]), request(random_.choice([1, 2, 3, 40]), seed=random_.randrange(50))
-        experts.pause = pause
-        assert torch.equal(experts.ffn(layer, *parts), plain.ffn(layer, *parts))
-        assert all(len(experts._residency.resident(layer)) <= slots for layer in (1, 2))
-
-    def inside() -> None:
-        ask(None)
-        experts.pause = inside
+        assert torch.equal(found, plain.ffn(layer, *parts))
+        assert all(len(experts.store._home.resident(each)) <= slots for each in (1, 2))
 
     for _ in range(150):
-        ask(inside)
+        layer, parts = call()
+        forward = experts.ffn_in_groups(layer, *parts)
+        try:
+            while True:
+                next(forward)
+                other, others = call()
+                check(experts.ffn(other, *others), other, others)
+        except StopIteration as end:
+            check(end.value, layer, parts)
     assert calls > 300
 
 
-def test_a_call_that_is_left_in_a_pause_leaves_the_store_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    experts, long = store(open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32)), 2), request(40)
+def test_a_call_that_is_closed_between_groups_leaves_the_store_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts, long = routed(open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32)), 2), request(40)
     wanted = experts.ffn(1, *long)
     monkeypatch.setattr(experts_module, "_GROUP", 2)
-
-    def leave() -> None:
-        raise InterruptedError
-
-    experts.pause = leave
-    with pytest.raises(InterruptedError):
-        experts.ffn(1, *long)
-    experts.pause = None
+    forward = experts.ffn_in_groups(1, *long)
+    next(forward)
+    forward.close()
+    slots = [held.slot for layer in (1, 2) for held in experts.store._home.resident(layer).values()]
+    assert sorted([*slots, *experts.store._home._free]) == list(range(5))
     assert torch.equal(experts.ffn(1, *long), wanted)
 
 
 def test_the_order_of_a_tokens_choices_does_not_matter(tmp_path: Path) -> None:
-    experts = store(open_tiny(tmp_path, tiny_spec()), N_EXPERTS)
+    experts = routed(open_tiny(tmp_path, tiny_spec()), N_EXPERTS)
     x, chosen, weight = request(6, top_k=4)
     assert torch.equal(experts.ffn(1, x, chosen, weight), experts.ffn(1, x, chosen.flip(-1), weight.flip(-1)))
 
 
 def test_outputs_are_summed_in_fp32_and_return_to_the_dtype_of_x(tmp_path: Path) -> None:
-    experts = store(open_tiny(tmp_path, tiny_spec()), N_EXPERTS)
+    experts = routed(open_tiny(tmp_path, tiny_spec()), N_EXPERTS)
     x, chosen, weight = request(16)
     parts = [experts.ffn(1, x.float(), chosen[:, [k]], weight[:, [k]]) for k in (0, 1)]
     assert parts[0].dtype == torch.float32
@@ -198,18 +202,17 @@ def test_an_expert_is_read_once_a_call_and_counted(tmp_path: Path) -> None:
     size = checkpoint.expert_extents(1, 0).nbytes
     parts = request(40)
     for slots, transit, second in [(N_EXPERTS, 0, (N_EXPERTS, N_EXPERTS)), (0, 2, (0, 2 * N_EXPERTS))]:
-        experts = store(checkpoint, slots, transit)
+        experts = routed(checkpoint, slots, transit)
         for hits, misses in ((0, N_EXPERTS), second):
             experts.ffn(1, *parts)
             stats = experts.stats
             assert (stats.hits, stats.misses, stats.bytes_read) == (hits, misses, misses * size)
-        assert stats.compute_seconds > 0
         assert stats.read_wait_seconds > 0
 
 
 def test_what_is_used_again_and_again_keeps_its_slot(tmp_path: Path) -> None:
     """Experts 0 and 1 in every step, two slots, and a passer-by in each: the passer-by is never admitted."""
-    experts = store(open_tiny(tmp_path, tiny_spec()), 2)
+    experts = routed(open_tiny(tmp_path, tiny_spec()), 2)
     x, weight = torch.ones(1, HIDDEN, dtype=torch.bfloat16), torch.ones(1, 3)
     for step in range(8):
         experts.ffn(1, x, torch.tensor([[0, 1, 2 + step % 4]]), weight)
@@ -220,11 +223,11 @@ def test_fewer_slots_than_work_are_refused(tmp_path: Path) -> None:
     checkpoint = open_tiny(tmp_path, tiny_spec())
     for slots, transit in [(5, 0), (0, 0), (-1, 1)]:
         with pytest.raises(UsageError, match="one transit slot or more"):
-            store(checkpoint, slots, transit)
+            routed(checkpoint, slots, transit)
     with pytest.raises(UsageError, match="more memory than this machine can map"):
-        store(checkpoint, 2, 2**40)
+        routed(checkpoint, 2, 2**40)
     with pytest.raises(UsageError, match="Layer 0 has no routed experts"):
-        store(checkpoint, 2).ffn(0, *request(1))
+        routed(checkpoint, 2).ffn(0, *request(1))
 
 
 def test_memory_is_the_slots_of_the_layers_and_those_of_transit(tmp_path: Path) -> None:
@@ -233,15 +236,15 @@ def test_memory_is_the_slots_of_the_layers_and_those_of_transit(tmp_path: Path) 
     assert size % 4096 == 0
     assert 0 <= size - checkpoint.expert_extents(1, 0).nbytes <= 3 * 8192 + 4095
     for slots, transit, n_slots in [(0, 1, 1), (2, 3, 7), (6, 0, 12), (100, 0, 12), (100, 2, 14)]:
-        assert store(checkpoint, slots, transit).nbytes == n_slots * size
+        assert routed(checkpoint, slots, transit).nbytes == n_slots * size
 
 
 def test_a_failed_read_leaves_the_store_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever read of a call fails, the next calls give the right bits and no slot is lost."""
     checkpoint = open_tiny(tmp_path, tiny_spec(Storage.FP8_BLOCK128))
-    wanted = outputs(store(checkpoint, N_EXPERTS, 0))
+    wanted = outputs(routed(checkpoint, N_EXPERTS, 0))
     for failing in range(1, 14, 3):
-        experts = store(checkpoint, 2, 2)
+        experts = routed(checkpoint, 2, 2)
         real, count = Reader._read, [0]
 
         def reading(self: Reader, segment: Any, count: list[int] = count, failing: int = failing) -> None:
@@ -255,12 +258,12 @@ def test_a_failed_read_leaves_the_store_whole(tmp_path: Path, monkeypatch: pytes
             outputs(experts)
         assert all(torch.equal(a, b) for a, b in zip(wanted, outputs(experts), strict=True))
         monkeypatch.setattr(Reader, "_read", real)
-        assert len(experts._residency._free) >= 2
+        assert len(experts.store._home._free) >= 2
 
 
 def test_an_interrupt_while_waiting_leaves_the_store_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_tiny(tmp_path, tiny_spec())
-    wanted = outputs(store(checkpoint, N_EXPERTS, 0))
+    wanted = outputs(routed(checkpoint, N_EXPERTS, 0))
     gate = threading.Event()
     real, wait = Reader._read, Ticket.wait
 
@@ -271,13 +274,13 @@ def test_an_interrupt_while_waiting_leaves_the_store_whole(tmp_path: Path, monke
     def interrupted(self: Ticket) -> None:
         raise KeyboardInterrupt
 
-    experts = store(checkpoint, 2, 4)
+    experts = routed(checkpoint, 2, 4)
     with monkeypatch.context() as patched:
         patched.setattr(Reader, "_read", slow)
         patched.setattr(Ticket, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             outputs(experts)
-        filling = dict(experts._residency._reads)
+        filling = dict(experts.store._arrivals._reads)
         assert filling
         threading.Timer(0.05, gate.set).start()
         patched.setattr(Ticket, "wait", wait)
@@ -287,23 +290,23 @@ def test_an_interrupt_while_waiting_leaves_the_store_whole(tmp_path: Path, monke
 
 def test_everything_can_be_loaded_ahead(tmp_path: Path) -> None:
     checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
-    experts = store(checkpoint, N_EXPERTS, 0)
+    experts = routed(checkpoint, N_EXPERTS, 0)
     told: list[tuple[int, int]] = []
-    experts.preload(lambda done, total: told.append((done, total)))
+    experts.store.preload(lambda done, total: told.append((done, total)))
     total = 2 * N_EXPERTS * checkpoint.expert_extents(1, 0).nbytes
     assert (len(told), told[-1]) == (2 * N_EXPERTS, (total, total))
     outputs(experts)
     assert experts.stats.misses == 2 * N_EXPERTS
     with pytest.raises(UsageError, match="only where each has a slot"):
-        store(checkpoint, 2).preload(lambda done, total: None)
+        routed(checkpoint, 2).preload(lambda done, total: None)
 
 
 def test_an_expert_in_more_digits_than_bf16_has_is_refused_there(tmp_path: Path) -> None:
     checkpoint = open_tiny(tmp_path, tiny_spec(), dtype=torch.float32)
     with pytest.raises(CheckpointError, match=r"experts\..*load this model in fp32"):
-        store(checkpoint, 1).ffn(1, *request(1))
+        routed(checkpoint, 1).ffn(1, *request(1))
     parts = request(3, dtype=torch.float32)
-    assert store(checkpoint, 1, dtype=torch.float32).ffn(1, *parts).isfinite().all()
+    assert routed(checkpoint, 1, dtype=torch.float32).ffn(1, *parts).isfinite().all()
 
 
 def test_fp32_experts_that_are_whole_in_bf16_give_the_bits_of_bf16_ones(tmp_path: Path) -> None:
@@ -311,5 +314,5 @@ def test_fp32_experts_that_are_whole_in_bf16_give_the_bits_of_bf16_ones(tmp_path
     narrow = open_tiny(tmp_path / "narrow", spec)
     wide = open_tiny(tmp_path / "wide", spec, widen=True)
     assert slot_bytes(wide) > slot_bytes(narrow)
-    for a, b in zip(outputs(store(narrow, 2)), outputs(store(wide, 2)), strict=True):
+    for a, b in zip(outputs(routed(narrow, 2)), outputs(routed(wide, 2)), strict=True):
         assert torch.equal(a, b)

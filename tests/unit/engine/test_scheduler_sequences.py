@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from earthshine.engine import Admitted, Failed, Finished, PromptScores, Request, SamplingParams, Session, TokenEvent
-from earthshine.engine.reply import Reply
+from earthshine.engine.sequence import TokenSequence
 from earthshine.errors import EarthshineError
 from earthshine.kv import PagePool
 
@@ -14,10 +14,10 @@ from .scheduling import PAGE, PROMPTS, Bench, alone, reply
 
 def test_a_failed_step_ends_only_whom_it_concerns():
     class Broken(FakeDecoder):
-        def hidden(self, tokens, positions, states, after_layer=None):
+        def forward(self, tokens, positions, states, *, in_groups=False):
             if 17 in tokens.tolist():
                 raise RuntimeError("the disk is gone")
-            return super().hidden(tokens, positions, states, after_layer)
+            return super().forward(tokens, positions, states, in_groups=in_groups)
 
     bench = Bench(decoder=Broken())
     good, bad = bench.ask([1, 2, 3], 1), bench.ask([4, 17, 5], 4)
@@ -58,7 +58,7 @@ def test_a_sink_that_fails_ends_its_reply_alone():
         raise RuntimeError("nobody listens")
 
     params = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
-    bench.scheduler.add(Reply(-1, Request(PROMPTS[0], params), deaf, PAGE, frozenset({STOP})))
+    bench.scheduler.queue.add(TokenSequence(-1, Request(PROMPTS[0], params), deaf, PAGE, frozenset({STOP})))
     other = bench.ask(PROMPTS[1])
     bench.run()
     assert heard[0] == Admitted(0)
@@ -68,28 +68,28 @@ def test_a_sink_that_fails_ends_its_reply_alone():
     bench.nothing_is_held()
 
 
-def test_who_writes_does_not_wait_for_a_sweep_that_is_taken_again():
-    """Two prompts fail together, and each of them is then swept alone."""
+def test_decode_steps_run_beside_a_prefill_pass_that_is_taken_again():
+    """Two prompts fail together, and each of them is then computed alone."""
 
     class Together(FakeDecoder):
-        def hidden(self, tokens, positions, states, after_layer=None):
+        def forward(self, tokens, positions, states, *, in_groups=False):
             if len(tokens) == 51:
                 raise RuntimeError("too many")
-            return super().hidden(tokens, positions, states, after_layer)
+            return super().forward(tokens, positions, states, in_groups=in_groups)
 
     bench = Bench(decoder=Together(), prefill_tokens=64, max_stall=1e-9)
     bench.ask(PROMPTS[2], 40, ignore_eos=True)
     bench.run(3)
     for prompt in (PROMPTS[1], PROMPTS[3]):
         bench.ask(prompt, 2)
-    bench.scheduler.pace.swept(64, 10.0)
-    bench.scheduler.pace.decoded = lambda seconds: None
-    bench.scheduler.pace.decode_seconds = 0.0
+    bench.scheduler.durations.add_prefill(64, 10.0)
+    bench.scheduler.durations.add_decode = lambda seconds: None
+    bench.scheduler.durations.decode_seconds = 0.0
     bench.decoder.steps.clear()
-    bench.scheduler.turn()
-    assert [len(tokens) for tokens in bench.decoder.steps] == [21, 1, 1, 1, 30, 1, 1, 1]
+    bench.run(1 + 7 + 7)
+    assert [len(tokens) for tokens in bench.decoder.steps] == [21, 1, 1, 1, 30, 2, 1, 1]
     bench.run()
-    assert reply(bench.told[1]) == alone(PROMPTS[1], 2)
+    assert reply(bench.events[1]) == alone(PROMPTS[1], 2)
 
 
 def test_what_a_constraint_refuses_is_not_said():
@@ -173,7 +173,7 @@ def test_scores_are_told_once_even_if_the_prompt_begins_anew():
     bench = Bench(prefill_tokens=8)
     told = bench.ask(PROMPTS[3], 2, prompt_logprobs=0)
     bench.run(2)
-    bench.scheduler._preempt(bench.replies[0])
+    bench.scheduler._admission.preempt(bench.sequences[0])
     bench.run()
     scores = [score for event in told if isinstance(event, PromptScores) for score in event.scores]
     assert [score.token for score in scores] == PROMPTS[3][1:]

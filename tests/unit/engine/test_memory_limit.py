@@ -1,4 +1,4 @@
-"""The ceiling: nothing goes below it, slots go near it, and what can't be had is refused; then with gleam in memory."""
+"""The memory limit: below it nothing goes, near it slots go, the rest is refused; then with gleam in memory."""
 
 import gc
 import mmap
@@ -9,7 +9,7 @@ import pytest
 
 from earthshine import kernels
 from earthshine.engine import LoadedModel, SamplingParams, Session, TokenEvent, load_model
-from earthshine.engine.ceiling import NEAR_BYTES, Ceiling
+from earthshine.engine.memory_limit import NEAR_BYTES, MemoryLimit
 from earthshine.errors import BudgetError
 from earthshine.hub import GLEAM
 from earthshine.machine import memory_resident
@@ -28,7 +28,7 @@ class Process:
         self.held, self.slots, self.step, self.idle = held, slots, step, idle
         self.asked: list[int] = []
 
-    def give_back(self, nbytes: int) -> int:
+    def shrink(self, nbytes: int) -> int:
         self.asked.append(nbytes)
         given = min(-(-nbytes // self.step) * self.step, self.slots)
         self.slots -= given
@@ -37,70 +37,70 @@ class Process:
         self.held -= given - unused
         return given
 
-    def ceiling(self) -> Ceiling:
-        return Ceiling(BUDGET, self.give_back, lambda: self.held)
+    def limit(self) -> MemoryLimit:
+        return MemoryLimit(BUDGET, self.shrink, lambda: self.held)
 
 
 @pytest.mark.parametrize("held", [0, BUDGET // 2, BUDGET - NEAR_BYTES])
-def test_below_the_ceiling_nothing_is_given_back(held: int) -> None:
+def test_below_the_limit_nothing_is_released(held: int) -> None:
     process = Process(held, slots=500 * MIB)
-    ceiling = process.ceiling()
-    ceiling.check()
-    assert (process.asked, ceiling.given_back) == ([], 0)
+    limit = process.limit()
+    limit.check()
+    assert (process.asked, limit.released_bytes) == ([], 0)
 
 
 @pytest.mark.parametrize("over", [1, MIB, NEAR_BYTES, NEAR_BYTES + 1, 100 * MIB])
 def test_near_it_as_much_goes_as_is_missing(over: int) -> None:
     process = Process(BUDGET - NEAR_BYTES + over, slots=500 * MIB)
-    ceiling = process.ceiling()
-    ceiling.check()
+    limit = process.limit()
+    limit.check()
     assert process.asked == [over]
     assert process.held <= BUDGET - NEAR_BYTES
-    assert ceiling.given_back == -(-over // MIB) * MIB == 500 * MIB - process.slots
-    ceiling.check()
+    assert limit.released_bytes == -(-over // MIB) * MIB == 500 * MIB - process.slots
+    limit.check()
     assert process.asked == [over], "once there is room, no more goes"
 
 
 def test_slots_that_were_never_used_free_nothing_so_more_of_them_go() -> None:
     process = Process(BUDGET, slots=200 * MIB, idle=90 * MIB)
-    process.ceiling().check()
+    process.limit().check()
     assert process.held == BUDGET - NEAR_BYTES
     assert process.slots == 200 * MIB - 90 * MIB - NEAR_BYTES
 
 
 def test_between_near_and_over_a_step_goes_on_without_slots() -> None:
     for held in (BUDGET - NEAR_BYTES + 1, BUDGET):
-        Process(held).ceiling().check()
+        Process(held).limit().check()
 
 
 @pytest.mark.parametrize(("held", "slots"), [(BUDGET + 1, 0), (BUDGET + 100 * MIB, 99 * MIB)])
 def test_over_it_without_slots_a_step_is_refused(held: int, slots: int) -> None:
     process = Process(held, slots=slots)
     with pytest.raises(BudgetError) as refusal:
-        process.ceiling().check()
+        process.limit().check()
     said = str(refusal.value)
     assert "more than its budget of 1000.00 MiB, and every expert's slot is given back already" in said
     assert "allow more with --memory" in said
     assert process.slots == 0
     process.held = BUDGET
-    process.ceiling().check()  # once the program has freed something, it goes on
+    process.limit().check()  # once the program has freed something, it goes on
 
 
 def test_what_is_about_to_be_allocated_counts() -> None:
     process = Process(BUDGET - NEAR_BYTES - 30 * MIB, slots=50 * MIB)
-    ceiling = process.ceiling()
-    ceiling.require(30 * MIB, "A copy")
+    limit = process.limit()
+    limit.require(30 * MIB, "A copy")
     assert process.asked == []
-    ceiling.require(70 * MIB, "A copy")
+    limit.require(70 * MIB, "A copy")
     assert process.asked == [40 * MIB]
     with pytest.raises(
         BudgetError, match=r"^A copy takes 300.00 MiB, but of the budget of 1000.00 MiB only 128.00 MiB "
     ):
-        ceiling.require(300 * MIB, "A copy")
+        limit.require(300 * MIB, "A copy")
     assert process.slots == 0
     process.held = BUDGET + 5
     with pytest.raises(BudgetError, match=r"only 0 B are left"):
-        ceiling.require(0, "A copy")
+        limit.require(0, "A copy")
 
 
 # ---- with gleam, and a ballast beside it
@@ -129,9 +129,9 @@ def loaded(**wishes: object) -> LoadedModel:
 
 
 def near(model: LoadedModel) -> None:
-    """From now on the ceiling is what the process holds already and what lies near it, whatever that is here."""
+    """From now on the budget is what the process holds already and what lies near it, whatever that is here."""
     gc.collect()
-    model.ceiling.budget_bytes = memory_resident() + NEAR_BYTES
+    model.memory_limit.budget_bytes = memory_resident() + NEAR_BYTES
 
 
 def answer(session: Session) -> list[tuple[int, float]]:
@@ -150,34 +150,34 @@ def test_a_ballast_takes_slots_until_none_is_left_and_no_answer_changes(
         plan = model.plan
         model.close()
         model = load_model(GLEAM, replace(plan, division=replace(plan.division, slots_per_layer=40, transit_slots=4)))
-    home, session = model.experts._residency, model.session()
+    home, session = model.experts.store._home, model.session()
     assert (model.plan.division.transit_slots == 0) == (slots == "all")
     wanted = answer(session)
     n_slots = sum(home.n_slots.values())
-    size = n_slots * home.arena.slot_bytes // 8  # 4.7 or 2 MiB
+    size = n_slots * model.experts.store._arena.slot_bytes // 8  # 4.7 or 2 MiB
     near(model)
     for step in range(3):
         ballast(size)
         session.close()
         assert answer(session) == wanted
-        assert model.ceiling.given_back >= size * (step + 1) - 2 * MIB  # or more, where the process grew besides
-        assert memory_resident() < model.ceiling.budget_bytes, "the slots' memory really left"
+        assert model.memory_limit.released_bytes >= size * (step + 1) - 2 * MIB
+        assert memory_resident() < model.memory_limit.budget_bytes, "the slots' memory really left"
     assert 0 < sum(home.n_slots.values()) < n_slots
-    assert model.ceiling.given_back == len(home._given_back) * home.arena.slot_bytes
+    assert model.memory_limit.released_bytes == len(home.given_back) * model.experts.store._arena.slot_bytes
     ballast(NEAR_BYTES + 60 * MIB)
     session.close()
     with pytest.raises(BudgetError, match="every expert's slot is given back"):
         answer(session)
     assert set(home.n_slots.values()) == {0}
     assert session.tokens == (), "the refused prompt is forgotten"
-    model.ceiling.budget_bytes += NEAR_BYTES + 120 * MIB
+    model.memory_limit.budget_bytes += NEAR_BYTES + 120 * MIB
     reads = model.experts.stats.misses
     assert answer(session) == wanted, "without a single slot"
     assert model.experts.stats.misses > reads
     model.close()
 
 
-def test_a_reply_that_meets_the_ceiling_midway_can_go_on(ballast: Callable[[int], None]) -> None:
+def test_a_reply_that_meets_the_limit_midway_can_go_on(ballast: Callable[[int], None]) -> None:
     model = loaded()
     session = model.session()
     wanted = answer(session)
@@ -186,11 +186,11 @@ def test_a_reply_that_meets_the_ceiling_midway_can_go_on(ballast: Callable[[int]
     near(model)
     events = session.generate(SamplingParams(temperature=0, max_tokens=10, ignore_eos=True))
     found = [next(events) for _ in range(4)]
-    model.ceiling.budget_bytes -= NEAR_BYTES + 100 * MIB
+    model.memory_limit.budget_bytes -= NEAR_BYTES + 100 * MIB
     with pytest.raises(BudgetError):
         next(events)
     assert session.tokens == (*PROMPT, *(token for token, _ in wanted[:4]))
-    model.ceiling.budget_bytes += NEAR_BYTES + 200 * MIB
+    model.memory_limit.budget_bytes += NEAR_BYTES + 200 * MIB
     rest = session.generate(SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
     found += [event for event in rest if isinstance(event, TokenEvent)]
     assert [(event.token, event.logprob) for event in found] == wanted
@@ -204,19 +204,19 @@ def test_a_prompt_is_watched_layer_by_layer_and_a_refused_one_leaves_nothing(bal
     wanted = answer(session)
     session.sync(PROMPT[:20])
     near(model)
-    model.ceiling.budget_bytes += 500 * MIB
+    model.memory_limit.budget_bytes += 500 * MIB
     told: list[float] = []
 
     def grow(done: float, total: int) -> None:
         told.append(done)
         if len(told) == 2:
-            model.ceiling.budget_bytes -= 700 * MIB
+            model.memory_limit.budget_bytes -= 700 * MIB
 
     with pytest.raises(BudgetError):
         session.sync((PROMPT * 10)[:600], grow)
     assert len(told) == 2, "of five layers"
     assert session.tokens == tuple(PROMPT[:20])
-    model.ceiling.budget_bytes += 700 * MIB
+    model.memory_limit.budget_bytes += 700 * MIB
     assert answer(session) == wanted
     model.close()
 
@@ -228,13 +228,13 @@ def test_a_copy_of_the_state_needs_room() -> None:
     wanted = answer(session)
     blob = session.snapshot()
     held = session.tokens
-    model.ceiling._resident = lambda: model.ceiling.budget_bytes - 10_000
+    model.memory_limit._resident = lambda: model.memory_limit.budget_bytes - 10_000
     with pytest.raises(
         BudgetError, match=r"^A copy of the conversation's state takes .* KiB, but of the budget of .* only"
     ):
         session.snapshot()
     assert session.tokens == held
-    model.ceiling._resident = lambda: 0
+    model.memory_limit._resident = lambda: 0
     again = session.snapshot()
     assert again.header == blob.header
     other = model.session(150)

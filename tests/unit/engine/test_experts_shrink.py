@@ -1,4 +1,4 @@
-"""Slots given back to the system: the memory leaves, the store works on with what is left, and no bit changes."""
+"""A store that shrinks: the memory leaves, the store works on with what is left, and no bit changes."""
 
 import mmap
 import threading
@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from earthshine.engine.experts import RoutedExperts
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.machine import memory_resident
 from earthshine.spec.model import ModelSpec, MoeSpec, Storage
-from earthshine.weights.experts import ExpertStore
 from earthshine.weights.placement import slot_bytes
 from earthshine.weights.reading import Reader, Ticket
 from earthshine.weights.slots import Arena
 
-from .test_experts import _row_by_row, outputs, store  # noqa: F401  (an autouse fixture among them)
-from .tiny import HIDDEN, N_EXPERTS, open_tiny, tiny_spec
+from ..weights.tiny import HIDDEN, N_EXPERTS, open_tiny, tiny_spec
+from .test_experts import _row_by_row, outputs, routed  # noqa: F401  (an autouse fixture among them)
 
 PAGE = 4096
 
@@ -38,8 +38,8 @@ def same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-def slots_of(experts: ExpertStore) -> dict[int, int]:
-    return dict(experts._residency.n_slots)
+def slots_of(experts: RoutedExperts) -> dict[int, int]:
+    return dict(experts.store._home.n_slots)
 
 
 @pytest.mark.parametrize(("slots", "transit"), [(N_EXPERTS, 0), (N_EXPERTS, 2), (4, 2), (3, 1), (1, 1)])
@@ -49,13 +49,13 @@ def test_results_are_the_same_until_no_slot_is_left_and_then(
 ) -> None:
     """A store that held every expert keeps two slots to read into, any other those it had."""
     checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
-    wanted = outputs(store(checkpoint, N_EXPERTS, 0))
+    wanted = outputs(routed(checkpoint, N_EXPERTS, 0))
     each = slot_bytes(checkpoint)
     with Reader() as reader:
-        experts = store(checkpoint, slots, transit, reader=reader)
+        experts = routed(checkpoint, slots, transit, reader=reader)
         assert same(outputs(experts), wanted)
         given = 0
-        while more := experts.give_back(at_once * each):
+        while more := experts.store.shrink(at_once * each):
             assert more <= at_once * each
             assert more % each == 0
             given += more
@@ -70,24 +70,24 @@ def test_results_are_the_same_until_no_slot_is_left_and_then(
         after = experts.stats
         assert after.hits == before.hits
         assert after.misses > before.misses
-        assert experts.give_back(1 << 40) == 0
+        assert experts.store.shrink(1 << 40) == 0
 
 
 def test_as_much_as_was_asked_for_leaves_or_a_little_more(tmp_path: Path) -> None:
     checkpoint = open_tiny(tmp_path, tiny_spec())
     each = slot_bytes(checkpoint)
-    experts = store(checkpoint, 5, 1)
-    assert experts.give_back(1) == each
-    assert experts.give_back(each) == each
-    assert experts.give_back(each + 1) == 2 * each
-    assert experts.give_back(1 << 50) == 6 * each
+    experts = routed(checkpoint, 5, 1)
+    assert experts.store.shrink(1) == each
+    assert experts.store.shrink(each) == each
+    assert experts.store.shrink(each + 1) == 2 * each
+    assert experts.store.shrink(1 << 50) == 6 * each
 
 
 def test_nothing_asked_for_changes_nothing(tmp_path: Path) -> None:
-    experts = store(open_tiny(tmp_path, tiny_spec()), N_EXPERTS, 0)
-    experts.preload(lambda done, total: None)
+    experts = routed(open_tiny(tmp_path, tiny_spec()), N_EXPERTS, 0)
+    experts.store.preload(lambda done, total: None)
     for nbytes in (0, -1, -(10**9)):
-        assert experts.give_back(nbytes) == 0
+        assert experts.store.shrink(nbytes) == 0
     outputs(experts)
     assert experts.stats.misses == 2 * N_EXPERTS, "every expert is still there"
     assert slots_of(experts) == {1: N_EXPERTS, 2: N_EXPERTS}
@@ -99,10 +99,10 @@ def test_the_memory_really_leaves(tmp_path: Path) -> None:
     assert each > 3_000_000
     for slots, transit in ((N_EXPERTS, 0), (4, 2)):
         with Reader() as reader:
-            experts = store(checkpoint, slots, transit, reader=reader)
+            experts = routed(checkpoint, slots, transit, reader=reader)
             outputs(experts)
             before = memory_resident()
-            given = experts.give_back(5 * each)
+            given = experts.store.shrink(5 * each)
             assert given == 5 * each
             fallen = before - memory_resident()
             assert 0.95 * given < fallen < given + (1 << 20), (slots, fallen, given)
@@ -112,42 +112,42 @@ def test_the_memory_really_leaves(tmp_path: Path) -> None:
 
 def test_slots_that_went_are_never_used_again(tmp_path: Path) -> None:
     checkpoint = open_tiny(tmp_path, tiny_spec())
-    experts = store(checkpoint, 4, 2)
+    experts = routed(checkpoint, 4, 2)
     outputs(experts)
-    home = experts._residency
-    experts.give_back(3 * home.arena.slot_bytes)
-    gone = set(home._given_back)
+    home = experts.store._home
+    experts.store.shrink(3 * experts.store._arena.slot_bytes)
+    gone = set(home.given_back)
     assert len(gone) == 3
     for _ in range(3):
         outputs(experts)
         held = {one.slot for layer in (1, 2) for one in home.resident(layer).values()}
         assert not gone & (held | set(home._free))
-        assert len(held | set(home._free)) == home.arena.n_slots - 3
+        assert len(held | set(home._free)) == experts.store._arena.n_slots - 3
     for slot in gone:
-        assert not home.arena.tensor(slot).any(), "its bytes are gone"
+        assert not experts.store._arena.tensor(slot).any(), "its bytes are gone"
 
 
 def test_a_store_that_held_all_reads_what_it_lost(tmp_path: Path) -> None:
     checkpoint = open_tiny(tmp_path, tiny_spec())
-    experts = store(checkpoint, N_EXPERTS, 0)
-    experts.preload(lambda done, total: None)
+    experts = routed(checkpoint, N_EXPERTS, 0)
+    experts.store.preload(lambda done, total: None)
     outputs(experts)
     assert experts.stats.misses == 2 * N_EXPERTS
-    experts.give_back(1)
+    experts.store.shrink(1)
     outputs(experts)
     assert experts.stats.misses > 2 * N_EXPERTS
     with pytest.raises(UsageError, match="only where each has a slot"):
-        experts.preload(lambda done, total: None)
+        experts.store.preload(lambda done, total: None)
 
 
 def test_the_experts_least_wanted_lose_their_slots(tmp_path: Path) -> None:
     """0 and 1 are in every step; of three slots a layer, they keep the two that are left."""
-    experts = store(open_tiny(tmp_path, tiny_spec()), 3)
+    experts = routed(open_tiny(tmp_path, tiny_spec()), 3)
     x, weight = torch.ones(1, HIDDEN, dtype=torch.bfloat16), torch.ones(1, 3)
     for step in range(12):
         for layer in (1, 2):
             experts.ffn(layer, x, torch.tensor([[0, 1, 2 + step % 4]]), weight)
-    experts.give_back(2 * experts._residency.arena.slot_bytes)
+    experts.store.shrink(2 * experts.store._arena.slot_bytes)
     assert slots_of(experts) == {1: 2, 2: 2}
     before = experts.stats
     for layer in (1, 2):
@@ -158,11 +158,11 @@ def test_the_experts_least_wanted_lose_their_slots(tmp_path: Path) -> None:
 def test_a_failed_call_beforehand_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever read fails: slots that it left in the middle are taken back first, so as many go as were asked for."""
     checkpoint = open_tiny(tmp_path, tiny_spec(Storage.FP8_BLOCK128))
-    wanted = outputs(store(checkpoint, N_EXPERTS, 0))
+    wanted = outputs(routed(checkpoint, N_EXPERTS, 0))
     real = Reader._read
     for failing in range(1, 13, 3):
         for slots, transit in ((2, 2), (N_EXPERTS, 0)):
-            experts, count = store(checkpoint, slots, transit), [0]
+            experts, count = routed(checkpoint, slots, transit), [0]
 
             def reading(self: Reader, segment: object, count: list[int] = count, failing: int = failing) -> None:
                 count[0] += 1
@@ -174,21 +174,21 @@ def test_a_failed_call_beforehand_costs_nothing(tmp_path: Path, monkeypatch: pyt
             with pytest.raises(CheckpointError, match="a bad sector"):
                 outputs(experts)
             monkeypatch.setattr(Reader, "_read", real)
-            home = experts._residency
-            assert experts.give_back(2 * home.arena.slot_bytes) == 2 * home.arena.slot_bytes
+            home = experts.store._home
+            assert experts.store.shrink(2 * experts.store._arena.slot_bytes) == 2 * experts.store._arena.slot_bytes
             held = {one.slot for layer in (1, 2) for one in home.resident(layer).values()}
-            assert sorted([*home._given_back, *home._free, *held]) == list(range(home.arena.n_slots))
-            assert not home._reads
+            assert sorted([*home.given_back, *home._free, *held]) == list(range(experts.store._arena.n_slots))
+            assert not experts.store._arrivals._reads
             assert same(outputs(experts), wanted)
 
 
 def test_a_failed_call_afterwards_brings_no_slot_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_tiny(tmp_path, tiny_spec())
-    experts = store(checkpoint, 4, 2)
+    experts = routed(checkpoint, 4, 2)
     wanted = outputs(experts)
-    home = experts._residency
-    experts.give_back(3 * home.arena.slot_bytes)
-    gone, real = set(home._given_back), Reader._read
+    home = experts.store._home
+    experts.store.shrink(3 * experts.store._arena.slot_bytes)
+    gone, real = set(home.given_back), Reader._read
 
     def failing(self: Reader, segment: object) -> None:
         raise CheckpointError("a bad sector")
@@ -200,14 +200,14 @@ def test_a_failed_call_afterwards_brings_no_slot_back(tmp_path: Path, monkeypatc
     assert same(outputs(experts), wanted)
     held = {one.slot for layer in (1, 2) for one in home.resident(layer).values()}
     assert not gone & (held | set(home._free))
-    assert not any(home.arena.tensor(slot).any() for slot in gone)
+    assert not any(experts.store._arena.tensor(slot).any() for slot in gone)
 
 
 def test_an_interrupt_beforehand_leaves_no_read_to_write_into_a_slot_that_went(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = open_tiny(tmp_path, tiny_spec())
-    wanted = outputs(store(checkpoint, N_EXPERTS, 0))
+    wanted = outputs(routed(checkpoint, N_EXPERTS, 0))
     gate, real, wait = threading.Event(), Reader._read, Ticket.wait
 
     def slow(self: Reader, segment: object) -> None:
@@ -217,28 +217,28 @@ def test_an_interrupt_beforehand_leaves_no_read_to_write_into_a_slot_that_went(
     def interrupted(self: Ticket) -> None:
         raise KeyboardInterrupt
 
-    experts = store(checkpoint, 2, 4)
+    experts = routed(checkpoint, 2, 4)
     with monkeypatch.context() as patched:
         patched.setattr(Reader, "_read", slow)
         patched.setattr(Ticket, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             outputs(experts)
-        filling = [ticket for ticket, _ in experts._residency._reads.values()]
+        filling = [ticket for ticket, _ in experts.store._arrivals._reads.values()]
         assert filling
         threading.Timer(0.05, gate.set).start()
         patched.setattr(Ticket, "wait", wait)
-        each = experts._residency.arena.slot_bytes
-        assert experts.give_back(4 * each) == 4 * each
+        each = experts.store._arena.slot_bytes
+        assert experts.store.shrink(4 * each) == 4 * each
     assert all(ticket.ended for ticket in filling)
-    for slot in experts._residency._given_back:
-        assert not experts._residency.arena.tensor(slot).any()
+    for slot in experts.store._home.given_back:
+        assert not experts.store._arena.tensor(slot).any()
     assert same(outputs(experts), wanted)
 
 
 def test_a_model_without_experts_gives_nothing(tmp_path: Path) -> None:
     spec = tiny_spec()
-    experts = store(open_tiny(tmp_path, replace(spec, layers=spec.layers[:1])), 0, 0)
-    assert experts.give_back(1 << 30) == 0
+    experts = routed(open_tiny(tmp_path, replace(spec, layers=spec.layers[:1])), 0, 0)
+    assert experts.store.shrink(1 << 30) == 0
 
 
 @pytest.mark.parametrize("page", [PAGE, 16 * PAGE])

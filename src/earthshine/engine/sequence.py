@@ -1,7 +1,7 @@
-"""One reply under way: its tokens, the pages they have, what was sampled, and what its requester has been told.
+"""One request under way: its tokens, the pages they have, what was sampled, and the events that its client has got.
 
 Invariant: the timeline, where there is one, holds the latents of the first tokens, and pages that are full are in the
-prefix cache. A reply that gave its pages back goes on from its tokens alone, with the same result.
+prefix cache. A sequence that was preempted goes on from its tokens alone, with the same result.
 """
 
 import time
@@ -19,35 +19,38 @@ from earthshine.kv import PageKey, PageKeys, Timeline
 SCORE_ROWS = 64  # hidden states whose logits exist at once: 64 x 163840 fp32 are 40 MiB, their softmax as many
 
 
-class Reply:
+class TokenSequence:
     """`number` counts requests: of equal priority the lower one goes first."""
 
     def __init__(self, number: int, request: Request, sink: Sink, page_tokens: int, stops: frozenset[int]) -> None:
         self.number, self.request, self._sink = number, request, sink
         self.tokens = list(request.tokens)
         self.n_prompt = len(self.tokens)
-        self.timeline: Timeline | None = None
+        self.timeline: Timeline | None = None  # while it runs
         self.shared = 0  # full pages that the cache has, or was offered
         self.cancelled = self.ended = False
         self.reason = "error"  # once it has ended
         self.asked_at = time.monotonic()
-        self.said_at = self.asked_at  # when its requester last got a token, or it began to wait for one
+        self.last_token_at = self.asked_at  # when its client last got a token, or began to wait for one
         self.admitted_at: float | None = None
         self._keys = PageKeys(request.tenant, page_tokens)
         self._page_tokens, self._stops = page_tokens, stops
         self._sampler: Sampler | None = None
-        self._scored = (
-            0 if request.params.prompt_logprobs is not None else self.n_prompt
-        )  # tokens whose scores are told
+        scores = request.params.prompt_logprobs is not None
+        self._scored = 0 if scores else self.n_prompt  # tokens whose scores are sent
 
     @property
     def order(self) -> tuple[int, int]:
         """Lower ones first."""
-        return self.request.priority, self.number
+        return self.priority, self.number
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority
 
     @property
     def missing(self) -> int:
-        """Tokens without latents: one for a reply that is decoding."""
+        """Tokens without latents: one for a sequence that decodes."""
         return len(self.tokens) - (self.timeline.length if self.timeline else 0)
 
     @property
@@ -56,7 +59,7 @@ class Reply:
 
     @property
     def scoring(self) -> bool:
-        """Whether log-likelihoods of the prompt are still to be told, so that all of it must be computed."""
+        """Whether log-likelihoods of the prompt are still to be sent, so that all of it must be computed."""
         return self._scored < self.n_prompt
 
     def keys(self, n_tokens: int) -> list[PageKey]:
@@ -67,25 +70,25 @@ class Reply:
         return self.tokens[key.start : key.start + self._page_tokens]
 
     def admit(self, reused: int) -> None:
-        """Told once, the first time."""
+        """Its client gets Admitted once, the first time."""
         if self.admitted_at is None:
-            self.admitted_at = self.said_at = time.monotonic()
-            self._tell(Admitted(reused))
+            self.admitted_at = self.last_token_at = time.monotonic()
+            self._send(Admitted(reused))
 
     def score(self, start: int, hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
-        """hidden: [n, hidden] of the tokens from `start`. Tells what each says of the token after it; `logits` as
-        Model.logits."""
+        """hidden: [n, hidden] of the tokens from `start`. Sends the log-likelihood of each one's next token;
+        `logits` as Model.logits."""
         if not self.scoring:
             return
         alternatives, last = self.request.params.prompt_logprobs or 0, min(start + len(hidden), self.n_prompt - 1)
-        for begin in range(max(start, self._scored), last, SCORE_ROWS):  # one that gave way was told some already
+        for begin in range(max(start, self._scored), last, SCORE_ROWS):  # some were sent before a preemption
             end = min(begin + SCORE_ROWS, last)
             rows = logits(hidden[begin - start : end - start]).log_softmax(-1)
-            self._tell(PromptScores(tuple(_scores(rows, self.tokens[begin + 1 : end + 1], alternatives))))
+            self._send(PromptScores(tuple(_scores(rows, self.tokens[begin + 1 : end + 1], alternatives))))
         self._scored = max(self._scored, last) if last < self.n_prompt - 1 else self.n_prompt
 
     def sample(self, logits: Tensor, context_tokens: int) -> None:
-        """Choose the next token from fp32 [vocab], tell it, and end if it ends the reply."""
+        """Choose the next token from fp32 [vocab], send it, and end where it is the last."""
         if self._sampler is None:
             self._sampler = Sampler(self.request.params, self.tokens)
         constraint, params = self.request.constraint, self.request.params
@@ -96,11 +99,11 @@ class Reply:
         if constraint is not None:
             constraint.accept(sampled.token)
         self.tokens.append(sampled.token)
-        self.said_at = time.monotonic()
+        self.last_token_at = time.monotonic()
         if not params.ignore_eos and (sampled.token in self._stops or sampled.token in params.stop_token_ids):
             self.finish(Finished("stop", sampled.token))
             return
-        self._tell(TokenEvent(sampled.token, sampled.logprob, sampled.top))
+        self._send(TokenEvent(sampled.token, sampled.logprob, sampled.top))
         if params.max_tokens is not None and len(self.tokens) - self.n_prompt >= params.max_tokens:
             self.finish(Finished("length"))
         elif len(self.tokens) >= context_tokens:
@@ -109,12 +112,12 @@ class Reply:
     def finish(self, event: Finished) -> None:
         if not self.ended:
             self.ended, self.reason = True, event.reason
-            self._tell(event)
+            self._send(event)
 
     def fail(self, error: EarthshineError) -> None:
         if not self.ended:
             self.ended = True
-            self._tell(Failed(error))
+            self._send(Failed(error))
 
     def release(self) -> None:
         """Give the pages back; what is shared stays in the cache."""
@@ -123,10 +126,10 @@ class Reply:
             self.timeline = None
         self.shared = 0
 
-    def _tell(self, event: ReplyEvent) -> None:
+    def _send(self, event: ReplyEvent) -> None:
         try:
             self._sink(event)
-        except Exception:  # whom nothing can be told, nobody waits for
+        except Exception:  # nobody waits for whom nothing can be sent to
             self.cancelled = True
 
 

@@ -1,8 +1,8 @@
-"""The budget as a ceiling: watched while the engine runs, with slots of experts given back before anything fails.
+"""The memory budget, enforced while the engine runs: slots of experts are released before anything fails.
 
-The invariant: a step begins, and a copy of a state is made, only while the process holds no more than its budget. What
-is planned already lies below it; this is for what no plan knows, such as the rest of the program that the engine runs
-in. Refuses what can't be had even without a single slot.
+Invariant: a step begins, and a copy of a state is made, only while the process holds no more than its budget. What is
+planned lies below it already; this is for what no plan knows, such as the rest of the program that the engine runs in.
+Refuses what can't be had even without a single slot.
 """
 
 from collections.abc import Callable
@@ -11,26 +11,26 @@ from earthshine.errors import BudgetError
 from earthshine.machine import memory_resident
 from earthshine.units import format_bytes
 
-WATCHED_ROWS = 32  # of a step, from which on it is looked at after each layer: 20 us against milliseconds
-NEAR_BYTES = 48 << 20  # below the ceiling: slots go before it is reached, so that a step has room to allocate
+WATCHED_ROWS = 32  # tokens of a step, from which on memory is checked after each layer: 20 us against milliseconds
+NEAR_BYTES = 48 << 20  # below the limit: slots go before it is reached, so that a step has room to allocate
 
 
-class Ceiling:
-    """`give_back` lets the system have so many bytes of what can be read again, and says how many it was."""
+class MemoryLimit:
+    """`shrink` lets the system have that many bytes of what can be read again, and returns how many it was."""
 
     def __init__(
         self,
         budget_bytes: int,
-        give_back: Callable[[int], int],
+        shrink: Callable[[int], int],
         resident: Callable[[], int] = memory_resident,
     ) -> None:
         self.budget_bytes = budget_bytes
-        self.given_back = 0  # bytes
-        self._give_back, self._resident = give_back, resident
+        self.released_bytes = 0
+        self._shrink, self._resident = shrink, resident
 
     def check(self) -> None:
         """Before a step. Raises BudgetError where the process holds more than its budget and no slot is left."""
-        held = self._after_giving_back(0)
+        held = self._after_shrinking(0)
         if held > self.budget_bytes:
             raise BudgetError(
                 f"This process holds {format_bytes(held)}, more than its budget of {format_bytes(self.budget_bytes)}, "
@@ -40,18 +40,18 @@ class Ceiling:
 
     def require(self, nbytes: int, what: str) -> None:
         """Before `nbytes` more are allocated; raises BudgetError where they can't be had."""
-        held = self._after_giving_back(nbytes)
+        held = self._after_shrinking(nbytes)
         if held + nbytes > self.budget_bytes:
             raise BudgetError(
                 f"{what} takes {format_bytes(nbytes)}, but of the budget of {format_bytes(self.budget_bytes)} only "
                 f"{format_bytes(max(0, self.budget_bytes - held))} are left; allow more with --memory."
             )
 
-    def _after_giving_back(self, nbytes: int) -> int:
+    def _after_shrinking(self, nbytes: int) -> int:
         """Bytes that the process holds, once there is room for `nbytes` more or no slot is left."""
         while (over := (held := self._resident()) + nbytes + NEAR_BYTES - self.budget_bytes) > 0:
-            given = self._give_back(over)  # of what was never used nothing is held, so the process is asked again
-            if given == 0:
+            released = self._shrink(over)  # of what was never used nothing is held, so the process is asked again
+            if released == 0:
                 break
-            self.given_back += given
+            self.released_bytes += released
         return held
