@@ -99,7 +99,7 @@ def decode(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def memory_rate(model: LoadedModel, n_threads: int) -> float:
     """Of what a token reads: the head, as a part of the trunk, and the experts' slots, weighed by their bytes."""
-    slots = model.experts._residency.arena._bytes[: 2 << 30]
+    slots = model.experts.store._arena._bytes[: 2 << 30]
     share = routed(model) / touched(model)
     with model.decoder.trunk.head() as head:
         assert isinstance(head, Tensor)

@@ -71,9 +71,9 @@ def test_a_saved_plan_is_what_the_engine_then_uses(tmp_path: Path, plan: Plan) -
     with loaded(read_plan(file)) as model:
         assert model.plan == replace(other, threads=2)
         assert answer(model) == wanted
-        home = model.experts._residency
-        assert set(home.n_slots.values()) == {20}
-        assert home.arena.n_slots == 4 * 20 + 3
+        store = model.experts.store
+        assert set(store._home.n_slots.values()) == {20}
+        assert store._arena.n_slots == 4 * 20 + 3
         assert model.decoder.trunk.bytes_streamed > 0
         assert model.memory_limit.budget_bytes == plan.division.budget_bytes
 
