@@ -236,7 +236,7 @@ def test_memory_is_the_slots_of_the_layers_and_those_of_transit(tmp_path: Path) 
     assert size % 4096 == 0
     assert 0 <= size - checkpoint.expert_extents(1, 0).nbytes <= 3 * 8192 + 4095
     for slots, transit, n_slots in [(0, 1, 1), (2, 3, 7), (6, 0, 12), (100, 0, 12), (100, 2, 14)]:
-        assert routed(checkpoint, slots, transit).nbytes == n_slots * size
+        assert store(checkpoint, slots, transit).nbytes == n_slots * size
 
 
 def test_a_failed_read_leaves_the_store_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +298,7 @@ def test_everything_can_be_loaded_ahead(tmp_path: Path) -> None:
     outputs(experts)
     assert experts.stats.misses == 2 * N_EXPERTS
     with pytest.raises(UsageError, match="only where each has a slot"):
-        routed(checkpoint, 2).preload(lambda done, total: None)
+        store(checkpoint, 2).preload(lambda done, total: None)
 
 
 def test_an_expert_in_more_digits_than_bf16_has_is_refused_there(tmp_path: Path) -> None:
