@@ -99,9 +99,7 @@ class ForwardPass:
     calls of `advance` another pass may run; no timeline of this one may be changed.
     """
 
-    def __init__(
-        self, decoder: Model, rows: Sequence[StepRow], *, in_groups: bool = False
-    ) -> None:
+    def __init__(self, decoder: Model, rows: Sequence[StepRow], *, in_groups: bool = False) -> None:
         _check(rows)
         self._rows = rows
         self._hidden: Tensor | None = None

@@ -71,8 +71,9 @@ class Decoder:
     ) -> Generator[None, None, Tensor]:
         """tokens: int64 [..., tokens]; positions: int64 [tokens]. Returns [..., tokens, hidden] after the last norm.
 
-        Without `states` the tokens are whole sequences, and nothing of them is kept. Yields after each layer; with `in_groups` also between groups of routed experts, which costs a little time where
-        they come from disk. All tokens pass a layer before the next layer's weights are asked for.
+        Without `states` the tokens are whole sequences, and nothing of them is kept. Yields after each layer; with
+        `in_groups` also between groups of routed experts, which costs a little time where they come from disk. All
+        tokens pass a layer before the next layer's weights are asked for.
         """
         x = self.trunk.embed(tokens)
         for index in range(self.spec.n_layers):
