@@ -74,7 +74,7 @@ def alone(folder):
         decoder = Decoder(spec, StoredTrunk(checkpoint, reader), RoutedExperts(store))
 
         def ask(tokens: list[int], params: SamplingParams) -> list:
-            key = (tuple(tokens), params)
+            key = (tuple(tokens), repr(params))
             if key not in known:
                 pool = PagePool(spec.kept, PAGE, CONTEXT // PAGE, torch.bfloat16)
                 session = Session(decoder, pool, fingerprint="alone", context_tokens=CONTEXT)
