@@ -80,6 +80,14 @@ def test_forms_are_obeyed_on_every_path(path, fields, form):
     assert turn(path, **fields).format == form
 
 
+def test_bounds_on_tokens_are_obeyed_on_every_path(path):
+    assert sampling(path, min_tokens=3, allowed_token_ids=[7, 5]) == {"min_tokens": 3, "allowed_token_ids": (7, 5)}
+    assert sampling(path, min_new_tokens=3) == {"min_tokens": 3}
+    assert sampling(path, min_tokens=0, allowed_token_ids=[]) == {}
+    with pytest.raises(Refused, match="no stop texts"):
+        turn(path, min_tokens=3, stop=["x"])
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -181,6 +181,25 @@ class TestCompletions:
         assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
         assert whole.usage.completion_tokens == 8
 
+    def test_bounds_on_tokens_hold_and_what_leaves_none_is_an_error(self, client):
+        asked = {**GREEDY, "messages": ASK, "max_tokens": 64}
+        free = client.chat.completions.create(**asked)
+        assert free.choices[0].finish_reason == "stop"
+        longer = free.usage.completion_tokens + 5
+        found = client.chat.completions.create(**asked, extra_body={"min_tokens": longer})
+        assert found.usage.completion_tokens >= longer
+        only = {"allowed_token_ids": [40, 41]}
+        plain = {**GREEDY, "prompt": "To list files, ", "max_tokens": 8}
+        whole = client.completions.create(**plain, extra_body=only)
+        assert (whole.usage.completion_tokens, whole.choices[0].finish_reason) == (8, "length")
+        alone = [client.completions.create(**plain, extra_body={"allowed_token_ids": [one]}) for one in (40, 41)]
+        letters = {text for each in alone for text in each.choices[0].text}
+        assert set(whole.choices[0].text) <= letters
+        with pytest.raises(openai.APIStatusError, match="the form that was asked for and allowed_token_ids leave none"):
+            client.completions.create(**plain, extra_body=only | {"guided_choice": ["yes"]})
+        with pytest.raises(openai.BadRequestError, match="Token ids lie between"):
+            client.completions.create(**plain, extra_body={"allowed_token_ids": [10**6]})
+
 
 def test_conversations_at_once_say_what_each_says_alone(client, live_server):
     questions = [f"How do I {what}?" for what in ("list files", "copy a file", "find text", "count lines")]

@@ -19,7 +19,7 @@ class Constraint(Protocol):
 
     def allowed(self, likeliest: int | None = None) -> np.ndarray | None:
         """int32 [ceil(vocab_size / 32)]: bit i of word w permits token 32 w + i. None: every token may come.
-        `likeliest`: what would be chosen if every token might, so that a model's wish to end is known."""
+        `likeliest`: what would be chosen without this constraint, so that a model's wish to end is known."""
         ...
 
     def accept(self, token: int) -> None:

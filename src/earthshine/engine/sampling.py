@@ -8,7 +8,7 @@ are the model's own, before any of these. Refuses logits that are not numbers.
 import math
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -36,31 +36,37 @@ class Sampler:
         self._prompt = sorted(set(prompt_tokens)) if params.penalizes else []
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self._seed = struct.pack("<q", seed)
-        self._drawn = 0
+        self._drawn = self._sampled = 0
         self._seen: Tensor | None = None  # bool [vocab]: in the prompt or sampled
         self._counts: Tensor | None = None  # fp32 [vocab]: times sampled
 
-    def sample(self, logits: Tensor, allowed: Tensor | None = None) -> Sampled:
-        """Choose a token from logits, fp32 [vocab], and count it; `allowed`: bool [vocab], None for all.
+    def sample(self, logits: Tensor, allowed: Tensor | None = None, stops: Collection[int] = ()) -> Sampled:
+        """Choose a token from logits, fp32 [vocab], and count it; `allowed`: bool [vocab], None for all. `stops`: what
+        would end the reply, which min_tokens holds back.
 
-        Raises EarthshineError where the logits are not numbers, and where no token is allowed.
+        Raises EarthshineError where the logits are not numbers, and where no token is allowed: UsageError where that
+        follows from what was asked for.
         """
-        best = float(logits.max())
-        if not math.isfinite(best):
-            raise EarthshineError(
-                "The model's output is not a number, so no token can be chosen; the weights or the state are damaged."
-            )
-        adjusted = self._allowed(self._biased(self._penalized(logits)), allowed)
+        adjusted = self._adjusted(logits, allowed, stops)
         token = int(adjusted.argmax()) if self.params.temperature == 0 else self._draw(adjusted)
         if self._seen is not None and self._counts is not None:
             self._seen[token] = True
             self._counts[token] += 1
+        self._sampled += 1
         logprobs = logits.log_softmax(-1)
         return Sampled(token, float(logprobs[token]), most_likely(logprobs, self.params.logprobs or 0))
 
-    def likeliest(self, logits: Tensor) -> int:
-        """The most likely token of logits, fp32 [vocab], after penalties and biases, whether or not it is allowed."""
-        return int(self._biased(self._penalized(logits)).argmax())
+    def likeliest(self, logits: Tensor, stops: Collection[int] = ()) -> int:
+        """What would be chosen from logits, fp32 [vocab], at temperature 0 if no form had been asked for; `stops` and
+        errors as in `sample`."""
+        return int(self._adjusted(logits, None, stops).argmax())
+
+    def _adjusted(self, logits: Tensor, allowed: Tensor | None, stops: Collection[int]) -> Tensor:
+        if not math.isfinite(float(logits.max())):
+            raise EarthshineError(
+                "The model's output is not a number, so no token can be chosen; the weights or the state are damaged."
+            )
+        return self._allowed(self._biased(self._penalized(logits)), allowed, stops)
 
     def _penalized(self, logits: Tensor) -> Tensor:
         params = self.params
@@ -87,13 +93,23 @@ class Sampler:
             raise UsageError(f"logit_bias names token {int(ids.max())}; this vocabulary ends at {len(logits) - 1}.")
         return logits.index_add(0, ids, torch.tensor([float(value) for value in bias.values()]))
 
-    @staticmethod
-    def _allowed(logits: Tensor, allowed: Tensor | None) -> Tensor:
-        if allowed is None:
+    def _allowed(self, logits: Tensor, allowed: Tensor | None, stops: Collection[int]) -> Tensor:
+        named, held = self.params.allowed_token_ids, list(stops) if self._sampled < self.params.min_tokens else []
+        if allowed is None and not named and not held:
             return logits
-        logits = torch.where(allowed, logits, -math.inf)
+        kept = torch.ones(len(logits), dtype=torch.bool) if allowed is None else allowed.clone()
+        if named:
+            if max(named) >= len(logits):
+                raise UsageError(f"Token {max(named)} is allowed; this vocabulary ends at {len(logits) - 1}.")
+            kept &= torch.zeros(len(logits), dtype=torch.bool).index_fill(0, torch.tensor(named), True)
+        if held:
+            kept[held] = False
+        logits = torch.where(kept, logits, -math.inf)
         if not math.isfinite(float(logits.max())):
-            raise EarthshineError("The form that was asked for leaves no token that could come next.")
+            bounds = ["the form that was asked for"] * (allowed is not None)
+            bounds += ["allowed_token_ids"] * bool(named) + ["min_tokens"] * bool(held)
+            refusal = UsageError if named or held else EarthshineError
+            raise refusal(f"No token can come next: {' and '.join(bounds)} leave none.")
         return logits
 
     def _draw(self, logits: Tensor) -> int:

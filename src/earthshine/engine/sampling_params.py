@@ -27,6 +27,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and most, both included
 INTEGER_RANGES: dict[str, tuple[int, float]] = {
     "n": (1, MOST_CHOICES),
     "top_k": (-1, (1 << 31) - 1),
+    "min_tokens": (0, (1 << 31) - 1),
     "seed": (-_INT64, _INT64 - 1),
     "max_tokens": (1, math.inf),
     "logprobs": (0, MOST_LOGPROBS),
@@ -51,6 +52,8 @@ class SamplingParams:
     max_tokens: int | None = None  # None: until the context is full
     stop: Sequence[str] = ()  # texts that end the answer; one text, or several
     stop_token_ids: Sequence[int] = ()  # in addition to the model's own
+    allowed_token_ids: Sequence[int] = ()  # no others come; empty: all may
+    min_tokens: int = 0  # so many come before a stop token may
     ignore_eos: bool = False  # stop tokens, the model's and these, do not end the answer
     include_stop_str_in_output: bool = False
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id to what is added to its logit
@@ -61,17 +64,24 @@ class SamplingParams:
         for name in RANGES:
             if name != "logit_bias":
                 _require_number(name, getattr(self, name))
-        for name in ("n", "top_k", "seed", "max_tokens", "logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None or name in ("n", "top_k"):
+        for name in ("n", "top_k", "min_tokens", "seed", "max_tokens", "logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None or name in ("n", "top_k", "min_tokens"):
                 _require_integer(name, getattr(self, name))
         if self.top_p == 0:
             raise UsageError("top_p must be above 0; a temperature of 0 chooses the most likely token.", "top_p")
         if self.repetition_penalty == 0:
             raise UsageError("repetition_penalty must be above 0; 1 turns it off.", "repetition_penalty")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise UsageError(
+                f"min_tokens is {self.min_tokens}, and at most {self.max_tokens} tokens can come.", "min_tokens"
+            )
         stop = (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop)
         tokens, biases = _listed("stop_token_ids", self.stop_token_ids), self.logit_bias
+        allowed = _listed("allowed_token_ids", self.allowed_token_ids)
         for token in tokens:
             _require_integer("stop_token_ids", token)
+        for token in allowed:
+            _require_integer("stop_token_ids", token, "An id of allowed_token_ids", "allowed_token_ids")
         if not isinstance(biases, Mapping):
             raise UsageError("logit_bias must map token ids to numbers.", "logit_bias")
         for token, bias in biases.items():
@@ -79,6 +89,7 @@ class SamplingParams:
             _require_number("logit_bias", bias)
         for name, value in (
             ("top_k", max(0, self.top_k)), ("stop", stop), ("stop_token_ids", tokens), ("logit_bias", dict(biases)),
+            ("allowed_token_ids", allowed),
         ):  # fmt: skip
             object.__setattr__(self, name, value)
 

@@ -92,15 +92,16 @@ class TokenSequence:
         if self._sampler is None:
             self._sampler = Sampler(self.request.params, self.tokens)
         constraint, params = self.request.constraint, self.request.params
+        stops = frozenset() if params.ignore_eos else self._stops.union(params.stop_token_ids)
         allowed = None
         if constraint is not None:
-            allowed = constraint.allowed(None if params.ignore_eos else self._sampler.likeliest(logits))
-        sampled = self._sampler.sample(logits, None if allowed is None else _unpacked(allowed, len(logits)))
+            allowed = constraint.allowed(None if params.ignore_eos else self._sampler.likeliest(logits, stops))
+        sampled = self._sampler.sample(logits, None if allowed is None else _unpacked(allowed, len(logits)), stops)
         if constraint is not None:
             constraint.accept(sampled.token)
         self.tokens.append(sampled.token)
         self.last_token_at = time.monotonic()
-        if not params.ignore_eos and (sampled.token in self._stops or sampled.token in params.stop_token_ids):
+        if sampled.token in stops:
             self.finish(Finished("stop", sampled.token))
             return
         self._send(TokenEvent(sampled.token, sampled.logprob, sampled.top))

@@ -174,7 +174,7 @@ class Session:
             if len(self._tokens) >= self._context_tokens or self._room(self._timeline.length) < len(self._tokens):
                 yield Finished("context")
                 return
-            sampled = sampler.sample(self._decoder.logits(self._latest()[None])[0])
+            sampled = sampler.sample(self._decoder.logits(self._latest()[None])[0], stops=stops)
             self._tokens.append(sampled.token)
             produced += 1
             if sampled.token in stops:

@@ -66,7 +66,7 @@ class Prompts:
         """Raises TextError, UsageError and ContextError."""
         params = request.params
         StopStrings(params.stop)
-        self._require_ids([*params.stop_token_ids, *params.logit_bias])
+        self._require_ids([*params.stop_token_ids, *params.allowed_token_ids, *params.logit_bias])
         tokens, n_calls = self._encoded(request, self._context_tokens)
         room, asked = self._context_tokens - len(tokens), params.max_tokens
         if not tokens:

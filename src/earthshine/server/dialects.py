@@ -20,6 +20,7 @@ OBEYED_AS = {
     "max_new_tokens": "max_tokens",
     "n_predict": "max_tokens",
     "num_predict": "max_tokens",
+    "min_new_tokens": "min_tokens",
     "repeat_penalty": "repetition_penalty",
     "rep_pen": "repetition_penalty",
     "n_cmpl": "n",
@@ -50,14 +51,11 @@ _PLAIN = "{} is not implemented; leave it out."
 # name: (values at which it is harmless, why it is refused at all others)
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     # which tokens may come
-    "allowed_token_ids": (_OFF, _PLAIN),
     "bad_words": (_OFF, _BANNED),
     "banned_strings": (_OFF, _BANNED),
     "banned_tokens": (_OFF, _BANNED),
     "custom_token_bans": (_OFF, _BANNED),
     "ban_eos_token": (_OFF, _PLAIN),
-    "min_tokens": (_OFF, _PLAIN),
-    "min_new_tokens": (_OFF, _PLAIN),
     "min_length": (_OFF, _PLAIN),
     "n_indent": (_OFF, _PLAIN),
     "stop_regex": (_OFF, "Stop strings are plain texts; use stop, and leave {} out."),
@@ -179,6 +177,9 @@ OPENAI_ONLY: dict[str, tuple[Any, ...]] = {
     "stop": _OFF,
     "stop_token_ids": _OFF,
     "ignore_eos": _OFF,
+    "min_tokens": _OFF,
+    "min_new_tokens": _OFF,
+    "allowed_token_ids": _OFF,
     "include_stop_str_in_output": _OFF,
     "no_stop_trim": _OFF,
     "n": (1,),

@@ -249,3 +249,44 @@ def test_values_are_normalised():
 def test_a_prompt_of_another_vocabulary_is_refused():
     with pytest.raises(UsageError, match="vocabulary of 4"):
         Sampler(SamplingParams(repetition_penalty=1.1), [4]).sample(torch.zeros(4))
+
+
+class TestWhatMayCome:
+    LOGITS = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
+
+    def test_stop_tokens_wait_for_the_least_number_of_tokens(self) -> None:
+        sampler = Sampler(SamplingParams(temperature=0, min_tokens=2), [])
+        assert [sampler.sample(self.LOGITS, None, {0, 1}).token for _ in range(4)] == [2, 2, 0, 0]
+
+    @pytest.mark.parametrize("temperature", [0, 1.5])
+    def test_only_allowed_token_ids_come_and_their_scores_are_the_model_s(self, temperature: float) -> None:
+        sampler = Sampler(SamplingParams(temperature=temperature, seed=1, allowed_token_ids=(3, 4)), [])
+        found = [sampler.sample(self.LOGITS) for _ in range(50)]
+        assert {each.token for each in found} == ({3} if temperature == 0 else {3, 4})
+        scores = self.LOGITS.log_softmax(-1)
+        assert all(each.logprob == float(scores[each.token]) for each in found)
+
+    def test_a_form_holds_too(self) -> None:
+        form = torch.tensor([False, False, True, True, False])
+        sampler = Sampler(SamplingParams(temperature=0, allowed_token_ids=(0, 3, 4)), [])
+        assert sampler.sample(self.LOGITS, form).token == 3
+        assert form.tolist() == [False, False, True, True, False]
+
+    @pytest.mark.parametrize(
+        ("fields", "form", "stops", "names"),
+        [
+            ({"allowed_token_ids": (0, 1)}, [2, 3], (), "the form that was asked for and allowed_token_ids leave none"),
+            ({"min_tokens": 1}, [2], (2,), "the form that was asked for and min_tokens leave none"),
+            ({"min_tokens": 1, "allowed_token_ids": (2,)}, None, (2,), "allowed_token_ids and min_tokens leave none"),
+        ],
+    )
+    def test_where_nothing_is_left_the_reasons_are_named(self, fields, form, stops, names: str) -> None:
+        allowed = None if form is None else torch.zeros(5, dtype=torch.bool).index_fill(0, torch.tensor(form), True)
+        with pytest.raises(EarthshineError, match=names):
+            Sampler(SamplingParams(**fields), []).sample(self.LOGITS, allowed, stops)
+
+    def test_what_can_not_be_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="min_tokens is 5, and at most 4"):
+            SamplingParams(min_tokens=5, max_tokens=4)
+        with pytest.raises(UsageError, match="vocabulary ends at 4"):
+            Sampler(SamplingParams(allowed_token_ids=(5,)), []).sample(self.LOGITS)

@@ -138,6 +138,23 @@ def test_a_constraint_knows_what_the_model_would_choose(params):
         assert odd.likeliest[0] == alone(PROMPTS[0], 1)[0].token
 
 
+@pytest.mark.parametrize("bounds", [{"min_tokens": 4}, {"allowed_token_ids": (5, 7)}])
+def test_a_wish_to_end_counts_only_where_it_may_come_true(bounds):
+    class Free:
+        def __init__(self) -> None:
+            self.likeliest: list[int | None] = []
+
+        def allowed(self, likeliest=None):
+            self.likeliest.append(likeliest)
+
+        def accept(self, token: int) -> None: ...
+
+    bench, free = Bench(), Free()
+    bench.ask(PROMPTS[0], 5, constraint=free, stop_token_ids=(9,), logit_bias={9: 100.0, 7: 50.0}, **bounds)
+    bench.run()
+    assert free.likeliest == [7] * 4 + [9 if "min_tokens" in bounds else 7]
+
+
 def test_a_constraint_that_fails_ends_its_reply_alone():
     class Failing:
         def allowed(self, likeliest=None):

@@ -63,6 +63,8 @@ class SamplingFields(FormatFields):
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=128)] | None = None
     ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    allowed_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1 << 16)] | None = None
     include_stop_str_in_output: bool | None = None
     prompt_logprobs: Annotated[int, within("prompt_logprobs")] | None = None
     cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
@@ -101,6 +103,8 @@ def sampling_params(
     """The request's fields, and the model's defaults for those that it leaves out. Raises Refused."""
     penalties = (fields.presence_penalty, fields.frequency_penalty, (fields.repetition_penalty or 1) - 1)
     require_obeyed(fields.model_extra or {}, penalizes=any(penalties))
+    if fields.min_tokens and fields.stop:
+        raise Refused("min_tokens holds back stop tokens and no stop texts; give it or stop.", param="min_tokens")
     default = served.defaults
     return SamplingParams(
         n=_either(fields.n, 1),
@@ -116,6 +120,8 @@ def sampling_params(
         stop=stops_of(fields),
         stop_token_ids=fields.stop_token_ids or (),
         ignore_eos=bool(fields.ignore_eos),
+        min_tokens=fields.min_tokens or 0,
+        allowed_token_ids=fields.allowed_token_ids or (),
         include_stop_str_in_output=bool(fields.include_stop_str_in_output),
         logit_bias=_biases(fields.logit_bias),
         logprobs=logprobs,
