@@ -39,6 +39,7 @@ class Sampler:
         self._drawn = self._sampled = 0
         self._seen: Tensor | None = None  # bool [vocab]: in the prompt or sampled
         self._counts: Tensor | None = None  # fp32 [vocab]: times sampled
+        self._named: Tensor | None = None  # bool [vocab]: allowed_tokens
 
     def sample(self, logits: Tensor, allowed: Tensor | None = None, stops: Collection[int] = ()) -> Sampled:
         """Choose a token from logits, fp32 [vocab], and count it; `allowed`: bool [vocab], None for all. `stops`: what
@@ -99,9 +100,9 @@ class Sampler:
             return logits
         kept = torch.ones(len(logits), dtype=torch.bool) if allowed is None else allowed.clone()
         if named:
-            if max(named) >= len(logits):
-                raise UsageError(f"Token {max(named)} is allowed; this vocabulary ends at {len(logits) - 1}.")
-            kept &= torch.zeros(len(logits), dtype=torch.bool).index_fill(0, torch.tensor(named), True)
+            if self._named is None:
+                self._named = _flags(named, len(logits))
+            kept &= self._named
         if held:
             kept[held] = False
         logits = torch.where(kept, logits, -math.inf)
@@ -137,6 +138,13 @@ class Sampler:
         digest = blake2b(self._seed + struct.pack("<Q", self._drawn), digest_size=8).digest()
         self._drawn += 1
         return float((int.from_bytes(digest, "little") >> 11) * 2.0**-53)
+
+
+def _flags(tokens: Sequence[int], vocab_size: int) -> Tensor:
+    """bool [vocab_size], true for these."""
+    if max(tokens) >= vocab_size:
+        raise UsageError(f"Token {max(tokens)} is allowed; this vocabulary ends at {vocab_size - 1}.")
+    return torch.zeros(vocab_size, dtype=torch.bool).index_fill(0, torch.tensor(tokens), True)
 
 
 def _nucleus(weights: Tensor, top_p: float) -> Tensor:
