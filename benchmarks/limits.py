@@ -27,7 +27,8 @@ def _library() -> ctypes.CDLL:
         options = ["-O3", "-march=native", "-pthread", "-shared", "-fPIC"]
         subprocess.run([compiler, *options, str(SOURCE), "-o", str(built)], check=True)
     library = ctypes.CDLL(str(built))
-    library.bf16_rate.restype = library.read_rate.restype = ctypes.c_double
+    for rate in (library.bf16_rate, library.fused_rate, library.read_rate, library.update_rate):
+        rate.restype = ctypes.c_double
     return library
 
 
@@ -41,6 +42,16 @@ def matrix_peak(n_threads: int) -> tuple[float, str]:
 def read_rate(n_threads: int, memory: Tensor) -> float:
     """Bytes a second at which so many threads read this very memory, the best of five tries."""
     return float(_library().read_rate(n_threads, ctypes.c_void_p(memory.data_ptr()), ctypes.c_long(memory.nbytes)))
+
+
+def vector_peak() -> float:
+    """FLOP per second of processor time of fp32 multiply-adds by one thread's vector unit."""
+    return float(_library().fused_rate())
+
+
+def update_rate(memory: Tensor) -> float:
+    """Bytes, read and written, per second of processor time when one thread changes this very memory."""
+    return float(_library().update_rate(ctypes.c_void_p(memory.data_ptr()), ctypes.c_long(memory.nbytes)))
 
 
 class Disk:

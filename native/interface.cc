@@ -1,6 +1,7 @@
 // The C interface: checks arguments and passes them on.
 #include "earthshine.h"
 
+#include <cmath>
 #include <initializer_list>
 
 #include "dispatch.h"
@@ -79,6 +80,25 @@ int32_t check(const es_sequence& sequence, const es_attention& shape, int64_t to
   return within(sequence.pages, sequence.n_pages, shape.n_pool_pages) ? ES_OK : ES_BAD_INDEX;
 }
 
+int32_t check(const es_kda_shape& shape, int64_t tokens) {
+  const int64_t heads = shape.n_heads, dim = shape.head_dim;
+  const bool sizes = heads > 0 && dim > 0 && dim % 16 == 0 && dim <= earthshine::most_kda_dim && shape.kernel > 0 &&
+                     shape.kernel <= earthshine::most_kda_kernel;
+  if (!sizes || !fits(heads, 3 * dim * dim) || !fits(tokens, heads * 3 * dim)) return ES_BAD_SHAPE;
+  return shape.is_bounded == 0 || (shape.lower_bound < 0.0f && shape.lower_bound > -1e30f) ? ES_OK : ES_BAD_SHAPE;
+}
+
+// `before` sequences come earlier, and the last of them ends at row `end`.
+int32_t check(const es_recurrent* sequences, int64_t before, int64_t tokens, int64_t end, bool has_tail) {
+  const es_recurrent& one = sequences[before];
+  if (one.first < end || one.rows < 0 || one.rows > tokens || one.first > tokens - one.rows) return ES_BAD_INDEX;
+  if (one.state == nullptr || (has_tail && one.tail == nullptr)) return ES_NULL_POINTER;
+  for (int64_t i = 0; i < before; ++i) {
+    if (sequences[i].state == one.state || (has_tail && sequences[i].tail == one.tail)) return ES_BAD_INDEX;
+  }
+  return ES_OK;
+}
+
 int32_t done(bool succeeded) { return succeeded ? ES_OK : ES_NO_MEMORY; }
 
 }  // namespace
@@ -92,7 +112,7 @@ const char* es_status_text(int32_t status) {
     case ES_BAD_SHAPE: return "A size is negative, too large, or does not fit the format or the other sizes.";
     case ES_UNSUPPORTED: return "This build has no such instruction set, or the processor lacks it.";
     case ES_NO_MEMORY: return "There is not enough memory for the kernel's workspace.";
-    case ES_BAD_INDEX: return "A token, page or boundary points outside its array.";
+    case ES_BAD_INDEX: return "A token, page or boundary points outside its array, or two sequences share a state.";
     default: return "This status is not one of the library's.";
   }
 }
@@ -250,6 +270,39 @@ int32_t es_paged_attention(const es_attention* shape, const es_sequence* sequenc
   }
   if (end > 0 && (q == nullptr || pool == nullptr || out == nullptr)) return ES_NULL_POINTER;
   return done(earthshine::serving().paged_attention(*shape, sequences, n_sequences, q, pool, out));
+}
+
+int32_t es_gated_rms_norm(const float* x, const uint16_t* gate, int64_t gate_row, const float* weight, float eps,
+                          int64_t rows, int64_t dim, uint16_t* out) {
+  if (!fits(rows, dim) || !strided(rows, dim, gate_row, false)) return ES_BAD_SHAPE;
+  if (rows == 0 || dim == 0) return ES_OK;
+  if (x == nullptr || gate == nullptr || weight == nullptr || out == nullptr) return ES_NULL_POINTER;
+  earthshine::serving().gated_norm({x, gate, gate_row, weight, eps, rows, dim, out});
+  return ES_OK;
+}
+
+int32_t es_kda(const es_kda_shape* shape, const es_recurrent* sequences, int64_t n_sequences, const uint16_t* qkv,
+               const void* gate, const void* beta, int64_t tokens, const float* conv, const float* a_log,
+               const float* dt_bias, float* out) {
+  if (shape == nullptr) return ES_NULL_POINTER;
+  if (n_sequences < 0) return ES_BAD_SHAPE;
+  if (const int32_t status = check(*shape, tokens)) return status;
+  if (n_sequences == 0) return ES_OK;
+  if (sequences == nullptr) return ES_NULL_POINTER;
+  int64_t end = 0;
+  for (int64_t i = 0; i < n_sequences; ++i) {
+    if (const int32_t status = check(sequences, i, tokens, end, shape->kernel > 1)) return status;
+    end = sequences[i].first + sequences[i].rows;
+  }
+  if (end == 0) return ES_OK;
+  for (const void* part : {static_cast<const void*>(qkv), gate, beta, static_cast<const void*>(conv),
+                           static_cast<const void*>(a_log), static_cast<const void*>(dt_bias),
+                           static_cast<const void*>(out)}) {
+    if (part == nullptr) return ES_NULL_POINTER;
+  }
+  const float scale = 1.0f / std::sqrt(static_cast<float>(shape->head_dim));
+  earthshine::serving().kda({shape, sequences, n_sequences, qkv, gate, beta, conv, a_log, dt_bias, scale, out});
+  return ES_OK;
 }
 
 int32_t es_read(const uint8_t* memory, int64_t bytes, uint64_t* out) {

@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define ES_ABI_VERSION 6
+#define ES_ABI_VERSION 7
 
 #if defined(_WIN32)
 #define ES_API __declspec(dllexport)
@@ -162,6 +162,37 @@ ES_API int32_t es_paged_attention(const es_attention* shape, const es_sequence* 
                                   const uint16_t* q /* [tokens, n_heads, key_dim], bf16 */, int64_t tokens,
                                   const uint16_t* pool /* [n_pool_pages, page_tokens, n_kv_heads, width], bf16 */,
                                   uint16_t* out /* [tokens, n_heads, value_dim], bf16 */);
+
+/* out = bf16(weight * (x / sqrt(mean(x^2) + eps)) * sigmoid(gate)) of each row of `dim`, in fp32 until then. */
+ES_API int32_t es_gated_rms_norm(const float* x /* [rows, dim] */, const uint16_t* gate /* [rows][dim], bf16 */,
+                                 int64_t gate_row, const float* weight /* [dim] */, float eps, int64_t rows,
+                                 int64_t dim, uint16_t* out /* [rows, dim], bf16 */);
+
+/* Rows first to first + rows of a batch: the next tokens of one sequence, and what it keeps, which they update. */
+typedef struct {
+  int64_t first, rows;
+  float* state;   /* [n_heads, head_dim, head_dim]: a row a key channel, a column a value */
+  uint16_t* tail; /* [kernel - 1, 3 * n_heads * head_dim], bf16: the last inputs of the convolution, oldest first */
+} es_recurrent;
+
+typedef struct {
+  int64_t n_heads, head_dim, kernel;  /* head_dim: a multiple of 16, at most 256; kernel: 1 to 8 */
+  int32_t gate_is_fp32, beta_is_fp32; /* or bf16 */
+  int32_t is_bounded;                 /* not 0: the decay is exp(lower_bound * sigmoid(exp(a_log) (gate + dt_bias))) */
+  float lower_bound;
+} es_kda_shape;
+
+/* Kimi Delta Attention. Per token and head, in fp32: q, k, v = silu of a causal convolution by channel; q and k over
+ * sqrt(sum of squares + 1e-6), q times head_dim^-0.5; state = diag(decay) state with decay =
+ * exp(-exp(a_log) * softplus(gate + dt_bias)); state += k (sigmoid(beta) (v - state^T k))^T; out = state^T q.
+ * Sequences' rows ascend, and no two share a state or a tail. ES_BAD_INDEX for rows outside the batch or shared states.
+ */
+ES_API int32_t es_kda(const es_kda_shape* shape, const es_recurrent* sequences, int64_t n_sequences,
+                      const uint16_t* qkv /* [tokens, 3, n_heads, head_dim], bf16: q, then k, then v */,
+                      const void* gate /* [tokens, n_heads, head_dim] */, const void* beta /* [tokens, n_heads] */,
+                      int64_t tokens, const float* conv /* [3 * n_heads * head_dim, kernel] */,
+                      const float* a_log /* [n_heads] */, const float* dt_bias /* [n_heads, head_dim] */,
+                      float* out /* [tokens, n_heads, head_dim] */);
 
 /* Reads `bytes` of memory once with all threads: out[0] = the exclusive or of its 64-bit words, the last one filled up
  * with zeros. For measuring how fast that goes. */

@@ -20,9 +20,11 @@ struct Instance {
   bool (*paged_attention)(const es_attention&, const es_sequence*, int64_t n_sequences, const uint16_t* q,
                           const uint16_t* pool, uint16_t* out);
   void (*rms_norm)(const NormCall&);
+  void (*gated_norm)(const GatedNormCall&);
   void (*rotate)(const RotateCall&);
   void (*swiglu)(const SwigluCall&);
   void (*route)(const RouteCall&);
+  void (*kda)(const KdaCall&);
   uint64_t (*read)(const uint8_t* memory, int64_t bytes);
 };
 

@@ -4,6 +4,7 @@
 #include "instance.h"
 
 #include "../ops/attention.h"
+#include "../ops/kda.h"
 #include "../ops/linear.h"
 #include "../ops/moe_ffn.h"
 #include "../ops/read.h"
@@ -26,9 +27,11 @@ constexpr earthshine::Instance table(const char* name) {
       MoeFfn<Tile>::sum,
       PagedAttention<Tile>::run,
       Elementwise<Tile>::rms_norm,
+      Elementwise<Tile>::gated_norm,
       Elementwise<Tile>::rotate,
       Elementwise<Tile>::swiglu,
       Route<Tile>::run,
+      Kda<Tile>::run,
       read_memory,
   };
 }

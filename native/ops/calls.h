@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "earthshine.h"
+
 namespace earthshine {
 
 struct NormCall {
@@ -37,6 +39,30 @@ struct SwigluCall {
   uint16_t* out;
 };
 
+struct GatedNormCall {
+  const float* x;
+  const uint16_t* gate;
+  int64_t gate_row;
+  const float* weight;
+  float eps;
+  int64_t rows, dim;
+  uint16_t* out;
+};
+
+struct KdaCall {
+  const es_kda_shape* shape;
+  const es_recurrent* sequences;
+  int64_t n_sequences;
+  const uint16_t* qkv;
+  const void* gate;  // bf16 or fp32, as the shape says
+  const void* beta;
+  const float* conv;
+  const float* a_log;
+  const float* dt_bias;
+  float query_scale;  // head_dim^-0.5
+  float* out;
+};
+
 struct RouteCall {
   const float* logits;
   bool softmax;       // or sigmoid
@@ -49,5 +75,6 @@ struct RouteCall {
 };
 
 constexpr int64_t most_experts = 4096;  // room for one token's scores on the stack
+constexpr int64_t most_kda_dim = 256, most_kda_kernel = 8;  // room for a chunk of tokens on the stack
 
 }  // namespace earthshine

@@ -4,6 +4,8 @@
 // as zero, as in the products; the tiles of AMX are not touched, so only the flushing is switched on.
 #pragma once
 
+#include <type_traits>
+
 #include "../pool.h"
 #include "calls.h"
 #include "math.h"
@@ -81,6 +83,19 @@ struct Elementwise : Lanes16<T> {
     else norm_rows<uint16_t>(call);
   }
 
+  static void gated_norm(const earthshine::GatedNormCall& call) {
+    over_rows<T>(call.rows, call.dim, [&](int64_t row) {
+      const float* x = call.x + row * call.dim;
+      const uint16_t* gate = call.gate + row * call.gate_row;
+      const F factor = norm_factor(x, nullptr, call.dim, call.eps);
+      for (int64_t i = 0; i < call.dim; i += 16) {
+        const int64_t n = at_most(call.dim - i, 16);
+        const F scaled = T::mul(L::load(call.weight + i, n), T::mul(L::load(x + i, n), factor));
+        L::store(call.out + row * call.dim + i, n, T::mul(scaled, Math<T>::sigmoid(L::load(gate + i, n))));
+      }
+    });
+  }
+
   static void rotate(const earthshine::RotateCall& call) {
     const int64_t pairs = call.dim / 2;
     over_rows<T>(call.rows, call.n_heads * call.dim, [&](int64_t row) {
@@ -113,13 +128,18 @@ struct Elementwise : Lanes16<T> {
 
   template <class V>
   static void norm(const earthshine::NormCall& call, V* x, const uint16_t* added, uint16_t* out) {
-    const float mean = sum_of_squares(x, added, call.dim) / static_cast<float>(call.dim);
-    const F factor = T::div(T::broadcast(1.0f), T::sqrt(T::broadcast(mean + call.eps)));
+    const F factor = norm_factor(x, added, call.dim, call.eps);
     for (int64_t i = 0; i < call.dim; i += 16) {
       const int64_t n = at_most(call.dim - i, 16);
       const F scaled = L::rounded(T::mul(L::load(x + i, n), factor));
       L::store(out + i, n, T::mul(L::load(call.weight + i, n), scaled));
     }
+  }
+
+  template <class V>
+  static F norm_factor(V* x, const uint16_t* added, int64_t dim, float eps) {
+    const float mean = sum_of_squares(x, added, dim) / static_cast<float>(dim);
+    return T::div(T::broadcast(1.0f), T::sqrt(T::broadcast(mean + eps)));
   }
 
   // Column i adds to lane i % 64, in four registers: one alone would wait for each addition. Then a fixed tree.
@@ -141,7 +161,9 @@ struct Elementwise : Lanes16<T> {
   // With `added`, x becomes the sum, rounded to its own type.
   template <class V>
   static void add_square(V* x, const uint16_t* added, int64_t n, F* sum) {
-    if (added != nullptr) L::store(x, n, T::add(L::load(x, n), L::load(added, n)));
+    if constexpr (!std::is_const_v<V>) {
+      if (added != nullptr) L::store(x, n, T::add(L::load(x, n), L::load(added, n)));
+    }
     const F value = L::load(x, n);
     *sum = T::fma(value, value, *sum);
   }

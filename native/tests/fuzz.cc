@@ -178,6 +178,26 @@ uint64_t rms_norm(Random& random, Breaks* broken) {
   return wild ? 0 : hash(out) ^ hash(narrow) ^ hash(floats);
 }
 
+uint64_t gated_norm(Random& random, Breaks* broken) {
+  const int64_t rows = random.size(40), dim = random.size(300), gate_row = dim + random.below(9);
+  const bool wild = random.chance(4);
+  const Heap<float> x = random_floats(random, rows * dim, wild), weight = random_floats(random, dim);
+  const Heap<uint16_t> gate = random_bf16(random, (rows - 1) * gate_row + dim, wild);
+  const Heap<uint16_t> out = filled<uint16_t>(rows * dim);
+  const auto call = [&](int64_t r, int64_t d, int64_t stride, uint16_t* to) {
+    return es_gated_rms_norm(x.data(), gate.data(), stride, weight.data(), 1e-6f, r, d, to);
+  };
+  if (broken != nullptr) {
+    broken->refuse("absurdly many rows", [&] { return call(broken->absurd(), dim, gate_row, out.data()); });
+    broken->refuse("an absurd width", [&] { return call(rows, broken->absurd(), gate_row, out.data()); });
+    broken->refuse("an absurd stride", [&] { return call(rows, dim, broken->absurd(), out.data()); });
+    broken->refuse("no out", [&] { return call(rows, dim, gate_row, nullptr); });
+    return 0;
+  }
+  want_ok("es_gated_rms_norm", call(rows, dim, gate_row, out.data()));
+  return wild ? 0 : hash(out);
+}
+
 uint64_t rotate(Random& random, Breaks* broken) {
   const int64_t rows = random.size(40), heads = random.from(1, 5), dim = 2 * random.size(70);
   const int64_t x_head = dim + random.below(5), x_row = heads * x_head + random.below(5);
@@ -296,8 +316,9 @@ struct Operation {
 };
 
 const Operation operations[] = {{"linear", linear}, {"linear_by_head", linear_by_head}, {"moe", moe},
-                                {"rms_norm", rms_norm}, {"rotate", rotate}, {"swiglu", swiglu}, {"route", route},
-                                {"attention", attention}, {"read", read}, {"choice", choice}};
+                                {"rms_norm", rms_norm}, {"gated_norm", gated_norm}, {"rotate", rotate},
+                                {"swiglu", swiglu}, {"route", route}, {"attention", attention}, {"kda", kda},
+                                {"read", read}, {"choice", choice}};
 
 Random of_call(uint64_t seed, int64_t round, const Operation& operation) {
   return {seed * 1000003u + static_cast<uint64_t>(round) * 101u + static_cast<uint64_t>(&operation - operations)};

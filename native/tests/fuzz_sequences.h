@@ -64,4 +64,64 @@ uint64_t attention(Random& random, Breaks* broken) {
   return hash(out);
 }
 
+uint64_t kda(Random& random, Breaks* broken) {
+  es_kda_shape s = {random.from(1, 3), 16 * random.from(1, random.chance(3) ? 16 : 4), random.from(1, 8),
+                    static_cast<int32_t>(random.below(2)), static_cast<int32_t>(random.below(2)),
+                    static_cast<int32_t>(random.below(2)), -5.0f};
+  const int64_t width = s.n_heads * s.head_dim, n_sequences = random.from(1, 3);
+  std::vector<Heap<float>> states;
+  std::vector<Heap<uint16_t>> tails;
+  Heap<es_recurrent> sequences(n_sequences);
+  int64_t tokens = 0;
+  for (int64_t i = 0; i < n_sequences; ++i) {
+    const int64_t first = tokens + random.below(2), rows = random.from(0, random.chance(3) ? 40 : 4);
+    states.push_back(random_floats(random, width * s.head_dim));
+    tails.push_back(random_bf16(random, (s.kernel - 1) * 3 * width));
+    sequences.data()[i] = {first, rows, states.back().data(), tails.back().data()};
+    tokens = first + rows;
+  }
+  const Heap<uint16_t> qkv = random_bf16(random, tokens * 3 * width);
+  const Heap<uint16_t> gate = random_bf16(random, tokens * width * (s.gate_is_fp32 + 1));
+  const Heap<uint16_t> beta = random_bf16(random, tokens * s.n_heads * (s.beta_is_fp32 + 1));
+  const Heap<float> conv = random_floats(random, 3 * width * s.kernel), a_log = random_floats(random, s.n_heads);
+  const Heap<float> dt_bias = random_floats(random, width), out = filled<float>(tokens * width);
+  const auto call = [&](const es_kda_shape& shape, int64_t n, int64_t batch) {
+    return es_kda(&shape, sequences.data(), n, qkv.data(), gate.data(), beta.data(), batch, conv.data(), a_log.data(),
+                  dt_bias.data(), out.data());
+  };
+  if (broken != nullptr) {
+    int64_t es_kda_shape::*const sizes[] = {&es_kda_shape::n_heads, &es_kda_shape::head_dim, &es_kda_shape::kernel};
+    es_kda_shape bad = s;
+    bad.*sizes[random.below(3)] = broken->absurd();
+    broken->refuse("an absurd size", [&] { return call(bad, n_sequences, tokens); });
+    bad = s, bad.head_dim += random.chance(2) ? random.from(1, 15) : 256;
+    broken->refuse("heads that fit no vectors", [&] { return call(bad, n_sequences, tokens); });
+    bad = s, bad.kernel = random.chance(2) ? 0 : random.from(9, 1 << 20);
+    broken->refuse("a kernel that is none", [&] { return call(bad, n_sequences, tokens); });
+    bad = s, bad.is_bounded = 1, bad.lower_bound = random.chance(2) ? __builtin_nanf("") : 1.0f;
+    broken->refuse("a bound that is none", [&] { return call(bad, n_sequences, tokens); });
+    broken->refuse("absurdly many tokens", [&] { return call(s, n_sequences, broken->absurd()); });
+    broken->refuse("a negative number of sequences", [&] { return call(s, -1, tokens); });
+    es_recurrent& one = sequences.data()[random.below(n_sequences)];
+    const es_recurrent right = one;
+    (random.chance(2) ? one.first : one.rows) = broken->absurd();
+    broken->refuse("absurd rows", [&] { return call(s, n_sequences, tokens); });
+    one = right, one.rows = tokens - one.first + 1;
+    broken->refuse("rows outside the batch", [&] { return call(s, n_sequences, tokens); });
+    one = right, one.state = nullptr;
+    broken->refuse("no state", [&] { return call(s, n_sequences, tokens); });
+    one = right;
+    if (n_sequences > 1) {
+      sequences.data()[0].state = sequences.data()[1].state;
+      broken->refuse("a state that two share", [&] { return call(s, n_sequences, tokens); });
+    }
+    return 0;
+  }
+  want_ok("es_kda", call(s, n_sequences, tokens));
+  uint64_t found = hash(out);
+  for (const Heap<float>& state : states) found = found * 31 + hash(state);
+  for (const Heap<uint16_t>& tail : tails) found = found * 31 + hash(tail);
+  return found;
+}
+
 }  // namespace

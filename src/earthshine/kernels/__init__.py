@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from earthshine.errors import KernelError
-from earthshine.kernels import attention, elementwise, library, native, reference, rows
+from earthshine.kernels import attention, elementwise, library, native, recurrent, reference, rows
 from earthshine.kernels.attention import PagedTokens
 from earthshine.kernels.matrix import Format, Matrix, Weight, fp8_matrix, int4_matrix, raw_bytes, stored_bytes
 from earthshine.kernels.native import Expert
+from earthshine.kernels.recurrent import RecurrentTokens
 from earthshine.kernels.rows import attend
 from earthshine.settings import KERNEL_CHOICES, read_settings
 
@@ -27,14 +28,17 @@ __all__ = [
     "Implementation",
     "Matrix",
     "PagedTokens",
+    "RecurrentTokens",
     "Weight",
     "add_rms_norm",
     "attend",
     "decode",
     "ffn",
     "fp8_matrix",
+    "gated_rms_norm",
     "implementations",
     "int4_matrix",
+    "kda",
     "linear",
     "linear_by_head",
     "moe_ffn",
@@ -51,8 +55,8 @@ __all__ = [
 ]
 
 _NATIVE = (
-    "add_rms_norm", "decode", "ffn", "linear", "linear_by_head", "moe_ffn", "moe_sum", "paged_attention", "rms_norm",
-    "rotate", "route", "swiglu",
+    "add_rms_norm", "decode", "ffn", "gated_rms_norm", "kda", "linear", "linear_by_head", "moe_ffn", "moe_sum",
+    "paged_attention", "rms_norm", "rotate", "route", "swiglu",
 )  # fmt: skip
 
 
@@ -200,6 +204,32 @@ def paged_attention(
     return attend_pages(
         query, pool, sequences, scale, n_kv_heads=n_kv_heads, value_offset=value_offset, value_dim=value_dim
     )
+
+
+def kda(
+    qkv: Tensor,
+    gate: Tensor,
+    beta: Tensor,
+    sequences: Sequence[RecurrentTokens],
+    *,
+    conv: Tensor,
+    a_log: Tensor,
+    dt_bias: Tensor,
+    lower_bound: float | None = None,
+) -> Tensor:
+    """Kimi Delta Attention, as `recurrent.kda`, whose docstring gives the shapes; fp32 qkv takes fp32 tails."""
+    if _is_native(qkv):
+        return recurrent.kda(
+            qkv, gate, beta, sequences, conv=conv, a_log=a_log, dt_bias=dt_bias, lower_bound=lower_bound
+        )
+    return reference.kda(qkv, gate, beta, sequences, conv=conv, a_log=a_log, dt_bias=dt_bias, lower_bound=lower_bound)
+
+
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight * sigmoid(gate) in fp32, to gate's dtype; x: fp32, weight: fp32 [dim]."""
+    if x.dtype == weight.dtype == torch.float32 and _is_native(gate, x, weight):
+        return recurrent.gated_rms_norm(x, gate, weight, eps)
+    return rows.gated_rms_norm(x, gate, weight, eps)
 
 
 def moe_ffn(x: Tensor, experts: Sequence[Expert], token: Tensor, begin: Sequence[int], each: Tensor) -> None:

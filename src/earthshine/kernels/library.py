@@ -14,7 +14,7 @@ from types import MappingProxyType
 from earthshine.errors import KernelError
 from earthshine.settings import read_settings
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 FILE_NAME = "libearthshine.so"
 
 _POINTER, _INT64, _INT32, _NAME = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_char_p
@@ -63,6 +63,14 @@ _SIGNATURES = MappingProxyType(
             (_POINTER, _INT32, _POINTER, _INT64, _INT64, _INT64, _INT64, _INT64, _INT32, _FLOAT, _POINTER, _POINTER),
         ),
         "es_paged_attention": (_INT32, (_POINTER, _POINTER, _INT64, _POINTER, _INT64, _POINTER, _POINTER)),
+        "es_gated_rms_norm": (
+            _INT32,
+            (_POINTER, _POINTER, _INT64, _POINTER, _FLOAT, _INT64, _INT64, _POINTER),
+        ),
+        "es_kda": (
+            _INT32,
+            (_POINTER, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _POINTER),
+        ),
         "es_read": (_INT32, (_POINTER, _INT64, _POINTER)),
     }
 )

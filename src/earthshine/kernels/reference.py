@@ -74,6 +74,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight.to(x.dtype) * scaled.to(x.dtype)
 
 
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight * sigmoid(gate) over the last axis, rounded once, to gate's dtype."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(wide.dtype)
+    return (scaled * torch.sigmoid(gate.to(wide.dtype))).to(gate.dtype)
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, elementwise."""
     return (functional.silu(gate.float()) * up.float()).to(gate.dtype)
@@ -182,6 +189,60 @@ def paged_attention(
         outputs.append(attend(mine, key, value, scale, sequence.start).transpose(0, 1))
         first += sequence.count
     return torch.cat(outputs)
+
+
+class RecurrentTokens(Protocol):
+    """`count` tokens of one sequence, and what it keeps: both tensors are updated in place."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def state(self) -> Tensor: ...
+    @property
+    def tail(self) -> Tensor: ...
+
+
+def kda(
+    qkv: Tensor,
+    gate: Tensor,
+    beta: Tensor,
+    sequences: Sequence[RecurrentTokens],
+    *,
+    conv: Tensor,
+    a_log: Tensor,
+    dt_bias: Tensor,
+    lower_bound: float | None = None,
+) -> Tensor:
+    """Kimi Delta Attention, token by token in fp32, or in fp64 where the state is (arXiv 2510.26692).
+
+    qkv: [tokens, 3 * n_heads * head_dim], q, then k, then v, before the convolution; gate: [tokens, n_heads *
+    head_dim], logits of the decay; beta: [tokens, n_heads], logits; conv: [3 * n_heads * head_dim, kernel]; a_log:
+    [n_heads]; dt_bias: [n_heads * head_dim]. Each sequence has its state [n_heads, head_dim (key), head_dim (value)]
+    and its tail [kernel - 1, 3 * n_heads * head_dim]. Returns [tokens, n_heads, head_dim] in the state's dtype.
+    """
+    n_heads, dim = a_log.numel(), dt_bias.numel() // a_log.numel()
+    outputs, first = [], 0
+    for sequence in sequences:
+        state, wide = sequence.state, sequence.state.dtype
+        inputs = torch.cat((sequence.tail, qkv[first : first + sequence.count]))
+        taps, rate = conv.to(wide).mT, a_log.to(wide).exp()[:, None]
+        for row in range(sequence.count):
+            window = inputs[row : row + len(taps)].to(wide)
+            q, k, v = functional.silu((window * taps).sum(0)).view(3, n_heads, dim)
+            q, k = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
+            logits = (gate[first + row].to(wide) + dt_bias.to(wide)).view(n_heads, dim)
+            if lower_bound is None:
+                decay = (-rate * functional.softplus(logits)).exp()
+            else:
+                decay = (lower_bound * torch.sigmoid(rate * logits)).exp()
+            state.mul_(decay[:, :, None])
+            seen = (state * k[:, :, None]).sum(1)
+            delta = torch.sigmoid(beta[first + row].to(wide))[:, None] * (v - seen)
+            state.add_(k[:, :, None] * delta[:, None])
+            outputs.append((state * q[:, :, None]).sum(1) * dim**-0.5)
+        sequence.tail.copy_(inputs[sequence.count :])
+        first += sequence.count
+    return torch.stack(outputs) if outputs else qkv.new_empty(0, n_heads, dim)
 
 
 def decode(matrix: Matrix) -> Tensor:

@@ -62,6 +62,15 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return (_whole_vectors(functional.silu, gate.float()) * up.float()).to(gate.dtype)
 
 
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `reference.gated_rms_norm`."""
+    if _trains(x, gate, weight):
+        return reference.gated_rms_norm(x, gate, weight, eps)
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()
+    return (scaled * _whole_vectors(torch.sigmoid, gate.float())).to(gate.dtype)
+
+
 def route(
     logits: Tensor,
     bias: Tensor | None,
