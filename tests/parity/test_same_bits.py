@@ -22,7 +22,7 @@ from earthshine.plan import Wishes
 from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint, ExpertStore, Reader, StoredTrunk
 
-from .tiny import PROMPT, Case, write_tiny
+from .tiny import PROMPT, Case, Qwen3, write_tiny
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 UNITS = ("layers.0", "layers.1", "layers.2", "head")
@@ -37,9 +37,9 @@ def _threads() -> Iterator[None]:
         kernels.set_threads(before)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("tiny"), Case(storage="int4"))
+@pytest.fixture(scope="module", params=[Case(storage="int4"), Qwen3()], ids=["latent", "grouped"])
+def folder(request, tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("tiny"), request.param)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from earthshine.models import Decoder
 from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint, ExpertStore, Reader, StoredTrunk
 
-from .tiny import VOCAB, Case, write_tiny
+from .tiny import VOCAB, Case, Qwen3, write_tiny
 
 PAGE = 16
 CONTEXT = 192
@@ -58,9 +58,11 @@ def _counted_time(monkeypatch):
         monkeypatch.setattr(module, "time", clock)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("many"), Case(storage="int4", n_experts=72))
+@pytest.fixture(
+    scope="module", params=[Case(storage="int4", n_experts=72), Qwen3(n_experts=72)], ids=["latent", "grouped"]
+)
+def folder(request, tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("many"), request.param)
 
 
 @pytest.fixture(scope="module")

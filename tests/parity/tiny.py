@@ -1,4 +1,4 @@
-"""Seeded tiny checkpoints in the published formats, and transformers' DeepseekV3 over the same files.
+"""Seeded tiny checkpoints in the published formats, and transformers' DeepseekV3 and Qwen3Moe over the same files.
 
 The oracle reads the files with the `safetensors` library and decodes them by itself, so that a mistake in
 Earthshine's reader, decoders or mathematics shows as a difference.
@@ -7,12 +7,12 @@ Earthshine's reader, decoders or mathematics shows as a difference.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from earthshine.spec import Storage, spec_from_config
 from earthshine.spec.families.quantization import published_quantization
@@ -27,6 +27,14 @@ YARN = {
     "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0,
     "original_max_position_embeddings": 32, "type": "yarn",
 }  # fmt: skip
+
+
+class Tiny(Protocol):
+    """A model small enough to test."""
+
+    def config(self) -> dict[str, Any]:
+        """Its config.json."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,18 +89,61 @@ class Case:
         } | ({"quantization_config": quantization} if quantization else {})
 
 
+@dataclass(frozen=True)
+class Qwen3:
+    """One corner of Qwen3-MoE: how many heads share a key head, how experts are weighed, how weights are stored."""
+
+    n_kv_heads: int = 2
+    head_dim: int = 32  # more than hidden_size / n_heads
+    normalize: bool = True
+    storage: str = "bf16"
+    n_experts: int = 16
+
+    def config(self) -> dict[str, Any]:
+        quantization = published_quantization(STORAGES[self.storage])
+        return {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "attention_bias": False,
+            "bos_token_id": 0,
+            "decoder_sparse_step": 1,
+            "eos_token_id": VOCAB - 1,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": 160,
+            "intermediate_size": 192,
+            "max_position_embeddings": 256,
+            "mlp_only_layers": [],
+            "model_type": "qwen3_moe",
+            "moe_intermediate_size": 64,
+            "norm_topk_prob": self.normalize,
+            "num_attention_heads": 8,
+            "num_experts": self.n_experts,
+            "num_experts_per_tok": 4,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": self.n_kv_heads,
+            "rms_norm_eps": 1e-2,  # large enough to be seen
+            "rope_scaling": None,
+            "rope_theta": 10000.0,
+            "sliding_window": None,
+            "tie_word_embeddings": False,
+            "torch_dtype": "bfloat16",
+            "use_sliding_window": False,
+            "vocab_size": VOCAB,
+        } | ({"quantization_config": quantization} if quantization else {})
+
+
 def _values(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Large enough queries and keys that attention is far from uniform, or score errors could not be seen."""
     noise = torch.randn(shape, generator=generator)
     if name.endswith("router_bias"):
         return 0.1 * noise
     if len(shape) == 1:
-        return (1 + 0.2 * noise).bfloat16()
+        return ((2.5 if name.endswith("attention.q_norm") else 1.0) * (1 + 0.2 * noise)).bfloat16()
     gain = 1.0 if name == "embed" else (2.5 if ".q" in name or "kv_" in name else 1.0) * shape[-1] ** -0.5
     return (gain * noise).bfloat16()
 
 
-def write_tiny(folder: Path, case: Case, seed: int = 0) -> Path:
+def write_tiny(folder: Path, case: Tiny, seed: int = 0) -> Path:
     """config.json and shards of a random model; the same seed gives the same bytes."""
     generator = torch.Generator().manual_seed(seed)
     spec = spec_from_config(case.config())
@@ -133,7 +184,7 @@ def _fused(values: dict[str, Tensor], n_experts: int) -> dict[str, Tensor]:
     return fused
 
 
-def oracle(folder: Path, dtype: torch.dtype = torch.float32) -> DeepseekV3ForCausalLM:
+def oracle(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """transformers' model over the values in `folder`."""
     config = json.loads((folder / "config.json").read_text())
     rope: dict[str, Any] = {"rope_type": "default"}
@@ -142,11 +193,13 @@ def oracle(folder: Path, dtype: torch.dtype = torch.float32) -> DeepseekV3ForCau
     dropped = ("architectures", "quantization_config", "rope_scaling", "model_type", "torch_dtype", "rope_theta")
     kept = {key: value for key, value in config.items() if key not in dropped}
     rope["rope_theta"] = config["rope_theta"]
-    model = DeepseekV3ForCausalLM(DeepseekV3Config(**kept, rope_parameters=rope, attn_implementation="eager"))
+    made = Qwen3MoeConfig if config["model_type"] == "qwen3_moe" else DeepseekV3Config
+    of = Qwen3MoeForCausalLM if made is Qwen3MoeConfig else DeepseekV3ForCausalLM
+    model = of(made(**kept, rope_parameters=rope, attn_implementation="eager"))
     stored: dict[str, Tensor] = {}
     for shard in sorted(folder.glob("*.safetensors")):
         stored |= load_file(shard)
-    state = _fused(_decoded(stored), config["n_routed_experts"])
+    state = _fused(_decoded(stored), config.get("n_routed_experts") or config["num_experts"])
     model.load_state_dict(state, strict=True)
     model.eval().to(dtype)
     for name, buffer in model.named_buffers():

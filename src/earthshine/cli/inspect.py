@@ -31,6 +31,8 @@ _LABELS = {
     "vocab_size": "vocabulary size",
     "max_context": "maximum context (tokens)",
     "n_heads": "attention heads",
+    "n_kv_heads": "KV heads",
+    "head_dim": "dimensions per head",
     "q_lora_rank": "query LoRA rank",
     "kv_lora_rank": "KV LoRA rank",
     "rope_dim": "RoPE dimensions per head",
@@ -183,7 +185,7 @@ def _readable(name: str, value: Any) -> Iterator[str]:
 def _label(name: str) -> str:
     for part, label in (
         ("trunk_bytes_", "bytes of the trunk in"),
-        ("latent_bytes_per_token_", "KV cache per token in"),
+        ("cache_bytes_per_token_", "KV cache per token in"),
     ):
         if name.startswith(part) and name not in _LABELS:
             return f"{label} {name.removeprefix(part)}"

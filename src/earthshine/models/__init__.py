@@ -1,4 +1,4 @@
-"""The mathematics of the models, in torch, readable beside the papers: rope, mla, ffn, then the decoder over them.
+"""The mathematics of the models, in torch, readable beside the papers: rope, mla, gqa, ffn, then the decoder over them.
 
 Reads the spec and calls kernels. Files and sequences stay behind three protocols: Trunk, Experts and States.
 """
@@ -6,6 +6,7 @@ Reads the spec and calls kernels. Files and sequences stay behind three protocol
 from earthshine.models.attention import Attention, attention_of
 from earthshine.models.decoder import Decoder, result_of
 from earthshine.models.ffn import Experts, Ffn, GroupedExperts, Moe
+from earthshine.models.gqa import Gqa, GqaWeights
 from earthshine.models.mla import Mla, MlaWeights, Query
 from earthshine.models.state import LayerState, Piece, States
 from earthshine.models.trunk import LayerWeights, ResidentTrunk, Trunk
@@ -15,6 +16,8 @@ __all__ = [
     "Decoder",
     "Experts",
     "Ffn",
+    "Gqa",
+    "GqaWeights",
     "GroupedExperts",
     "LayerState",
     "LayerWeights",

@@ -6,10 +6,11 @@ from typing import Protocol
 from torch import Tensor
 
 from earthshine.kernels import Weight
+from earthshine.models.gqa import Gqa, GqaWeights
 from earthshine.models.mla import Mla, MlaWeights
 from earthshine.models.rope import RotaryTables
 from earthshine.models.state import LayerState
-from earthshine.spec.attention import AttentionSpec, MlaSpec
+from earthshine.spec.attention import AttentionSpec, GqaSpec, MlaSpec
 
 
 class Attention(Protocol):
@@ -24,4 +25,6 @@ def attention_of(spec: AttentionSpec, weights: Mapping[str, Weight], tables: Rot
     """`weights`: by the names of `spec.tensors`."""
     if isinstance(spec, MlaSpec):
         return Mla(spec, MlaWeights(**weights), tables.of(spec.rope))  # type: ignore[arg-type]
+    if isinstance(spec, GqaSpec):
+        return Gqa(spec, GqaWeights(**weights), tables.of(spec.rope))  # type: ignore[arg-type]
     raise TypeError(f"no mathematics for {type(spec).__name__}")

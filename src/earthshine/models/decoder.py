@@ -33,7 +33,8 @@ class _Layer:
         self._dense: Ffn | None = None
         if isinstance(spec.ffn, MoeSpec):
             shared = Ffn(**_under(weights, "shared.")) if spec.ffn.shared_intermediate else None
-            self._moe = Moe(spec.ffn, index, _plain(weights, "router"), _plain(weights, "router_bias"), shared)
+            bias = _plain(weights, "router_bias") if spec.ffn.router.has_bias else None
+            self._moe = Moe(spec.ffn, index, _plain(weights, "router"), bias, shared)
         else:
             self._dense = Ffn(**_under(weights, "ffn."))
 

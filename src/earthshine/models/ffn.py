@@ -55,7 +55,7 @@ class Moe:
     spec: MoeSpec
     layer: int
     router: Tensor  # [n_experts, hidden]
-    router_bias: Tensor  # [n_experts]
+    router_bias: Tensor | None  # [n_experts]
     shared: Ffn | None
 
     def __call__(self, x: Tensor, experts: Experts) -> Tensor:
@@ -79,6 +79,7 @@ class Moe:
             groups_kept=rule.groups_kept,
             normalize=rule.normalize,
             scale=rule.scale,
+            scoring=rule.scoring.value,
         )
 
     def _with_shared(self, out: Tensor, flat: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from earthshine.spec.attention import MlaSpec, RopeSpec, YarnSpec
 
-_BLOCK = 1024  # positions; with at most 32 pairs few enough that torch does not divide them among threads
+_BLOCK = 1024  # positions
+_BLOCK_ANGLES = 32768  # no more, or torch divides them among threads
 
 
 def _correction(turns: float, rope: RopeSpec, yarn: YarnSpec) -> float:
@@ -49,7 +50,7 @@ def softmax_scale(attention: MlaSpec) -> float:
 
 
 class RotaryTable:
-    """cos and sin of each position's angles, made in blocks of 1024 positions when first asked for.
+    """cos and sin of each position's angles, made in blocks of up to 1024 positions when first asked for.
 
     Whole blocks also keep a position's bits independent of who asks: torch's cosine differs between the lanes of a
     vector and the scalar rest of an odd-sized tensor.
@@ -59,6 +60,7 @@ class RotaryTable:
         self._frequencies = frequencies(rope)
         yarn = rope.yarn
         self._gain = magnitude(yarn.factor, yarn.mscale) / magnitude(yarn.factor, yarn.mscale_all_dim) if yarn else 1.0
+        self._block = max(1, min(_BLOCK, _BLOCK_ANGLES // len(self._frequencies)))
         self._cos = self._sin = torch.empty(0, len(self._frequencies))
         self._asked: Tensor | None = None  # the positions of the last call, and its answer: a step asks in every layer
         self._answer = (self._cos, self._sin)
@@ -69,7 +71,7 @@ class RotaryTable:
             return self._answer
         needed = int(positions.max()) + 1
         while self._cos.shape[0] < needed:
-            block = torch.arange(self._cos.shape[0], self._cos.shape[0] + _BLOCK)
+            block = torch.arange(self._cos.shape[0], self._cos.shape[0] + self._block)
             angles = block[:, None].float() * self._frequencies
             self._cos = torch.cat((self._cos, angles.cos() * self._gain))
             self._sin = torch.cat((self._sin, angles.sin() * self._gain))

@@ -4,7 +4,7 @@
 Importing this package loads no torch. A config key that no family knows is refused by name.
 """
 
-from earthshine.spec.attention import AttentionSpec, MlaSpec, RopeSpec, Rows, YarnSpec
+from earthshine.spec.attention import AttentionSpec, GqaSpec, MlaSpec, RopeSpec, Rows, YarnSpec
 from earthshine.spec.config import load_spec, read_config, spec_from_config
 from earthshine.spec.footprint import (
     Footprint,
@@ -21,6 +21,7 @@ from earthshine.spec.model import (
     ModelSpec,
     MoeSpec,
     RouterSpec,
+    Scoring,
     Storage,
 )
 from earthshine.spec.tensor import TensorSpec, Use
@@ -29,6 +30,7 @@ __all__ = [
     "AttentionSpec",
     "DenseSpec",
     "Footprint",
+    "GqaSpec",
     "LayerSpec",
     "MlaSpec",
     "ModelSpec",
@@ -36,6 +38,7 @@ __all__ = [
     "RopeSpec",
     "RouterSpec",
     "Rows",
+    "Scoring",
     "Storage",
     "TensorSpec",
     "Use",

@@ -161,3 +161,64 @@ class MlaSpec:
         kv_b = (self.n_heads * (self.nope_dim + self.v_dim), self.kv_lora_rank)
         yield TensorSpec("kv_b", kv_b, linear=True, use=Use.PLAIN)
         yield TensorSpec("o", (hidden, self.n_heads * self.v_dim), linear=True)
+
+
+@dataclass(frozen=True, slots=True)
+class GqaSpec:
+    """Grouped-query attention (arXiv 2305.13245) with an RMS norm over each head of queries and keys (Qwen3).
+
+    n_heads / n_kv_heads query heads in a row share a key head. It rotates the first `rope.dim` values of a head, in
+    halves: the pair (i, i + rope.dim / 2).
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    rope: RopeSpec
+    norm_eps: float
+
+    @property
+    def kept(self) -> tuple[Rows, ...]:
+        """For each key head its key, after norm and rotation, then its value."""
+        return (Rows("key_value", self.n_kv_heads * 2 * self.head_dim),)
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        return {
+            "attention": "grouped-query (GQA)",
+            "n_heads": self.n_heads,
+            "n_kv_heads": self.n_kv_heads,
+            "head_dim": self.head_dim,
+            "rope_dim": self.rope.dim,
+        }
+
+    @property
+    def score_rows(self) -> int:
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def decode_macs(self) -> int:
+        return 2 * self.n_heads * self.head_dim
+
+    @property
+    def prefill_macs(self) -> int:
+        return self.decode_macs
+
+    @property
+    def activation_values(self) -> int:
+        """Queries as multiplied, normed and attended; keys and values as multiplied, normed and joined."""
+        return (3 * self.n_heads + 6 * self.n_kv_heads) * self.head_dim
+
+    @property
+    def gathered_values(self) -> int:
+        """Keys and values of every key head, gathered and padded."""
+        return 4 * self.n_kv_heads * self.head_dim
+
+    def tensors(self, hidden: int) -> Iterator[TensorSpec]:
+        queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        yield TensorSpec("q", (queries, hidden), linear=True)
+        yield TensorSpec("q_norm", (self.head_dim,))
+        yield TensorSpec("k", (keys, hidden), linear=True)
+        yield TensorSpec("k_norm", (self.head_dim,))
+        yield TensorSpec("v", (keys, hidden), linear=True)
+        yield TensorSpec("o", (hidden, queries), linear=True)

@@ -60,10 +60,10 @@ def test_what_can_not_work_is_refused_before_a_weight_is_read(earthshine, tmp_pa
     (folder / "model.safetensors").write_bytes(b"")
     config = json.loads((folder / "config.json").read_text())
     if wrong == "family":
-        config["model_type"] = "qwen3_moe"
+        config["model_type"] = "qwen3_next"
     else:
         config["text_config"]["vocab_size"] -= 1
     (folder / "config.json").write_text(json.dumps(config))
     code, _, err = earthshine("chat", folder, "-p", "hello")
     assert code == 1
-    assert ("qwen3_moe is not implemented" if wrong == "family" else "do not fit the model's") in err
+    assert ("qwen3_next is not implemented" if wrong == "family" else "do not fit the model's") in err

@@ -35,7 +35,11 @@ def test_lists_that_say_the_same_read_the_same(k26: Config, ignore: list[str]) -
 def test_a_list_of_every_module_by_its_name_reads_the_same(k26: Config) -> None:
     """As tools write it that expand their recipe."""
     plain = spec_from_config(k26)
-    names = [trunk_module(tensor.name) for tensor in trunk_tensors(plain) if tensor.linear or tensor.name == "head"]
+    names = [
+        trunk_module(plain.family, tensor.name)
+        for tensor in trunk_tensors(plain)
+        if tensor.linear or tensor.name == "head"
+    ]
     assert len(names) == 489
     assert spec_from_config(_with_ignore(k26, [f"language_model.{name}" for name in names])) == plain
     assert spec_from_config(_with_ignore(k26, names)) == plain

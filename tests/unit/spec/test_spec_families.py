@@ -165,6 +165,8 @@ def test_fp8_scales_that_are_powers_of_two_are_read_as_any_other(deepseek_v3: Co
 
 
 IMPLEMENTED = {
+    "Qwen--Qwen3-235B-A22B": "qwen3_235b",
+    "Qwen--Qwen3-30B-A3B": "qwen3_30b",
     "deepseek-ai--DeepSeek-R1": "deepseek_v3",
     "deepseek-ai--DeepSeek-V3": "deepseek_v3",
     "moonshotai--Kimi-K2-Instruct": "k2_instruct",
@@ -172,8 +174,6 @@ IMPLEMENTED = {
     "moonshotai--Kimi-K2.6": "k26",
 }
 REFUSED = {
-    "Qwen--Qwen3-235B-A22B": "grouped-query attention and softmax routing",
-    "Qwen--Qwen3-30B-A3B": "grouped-query attention and softmax routing",
     "Qwen--Qwen3.5-35B-A3B": "gated delta attention",
     "Qwen--Qwen3.5-397B-A17B": "gated delta attention",
     "deepseek-ai--DeepSeek-V3.2": "DSA",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from earthshine.errors import SpecError, Unsupported
 from earthshine.spec.families.deepseek import read_flat
 from earthshine.spec.families.kimi_k25 import read_kimi_k25
+from earthshine.spec.families.qwen3 import read_qwen3_moe
 from earthshine.spec.model import ModelSpec
 from earthshine.untrusted import shown
 
@@ -16,6 +17,7 @@ FAMILIES: dict[str, Callable[[dict[str, object]], ModelSpec]] = {
     "deepseek_v3": read_flat,
     "kimi_k2": read_flat,
     "kimi_k25": read_kimi_k25,
+    "qwen3_moe": read_qwen3_moe,
 }
 
 # Known by name: what each would need that is not implemented.
@@ -30,9 +32,8 @@ NOT_IMPLEMENTED = {
     "kimi_k3": "delta attention (KDA), attention residuals, latent experts and mxfp4 experts",
     "kimi_linear": "delta attention (KDA)",
     "minimax_m3": "block-sparse grouped-query attention",
-    "qwen3_5_moe": "gated delta attention, gated grouped-query attention and softmax routing",
-    "qwen3_moe": "grouped-query attention and softmax routing",
-    "qwen3_next": "gated delta attention, gated grouped-query attention and softmax routing",
+    "qwen3_5_moe": "gated delta attention and gated grouped-query attention",
+    "qwen3_next": "gated delta attention and gated grouped-query attention",
 }
 
 

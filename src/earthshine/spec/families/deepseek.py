@@ -8,6 +8,7 @@ RoPE, and untied embeddings is refused. The multi-token-prediction layers that D
 from dataclasses import dataclass
 
 from earthshine.spec.attention import MlaSpec, RopeSpec, YarnSpec
+from earthshine.spec.families.bookkeeping import BOOKKEEPING, refuse_encoders
 from earthshine.spec.families.quantization import Quantization, check_exceptions, read_quantization
 from earthshine.spec.families.reader import SIZE_MAX, KeyReader
 from earthshine.spec.model import (
@@ -29,20 +30,6 @@ KIMI_SPECIALS = 256  # the last ids of a Kimi vocabulary: [BOS], [EOS], <|im_end
 # The publisher's modelling code builds these two norms without an epsilon and so takes its class default, whatever
 # rms_norm_eps says: 1e-6 also where K2.6 has 1e-5.
 _LATENT_NORM_EPS = 1e-6
-
-# Training, bookkeeping and text-generation defaults that Hugging Face writes into a config.
-_IGNORED = (
-    "_name_or_path", "attention_dropout", "auto_map", "aux_loss_alpha", "bad_words_ids", "begin_suppress_tokens",
-    "chunk_size_feed_forward", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
-    "encoder_no_repeat_ngram_size", "ep_size", "exponential_decay_length_penalty", "finetuning_task",
-    "forced_bos_token_id", "forced_eos_token_id", "id2label", "initializer_range", "is_decoder", "label2id",
-    "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
-    "num_return_sequences", "output_attentions", "output_hidden_states", "output_router_logits", "output_scores",
-    "pad_token_id", "prefix", "pretraining_tp", "problem_type", "remove_invalid_values", "repetition_penalty",
-    "return_dict", "return_dict_in_generate", "sep_token_id", "seq_aux", "suppress_tokens", "task_specific_params",
-    "temperature", "tf_legacy_loss", "tokenizer_class", "top_k", "top_p", "torchscript", "transformers_version",
-    "typical_p", "use_bfloat16", "use_cache",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +100,7 @@ def read_decoder(keys: KeyReader, family: str, quantization: Quantization, token
         stop_tokens=tokens.stops,
         n_mtp_layers=keys.integer("num_nextn_predict_layers", 0, 16, default=0),
     )
-    keys.ignore(_IGNORED)
+    keys.ignore(BOOKKEEPING)
     return model
 
 
@@ -128,10 +115,7 @@ def _refuse_other_decoders(keys: KeyReader) -> None:
     keys.equal("rope_interleave", True, optional=True)
     keys.equal("tie_word_embeddings", False, optional=True)
     keys.equal("torch_dtype", "bfloat16", None, optional=True)
-    for key in ("is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"):
-        keys.equal(key, False, optional=True)
-    keys.equal("cross_attention_hidden_size", None, optional=True)
-    keys.equal("pruned_heads", {}, None, optional=True)
+    refuse_encoders(keys)
 
 
 def _read_attention(keys: KeyReader) -> MlaSpec:

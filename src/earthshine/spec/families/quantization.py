@@ -91,7 +91,7 @@ def _contradictions(quantization: Quantization, model: ModelSpec) -> Iterator[st
     for tensor in trunk_tensors(model):
         if not (tensor.linear or (tensor.name == "head" and trunk_in_bf16)):
             continue
-        module = trunk_module(tensor.name)
+        module = trunk_module(model.family, tensor.name)
         kept = not quantization.names.isdisjoint((module, prefix + module))
         kept = kept or any(patterns.matches(_read(patterns, start, module)) for start in starts)
         if kept and not trunk_in_bf16:

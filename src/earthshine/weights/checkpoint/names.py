@@ -1,8 +1,8 @@
 """Earthshine's names to published ones: one table for the reader and the writer.
 
 The invariant: every tensor of `spec.layout` has exactly one published spelling, with the shapes and dtypes that its
-storage allows. Covers DeepSeek-V3, Kimi-K2, K2-Thinking, Moonlight and, behind a prefix, Kimi-K2.5 and later.
-Names of modules are those of `spec.families.modules`, shapes those of the published checkpoints. Refuses widths
+storage allows. Covers DeepSeek-V3, Kimi-K2, K2-Thinking, Moonlight, Qwen3-MoE and, behind a prefix, Kimi-K2.5 and
+later. Names of modules are those of `spec.families.modules`, shapes those of the published checkpoints. Refuses widths
 that a format can't hold.
 """
 
@@ -63,20 +63,20 @@ def _parts(base: str, shape: tuple[int, ...], storage: Storage | None) -> tuple[
     )
 
 
-def _published(prefix: str, tensor: TensorSpec, trunk_storage: Storage) -> Published:
+def _published(spec: ModelSpec, tensor: TensorSpec) -> Published:
+    prefix = prefix_of(spec.family)
     if tensor.name.endswith(".router_bias"):
-        name = f"{prefix}{trunk_module(tensor.name.removesuffix('_bias'))}.{_ROUTER_BIAS}"
+        name = f"{prefix}{trunk_module(spec.family, tensor.name.removesuffix('_bias'))}.{_ROUTER_BIAS}"
         return Published(tensor.name, tensor.shape, None, (PublishedTensor(name, _PLAIN_DTYPES, tensor.shape),))
-    storage = trunk_storage if tensor.linear else None
-    base = prefix + trunk_module(tensor.name)
+    storage = spec.trunk_storage if tensor.linear else None
+    base = prefix + trunk_module(spec.family, tensor.name)
     return Published(tensor.name, tensor.shape, storage, _parts(base, tensor.shape, storage))
 
 
 def published_trunk(spec: ModelSpec) -> Iterator[Published]:
     """Every trunk tensor, in the order of `spec.layout.trunk_tensors`."""
-    prefix = prefix_of(spec.family)
     for tensor in trunk_tensors(spec):
-        yield _published(prefix, tensor, spec.trunk_storage)
+        yield _published(spec, tensor)
 
 
 def published_expert(spec: ModelSpec, layer: int, moe: MoeSpec, expert: int) -> tuple[Published, Published, Published]:
