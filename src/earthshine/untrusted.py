@@ -6,6 +6,7 @@ most 32 levels deep, repeats no key and holds no number beyond a float's range. 
 the caller names.
 """
 
+import codecs
 import json
 import math
 import os
@@ -135,7 +136,7 @@ def parse_object(raw: bytes, what: str, refusal: Refusal) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise refusal(f"{what} is not UTF-8 text: byte {error.start} can't be decoded.") from None
     except json.JSONDecodeError as error:
-        raise refusal(f"{what} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
+        raise refusal(f"{what} is not JSON: {_json_problem(raw, error)}.") from None
     except (RecursionError, MemoryError):
         raise refusal(f"{what} nests more than {MAX_DEPTH} levels deep.") from None
     except ValueError:  # an integer of more digits than Python converts
@@ -144,6 +145,14 @@ def parse_object(raw: bytes, what: str, refusal: Refusal) -> dict[str, Any]:
         raise refusal(f"{what} holds no JSON object.")
     require_depth(value, what, refusal)
     return value
+
+
+def _json_problem(raw: bytes, error: json.JSONDecodeError) -> str:
+    if not raw.strip():
+        return "it is empty"
+    if raw.startswith(codecs.BOM_UTF8):
+        return "it begins with a byte order mark; write it without one"
+    return f"{error.msg.removesuffix(' at')} at line {error.lineno}, column {error.colno}"
 
 
 def require_depth(value: object, what: str, refusal: Refusal) -> None:

@@ -29,7 +29,8 @@ def ask(server, raw, **headers):
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        (b"", "The body is not JSON: Expecting value at line 1, column 1."),
+        (b"", "The body is not JSON: it is empty."),
+        (b'{"prompt": "a\x01"}', "The body is not JSON: Invalid control character at line 1, column 14."),
         (b'{"prompt": "a",\n "n": }', "The body is not JSON: Expecting value at line 2, column 7."),
         (b'{"prompt": "\xff"}', "The body is not UTF-8 text: byte 12 can't be decoded."),
         (b'{"prompt": "\xed\xa0\x80"}', "The body is not UTF-8 text: byte 12 can't be decoded."),
@@ -55,7 +56,9 @@ def test_half_a_surrogate_pair_becomes_the_replacement_character(server):
 
 
 def test_a_byte_order_mark_is_named(server):
-    assert ask(server, b'\xef\xbb\xbf{"prompt": "a"}').status_code == 400
+    answer = ask(server, b'\xef\xbb\xbf{"prompt": "a"}')
+    said = "The body is not JSON: it begins with a byte order mark; write it without one."
+    assert (answer.status_code, answer.json()["echo"]) == (400, said)
 
 
 def test_a_large_body_is_refused_before_it_comes(server):
@@ -141,23 +144,47 @@ def test_compressed_bodies_are_refused(server):
 
 
 @pytest.mark.parametrize(
-    "raw",
+    ("raw", "status", "said"),
     [
-        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (MAX_HEAD_BYTES + 1),
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 no HTTP at all \r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-        b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
-        b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-        b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        (
+            b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (MAX_HEAD_BYTES + 1),
+            431,
+            "more than 32768 byt",
+        ),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 no HTTP at all \r\n\r\n", 400, "illegal request line"),
+        (b"GET /v1/models HTTP/1.1\r\n\r\n", 400, "Missing mandatory Host: header"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "multiple Host: headers"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nno colon\r\n\r\n", 400, "illegal header line"),
+        (b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400, "bad Content-Length"),
+        (
+            b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            400,
+            "conflicting Content-Length",
+        ),
+        (b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "Transfer-Encoding"),
+        (
+            b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            400,
+            "illegal chunk header",
+        ),
     ],
 )
-def test_what_is_not_http_gets_an_answer_in_json(server, raw):
+def test_what_is_not_http_gets_an_answer_that_names_the_mistake(server, raw, status, said):
     connection = server.connect()
     connection.sendall(raw)
     head, _, body = received(connection).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400")
-    assert json.loads(body)["error"]["message"]
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    message = json.loads(body)["error"]["message"]
+    assert said in message
+    assert len(message) < 200
+
+
+def test_a_request_without_a_host_is_told_so(server):
+    connection = server.connect()
+    connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+    answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"no Host header" in answer
 
 
 def test_a_head_that_does_not_come_ends_the_connection(monkeypatch):

@@ -16,6 +16,7 @@ from earthshine.engine import SamplingParams
 from earthshine.generation.prompts import Prompts
 from earthshine.generation.request import Delta, Ended, Format, GenerationRequest, Scored, Started
 from earthshine.server.api import Refused, Served
+from earthshine.server.http.body import parse_body
 from earthshine.server.openai.completions import COMPLETIONS, CompletionBody
 from earthshine.server.openai.fields import (
     SamplingFields,
@@ -279,6 +280,21 @@ class TestBodies:
     def test_refused_by_form(self, body):
         with pytest.raises(ValidationError):
             CompletionBody.model_validate({"prompt": "x"} | body)
+
+    @pytest.mark.parametrize(
+        ("prompt", "said"),
+        [
+            (["a"] * 129, "prompt should have at most 128 items, and is a list of 129 entries."),
+            ([], "prompt should have at least 1 item, and is []."),
+            ([5, -1], "prompt[1] should be greater than or equal to 0, and is -1."),
+            ([[5], []], "prompt[1] should have at least 1 item, and is []."),
+            (5, "prompt should be a valid string or a valid list, and is 5."),
+        ],
+    )
+    def test_a_bound_is_named_of_the_form_that_was_meant(self, prompt, said):
+        with pytest.raises(Refused) as caught:
+            parse_body(json.dumps({"prompt": prompt}).encode(), CompletionBody)
+        assert str(caught.value) == said
 
     def test_a_long_list_of_the_wrong_kind_costs_one_error(self):
         with pytest.raises(ValidationError) as caught:

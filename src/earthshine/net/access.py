@@ -53,8 +53,10 @@ class Access:
         return digest.hex()
 
     def check_caller(self, headers: Mapping[str, str]) -> None:
-        """Raises UsageError for a Host that is not this server's, and for a web page of an origin not allowed."""
+        """Raises UsageError for a missing Host, one that is not this server's, and a web page of another origin."""
         host = headers.get("host", "")
+        if self.hosts is not None and not host:
+            raise UsageError("The request has no Host header; send one with this server's name.")
         if self.hosts is not None and host_name(host) not in self.hosts:
             raise UsageError(
                 f"The host {shown(host)} is not one of this server's names; start it with --allow-host to add it."

@@ -10,7 +10,9 @@ many there are. The application finds `abort` and `crowded` in its state.
 import asyncio
 import json
 import select
+import sys
 from collections import OrderedDict
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -19,6 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 MOST_OPEN = 384  # of the 1,024 open files that a process commonly may have
 MAX_HEAD_BYTES = 32 << 10
 HEAD_SECONDS = 30.0
+_MOST_SHOWN = 120  # characters of what was wrong
 UNREAD_SECONDS = 120.0  # after the connection would have been closed for idleness
 _MOST_LOOKS = 8  # at connections that wait, for each new one
 _SILENT, _BETWEEN, _IN_HEAD = range(3)  # never sent anything; between two requests; the head is incomplete
@@ -138,18 +141,29 @@ class Connection(H11Protocol):
             self._head_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """To what is not HTTP, or has too long a head; uvicorn's own answer is plain text."""
+        """To what is not HTTP, or has too long a head; uvicorn's own answer is plain text and names nothing.
+
+        uvicorn calls this where it handles h11's error."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
-        message = f"This is no HTTP/1.1 request, or its head has more than {MAX_HEAD_BYTES} bytes."
+        status, message = _what_is_wrong(sys.exception())
         error: dict[str, Any] = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
         body = json.dumps({"error": error}).encode("ascii")
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         for event in (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase.encode("ascii")),
             h11.Data(data=body),
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+
+def _what_is_wrong(error: BaseException | None) -> tuple[int, str]:
+    """The status and the message for what h11 could not read."""
+    if not isinstance(error, h11.RemoteProtocolError):
+        return 400, "This is no HTTP/1.1 request."
+    if error.error_status_hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+        return error.error_status_hint, f"The head, or a line within the body, has more than {MAX_HEAD_BYTES} bytes."
+    return error.error_status_hint, f"This is no HTTP/1.1 request: {str(error)[:_MOST_SHOWN]}."

@@ -22,6 +22,11 @@ from earthshine.untrusted import parse_object, shown
 _LARGE_BYTES = 64 << 10  # beyond it, parsing would hold up other requests' events for milliseconds
 _MAX_VALUES = 1 << 19  # in one body, a text being one; checking them takes 400 bytes each where all are wrong
 _SHOULD = "Input should be "  # how pydantic begins
+_BOUNDS = {  # pydantic's names for a value of the right type that is too much or too little
+    "too_long", "too_short", "string_too_long", "string_too_short",
+    "greater_than", "greater_than_equal", "less_than", "less_than_equal",
+}  # fmt: skip
+_SIZE = re.compile(r"[A-Z][a-z]+ (should have at (?:least|most) [0-9]+ [a-z]+)(?: after validation, not .*)?")
 _MOST_ERRORS = 1000  # that are looked at: one takes a kilobyte
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -188,23 +193,27 @@ def unknown_fields(body: Mapping[str, Any], model: type[BaseModel]) -> list[str]
 
 
 def _refusal(error: ValidationError, body: dict[str, Any], also_read: Mapping[str, str]) -> Refused:
-    """The error that lies deepest: where a field may take several forms, it is of the form that was meant. `also_read`:
-    other names that fields may have, and what they are here."""
+    """The error that tells most. Where a field may take several forms, that is a bound that was passed, since the form
+    was right then, or else the error that lies deepest. `also_read`: other names that fields may have, and what they
+    are here."""
     if error.error_count() > _MOST_ERRORS:
         return Refused(f"The body is wrong in {error.error_count()} places; its fields are not those of this path.")
     found = [
         (_path(_as_sent(each["loc"], body, also_read), body, each["type"] == "missing"), each)
         for each in error.errors(include_url=False)
     ]
-    path, worst = max(found, key=lambda pair: pair[0].count(".") + pair[0].count("["))
+    path, worst = max(found, key=lambda pair: (pair[1]["type"] in _BOUNDS, pair[0].count(".") + pair[0].count("[")))
     message = worst["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").rstrip(".")
     if worst["type"] in ("value_error", "assertion_error"):
         return Refused(f"{message}.", "invalid", path or None)
     subject = path or "The body"
     if worst["type"] == "missing":
         return Refused(f"{subject} is missing; it is required.", "invalid", path)
-    forms = [each["msg"].removeprefix(_SHOULD) for at, each in found if at == path and each["msg"].startswith(_SHOULD)]
-    said = f"{subject} should be {' or '.join(dict.fromkeys(forms))}" if forms else f"{subject}: {message}"
+    alike = [each for at, each in found if at == path and (each is worst or worst["type"] not in _BOUNDS)]
+    forms = [each["msg"].removeprefix(_SHOULD) for each in alike if each["msg"].startswith(_SHOULD)]
+    size = _SIZE.fullmatch(message)
+    other = f"{subject} {size[1]}" if size else f"{subject}: {message}"
+    said = f"{subject} should be {' or '.join(dict.fromkeys(forms))}" if forms else other
     return Refused(f"{said}, and is {shown(worst['input'])}.", "invalid", path or None)
 
 
