@@ -15,10 +15,10 @@ from earthshine.net.access import make_access
 from earthshine.net.listen import ListenOptions, bind
 from earthshine.plan import Wishes
 from earthshine.server.api import Served
+from earthshine.server.generator import TextGenerator
 from earthshine.server.http.app import make_app
-from earthshine.server.http.front import Lifetime
+from earthshine.server.http.endpoints import Lifetime
 from earthshine.server.http.run import Service
-from earthshine.server.replies import Replies
 from earthshine.text import load_template, load_tokenizer
 
 from .serving import HANG_SECONDS
@@ -57,7 +57,7 @@ def live_server() -> Iterator[LiveServer]:
     )
     spec = model.spec
     prompts = Prompts(tokenizer, template, spec.vocab_size, spec.stop_tokens, engine.context_tokens)
-    replies = Replies(engine, tokenizer, prompts)
+    replies = TextGenerator(engine, tokenizer, prompts)
     lifetime, ready, bound = Lifetime(), threading.Event(), bind(ListenOptions(port=0))
     app = make_app(replies, engine, served, APIS, make_access("127.0.0.1"), lifetime=lifetime)
     service = Service(app, engine, lifetime, 5.0, ready=ready.set)

@@ -84,7 +84,7 @@ APIS = (
 
 
 @dataclass
-class FakeReplies:
+class FakeGenerator:
     """Says the prompt word by word. `gate` waits until a test opens it; a word that begins with ! is raised; `hold`
     waits for the end of time; `flood` never ends."""
 
@@ -153,7 +153,7 @@ class FakeEngine:
 @dataclass
 class Served_:
     port: int
-    replies: FakeReplies
+    generator: FakeGenerator
     engine: FakeEngine
     lifetime: Lifetime
     service: Service
@@ -185,7 +185,7 @@ def serving(
     *, access=None, tls=None, drain_seconds=HANG_SECONDS, apis=APIS, errors=None, names=("tiny", "small"), **options
 ):
     """A server in a thread, ended in order at the end."""
-    replies, engine, lifetime, lines = FakeReplies(errors=errors or {}), FakeEngine(), Lifetime(), []
+    replies, engine, lifetime, lines = FakeGenerator(errors=errors or {}), FakeEngine(), Lifetime(), []
     served = Served(names, 1_700_000_000, 4096, False, False, str)
     app = make_app(
         replies,

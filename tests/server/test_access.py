@@ -73,9 +73,9 @@ def test_the_refusal_has_the_shape_of_the_api_and_names_both_ways(client):
 @pytest.mark.parametrize("headers", [{"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}])
 def test_the_digest_of_the_key_is_the_user(server, client, headers):
     assert client.post("/v1/echo", json={"prompt": "a"}, headers=headers).status_code == 200
-    assert server.replies.users[-1] == hashlib.sha256(KEY.encode()).hexdigest()
+    assert server.generator.users[-1] == hashlib.sha256(KEY.encode()).hexdigest()
     assert client.post("/v1/echo", json={"prompt": "a"}, headers={"x-api-key": OTHER}).status_code == 200
-    assert server.replies.users[-1] != server.replies.users[-2]
+    assert server.generator.users[-1] != server.generator.users[-2]
     assert not [line for line in server.lines if KEY in line]
 
 

@@ -239,7 +239,7 @@ def test_the_document_names_every_route_and_status(client):
 def test_the_log_has_a_line_a_request_and_no_text(server, client):
     client.post("/v1/echo", json={"prompt": "sesame open"})
     line = server.lines[-1]
-    assert "POST /v1/echo  200  2 tokens (0 cached)  2 said" in line
+    assert "POST /v1/echo  200  2 tokens (0 cached)  2 generated" in line
     assert not [line for line in server.lines if "sesame" in line]
 
 
@@ -247,8 +247,8 @@ def test_text_is_logged_where_it_is_asked_for():
     with serving(log_text=True) as server:
         httpx.post(f"{server.url}/v1/echo", json={"prompt": "open sesame"})
     assert [line for line in server.lines if line.startswith("  ")] == [
-        '  asked {"prompt": "open sesame"}',
-        '  said {"text": "opensesame"}',
+        '  request {"prompt": "open sesame"}',
+        '  answer {"text": "opensesame"}',
     ]
 
 
@@ -259,18 +259,18 @@ def test_text_is_logged_where_it_is_asked_for():
 def test_a_client_that_goes_ends_its_reply(stream):
     with serving() as server:
         connection = server.post({"prompt": "a hold", "stream": stream})
-        assert server.replies.begun.wait(HANG_SECONDS)
+        assert server.generator.begun.wait(HANG_SECONDS)
         connection.close()
-        assert server.replies.closed.wait(HANG_SECONDS)
+        assert server.generator.closed.wait(HANG_SECONDS)
     assert [line for line in server.lines if " 499 " in line]
 
 
 def test_a_client_that_goes_before_the_first_word_ends_its_reply():
     with serving() as server:
         connection = server.post({"prompt": "gate a", "stream": True})
-        assert server.replies.begun.wait(HANG_SECONDS)
+        assert server.generator.begun.wait(HANG_SECONDS)
         connection.close()
-        assert server.replies.closed.wait(HANG_SECONDS)
+        assert server.generator.closed.wait(HANG_SECONDS)
 
 
 def test_silence_is_filled_with_pings():
@@ -278,7 +278,7 @@ def test_silence_is_filled_with_pings():
         connection = server.post({"prompt": "gate a", "stream": True}, headers="Connection: close\r\n")
         before = received(connection, b": ping\n\n")
         before += received(connection, b": ping\n\n")
-        server.replies.gate.set()
+        server.generator.gate.set()
         after = received(connection)
     assert b"data" not in before
     assert b'data: {"text":"a"}\n\n' in after
@@ -288,8 +288,8 @@ def test_silence_is_filled_with_pings():
 def test_a_client_that_takes_nothing_is_cut():
     with serving(limits=Limits(stalled_send_seconds=0.3)) as server:
         connection = server.post({"prompt": "flood", "stream": True})
-        assert server.replies.closed.wait(HANG_SECONDS)
-        until(lambda: not server.lifetime.calls)
+        assert server.generator.closed.wait(HANG_SECONDS)
+        until(lambda: not server.lifetime.requests)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         assert b"[DONE]" not in received(connection)
     assert [line for line in server.lines if " 499 " in line]
@@ -298,10 +298,10 @@ def test_a_client_that_takes_nothing_is_cut():
 def test_a_drain_lets_replies_finish():
     with serving() as server:
         connection = server.post({"prompt": "a gate b", "stream": True})
-        assert server.replies.begun.wait(HANG_SECONDS)
+        assert server.generator.begun.wait(HANG_SECONDS)
         server.service.stop()
         until(lambda: server.lifetime.draining)
-        server.replies.gate.set()
+        server.generator.gate.set()
         assert b"[DONE]" in received(connection)
         server.thread.join(HANG_SECONDS)
         assert server.engine.drained
@@ -314,12 +314,12 @@ def test_a_drain_refuses_new_requests_on_open_connections():
     with serving() as server, httpx.Client(base_url=server.url) as client:
         assert client.get("/health").status_code == 200
         held = server.post({"prompt": "a gate b", "stream": True})
-        assert server.replies.begun.wait(HANG_SECONDS)
+        assert server.generator.begun.wait(HANG_SECONDS)
         server.service.stop()
         until(lambda: server.lifetime.draining)
         assert client.get("/health").json()["status"] == "draining"
         assert client.post("/v1/echo", json={"prompt": "a"}).status_code == 503
-        server.replies.gate.set()
+        server.generator.gate.set()
         assert b"[DONE]" in received(held)
 
 
@@ -328,7 +328,7 @@ def test_what_outlasts_a_drain_is_told_so():
         stream = server.post({"prompt": "a hold", "stream": True})
         assert stream.recv(64)
         whole = server.post({"prompt": "a hold"})
-        until(lambda: len(server.replies.users) == 2)
+        until(lambda: len(server.generator.users) == 2)
         server.service.stop()
         assert b'data: {"error":"The server has ended before the reply did.","kind":"unavailable"}' in received(stream)
         assert answered(whole)[0] == 503
@@ -345,8 +345,8 @@ def test_many_at_once():
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(24)]
         for thread in threads:
             thread.start()
-        until(lambda: len(server.replies.users) == 24)
-        server.replies.gate.set()
+        until(lambda: len(server.generator.users) == 24)
+        server.generator.gate.set()
         for thread in threads:
             thread.join(HANG_SECONDS)
     assert len(results) == 24

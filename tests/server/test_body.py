@@ -191,13 +191,13 @@ def test_a_head_that_does_not_come_ends_the_connection(monkeypatch):
     with serving() as server, httpx.Client(base_url=server.url) as client:
         client.get("/health")
         waiting = server.post({"prompt": "gate a"})
-        assert server.replies.begun.wait(HANG_SECONDS)
+        assert server.generator.begun.wait(HANG_SECONDS)
         monkeypatch.setattr("earthshine.net.connection.HEAD_SECONDS", 0.1)
         client.get("/health")
         silent, slow = server.connect(), server.connect()
         slow.sendall(b"GET / HTTP/1.1\r\nHost:")
         assert received(silent) == received(slow) == b""
-        server.replies.gate.set()
+        server.generator.gate.set()
         assert answered(waiting) == (200, b'{"text":"a"}')
         assert client.get("/health").status_code == 200  # idle between requests is no head that does not come
         assert "Request Count: 3" in next(iter(client._transport._pool.connections)).info()
@@ -210,7 +210,7 @@ def test_an_answer_that_nobody_takes_ends_the_connection(monkeypatch):
     monkeypatch.setattr(Connection, "connection_lost", lambda self, problem: (close(self, problem), lost.set()))
     with serving() as server:
         connection = server.post({"prompt": "x" * (20 << 20)})
-        assert server.replies.closed.wait(HANG_SECONDS)
+        assert server.generator.closed.wait(HANG_SECONDS)
         assert lost.wait(HANG_SECONDS)
         assert 0 < len(received(connection)) < 20 << 20
 

@@ -16,6 +16,7 @@ from earthshine.engine import SamplingParams
 from earthshine.generation.prompts import Prompts
 from earthshine.generation.request import Delta, Ended, Format, GenerationRequest, Scored, Started
 from earthshine.server.api import Refused, Served
+from earthshine.server.generator import TextGenerator
 from earthshine.server.http.body import parse_body
 from earthshine.server.openai.completions import COMPLETIONS, CompletionBody
 from earthshine.server.openai.fields import (
@@ -25,7 +26,6 @@ from earthshine.server.openai.fields import (
     token_limit,
     usage,
 )
-from earthshine.server.replies import Replies
 from earthshine.text import Content, Tokenizer, load_tokenizer
 
 from .fake_engine import FakeEngine, logprob_of
@@ -62,7 +62,7 @@ class Server:
         exchange = exchange_of(**body)
 
         async def work() -> Any:
-            replies = Replies(self.engine, self.tokenizer, Prompts(self.tokenizer, None, 6144, (END,), 4096))
+            replies = TextGenerator(self.engine, self.tokenizer, Prompts(self.tokenizer, None, 6144, (END,), 4096))
             try:
                 events = [
                     event async for piece in replies.answer(exchange.requests, "") for event in exchange.push(piece)

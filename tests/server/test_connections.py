@@ -52,15 +52,15 @@ def closed(connection: socket.socket) -> bool:
 def test_a_crowd_that_asks_nothing_keeps_nobody_out(first):
     with serving() as server:
         under_way = server.post({"prompt": "gate word hold", "stream": True})
-        assert server.replies.begun.wait(HANG_SECONDS)
+        assert server.generator.begun.wait(HANG_SECONDS)
         crowd(server, first)
         for path in ("/health", "/metrics"):
             assert httpx.get(server.url + path).status_code == 200, path
         while httpx.get(f"{server.url}/v1/models").status_code == 503:
             pass  # until the crowd's own requests are answered
         assert httpx.post(f"{server.url}/v1/echo", json={"prompt": "a"}).json() == {"text": "a"}
-        assert not server.replies.closed.is_set() or len(server.replies.users) == 2
-        server.replies.gate.set()
+        assert not server.generator.closed.is_set() or len(server.generator.users) == 2
+        server.generator.gate.set()
         assert b"word" in received(under_way, b"word")
 
 

@@ -25,13 +25,13 @@ sys.path.insert(0, {root!r})
 from earthshine.net.access import make_access
 from earthshine.server.api import Served
 from earthshine.server.http.app import make_app
-from earthshine.server.http.front import Lifetime
+from earthshine.server.http.endpoints import Lifetime
 from earthshine.net.listen import ListenOptions, bind
 from earthshine.server.http.run import Service
-from tests.server.serving import APIS, FakeEngine, FakeReplies
+from tests.server.serving import APIS, FakeEngine, FakeGenerator
 lifetime, engine, bound = Lifetime(), FakeEngine(), bind(ListenOptions(port=0))
 app = make_app(
-    FakeReplies(), engine, Served(("tiny",), 0, 9, False, False, str), APIS, make_access("127.0.0.1"), None, lifetime
+    FakeGenerator(), engine, Served(("tiny",), 0, 9, False, False, str), APIS, make_access("127.0.0.1"), None, lifetime
 )
 service = Service(app, engine, lifetime, {drain}, ready=lambda: print(bound.getsockname()[1], flush=True))
 service.run(bound)
@@ -72,7 +72,7 @@ def test_gleam_is_served_until_a_signal_and_finishes_what_it_has_begun():
     finally:
         process.kill()
         process.stdout.close()
-    assert re.search(r"POST /v1/chat/completions  200  11 tokens \(0 cached\)  400 said", log)
+    assert re.search(r"POST /v1/chat/completions  200  11 tokens \(0 cached\)  400 generated", log)
     assert "hello" not in log
     assert "Traceback" not in log
     process.stderr.close()

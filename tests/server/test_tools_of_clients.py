@@ -191,7 +191,7 @@ class TestLeftOut:
                 httpx.post(f"{server.url}/v1/echo", json={"prompt": "a"}).raise_for_status()
         assert [line for line in server.lines if "tool" in line] == [
             "a tool that this server can't run was left out: 'web_search'",
-            "a tool's Lark grammar is told to the model and not enforced: 'patch'",
+            "a tool's Lark grammar is shown to the model and not enforced: 'patch'",
         ]
 
     def test_tools_that_nobody_runs_are_named_for_the_log(self):

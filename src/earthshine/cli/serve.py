@@ -22,13 +22,13 @@ from earthshine.net.access import Access, make_access
 from earthshine.net.listen import ListenOptions, bind, tls_context
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES
 from earthshine.server.api import Served
+from earthshine.server.generator import TextGenerator
 from earthshine.server.http.app import make_app
-from earthshine.server.http.front import Lifetime, Options
+from earthshine.server.http.endpoints import Lifetime, Options
 from earthshine.server.http.run import Service
 from earthshine.server.openai.chat import CHAT
 from earthshine.server.openai.completions import COMPLETIONS
 from earthshine.server.openai.responses import RESPONSES
-from earthshine.server.replies import Replies
 from earthshine.settings import read_settings
 from earthshine.text import (
     ChatTemplate,
@@ -77,12 +77,12 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
         loaded = options.holding.load(folder)
         try:
             engine = Engine(loaded, engine_options)
-            replies = _replies(loaded, engine, tokenizer, template)
+            generator = _generator(loaded, engine, tokenizer, template)
             thinks = template is not None and _thinks(tokenizer, template)
             keeps = template is not None and template.can_preserve_thinking
             defaults = sampling_defaults(folder)
             served = Served(names, int(time.time()), engine.context_tokens, thinks, keeps, tokenizer.decode, defaults)
-            service = _service(replies, engine, served, access, options)
+            service = _service(generator, engine, served, access, options)
             service.tls = tls
             address = _address(options.listen, bound.getsockname()[1])
             service.ready = lambda: _greet(loaded, names, address, access)
@@ -90,7 +90,7 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
             try:
                 service.run(bound)
             finally:
-                replies.close()
+                generator.close()
         finally:
             loaded.close()
 
@@ -123,16 +123,20 @@ def _names(given: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     return (re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:128] or "model",)
 
 
-def _replies(loaded: LoadedModel, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate | None) -> Replies:
+def _generator(
+    loaded: LoadedModel, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate | None
+) -> TextGenerator:
     spec = loaded.spec
     prompts = Prompts(tokenizer, template, spec.vocab_size, spec.stop_tokens, engine.context_tokens)
-    return Replies(engine, tokenizer, prompts)
+    return TextGenerator(engine, tokenizer, prompts)
 
 
-def _service(replies: Replies, engine: Engine, served: Served, access: Access, options: ServeOptions) -> Service:
+def _service(
+    generator: TextGenerator, engine: Engine, served: Served, access: Access, options: ServeOptions
+) -> Service:
     lifetime = Lifetime()
     shared = Options(log=_log, log_text=options.log_text, hang_seconds=options.hang_seconds)
-    app = make_app(replies, engine, served, APIS, access, shared, lifetime)
+    app = make_app(generator, engine, served, APIS, access, shared, lifetime)
     return Service(app, engine, lifetime, options.drain_seconds, log=_log)
 
 

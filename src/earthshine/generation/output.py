@@ -1,6 +1,6 @@
 """One choice of a reply: the engine's events to pieces of text, calls and scores, until it ends.
 
-Stop strings act on content alone, and nothing behind one is told. Calls get the ids that Kimi's templates want,
+Stop strings act on content alone, and nothing after one is emitted. Calls get the ids that Kimi's templates want,
 functions.NAME:INDEX, counted over the whole conversation whatever the model wrote. A reply that ends by itself with
 nothing but a thought gives the thought's text once more as content: clients take a reply without content for a fault
 and ask again. No input or output, no waiting; raises nothing.
@@ -47,7 +47,7 @@ class _PlainText:
 
 
 class Choice:
-    """`number` counts the choices of all turns. Once `ended`, what the engine still says is of no interest."""
+    """`number` counts the choices of all requests. Once `ended`, further events of the engine are ignored."""
 
     def __init__(self, number: int, prepared: Prepared, tokenizer: Tokenizer) -> None:
         self.number, self.ended = number, False
@@ -56,7 +56,7 @@ class Choice:
         if prepared.regions:
             self._parser = RegionParser(tokenizer, thinking=prepared.thinking, calls=prepared.calls)
         self._stops = StopStrings(prepared.params.stop)
-        self._heard = self._shown = 0  # characters of content: written by the model, and told
+        self._written = self._shown = 0  # characters of content: by the model, and emitted
         self._waiting: deque[tuple[int, int, Scored]] = deque()  # content before and after a token; its score
         self._thoughts: list[str] | None = []  # None once there was anything else
         self._n_tokens = self._n_reasoning = self._n_calls = 0
@@ -82,11 +82,11 @@ class Choice:
         """The engine's next event, until `ended`. No cancellation: whoever cancels reads no further."""
         if isinstance(event, Admitted):
             if self._params.prompt_logprobs is None or len(self._prepared.tokens) == 1:
-                self._tell_prompt()
+                self._emit_prompt()
         elif isinstance(event, PromptScores):
             self._prompt += [self._scored(score) for score in event.scores]
             if len(self._prompt) == len(self._prepared.tokens) - 1:
-                self._tell_prompt()
+                self._emit_prompt()
         elif isinstance(event, TokenEvent):
             self._token(event)
         else:
@@ -94,7 +94,7 @@ class Choice:
             full = event.reason == "context" or (event.reason == "length" and self._prepared.fills_context)
             self._finish("context" if full else "stop" if event.reason == "stop" else "length")
 
-    def _tell_prompt(self) -> None:
+    def _emit_prompt(self) -> None:
         first, text, scores = self._prepared.tokens[0], self._prepared.prompt_text, self._prompt
         if self._params.prompt_logprobs is not None:
             scores = [Scored(first, self._raw(first), None), *scores]
@@ -105,12 +105,12 @@ class Choice:
             self._end("length")
 
     def _token(self, event: TokenEvent) -> None:
-        before, stops = self._heard, event.token in self._prepared.noticed_stops
+        before, stops = self._written, event.token in self._prepared.noticed_stops
         self._n_tokens += 1
         self._n_reasoning += self._parser.thinking
-        self._hear(() if stops else self._parsed(event.token))
+        self._take_events(() if stops else self._parsed(event.token))
         if self._params.logprobs is not None:
-            self._waiting.append((before, self._heard, self._scored(event)))
+            self._waiting.append((before, self._written, self._scored(event)))
         if stops:
             self._finish("stop")
 
@@ -121,14 +121,14 @@ class Choice:
             return ()
 
     def _finish(self, reason: _Reason) -> None:
-        self._hear(self._parser.flush())
+        self._take_events(self._parser.flush())
         if reason == "stop" and self._thoughts:
-            self._hear([Content("".join(self._thoughts))])
+            self._take_events([Content("".join(self._thoughts))])
         if not self.ended:
             self._show(self._stops.flush())
             self._end("tool_calls" if reason == "stop" and self._n_calls else reason)
 
-    def _hear(self, events: Sequence[Event]) -> None:
+    def _take_events(self, events: Sequence[Event]) -> None:
         for event in events:
             if self.ended:
                 return
@@ -141,7 +141,7 @@ class Choice:
     def _content(self, text: str) -> None:
         if text.strip():
             self._thoughts = None
-        self._heard += len(text)
+        self._written += len(text)
         text, met = self._stops.push(text)
         self._show(text)
         if met:
@@ -178,7 +178,7 @@ class Choice:
             self._events.append(event)
 
     def _release(self) -> None:
-        """Behind what may become a stop string scores wait as the text does; those that begin in one are never told."""
+        """Scores wait for their text while it may become a stop string; those that begin in one are never emitted."""
         while self._waiting:
             begin, end, score = self._waiting[0]
             if end > self._shown and not (self.ended and begin < self._shown):

@@ -38,7 +38,7 @@ class GenerationRequest:
 
     `prompt`: messages; or a text or token ids, which are completed. `tools` have OpenAI's form, {"type": "function",
     "function": {"name", "description", "parameters", "strict"}}. `left_out`: types of tools that the client gave and
-    that can't be run; `unenforced`: tools whose grammar the model is only told of; both for the log.
+    that can't be run; `unenforced`: tools whose grammar is only shown to the model; both for the log.
     """
 
     prompt: Messages | str | list[int]

@@ -106,7 +106,7 @@ async def call(site: Site, method: str, path: str, body: bytes, taker: Taker) ->
             writer.transport.abort()
     if reply.status == 0:
         return "the connection ended without an answer"
-    return None if reply.status == 200 else f"HTTP {reply.status}: {said(parsed(bytes(refusal.raw)))}"
+    return None if reply.status == 200 else f"HTTP {reply.status}: {error_message(parsed(bytes(refusal.raw)))}"
 
 
 def _head(site: Site, method: str, path: str, body: bytes) -> bytes:
@@ -126,7 +126,7 @@ def parsed(raw: bytes) -> object:
         return None
 
 
-def said(answer: object) -> str:
+def error_message(answer: object) -> str:
     """The message of an error in OpenAI's form, or as much as there is."""
     error = answer.get("error") if isinstance(answer, dict) else None
     message = error.get("message") if isinstance(error, dict) else error

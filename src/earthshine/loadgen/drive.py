@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from earthshine.errors import EarthshineError, UsageError
-from earthshine.loadgen.client import LINE_BYTES, NO_CONNECTION, Site, Whole, call, parsed, said
+from earthshine.loadgen.client import LINE_BYTES, NO_CONNECTION, Site, Whole, call, error_message, parsed
 from earthshine.loadgen.trace import Arrival, Shape, token_ids, words
 from earthshine.untrusted import shown
 
@@ -113,12 +113,12 @@ class _Driver:
             await self._by_time(speed)
         else:
             left = iter(range(len(self._arrivals)))
-            await asyncio.gather(*(self._in_turn(left) for _ in range(min(concurrency, len(self._arrivals)))))
+            await asyncio.gather(*(self._one_by_one(left) for _ in range(min(concurrency, len(self._arrivals)))))
         seconds = time.perf_counter() - self._began
         share = (time.process_time() - busy) / max(seconds, 1e-9)
         return Run(tuple(self._samples), len(self._arrivals) - len(self._samples), seconds, share)
 
-    async def _in_turn(self, left: Iterator[int]) -> None:
+    async def _one_by_one(self, left: Iterator[int]) -> None:
         for index in left:
             if self._gone >= _GONE:
                 return
@@ -171,7 +171,7 @@ class _Stream:
     def __init__(self) -> None:
         self.times: list[float] = []
         self.usage: object = None
-        self.problem: str | None = "the stream ended before its end was said"
+        self.problem: str | None = "the stream ended before [DONE]"
         self._rest = b""
 
     def take(self, at: float, data: bytes) -> bool:
@@ -193,7 +193,7 @@ class _Stream:
             self.problem = "an event is no JSON object"
             return False
         if event.get("error"):
-            self.problem = f"an error in the stream: {said(event)}"
+            self.problem = f"an error in the stream: {error_message(event)}"
             return False
         self.usage = event.get("usage") or self.usage
         choices = event.get("choices")

@@ -20,7 +20,7 @@ Kind = Literal[
     "not_found",  # 404: another path or model
     "method",  # 405
     "too_large",  # 413: more bytes than a body may have
-    "rate",  # 429: as many requests wait as may
+    "rate",  # 429: the queue is full
     "internal",  # 500: this server's fault
     "unavailable",  # 503: it is about to end, or hangs
 ]

@@ -204,8 +204,8 @@ FIRST = chunk('{"choices": [{"text": "a"}]}')
 WRONG = {
     "refused": (whole(429, {"error": {"message": "too many \x1b[31m"}}), r"HTTP 429: 'too many \x1b[31m'"),
     "wordless": (whole(500, "what"), "HTTP 500: no message"),
-    "cut": (END + FIRST, "the stream ended before its end was said"),
-    "ended": (END + FIRST + b"0\r\n\r\n", "the stream ended before its end was said"),
+    "cut": (END + FIRST, "the stream ended before [DONE]"),
+    "ended": (END + FIRST + b"0\r\n\r\n", "the stream ended before [DONE]"),
     "broken": (END + chunk("{"), "an event is no JSON object"),
     "nested": (END + chunk("[" * 100_000), "an event is no JSON object"),
     "list": (END + chunk("[]"), "an event is no JSON object"),

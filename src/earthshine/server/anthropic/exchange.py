@@ -86,7 +86,7 @@ class MessagesExchange:
             self._ended = piece
             stopped = {key: value for key, value in self._stopped().items() if key != "usage"}
             return [*self._close(), _event("message_delta", delta=stopped, usage=self._usage())]
-        return [event for said in piece.events for event in self._said(said)]
+        return [event for each in piece.events for event in self._events(each)]
 
     def end(self) -> list[ServerEvent]:
         return [_event("message_stop")]
@@ -125,19 +125,19 @@ class MessagesExchange:
             "output_tokens_details": {"thinking_tokens": ended.reasoning_tokens if ended else 0},
         }
 
-    def _said(self, said: TextEvent) -> list[ServerEvent]:
-        if isinstance(said, Content):
+    def _events(self, event: TextEvent) -> list[ServerEvent]:
+        if isinstance(event, Content):
             begun = [] if self._open == "text" else self._begin({"type": "text", "text": ""})
-            return [*begun, self._delta("text_delta", "text", said.text)]
-        if isinstance(said, Reasoning):
+            return [*begun, self._delta("text_delta", "text", event.text)]
+        if isinstance(event, Reasoning):
             thought = {"type": "thinking", "thinking": "", "signature": ""}
             begun = [] if self._open == "thinking" else self._begin(thought)
-            return [*begun, self._delta("thinking_delta", "thinking", said.text)]
-        if isinstance(said, ToolCallStart):
-            name = f"toolu_{self._token}_{said.index}"
-            return self._begin({"type": "tool_use", "id": name, "name": said.name, "input": {}})
-        if isinstance(said, ToolCallArguments):
-            return [self._delta("input_json_delta", "partial_json", said.text)]
+            return [*begun, self._delta("thinking_delta", "thinking", event.text)]
+        if isinstance(event, ToolCallStart):
+            name = f"toolu_{self._token}_{event.index}"
+            return self._begin({"type": "tool_use", "id": name, "name": event.name, "input": {}})
+        if isinstance(event, ToolCallArguments):
+            return [self._delta("input_json_delta", "partial_json", event.text)]
         return self._close()
 
     def _begin(self, block: dict[str, Any]) -> list[ServerEvent]:

@@ -1,7 +1,7 @@
 """The web application: one POST route an API, the same care for each.
 
 A request is authorised, read within bounds, parsed, checked and begun before anything is computed; then its answer goes
-out whole or as events. What is wrong with it is said before the answer begins wherever it can be known by then.
+out whole or as events. Errors that can be known by then are answered before the answer begins.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -17,10 +17,10 @@ from earthshine.generation.request import Piece
 from earthshine.net.access import Access
 from earthshine.server.api import Api, Exchange, Refused, Served
 from earthshine.server.http.body import Bodies, unknown_fields
-from earthshine.server.http.call import Call
+from earthshine.server.http.context import RequestContext
 from earthshine.server.http.documents import DocumentedRoute, document_route, post_operation
+from earthshine.server.http.endpoints import DRAIN_RETRY_SECONDS, Endpoints, Handler, Lifetime, Options, TextGenerator
 from earthshine.server.http.events import EventStream, follow, stream_events
-from earthshine.server.http.front import DRAIN_RETRY_SECONDS, Front, Handler, Lifetime, Options, Replies
 from earthshine.server.http.metrics import Engine, Metrics
 from earthshine.server.http.pages import page_routes
 from earthshine.untrusted import shown
@@ -28,7 +28,7 @@ from earthshine.untrusted import shown
 _MOST_UNKNOWN = 100  # names that the log mentions
 _FIELD = "a field that is not known was ignored"
 _TOOL = "a tool that this server can't run was left out"
-_GRAMMAR = "a tool's Lark grammar is told to the model and not enforced"
+_GRAMMAR = "a tool's Lark grammar is shown to the model and not enforced"
 
 
 class _Origins(CORSMiddleware):
@@ -41,37 +41,37 @@ class _Origins(CORSMiddleware):
         return response
 
 
-class _Asked:
+class _ApiRoutes:
     """Answers APIs. One for a server."""
 
-    def __init__(self, front: Front) -> None:
-        self._front, self._bodies = front, Bodies(front.options.limits)
+    def __init__(self, endpoints: Endpoints) -> None:
+        self._endpoints, self._bodies = endpoints, Bodies(endpoints.options.limits)
         self._unknown: set[str] = set()
 
     def route(self, api: Api) -> Handler:
         """The route of an API."""
 
-        async def answer(request: Request, user: str, call: Call) -> Response:
-            if self._front.lifetime.draining:
+        async def answer(request: Request, user: str, context: RequestContext) -> Response:
+            if self._endpoints.lifetime.draining:
                 raise Refused("The server is about to end.", "unavailable", None, DRAIN_RETRY_SECONDS)
             checked, body = await self._bodies.read(request, api.body)
-            self._front.check_model(body.get("model"))
-            exchange = api.begin(checked, self._front.served)
+            self._endpoints.check_model(body.get("model"))
+            exchange = api.begin(checked, self._endpoints.served)
             self._mention(unknown_fields(body, api.body))  # what is left once nothing was refused
             self._mention([kind for each in exchange.requests for kind in each.left_out], _TOOL)
             self._mention([name for each in exchange.requests for name in each.unenforced], _GRAMMAR)
             self._check_choices(exchange)
-            call.body, call.exchange = body, exchange
-            call.watch(request.receive)
+            context.body, context.exchange = body, exchange
+            context.watch(request.receive)
             if api.counts:
-                return JSONResponse(exchange.counted(await self._front.replies.count(exchange.requests)))
-            pieces = self._front.replies.answer(exchange.requests, user)
-            return await (self._stream if exchange.stream else self._whole)(exchange, pieces, call)
+                return JSONResponse(exchange.counted(await self._endpoints.generator.count(exchange.requests)))
+            pieces = self._endpoints.generator.answer(exchange.requests, user)
+            return await (self._stream if exchange.stream else self._whole)(exchange, pieces, context)
 
         return answer
 
     def _check_choices(self, exchange: Exchange) -> None:
-        limits = self._front.options.limits
+        limits = self._endpoints.options.limits
         asked = [each.params.n for each in exchange.requests]
         n, choices = max(asked, default=0), sum(asked)
         if n > limits.n:
@@ -84,24 +84,24 @@ class _Asked:
             line = f"{sentence}: {shown(name)}"
             if line not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
                 self._unknown.add(line)
-                self._front.options.log(line)
+                self._endpoints.options.log(line)
 
-    async def _whole(self, exchange: Exchange, pieces: AsyncIterator[Piece], call: Call) -> Response:
-        limits = self._front.options.limits
-        async with aclosing(follow(pieces, call, limits.first_seconds, limits.ping_seconds)) as followed:
+    async def _whole(self, exchange: Exchange, pieces: AsyncIterator[Piece], context: RequestContext) -> Response:
+        limits = self._endpoints.options.limits
+        async with aclosing(follow(pieces, context, limits.first_seconds, limits.ping_seconds)) as followed:
             async for piece in followed:
                 if piece is not None:
                     exchange.push(piece)
         return JSONResponse(exchange.whole())
 
-    async def _stream(self, exchange: Exchange, pieces: AsyncIterator[Piece], call: Call) -> Response:
-        events = stream_events(exchange, pieces, call, self._front.options.limits, self._front.refusal)
+    async def _stream(self, exchange: Exchange, pieces: AsyncIterator[Piece], context: RequestContext) -> Response:
+        events = stream_events(exchange, pieces, context, self._endpoints.options.limits, self._endpoints.refusal)
         first = await anext(events)  # what is refused before it still gets a status of its own
-        return EventStream(first, events, call, self._front.options.limits)
+        return EventStream(first, events, context, self._endpoints.options.limits)
 
 
 def make_app(
-    replies: Replies,
+    generator: TextGenerator,
     engine: Engine,
     served: Served,
     apis: Sequence[Api],
@@ -112,16 +112,16 @@ def make_app(
     """The application that serves `apis`. Ending it is the caller's: through `lifetime`."""
     options = options or Options()
     metrics = Metrics(engine, served.names[0])
-    front = Front(replies, engine, served, apis, access, options, lifetime or Lifetime(), metrics)
-    asked = _Asked(front)
+    endpoints = Endpoints(generator, engine, served, apis, access, options, lifetime or Lifetime(), metrics)
+    routes = _ApiRoutes(endpoints)
     app = Starlette()
     app.router.redirect_slashes = False
     for api in apis:
-        app.routes.append(DocumentedRoute(api.path, front.endpoint(asked.route(api)), "POST", post_operation(api)))
-    app.routes.extend(page_routes(front))
-    app.routes.append(document_route(app, front.endpoint, apis, bool(access.keys)))
+        app.routes.append(DocumentedRoute(api.path, endpoints.wrap(routes.route(api)), "POST", post_operation(api)))
+    app.routes.extend(page_routes(endpoints))
+    app.routes.append(document_route(app, endpoints.wrap, apis, bool(access.keys)))
     for status in (404, 405):
-        app.add_exception_handler(status, front.missing)
+        app.add_exception_handler(status, endpoints.missing)
     if access.origins:
         app.add_middleware(
             _Origins,

@@ -1,6 +1,6 @@
 """From the bytes of a request to a checked value: bounded in size and time before they are parsed.
 
-A body is one JSON object in UTF-8 that repeats no key and nests at most 32 levels deep. What a field got wrong is said
+A body is one JSON object in UTF-8 that repeats no key and nests at most 32 levels deep. An invalid field is reported
 in one sentence that names it by its path, such as messages[0].content. Half surrogate pairs become U+FFFD, as in every
 UTF-8 encoder: clients that cut texts in the middle of a character send them.
 """
@@ -40,7 +40,7 @@ class Limits:
     stalled_body_seconds: float = 30.0
     body_seconds: float = 600.0
     n: int = 16
-    choices: int = 128  # over all turns
+    choices: int = 128  # over all prompts
     first_seconds: float = 5.0  # before a stream begins without anything to say
     ping_seconds: float = 10.0
     stalled_send_seconds: float = 120.0

@@ -76,7 +76,7 @@ def document_route(app: Starlette, wrap: Callable[..., Endpoint], apis: Sequence
     """The route /openapi.json, made at its first use."""
     made: dict[str, Any] = {}
 
-    async def answer(request: Request, user: str, call: Any) -> Response:
+    async def answer(request: Request, user: str, context: Any) -> Response:
         if not made:
             made.update(document(app, apis, keys))
         return JSONResponse(made)

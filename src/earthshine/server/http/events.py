@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from earthshine.generation.request import Piece, Started
 from earthshine.server.api import Exchange, Refused, ServerEvent
 from earthshine.server.http.body import ClientGone, Limits
-from earthshine.server.http.call import CLIENT_GONE, Call
+from earthshine.server.http.context import CLIENT_GONE, RequestContext
 
 PING = b": ping\n\n"
 _HEADERS = [
@@ -39,28 +39,28 @@ def encode_events(events: Sequence[ServerEvent]) -> bytes:
 
 
 async def follow(
-    pieces: AsyncIterator[Piece], call: Call, first: float, silence: float
+    pieces: AsyncIterator[Piece], context: RequestContext, first: float, silence: float
 ) -> AsyncGenerator[Piece | None]:
     """Every piece, and None for each `silence` seconds without one; `first` is how long the first word may take. When
-    the call's fate is decided it raises that. Closes `pieces` in any case."""
+    the context's fate is decided it raises that. Closes `pieces` in any case."""
     pending: asyncio.Task[Piece | None] | None = None
     loop = asyncio.get_running_loop()
     until = loop.time() + first
     try:
         while True:
             pending = loop.create_task(_next(pieces))
-            waited: set[asyncio.Future[Any]] = {pending, call.fate}
+            waited: set[asyncio.Future[Any]] = {pending, context.fate}
             while not pending.done():
                 await asyncio.wait(waited, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-                if call.fate.done():
-                    raise call.fate.result()
+                if context.fate.done():
+                    raise context.fate.result()
                 if not pending.done():
                     yield None
                     until = loop.time() + silence
             piece = pending.result()
             if piece is None:
                 return
-            call.saw(piece)
+            context.observe(piece)
             yield piece
             if not isinstance(piece, Started):
                 until = loop.time() + silence
@@ -79,14 +79,14 @@ async def _next(pieces: AsyncIterator[Piece]) -> Piece | None:
 async def stream_events(
     exchange: Exchange,
     pieces: AsyncIterator[Piece],
-    call: Call,
+    context: RequestContext,
     limits: Limits,
     refusal: Callable[[Exception], Refused],
 ) -> AsyncGenerator[bytes]:
     """The answer's events as bytes. What goes wrong before the first of them is raised, later it is an event."""
     begun = False
     try:
-        async with aclosing(follow(pieces, call, limits.first_seconds, limits.ping_seconds)) as followed:
+        async with aclosing(follow(pieces, context, limits.first_seconds, limits.ping_seconds)) as followed:
             async for piece in followed:
                 sent = PING if piece is None else encode_events(exchange.push(piece))
                 if sent:
@@ -94,13 +94,13 @@ async def stream_events(
                     yield sent
         yield encode_events(exchange.end())
     except ClientGone:
-        call.status = CLIENT_GONE
+        context.status = CLIENT_GONE
         raise
     except Exception as error:
         if not begun:
             raise
         problem = refusal(error)
-        call.status = problem.status
+        context.status = problem.status
         yield encode_events(exchange.failed(problem))
 
 
@@ -117,9 +117,9 @@ class _Sending:
 class EventStream(Response):
     """Sends `first` and all that follows. A send that does not end in time cuts the connection."""
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes], call: Call, limits: Limits) -> None:
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes], context: RequestContext, limits: Limits) -> None:
         super().__init__()
-        self._first, self._rest, self._call, self._limits = first, rest, call, limits
+        self._first, self._rest, self._context, self._limits = first, rest, context, limits
         self._finally: Callable[[], None] = lambda: None
 
     def finally_do(self, action: Callable[[], None]) -> None:
@@ -138,7 +138,7 @@ class EventStream(Response):
         except ClientGone:
             _cut(scope)
         except TimeoutError:
-            self._call.status = CLIENT_GONE
+            self._context.status = CLIENT_GONE
             _cut(scope)
         finally:
             self._finally()

@@ -19,8 +19,8 @@ _WINDOW_SECONDS, _SAMPLE_SECONDS = 10.0, 0.5
 
 _ENDS = {"cancelled": "abort"}  # what vLLM calls it
 _GAUGES = (
-    ("vllm:num_requests_running", "Replies that are being computed.", "running"),
-    ("vllm:num_requests_waiting", "Replies that wait for room.", "waiting"),
+    ("vllm:num_requests_running", "Requests that are being computed.", "running"),
+    ("vllm:num_requests_waiting", "Requests in the queue.", "waiting"),
     ("earthshine:disk_cache_bytes", "Bytes of conversations on disk.", "disk_cache_bytes"),
     ("earthshine:disk_cache_pages", "Pages of conversations on disk.", "disk_cache_pages"),
     ("earthshine:resident_bytes", "Memory of this process.", "resident_bytes"),
@@ -29,10 +29,10 @@ _GAUGES = (
 _COUNTERS = (
     ("vllm:prefix_cache_queries", "Prompt tokens that were looked up.", "prefix_queries"),
     ("vllm:prefix_cache_hits", "Prompt tokens that were found.", "prefix_hits"),
-    ("vllm:num_preemptions", "Replies that gave up their room and began anew.", "preemptions"),
+    ("vllm:num_preemptions", "Requests that were preempted.", "preemptions"),
     ("vllm:prompt_tokens", "Tokens of prompts.", "prompt_tokens"),
     ("vllm:prompt_tokens_cached", "Tokens of prompts that were not computed.", "prefix_hits"),
-    ("vllm:generation_tokens", "Tokens of replies.", "generated_tokens"),
+    ("vllm:generation_tokens", "Tokens generated.", "generated_tokens"),
     ("earthshine:expert_hits", "Experts found in memory.", "expert_hits"),
     ("earthshine:expert_misses", "Experts read from disk.", "expert_misses"),
     ("earthshine:expert_bytes_read", "Bytes of experts read from disk.", "expert_bytes_read"),
@@ -74,7 +74,7 @@ class _FromEngine(Collector):
             counter.add_metric([self._model], getattr(gauges, source))
             yield counter
         ended = CounterMetricFamily(
-            "vllm:request_success", "Replies by their end.", labels=["model_name", "finished_reason"]
+            "vllm:request_success", "Requests by their finish reason.", labels=["model_name", "finished_reason"]
         )
         for reason, number in sorted(gauges.finished.items()):
             ended.add_metric([self._model, _ENDS.get(reason, reason)], number)
@@ -94,7 +94,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(_FromEngine(engine, model))
         self._samples: deque[tuple[float, int, int]] = deque()
-        self._told: tuple[str | None, int] = (None, 0)  # what `news` has said: the problem, and how many damaged pages
+        self._reported: tuple[str | None, int] = (None, 0)  # by `news`: the problem, and how many damaged pages
         self.first_token_time = self._histogram("time_to_first_token_seconds", "Until the first words.", _SECONDS)
         self.token_gap = self._histogram("inter_token_latency_seconds", "Between words and the next.", _SECONDS)
         self.request_time = self._histogram("e2e_request_latency_seconds", "From arrival to end.", _SECONDS)
@@ -113,8 +113,8 @@ class Metrics:
     def news(self) -> list[str]:
         """What has happened to the disk cache since the last call, in sentences for the log."""
         gauges = self._engine.gauges()
-        problem, damaged = self._told
-        self._told = gauges.problem, gauges.damaged_pages
+        problem, damaged = self._reported
+        self._reported = gauges.problem, gauges.damaged_pages
         found = [gauges.problem] if gauges.problem and gauges.problem != problem else []
         if problem and not gauges.problem:
             found.append("Pages are written to the disk cache again.")

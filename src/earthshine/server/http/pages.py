@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from earthshine import __version__
-from earthshine.server.http.call import Call
+from earthshine.server.http.context import RequestContext
 from earthshine.server.http.documents import DocumentedRoute, get_operation
-from earthshine.server.http.front import Front, Handler
+from earthshine.server.http.endpoints import Endpoints, Handler
 from earthshine.server.http.metrics import CONTENT_TYPE
 
 _FOLDER = Path(__file__).parents[1] / "page"
@@ -29,9 +29,9 @@ PAGE_HEADERS = {
 }
 
 
-def page_routes(front: Front) -> Iterator[DocumentedRoute]:
+def page_routes(endpoints: Endpoints) -> Iterator[DocumentedRoute]:
     """The GET routes. Each of the page's files has its own name as its path, index.html also /."""
-    looks = _Looks(front)
+    looks = _Looks(endpoints)
     for path, handler, summary in (
         ("/v1/models", looks.models, "The model that is served."),
         ("/v1/models/{model_id:path}", looks.model, "The model, by one of its names."),
@@ -39,14 +39,14 @@ def page_routes(front: Front) -> Iterator[DocumentedRoute]:
         ("/metrics", looks.metrics, "For Prometheus."),
         ("/v1/gauges", looks.gauges, "The state and rates that the page shows."),
     ):
-        yield DocumentedRoute(path, front.endpoint(handler), "GET", get_operation(path, summary, True))
-    health = front.endpoint(looks.health, open_to_all=True)
+        yield DocumentedRoute(path, endpoints.wrap(handler), "GET", get_operation(path, summary, True))
+    health = endpoints.wrap(looks.health, open_to_all=True)
     summary = "200 while replies are computed; 503 with the reason else."
     for path in ("/health", "/ping"):
         yield DocumentedRoute(path, health, "GET", get_operation(path, summary, False))
     for file in sorted(_FOLDER.iterdir()) if _FOLDER.is_dir() else ():
         if file.suffix in _TYPES:
-            page = front.endpoint(_page(file), open_to_all=True)
+            page = endpoints.wrap(_page(file), open_to_all=True)
             for path in (f"/{file.name}", *(("/",) if file.name == "index.html" else ())):
                 yield DocumentedRoute(path, page, "GET")
 
@@ -54,7 +54,7 @@ def page_routes(front: Front) -> Iterator[DocumentedRoute]:
 def _page(file: Path) -> Handler:
     content, kind = file.read_bytes(), f"{_TYPES[file.suffix]}; charset=utf-8"
 
-    async def answer(request: Request, user: str, call: Call) -> Response:
+    async def answer(request: Request, user: str, context: RequestContext) -> Response:
         return Response(content, headers=PAGE_HEADERS | {"content-type": kind})
 
     return answer
@@ -63,25 +63,25 @@ def _page(file: Path) -> Handler:
 class _Looks:
     """Handlers over what all routes share."""
 
-    def __init__(self, front: Front) -> None:
-        self._front = front
+    def __init__(self, endpoints: Endpoints) -> None:
+        self._endpoints = endpoints
 
-    async def models(self, request: Request, user: str, call: Call) -> Response:
-        served = self._front.served
+    async def models(self, request: Request, user: str, context: RequestContext) -> Response:
+        served = self._endpoints.served
         if "anthropic-version" in request.headers:
             data = [self._for_anthropic(name) for name in served.names]
             ends = {"has_more": False, "first_id": served.names[0], "last_id": served.names[-1]}
             return JSONResponse({"data": data, **ends})
         return JSONResponse({"object": "list", "data": [self._for_openai(name) for name in served.names]})
 
-    async def model(self, request: Request, user: str, call: Call) -> Response:
+    async def model(self, request: Request, user: str, context: RequestContext) -> Response:
         name = request.path_params["model_id"]
-        self._front.check_model(name)
+        self._endpoints.check_model(name)
         anthropic = "anthropic-version" in request.headers
         return JSONResponse(self._for_anthropic(name) if anthropic else self._for_openai(name))
 
     def _for_openai(self, name: str) -> dict[str, Any]:
-        served = self._front.served
+        served = self._endpoints.served
         return {
             "id": name,
             "object": "model",
@@ -91,7 +91,7 @@ class _Looks:
         }
 
     def _for_anthropic(self, name: str) -> dict[str, Any]:
-        served = self._front.served
+        served = self._endpoints.served
         created = datetime.datetime.fromtimestamp(served.created, datetime.UTC)
         return {
             "type": "model",
@@ -101,26 +101,26 @@ class _Looks:
             "max_input_tokens": served.context_tokens,
         }
 
-    async def health(self, request: Request, user: str, call: Call) -> Response:
-        front = self._front
-        if front.lifetime.draining:
+    async def health(self, request: Request, user: str, context: RequestContext) -> Response:
+        endpoints = self._endpoints
+        if endpoints.lifetime.draining:
             return _unwell("draining", "The server is about to end and takes nothing more.")
-        if not front.engine.alive:
+        if not endpoints.engine.alive:
             return _unwell("failed", "What computes has ended; start the server anew.")
-        seconds = front.engine.stalled_seconds()
-        if seconds > front.options.hang_seconds:
+        seconds = endpoints.engine.stalled_seconds()
+        if seconds > endpoints.options.hang_seconds:
             return _unwell("hung", f"There has been no progress for {seconds:.0f} seconds.")
         return JSONResponse({"status": "ok"})
 
-    async def version(self, request: Request, user: str, call: Call) -> Response:
+    async def version(self, request: Request, user: str, context: RequestContext) -> Response:
         return JSONResponse({"version": __version__})
 
-    async def metrics(self, request: Request, user: str, call: Call) -> Response:
-        return Response(self._front.metrics.text(), headers={"content-type": CONTENT_TYPE})
+    async def metrics(self, request: Request, user: str, context: RequestContext) -> Response:
+        return Response(self._endpoints.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
-    async def gauges(self, request: Request, user: str, call: Call) -> Response:
-        known = {"context_tokens": self._front.served.context_tokens}
-        return JSONResponse(self._front.metrics.summary() | known)
+    async def gauges(self, request: Request, user: str, context: RequestContext) -> Response:
+        known = {"context_tokens": self._endpoints.served.context_tokens}
+        return JSONResponse(self._endpoints.metrics.summary() | known)
 
 
 def _unwell(status: str, message: str) -> Response:

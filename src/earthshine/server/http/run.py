@@ -1,6 +1,6 @@
 """From an application to a server on a socket: signals, and an orderly end.
 
-The first SIGTERM or Ctrl-C stops accepting, lets replies finish for a while, tells the rest that the server has ended,
+The first SIGTERM or Ctrl-C stops accepting, lets requests finish for a while, ends the rest with an error,
 and closes the engine; a second one ends the process at once.
 """
 
@@ -19,7 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from earthshine.net.connection import MAX_HEAD_BYTES, Connection, Waiting
-from earthshine.server.http.front import Lifetime
+from earthshine.server.http.endpoints import Lifetime
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KEEP_ALIVE_SECONDS = 60
@@ -106,15 +106,17 @@ class Service:
         loop = asyncio.get_running_loop()
         self.lifetime.draining = True
         server.stop_listening()
-        if self.lifetime.calls:
-            self.log(f"ending; {len(self.lifetime.calls)} requests under way have {self.drain_seconds:g} s to finish")
+        if self.lifetime.requests:
+            self.log(
+                f"ending; {len(self.lifetime.requests)} requests under way have {self.drain_seconds:g} s to finish"
+            )
         end = loop.time() + self.drain_seconds
         await asyncio.to_thread(self.engine.drain, self.drain_seconds)
-        while self.lifetime.calls and loop.time() < end:  # what is computed must still be read
+        while self.lifetime.requests and loop.time() < end:  # what is computed must still be read
             await asyncio.sleep(_POLL_SECONDS)
         self.lifetime.cut()
         last = loop.time() + _LAST_SECONDS
-        while self.lifetime.calls and loop.time() < last:
+        while self.lifetime.requests and loop.time() < last:
             await asyncio.sleep(_POLL_SECONDS)
         server.should_exit = True
 

@@ -27,7 +27,7 @@ class _Call:
     name: str
     custom: bool
     arguments: list[str] = field(default_factory=list)
-    told: bool = False  # a custom tool's input, which goes out at once
+    sent: bool = False  # a custom tool's input, which goes out at once
 
     def whole(self) -> dict[str, Any]:
         if self.custom:
@@ -41,7 +41,7 @@ class _Call:
 
 @dataclass(slots=True)
 class _Choice:
-    """What one choice has said. `unsent`: tokens whose text has not become an event yet."""
+    """What one choice holds so far. `unsent`: tokens whose text has not become an event yet."""
 
     custom: frozenset[str]
     content: list[str] = field(default_factory=list)
@@ -78,12 +78,12 @@ class _Choice:
 
     def input_of(self, index: int) -> dict[str, Any]:
         """The delta with a custom tool's whole input."""
-        self.calls[index].told = True
+        self.calls[index].sent = True
         return {"tool_calls": [{"index": index, "custom": {"input": self.calls[index].input()}}]}
 
     def untold(self) -> list[dict[str, Any]]:
         """Deltas of custom tools' calls that the end of the answer broke off."""
-        return [self.input_of(at) for at, call in enumerate(self.calls) if call.custom and not call.told]
+        return [self.input_of(at) for at, call in enumerate(self.calls) if call.custom and not call.sent]
 
     def message(self) -> dict[str, Any]:
         content, thought = "".join(self.content), "".join(self.thought)
@@ -157,9 +157,9 @@ class ChatExchange:
         return ServerEvent(data | {"usage": used} if self._with_usage else data)
 
     def _usage(self) -> dict[str, Any]:
-        said = sum(choice.n_tokens for choice in self._choices)
+        tokens = sum(choice.n_tokens for choice in self._choices)
         thought = sum(choice.n_thought_tokens for choice in self._choices)
-        return usage(self._prompt_tokens, self._cached_tokens, said, thought)
+        return usage(self._prompt_tokens, self._cached_tokens, tokens, thought)
 
     def end(self) -> list[ServerEvent]:
         return [self._event([], self._usage()), _DONE] if self._with_usage else [_DONE]

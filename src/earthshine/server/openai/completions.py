@@ -117,8 +117,8 @@ def _prompt_top(token: Scored, most: int) -> dict[str, dict[str, Any]] | None:
 
 
 @dataclass(eq=False, slots=True)
-class _Told:
-    """What one choice has said. `logprobs`: alternatives that were asked for, None for no scores at all."""
+class _Choice:
+    """What one choice holds so far. `logprobs`: alternatives that were asked for, None for no scores at all."""
 
     logprobs: int | None
     prompt_logprobs: int | None
@@ -134,7 +134,7 @@ class _Told:
         if self.logprobs is not None:
             self.scores = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
-    def hear(self, piece: Delta) -> tuple[str, dict[str, list[Any]] | None]:
+    def add(self, piece: Delta) -> tuple[str, dict[str, list[Any]] | None]:
         """The new text and its scores."""
         text = "".join(event.text for event in piece.events if isinstance(event, Content))
         tokens = piece.tokens
@@ -176,7 +176,7 @@ class CompletionExchange:
             "model": model_of(body, served),
         }
         n_choices = len(self.requests) * self.requests[0].params.n
-        self._told = [_Told(body.logprobs, body.prompt_logprobs, bool(body.echo)) for _ in range(n_choices)]
+        self._choices = [_Choice(body.logprobs, body.prompt_logprobs, bool(body.echo)) for _ in range(n_choices)]
         self._prompt = self._cached = self._completion = 0
 
     def push(self, piece: Piece) -> list[ServerEvent]:
@@ -184,16 +184,16 @@ class CompletionExchange:
             self._prompt += piece.prompt_tokens
             self._cached += piece.cached_tokens
             return []
-        told = self._told[piece.choice]
+        choice = self._choices[piece.choice]
         if isinstance(piece, Delta):
-            text, scores = told.hear(piece)
+            text, scores = choice.add(piece)
         else:
-            told.finish_reason = "stop" if piece.reason == "stop" else "length"
+            choice.finish_reason = "stop" if piece.reason == "stop" else "length"
             self._completion += piece.completion_tokens
             text, scores = "", None
-        choice = {"index": piece.choice, "text": text, "logprobs": scores, "finish_reason": told.finish_reason}
+        entry = {"index": piece.choice, "text": text, "logprobs": scores, "finish_reason": choice.finish_reason}
         unknown = {"usage": None} if self._usage_asked else {}
-        return [ServerEvent({**self._head, "choices": [choice], **unknown})]
+        return [ServerEvent({**self._head, "choices": [entry], **unknown})]
 
     def end(self) -> list[ServerEvent]:
         last = [ServerEvent({**self._head, "choices": [], "usage": self._usage()})] if self._usage_asked else []
@@ -206,12 +206,12 @@ class CompletionExchange:
         choices = [
             {
                 "index": index,
-                "text": "".join(told.text),
-                "logprobs": told.scores,
-                "finish_reason": told.finish_reason,
-                **({} if told.prompt_scores is None else {"prompt_logprobs": told.prompt_scores}),
+                "text": "".join(choice.text),
+                "logprobs": choice.scores,
+                "finish_reason": choice.finish_reason,
+                **({} if choice.prompt_scores is None else {"prompt_logprobs": choice.prompt_scores}),
             }
-            for index, told in enumerate(self._told)
+            for index, choice in enumerate(self._choices)
         ]
         return {**self._head, "choices": choices, "usage": self._usage()}
 

@@ -94,13 +94,13 @@ class ResponsesExchange:
         self._output: list[dict[str, Any]] = []
         self._item: _Item | None = None
         self._unsent: list[dict[str, Any]] = []  # scores of tokens whose text has not become an event yet
-        self._opened = Started(0, 0)
+        self._started = Started(0, 0)
         self._ended: Ended | None = None
         self._n_events = 0
 
     def push(self, piece: Piece) -> list[ServerEvent]:
         if isinstance(piece, Started):
-            self._opened = piece
+            self._started = piece
             return self._begin()
         if isinstance(piece, Ended):
             self._ended = piece
@@ -149,13 +149,13 @@ class ResponsesExchange:
     def _usage(self) -> dict[str, Any] | None:
         if self._ended is None:
             return None
-        said = self._ended.completion_tokens
+        generated = self._ended.completion_tokens
         return {
-            "input_tokens": self._opened.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": self._opened.cached_tokens, "cache_write_tokens": 0},
-            "output_tokens": said,
+            "input_tokens": self._started.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": self._started.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": generated,
             "output_tokens_details": {"reasoning_tokens": self._ended.reasoning_tokens},
-            "total_tokens": self._opened.prompt_tokens + said,
+            "total_tokens": self._started.prompt_tokens + generated,
         }
 
     def _on(self, event: Event) -> list[ServerEvent]:

@@ -1,4 +1,4 @@
-"""Turns in, pieces out: what joins the tokenizer, the template and the rules of output to the engine.
+"""Requests in, pieces out, on the event loop: joins text generation and the engine's thread to asyncio.
 
 Prompts are made on threads of their own. The engine's events cross to the event loop many at a time and wait there
 for a slow reader, as many as the reply has at most. Invariant: when `answer` has ended, in whatever way, nothing that
@@ -19,13 +19,13 @@ from earthshine.generation.request import GenerationRequest, Piece
 from earthshine.generation.submission import Computes, Submission
 from earthshine.text import Tokenizer
 
-MOST_SCORES = 1 << 19  # tokens of prompts, alternatives included, that one request may ask to be told
+MOST_SCORES = 1 << 19  # tokens of prompts, alternatives included, that one request may ask for
 _THREADS = 2  # that make prompts; tokenizing is bound by one core each
 _BATCH = 64  # events that are dealt with before anything else on the event loop has its request
 _T = TypeVar("_T")
 
 
-class Replies:
+class TextGenerator:
     """Belongs to one event loop."""
 
     def __init__(self, engine: Computes, tokenizer: Tokenizer, prompts: Prompts) -> None:
@@ -41,7 +41,7 @@ class Replies:
         return await self._beside(lambda: [self._prompts.count(request) for request in requests])
 
     async def answer(self, requests: Sequence[GenerationRequest], user: str) -> AsyncGenerator[Piece]:
-        """The pieces of all requests' replies as they come: an Started for each request, an Ended for each choice.
+        """The pieces of all requests' answers as they come: a Started for each request, an Ended for each choice.
 
         `user` and each request's salt name the cache. Closing the iterator, or cancelling the task that waits for it,
         ends what is computed. Raises Refused or another EarthshineError, also between pieces.
@@ -105,6 +105,6 @@ def _require_few_scores(prepared: Sequence[Prepared]) -> None:
     )
     if asked > MOST_SCORES:
         raise UsageError(
-            f"The prompts would be told back with {asked} tokens and alternatives; {MOST_SCORES} are the most that one "
+            f"The prompts would come back with {asked} tokens and alternatives; {MOST_SCORES} are the most that one "
             "request gets. Ask for fewer prompts, choices or alternatives at once."
         )

@@ -1,8 +1,7 @@
-"""What stands before every route: who asks is checked, each call is counted and logged, and errors become answers.
+"""What every route shares: access is checked, each request is counted and logged, and errors become answers.
 
-Every refusal has the shape of the API that was asked. Whatever else goes wrong is a 500 with an id that the log repeats
-beside the traceback. All routes ask for a key, where there are keys, but those that are opened by name; a path that
-leads nowhere asks for one too.
+Every refusal has the form of the API that was asked. Any other failure is a 500 with an id that the log repeats beside
+the traceback. If there are keys, every route asks for one except those opened by name; so does a path without a route.
 """
 
 import logging
@@ -21,7 +20,7 @@ from earthshine.generation.request import GenerationRequest, Piece
 from earthshine.net.access import Access, Unauthorized
 from earthshine.server.api import Api, Refused, Served
 from earthshine.server.http.body import ClientGone, Limits
-from earthshine.server.http.call import CLIENT_GONE, Call, Log, shown_path
+from earthshine.server.http.context import CLIENT_GONE, Log, RequestContext, shown_path
 from earthshine.server.http.events import EventStream
 from earthshine.server.http.metrics import Engine, Metrics
 from earthshine.untrusted import shown
@@ -31,11 +30,11 @@ _RETRY_SECONDS = 1
 DRAIN_RETRY_SECONDS = 10
 UNCROWDED = ("/health", "/ping", "/metrics")  # answered however many connections are open
 
-Handler = Callable[[Request, str, Call], Awaitable[Response]]
+Handler = Callable[[Request, str, RequestContext], Awaitable[Response]]
 
 
-class Replies(Protocol):
-    """What computes: pieces of all requests' choices, and what prompts cost."""
+class TextGenerator(Protocol):
+    """What the server asks of generator.TextGenerator."""
 
     def answer(self, requests: Sequence[GenerationRequest], user: str) -> AsyncIterator[Piece]:
         """Raises Refused or another EarthshineError, at the first piece or later. Closing it ends the replies."""
@@ -51,12 +50,12 @@ class Lifetime:
     """How the server ends: first it drains, then `cut` ends what is left."""
 
     draining: bool = False
-    calls: set[Call] = field(default_factory=set)
+    requests: set[RequestContext] = field(default_factory=set)
 
     def cut(self) -> None:
         """Ends every reply that is under way, with an error that says so."""
-        for call in self.calls:
-            call.end(Refused("The server has ended before the reply did.", "unavailable", None, DRAIN_RETRY_SECONDS))
+        for context in self.requests:
+            context.end(Refused("The server has ended before the reply did.", "unavailable", None, DRAIN_RETRY_SECONDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +70,10 @@ class Options:
 
 
 @dataclass(eq=False, slots=True)
-class Front:
-    """What all routes share. One for a server."""
+class Endpoints:
+    """State that all routes share, one per server, and the wrapper around each route's handler."""
 
-    replies: Replies
+    generator: TextGenerator
     engine: Engine
     served: Served
     apis: Sequence[Api]
@@ -83,52 +82,52 @@ class Front:
     lifetime: Lifetime
     metrics: Metrics
 
-    def endpoint(self, handler: Handler, *, open_to_all: bool = False) -> Callable[[Request], Awaitable[Response]]:
-        """A route's function: who asks is checked, then `handler` answers, and what it raises becomes an answer."""
+    def wrap(self, handler: Handler, *, open_to_all: bool = False) -> Callable[[Request], Awaitable[Response]]:
+        """A route's function: access is checked, then `handler` answers, and what it raises becomes an answer."""
 
         async def answer(request: Request) -> Response:
-            call = self._call(request)
-            self.lifetime.calls.add(call)
+            context = self._context(request)
+            self.lifetime.requests.add(context)
             response: Response | None = None
             try:
                 if request.scope["path"] not in UNCROWDED:
                     self._check_connection(request)
                 self.access.check_caller(request.headers)
                 user = "" if open_to_all else self.access.user(request.headers)
-                response = await handler(request, user, call)
+                response = await handler(request, user, context)
             except ClientGone:
-                call.status = CLIENT_GONE
+                context.status = CLIENT_GONE
                 response = Response(status_code=CLIENT_GONE)
             except Exception as error:
                 response = self.error_response(request, self.refusal(error))
-                call.status = response.status_code
+                context.status = response.status_code
             finally:
                 if isinstance(response, EventStream):
-                    response.finally_do(lambda: self._ended(call, True))
+                    response.finally_do(lambda: self._ended(context, True))
                 else:
-                    self._ended(call, request.method == "POST" or (call.status >= 400 and not open_to_all))
+                    self._ended(context, request.method == "POST" or (context.status >= 400 and not open_to_all))
             return response
 
         return answer
 
-    def _call(self, request: Request) -> Call:
+    def _context(self, request: Request) -> RequestContext:
         client = request.client.host if request.client else "-"
         path = f"{request.method} {shown_path(request.scope['path'])}"
-        return Call(path, client, self.metrics, self.options.log, self.options.log_text)
+        return RequestContext(path, client, self.metrics, self.options.log, self.options.log_text)
 
-    def _ended(self, call: Call, logged: bool) -> None:
-        self.lifetime.calls.discard(call)
+    def _ended(self, context: RequestContext, logged: bool) -> None:
+        self.lifetime.requests.discard(context)
         if logged:
-            call.close()
+            context.close()
             for sentence in self.metrics.news():
                 self.options.log(sentence)
 
     def _check_connection(self, request: Request) -> None:
         if request.scope.get("state", {}).get("crowded"):
-            raise Refused("As many connections are open as may; try again.", "unavailable", None, _RETRY_SECONDS)
+            raise Refused("Too many connections are open; try again.", "unavailable", None, _RETRY_SECONDS)
 
     def refusal(self, error: Exception) -> Refused:
-        """What a client is told of any error."""
+        """The refusal that a client gets for an error."""
         if isinstance(error, Refused):
             return error
         if isinstance(error, Unauthorized):
@@ -162,20 +161,20 @@ class Front:
         return found.error if found is not None else plain_error
 
     async def missing(self, request: Request, error: Exception) -> Response:
-        """The answer where no route fits. Who has no key is not told which routes there are."""
+        """The answer if no route fits. Without a key nobody learns which routes exist."""
 
-        async def refuse(request: Request, user: str, call: Call) -> Response:
+        async def refuse(request: Request, user: str, context: RequestContext) -> Response:
             path = shown_path(request.scope["path"])
             if not isinstance(error, HTTPException) or error.status_code != 405:
                 meant = _meant(request)
                 hint = f"; {shown_path(meant)} is meant, so correct the base URL" if meant else ""
                 raise Refused(f"There is nothing at {path}{hint}.", "not_found")
-            call.status = 405
+            context.status = 405
             allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
             problem = Refused(f"{path} takes {allowed}, not {shown(request.method)}.", "method")
             return self.error_response(request, problem, {"allow": allowed})
 
-        return await self.endpoint(refuse)(request)
+        return await self.wrap(refuse)(request)
 
     def check_model(self, name: Any) -> None:
         """Raises Refused for a model that is not the one served; no name means it."""

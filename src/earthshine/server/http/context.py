@@ -1,4 +1,4 @@
-"""One request from its arrival to its end: what is counted about it, what the log says, and what may end it early.
+"""One HTTP request from its arrival to its end: its metrics, its line in the log, and what may end it early.
 
 The log has one line for each that computes or is refused, and never a word of its text unless that was asked for.
 """
@@ -23,8 +23,8 @@ CLIENT_GONE = 499  # in the log only: nobody got it
 
 
 @dataclass(eq=False, slots=True)
-class Call:
-    """`fate` is done once the reply is of no use any more: with ClientGone, or with what the client is to hear."""
+class RequestContext:
+    """`fate` is done once the answer is of no more use: with ClientGone, or with the refusal that the client gets."""
 
     path: str
     client: str
@@ -61,7 +61,7 @@ class Call:
         if not self.fate.done():
             self.fate.set_result(reason)
 
-    def saw(self, piece: Piece) -> None:
+    def observe(self, piece: Piece) -> None:
         """Counts a piece, and observes how long it took."""
         now = time.monotonic()
         if isinstance(piece, Started):
@@ -92,9 +92,9 @@ class Call:
             self.metrics.reply_size.observe(self.reply_tokens)
         self.log(self._line(seconds))
         if self.log_text and self.body is not None:
-            self.log(f"  asked {json.dumps(self.body)}")
+            self.log(f"  request {json.dumps(self.body)}")
             if self.exchange is not None and self.reply_tokens:
-                self.log(f"  said {json.dumps(self.exchange.whole())}")
+                self.log(f"  answer {json.dumps(self.exchange.whole())}")
 
     def _line(self, seconds: float) -> str:
         parts = [time.strftime("%Y-%m-%d %H:%M:%S"), self.client, self.path, str(self.status)]
@@ -102,7 +102,7 @@ class Call:
             parts.append(f"{self.prompt_tokens} tokens ({self.cached_tokens} cached)")
         if self.reply_tokens:
             rate = self.reply_tokens / max(time.monotonic() - (self._first or self.began), 1e-3)
-            parts.append(f"{self.reply_tokens} said, {rate:.1f} a second")
+            parts.append(f"{self.reply_tokens} generated, {rate:.1f} per second")
         return "  ".join([*parts, f"{seconds:.2f} s"])
 
 

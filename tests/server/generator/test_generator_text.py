@@ -8,7 +8,7 @@ import pytest
 from earthshine.engine import Failed
 from earthshine.errors import EarthshineError, UsageError
 from earthshine.generation.request import Delta, Ended, Started
-from earthshine.server.replies import Replies
+from earthshine.server.generator import TextGenerator
 from earthshine.text import (
     ChatTemplate,
     Content,
@@ -154,7 +154,7 @@ class TestStopStrings:
     def test_what_befalls_the_engine_after_one_is_not_told(self, asker):
         engine = asker.says([*asker.ids("</think>one two three"), Failed(EarthshineError("It broke."))])
 
-        async def work(replies: Replies) -> list[Any]:
+        async def work(replies: TextGenerator) -> list[Any]:
             pieces = replies.answer([wanted(HELLO, stop=["two"])], "")
             first = await anext(pieces)
             await asyncio.to_thread(engine.idle)

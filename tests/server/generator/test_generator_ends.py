@@ -1,4 +1,4 @@
-"""Replies that are refused, cancelled or fail."""
+"""TextGenerator that are refused, cancelled or fail."""
 
 import asyncio
 import threading
@@ -10,8 +10,8 @@ import pytest
 from earthshine.engine import Failed, Finished
 from earthshine.errors import ContextError, EarthshineError, OverloadError, TextError, UsageError
 from earthshine.generation.request import GenerationRequest
-from earthshine.server import replies as replies_module
-from earthshine.server.replies import Replies
+from earthshine.server import generator as generator_module
+from earthshine.server.generator import TextGenerator
 
 from ..fake_engine import HOLD
 from .conftest import END, HELLO, VOCAB, ended, joined, wanted
@@ -75,7 +75,7 @@ class TestCancellation:
         for n_pieces in range(1, 4):  # an Started, and a Delta for each choice
             engine = asker.says([*asker.ids("one</think>two"), HOLD], [*asker.ids("three"), HOLD])
 
-            async def work(replies: Replies, n: int = n_pieces) -> None:
+            async def work(replies: TextGenerator, n: int = n_pieces) -> None:
                 async with aclosing(replies.answer([wanted(HELLO, n=2)], "")) as pieces:
                     for _ in range(n):
                         await anext(pieces)
@@ -88,7 +88,7 @@ class TestCancellation:
     def test_the_task_is_cancelled_while_it_waits(self, asker, held):
         engine = asker.says(held)
 
-        async def work(replies: Replies) -> None:
+        async def work(replies: TextGenerator) -> None:
             async def read() -> None:
                 async for _ in replies.answer([wanted(HELLO)], ""):
                     pass
@@ -108,7 +108,7 @@ class TestCancellation:
     def test_the_task_is_cancelled_while_its_prompt_is_made(self, asker):
         entered, go_on = threading.Event(), threading.Event()
 
-        async def work(replies: Replies) -> None:
+        async def work(replies: TextGenerator) -> None:
             prepare = replies._prompts.prepare
 
             def slow(turn: GenerationRequest) -> Any:
@@ -131,7 +131,7 @@ class TestCancellation:
     def test_a_slow_reader_gets_many_tokens_at_once(self, asker):
         engine = asker.says([*asker.ids("</think>"), *[100] * 40, END])
 
-        async def work(replies: Replies) -> list[Any]:
+        async def work(replies: TextGenerator) -> list[Any]:
             pieces = []
             async for piece in replies.answer([wanted(HELLO)], ""):
                 if not pieces:
@@ -144,10 +144,10 @@ class TestCancellation:
         assert len(pieces) <= 5
 
     def test_others_have_their_turn_between_batches(self, asker, monkeypatch):
-        monkeypatch.setattr(replies_module, "_BATCH", 4)
+        monkeypatch.setattr(generator_module, "_BATCH", 4)
         engine = asker.says([*asker.ids("</think>"), *[100] * 400, END])
 
-        async def work(replies: Replies) -> int:
+        async def work(replies: TextGenerator) -> int:
             turns = 0
 
             async def other() -> None:

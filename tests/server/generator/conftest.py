@@ -12,7 +12,7 @@ import earthshine
 from earthshine.engine import SamplingParams
 from earthshine.generation.prompts import Prompts
 from earthshine.generation.request import Delta, Ended, GenerationRequest, Scored
-from earthshine.server.replies import Replies
+from earthshine.server.generator import TextGenerator
 from earthshine.text import (
     ChatTemplate,
     Content,
@@ -60,7 +60,7 @@ def wanted(prompt: Any, **fields: Any) -> GenerationRequest:
 
 
 class Asker:
-    """Asks Replies with an engine that answers as told; all that was started is ended with the test."""
+    """Asks TextGenerator with an engine that answers as told; all that was started is ended with the test."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
         self.tokenizer, self.template = tokenizer, template
@@ -77,11 +77,11 @@ class Asker:
         self.engines.append(self.engine)
         return self.engine
 
-    def replies(self, **changed: Any) -> Replies:
+    def replies(self, **changed: Any) -> TextGenerator:
         facts = {"vocab_size": VOCAB, "stop_tokens": (END,), "context_tokens": CONTEXT} | changed
-        return Replies(self.engine, self.tokenizer, Prompts(self.tokenizer, self.template, **facts))
+        return TextGenerator(self.engine, self.tokenizer, Prompts(self.tokenizer, self.template, **facts))
 
-    def with_replies(self, work: Callable[[Replies], Awaitable[Any]], **changed: Any) -> Any:
+    def with_replies(self, work: Callable[[TextGenerator], Awaitable[Any]], **changed: Any) -> Any:
         async def run() -> Any:
             replies = self.replies(**changed)
             try:
@@ -92,7 +92,7 @@ class Asker:
         return asyncio.run(run())
 
     def __call__(self, *requests: GenerationRequest, user: str = "", **changed: Any) -> list[Any]:
-        async def work(replies: Replies) -> list[Any]:
+        async def work(replies: TextGenerator) -> list[Any]:
             return [piece async for piece in replies.answer(requests, user)]
 
         return self.with_replies(work, **changed)
