@@ -313,7 +313,6 @@ class TestBodies:
             ({"max_tokens": 0}, "with echo only"),
             ({"prompt": ["a"] * 100, "n": 2}, "more than 128 choices"),
             ({"logit_bias": {"x": 1}}, "no token id"),
-            ({"min_tokens": 3, "stop": "x"}, "min_tokens holds back stop tokens"),
             ({"use_beam_search": True}, "use_beam_search"),
             ({"guided_regex": "a", "guided_choice": ["b"]}, "one form only"),
             ({"structured_outputs": {"structural_tag": {}}}, "structural_tag"),

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from earthshine.engine import SamplingParams
+from earthshine.errors import UsageError
 from earthshine.generation.request import Format
 from earthshine.hub import GLEAM
 from earthshine.server.api import Refused, Served
@@ -84,7 +85,7 @@ def test_bounds_on_tokens_are_obeyed_on_every_path(path):
     assert sampling(path, min_tokens=3, allowed_token_ids=[7, 5]) == {"min_tokens": 3, "allowed_token_ids": (7, 5)}
     assert sampling(path, min_new_tokens=3) == {"min_tokens": 3}
     assert sampling(path, min_tokens=0, allowed_token_ids=[]) == {}
-    with pytest.raises(Refused, match="no stop texts"):
+    with pytest.raises(UsageError, match="no stop texts"):
         turn(path, min_tokens=3, stop=["x"])
 
 

@@ -76,6 +76,8 @@ class SamplingParams:
                 f"min_tokens is {self.min_tokens}, and at most {self.max_tokens} tokens can come.", "min_tokens"
             )
         stop = (self.stop,) if isinstance(self.stop, str) else _listed("stop", self.stop)
+        if self.min_tokens and stop:
+            raise UsageError("min_tokens holds back stop tokens and no stop texts; give it or stop.", "min_tokens")
         tokens, biases = _listed("stop_token_ids", self.stop_token_ids), self.logit_bias
         allowed = _listed("allowed_token_ids", self.allowed_token_ids)
         for token in tokens:

@@ -231,6 +231,7 @@ def test_extreme_values_still_choose_a_token(options):
         ({"logit_bias": [(1, 2)]}, "logit_bias must map token ids to numbers"),
         ({"logit_bias": {-1: 2}}, "A token of logit_bias"),
         ({"logit_bias": {1: 101}}, "logit_bias must be a number between -100 and 100"),
+        ({"min_tokens": 3, "stop": "x"}, "min_tokens holds back stop tokens"),
         ({"max_tokens": 0}, "max_tokens must be a whole number 1 or more"),
     ],
 )

@@ -103,8 +103,6 @@ def sampling_params(
     """The request's fields, and the model's defaults for those that it leaves out. Raises Refused."""
     penalties = (fields.presence_penalty, fields.frequency_penalty, (fields.repetition_penalty or 1) - 1)
     require_obeyed(fields.model_extra or {}, penalizes=any(penalties))
-    if fields.min_tokens and fields.stop:
-        raise Refused("min_tokens holds back stop tokens and no stop texts; give it or stop.", param="min_tokens")
     default = served.defaults
     return SamplingParams(
         n=_either(fields.n, 1),
