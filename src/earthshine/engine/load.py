@@ -55,7 +55,8 @@ class _Pages:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready for sessions. `fingerprint` names its weights, so that a saved state of another one is refused."""
+    """A model ready for sessions. `fingerprint` names its weights and the bits of its kernels' results, so that a
+    state that would not be the same here is refused."""
 
     spec: ModelSpec
     decoder: Decoder
@@ -137,7 +138,8 @@ def load_model(folder: Path, plan: Plan | Wishes | None = None, progress: Progre
     except BaseException:
         reader.close()
         raise
-    fingerprint = checkpoint.fingerprint() + ("-int8" if plan.trunk == "int8" else "")  # its latents are others
+    trunk_form = "-int8" if plan.trunk == "int8" else ""  # its latents are others
+    fingerprint = f"{checkpoint.fingerprint()}{trunk_form}-{kernels.numerics(_dtype(plan))}"
     pages, experts = _Pages(division.pages), RoutedExperts(store)
     memory_limit = MemoryLimit(division.budget_bytes, store.shrink)
     return LoadedModel(spec, Decoder(spec, trunk, experts), experts, fingerprint, plan, reader, memory_limit, pages)

@@ -35,8 +35,8 @@ Event = TokenEvent | Finished
 
 
 class Session:
-    """`fingerprint` names the model's weights in snapshots; `prefill_tokens` pass through the model in one step;
-    a conversation has at most `context_tokens`, by default as many as the model's context; `memory_limit` is
+    """`fingerprint` names the model's weights and numerics in snapshots; `prefill_tokens` pass through the model in one
+    step; a conversation has at most `context_tokens`, by default as many as the model's context; `memory_limit` is
     checked before anything is allocated.
 
     Raises UsageError if the pool does not fit the model.

@@ -43,6 +43,7 @@ __all__ = [
     "linear_by_head",
     "moe_ffn",
     "moe_sum",
+    "numerics",
     "paged_attention",
     "raw_bytes",
     "rms_norm",
@@ -75,6 +76,20 @@ def implementations() -> tuple[Implementation, ...]:
     served = [Implementation(operation, serving.name, serving.reason) for operation in _NATIVE]
     served.append(Implementation("attend", "torch", "Only training and comparisons use keys and values by head."))
     return tuple(sorted(served, key=lambda implementation: implementation.operation))
+
+
+def numerics(dtype: torch.dtype = torch.bfloat16) -> str:
+    """Names the bits of results on activations of `dtype`: where the names are equal, what is computed is.
+
+    VDPBF16PS adds in an order of its own; all other instruction sets add alike. What torch computes depends on its
+    version and on the vectors that it finds, as far as it says. Raises KernelError as `implementations`.
+    """
+    by_torch = f"torch-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}"
+    if not _serving().native:
+        return by_torch
+    if dtype != torch.bfloat16:
+        return f"{by_torch}-native"  # experts are summed by the library
+    return "native-vdpbf16ps" if library.instruction_set() == "avx512_bf16" else "native"
 
 
 def set_threads(n_threads: int, dtype: torch.dtype = torch.bfloat16) -> None:
