@@ -20,7 +20,7 @@ PRIOR_BYTES = 32
 INDEX = struct.Struct("<I")
 _NO_PRIOR = bytes(PRIOR_BYTES)
 _MAGIC = b"ESHKV\r\n\x1a"
-_VERSION = 4  # 3 described one latent for all layers; 2 could hold latents computed with another layer's weights
+VERSION = 4  # 3 described one latent for all layers; 2 could hold latents computed with another layer's weights
 _START = struct.Struct("<8sII")
 _FIXED = struct.Struct("<6I32sI")
 _PART = struct.Struct("<3I")
@@ -171,7 +171,7 @@ def pack_header(header: BlobHeader) -> bytes:
     fixed = _FIXED.pack(*numbers, header.prior, len(name))
     parts = b"".join(_PART.pack(part.layer, _ROWS, part.width) for part in layout.parts)
     body = fixed + name + parts + struct.pack(f"<{len(ids)}I", *ids)
-    packed = _START.pack(_MAGIC, _VERSION, len(body)) + body
+    packed = _START.pack(_MAGIC, VERSION, len(body)) + body
     return packed + blake3(packed).digest(DIGEST_BYTES)
 
 
@@ -181,8 +181,8 @@ def unpack_header(file: BinaryIO, limit_bytes: int) -> tuple[BlobHeader, bytes]:
     magic, version, body_bytes = _START.unpack(start)
     if magic != _MAGIC:
         raise BlobError("This is not a stored conversation state; its first bytes are not ESHKV.")
-    if version != _VERSION:
-        raise BlobError(f"The state has version {version}; this Earthshine reads version {_VERSION}.")
+    if version != VERSION:
+        raise BlobError(f"The state has version {version}; this Earthshine reads version {VERSION}.")
     most = _FIXED.size + _MOST_FINGERPRINT_BYTES + _MOST_PARTS * _PART.size + 4 * (_MOST["n_tokens"] + 1)
     if not _FIXED.size <= body_bytes <= min(most, limit_bytes):
         raise BlobError(f"The state's header can't have {body_bytes} bytes; it is damaged or truncated.")

@@ -4,7 +4,7 @@ A page that is read is the one that was asked for: checksums, model, place in th
 compared, and a file that differs in any of them is deleted and reported as absent, never as an error. Pages are written
 by one thread of this object's own; what it can't keep up with, or a disk that fails, costs the page's place in the
 cache and nothing else. Over the limit, what was unused longest goes first. Each model and page size has a folder of its
-own, which one process at a time may use; the limit is that folder's.
+own, which one process at a time may use; the limit is that folder's. Folders of older versions are deleted.
 """
 
 import errno
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from earthshine.errors import BlobError, UsageError
 from earthshine.kv.codec import BlobReader, BlobWriter
-from earthshine.kv.header import BlobHeader, BlobLayout, pack_header
-from earthshine.kv.page_folder import KEY_BYTES, MOST_FILES, PageFolder, occupied_bytes
+from earthshine.kv.header import VERSION, BlobHeader, BlobLayout, pack_header
+from earthshine.kv.page_folder import KEY_BYTES, MOST_FILES, PageFolder, folder_name, occupied_bytes, remove_older
 from earthshine.units import format_bytes
 from earthshine.untrusted import shown
 
@@ -91,8 +91,9 @@ class PageFiles:
         self._problem: str | None = None
         self._paused_until = -float("inf")
         self._stamp_ns = 0
-        # The digest of a header covers the blob's version, the model, the layout and the page's size.
-        self._folder = PageFolder(folder / blake3(pack_header(pattern)).hexdigest(16))
+        # The digest of a header covers the model, the layout and the page's size.
+        self._folder = PageFolder(folder / folder_name(VERSION, blake3(pack_header(pattern)).digest(16)))
+        remove_older(folder, VERSION)
         try:
             self._adopt(pattern.blob_bytes)
         except BaseException as error:

@@ -4,6 +4,9 @@ A file lies in `folder/<first two hex digits>/<hex>.kv` and appears whole: it is
 Nothing is synced, so that what a power cut tears must be found by its checksum. Every name is opened relative to the
 folder's own descriptor and no link in it is followed. Refuses a folder that another process has locked, that can't be
 written, or that holds more names than a cache makes.
+
+Such folders lie side by side, and each has the version of its files in its name. Those of older versions, which nothing
+reads any more, are deleted if nothing is in them but what is made here.
 """
 
 import fcntl
@@ -11,7 +14,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +24,9 @@ from earthshine.untrusted import shown
 KEY_BYTES = 32
 MOST_FILES = 1 << 19  # kept in a folder: 2 TB of K2.6's pages of 64 tokens
 _MOST_NAMES = 2 * MOST_FILES  # looked at when a folder is opened
-_NAME = re.compile(rf"([0-9a-f]{{{2 * KEY_BYTES}}})\.kv")
+_NAME = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}\.kv")
+_SHELF = re.compile(r"[0-9a-f]{2}")
+_FOLDER_NAME = re.compile(r"(?:v([0-9]{1,9})-)?[0-9a-f]{32}")  # without a version: from before names had one
 _UNFINISHED, _LOCK = "unfinished", "lock"  # there is one of each, since one thread of one process writes
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -66,10 +71,10 @@ class PageFolder:
                         f"The disk cache's folder {shown(self.path)} holds more than {_MOST_NAMES} files; "
                         "empty it or name another."
                     )
-                name = _NAME.fullmatch(entry.name)
-                if name and entry.name.startswith(shelf) and entry.is_file(follow_symlinks=False):
+                if _is_page(entry, shelf):
                     with suppress(FileNotFoundError):
-                        found.append((bytes.fromhex(name[1]), entry.stat(follow_symlinks=False)))
+                        key = bytes.fromhex(entry.name.removesuffix(".kv"))
+                        found.append((key, entry.stat(follow_symlinks=False)))
         found.sort(key=lambda each: (each[1].st_mtime_ns, each[0]))
         return found
 
@@ -166,6 +171,66 @@ class PageFolder:
                 yield from entries
         finally:
             os.close(descriptor)
+
+
+def folder_name(version: int, digest: bytes) -> str:
+    """Of the folder for files of this version; the 16 bytes of `digest` name what they are of."""
+    return f"v{version}-{digest.hex()}"
+
+
+def remove_older(parent: Path, version: int) -> None:
+    """Delete the folders in `parent` of versions below this one, but for those in use and those that hold anything else
+    than a cache's files. What can't be deleted stays and is tried again next time."""
+    with suppress(OSError), _opened(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as home:
+        with os.scandir(home) as entries:
+            found = [match for entry in entries if (match := _FOLDER_NAME.fullmatch(entry.name))]
+        for name in (match[0] for match in found if int(match[1] or 0) < version):
+            with suppress(OSError):
+                _remove_folder(home, name)
+
+
+def _remove_folder(parent: int, name: str) -> None:
+    """Raises OSError where the folder is in use or has no lock, as every one that was made here has."""
+    with _opened(name, _FOLDER, parent) as home, _opened(_LOCK, _READ, home) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _holds_pages_alone(home):
+            return
+        for shelf in filter(_SHELF.fullmatch, os.listdir(home)):
+            with _opened(shelf, _FOLDER, home) as pages:
+                for page in filter(_NAME.fullmatch, os.listdir(pages)):
+                    os.unlink(page, dir_fd=pages)
+            os.rmdir(shelf, dir_fd=home)
+        for file in (_UNFINISHED, _LOCK):
+            with suppress(FileNotFoundError):
+                os.unlink(file, dir_fd=home)
+        os.rmdir(name, dir_fd=parent)
+
+
+def _holds_pages_alone(home: int) -> bool:
+    """Whether everything in a folder has a name and a kind that only a cache gives."""
+    with os.scandir(home) as entries:
+        for entry in entries:
+            if _SHELF.fullmatch(entry.name):
+                with _opened(entry.name, _FOLDER, home) as shelf, os.scandir(shelf) as pages:
+                    if not all(_is_page(page, entry.name) for page in pages):
+                        return False
+            elif entry.name not in (_UNFINISHED, _LOCK) or not entry.is_file(follow_symlinks=False):
+                return False
+    return True
+
+
+def _is_page(entry: os.DirEntry[str], shelf: str) -> bool:
+    named = _NAME.fullmatch(entry.name) is not None and entry.name.startswith(shelf)
+    return named and entry.is_file(follow_symlinks=False)
+
+
+@contextmanager
+def _opened(path: str | Path, flags: int, parent: int | None = None) -> Iterator[int]:
+    descriptor = os.open(path, flags, dir_fd=parent)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def occupied_bytes(state: os.stat_result) -> int:
