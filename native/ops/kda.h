@@ -19,7 +19,8 @@ struct Kda : Lanes16<T> {
   using F = typename T::F;
   using I = typename T::I;
   static constexpr int64_t most_dim = earthshine::most_kda_dim, most_kernel = earthshine::most_kda_kernel;
-  static constexpr int64_t chunk = 16;  // tokens: 32 KB of q, k, v and decays at 128 values a head
+  static constexpr int64_t chunk = 32;  // tokens: 64 KB of q, k, v and decays at 128 values a head
+  static constexpr int64_t ahead = 16;  // tokens, whose inputs are asked for so early
   // Vectors of columns that go together: their sums fill AVX-512's registers, or AVX2's.
   static constexpr int together = alignof(F) == 64 ? 4 : 1;
 
@@ -59,6 +60,7 @@ struct Kda : Lanes16<T> {
     for (int64_t first = 0; first < sequence.rows; first += chunk) {
       const int64_t n = at_most(sequence.rows - first, chunk), token = sequence.first + first;
       for (int64_t t = 0; t < n; ++t) {
+        if (first + t + ahead < sequence.rows) fetch(call, token + t + ahead, head);
         convolve(call, sequence, head, first + t, taps, t, &tokens);
         normalize(dim, 1.0f, tokens.k + t * dim);
         normalize(dim, call.query_scale, tokens.q + t * dim);
@@ -69,9 +71,9 @@ struct Kda : Lanes16<T> {
       float* out = call.out + (token * heads + head) * dim;
       int64_t column = 0;
       for (; column + together * 16 <= dim; column += together * 16) {
-        recur<together>(tokens, n, dim, column, state, out, heads * dim);
+        recur<together>(tokens, n, dim, column, state + column, out, heads * dim);
       }
-      for (; column < dim; column += 16) recur<1>(tokens, n, dim, column, state, out, heads * dim);
+      for (; column < dim; column += 16) recur<1>(tokens, n, dim, column, state + column, out, heads * dim);
     }
   }
 
@@ -87,6 +89,23 @@ struct Kda : Lanes16<T> {
     for (int64_t i = 0; kernel != 4 && i < dim; ++i) {
       for (int64_t j = 0; j < kernel; ++j) taps->of[j * 3 * dim + to + i] = from[i * kernel + j];
     }
+  }
+
+  // Asks for a token's inputs, and for the place of its result: a head's part of each row lies far from the one before,
+  // where no processor's own prefetcher follows. A prompt of 2048 took 1.6 times as long without. Inlined: GCC takes a
+  // function that only prefetches for one without effect, and leaves its calls out.
+  [[gnu::always_inline]] static inline void fetch(const earthshine::KdaCall& call, int64_t token, int64_t head) {
+    const int64_t dim = call.shape->head_dim, heads = call.shape->n_heads, at = (token * heads + head) * dim;
+    const int64_t gate_bytes = call.shape->gate_is_fp32 != 0 ? 4 : 2;
+    for (int64_t part = 0; part < 3; ++part) {
+      touch(call.qkv + ((token * 3 + part) * heads + head) * dim, dim * 2);
+    }
+    touch(static_cast<const uint8_t*>(call.gate) + at * gate_bytes, dim * gate_bytes);
+    touch(call.out + at, dim * 4);
+  }
+
+  [[gnu::always_inline]] static inline void touch(const void* from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const uint8_t*>(from) + i);
   }
 
   // q, k and v of the sequence's token `row`, as the t-th of the chunk. The last tap is the token's own input.
@@ -144,34 +163,46 @@ struct Kda : Lanes16<T> {
   template <int n>
   struct Columns { F of[n]; };
 
-  // The chunk's tokens over 16 * n columns of S; out: [token][head_dim] with `stride`.
+  // The chunk's tokens over 16 * n columns of S; out: [token][head_dim] with `stride`. Several tokens work on a copy
+  // without gaps: pieces of rows 512 bytes apart use half of the nearest cache's sets, and the copy makes a prompt 1.44
+  // times as fast on Emerald Rapids.
   template <int n>
   static void recur(const Tokens& tokens, int64_t count, int64_t dim, int64_t column, float* state, float* out,
                     int64_t stride) {
+    if (count == 1) return advance<n>(tokens, count, dim, column, state, dim, out, stride);
+    alignas(64) float copy[most_dim * n * 16];
+    for (int64_t i = 0; i < dim; ++i) std::memcpy(copy + i * n * 16, state + i * dim, n * 64);
+    advance<n>(tokens, count, dim, column, copy, n * 16, out, stride);
+    for (int64_t i = 0; i < dim; ++i) std::memcpy(state + i * dim, copy + i * n * 16, n * 64);
+  }
+
+  template <int n>
+  static void advance(const Tokens& tokens, int64_t count, int64_t dim, int64_t column, float* state, int64_t state_row,
+                      float* out, int64_t stride) {
     Columns<n> delta, result, seen;
-    pass<n, false, true>(tokens, -1, dim, state + column, delta, &result, &seen);
+    pass<n, false, true>(tokens, -1, dim, state, state_row, delta, &result, &seen);
     for (int64_t t = 0; t < count; ++t) {
       for (int c = 0; c < n; ++c) {
         const F value = T::load(tokens.v + t * dim + column + c * 16);
         delta.of[c] = T::mul(T::broadcast(tokens.beta[t]), T::sub(value, seen.of[c]));
       }
-      if (t + 1 < count) pass<n, true, true>(tokens, t, dim, state + column, delta, &result, &seen);
-      else pass<n, true, false>(tokens, t, dim, state + column, delta, &result, &seen);
+      if (t + 1 < count) pass<n, true, true>(tokens, t, dim, state, state_row, delta, &result, &seen);
+      else pass<n, true, false>(tokens, t, dim, state, state_row, delta, &result, &seen);
       for (int c = 0; c < n; ++c) T::store(out + t * stride + column + c * 16, result.of[c]);
     }
   }
 
-  // Once over the columns: `updates` adds token t's k delta^T and gives S^T q; `looks` decays them for token t + 1 and
-  // gives what its key sees, S^T k.
+  // Once over the columns, rows of S `state_row` apart: `updates` adds token t's k delta^T and gives S^T q; `looks`
+  // decays them for token t + 1 and gives what its key sees, S^T k.
   template <int n, bool updates, bool looks>
-  static void pass(const Tokens& tokens, int64_t t, int64_t dim, float* state, const Columns<n>& delta,
-                   Columns<n>* result, Columns<n>* seen) {
+  static void pass(const Tokens& tokens, int64_t t, int64_t dim, float* state, int64_t state_row,
+                   const Columns<n>& delta, Columns<n>* result, Columns<n>* seen) {
     const int64_t now = updates ? t * dim : 0, next = (t + 1) * dim;
     const float *k = tokens.k + now, *q = tokens.q + now;
     const float *next_k = tokens.k + next, *next_decay = tokens.decay + next;
     Columns<n> mixed, found;
     for (int c = 0; c < n; ++c) mixed.of[c] = found.of[c] = T::zero();
-    for (int64_t i = 0; i < dim; ++i, state += dim) {
+    for (int64_t i = 0; i < dim; ++i, state += state_row) {
       for (int c = 0; c < n; ++c) {
         F s = T::load(state + c * 16);
         if constexpr (updates) {
