@@ -15,14 +15,14 @@ from earthshine.engine import Engine, EngineOptions, LoadedModel, ReplyEvent, Sa
 from earthshine.engine import sampling_defaults as default_sampling_params
 from earthshine.errors import UsageError
 from earthshine.generation.prompts import Prepared, Prompts
-from earthshine.generation.request import GenerationRequest, ToolChoice
+from earthshine.generation.request import GenerationRequest
 from earthshine.generation.submission import Submission
 from earthshine.hub import find_readable
+from earthshine.llm.inputs import format_of, is_one_prompt, prompt_of, tool_choice_of
 from earthshine.llm.outputs import OutputBuilder, RequestOutput
 from earthshine.plan import Wishes, read_plan
 from earthshine.text import Tokenizer, has_template, load_template
 from earthshine.units import parse_bytes
-from earthshine.untrusted import shown
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Messages = Sequence[Mapping[str, Any]]
@@ -34,12 +34,13 @@ _IN_FLIGHT = 256  # choices of one call that the engine holds at once; the other
 class ChatOptions(TypedDict, total=False):
     """Options of `chat`. `tools` have OpenAI's form; `tool_choice`: "auto", "none", "required" or a function's name;
     `thinking`: whether the model thinks first, by default as its template has it; `continue_final_message`: the last
-    message is the assistant's and is continued."""
+    message is the assistant's and is continued; `structured_outputs`: as `generate` has it."""
 
     tools: Sequence[dict[str, Any]]
     tool_choice: str
     thinking: bool | None
     continue_final_message: bool
+    structured_outputs: Mapping[str, Any] | None
 
 
 class LLM:
@@ -90,24 +91,38 @@ class LLM:
         self._ids = itertools.count()
         self._close = weakref.finalize(self, _close, self._engine, loaded)
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None) -> list[RequestOutput]:
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
+        *,
+        structured_outputs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
         """Complete prompts; one output for each, in their order.
 
         Args:
             prompts: a text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; or a list of these. Control
                 tokens that are written in a text are text; give token ids to use them.
             sampling_params: for all prompts, or one for each; by default the model's own.
+            structured_outputs: the form that each answer must have, in vLLM's words: one of {"json": schema},
+                {"json_object": True}, {"regex": text}, {"grammar": text in Lark} and {"choice": [text, ...]}.
 
         Raises UsageError, ContextError and TextError for invalid parameters and prompts, before any is computed.
         """
-        return self._whole(self._requests(prompts, sampling_params))
+        return self._whole(self._requests(prompts, sampling_params, structured_outputs))
 
-    def stream(self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None) -> Iterator[RequestOutput]:
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
+        *,
+        structured_outputs: Mapping[str, Any] | None = None,
+    ) -> Iterator[RequestOutput]:
         """As `generate`, but yields outputs as they come: each holds what is new, `request_id` says of which prompt.
 
         Closing the iterator cancels what is still computed.
         """
-        return self._stream(self._requests(prompts, sampling_params))
+        return self._stream(self._requests(prompts, sampling_params, structured_outputs))
 
     def chat(
         self, messages: Messages | Sequence[Messages], sampling_params: Params = None, **options: Unpack[ChatOptions]
@@ -146,11 +161,14 @@ class LLM:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _requests(self, prompts: Prompt | Sequence[Prompt], params: Params) -> list[GenerationRequest]:
-        found = [_prompt(prompt) for prompt in ([prompts] if _is_one_prompt(prompts) else prompts)]
-        return [
-            GenerationRequest(prompt, own) for prompt, own in zip(found, self._each(params, len(found)), strict=True)
-        ]
+    def _requests(
+        self, prompts: Prompt | Sequence[Prompt], params: Params, structured_outputs: Mapping[str, Any] | None
+    ) -> list[GenerationRequest]:
+        form = format_of(structured_outputs)
+        given: Sequence[Any] = [prompts] if is_one_prompt(prompts) else prompts  # type: ignore[assignment]
+        found = [prompt_of(prompt) for prompt in given]
+        each = zip(found, self._each(params, len(found)), strict=True)
+        return [GenerationRequest(prompt, own, format=form) for prompt, own in each]
 
     def _conversations(
         self,
@@ -161,12 +179,13 @@ class LLM:
         tool_choice: str = "auto",
         thinking: bool | None = None,
         continue_final_message: bool = False,
+        structured_outputs: Mapping[str, Any] | None = None,
     ) -> list[GenerationRequest]:
         if not isinstance(messages, Sequence):
             raise UsageError("messages must be a list of messages, or a list of such lists.", "messages")
         one = bool(messages) and isinstance(messages[0], Mapping)
         conversations: Sequence[Any] = [messages] if one else messages
-        choice = _tool_choice(tool_choice, tools or ())
+        choice, form = tool_choice_of(tool_choice, tools or ()), format_of(structured_outputs)
         for conversation in conversations:
             if not conversation or not all(isinstance(message, Mapping) for message in conversation):
                 raise UsageError("A conversation is a list of messages such as {'role': 'user', 'content': 'Hello'}.")
@@ -178,6 +197,7 @@ class LLM:
                 tool_choice=choice,
                 thinking=thinking,
                 continue_final_message=continue_final_message,
+                format=form,
             )
             for conversation, own in zip(conversations, self._each(params, len(conversations)), strict=True)
         ]
@@ -232,34 +252,3 @@ class LLM:
 def _close(engine: Engine, loaded: LoadedModel) -> None:
     engine.close()
     loaded.close()
-
-
-def _is_one_prompt(prompts: object) -> bool:
-    if isinstance(prompts, str | Mapping):
-        return True
-    if not isinstance(prompts, Sequence):
-        raise UsageError(f"prompts must be a text, token ids or a list of them, not {shown(prompts)}.", "prompts")
-    return bool(prompts) and isinstance(prompts[0], int)
-
-
-def _prompt(prompt: object) -> str | list[int]:
-    if isinstance(prompt, Mapping):
-        prompt = prompt.get("prompt_token_ids", prompt.get("prompt"))
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, Sequence) and all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
-        return list(prompt)
-    raise UsageError(f"A prompt must be a text or token ids, not {shown(prompt)}.", "prompts")
-
-
-def _tool_choice(choice: str, tools: Sequence[Mapping[str, Any]]) -> ToolChoice:
-    if choice in ("auto", "none", "required"):
-        if choice == "required" and not tools:
-            raise UsageError('tool_choice "required" needs tools to choose from.', "tool_choice")
-        return ToolChoice(choice)  # type: ignore[arg-type]
-    names = [tool.get("function", {}).get("name") for tool in tools]
-    if choice not in names:
-        raise UsageError(
-            f"There is no tool {shown(choice)} to choose; tools are {', '.join(map(str, names))}.", "tool_choice"
-        )
-    return ToolChoice("named", choice)

@@ -1,5 +1,7 @@
 """LLM over gleam: the same tokens as a session of its own, outputs as vLLM's users know them, streams, and refusals."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 import earthshine
 from earthshine import LLM, CompletionOutput, SamplingParams
 from earthshine.engine import Finished, TokenEvent, load_model
-from earthshine.errors import BudgetError, ContextError, OverloadError, SourceError, UsageError
+from earthshine.errors import BudgetError, ContextError, OverloadError, SourceError, TextError, UsageError
 from earthshine.text import load_template, load_tokenizer
 
 GLEAM = Path(earthshine.__file__).parent / "gleam"
@@ -180,6 +182,39 @@ class TestGenerate:
             with pytest.raises(error):
                 llm.generate(prompts, GREEDY)
         assert llm._engine.gauges().prompt_tokens == before
+
+
+_SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+
+
+class TestStructuredOutputs:
+    @pytest.mark.parametrize(
+        ("form", "pattern"),
+        [
+            ({"choice": ["north", "south"]}, "north|south"),
+            ({"regex": "[0-9]{3}"}, "[0-9]{3}"),
+            ({"json": _SCHEMA}, r'\{\s*"a"\s*:\s*[12]\s*\}'),
+            ({"json": json.dumps(_SCHEMA)}, r'\{\s*"a"\s*:\s*[12]\s*\}'),
+            ({"grammar": 'start: "left" | "right"'}, "left|right"),
+        ],
+    )
+    def test_answers_have_the_form(self, llm, form, pattern):
+        params = SamplingParams(n=2, seed=1, max_tokens=60)
+        outputs = llm.generate("list all files", params, structured_outputs=form)
+        outputs += llm.chat(conversation("list"), params, structured_outputs=form, thinking=False)
+        for choice in (choice for output in outputs for choice in output.outputs):
+            assert re.fullmatch(pattern, choice.text), choice
+            assert choice.finish_reason == "stop"
+
+    @pytest.mark.parametrize(
+        "form",
+        [{}, {"json": 3}, {"regex": 3}, {"choice": []}, {"choice": "ab"}, {"regex": "a", "json": {}}, {"shape": "a"},
+         {"json": "{"}, {"json_object": False}, {"regex": "("}, {"grammar": "start: ("}],
+        ids=str,
+    )  # fmt: skip
+    def test_invalid_forms_are_refused(self, llm, form):
+        with pytest.raises((UsageError, TextError)):
+            llm.generate("list", GREEDY, structured_outputs=form)
 
 
 class TestStreams:
