@@ -1,16 +1,15 @@
 """Which requests start, and who is preempted: as the pool has room, in the queue's order.
 
 A request whose next page another one computes waits for that page. Pages of a prefix come from memory first, then from
-disk, for a bounded time per step. Invariant: a sequence that waits holds no page.
+disk, while others are computed. Invariant: a sequence that waits holds no page.
 """
 
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from earthshine.engine.request_queue import RequestQueue
 from earthshine.engine.sequence import TokenSequence
-from earthshine.kv import PageKey, PagePool, PrefixCache, Timeline
+from earthshine.kv import PageFetch, PageKey, PagePool, PrefixCache, Timeline
 
 
 @dataclass(slots=True)
@@ -26,14 +25,11 @@ class Counts:
 
 
 class Admission:
-    """`load_seconds`: of a step, at most, for pages from disk."""
+    """Over a queue and a pool, whose pages the cache may share."""
 
-    def __init__(
-        self, queue: RequestQueue, pool: PagePool, cache: PrefixCache, counts: Counts, load_seconds: float
-    ) -> None:
+    def __init__(self, queue: RequestQueue, pool: PagePool, cache: PrefixCache, counts: Counts) -> None:
         self._queue, self._pool, self._cache, self._counts = queue, pool, cache, counts
-        self._load_seconds = load_seconds
-        self.loading: dict[TokenSequence, list[PageKey]] = {}  # pages that are to come from disk first
+        self.loading: dict[TokenSequence, PageFetch] = {}  # those that run once their pages have come from disk
 
     def admit(self, besides: Collection[TokenSequence]) -> None:
         """From the head of the queue, as long as there is room. A request of higher priority preempts one of a lower,
@@ -64,29 +60,27 @@ class Admission:
     def release(self, sequence: TokenSequence) -> None:
         """Its pages are free, or the cache's alone."""
         sequence.release()
-        self.loading.pop(sequence, None)
+        fetch = self.loading.pop(sequence, None)
+        if fetch is not None:
+            self._cache.end_fetch(fetch)
 
-    def load(self) -> None:
-        """Read pages from disk for a bounded time, so that nobody waits long for another's."""
-        until = time.monotonic() + self._load_seconds
-        for sequence, keys in list(self.loading.items()):
+    def take_pages(self) -> None:
+        """Give sequences the pages that have come from disk; the rest of a damaged prefix is computed."""
+        for sequence, fetch in list(self.loading.items()):
             assert sequence.timeline is not None
-            while keys and time.monotonic() < until:
-                key = keys[0]
-                found = self._cache.find([key])
-                if not found and self._cache.make_room(1):
-                    page = self._cache.load(key, sequence.tokens_of(key))
-                    found = [] if page is None else [page]
-                if not found:  # damaged or gone, or no room: it is computed instead
-                    keys.clear()
-                    break
-                sequence.timeline.adopt(found)
-                sequence.shared += 1
-                keys.pop(0)
-            if not keys:
+            ended = fetch.ended  # before its last pages are taken
+            pages = self._cache.arrived(fetch)
+            sequence.timeline.adopt(pages)
+            sequence.shared += len(pages)
+            if ended:
                 del self.loading[sequence]
+                self._cache.end_fetch(fetch)
                 self._cache.touch(sequence.keys(sequence.timeline.length))
                 self._admitted(sequence)
+
+    def wait(self, seconds: float) -> None:
+        """Until a page has come from disk, at most this long; returns at once where none is on its way."""
+        self._cache.reads.wait(seconds)
 
     def _prompt_keys(self, sequence: TokenSequence) -> list[PageKey]:
         """Of full pages before the last token, which is computed in any case."""
@@ -101,6 +95,7 @@ class Admission:
         found = self._cache.pages(keys)
         needed = -(-(len(sequence.tokens) + 1) // self._pool.page_tokens) - len(found)
         promised = sum(-(-other.missing // self._pool.page_tokens) for other in self._queue.running)
+        promised -= sum(map(len, self.loading.values()))  # those have their pages already
         return needed + promised <= self._cache.room(besides=found)
 
     def _start(self, sequence: TokenSequence, keys: list[PageKey]) -> None:
@@ -109,9 +104,9 @@ class Admission:
         pages = self._cache.find(keys)
         sequence.timeline.adopt(pages)
         sequence.shared = len(pages)
-        stored = keys[len(pages) : len(pages) + self._cache.on_disk(keys[len(pages) :])]
-        if stored:
-            self.loading[sequence] = stored
+        missing = keys[len(pages) :]
+        if self._cache.on_disk(missing):
+            self.loading[sequence] = self._cache.fetch(missing, sequence.tokens)
         else:
             self._admitted(sequence)
 

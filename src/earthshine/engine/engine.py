@@ -208,6 +208,7 @@ class Engine:
         self._thread.join()
         if self.options.disk_cache_bytes:
             self._files.flush(_FLUSH_SECONDS)
+        self._cache.reads.close()
         self._files.close()
         if not self.options.disk_cache_bytes:
             shutil.rmtree(self._folder, ignore_errors=True)

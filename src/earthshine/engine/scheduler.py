@@ -32,7 +32,7 @@ from earthshine.kv import PagePool, PrefixCache
 _LOGGER = logging.getLogger("earthshine.engine")
 
 LEAST_PREFILL = 256  # tokens: below that a resident model's kernels lose speed
-_LOAD_SHARE = 0.25  # of max_stall that a step may spend on reading pages from disk
+_PAGE_SECONDS = 0.01  # to wait for pages where nothing else can be done, before new requests are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Scheduler:
         poll: Callable[[], None] = lambda: None,
     ) -> None:
         self.queue, self.counts, self.durations = RequestQueue(max_running), Counts(), Durations()
-        self._admission = Admission(self.queue, pool, cache, self.counts, max_stall * _LOAD_SHARE)
+        self._admission = Admission(self.queue, pool, cache, self.counts)
         self._decoder, self._pool, self._cache, self._memory_limit = decoder, pool, cache, memory_limit
         self._context_tokens, self._prefill_tokens = context_tokens, prefill_tokens
         self._max_stall, self._poll, self._streams = max_stall, poll, streams
@@ -124,8 +124,9 @@ class Scheduler:
     def step(self) -> None:
         """One step or a piece of one. Raises nothing that a single request can bear."""
         scheduled = self.schedule()
-        outcome = None if scheduled is None else self.run(scheduled)
-        if outcome is not None:
+        if scheduled is None:
+            self._admission.wait(_PAGE_SECONDS)
+        elif (outcome := self.run(scheduled)) is not None:
             self.commit(outcome)
         self._remove_ended()
 
@@ -141,10 +142,10 @@ class Scheduler:
             self._prefill.forward.close()
             self._prefill = None
         self._remove_ended()
+        self._admission.take_pages()
         if self._prefill is not None:
             return self._failed_before(interruptible=False) or self._due_decode() or self._prefill.step
         self._admission.admit(self._in_prefill)
-        self._admission.load()
         return self._failed_before(interruptible=True) or self._new_step()
 
     @property

@@ -6,9 +6,11 @@ Knows token ids and rows of values; never text, weights or the mathematics.
 from earthshine.kv.codec import BlobReader, BlobWriter, KVBlob, read_header
 from earthshine.kv.header import BlobHeader, BlobLayout, Part, ValueFormat
 from earthshine.kv.page_files import PageFiles, PageFilesStats
+from earthshine.kv.page_key import PageKey, PageKeys
+from earthshine.kv.page_reads import PageFetch
 from earthshine.kv.pages import PagePool
 from earthshine.kv.prefix import common_prefix
-from earthshine.kv.prefix_cache import PageKey, PageKeys, PrefixCache
+from earthshine.kv.prefix_cache import PrefixCache
 from earthshine.kv.timeline import Timeline
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "BlobReader",
     "BlobWriter",
     "KVBlob",
+    "PageFetch",
     "PageFiles",
     "PageFilesStats",
     "PageKey",

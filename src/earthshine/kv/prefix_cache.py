@@ -1,53 +1,25 @@
 """Pages that were computed once, found again by what they hold: in the pool first, then on disk.
 
-A page's key is a digest of the tenant and of every token up to the page's end, so equal keys mean equal pages, and
-no tenant can find, or time, another's. The invariant: a page in here is full and never written again; one that only
-the cache holds may go whenever room is needed, the longest unused and the deepest of its conversation first. For the
-thread that owns the pool.
+Invariant: a page in here is full and never written again; one that only the cache holds may go whenever room is needed,
+the longest unused and the deepest of its sequence first. Reads and writes of the files are other threads' work; the
+rest is for the thread that owns the pool.
 """
 
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import takewhile
 
-import numpy as np
+from torch import Tensor
 
 from earthshine.kv.page_files import PageFiles
-from earthshine.kv.page_folder import KEY_BYTES
+from earthshine.kv.page_key import PageKey
+from earthshine.kv.page_reads import PageFetch, PageRead, PageReads
 from earthshine.kv.pages import PagePool
 
 _TRIES = 2  # at once, and when the page must go
 _WRITE_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class PageKey:
-    """`prior`: of the page before, or the tenant's root; `start`: the position of the page's first token."""
-
-    key: bytes
-    prior: bytes
-    start: int
-
-
-class PageKeys:
-    """The keys of one conversation's full pages, which grow with it."""
-
-    def __init__(self, tenant: str, page_tokens: int) -> None:
-        self._root = blake2b(tenant.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
-        self._page_tokens = page_tokens
-        self._keys: list[PageKey] = []
-
-    def of(self, tokens: Sequence[int], n_pages: int) -> list[PageKey]:
-        """Of the first `n_pages` pages of `tokens`, which begin with all tokens that were given before."""
-        while len(self._keys) < n_pages:
-            start = len(self._keys) * self._page_tokens
-            prior = self._keys[-1].key if self._keys else self._root
-            page = np.asarray(tokens[start : start + self._page_tokens], dtype="<u4").tobytes()
-            self._keys.append(PageKey(blake2b(page, digest_size=KEY_BYTES, key=prior).digest(), prior, start))
-        return self._keys[:n_pages]
 
 
 @dataclass(slots=True)
@@ -62,10 +34,14 @@ class _Held:
 
 class PrefixCache:
     """`files`: where pages are kept beyond the pool, if anywhere: with `keep_all` as soon as they are full, so that
-    forgetting one in memory costs no more than reading it; else only those that `spill` names."""
+    forgetting one in memory costs no more than reading it; else only those that `spill` names. `threaded` as in
+    PageReads."""
 
-    def __init__(self, pool: PagePool, files: PageFiles | None = None, *, keep_all: bool = True) -> None:
+    def __init__(
+        self, pool: PagePool, files: PageFiles | None = None, *, keep_all: bool = True, threaded: bool = True
+    ) -> None:
         self._pool, self.files = pool, files
+        self.reads = PageReads(pool, self._read, threaded=threaded)
         self._tries = _TRIES if keep_all and files is not None else 0
         self._held: OrderedDict[bytes, _Held] = OrderedDict()  # the longest unused first
         self._writing: set[int] = set()  # pages that the files hold until they are written
@@ -102,21 +78,37 @@ class PrefixCache:
             return 0
         return next((at for at, each in enumerate(keys) if each.key not in self.files), len(keys))
 
-    def load(self, key: PageKey, tokens: Sequence[int]) -> int | None:
-        """The page of `key` from disk, held for the caller; None where it is not there or not sound.
+    def fetch(self, keys: Sequence[PageKey], tokens: Sequence[int]) -> PageFetch:
+        """Begin to read the leading `keys` that are on disk into pages of the pool, as many as there is room for.
 
-        `tokens`: the page's. Raises ContextError where no page is free.
+        `tokens`: of the whole sequence. Whatever comes of it, `end_fetch` is to be called once nobody waits for it.
         """
-        assert self.files is not None
-        (page,) = self._pool.allocate(1)
-        parts = self.files.read(key.key, key.prior, key.start, tokens)
-        if parts is None:
-            self._pool.release([page])
-            return None
-        self._pool.write_page(page, parts)
-        self._pool.hold([page])
-        self._held[key.key] = _Held(key, page, tokens, 0)
-        return page
+        count = min(self.on_disk(keys), self.room())
+        if not self.make_room(count):
+            count = 0
+        pages, page_tokens = self._pool.allocate(count), self._pool.page_tokens
+        return self.reads.fetch(
+            [
+                PageRead(key, tokens[key.start : key.start + page_tokens], page)
+                for key, page in zip(keys, pages, strict=False)
+            ]
+        )
+
+    def arrived(self, fetch: PageFetch) -> list[int]:
+        """The pages of a fetch that have arrived since the last call: shared now, and held for the caller."""
+        taken = fetch.take()
+        for each in taken:
+            if each.key.key not in self._held:
+                self._pool.hold([each.page])
+                self._held[each.key.key] = _Held(each.key, each.page, each.tokens, 0)
+        return [each.page for each in taken]
+
+    def end_fetch(self, fetch: PageFetch) -> None:
+        """Pages that have not been asked for with `arrived` are free again."""
+        self._pool.release(self.reads.close_fetch(fetch))
+
+    def _read(self, key: PageKey, tokens: Sequence[int]) -> Sequence[Tensor] | None:
+        return None if self.files is None else self.files.read(key.key, key.prior, key.start, tokens)
 
     def add(self, key: PageKey, page: int, tokens: Sequence[int]) -> None:
         """Share a full page of `tokens`; what is known by the same key already stays."""

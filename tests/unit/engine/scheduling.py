@@ -22,7 +22,9 @@ class Bench:
     def __init__(self, n_pages: int = 64, max_running: int = 8, files: PageFiles | None = None, **options) -> None:
         self.decoder = options.pop("decoder", None) or FakeDecoder()
         self.pool = PagePool(SPEC.kept, PAGE, n_pages, self.decoder.dtype)
-        self.cache = PrefixCache(self.pool, files, keep_all=options.pop("keep_all", True))
+        self.cache = PrefixCache(
+            self.pool, files, keep_all=options.pop("keep_all", True), threaded=options.pop("threaded", True)
+        )
         settings = {"context_tokens": CONTEXT, "prefill_tokens": 16, "max_stall": 1.0} | options
         self.scheduler = Scheduler(self.decoder, self.pool, self.cache, max_running=max_running, **settings)
         self.events: list[list] = []

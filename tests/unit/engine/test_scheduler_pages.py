@@ -1,8 +1,10 @@
 """Pages that leave memory and come back, and how much room there is."""
 
+import threading
+
 import pytest
 
-from earthshine.engine import Admitted
+from earthshine.engine import Admitted, Finished
 from earthshine.kv import PageFiles, PageKeys, PagePool, PrefixCache
 
 from .conftest import SPEC, FakeDecoder
@@ -65,6 +67,54 @@ def test_a_damaged_page_is_computed_again(tmp_path):
     assert again[0] == Admitted(8)
     assert reply(again) == alone(PROMPTS[3])
     assert files.stats.damaged == 1
+    files.close()
+
+
+class SlowDisk(PageFiles):
+    """Reads nothing until it is let."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.open = threading.Event()
+
+    def read(self, *page):
+        self.open.wait(60)
+        return super().read(*page)
+
+
+def test_request_that_waits_for_pages_does_not_hold_up_others(tmp_path):
+    files = SlowDisk(tmp_path, LAYOUT, PAGE, 1 << 20)
+    bench = Bench(files=files)
+    bench.ask(PROMPTS[3])
+    bench.run()
+    bench.forget()
+    again, other = bench.ask(PROMPTS[3]), bench.ask(PROMPTS[1], 8)
+    while not bench.sequences[2].ended:
+        bench.scheduler.step()
+    assert reply(other) == alone(PROMPTS[1], 8)
+    assert again == []
+    files.open.set()
+    bench.run()
+    assert again[0] == Admitted(28)
+    assert reply(again) == alone(PROMPTS[3])
+    bench.nothing_is_held()
+    files.close()
+
+
+def test_cancelled_request_gives_pages_back_that_were_on_their_way(tmp_path):
+    files = SlowDisk(tmp_path, LAYOUT, PAGE, 1 << 20)
+    bench = Bench(files=files)
+    bench.ask(PROMPTS[3])
+    bench.run()
+    bench.forget()
+    again = bench.ask(PROMPTS[3])
+    bench.scheduler.step()
+    assert bench.pool.free_pages == bench.pool.n_pages - 7
+    bench.sequences[1].cancelled = True
+    threading.Timer(0.05, files.open.set).start()
+    bench.run()
+    assert again == [Finished("cancelled")]
+    bench.nothing_is_held()
     files.close()
 
 

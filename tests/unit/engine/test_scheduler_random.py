@@ -198,6 +198,7 @@ class Run:
             self.files,
             decoder=Breaking(case),
             keep_all=case.files == "keep",
+            threaded=False,
             prefill_tokens=case.prefill_tokens,
             streams=case.streams,
             poll=self._pass,
@@ -209,6 +210,7 @@ class Run:
     def _slept(self) -> None:
         if self.files is not None:
             self.files.work()
+            self.bench.cache.reads.read_next()
 
     def _pass(self) -> None:
         """A layer or a step has passed."""
@@ -254,6 +256,7 @@ class Run:
         held = Counter(page for each in self.bench.scheduler.queue.running for page in each.timeline.pages)
         held.update(each.page for each in cache._held.values())
         held.update(cache._writing)
+        held.update(page for fetch in self.bench.scheduler._admission.loading.values() for page in fetch.pages)
         assert {page: pool.holders(page) for page in range(pool.n_pages)} == {
             page: held[page] for page in range(pool.n_pages)
         }
