@@ -24,8 +24,10 @@ from earthshine.text import (
     RegionParser,
     StopStrings,
     Tokenizer,
+    call_form,
     leaves_thinking_open,
     load_template,
+    region_parser,
 )
 from earthshine.text import Event as TextEvent
 from earthshine.untrusted import shown
@@ -129,7 +131,9 @@ class Conversation:
         """
         messages = [*self._messages, {"role": "user", "content": question}]
         prompt = self._template.encode(self._tokenizer, messages, thinking=self._options.thinking)
-        parser = RegionParser(self._tokenizer, thinking=leaves_thinking_open(self._tokenizer, prompt))
+        thinking = leaves_thinking_open(self._tokenizer, prompt)
+        form = call_form(self._tokenizer, self._template)
+        parser = region_parser(self._tokenizer, form, thinking=thinking)
         screen = _Screen(self._options.stop)
         tally = Tally(self._model)
         try:

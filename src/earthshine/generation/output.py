@@ -26,6 +26,7 @@ from earthshine.text import (
     ToolCallArguments,
     ToolCallEnd,
     ToolCallStart,
+    region_parser,
 )
 
 _Reason = Literal["stop", "length", "context", "tool_calls"]
@@ -54,7 +55,9 @@ class Choice:
         self._prepared, self._params, self._tokenizer = prepared, prepared.params, tokenizer
         self._parser: RegionParser | _PlainText = _PlainText(tokenizer)
         if prepared.regions:
-            self._parser = RegionParser(tokenizer, thinking=prepared.thinking, calls=prepared.calls)
+            self._parser = region_parser(
+                tokenizer, prepared.call_form, thinking=prepared.thinking, calls=prepared.calls
+            )
         self._stops = StopStrings(prepared.params.stop)
         self._written = self._shown = 0  # characters of content: by the model, and emitted
         self._waiting: deque[tuple[int, int, Scored]] = deque()  # content before and after a token; its score

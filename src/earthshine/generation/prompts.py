@@ -12,8 +12,9 @@ from typing import Any, cast
 from earthshine.engine import Constraint, SamplingParams
 from earthshine.errors import ContextError, UsageError
 from earthshine.generation.request import GenerationRequest, Messages
-from earthshine.text import ChatTemplate, StopStrings, Tokenizer, leaves_thinking_open
-from earthshine.text.grammar import Grammars, OutputRule, ToolRule
+from earthshine.text import CallForm, ChatTemplate, StopStrings, Tokenizer, call_form, leaves_thinking_open
+from earthshine.text.grammar import Grammars, OutputRule
+from earthshine.text.grammar_calls import ToolRule
 from earthshine.text.history import repair_history
 
 
@@ -23,7 +24,8 @@ class Prepared:
 
     `params`: its own, with max_tokens within the context; `fills_context`: that is all the context has room for.
     `regions`: the answer is a conversation's and may hold reasoning and calls; `thinking`: it begins within a thought;
-    `calls`: tools were offered; `n_calls`: calls in the conversation so far. `prompt_text` comes before the answer.
+    `calls`: tools were offered; `call_form`: how the model writes calls; `n_calls`: calls in the conversation so far.
+    `prompt_text` comes before the answer.
     `noticed_stops`: they end the answer, though the engine goes on.
     """
 
@@ -33,6 +35,7 @@ class Prepared:
     regions: bool
     thinking: bool
     calls: bool
+    call_form: CallForm | None
     n_calls: int
     prompt_text: str
     fills_context: bool
@@ -55,7 +58,8 @@ class Prompts:
         context_tokens: int,
     ) -> None:
         self._tokenizer, self._template = tokenizer, template
-        self._grammars = Grammars(tokenizer, vocab_size, stop_tokens)
+        self._call_form = call_form(tokenizer, template)
+        self._grammars = Grammars(tokenizer, vocab_size, stop_tokens, self._call_form)
         self._vocab_size, self._stop_tokens, self._context_tokens = vocab_size, tuple(stop_tokens), context_tokens
 
     def count(self, request: GenerationRequest) -> int:
@@ -88,6 +92,7 @@ class Prompts:
             regions=regions,
             thinking=thinking,
             calls=bool(_offered(request)),
+            call_form=self._call_form,
             n_calls=n_calls,
             prompt_text=self._text(request.prompt) if request.echo else "",
             fills_context=asked is None or asked > room,

@@ -5,7 +5,9 @@ No torch, no network, no code from a model's folder.
 """
 
 from earthshine.text.chat import ChatTemplate
-from earthshine.text.grammar import Grammar, Grammars, OutputRule, ReplyConstraint, ToolRule
+from earthshine.text.forms import CallForm, call_form
+from earthshine.text.grammar import Grammar, Grammars, OutputRule, ReplyConstraint
+from earthshine.text.grammar_calls import ToolRule
 from earthshine.text.history import repair_history
 from earthshine.text.load import has_template, load_template, load_tokenizer
 from earthshine.text.regions import (
@@ -18,11 +20,13 @@ from earthshine.text.regions import (
     ToolCallStart,
     leaves_thinking_open,
 )
+from earthshine.text.regions_json import region_parser
 from earthshine.text.stream import Detokenizer, StopStrings
 from earthshine.text.tokenizer import Tokenizer
 from earthshine.text.tools import declare_tools
 
 __all__ = [
+    "CallForm",
     "ChatTemplate",
     "Content",
     "Detokenizer",
@@ -39,10 +43,12 @@ __all__ = [
     "ToolCallEnd",
     "ToolCallStart",
     "ToolRule",
+    "call_form",
     "declare_tools",
     "has_template",
     "leaves_thinking_open",
     "load_template",
     "load_tokenizer",
+    "region_parser",
     "repair_history",
 ]

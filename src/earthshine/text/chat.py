@@ -92,6 +92,10 @@ class ChatTemplate:
         """Whether `preserve_thinking` has a meaning for this template: it names the flag, or splits off history."""
         return all("preserve_thinking" in source or _is_split(source) for source in self._sources.values())
 
+    def mentions(self, text: str) -> bool:
+        """Whether the source that serves tools holds this text."""
+        return text in self._sources[True]
+
     def render(
         self,
         messages: Sequence[dict[str, Any]],

@@ -7,15 +7,17 @@ Refused, as TextError: what can't be compiled, and tool calls that the tokenizer
 
 import re
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from earthshine.errors import TextError
-from earthshine.text.grammar_compile import Compiler, CompileTimeout, Pattern, lark_text, regex_text
+from earthshine.text.forms import CallForm
+from earthshine.text.grammar_calls import OPENINGS, Calls, JsonState, Steps, ToolRule, json_calls, section_calls
+from earthshine.text.grammar_compile import Compiler, Pattern, lark_text, regex_text
 from earthshine.text.grammar_schema import schema_text
-from earthshine.text.grammar_tokens import Literals, Mask, Matching, TokenSets, Walk
-from earthshine.text.regions import _MARKERS
+from earthshine.text.grammar_tokens import Literals, Mask, Matching, TokenSets
+from earthshine.text.regions import THINK, UNTHINK
 from earthshine.text.tokenizer import Tokenizer
 from earthshine.untrusted import shown
 
@@ -23,18 +25,6 @@ _NAME = re.compile(r"[\w.\-]{1,256}")
 _MAX_TOOLS = 512
 _MAX_CHOICES = 4096
 _MAX_CHOICE_CHARS = 64 << 10
-
-Steps = Generator[Mask, int, None]
-
-
-@dataclass(frozen=True, slots=True)
-class ToolRule:
-    """A function that may be called. `parameters`: the JSON schema of its arguments, None for any object. With `strict`
-    all of the schema is kept or refused; without, keywords that are not supported count as absent."""
-
-    name: str
-    parameters: Mapping[str, Any] | None = None
-    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,51 +53,6 @@ class OutputRule:
     first_index: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Markers:
-    """The ids that divide a reply; None where the tokenizer has no such token."""
-
-    think: int | None
-    unthink: int | None
-    section: int | None
-    section_end: int | None
-    call: int | None
-    arguments: int | None
-    call_end: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Calls:
-    """The section of tool calls: the arguments' grammars by function, and the ids of its markers."""
-
-    arguments: Mapping[str, Pattern]
-    first_index: int
-    parallel: bool
-    section: int
-    section_end: int
-    call: int
-    arguments_begin: int
-    call_end: int
-
-    def ids(self, tokens: TokenSets, index: int) -> Literals:
-        return Literals(tokens, {f"functions.{name}:{index}": name for name in self.arguments})
-
-
-@dataclass(slots=True)
-class _Json:
-    """The JSON that a reply is in, None where it is in none; the tokens by which a model ends it; whether it did."""
-
-    walk: Walk | None = None
-    ends: Mask | None = None
-    ended: bool = False
-
-    def enter(self, walk: Walk, ends: Mask) -> None:
-        self.walk, self.ends = walk, ends
-
-    def leave(self) -> None:
-        self.walk = None
-
-
 class ReplyConstraint:
     """One reply's constraint, in the form of the engine's protocol; not safe to share between threads.
 
@@ -115,7 +60,7 @@ class ReplyConstraint:
     allowed. Masking its end away and nothing more makes small models repeat themselves until max_tokens.
     """
 
-    def __init__(self, tokens: TokenSets, steps: Steps, json: _Json) -> None:
+    def __init__(self, tokens: TokenSets, steps: Steps, json: JsonState) -> None:
         self._tokens, self._steps, self._json = tokens, steps, json
         self._mask = next(steps)
         self._token: int | None = None  # came, but the steps were not told yet
@@ -155,15 +100,15 @@ class Grammar:
     _unthink: int | None  # the reply begins as thoughts that this id ends
     _thought_tokens: int | None  # the most that thoughts may have
     _body: Pattern | Literals | None
-    _calls: _Calls | None
+    _calls: Calls | None
     _must_call: bool
 
     def start(self) -> ReplyConstraint:
         """A constraint at the beginning of a reply; TextError as its `allowed`."""
-        json = _Json()
+        json = JsonState()
         return ReplyConstraint(self._tokens, self._steps(json), json)
 
-    def _steps(self, json: _Json) -> Steps:
+    def _steps(self, json: JsonState) -> Steps:
         if self._unthink is not None and self._think is None:
             yield from self._thoughts(self._unthink)
         opening = self._tokens.only()
@@ -178,11 +123,11 @@ class Grammar:
         while (yield free if left else last) != end:
             left -= 1
 
-    def _answer(self, opening: Mask, json: _Json) -> Steps:
+    def _answer(self, opening: Mask, json: JsonState) -> Steps:
         """Free text that calls may follow, or a format's text, or calls in its place; then a stop token. In place of
         the first token may come those of `opening`, and thoughts behind it."""
         tokens, calls = self._tokens, self._calls
-        section = tokens.only() if calls is None else tokens.only(calls.section)
+        section = tokens.only() if calls is None else tokens.only(calls.opening)
         free = tokens.plain | tokens.stop_mask | section
         walk = None if self._body is None else self._body.start()
         first = section if self._must_call else free if walk is None else walk.mask(tokens.stop_mask) | section
@@ -191,8 +136,8 @@ class Grammar:
             yield from self._thoughts(self._unthink)
             token = yield first
         while token not in tokens.stops:
-            if calls is not None and token == calls.section:
-                yield from self._section(calls, json)
+            if calls is not None and token == calls.opening:
+                yield from calls.steps(tokens, json)
                 return
             if walk is None:
                 token = yield free
@@ -200,27 +145,6 @@ class Grammar:
                 walk.accept(token)
                 json.enter(walk, tokens.stop_mask)
                 token = yield walk.mask(tokens.stop_mask)
-
-    def _section(self, calls: _Calls, json: _Json) -> Steps:
-        """What follows the section's first marker, to the reply's end."""
-        tokens, index = self._tokens, calls.first_index
-        more = tokens.only(calls.section_end, calls.call) if calls.parallel else tokens.only(calls.section_end)
-        token = yield tokens.only(calls.call)
-        while token != calls.section_end:
-            choosing = calls.ids(tokens, index).start()
-            yield from self._text(choosing, calls.arguments_begin)
-            arguments = calls.arguments[choosing.chosen].start()
-            json.enter(arguments, tokens.stop_mask | tokens.only(calls.call_end, calls.section_end))
-            yield from self._text(arguments, calls.call_end)
-            json.leave()
-            index += 1
-            token = yield tokens.only(calls.section_end) if json.ended else more
-        yield tokens.stop_mask
-
-    def _text(self, walk: Walk, end: int) -> Steps:
-        ends = self._tokens.only(end)
-        while (token := (yield walk.mask(ends))) != end:
-            walk.accept(token)
 
 
 class Grammars:
@@ -230,11 +154,18 @@ class Grammars:
     tools with each request.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_tokens: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        stop_tokens: Sequence[int],
+        form: CallForm | None = CallForm.SECTION,
+    ) -> None:
         if not stop_tokens or not all(0 <= token < vocab_size for token in stop_tokens):
             raise TextError(f"A grammar needs stop tokens, each an id below {vocab_size}.")
         self._given = tokenizer, vocab_size, tuple(stop_tokens)
-        self._markers = _Markers(*(tokenizer.special_id(text) for text in _MARKERS))
+        self._think, self._unthink = (tokenizer.special_id(text) for text in (THINK, UNTHINK))
+        self._form = form if form is None or tokenizer.special_id(OPENINGS[form]) is not None else None
         self._lock = threading.Lock()
         self._made: tuple[TokenSets, Compiler] | None = None
 
@@ -247,11 +178,11 @@ class Grammars:
         calls = () if wanted.choice == "none" else self._callable(wanted)
         if must_call and not calls:
             raise TextError("A tool call is required, but no tools are given.")
-        if must_call and self._markers.section is None:
+        if must_call and self._form is None:
             raise TextError("This model has no form for tool calls; leave tool_choice at auto or none.")
-        if self._markers.section is None:
+        if self._form is None:
             calls = ()
-        may_think = (wanted.thinking or wanted.may_think) and None not in (self._markers.think, self._markers.unthink)
+        may_think = (wanted.thinking or wanted.may_think) and None not in (self._think, self._unthink)
         asked = wanted.format is not None or must_call or wanted.always or any(tool.strict for tool in calls)
         asked = asked or (may_think and wanted.thought_tokens is not None)
         if not asked and (wanted.parallel or not calls):
@@ -265,11 +196,11 @@ class Grammars:
             )
         return Grammar(
             tokens,
-            self._markers.think if may_think and not wanted.thinking else None,
-            self._markers.unthink if may_think else None,
+            self._think if may_think and not wanted.thinking else None,
+            self._unthink if may_think else None,
             wanted.thought_tokens,
             None if must_call else self._body(tokens, compiler, wanted),
-            self._section(compiler, wanted, calls, must_call) if calls else None,
+            self._compiled(compiler, wanted, calls) if calls else None,
             must_call,
         )
 
@@ -296,36 +227,13 @@ class Grammars:
             raise TextError(f"The tool that must be called, {shown(wanted.name)}, is not among the tools.")
         return named
 
-    def _section(self, compiler: Compiler, wanted: OutputRule, calls: Sequence[ToolRule], must_call: bool) -> _Calls:
-        marks = self._markers
-        ids = (marks.section, marks.section_end, marks.call, marks.arguments, marks.call_end)
-        known = [token for token in ids if token is not None]
-        if len(known) < len(ids):
-            raise TextError(
-                "The tokenizer has only some of the markers of tool calls; take one from the model's release."
-            )
-        arguments = {tool.name: self._arguments(compiler, tool, must_call) for tool in calls}
+    def _compiled(self, compiler: Compiler, wanted: OutputRule, tools: Sequence[ToolRule]) -> Calls:
+        """The calls of these tools in the model's form."""
+        must_call = wanted.choice in ("required", "named")
         parallel = wanted.parallel and wanted.choice != "named"
-        return _Calls(arguments, wanted.first_index, parallel, *known)
-
-    def _arguments(self, compiler: Compiler, tool: ToolRule, must_call: bool) -> Pattern:
-        what = f"The schema of the tool {shown(tool.name)}"
-        anything = '{"type": "object"}'
-        if tool.parameters is None or not (tool.strict or must_call):
-            return compiler.compile(what, "schema", anything)
-        schema = {"type": "object", **tool.parameters}
-        kinds = schema["type"]
-        if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
-            raise TextError(f'{what} must have the type "object".')
-        schema["type"] = "object"
-        if tool.strict:
-            return compiler.compile(what, "schema", schema_text(what, schema))
-        try:
-            return compiler.compile(what, "lenient schema", schema_text(what, schema, annotated=True))
-        except CompileTimeout:
-            raise
-        except TextError:  # no one asked for this schema to be enforced
-            return compiler.compile(what, "schema", anything)
+        if self._form is CallForm.JSON:
+            return json_calls(self._given[0], compiler, tools, must_call, parallel)
+        return section_calls(self._given[0], compiler, tools, must_call, parallel, wanted.first_index)
 
     def _body(self, tokens: TokenSets, compiler: Compiler, wanted: OutputRule) -> Pattern | Literals | None:
         if wanted.format is None:

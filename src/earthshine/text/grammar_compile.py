@@ -6,6 +6,7 @@ any time, and the same text is refused at once until it ends. Nothing is fetched
 sentence: all that can't be compiled within the bounds.
 """
 
+import json
 import queue
 import re
 import threading
@@ -20,7 +21,8 @@ from earthshine.errors import OverloadError, TextError
 from earthshine.text.grammar_gbnf import is_gbnf, lark_from_gbnf
 from earthshine.text.grammar_tokens import JsonPlace, Matching, TokenSets, library_tokenizer
 
-Kind = Literal["schema", "lenient schema", "regex", "grammar"]
+# A call is a schema's object on a line of its own.
+Kind = Literal["schema", "lenient schema", "call", "lenient call", "regex", "grammar"]
 _Key = tuple[Kind, str]
 
 MAX_REGEX_CHARS = 8 << 10
@@ -113,18 +115,18 @@ def _source(kind: Kind, text: str) -> str:
         return LLMatcher.grammar_from_regex(text)
     if kind == "grammar":
         return LLMatcher.grammar_from_lark(text)
-    lenient = kind == "lenient schema"
-    return LLMatcher.grammar_from_json_schema(
-        text,
-        overrides={
-            "lenient": lenient,
-            "coerce_one_of": lenient,
-            # Compact, but for the space that templates write: some models fill their context with white space.
-            "whitespace_flexible": False,
-            "item_separator": ", ?",
-            "key_separator": ": ?",
-        },
-    )
+    options = {
+        "lenient": kind.startswith("lenient"),
+        "coerce_one_of": kind.startswith("lenient"),
+        # Compact, but for the space that templates write: some models fill their context with white space.
+        "whitespace_flexible": False,
+        "item_separator": ", ?",
+        "key_separator": ": ?",
+    }
+    if kind.endswith("call"):
+        schema = json.dumps({"x-guidance": options, **json.loads(text)})
+        return LLMatcher.grammar_from_lark(f'start: "\\n" call "\\n"\ncall: %json {schema}')
+    return LLMatcher.grammar_from_json_schema(text, overrides=options)  # type: ignore[arg-type]
 
 
 def _build(tokens: TokenSets, library: Any, kind: Kind, text: str) -> Pattern:
@@ -137,7 +139,7 @@ def _build(tokens: TokenSets, library: Any, kind: Kind, text: str) -> Pattern:
         matcher.compute_bitmask()  # copies start with what this finds
     if matcher.is_error():
         raise TextError(_reason(matcher.get_error()))
-    pattern = Pattern(tokens, matcher, kind in ("schema", "lenient schema"))
+    pattern = Pattern(tokens, matcher, kind not in ("regex", "grammar"))
     _probe(pattern)
     return pattern
 

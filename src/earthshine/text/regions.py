@@ -9,16 +9,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from earthshine.text.forms import SECTION
 from earthshine.text.stream import Detokenizer
 from earthshine.text.tokenizer import Tokenizer
 
 _CALL_ID = re.compile(r"(?:functions\.)?(?P<name>[\w.\-]+):(?P<index>[0-9]{1,18})")
 _MAX_CALL_ID = 512
 
-_THINK, _UNTHINK = "<think>", "</think>"
-_SECTION, _SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
+THINK, UNTHINK = "<think>", "</think>"
+_SECTION, _SECTION_END = SECTION, "<|tool_calls_section_end|>"
 _CALL, _ARGUMENTS, _CALL_END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
-_MARKERS = (_THINK, _UNTHINK, _SECTION, _SECTION_END, _CALL, _ARGUMENTS, _CALL_END)
+SECTION_MARKERS = (_SECTION, _SECTION_END, _CALL, _ARGUMENTS, _CALL_END)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ Event = Reasoning | Content | ToolCallStart | ToolCallArguments | ToolCallEnd
 
 def leaves_thinking_open(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
     """Whether the prompt's last `<think>` is still open at its end, so that the answer begins as reasoning."""
-    opened, closed = tokenizer.special_id(_THINK), tokenizer.special_id(_UNTHINK)
+    opened, closed = tokenizer.special_id(THINK), tokenizer.special_id(UNTHINK)
     last = next((token_id for token_id in reversed(prompt) if token_id in (opened, closed)), None)
     return last is not None and last == opened
 
@@ -77,11 +78,13 @@ class RegionParser:
     whose id did not parse, shown as content to its end). A marker that means nothing in a state is text there.
     """
 
+    _CALL_MARKERS: tuple[str, ...] = SECTION_MARKERS
+
     def __init__(self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True) -> None:
-        ids = {tokenizer.special_id(text): text for text in (_MARKERS if calls else (_THINK, _UNTHINK))}
+        ids = {tokenizer.special_id(text): text for text in (THINK, UNTHINK, *(self._CALL_MARKERS if calls else ()))}
         self._markers = {token_id: text for token_id, text in ids.items() if token_id is not None}
         self._detokenizer = Detokenizer(tokenizer)
-        self._state = "reasoning" if thinking and _UNTHINK in self._markers.values() else "content"
+        self._state = "reasoning" if thinking and UNTHINK in self._markers.values() else "content"
         self._untouched = True  # nothing but whitespace was written since the state began
         self._marker = ""  # the section's first marker, until a call has started or it was shown
         self._shown = False  # this section's markers are being shown
@@ -178,9 +181,9 @@ class RegionParser:
         if marker == _SECTION:  # also the implicit end of reasoning
             self._marker, self._gap, self._shown = _SECTION, "", False
             return self._enter("section")
-        if marker == _THINK:  # in reasoning: some models repeat the prompt's marker
+        if marker == THINK:  # in reasoning: some models repeat the prompt's marker
             return self._untouched and (self._state == "reasoning" or self._enter("reasoning"))
-        return marker == _UNTHINK and self._state == "reasoning" and self._enter("content")
+        return marker == UNTHINK and self._state == "reasoning" and self._enter("content")
 
     def _step_section(self, marker: str) -> bool:
         if marker == _CALL:

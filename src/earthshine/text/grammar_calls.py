@@ -1,0 +1,198 @@
+"""Tool calls under a mask, in each of the forms that models write them in.
+
+A form names the control token that opens its calls, and the steps from there to the reply's end. Invariant: a call has
+the name of a tool that was given, and arguments that its schema describes. Refused, as TextError: schemas that can't be
+compiled where they were to bind, and tokenizers that have only some of a form's markers.
+"""
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from earthshine.errors import TextError
+from earthshine.text.forms import CALL, CALL_END, SECTION, CallForm
+from earthshine.text.grammar_compile import Compiler, CompileTimeout, Kind, Pattern
+from earthshine.text.grammar_schema import schema_text
+from earthshine.text.grammar_tokens import Literals, Mask, TokenSets, Walk
+from earthshine.text.regions import SECTION_MARKERS
+from earthshine.text.tokenizer import Tokenizer
+from earthshine.untrusted import shown
+
+Steps = Generator[Mask, int, None]
+OPENINGS = {CallForm.SECTION: SECTION, CallForm.JSON: CALL}
+_ANYTHING = '{"type": "object"}'
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRule:
+    """A function that may be called. `parameters`: the JSON schema of its arguments, None for any object. With `strict`
+    all of the schema is kept or refused; without, keywords that are not supported count as absent."""
+
+    name: str
+    parameters: Mapping[str, Any] | None = None
+    strict: bool = False
+
+
+@dataclass(slots=True)
+class JsonState:
+    """The JSON that a reply is in, None where it is in none; the tokens by which a model ends it; whether it did."""
+
+    walk: Walk | None = None
+    ends: Mask | None = None
+    ended: bool = False
+
+    def enter(self, walk: Walk, ends: Mask) -> None:
+        self.walk, self.ends = walk, ends
+
+    def leave(self) -> None:
+        self.walk = None
+
+
+class Calls(Protocol):
+    """The calls that a reply may hold."""
+
+    @property
+    def opening(self) -> int:
+        """The control token before the first call."""
+        ...
+
+    def steps(self, tokens: TokenSets, json: JsonState) -> Steps:
+        """What follows `opening`, to the reply's end."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SectionCalls:
+    """Kimi's section of calls: the arguments' grammars by function, and the ids of its markers."""
+
+    arguments: Mapping[str, Pattern]
+    first_index: int
+    parallel: bool
+    opening: int
+    section_end: int
+    call: int
+    arguments_begin: int
+    call_end: int
+
+    def steps(self, tokens: TokenSets, json: JsonState) -> Steps:
+        index = self.first_index
+        more = tokens.only(self.section_end, self.call) if self.parallel else tokens.only(self.section_end)
+        token = yield tokens.only(self.call)
+        while token != self.section_end:
+            ids = {f"functions.{name}:{index}": name for name in self.arguments}
+            choosing = Literals(tokens, ids).start()
+            yield from _text(tokens, choosing, self.arguments_begin)
+            arguments = self.arguments[choosing.chosen].start()
+            json.enter(arguments, tokens.stop_mask | tokens.only(self.call_end, self.section_end))
+            yield from _text(tokens, arguments, self.call_end)
+            json.leave()
+            index += 1
+            token = yield tokens.only(self.section_end) if json.ended else more
+        yield tokens.stop_mask
+
+
+@dataclass(frozen=True, slots=True)
+class JsonCalls:
+    """Calls as JSON objects on a line of their own, between two markers each; `call` describes the whole line."""
+
+    call: Pattern
+    parallel: bool
+    opening: int
+    call_end: int
+    newline: int
+
+    def steps(self, tokens: TokenSets, json: JsonState) -> Steps:
+        more = True
+        while more:
+            walk = self.call.start()
+            json.enter(walk, tokens.stop_mask | tokens.only(self.call_end))
+            yield from _text(tokens, walk, self.call_end)
+            json.leave()
+            more = self.parallel and not json.ended
+            if more and (yield tokens.stop_mask | tokens.only(self.newline)) == self.newline:
+                yield tokens.only(self.opening)
+            else:
+                more = False
+        yield tokens.stop_mask
+
+
+def _text(tokens: TokenSets, walk: Walk, end: int) -> Steps:
+    ends = tokens.only(end)
+    while (token := (yield walk.mask(ends))) != end:
+        walk.accept(token)
+
+
+def section_calls(
+    tokenizer: Tokenizer,
+    compiler: Compiler,
+    tools: Sequence[ToolRule],
+    must_call: bool,
+    parallel: bool,
+    first_index: int,
+) -> SectionCalls:
+    """`must_call`: schemas bind as far as they can though no one asked for `strict`. `first_index`: of the first id."""
+    ids = _known(tokenizer, SECTION_MARKERS)
+    arguments = {tool.name: _compiled(compiler, tool, *_arguments(compiler, tool, must_call)) for tool in tools}
+    return SectionCalls(arguments, first_index, parallel, *ids)
+
+
+def json_calls(
+    tokenizer: Tokenizer, compiler: Compiler, tools: Sequence[ToolRule], must_call: bool, parallel: bool
+) -> JsonCalls:
+    """`must_call`: as in `section_calls`."""
+    opening, call_end = _known(tokenizer, (CALL, CALL_END))
+    chosen = [_arguments(compiler, tool, must_call) for tool in tools]
+    # What the stricter kind supports means the same in the other.
+    lenient = any(kind == "lenient schema" for kind, _ in chosen)
+    branches = [_call_schema(tool.name, text) for tool, (_, text) in zip(tools, chosen, strict=True)]
+    whole = schema_text("The schemas of the tools together", {"anyOf": branches}, annotated=lenient)
+    call = compiler.compile("The tools together", "lenient call" if lenient else "call", whole)
+    newline = tokenizer.encode("\n", allow_special=False)
+    return JsonCalls(call, parallel, opening, call_end, newline[0])
+
+
+def _call_schema(name: str, arguments: str) -> dict[str, Any]:
+    """The object of one call. Its arguments' schema keeps its own root for references, by an id."""
+    inner = {"$id": f"urn:tool:{name}", **json.loads(arguments)}
+    properties = {"name": {"const": name}, "arguments": inner}
+    required = list(properties)
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _known(tokenizer: Tokenizer, markers: Sequence[str]) -> list[int]:
+    known = [token for token in map(tokenizer.special_id, markers) if token is not None]
+    if len(known) < len(markers):
+        raise TextError("The tokenizer has only some of the markers of tool calls; take one from the model's release.")
+    return known
+
+
+def _what(tool: ToolRule) -> str:
+    return f"The schema of the tool {shown(tool.name)}"
+
+
+def _compiled(compiler: Compiler, tool: ToolRule, kind: Kind, text: str) -> Pattern:
+    return compiler.compile(_what(tool), kind, text)
+
+
+def _arguments(compiler: Compiler, tool: ToolRule, must_call: bool) -> tuple[Kind, str]:
+    """The schema of a tool's arguments as it is to bind, which can be compiled."""
+    what = _what(tool)
+    if tool.parameters is None or not (tool.strict or must_call):
+        return "schema", _ANYTHING
+    schema = {"type": "object", **tool.parameters}
+    kinds = schema["type"]
+    if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
+        raise TextError(f'{what} must have the type "object".')
+    schema["type"] = "object"
+    kind: Kind = "schema" if tool.strict else "lenient schema"
+    try:
+        text = schema_text(what, schema, annotated=not tool.strict)
+        compiler.compile(what, kind, text)
+    except CompileTimeout:
+        raise
+    except TextError:
+        if tool.strict:
+            raise
+        return "schema", _ANYTHING  # no one asked for this schema to be enforced
+    return kind, text

@@ -1,0 +1,171 @@
+"""Reasoning, content and tool calls of models that write each call as JSON: Qwen3, and others trained like it.
+
+The newlines that the form puts around thoughts and calls belong to neither. Invariant: no other text is lost and
+nothing raises; a call that does not parse comes out as content, markers included.
+"""
+
+import json
+import re
+from typing import Any
+
+from earthshine.errors import TextError
+from earthshine.text.forms import CALL, CALL_END, CallForm
+from earthshine.text.regions import THINK, UNTHINK, Content, Reasoning, RegionParser, ToolCallEnd, ToolCallStart
+from earthshine.text.tokenizer import Tokenizer
+from earthshine.untrusted import parse_object
+
+# Arguments are passed on as they come where they follow the name, as templates show it.
+_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"arguments"\s*:\s*(?=\{)')
+_MAX_HEAD = 1024
+
+
+class JsonCallParser(RegionParser):
+    """One answer's ids to events. States: reasoning, content, and call, between a call's two markers."""
+
+    _CALL_MARKERS = (CALL, CALL_END)
+
+    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True) -> None:
+        super().__init__(tokenizer, thinking=thinking, calls=calls)
+        self._trimmed = self._state == "reasoning"  # newlines here belong to the form
+        self._newlines = ""  # which belong to the form if a marker follows
+        self._call = _Call()
+
+    def flush(self) -> list[Any]:
+        """The rest, when the answer ends. A call that is complete but for its last marker counts as one."""
+        self._text(self._detokenizer.flush())
+        if self._state == "call":
+            self._finish_call(closed=False)
+        self._emit(self._newlines)
+        self._newlines = ""
+        return self._take()
+
+    def _text(self, text: str) -> None:
+        if self._state == "call":
+            self._pass_on(text)
+            return
+        if self._trimmed:
+            text = text.lstrip("\n")
+            self._trimmed = not text
+        text = self._newlines + text
+        body = text.rstrip("\n")
+        self._newlines = text[len(body) :]
+        self._emit(body)
+
+    def _emit(self, text: str) -> None:
+        if text:
+            self._events.append(Reasoning(text) if self._state == "reasoning" else Content(text))
+            self._untouched = self._untouched and text.isspace()
+
+    def _step(self, marker: str) -> bool:
+        if self._state == "call":
+            if marker not in (CALL, CALL_END):
+                return False
+            self._finish_call(closed=marker == CALL_END)
+            if marker == CALL_END:
+                return True
+        known = (
+            marker == CALL
+            or (marker == THINK and self._untouched)
+            or (marker == UNTHINK and self._state == "reasoning")
+        )
+        if not known:
+            return False
+        if marker == CALL:
+            self._call = _Call(self._newlines)
+        self._newlines, self._trimmed = "", True
+        return self._enter({CALL: "call", THINK: "reasoning", UNTHINK: "content"}[marker])
+
+    def _pass_on(self, text: str) -> None:
+        call = self._call
+        begun = call.name is not None
+        arguments = call.push(text)
+        if call.name is not None and not begun:
+            self._begin(call.name)
+        self._write(arguments)
+
+    def _begin(self, name: str) -> None:
+        self._events.append(ToolCallStart(self._n_calls, f"functions.{name}:{self._n_calls}", name))
+        self._n_calls += 1
+
+    def _finish_call(self, closed: bool) -> None:
+        """What stands between the markers is complete, or the reply has ended in it."""
+        call, self._call = self._call, _Call()
+        self._enter("content")
+        self._trimmed = True
+        if call.name is None:
+            whole = call.whole()
+            if whole is None:
+                self._emit(f"{call.before}{CALL}{call.text}{CALL_END if closed else ''}")
+                self._trimmed = False
+                return
+            self._begin(whole[0])
+            self._write(whole[1])
+        if closed or call.name is None or call.is_complete:
+            self._events.append(ToolCallEnd(self._n_calls - 1))
+        if call.name is not None and call.rest.strip() not in ("", "}"):
+            self._emit(call.rest)
+
+
+class _Call:
+    """The text of one call so far; `before` are the newlines that stood before it. `name` is known as soon as its
+    arguments are sure to be an object that comes next."""
+
+    def __init__(self, before: str = "") -> None:
+        self.before, self.text, self.rest = before, "", ""
+        self.name: str | None = None
+        self._depth = 0
+        self._in_text = self._escaped = False
+
+    @property
+    def is_complete(self) -> bool:
+        return self.rest.strip() == "}"
+
+    def push(self, text: str) -> str:
+        """The arguments' text that is new."""
+        if self.name is not None:
+            return self._arguments(text)
+        self.text += text
+        head = _HEAD.match(self.text) if len(self.text) <= _MAX_HEAD else None
+        if head is None:
+            return ""
+        try:
+            self.name = str(json.loads(head[1], strict=False))
+        except ValueError:
+            return ""
+        return self._arguments(self.text[head.end() :])
+
+    def _arguments(self, text: str) -> str:
+        if self.rest:
+            self.rest += text
+            return ""
+        for at, letter in enumerate(text):
+            if self._in_text:
+                self._in_text = self._escaped or letter != '"'
+                self._escaped = letter == "\\" and not self._escaped
+            elif letter == '"':
+                self._in_text = True
+            elif letter in "{[":
+                self._depth += 1
+            elif letter in "}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    self.rest = text[at + 1 :] or " "
+                    return text[: at + 1]
+        return text
+
+    def whole(self) -> tuple[str, str] | None:
+        """Name and arguments of a call in another order, with other keys or without arguments; None if it is none."""
+        try:
+            call = parse_object(self.text.encode(errors="replace"), "A tool call", TextError)
+        except TextError:
+            return None
+        name, arguments = call.get("name"), call.get("arguments", {})
+        if not isinstance(name, str) or not name or not isinstance(arguments, (dict, str)):
+            return None
+        return name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def region_parser(tokenizer: Tokenizer, form: CallForm | None, *, thinking: bool, calls: bool = True) -> RegionParser:
+    """The parser for a model that writes tool calls in `form`; the other arguments are RegionParser's."""
+    made = JsonCallParser if form is CallForm.JSON else RegionParser
+    return made(tokenizer, thinking=thinking, calls=calls)
