@@ -28,7 +28,7 @@ from synthesis.filling import Filling, SparseFilling
 from synthesis.layout import shards, vision_shards
 
 from earthshine.errors import CheckpointError, EarthshineError, UsageError
-from earthshine.spec import ModelSpec, Storage, footprint, read_config
+from earthshine.spec import ModelSpec, Storage, footprint, moe_layers, read_config
 from earthshine.units import format_bytes
 from earthshine.untrusted import shown
 from earthshine.weights.writer import write_shards
@@ -92,6 +92,8 @@ def _small_files(options: argparse.Namespace, config: dict[str, Any], spec: Mode
 def _filling(options: argparse.Namespace, spec: ModelSpec) -> Filling:
     if not 0 <= options.skew <= _MOST_SKEW:  # NaN fails too
         raise UsageError(f"--skew is {options.skew}; it must be between 0 and {_MOST_SKEW:g}.")
+    if options.skew and not any(moe.router.has_bias for _, moe in moe_layers(spec)):
+        raise UsageError(f"--skew is {options.skew}, and {spec.family} has no router bias that it could be put in.")
     return (SparseFilling if options.sparse else Filling)(spec, options.seed, options.skew)
 
 

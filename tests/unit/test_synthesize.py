@@ -179,6 +179,34 @@ def test_skew_makes_expert_popularity_follow_zipf(write: Any, tool: Any) -> None
     assert torch.allclose(shares, wanted, atol=0.1)
 
 
+QWEN3 = {
+    "architectures": ["Qwen3MoeForCausalLM"], "eos_token_id": 770, "head_dim": 64, "hidden_act": "silu",
+    "hidden_size": 256, "max_position_embeddings": 512, "model_type": "qwen3_moe", "moe_intermediate_size": 64,
+    "norm_topk_prob": True, "num_attention_heads": 4, "num_experts": 40, "num_experts_per_tok": 4,
+    "num_hidden_layers": 6, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "vocab_size": 1024,
+}  # fmt: skip
+
+
+def test_qwen3_is_cut_and_opens(tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its router has no bias, so that popularity can't be given."""
+    like, folder = tmp_path / "like.json", tmp_path / "made"
+    like.write_text(json.dumps(QWEN3))
+    words = [str(folder), "--like", str(like), "--layers", "2", "--experts", "24"]
+    assert tool("synthesize").main([*words, "--skew", "1"]) == 2
+    assert "qwen3_moe has no router bias" in capsys.readouterr().err
+    assert not folder.exists()
+    assert tool("synthesize").main(words) == 0
+    spec = load_spec(folder)
+    assert (spec.n_layers, spec.layers[0].ffn.n_experts) == (2, 24)
+    model = load_model(folder)
+    try:
+        session = model.session()
+        session.sync([1, 2, 3])
+        assert len([*session.generate(SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))]) >= 4
+    finally:
+        model.close()
+
+
 def test_popularity_sums_to_top_k_below_its_cap(tool: Any) -> None:
     popularity = tool("synthesis.routing").popularity
     for n_experts, top_k, exponent in ((384, 8, 1.0), (40, 4, 4.0), (8, 8, 1.0), (8, 1, 0.0)):
