@@ -34,7 +34,7 @@ _RETRY_SECONDS = (1, 60)  # what a refused request is told, at least and at most
 class EngineOptions:
     """`max_stall`: seconds that a prompt may keep a reply waiting for its next token, beyond a layer; `max_queue`:
     requests that wait; `disk_cache_bytes`: pages are kept in `disk_cache_folder` up to that, over restarts too; 0: only
-    those of replies that had to give way, until the end."""
+    those of requests that were preempted, until the end."""
 
     max_stall: float = 1.0
     max_queue: int = 256
