@@ -16,13 +16,13 @@ from earthshine import kernels
 from earthshine.engine import LoadedModel, SamplingParams, Session, StepRow, TokenEvent, load_model, step
 from earthshine.engine.experts import RoutedExperts
 from earthshine.kernels import library
-from earthshine.kv import PagePool, Timeline
+from earthshine.kv import KVBlob, PagePool, Timeline
 from earthshine.models import Decoder
 from earthshine.plan import Wishes
 from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint, ExpertStore, Reader, StoredTrunk
 
-from .tiny import PROMPT, Case, Qwen3, write_tiny
+from .tiny import PROMPT, Case, KimiLinear, Qwen3, write_tiny
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 UNITS = ("layers.0", "layers.1", "layers.2", "head")
@@ -37,7 +37,9 @@ def _threads() -> Iterator[None]:
         kernels.set_threads(before)
 
 
-@pytest.fixture(scope="module", params=[Case(storage="int4"), Qwen3()], ids=["latent", "grouped"])
+@pytest.fixture(
+    scope="module", params=[Case(storage="int4"), Qwen3(), KimiLinear()], ids=["latent", "grouped", "delta"]
+)
 def folder(request, tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("tiny"), request.param)
 
@@ -50,7 +52,7 @@ def load(folder):
 
 
 def _pool(spec, dtype, pages):
-    return PagePool(spec.kept, 16, pages, dtype)
+    return PagePool(spec.kept, 16, pages, dtype, n_states=32)
 
 
 def _session(model: LoadedModel, prefill_tokens=64):
@@ -75,8 +77,18 @@ def test_whether_a_prefix_is_reused(load, dtype):
     session = _session(load(dtype))
     _answer(session, [*PROMPT[:41], 5, 6, 7])
     reused = session.sync(PROMPT).reused
-    assert reused == 41
+    recurrent = load(dtype).spec.state_bytes(2) > 0
+    assert reused == (32 if recurrent else 41), "a recurrent state goes back to the page boundary of its prompt"
     assert _answer(session) == _answer(_session(load(dtype)))
+
+
+@DTYPES
+def test_whether_a_saved_state_is_taken_up(load, dtype):
+    session, other = _session(load(dtype)), _session(load(dtype))
+    session.sync(PROMPT[:77])
+    other.restore(KVBlob.from_bytes(session.snapshot().to_bytes()))
+    assert other.sync(PROMPT).reused == 77
+    assert _answer(other) == _answer(_session(load(dtype)))
 
 
 @DTYPES

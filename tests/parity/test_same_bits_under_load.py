@@ -29,7 +29,7 @@ from earthshine.models import Decoder
 from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint, ExpertStore, Reader, StoredTrunk
 
-from .tiny import VOCAB, Case, Qwen3, write_tiny
+from .tiny import VOCAB, Case, KimiLinear, Qwen3, write_tiny
 
 PAGE = 16
 CONTEXT = 192
@@ -59,7 +59,9 @@ def _counted_time(monkeypatch):
 
 
 @pytest.fixture(
-    scope="module", params=[Case(storage="int4", n_experts=72), Qwen3(n_experts=72)], ids=["latent", "grouped"]
+    scope="module",
+    params=[Case(storage="int4", n_experts=72), Qwen3(n_experts=72), KimiLinear(n_experts=72)],
+    ids=["latent", "grouped", "delta"],
 )
 def folder(request, tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("many"), request.param)
@@ -159,7 +161,7 @@ class Load:
         self.trunk = StoredTrunk(checkpoint, self.reader, streamed=UNITS, embedding_on_disk=True)
         store = ExpertStore(checkpoint, slots_per_layer=5, transit_slots=1, reader=self.reader, dtype=torch.bfloat16)
         self.experts = Counting(store)
-        self.pool = PagePool(spec.kept, PAGE, CONTEXT // PAGE + 1, torch.bfloat16)
+        self.pool = PagePool(spec.kept, PAGE, CONTEXT // PAGE + 1, torch.bfloat16, n_states=4 * 4)
         layout = BlobLayout.of(spec.kept, "load", torch.bfloat16)
         self.files = PageFiles(disk, layout, PAGE, 24 * 8192)
         self.memory_limit = MemoryLimit(BUDGET, store.shrink, self._resident)
@@ -246,4 +248,6 @@ def test_each_reply_is_what_the_request_gets_alone(folder, alone, tmp_path):
         for each in asked:
             check(each, alone(each.tokens, each.params))
         happened.update(load.happened())
+    if load.pool.states is not None:
+        assert happened.pop("pages read from disk") == 0, "those of recurrent models stay in memory"
     assert all(happened.values()), happened

@@ -1,4 +1,4 @@
-"""Parity with transformers' DeepseekV3 and Qwen3Moe over every corner of the published formats."""
+"""Parity with transformers' DeepseekV3, Qwen3Moe and KimiLinear over every corner of the published formats."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from earthshine.kv import PagePool, Timeline
 from earthshine.models import Decoder
 from earthshine.plan import Wishes
 
-from .tiny import PROMPT, Case, Qwen3, oracle, write_tiny
+from .tiny import PROMPT, Case, KimiLinear, Qwen3, oracle, write_tiny
 
 CASES = [
     Case(),
@@ -23,6 +23,8 @@ CASES = [
     Qwen3(n_kv_heads=8, normalize=False),
     Qwen3(n_kv_heads=1, head_dim=20),
     Qwen3(n_kv_heads=4, head_dim=16, storage="fp8"),
+    KimiLinear(),
+    KimiLinear(latent_layers=(1, 4), n_layers=5),
 ]
 STEPS = 64
 

@@ -1,10 +1,12 @@
-"""Seeded tiny checkpoints in the published formats, and transformers' DeepseekV3 and Qwen3Moe over the same files.
+"""Seeded tiny checkpoints in the published formats, and transformers' DeepseekV3, Qwen3Moe and KimiLinear over the same
+files.
 
 The oracle reads the files with the `safetensors` library and decodes them by itself, so that a mistake in
 Earthshine's reader, decoders or mathematics shows as a difference.
 """
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +14,14 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    KimiLinearForCausalLM,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from earthshine.spec import Storage, spec_from_config
 from earthshine.spec.families.quantization import published_quantization
@@ -132,11 +141,72 @@ class Qwen3:
         } | ({"quantization_config": quantization} if quantization else {})
 
 
+@dataclass(frozen=True)
+class KimiLinear:
+    """One corner of Kimi-Linear: which layers are latent attention, the rest being delta attention, counted from 1."""
+
+    latent_layers: tuple[int, ...] = (3,)
+    n_layers: int = 4
+    n_experts: int = 16
+    storage: str = "bf16"
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "architectures": ["KimiLinearForCausalLM"],
+            "bos_token_id": 0,
+            "dtype": "bfloat16",
+            "eos_token_id": VOCAB - 1,
+            "first_k_dense_replace": 1,
+            "head_dim": 24,
+            "hidden_act": "silu",
+            "hidden_size": 160,
+            "intermediate_size": 192,
+            "kv_lora_rank": 32,
+            "linear_attn_config": {
+                "full_attn_layers": list(self.latent_layers),
+                "head_dim": 32,
+                "kda_layers": [i for i in range(1, self.n_layers + 1) if i not in self.latent_layers],
+                "num_heads": 4,
+                "short_conv_kernel_size": 4,
+            },
+            "mla_use_nope": True,
+            "model_max_length": 256,
+            "model_type": "kimi_linear",
+            "moe_intermediate_size": 64,
+            "moe_layer_freq": 1,
+            "moe_renormalize": True,
+            "moe_router_activation_func": "sigmoid",
+            "num_attention_heads": 4,
+            "num_expert_group": 1,
+            "num_experts": self.n_experts,
+            "num_experts_per_token": 4,
+            "num_hidden_layers": self.n_layers,
+            "num_key_value_heads": 4,
+            "num_nextn_predict_layers": 0,
+            "num_shared_experts": 1,
+            "pad_token_id": VOCAB - 1,
+            "q_lora_rank": None,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "rms_norm_eps": 1e-2,  # large enough to be seen; the latent norms keep 1e-6
+            "rope_scaling": None,
+            "rope_theta": 10000.0,
+            "routed_scaling_factor": 2.446,
+            "tie_word_embeddings": False,
+            "topk_group": 1,
+            "use_grouped_topk": True,
+            "v_head_dim": 16,
+            "vocab_size": VOCAB,
+        }
+
+
 def _values(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Large enough queries and keys that attention is far from uniform, or score errors could not be seen."""
     noise = torch.randn(shape, generator=generator)
     if name.endswith("router_bias"):
         return 0.1 * noise
+    if name.endswith(("a_log", "dt_bias")):
+        return noise  # decays from nearly all to nearly nothing
     if len(shape) == 1:
         return ((2.5 if name.endswith("attention.q_norm") else 1.0) * (1 + 0.2 * noise)).bfloat16()
     gain = 1.0 if name == "embed" else (2.5 if ".q" in name or "kv_" in name else 1.0) * shape[-1] ** -0.5
@@ -187,6 +257,8 @@ def _fused(values: dict[str, Tensor], n_experts: int) -> dict[str, Tensor]:
 def oracle(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """transformers' model over the values in `folder`."""
     config = json.loads((folder / "config.json").read_text())
+    if config["model_type"] == "kimi_linear":
+        return _pretrained(folder, dtype)
     rope: dict[str, Any] = {"rope_type": "default"}
     if config["rope_scaling"]:
         rope = {key: value for key, value in config["rope_scaling"].items() if key != "type"} | {"rope_type": "yarn"}
@@ -206,3 +278,12 @@ def oracle(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         if name.endswith("e_score_correction_bias"):
             buffer.data = state[name].clone()  # kept in fp32, as published
     return model
+
+
+def _pretrained(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """As transformers itself reads the published names; every weight must be found and used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # rope_scaling, which the published config has
+        model, report = KimiLinearForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    assert not any(report.values()), report
+    return model.eval()

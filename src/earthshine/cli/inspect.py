@@ -7,6 +7,7 @@ stays one document.
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ _LABELS = {
     "yarn_factor": "YaRN factor",
     "trunk_storage": "format of the trunk (all but routed experts)",
     "expert_storage": "format of the routed experts",
+    "conv_kernel": "convolution kernel (tokens)",
+    "recurrent_state_bytes": "recurrent state per sequence",
     "n_experts": "routed experts per layer",
     "top_k": "routed experts per token",
     "intermediate": "expert intermediate size",
@@ -86,7 +89,6 @@ def _has_weights(path: Path) -> bool:
 
 
 def _architecture(spec: ModelSpec) -> dict[str, Any]:
-    attention = spec.layers[0].attention
     sparse = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
     facts: dict[str, Any] = {
         "family": spec.family,
@@ -95,7 +97,7 @@ def _architecture(spec: ModelSpec) -> dict[str, Any]:
         "hidden": spec.hidden,
         "vocab_size": spec.vocab_size,
         "max_context": spec.max_context,
-        **attention.facts,
+        **_attention(spec),
         "trunk_storage": str(spec.trunk_storage),
         "expert_storage": str(spec.expert_storage),
         "stop_tokens": list(spec.stop_tokens),
@@ -112,6 +114,18 @@ def _architecture(spec: ModelSpec) -> dict[str, Any]:
     return facts
 
 
+def _attention(spec: ModelSpec) -> dict[str, Any]:
+    """The sizes of the kinds of attention; of several, "attention" says how many layers have each."""
+    kinds = Counter(layer.attention for layer in spec.layers)
+    if len(kinds) == 1:
+        return dict(spec.layers[0].attention.facts)
+    facts: dict[str, Any] = {"attention": [f"{kind.facts['attention']} in {n} layers" for kind, n in kinds.items()]}
+    for kind in kinds:
+        short = str(kind.facts["attention"]).rpartition("(")[2].strip(")").lower()
+        facts |= {f"{short}_{name}": value for name, value in kind.facts.items() if name != "attention"}
+    return facts
+
+
 def _footprint(spec: ModelSpec, context: int) -> dict[str, Any]:
     size = footprint(spec)
     facts: dict[str, Any] = {
@@ -123,6 +137,8 @@ def _footprint(spec: ModelSpec, context: int) -> dict[str, Any]:
     }
     facts |= {f"trunk_bytes_{kind}": value for kind, value in size.trunk_bytes.items()}
     facts |= {f"cache_bytes_per_token_{kind}": value for kind, value in size.cache_bytes_per_token.items()}
+    if size.state_bytes:
+        facts["recurrent_state_bytes"] = size.state_bytes
     facts["context"] = context
     facts["prefill_flops_per_token"] = prefill_flops_per_token(spec, context)
     facts["decode_flops_per_token"] = decode_flops_per_token(spec, context)
@@ -189,6 +205,9 @@ def _label(name: str) -> str:
     ):
         if name.startswith(part) and name not in _LABELS:
             return f"{label} {name.removeprefix(part)}"
+    kind, _, rest = name.partition("_")
+    if kind in ("mla", "gqa", "kda"):  # where layers have attention of several kinds
+        return f"{kind.upper()}: {_label(rest)}"
     return _LABELS.get(name, name.replace("_", " "))
 
 

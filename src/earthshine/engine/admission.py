@@ -102,7 +102,7 @@ class Admission:
         self._queue.start(sequence)
         sequence.timeline = Timeline(self._pool)
         pages = self._cache.find(keys)
-        sequence.timeline.adopt(pages)
+        sequence.timeline.adopt(pages, self._cache.state_after(keys[: len(pages)]))
         sequence.shared = len(pages)
         missing = keys[len(pages) :]
         if self._cache.on_disk(missing):

@@ -95,6 +95,11 @@ class Engine:
         self._model, self.options = model, options or EngineOptions()
         division = model.plan.division
         self._pool = model.pool()
+        if self._pool.states is not None and self.options.disk_cache_bytes:
+            raise UsageError(
+                "A disk cache of a model with recurrent layers is not implemented: pages alone do not say where such a "
+                "layer stands. Leave --disk-cache out; prefixes are found again in memory."
+            )
         kept = self.options.disk_cache_folder if self.options.disk_cache_bytes else None
         self._folder = kept or _spill_folder()
         layout = BlobLayout.of(model.spec.kept, model.fingerprint, self._pool.dtype)

@@ -25,7 +25,7 @@ from earthshine.kv import PagePool
 from earthshine.machine import Machine, memory_available, memory_resident, memory_total, processors
 from earthshine.models import Decoder, ResidentTrunk, Trunk
 from earthshine.plan import Plan, Wishes, check_division, check_wishes, make_plan, model_name
-from earthshine.plan.budget import PAGE_TOKENS
+from earthshine.plan.budget import PAGE_TOKENS, STATES_PER_SEQUENCE
 from earthshine.plan.plan import PROCESS_BYTES
 from earthshine.spec import ModelSpec, load_spec, trunk_tensors
 from earthshine.units import format_bytes
@@ -39,18 +39,20 @@ Progress = Callable[[str, int, int], None]  # what is read, bytes done, bytes in
 
 
 class _Pages:
-    """The pages that the plan has room for, as they are handed to sessions."""
+    """The pages, and slots for recurrent states, that the plan has room for, as they are handed to sessions."""
 
-    def __init__(self, n_pages: int) -> None:
-        self.left = n_pages
+    def __init__(self, n_pages: int, n_states: int) -> None:
+        self.left, self.states_left = n_pages, n_states
 
     def take(self, pool: PagePool) -> None:
         """They come back once nobody holds the pool any more."""
-        self.left -= pool.n_pages
-        weakref.finalize(pool, self._give, pool.n_pages)
+        n_states = pool.states.n_slots if pool.states else 0
+        self._give(-pool.n_pages, -n_states)
+        weakref.finalize(pool, self._give, pool.n_pages, n_states)
 
-    def _give(self, n_pages: int) -> None:
+    def _give(self, n_pages: int, n_states: int) -> None:
         self.left += n_pages
+        self.states_left += n_states
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,12 @@ class LoadedModel:
                 f"A context of {wanted} tokens takes {n_pages} pages, and the sessions that are open leave "
                 f"{self.pages.left}; close one, or plan for more at once."
             )
-        pool = PagePool(spec.kept, PAGE_TOKENS, n_pages, self.decoder.dtype)
+        if self.pages.states_left < STATES_PER_SEQUENCE:
+            raise UsageError(
+                f"The plan has room for the recurrent states of {division.batch} sequences, and the sessions that are "
+                "open have taken it; close one, or plan for a larger batch."
+            )
+        pool = PagePool(spec.kept, PAGE_TOKENS, n_pages, self.decoder.dtype, STATES_PER_SEQUENCE)
         self.pages.take(pool)
         return Session(
             self.decoder,
@@ -97,9 +104,10 @@ class LoadedModel:
 
     def pool(self) -> PagePool:
         """All pages that the sessions have left, in one pool. Raises UsageError where that is not one context."""
-        if self.pages.left * PAGE_TOKENS < self.plan.division.context_tokens:
+        states = self.pages.states_left
+        if self.pages.left * PAGE_TOKENS < self.plan.division.context_tokens or states < STATES_PER_SEQUENCE:
             raise UsageError("The sessions that are open leave too few pages for a conversation; close them first.")
-        pool = PagePool(self.spec.kept, PAGE_TOKENS, self.pages.left, self.decoder.dtype)
+        pool = PagePool(self.spec.kept, PAGE_TOKENS, self.pages.left, self.decoder.dtype, states)
         self.pages.take(pool)
         return pool
 
@@ -140,7 +148,7 @@ def load_model(folder: Path, plan: Plan | Wishes | None = None, progress: Progre
         raise
     trunk_form = "-int8" if plan.trunk == "int8" else ""  # its latents are others
     fingerprint = f"{checkpoint.fingerprint()}{trunk_form}-{kernels.numerics(_dtype(plan))}"
-    pages, experts = _Pages(division.pages), RoutedExperts(store)
+    pages, experts = _Pages(division.pages, division.batch * STATES_PER_SEQUENCE), RoutedExperts(store)
     memory_limit = MemoryLimit(division.budget_bytes, store.shrink)
     return LoadedModel(spec, Decoder(spec, trunk, experts), experts, fingerprint, plan, reader, memory_limit, pages)
 

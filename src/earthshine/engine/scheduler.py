@@ -312,7 +312,8 @@ class Scheduler:
         assert sequence.timeline is not None
         for key in sequence.keys(sequence.timeline.length)[sequence.shared :]:
             page = sequence.timeline.pages[key.start // self._pool.page_tokens]
-            self._cache.add(key, page, sequence.tokens_of(key))
+            state = sequence.timeline.checkpoint(key.start + self._pool.page_tokens)
+            self._cache.add(key, page, sequence.tokens_of(key), state)
             sequence.shared += 1
 
     def _sample(self, last: Sequence[tuple[TokenSequence, Tensor]]) -> None:

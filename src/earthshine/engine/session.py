@@ -85,6 +85,7 @@ class Session:
         reused = common_prefix(self._tokens[: self._timeline.length], wanted)
         if reused == len(wanted) and (self._last is None or self._timeline.length > reused):
             reused -= 1
+        reused = self._timeline.nearest(reused)
         self._require_room(reused, len(wanted))
         self._replace(reused, wanted)
         try:
@@ -135,12 +136,11 @@ class Session:
         length = self._timeline.length
         if self._memory_limit is not None:
             pool = self._timeline.pool
-            nbytes = -(-length * pool.bytes // (pool.n_pages * pool.page_tokens))
+            nbytes = -(-length * pool.bytes // (pool.n_pages * pool.page_tokens)) + pool.state_bytes
             self._memory_limit.require(nbytes, "A copy of the conversation's state")
         last = self._last if length == len(self._tokens) else None
         header = BlobHeader(self._layout, length, tuple(self._tokens), 0 if last is None else len(last))
-        rows = tuple(self._timeline.read(layer, length, part).clone() for layer, part in self._parts())
-        return KVBlob(header, rows, None if last is None else last.clone())
+        return KVBlob(header, tuple(self._timeline.copies()), None if last is None else last.clone())
 
     def restore(self, blob: KVBlob) -> None:
         """Hold what `blob` holds. Raises BlobError for another model, format or layout and ContextError where it does
@@ -153,11 +153,8 @@ class Session:
             raise BlobError(f"The state has token ids beyond this model's vocabulary of {self._spec.vocab_size}.")
         self._require_room(0, len(header.token_ids))
         self._replace(0, [])
-        self._timeline.reserve(header.n_tokens)
-        for (layer, part), rows in zip(self._parts(), blob.parts, strict=True):
-            self._timeline.write(layer, 0, rows, part)
+        self._timeline.fill(header.n_tokens, blob.parts)
         self._tokens = list(header.token_ids)
-        self._timeline.commit(header.n_tokens)
         self._last = None if blob.tail is None else blob.tail.clone()
 
     def close(self) -> None:
@@ -223,10 +220,6 @@ class Session:
     def _trim(self) -> None:
         """Forget tokens that were not computed."""
         del self._tokens[self._timeline.length :]
-
-    def _parts(self) -> Iterator[tuple[int, int]]:
-        """Layer and number within it of every part that is kept, in the order of a blob."""
-        return ((layer, part) for layer, kept in enumerate(self._spec.kept) for part in range(len(kept)))
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         try:

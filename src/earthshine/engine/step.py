@@ -4,7 +4,7 @@ Invariant: a row's result depends on its own tokens and timeline alone, so rows 
 would get by itself. A step that fails or is closed leaves every timeline as it was.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from earthshine import kernels
 from earthshine.errors import UsageError
-from earthshine.kv import Timeline
-from earthshine.models import Piece, States
-from earthshine.spec.attention import PIECE_TOKENS
+from earthshine.kv import Segment, Timeline
+from earthshine.models import Piece, Recurrent, RecurrentRun, States
+from earthshine.spec.attention import PIECE_TOKENS, State
 from earthshine.spec.model import ModelSpec
 
 
@@ -89,6 +89,24 @@ class PagedState:
         for timeline, begin, end in self._spans:
             timeline.write(self._layer, timeline.length, rows[begin:end], part)
         return self._spans[0][0].pool.rows(self._layer, part)
+
+    def recurrences(self) -> Iterator[RecurrentRun]:
+        """As models.LayerState. One run for all sequences, unless one of them leaves a checkpoint on its way."""
+        segments = [timeline.recurrence.segments if timeline.recurrence else [] for timeline, _, _ in self._spans]
+        if all(len(own) == 1 for own in segments):
+            yield RecurrentRun(0, self._spans[-1][2], [self._recurrent(own[0]) for own in segments])
+            return
+        for own, (_, first, _) in zip(segments, self._spans, strict=True):
+            for segment in own:
+                yield RecurrentRun(first, first + segment.count, [self._recurrent(segment)])
+                first += segment.count
+
+    def _recurrent(self, segment: Segment) -> Recurrent:
+        pool = self._spans[0][0].pool
+        assert pool.states is not None
+        parts = [index for index, part in enumerate(pool.kept[self._layer]) if isinstance(part, State)]
+        starts = [pool.states.start(self._layer, index, segment.source, segment.target) for index in parts]
+        return Recurrent(segment.count, starts)
 
 
 class ForwardPass:

@@ -4,13 +4,15 @@ Knows token ids and rows of values; never text, weights or the mathematics.
 """
 
 from earthshine.kv.codec import BlobReader, BlobWriter, KVBlob, read_header
-from earthshine.kv.header import BlobHeader, BlobLayout, Part, ValueFormat
+from earthshine.kv.header import BlobHeader, BlobLayout, Part, PartKind, ValueFormat
 from earthshine.kv.page_files import PageFiles, PageFilesStats
 from earthshine.kv.page_key import PageKey, PageKeys
 from earthshine.kv.page_reads import PageFetch
 from earthshine.kv.pages import PagePool
 from earthshine.kv.prefix import common_prefix
 from earthshine.kv.prefix_cache import PrefixCache
+from earthshine.kv.recurrence import Segment
+from earthshine.kv.states import StatePool
 from earthshine.kv.timeline import Timeline
 
 __all__ = [
@@ -26,7 +28,10 @@ __all__ = [
     "PageKeys",
     "PagePool",
     "Part",
+    "PartKind",
     "PrefixCache",
+    "Segment",
+    "StatePool",
     "Timeline",
     "ValueFormat",
     "common_prefix",

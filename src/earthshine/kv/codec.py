@@ -5,15 +5,17 @@
     12     4   bytes of the header's body, from 16 to its digest
     16     4   value format: 1 is bf16, 2 is fp32
     20    20   P (parts), start, n_tokens, n_ids, tail_dim, 4 bytes each
-    40    32   prior: a digest that names the `start` tokens before this piece and their tenant, or zeros
-    72     4   F, bytes of the fingerprint
-    76     F   the model's fingerprint, UTF-8
-    76+F  12*P  for each part its layer, its kind (1: one row per token) and its width, 4 bytes each
+    40     4   1 where recurrent states, if there are any, follow too; else 0
+    44    32   prior: a digest that names the `start` tokens before this piece and their tenant, or zeros
+    76     4   F, bytes of the fingerprint
+    80     F   the model's fingerprint, UTF-8
+    80+F  12*P  for each part its layer, its kind (1: one row per token; 2 and 3: a recurrent state in the value format
+               and in fp32) and its width, 4 bytes each
     ...   4*n_ids  token ids of this piece; n_ids is n_tokens, or one more where the last token is not computed yet
     ...   16   header digest: BLAKE3 of every byte before it, cut to 16 bytes
-  then for each part in order, and for the tail if tail_dim is not 0, one block:
+  then for each part that follows, in order, and for the tail if tail_dim is not 0, one block:
     0      4   index: 0 to P - 1; the tail's is P
-    4      n   the part's rows [n_tokens, width], or the tail [tail_dim], in the value format
+    4      n   the part's rows [n_tokens, width], its state [width], or the tail [tail_dim] in the value format
     4+n   16   BLAKE3, cut to 16 bytes, of the header digest, the index and the values
 
 Parts are what the model's attention keeps, layer by layer (`spec.attention`). A latent is `kv_lora_rank` values (512)
@@ -43,7 +45,6 @@ from earthshine.kv.header import (
     DIGEST_BYTES,
     INDEX,
     BlobHeader,
-    ValueFormat,
     pack_header,
     read_exactly,
     unpack_header,
@@ -62,22 +63,22 @@ class BlobWriter:
 
     def __init__(self, file: BinaryIO, header: BlobHeader) -> None:
         self._file, self.header = file, header
-        self._next = 0
+        self._order = [*header.stored, *([len(header.layout.parts)] if header.tail_dim else [])]  # blocks still to come
         packed = pack_header(header)
         self._seed = packed[-DIGEST_BYTES:]
         file.write(packed)
 
-    def part(self, index: int, rows: Tensor) -> None:
-        """rows: [n_tokens, width] in the header's format."""
-        if index != self._next or index >= len(self.header.layout.parts):
+    def part(self, index: int, values: Tensor) -> None:
+        """values: rows [n_tokens, width] or a state [width], in the part's dtype."""
+        if self._order[:1] != [index] or index >= len(self.header.layout.parts):
             raise BlobError(f"Part {index} is out of order; {self._missing()} comes next.")
-        self._block(rows, self.header.shape(index))
+        self._block(values, self.header.shape(index), self.header.dtype(index))
 
     def tail(self, hidden: Tensor) -> None:
         """hidden: [tail_dim], of the last token."""
-        if self._next != len(self.header.layout.parts) or not self.header.tail_dim:
+        if self._order != [len(self.header.layout.parts)]:
             raise BlobError(f"The tail is out of order; {self._missing()} comes next.")
-        self._block(hidden, (self.header.tail_dim,))
+        self._block(hidden, (self.header.tail_dim,), self.header.layout.format.dtype)
 
     def close(self) -> None:
         """Raises BlobError if something that the header announced was not written."""
@@ -85,21 +86,20 @@ class BlobWriter:
             raise BlobError(f"The state is incomplete: {self._missing()} was not written.")
 
     def _missing(self) -> str:
-        n_parts = len(self.header.layout.parts)
-        if self._next < n_parts:
-            return f"part {self._next}"
-        return "the tail" if self.header.tail_dim and self._next == n_parts else "nothing"
+        if not self._order:
+            return "nothing"
+        return f"part {self._order[0]}" if self._order[0] < len(self.header.layout.parts) else "the tail"
 
-    def _block(self, values: Tensor, shape: tuple[int, ...]) -> None:
-        _require_tensor(values, shape, self.header.layout.format)
-        index = INDEX.pack(self._next)
+    def _block(self, values: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        _require_tensor(values, shape, dtype)
+        index = INDEX.pack(self._order[0])
         digest = blake3(self._seed + index)
         self._file.write(index)
         for part in _parts(values):
             digest.update(part)
             self._file.write(part)
         self._file.write(digest.digest(DIGEST_BYTES))
-        self._next += 1
+        del self._order[0]
 
 
 class BlobReader:
@@ -118,23 +118,24 @@ class BlobReader:
             )
 
     def parts(self) -> Iterator[Tensor]:
-        """Each part's rows [n_tokens, width], in order; to be read to the end before the tail."""
-        for index in range(len(self.header.layout.parts)):
-            values = self._block(index, self.header.part_bytes(index), f"part {index}")
+        """Each stored part's rows [n_tokens, width] or state [width], in order; all of them come before the tail."""
+        for index in self.header.stored:
+            values = self._block(index, self.header.part_bytes(index), f"part {index}", self.header.dtype(index))
             yield values.view(self.header.shape(index))
 
     def tail(self) -> Tensor | None:
         """hidden [tail_dim] of the last token, or None where the blob has none."""
         if not self.header.tail_dim:
             return None
-        return self._block(len(self.header.layout.parts), self.header.tail_bytes, "the tail")
+        layout = self.header.layout
+        return self._block(len(layout.parts), self.header.tail_bytes, "the tail", layout.format.dtype)
 
     def end(self) -> None:
         """Raises BlobError if bytes follow the last block."""
         if self._file.read(1):
             raise BlobError("The state is followed by bytes that do not belong to it.")
 
-    def _block(self, index: int, size_bytes: int, what: str) -> Tensor:
+    def _block(self, index: int, size_bytes: int, what: str, dtype: torch.dtype) -> Tensor:
         stored = read_exactly(self._file, INDEX.size, what)
         digest = blake3(self._seed + stored)
         values = _buffer(size_bytes)
@@ -145,7 +146,6 @@ class BlobReader:
             view[start : start + len(part)] = part
         if stored != INDEX.pack(index) or read_exactly(self._file, DIGEST_BYTES, what) != digest.digest(DIGEST_BYTES):
             raise BlobError(f"The state is damaged: the checksum of {what} does not match.")
-        dtype = self.header.layout.format.dtype
         return torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
 
 
@@ -158,25 +158,28 @@ class KVBlob:
     """
 
     header: BlobHeader
-    parts: tuple[Tensor, ...]  # each [n_tokens, width]
+    parts: tuple[Tensor, ...]  # those of header.stored: rows [n_tokens, width], states [width]
     tail: Tensor | None  # [tail_dim]
 
     def __post_init__(self) -> None:
         layout = self.header.layout
         if self.header.start:
             raise BlobError(f"The state follows {self.header.start} tokens that it lacks; a whole one starts at 0.")
-        if len(self.parts) != len(layout.parts) or (self.tail is not None) != bool(self.header.tail_dim):
-            raise BlobError(f"This header needs {len(layout.parts)} parts and a tail of {self.header.tail_dim} values.")
-        for index, rows in enumerate(self.parts):
-            _require_tensor(rows, self.header.shape(index), layout.format)
+        if not self.header.with_states:
+            raise BlobError("The state lacks its recurrent states; a whole one has them.")
+        stored = self.header.stored
+        if len(self.parts) != len(stored) or (self.tail is not None) != bool(self.header.tail_dim):
+            raise BlobError(f"This header needs {len(stored)} parts and a tail of {self.header.tail_dim} values.")
+        for index, values in zip(stored, self.parts, strict=True):
+            _require_tensor(values, self.header.shape(index), self.header.dtype(index))
         if self.tail is not None:
-            _require_tensor(self.tail, (self.header.tail_dim,), layout.format)
+            _require_tensor(self.tail, (self.header.tail_dim,), layout.format.dtype)
 
     def write(self, file: BinaryIO) -> None:
         """The whole blob, in the order of the module's description."""
         writer = BlobWriter(file, self.header)
-        for index, rows in enumerate(self.parts):
-            writer.part(index, rows)
+        for index, values in zip(self.header.stored, self.parts, strict=True):
+            writer.part(index, values)
         if self.tail is not None:
             writer.tail(self.tail)
         writer.close()
@@ -220,10 +223,10 @@ def read_header(file: BinaryIO, limit_bytes: int) -> BlobHeader:
     return unpack_header(file, limit_bytes)[0]
 
 
-def _require_tensor(values: Tensor, shape: tuple[int, ...], stored: ValueFormat) -> None:
-    if tuple(values.shape) != shape or values.dtype is not stored.dtype:
+def _require_tensor(values: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tuple(values.shape) != shape or values.dtype is not dtype:
         raise BlobError(
-            f"A block of {list(shape)} values in {stored} was announced, not of {list(values.shape)} in {values.dtype}."
+            f"A block of {list(shape)} values in {dtype} was announced, not of {list(values.shape)} in {values.dtype}."
         )
 
 

@@ -4,16 +4,17 @@ The bytes are described in `codec`. A header value that exists is consistent and
 that was read has also passed its checksum.
 """
 
+import math
 import struct
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import BinaryIO
 
 import torch
 from blake3 import blake3
 
 from earthshine.errors import BlobError
-from earthshine.kv.pages import Kept
+from earthshine.spec.attention import Kept, Rows, State
 
 DIGEST_BYTES = 16
 PRIOR_BYTES = 32
@@ -22,9 +23,8 @@ _NO_PRIOR = bytes(PRIOR_BYTES)
 _MAGIC = b"ESHKV\r\n\x1a"
 VERSION = 4  # 3 described one latent for all layers; 2 could hold latents computed with another layer's weights
 _START = struct.Struct("<8sII")
-_FIXED = struct.Struct("<6I32sI")
+_FIXED = struct.Struct("<7I32sI")
 _PART = struct.Struct("<3I")
-_ROWS = 1  # the kind of a part that has one row per token
 _READ_BYTES = 1 << 20
 _MOST = {
     "layer": 4095,
@@ -59,16 +59,36 @@ class ValueFormat(StrEnum):
 _CODES = {1: ValueFormat.BF16, 2: ValueFormat.FP32}
 
 
+class PartKind(IntEnum):
+    """What a part is, and its values' format where that is not the blob's."""
+
+    ROWS = 1  # one row per token
+    STATE = 2  # of constant size, after the last token
+    STATE_FP32 = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of what a sequence keeps: `width` values per token in `layer`. Raises BlobError out of bounds."""
+    """Of what a sequence keeps in `layer`: `width` values per token, or in all. Raises BlobError out of bounds."""
 
     layer: int
     width: int
+    kind: PartKind = PartKind.ROWS
 
     def __post_init__(self) -> None:
         _require_range("layer", self.layer, 0)
         _require_range("width", self.width, 1)
+
+    @property
+    def described(self) -> str:
+        per = "values per token" if self.kind is PartKind.ROWS else "values of recurrent state"
+        return f"{self.width} {per} in layer {self.layer}"
+
+    @classmethod
+    def of(cls, layer: int, kept: Rows | State) -> "Part":
+        if isinstance(kept, Rows):
+            return cls(layer, kept.width)
+        return cls(layer, kept.size, PartKind.STATE_FP32 if kept.fp32 else PartKind.STATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +111,7 @@ class BlobLayout:
     @classmethod
     def of(cls, kept: Kept, fingerprint: str, dtype: torch.dtype) -> "BlobLayout":
         """For a model whose layers keep `kept` in `dtype`."""
-        parts = tuple(Part(layer, rows.width) for layer, each in enumerate(kept) for rows in each)
+        parts = tuple(Part.of(layer, part) for layer, parts in enumerate(kept) for part in parts)
         return cls(fingerprint, ValueFormat.of(dtype), parts)
 
     def require(self, mine: "BlobLayout") -> None:
@@ -105,8 +125,7 @@ class BlobLayout:
         for number, (theirs, ours) in enumerate(zip(self.parts, mine.parts, strict=True)):
             if theirs != ours:
                 raise BlobError(
-                    f"Part {number} of the state has {theirs.width} values per token in layer {theirs.layer}, but this "
-                    f"model keeps {ours.width} in layer {ours.layer}."
+                    f"Part {number} of the state is {theirs.described}, but this model keeps {ours.described}."
                 )
 
 
@@ -124,6 +143,7 @@ class BlobHeader:
     tail_dim: int  # the model's hidden size where a tail follows the layers, 0 where none does
     start: int = 0  # tokens of the conversation before this piece; they are not among token_ids
     prior: bytes = _NO_PRIOR  # PRIOR_BYTES: the digest that names those tokens and their tenant
+    with_states: bool = True  # whether the layout's recurrent states after the last token follow too
 
     def __post_init__(self) -> None:
         _require_range("n_tokens", self.n_tokens, 0)
@@ -142,13 +162,24 @@ class BlobHeader:
         if self.token_ids and not 0 <= min(self.token_ids) <= max(self.token_ids) < 1 << 32:
             raise BlobError("A token id lies outside 0 to 4294967295.")
 
-    def shape(self, part: int) -> tuple[int, int]:
-        """[n_tokens, width] of a part."""
-        return self.n_tokens, self.layout.parts[part].width
+    @property
+    def stored(self) -> list[int]:
+        """The numbers of the parts that follow, in order."""
+        parts = enumerate(self.layout.parts)
+        return [number for number, part in parts if part.kind is PartKind.ROWS or (self.with_states and self.n_tokens)]
+
+    def shape(self, part: int) -> tuple[int, ...]:
+        """[n_tokens, width] of rows, [width] of a state."""
+        described = self.layout.parts[part]
+        return (self.n_tokens, described.width) if described.kind is PartKind.ROWS else (described.width,)
+
+    def dtype(self, part: int) -> torch.dtype:
+        fp32 = self.layout.parts[part].kind is PartKind.STATE_FP32
+        return torch.float32 if fp32 else self.layout.format.dtype
 
     def part_bytes(self, part: int) -> int:
         """Of one part's values."""
-        return self.n_tokens * self.layout.parts[part].width * self.layout.format.dtype.itemsize
+        return math.prod(self.shape(part)) * self.dtype(part).itemsize
 
     @property
     def tail_bytes(self) -> int:
@@ -157,9 +188,9 @@ class BlobHeader:
     @property
     def blob_bytes(self) -> int:
         """Of the whole blob, headers and digests included."""
-        framing, n_parts = INDEX.size + DIGEST_BYTES, len(self.layout.parts)
+        framing = INDEX.size + DIGEST_BYTES
         tail = self.tail_bytes + framing if self.tail_dim else 0
-        return len(pack_header(self)) + sum(map(self.part_bytes, range(n_parts))) + n_parts * framing + tail
+        return len(pack_header(self)) + sum(self.part_bytes(part) + framing for part in self.stored) + tail
 
 
 def pack_header(header: BlobHeader) -> bytes:
@@ -168,8 +199,9 @@ def pack_header(header: BlobHeader) -> bytes:
     name, ids = _encoded(layout.fingerprint), header.token_ids
     code = next(code for code, known in _CODES.items() if known is layout.format)
     numbers = (code, len(layout.parts), header.start, header.n_tokens, len(ids), header.tail_dim)
-    fixed = _FIXED.pack(*numbers, header.prior, len(name))
-    parts = b"".join(_PART.pack(part.layer, _ROWS, part.width) for part in layout.parts)
+    flags = int(header.with_states)
+    fixed = _FIXED.pack(*numbers, flags, header.prior, len(name))
+    parts = b"".join(_PART.pack(part.layer, part.kind, part.width) for part in layout.parts)
     body = fixed + name + parts + struct.pack(f"<{len(ids)}I", *ids)
     packed = _START.pack(_MAGIC, VERSION, len(body)) + body
     return packed + blake3(packed).digest(DIGEST_BYTES)
@@ -194,7 +226,7 @@ def unpack_header(file: BinaryIO, limit_bytes: int) -> tuple[BlobHeader, bytes]:
 
 
 def _header(body: bytes) -> BlobHeader:
-    code, n_parts, start, n_tokens, n_ids, tail_dim, prior, name_bytes = _FIXED.unpack_from(body)
+    code, n_parts, start, n_tokens, n_ids, tail_dim, flags, prior, name_bytes = _FIXED.unpack_from(body)
     first_part = _FIXED.size + name_bytes
     first_id = first_part + n_parts * _PART.size
     if len(body) != first_id + 4 * n_ids:
@@ -206,12 +238,14 @@ def _header(body: bytes) -> BlobHeader:
     except UnicodeDecodeError:
         raise BlobError("The state's fingerprint is not UTF-8.") from None
     stored = list(_PART.iter_unpack(body[first_part:first_id]))
-    unknown = [kind for _, kind, _ in stored if kind != _ROWS]
-    if unknown:
-        raise BlobError(f"A part of the state has the unknown kind {unknown[0]}; {_ROWS} is one row per token.")
-    layout = BlobLayout(fingerprint, _CODES[code], tuple(Part(layer, width) for layer, _, width in stored))
+    unknown = [kind for _, kind, _ in stored if kind not in set(PartKind)]
+    if unknown or flags > 1:
+        what = f"a part of the unknown kind {unknown[0]}" if unknown else f"unknown flags, {flags}"
+        raise BlobError(f"The state has {what}; a newer version may have written it.")
+    parts = tuple(Part(layer, width, PartKind(kind)) for layer, kind, width in stored)
+    layout = BlobLayout(fingerprint, _CODES[code], parts)
     ids = struct.unpack_from(f"<{n_ids}I", body, first_id)
-    return BlobHeader(layout, n_tokens, ids, tail_dim, start, prior)
+    return BlobHeader(layout, n_tokens, ids, tail_dim, start, prior, bool(flags))
 
 
 def read_exactly(file: BinaryIO, count: int, what: str) -> bytes:

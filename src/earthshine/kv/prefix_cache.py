@@ -24,25 +24,29 @@ _WRITE_SECONDS = 5.0
 
 @dataclass(slots=True)
 class _Held:
-    """A page in the pool. `tries`: how often it may still be offered to the files."""
+    """A page in the pool. `tries`: how often it may still be offered to the files; `state`: the slot of the recurrent
+    state after its last token, if that is kept."""
 
     key: PageKey
     page: int
     tokens: Sequence[int]
     tries: int
+    state: int | None = None
 
 
 class PrefixCache:
     """`files`: where pages are kept beyond the pool, if anywhere: with `keep_all` as soon as they are full, so that
-    forgetting one in memory costs no more than reading it; else only those that `spill` names. `threaded` as in
-    PageReads."""
+    forgetting one in memory costs no more than reading it; else only those that `spill` names. Of models with recurrent
+    layers, pages stay in memory, and what is found ends where a state is kept. `threaded` as in PageReads."""
 
     def __init__(
         self, pool: PagePool, files: PageFiles | None = None, *, keep_all: bool = True, threaded: bool = True
     ) -> None:
-        self._pool, self.files = pool, files
+        self._pool, self.files = pool, None if pool.states else files
         self.reads = PageReads(pool, self._read, threaded=threaded)
-        self._tries = _TRIES if keep_all and files is not None else 0
+        self._tries = _TRIES if keep_all and self.files is not None else 0
+        if pool.states is not None:
+            pool.states.reclaim = self._drop_state
         self._held: OrderedDict[bytes, _Held] = OrderedDict()  # the longest unused first
         self._writing: set[int] = set()  # pages that the files hold until they are written
         self._written: deque[int] = deque()  # pages that the writing thread is done with; it alone appends
@@ -54,7 +58,10 @@ class PrefixCache:
 
     def pages(self, keys: Sequence[PageKey]) -> list[int]:
         """The pages in the pool that `keys` begin with, as they are now."""
-        return [self._held[each.key].page for each in takewhile(lambda each: each.key in self._held, keys)]
+        found = [self._held[each.key] for each in takewhile(lambda each: each.key in self._held, keys)]
+        while self._pool.states is not None and found and found[-1].state is None:
+            found.pop()
+        return [held.page for held in found]
 
     def find(self, keys: Sequence[PageKey]) -> list[int]:
         """The same, held once more for the caller, and used just now."""
@@ -62,6 +69,14 @@ class PrefixCache:
         self.touch(keys[: len(found)])
         self._pool.hold(found)
         return found
+
+    def state_after(self, keys: Sequence[PageKey]) -> int | None:
+        """The slot of the recurrent state after the last of the pages that were found, held for the caller."""
+        slot = self._held[keys[-1].key].state if keys else None
+        if slot is not None:
+            assert self._pool.states is not None
+            self._pool.states.hold([slot])
+        return slot
 
     def touch(self, keys: Sequence[PageKey]) -> None:
         """Count these pages of one conversation as used just now, so that its first goes last."""
@@ -110,13 +125,20 @@ class PrefixCache:
     def _read(self, key: PageKey, tokens: Sequence[int]) -> Sequence[Tensor] | None:
         return None if self.files is None else self.files.read(key.key, key.prior, key.start, tokens)
 
-    def add(self, key: PageKey, page: int, tokens: Sequence[int]) -> None:
-        """Share a full page of `tokens`; what is known by the same key already stays."""
-        if key.key in self._held:
-            return
-        self._pool.hold([page])
-        self._held[key.key] = held = _Held(key, page, tokens, self._tries)
-        self._offer(held)
+    def add(self, key: PageKey, page: int, tokens: Sequence[int], state: int | None = None) -> None:
+        """Share a full page of `tokens`; what is known by the same key already stays.
+
+        `state`: the slot of the recurrent state after it, where there is one.
+        """
+        held = self._held.get(key.key)
+        if held is None:
+            self._pool.hold([page])
+            self._held[key.key] = held = _Held(key, page, tokens, self._tries)
+            self._offer(held)
+        if state is not None and held.state is None:
+            assert self._pool.states is not None
+            self._pool.states.hold([state])
+            held.state = state
 
     def spill(self, keys: Sequence[PageKey]) -> None:
         """Someone will come back for these: they go to the files before they are forgotten."""
@@ -155,7 +177,8 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Forget all pages in the pool; what is on disk stays."""
-        self._pool.release([held.page for held in self._held.values()])
+        for held in self._held.values():
+            self._release(held)
         self._held.clear()
 
     def _idle(self, page: int) -> bool:
@@ -175,9 +198,26 @@ class PrefixCache:
                     self.settle()  # what the files refuse at once comes back at once
                 else:
                     del self._held[name]
-                    self._pool.release([held.page])
+                    self._release(held)
             coming += held.page in self._writing
         return self._pool.free_pages >= count
+
+    def _release(self, held: _Held) -> None:
+        self._pool.release([held.page])
+        if held.state is not None:
+            assert self._pool.states is not None
+            self._pool.states.release([held.state])
+
+    def _drop_state(self) -> bool:
+        """Frees the slot of the state that was unused longest and that no sequence holds, if there is one."""
+        states = self._pool.states
+        assert states is not None
+        for held in self._held.values():
+            if held.state is not None and states.holders(held.state) == 1:
+                states.release([held.state])
+                held.state = None
+                return True
+        return False
 
     def _offer(self, held: _Held) -> bool:
         """Whether the page is on its way to the files now."""

@@ -1,17 +1,20 @@
-"""A timeline: one conversation's table of pages, in the order of its tokens.
+"""A timeline: one sequence's table of pages, in the order of its tokens, and its recurrent state where there is one.
 
 Invariant: in every layer, the rows of positions below `length` are written, and pages with other holders are
 never written (the last one is copied first). Refuses writes to places that were not reserved. Whoever makes a
-timeline releases it; its pages do not return by themselves.
+timeline releases it; its pages do not return by themselves. A recurrent state can't be cut anywhere: `truncate` and
+`fork` go to the nearest checkpoint at or before the length asked for, and say where that was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from earthshine.errors import UsageError
+from earthshine.errors import ContextError, UsageError
 from earthshine.kv.pages import PagePool
+from earthshine.kv.recurrence import Recurrence
+from earthshine.spec.attention import Rows
 
 
 class Timeline:
@@ -24,6 +27,7 @@ class Timeline:
         self._writable_end = 0
         self._table: Tensor | None = None  # and what follows from it: whether each page follows the one before
         self._in_one_piece = False
+        self.recurrence = Recurrence(pool.states, pool.page_tokens) if pool.states is not None else None
 
     @property
     def length(self) -> int:
@@ -52,13 +56,22 @@ class Timeline:
             room -= 1  # for the copy of the last, shared page
         return (kept + room) * self.pool.page_tokens
 
-    def reserve(self, end: int) -> None:
-        """Make positions `length` to `end` - 1 writable. Raises ContextError, and then nothing has changed."""
+    def reserve(self, end: int, checkpoint: bool = True) -> None:
+        """Make positions `length` to `end` - 1 writable. Raises ContextError, and then nothing has changed.
+
+        `checkpoint`: whether a recurrent state may be kept on the way.
+        """
         if end <= self._length:
             return
         first = self._length // self.pool.page_tokens
         copied = first < len(self._pages) and self.pool.holders(self._pages[first]) > 1
         new = self.pool.allocate(max(0, self._count(end) - len(self._pages)) + copied)
+        if self.recurrence is not None:
+            try:
+                self.recurrence.reserve(self._length, end, checkpoint)
+            except ContextError:
+                self.pool.release(new)
+                raise
         if copied:
             mine = new.pop(0)
             self.pool.write_page(mine, self.pool.page(self._pages[first]))
@@ -108,44 +121,98 @@ class Timeline:
             return lane[:length]
         return kept.index_select(0, self.table[: self._count(length)]).flatten(0, 1)[:length]
 
+    def copies(self) -> Iterator[Tensor]:
+        """Every part up to `length`, by layer: rows [length, width], and states [size] unless nothing is there."""
+        for layer, parts in enumerate(self.pool.kept):
+            for index, part in enumerate(parts):
+                if isinstance(part, Rows):
+                    yield self.read(layer, self._length, index).clone()
+                elif self.recurrence is not None and self.recurrence.slot is not None:
+                    assert self.pool.states is not None
+                    yield self.pool.states.part(layer, index)[self.recurrence.slot].flatten().clone()
+
+    def fill(self, length: int, copies: Sequence[Tensor]) -> None:
+        """Hold in an empty timeline what `copies` gave of one of `length` tokens. Raises ContextError."""
+        self.reserve(length, checkpoint=False)
+        given = iter(copies)
+        for layer, parts in enumerate(self.pool.kept):
+            for index, part in enumerate(parts):
+                if isinstance(part, Rows):
+                    self.write(layer, 0, next(given), index)
+                elif length and self.recurrence is not None:
+                    assert self.pool.states is not None
+                    target = self.pool.states.part(layer, index)[self.recurrence.segments[0].target]
+                    target.copy_(next(given).view_as(target))
+        self.commit(length)
+
     def commit(self, length: int) -> None:
         """Declare that every layer is written up to `length`, which must have been reserved."""
         if not self._length <= length <= max(self._writable_end, self._length):
             raise UsageError(f"{length} tokens can't be kept; {self._length} to {self._writable_end} are reserved.")
         self._length = length
+        if self.recurrence is not None:
+            self.recurrence.commit(length)
 
-    def truncate(self, length: int) -> None:
-        """Forget the positions from `length` on and whatever is reserved; pages without a token return."""
+    def checkpoint(self, length: int) -> int | None:
+        """The slot of the recurrent state after `length` tokens, if it is kept."""
+        return self.recurrence.checkpoints.get(length) if self.recurrence is not None else None
+
+    def nearest(self, length: int) -> int:
+        """The length that a cut or a fork at `length` gives: less where a recurrent state has its last checkpoint."""
+        return length if self.recurrence is None else self.recurrence.nearest(length, self._length)
+
+    def truncate(self, length: int) -> int:
+        """Forget the positions from `length` on and whatever is reserved; pages without a token return.
+
+        Returns the length that is left, as `nearest` gives it.
+        """
         if not 0 <= length <= self._length:
             raise UsageError(f"A timeline of {self._length} tokens can't be cut to {length}.")
+        if self.recurrence is not None:
+            if length == self._length:
+                self.recurrence.drop_step()
+            else:
+                length = self.recurrence.rewind(length)
         kept = self._count(length)
         gone = self._pages[kept:]
         self._length = self._writable_end = length
         del self._pages[kept:]
         self._table = None
         self.pool.release(gone)
+        return length
 
     def fork(self, length: int) -> "Timeline":
-        """A timeline of the first `length` tokens that shares their pages; whoever writes first copies the last one."""
+        """A timeline of the first `length` tokens, or as many as `nearest` gives, that shares their pages.
+
+        Whoever writes first copies the last page.
+        """
         if not 0 <= length <= self._length:
             raise UsageError(f"A timeline of {self._length} tokens can't be forked at {length}.")
+        length = self.nearest(length)
         shared = self._pages[: self._count(length)]
         self.pool.hold(shared)
         other = Timeline(self.pool)
         other._pages, other._length, other._writable_end = shared, length, length
+        if self.recurrence is not None:
+            other.recurrence = self.recurrence.fork(length, self._length)
         self._writable_end = self._length  # the last page may be shared now: reserve again before writing
         return other
 
-    def adopt(self, pages: Sequence[int]) -> None:
+    def adopt(self, pages: Sequence[int], state: int | None = None) -> None:
         """Go on with full pages that others computed. The caller's hold on each becomes this timeline's.
 
-        Raises UsageError where the last page so far is not full, or something is reserved.
+        `state`: the slot of the recurrent state after them, held by the caller too. Raises UsageError where the last
+        page so far is not full, or something is reserved.
         """
         if self._length != len(self._pages) * self.pool.page_tokens:
             raise UsageError(f"Pages can follow only full ones; this timeline ends at {self._length}.")
         self._pages += pages
         self._length = self._writable_end = len(self._pages) * self.pool.page_tokens
         self._table = None
+        if self.recurrence is not None and pages:
+            if state is None:
+                raise UsageError("Pages of a model with recurrent layers are of no use without the state after them.")
+            self.recurrence.adopt(state, self._length)
 
     def release(self) -> None:
         """Give every page back; the timeline is empty afterwards and may be used again."""

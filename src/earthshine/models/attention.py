@@ -7,10 +7,11 @@ from torch import Tensor
 
 from earthshine.kernels import Weight
 from earthshine.models.gqa import Gqa, GqaWeights
+from earthshine.models.kda import Kda, KdaWeights
 from earthshine.models.mla import Mla, MlaWeights
 from earthshine.models.rope import RotaryTables
 from earthshine.models.state import LayerState
-from earthshine.spec.attention import AttentionSpec, GqaSpec, MlaSpec
+from earthshine.spec.attention import AttentionSpec, GqaSpec, KdaSpec, MlaSpec
 
 
 class Attention(Protocol):
@@ -26,5 +27,9 @@ def attention_of(spec: AttentionSpec, weights: Mapping[str, Weight], tables: Rot
     if isinstance(spec, MlaSpec):
         return Mla(spec, MlaWeights(**weights), tables.of(spec.rope))  # type: ignore[arg-type]
     if isinstance(spec, GqaSpec):
-        return Gqa(spec, GqaWeights(**weights), tables.of(spec.rope))  # type: ignore[arg-type]
+        table = tables.of(spec.rope)
+        assert table is not None, "grouped-query attention rotates"
+        return Gqa(spec, GqaWeights(**weights), table)  # type: ignore[arg-type]
+    if isinstance(spec, KdaSpec):
+        return Kda(spec, KdaWeights(**weights))  # type: ignore[arg-type]
     raise TypeError(f"no mathematics for {type(spec).__name__}")

@@ -21,7 +21,7 @@ from earthshine.spec.attention import MlaSpec
 
 class Query(NamedTuple):
     nope: Tensor  # [..., tokens, n_heads, nope_dim]
-    rope: Tensor  # [..., tokens, n_heads, rope.dim], rotated
+    rope: Tensor  # [..., tokens, n_heads, rope.dim], rotated unless the spec has no theta
 
     def part(self, first: int, last: int) -> "Query":
         """Of tokens `first` to `last` - 1."""
@@ -50,7 +50,7 @@ class MlaWeights:
 class Mla:
     """One layer's attention."""
 
-    def __init__(self, spec: MlaSpec, weights: MlaWeights, table: RotaryTable) -> None:
+    def __init__(self, spec: MlaSpec, weights: MlaWeights, table: RotaryTable | None) -> None:
         self.spec, self.weights = spec, weights
         self._table = table
         self.scale = softmax_scale(spec)
@@ -80,6 +80,8 @@ class Mla:
             assert w.q_b is not None
             q = kernels.linear(kernels.rms_norm(kernels.linear(x, w.q_a), w.q_a_norm, spec.latent_norm_eps), w.q_b)
         nope, rope = q.unflatten(-1, (spec.n_heads, spec.qk_dim)).split((spec.nope_dim, spec.rope.dim), dim=-1)
+        if self._table is None:
+            return Query(nope, rope)
         cos, sin = self._table.at(positions)
         return Query(nope, kernels.rotate(rope, cos[:, None], sin[:, None]))
 
@@ -87,8 +89,9 @@ class Mla:
         """What the cache keeps of each token: [..., tokens, latent_dim]."""
         spec, w = self.spec, self.weights
         low, key = kernels.linear(x, w.kv_a).split((spec.kv_lora_rank, spec.rope.dim), dim=-1)
-        cos, sin = self._table.at(positions)
-        return torch.cat((kernels.rms_norm(low, w.kv_a_norm, spec.latent_norm_eps), kernels.rotate(key, cos, sin)), -1)
+        if self._table is not None:
+            key = kernels.rotate(key, *self._table.at(positions))
+        return torch.cat((kernels.rms_norm(low, w.kv_a_norm, spec.latent_norm_eps), key), -1)
 
     def naive(self, query: Query, latents: Tensor, start: int) -> Tensor:
         """New tokens from position `start` over latents [..., start + new, latent_dim], to [..., new, n_heads, v_dim].

@@ -16,6 +16,7 @@ _BLOCK_ANGLES = 32768  # no more, or torch divides them among threads
 
 def _correction(turns: float, rope: RopeSpec, yarn: YarnSpec) -> float:
     """The pair that makes `turns` full turns within the original context."""
+    assert rope.theta is not None, "nothing rotates"
     return rope.dim * math.log(yarn.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
 
@@ -28,6 +29,7 @@ def yarn_range(rope: RopeSpec, yarn: YarnSpec) -> tuple[float, float]:
 
 def frequencies(rope: RopeSpec) -> Tensor:
     """Angle a position adds to each pair: fp32 [dim/2]."""
+    assert rope.theta is not None, "nothing rotates"
     pair = torch.arange(rope.dim // 2, dtype=torch.float64)
     plain = rope.theta ** (-2 * pair / rope.dim)
     if rope.yarn is None:
@@ -87,5 +89,6 @@ class RotaryTables:
     def __init__(self) -> None:
         self._tables: dict[RopeSpec, RotaryTable] = {}
 
-    def of(self, rope: RopeSpec) -> RotaryTable:
-        return self._tables.setdefault(rope, RotaryTable(rope))
+    def of(self, rope: RopeSpec) -> RotaryTable | None:
+        """None where nothing rotates."""
+        return None if rope.theta is None else self._tables.setdefault(rope, RotaryTable(rope))

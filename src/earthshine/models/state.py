@@ -1,9 +1,9 @@
-"""What attention sees of the sequences of a step: their rows in the pages of one layer.
+"""What attention sees of the sequences of a step: in one layer, their rows in pages and their recurrent states.
 
 `None` in place of a state means whole sequences: the tokens of a call attend to each other alone, and nothing is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,8 +21,26 @@ class Piece:
     sequences: Sequence[PagedTokens]
 
 
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """`count` tokens of one sequence, and the state parts that they extend in place, as the attention's spec names
+    them."""
+
+    count: int
+    parts: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentRun:
+    """Tokens `first` to `last` - 1 of a batch, and the sequences that they belong to, in order."""
+
+    first: int
+    last: int
+    sequences: Sequence[Recurrent]
+
+
 class LayerState(Protocol):
-    """One layer's rows of every sequence of a step."""
+    """What every sequence of a step keeps in one layer."""
 
     @property
     def pieces(self) -> Sequence[Piece]:
@@ -34,6 +52,10 @@ class LayerState(Protocol):
 
         `part`: which of the rows that the attention's spec says it keeps.
         """
+        ...
+
+    def recurrences(self) -> Iterator[RecurrentRun]:
+        """The whole batch, in order. Each run's states are there when it is asked for, and extended before the next."""
         ...
 
 

@@ -16,6 +16,7 @@ MARGIN_BYTES = 224 << 20  # allocators' rest, tokenizer, sampling; measured peak
 WORKSPACE_BYTES = 192 << 20  # 64 MiB of experts' outputs, 64 of attention's partial sums, and the kernels' packed rows
 TRANSIT_SLOTS = 8  # experts on their way from disk: two keep it busy, and a token's misses fit at once
 PAGE_TOKENS = 64  # of a page
+STATES_PER_SEQUENCE = 4  # recurrent states: one that a step reads, one or two that it writes, and checkpoints
 CONTEXT_TOKENS, LEAST_CONTEXT = 32768, 2048  # of a conversation, where no number was asked for
 PREFILL_TOKENS = (256, 8192)  # of a prompt that pass through the model together: fewest, most
 EASY_PREFILL = 2048  # of them before anything else has its share
@@ -137,6 +138,7 @@ def _fixed(sizes: Sizes, wanted: Wanted, context: int, prefill: int) -> dict[str
         "margin": MARGIN_BYTES,
         "workspace": WORKSPACE_BYTES + wanted.batch * sizes.logits + context * sizes.gathered,
         "cache pages": wanted.pages(context) * PAGE_TOKENS * sizes.kept,
+        "recurrent states": wanted.batch * STATES_PER_SEQUENCE * sizes.state,
         "activations": prefill * sizes.activation,
     }
 
@@ -145,6 +147,7 @@ def _refusal(
     budget_bytes: int, smallest: int, context: int, wanted: Wanted, least: Mapping[str, int], weights: int
 ) -> str:
     pages = least["cache pages"]
+    pages += least["recurrent states"]
     others = sum(least.values()) - pages - wanted.process
     each = f" for each of {wanted.batch} conversations" if wanted.batch > 1 and wanted.cache_tokens is None else ""
     return (

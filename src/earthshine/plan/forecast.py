@@ -147,8 +147,9 @@ class Forecaster:
     def _trunk_seconds(self, clock: _Clock, kind: _Kind, rows: int, attended: float, together: int) -> float:
         machine, n = self._machine, kind.count
         seconds = sum(self._product(clock, "trunk", form, n * size, rows) for form, size in kind.values.items())
-        rate = machine.attention_flops(kind.layer.attention.score_rows * together)
-        flops = n * 2 * kind.layer.attention.decode_macs * attended
+        attention = kind.layer.attention
+        rate = machine.attention_flops(attention.score_rows * together)
+        flops = n * 2 * (attention.decode_macs * attended + attention.token_macs * rows)
         seconds += clock.add("attention", _bound(rate, machine.attention[-1][1]), flops / rate)
         seconds += clock.add("calls", "calls", n * machine.layer_seconds)
         return seconds + clock.add("activations", "memory", n * rows * self._sizes.activation / machine.memory_read)

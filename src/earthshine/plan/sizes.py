@@ -32,6 +32,7 @@ class Sizes:
     logits: int  # of one token
     loading: int = 0  # the most that the trunk takes while it is brought into this form, before anything else is there
     gathered: int = 0  # of one token of a context, while it is attended to elsewhere than where it lies
+    state: int = 0  # the recurrent state of one sequence, all layers together
 
     def at_least(self, units: Mapping[str, int], expert: int) -> "Sizes":
         """The same, for files whose units (as published) or experts take more than their config makes one expect."""
@@ -67,7 +68,8 @@ def sizes_of(spec: ModelSpec, dtype: str = "bf16", trunk: str = "bf16") -> Sizes
         embedding=embedding,
         expert=_slot_bytes(spec),
         experts=tuple(moe.n_experts for _, moe in moe_layers(spec)),
-        kept=sum(rows.width for layer in spec.kept for rows in layer) * 2 * wide,
+        kept=spec.row_values * 2 * wide,
+        state=spec.state_bytes(2 * wide),
         activation=max(_activation_values(spec, layer, wide) for layer in spec.layers) * 2 * wide,
         logits=spec.vocab_size * 4 * 4,  # and what sampling makes of them
         loading=_loading(spec, published, resident, wide, trunk),

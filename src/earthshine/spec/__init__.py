@@ -4,7 +4,7 @@
 Importing this package loads no torch. A config key that no family knows is refused by name.
 """
 
-from earthshine.spec.attention import AttentionSpec, GqaSpec, MlaSpec, RopeSpec, Rows, YarnSpec
+from earthshine.spec.attention import AttentionSpec, GqaSpec, KdaSpec, MlaSpec, RopeSpec, Rows, State, YarnSpec
 from earthshine.spec.config import load_spec, read_config, spec_from_config
 from earthshine.spec.footprint import (
     Footprint,
@@ -31,6 +31,7 @@ __all__ = [
     "DenseSpec",
     "Footprint",
     "GqaSpec",
+    "KdaSpec",
     "LayerSpec",
     "MlaSpec",
     "ModelSpec",
@@ -39,6 +40,7 @@ __all__ = [
     "RouterSpec",
     "Rows",
     "Scoring",
+    "State",
     "Storage",
     "TensorSpec",
     "Use",

@@ -4,7 +4,8 @@ The page pool, the page table, the stored form, the plan, the footprint and `ins
 interface of `AttentionSpec`. A new kind is a class here, a file of mathematics in `models` and a kernel.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,11 +22,28 @@ class Rows:
     width: int
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """What has a constant size and can only be extended: `shape` values after a sequence's last token, in fp32 or in
+    the activations' dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    fp32: bool
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+Kept = Sequence[Sequence[Rows | State]]  # by layer
+
+
 class AttentionSpec(Protocol):
     """One kind of attention in one layer, as everything outside `models` sees it."""
 
     @property
-    def kept(self) -> tuple[Rows, ...]:
+    def kept(self) -> tuple[Rows | State, ...]:
         """What a sequence keeps in this layer."""
         ...
 
@@ -47,6 +65,11 @@ class AttentionSpec(Protocol):
     @property
     def prefill_macs(self) -> int:
         """The same in the form with the fewest operations, keys and values expanded where they are kept compressed."""
+        ...
+
+    @property
+    def token_macs(self) -> int:
+        """Multiplications and additions of one new token that no weight and no other token takes part in."""
         ...
 
     @property
@@ -78,10 +101,13 @@ class YarnSpec:
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """Rotary embedding over `dim` values. Which two values make a pair is the attention's."""
+    """Rotary embedding over `dim` values. Which two values make a pair is the attention's.
+
+    `theta` None: these values are used without rotation (NoPE).
+    """
 
     dim: int
-    theta: float
+    theta: float | None
     yarn: YarnSpec | None
 
 
@@ -110,7 +136,7 @@ class MlaSpec:
         return self.kv_lora_rank + self.rope.dim
 
     @property
-    def kept(self) -> tuple[Rows, ...]:
+    def kept(self) -> tuple[Rows | State, ...]:
         return (Rows("latent", self.latent_dim),)
 
     @property
@@ -136,6 +162,10 @@ class MlaSpec:
     @property
     def prefill_macs(self) -> int:
         return self.n_heads * (self.qk_dim + self.v_dim)
+
+    @property
+    def token_macs(self) -> int:
+        return 0
 
     @property
     def activation_values(self) -> int:
@@ -178,7 +208,7 @@ class GqaSpec:
     norm_eps: float
 
     @property
-    def kept(self) -> tuple[Rows, ...]:
+    def kept(self) -> tuple[Rows | State, ...]:
         """For each key head its key, after norm and rotation, then its value."""
         return (Rows("key_value", self.n_kv_heads * 2 * self.head_dim),)
 
@@ -205,6 +235,10 @@ class GqaSpec:
         return self.decode_macs
 
     @property
+    def token_macs(self) -> int:
+        return 0
+
+    @property
     def activation_values(self) -> int:
         """Queries as multiplied, normed and attended; keys and values as multiplied, normed and joined."""
         return (3 * self.n_heads + 6 * self.n_kv_heads) * self.head_dim
@@ -222,3 +256,81 @@ class GqaSpec:
         yield TensorSpec("k_norm", (self.head_dim,))
         yield TensorSpec("v", (keys, hidden), linear=True)
         yield TensorSpec("o", (hidden, queries), linear=True)
+
+
+@dataclass(frozen=True, slots=True)
+class KdaSpec:
+    """Kimi Delta Attention (arXiv 2510.26692): a delta rule whose state decays per channel.
+
+    `conv_kernel`: of the short causal convolution on queries, keys and values.
+    """
+
+    n_heads: int
+    head_dim: int  # of keys and of values
+    conv_kernel: int
+    norm_eps: float  # of the norm over each head of the output
+
+    @property
+    def dim(self) -> int:
+        """Of all heads."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def kept(self) -> tuple[Rows | State, ...]:
+        """The delta rule's state by head [key, value], and the inputs of the convolution before the next token."""
+        return (
+            State("delta", (self.n_heads, self.head_dim, self.head_dim), fp32=True),
+            State("convolution", (self.conv_kernel - 1, 3 * self.dim), fp32=False),
+        )
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        return {
+            "attention": "delta rule (KDA)",
+            "n_heads": self.n_heads,
+            "head_dim": self.head_dim,
+            "conv_kernel": self.conv_kernel,
+        }
+
+    @property
+    def score_rows(self) -> int:
+        return 1
+
+    @property
+    def decode_macs(self) -> int:
+        return 0
+
+    @property
+    def prefill_macs(self) -> int:
+        return 0
+
+    @property
+    def token_macs(self) -> int:
+        """Of each value of the state: its decay, its part of k^T S, of the update and of S^T q; and the convolution."""
+        return 4 * self.dim * self.head_dim + 3 * self.dim * self.conv_kernel
+
+    @property
+    def activation_values(self) -> int:
+        """The convolution's inputs and their copy in one piece, decay, gate, and the output before and after it."""
+        return 10 * self.dim
+
+    @property
+    def gathered_values(self) -> int:
+        return 0
+
+    def tensors(self, hidden: int) -> Iterator[TensorSpec]:
+        for part in ("q", "k", "v"):
+            yield TensorSpec(part, (self.dim, hidden), linear=True)
+        for part in ("q_conv", "k_conv", "v_conv"):
+            stored = (self.dim, 1, self.conv_kernel)
+            yield TensorSpec(part, (self.dim, self.conv_kernel), use=Use.PLAIN, published_shape=stored)
+        yield TensorSpec("f_a", (self.head_dim, hidden), linear=True)
+        yield TensorSpec("f_b", (self.dim, self.head_dim), linear=True)
+        yield TensorSpec("b", (self.n_heads, hidden), linear=True)
+        a_log = (1, 1, self.n_heads, 1)
+        yield TensorSpec("a_log", (self.n_heads,), use=Use.FP32, published_fp32=True, published_shape=a_log)
+        yield TensorSpec("dt_bias", (self.dim,), use=Use.FP32, published_fp32=True)
+        yield TensorSpec("g_a", (self.head_dim, hidden), linear=True)
+        yield TensorSpec("g_b", (self.dim, self.head_dim), linear=True)
+        yield TensorSpec("o_norm", (self.head_dim,))
+        yield TensorSpec("o", (hidden, self.dim), linear=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from earthshine.errors import UsageError
+from earthshine.spec.attention import Rows
 from earthshine.spec.layout import expert_shapes, moe_layers, trunk_tensors
 from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, INT8_GROUP, ModelSpec, MoeSpec, Storage
 from earthshine.spec.tensor import TensorSpec
@@ -30,6 +31,7 @@ class Footprint:
         these and the head in "int8" (an fp32 scale for 128 columns of a row), but for what attention takes apart by
         head. Other trunk tensors are bf16, the router's bias fp32.
     cache_bytes_per_token: of the cache over all layers in "fp32", "bf16" or "int8" (an fp32 scale per token and layer).
+    state_bytes: of a sequence's recurrent state, whatever its length, with bf16 activations.
     """
 
     total_params: int
@@ -39,6 +41,7 @@ class Footprint:
     experts_bytes: int
     trunk_bytes: Mapping[str, int]
     cache_bytes_per_token: Mapping[str, int]
+    state_bytes: int
 
 
 def footprint(spec: ModelSpec) -> Footprint:
@@ -57,6 +60,7 @@ def footprint(spec: ModelSpec) -> Footprint:
         experts_bytes=sum(moe.n_experts * size for moe, size in zip(moes, bytes_each, strict=True)),
         trunk_bytes={kind: _trunk_bytes(trunk, kind) for kind in ("bf16", "fp8", "int8")},
         cache_bytes_per_token=_cache_bytes(spec),
+        state_bytes=spec.state_bytes(_BF16),
     )
 
 
@@ -75,27 +79,27 @@ def prefill_flops_per_token(spec: ModelSpec, context: int) -> float:
 
     2 * (linear values, `top_k` experts, router)      one multiplication and one addition for each
     + 2 * vocab_size * hidden / context               the head runs for the last token only
-    + sum over layers of 2 * prefill_macs * (context + 1) / 2
+    + sum over layers of 2 * (prefill_macs * (context + 1) / 2 + token_macs)
     where (context + 1) / 2 is the mean number of tokens that a token attends to. Raises UsageError below 1 token.
     """
     _check_context(context)
     head = spec.vocab_size * spec.hidden
     attended = (context + 1) / 2
-    score_and_value = sum(2 * layer.attention.prefill_macs for layer in spec.layers)
-    return 2 * (_linear_params(spec) - head) + 2 * head / context + score_and_value * attended
+    attention = sum(2 * (layer.attention.prefill_macs * attended + layer.attention.token_macs) for layer in spec.layers)
+    return 2 * (_linear_params(spec) - head) + 2 * head / context + attention
 
 
 def decode_flops_per_token(spec: ModelSpec, context: int) -> float:
     """FLOPs of one decoded token that attends to `context` tokens, which are read as they are kept.
 
     2 * (linear values with the head, `top_k` experts, router)
-    + sum over layers of 2 * decode_macs * context
+    + sum over layers of 2 * (decode_macs * context + token_macs)
     Absorbing latent attention's up-projections costs n_heads * (nope_dim + v_dim) * kv_lora_rank multiplications per
     token, which is kv_b's size: the linear term holds it already. Raises UsageError below 1 token.
     """
     _check_context(context)
-    score_and_value = sum(2 * layer.attention.decode_macs for layer in spec.layers)
-    return float(2 * _linear_params(spec) + score_and_value * context)
+    attention = sum(2 * (layer.attention.decode_macs * context + layer.attention.token_macs) for layer in spec.layers)
+    return float(2 * _linear_params(spec) + attention)
 
 
 def _check_context(context: int) -> None:
@@ -141,6 +145,5 @@ def _trunk_tensor_bytes(tensor: TensorSpec, kind: str) -> int:
 
 
 def _cache_bytes(spec: ModelSpec) -> dict[str, int]:
-    widths = [rows.width for layer in spec.kept for rows in layer]
-    values = sum(widths)
-    return {"fp32": _FP32 * values, "bf16": _BF16 * values, "int8": values + _FP32 * len(widths)}
+    values, parts = spec.row_values, sum(isinstance(part, Rows) for layer in spec.kept for part in layer)
+    return {"fp32": _FP32 * values, "bf16": _BF16 * values, "int8": values + _FP32 * parts}

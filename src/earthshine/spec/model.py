@@ -7,7 +7,7 @@ Shapes are written [out, in], as checkpoints store a linear layer.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from earthshine.spec.attention import AttentionSpec, Rows
+from earthshine.spec.attention import AttentionSpec, Rows, State
 
 FP8_BLOCK = 128  # rows and columns that share one scale
 INT4_GROUP = 32  # consecutive columns that share one scale
@@ -89,6 +89,16 @@ class ModelSpec:
         return len(self.layers)
 
     @property
-    def kept(self) -> tuple[tuple[Rows, ...], ...]:
+    def kept(self) -> tuple[tuple[Rows | State, ...], ...]:
         """What a sequence keeps, by layer."""
         return tuple(layer.attention.kept for layer in self.layers)
+
+    @property
+    def row_values(self) -> int:
+        """Values that every token of a sequence keeps, all layers together."""
+        return sum(part.width for layer in self.kept for part in layer if isinstance(part, Rows))
+
+    def state_bytes(self, value_bytes: int) -> int:
+        """Of a sequence's recurrent state, all layers together; `value_bytes`: of an activation."""
+        states = [part for layer in self.kept for part in layer if isinstance(part, State)]
+        return sum(state.size * (4 if state.fp32 else value_bytes) for state in states)

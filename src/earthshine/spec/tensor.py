@@ -17,7 +17,8 @@ class Use(StrEnum):
 class TensorSpec:
     """One trunk tensor. `linear` marks those that a quantised checkpoint stores in `trunk_storage`.
 
-    `published_fp32`: publishers store it in fp32, so that its plain form takes 4 bytes per value.
+    `published_fp32`: publishers store it in fp32, so that its plain form takes 4 bytes per value. `published_shape`:
+    where checkpoints write the same values with axes of size one.
     """
 
     name: str
@@ -25,6 +26,7 @@ class TensorSpec:
     linear: bool = False
     use: Use = Use.STORED
     published_fp32: bool = False
+    published_shape: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:

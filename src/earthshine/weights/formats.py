@@ -58,7 +58,7 @@ class StoredLinear:
             return kernels.decode(kernels.fp8_matrix(self.tensors[0], self.tensors[1]))
         if self.storage is Storage.INT4_GROUP32:
             return kernels.decode(kernels.int4_matrix(self.tensors[0], self.tensors[1]))
-        return self.tensors[0]
+        return self.tensors[0].view(self.shape)
 
 
 def dense(weight: Weight, dtype: torch.dtype) -> torch.Tensor:

@@ -90,7 +90,7 @@ def _encode(published: Published, tensor: Tensor) -> tuple[Tensor, ...]:
     if _DTYPE_NAMES.get(tensor.dtype) not in published.parts[0].dtypes:
         allowed = " or ".join(published.parts[0].dtypes)
         raise UsageError(f"{published.name} is {tensor.dtype}, and is published as {allowed}.")
-    return (tensor,)
+    return (tensor.view(published.parts[0].shape),)
 
 
 def published_tensors(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthshine.errors import BlobError
-from earthshine.kv import BlobHeader, BlobLayout, BlobReader, BlobWriter, KVBlob, Part, ValueFormat, read_header
+from earthshine.kv import (
+    BlobHeader,
+    BlobLayout,
+    BlobReader,
+    BlobWriter,
+    KVBlob,
+    Part,
+    PartKind,
+    ValueFormat,
+    read_header,
+)
 
 PRIOR = bytes(range(1, 33))
 PARTS = tuple(Part(layer, 6) for layer in range(3))
@@ -62,8 +72,8 @@ def test_the_bytes_are_those_of_the_description():
     writer = BlobWriter(file, header)
     writer.part(0, torch.tensor(layer))
     writer.tail(torch.tensor(tail))
-    start = b"ESHKV\r\n\x1a" + struct.pack("<II", 4, 60 + 2 + 12 + 8)
-    start += struct.pack("<6I", 2, 1, 640, 2, 2, 3) + PRIOR + struct.pack("<I", 2)
+    start = b"ESHKV\r\n\x1a" + struct.pack("<II", 4, 64 + 2 + 12 + 8)
+    start += struct.pack("<7I", 2, 1, 640, 2, 2, 3, 1) + PRIOR + struct.pack("<I", 2)
     start += "é".encode() + struct.pack("<3I", 7, 1, 2) + struct.pack("<2I", 7, 65536)
     seal = blake3(start).digest()[:16]
     expected = start + seal
@@ -175,10 +185,13 @@ def resealed(
     name_bytes: int | None = None,
     ids: tuple[int, ...] = (),
     extra: bytes = b"",
+    flags: int = 1,
 ) -> bytes:
     """A header with any numbers at all and the right checksum, as a hostile peer would send it."""
     counts = (len(parts) if n_parts is None else n_parts, start, n_tokens, len(ids) if n_ids is None else n_ids)
-    fixed = struct.pack("<6I32sI", code, *counts, tail_dim, bytes(32), len(name) if name_bytes is None else name_bytes)
+    fixed = struct.pack(
+        "<7I32sI", code, *counts, tail_dim, flags, bytes(32), len(name) if name_bytes is None else name_bytes
+    )
     body = fixed + name + b"".join(struct.pack("<3I", *part) for part in parts)
     body += struct.pack(f"<{len(ids)}I", *ids) + extra
     head = b"ESHKV\r\n\x1a" + struct.pack("<II", 4, len(body)) + body
@@ -194,7 +207,8 @@ def resealed(
         (resealed(n_parts=1 << 31), "length that its own numbers give"),
         (resealed(parts=((4096, 1, 1),)), "layer lies between 0 and 4095"),
         (resealed(parts=((1, 1, 1), (0, 1, 1))), "follow each other by layer"),
-        (resealed(parts=((0, 2, 1),)), "unknown kind 2"),
+        (resealed(parts=((0, 4, 1),)), "unknown kind 4"),
+        (resealed(flags=2), "unknown flags, 2"),
         (resealed(parts=((0, 1, 0),)), "width lies between 1"),
         (resealed(parts=((0, 1, 1 << 30),)), "width lies between 1"),
         (resealed(n_tokens=1 << 31), "n_tokens"),
@@ -246,8 +260,11 @@ def test_blocks_can_be_neither_exchanged_nor_taken_from_another_blob():
         ({"fingerprint": "moon-2"}, "belongs to the model 'moon-1'; this one is 'moon-2'"),
         ({"format": ValueFormat.FP32}, "values are bf16, but this model's are fp32"),
         ({"parts": PARTS[:2]}, "has 3 parts, but this model keeps 2"),
-        ({"parts": (*PARTS[:2], Part(2, 5))}, "Part 2 .* 6 values per token in layer 2, .* keeps 5 in layer 2"),
-        ({"parts": (*PARTS[:2], Part(3, 6))}, "in layer 2, but this model keeps 6 in layer 3"),
+        (
+            {"parts": (*PARTS[:2], Part(2, 5))},
+            "is 6 values per token in layer 2, .* keeps 5 values per token in layer 2",
+        ),
+        ({"parts": (*PARTS[:2], Part(3, 6))}, "in layer 2, but this model keeps 6 values per token in layer 3"),
     ],
 )
 def test_another_model_or_layout_is_named(change, message):
@@ -377,3 +394,28 @@ def test_absent_damaged_and_impossible_paths_are_blob_errors(tmp_path):
     (tmp_path / "cut").write_bytes(make_blob().to_bytes()[:-1])
     with pytest.raises(BlobError, match="truncated"):
         KVBlob.load(tmp_path / "cut")
+
+
+STATES = (Part(0, 6), Part(1, 8, PartKind.STATE_FP32), Part(1, 3, PartKind.STATE))
+
+
+def test_recurrent_states_follow_the_rows_in_their_own_formats():
+    layout = BlobLayout("moon-1", ValueFormat.BF16, STATES)
+    header = BlobHeader(layout, 2, (7, 8), 0)
+    parts = (torch.randn(2, 6).bfloat16(), torch.randn(8), torch.randn(3).bfloat16())
+    blob = KVBlob(header, parts, None)
+    assert len(blob.to_bytes()) == header.blob_bytes
+    assert same(KVBlob.from_bytes(blob.to_bytes()), blob)
+    with pytest.raises(BlobError, match=r"\[8\] values in torch.float32 was announced"):
+        KVBlob(header, (parts[0], parts[1].bfloat16(), parts[2]), None)
+    with pytest.raises(BlobError, match="3 values of recurrent state in layer 1, but this model keeps 4 values of"):
+        layout.require(BlobLayout("moon-1", ValueFormat.BF16, (*STATES[:2], Part(1, 4, PartKind.STATE))))
+
+
+def test_a_piece_may_leave_its_states_out_and_an_empty_one_has_none():
+    layout = BlobLayout("moon-1", ValueFormat.BF16, STATES)
+    assert BlobHeader(layout, 2, (7, 8), 0, with_states=False).stored == [0]
+    assert BlobHeader(layout, 0, (), 0).stored == [0]
+    with pytest.raises(BlobError, match="lacks its recurrent states"):
+        KVBlob(BlobHeader(layout, 1, (7,), 0, with_states=False), (torch.zeros(1, 6).bfloat16(),), None)
+    assert BlobHeader(layout, 2, (7, 8), 0).stored == [0, 1, 2]

@@ -35,6 +35,16 @@ def parts(sizes: Sizes, found: Division) -> int:
     return fixed + passing + trunk + buffers + embedding + slots * sizes.expert
 
 
+def test_recurrent_states_are_counted_for_each_sequence_of_the_batch() -> None:
+    """One that a step reads, one or two that it writes, and checkpoints: four."""
+    recurrent = replace(K2_6, state=40 << 20)
+    one, eight = (divide(recurrent, 64 * GIB, Wanted(PROCESS, 262_144, 4096, batch)) for batch in (1, 8))
+    assert one.parts["recurrent states"] == 4 * (40 << 20)
+    assert eight.parts["recurrent states"] == 8 * 4 * (40 << 20)
+    assert eight.planned_bytes <= 64 * GIB
+    assert divide(K2_6, 64 * GIB, Wanted(PROCESS, 262_144, 4096, 8)).parts["recurrent states"] == 0
+
+
 def resident(sizes: Sizes, found: Division) -> int:
     return sum(size for name, size in sizes.units.items() if name not in found.streamed)
 

@@ -172,6 +172,7 @@ IMPLEMENTED = {
     "moonshotai--Kimi-K2-Instruct": "k2_instruct",
     "moonshotai--Kimi-K2.5": "k26",
     "moonshotai--Kimi-K2.6": "k26",
+    "moonshotai--Kimi-Linear-48B-A3B-Instruct": "kimi_linear",
 }
 REFUSED = {
     "Qwen--Qwen3.5-35B-A3B": "gated delta attention",
@@ -180,7 +181,6 @@ REFUSED = {
     "deepseek-ai--DeepSeek-V4-Flash": "compressed-key attention",
     "deepseek-ai--DeepSeek-V4-Pro": "compressed-key attention",
     "moonshotai--Kimi-K3": "KDA",
-    "moonshotai--Kimi-Linear-48B-A3B-Instruct": "KDA",
     "nvidia--Kimi-K2.6-NVFP4": "NVFP4",
     "nvidia--Kimi-K2.7-Code-NVFP4": "NVFP4",
     "zai-org--GLM-5": "DSA",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from earthshine.errors import SpecError, Unsupported
 from earthshine.spec.families.deepseek import read_flat
 from earthshine.spec.families.kimi_k25 import read_kimi_k25
+from earthshine.spec.families.kimi_linear import read_kimi_linear
 from earthshine.spec.families.qwen3 import read_qwen3_moe
 from earthshine.spec.model import ModelSpec
 from earthshine.untrusted import shown
@@ -17,6 +18,7 @@ FAMILIES: dict[str, Callable[[dict[str, object]], ModelSpec]] = {
     "deepseek_v3": read_flat,
     "kimi_k2": read_flat,
     "kimi_k25": read_kimi_k25,
+    "kimi_linear": read_kimi_linear,
     "qwen3_moe": read_qwen3_moe,
 }
 
@@ -30,7 +32,6 @@ NOT_IMPLEMENTED = {
     "glm_moe_dsa": "the sparse-attention (DSA) indexer",
     "gpt_oss": "grouped-query attention with sinks, and mxfp4 experts",
     "kimi_k3": "delta attention (KDA), attention residuals, latent experts and mxfp4 experts",
-    "kimi_linear": "delta attention (KDA)",
     "minimax_m3": "block-sparse grouped-query attention",
     "qwen3_5_moe": "gated delta attention and gated grouped-query attention",
     "qwen3_next": "gated delta attention and gated grouped-query attention",

@@ -29,7 +29,7 @@ KIMI_SPECIALS = 256  # the last ids of a Kimi vocabulary: [BOS], [EOS], <|im_end
 
 # The publisher's modelling code builds these two norms without an epsilon and so takes its class default, whatever
 # rms_norm_eps says: 1e-6 also where K2.6 has 1e-5.
-_LATENT_NORM_EPS = 1e-6
+LATENT_NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def read_decoder(keys: KeyReader, family: str, quantization: Quantization, token
     keys.require(n_dense < n_layers, f"{keys.name('first_k_dense_replace')} leaves no layer with experts")
     attention = _read_attention(keys)
     dense = LayerSpec(attention, DenseSpec(keys.integer("intermediate_size")))
-    moe = _read_moe(keys)
+    moe = read_moe(keys)
     if quantization.experts is Storage.INT4_GROUP32:
         for key, extent in (("hidden_size", hidden), ("moe_intermediate_size", moe.intermediate)):
             keys.require(extent % INT4_GROUP == 0, f"{keys.name(key)} is {extent}; int4 groups need a multiple of 32")
@@ -138,7 +138,7 @@ def _read_attention(keys: KeyReader) -> MlaSpec:
         nope_dim=nope_dim,
         v_dim=keys.integer("v_head_dim"),
         rope=_read_rope(keys, rope_dim),
-        latent_norm_eps=_LATENT_NORM_EPS,
+        latent_norm_eps=LATENT_NORM_EPS,
     )
 
 
@@ -176,7 +176,7 @@ def _read_yarn(block: KeyReader) -> YarnSpec:
     )
 
 
-def _read_moe(keys: KeyReader) -> MoeSpec:
+def read_moe(keys: KeyReader) -> MoeSpec:
     n_experts = keys.integer("n_routed_experts", 1, MAX_EXPERTS)
     top_k = keys.integer("num_experts_per_tok", 1, MAX_EXPERTS)
     n_groups = keys.integer("n_group", 1, MAX_EXPERTS)

@@ -6,10 +6,11 @@ of their own use DeepSeek-V3's names.
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 PREFIXES = {"kimi_k25": "language_model."}
-LAYERS, EXPERTS = "model.layers.", "mlp.experts."
-EXPERT_MODULE = re.compile(r"model\.layers\.([0-9]{1,9})\.mlp\.experts\.([0-9]{1,9})\.(?:gate|up|down)_proj")
+LAYERS = "model.layers."
 _TOP = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 _EVERY = {
     "attention_norm": "input_layernorm",
@@ -38,7 +39,45 @@ _QWEN3 = _EVERY | {
     "attention.k_norm": "self_attn.k_norm",
     "attention.v": "self_attn.v_proj",
 }
-_LAYERS_OF = {"qwen3_moe": _QWEN3}
+# Kimi-Linear's two kinds of attention share q, o and the norms; its experts lie beside the attention's "self_attn".
+_KIMI_LINEAR = {
+    name: module.replace("mlp.", "block_sparse_moe.") if name.startswith(("router", "shared.")) else module
+    for name, module in _DEEPSEEK.items()
+} | {
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.q_conv": "self_attn.q_conv1d",
+    "attention.k_conv": "self_attn.k_conv1d",
+    "attention.v_conv": "self_attn.v_conv1d",
+    "attention.f_a": "self_attn.f_a_proj",
+    "attention.f_b": "self_attn.f_b_proj",
+    "attention.b": "self_attn.b_proj",
+    "attention.a_log": "self_attn.A_log",
+    "attention.dt_bias": "self_attn.dt_bias",
+    "attention.g_a": "self_attn.g_a_proj",
+    "attention.g_b": "self_attn.g_b_proj",
+    "attention.o_norm": "self_attn.o_norm",
+}
+_LAYERS_OF = {"qwen3_moe": _QWEN3, "kimi_linear": _KIMI_LINEAR}
+PARAMETERS = ("attention.a_log", "attention.dt_bias")  # published as themselves, without ".weight"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """Where a layer's routed experts are, such as "mlp.experts.", and what their parts are called."""
+
+    module: str
+    parts: Mapping[str, str]  # by "gate", "up" and "down"
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """A part's whole module; its groups are the layer and the expert."""
+        parts = "|".join(self.parts.values())
+        return re.compile(rf"{re.escape(LAYERS)}([0-9]{{1,9}})\.{re.escape(self.module)}([0-9]{{1,9}})\.(?:{parts})")
+
+
+_EXPERTS = ExpertNames("mlp.experts.", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"})
+_EXPERTS_OF = {"kimi_linear": ExpertNames("block_sparse_moe.experts.", {"gate": "w1", "up": "w3", "down": "w2"})}
 
 
 def prefix_of(family: str) -> str:
@@ -54,6 +93,11 @@ def trunk_module(family: str, name: str) -> str:
     return f"{LAYERS}{layer[1]}.{_LAYERS_OF.get(family, _DEEPSEEK)[layer[2]]}"
 
 
-def expert_module(layer: int, expert: int, part: str) -> str:
+def expert_names(family: str) -> ExpertNames:
+    return _EXPERTS_OF.get(family, _EXPERTS)
+
+
+def expert_module(family: str, layer: int, expert: int, part: str) -> str:
     """The module of a routed expert's "gate", "up" or "down"."""
-    return f"{LAYERS}{layer}.{EXPERTS}{expert}.{part}_proj"
+    names = expert_names(family)
+    return f"{LAYERS}{layer}.{names.module}{expert}.{names.parts[part]}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
-from earthshine.spec.families.modules import EXPERT_MODULE, EXPERTS, LAYERS, expert_module, prefix_of, trunk_module
+from earthshine.spec.families.modules import LAYERS, expert_module, expert_names, prefix_of, trunk_module
 from earthshine.spec.families.patterns import (
     ANY,
     Either,
@@ -104,24 +104,25 @@ def _contradictions(quantization: Quantization, model: ModelSpec) -> Iterator[st
 
 def _named_experts(names: frozenset[str], model: ModelSpec) -> Iterator[str]:
     """Names that are those of routed experts' matrices."""
-    layers = dict(moe_layers(model))
+    layers, pattern = dict(moe_layers(model)), expert_names(model.family).pattern
     for name in sorted(names):
-        found = EXPERT_MODULE.fullmatch(name.removeprefix(prefix_of(model.family)))
+        found = pattern.fullmatch(name.removeprefix(prefix_of(model.family)))
         if found and int(found[1]) in layers and int(found[2]) < layers[int(found[1])].n_experts:
             yield found[0]
 
 
 def _matched_experts(patterns: Patterns, starts: set[State], model: ModelSpec) -> Iterator[str]:
     """Modules of routed experts that the patterns match, from the states in which their names may begin."""
+    published = expert_names(model.family)
     seen = set()  # after "experts." most layers are alike
     for layer, moe in moe_layers(model):
         for start in starts:
-            state = _read(patterns, start, f"{LAYERS}{layer}.{EXPERTS}")
+            state = _read(patterns, start, f"{LAYERS}{layer}.{published.module}")
             for expert in range(moe.n_experts) if state not in seen else ():
                 at = patterns.after(state, f"{expert}.")
                 for part in EXPERT_PARTS:
-                    if patterns.matches(patterns.after(at, f"{part}_proj")):
-                        yield expert_module(layer, expert, part)
+                    if patterns.matches(patterns.after(at, published.parts[part])):
+                        yield expert_module(model.family, layer, expert, part)
             seen.add(state)
 
 

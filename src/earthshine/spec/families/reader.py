@@ -21,6 +21,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "scoring_func": ("moe_router_activation_func",),
     "n_group": ("num_expert_group",),
     "rope_scaling": ("rope_parameters",),
+    "max_position_embeddings": ("model_max_length",),
     "type": ("rope_type",),
     "torch_dtype": ("dtype",),
 }
@@ -158,6 +159,14 @@ class KeyReader:
         if isinstance(value, list) and len(value) <= most and all(isinstance(entry, str) for entry in value):
             return [str(entry) for entry in value]
         self._complain(name, value, f"a list of at most {most} strings")
+        return []
+
+    def integers(self, key: str, low: int, high: int) -> list[int]:
+        """A list of integers within bounds."""
+        name, value = self._find(key)
+        if isinstance(value, list) and all(type(entry) is int and low <= entry <= high for entry in value):
+            return list(value)
+        self._complain(name, value, f"a list of integers from {low} to {high}")
         return []
 
     def token_ids(self, key: str, vocab_size: int) -> set[int]:

@@ -1,9 +1,9 @@
 """Earthshine's names to published ones: one table for the reader and the writer.
 
 The invariant: every tensor of `spec.layout` has exactly one published spelling, with the shapes and dtypes that its
-storage allows. Covers DeepSeek-V3, Kimi-K2, K2-Thinking, Moonlight, Qwen3-MoE and, behind a prefix, Kimi-K2.5 and
-later. Names of modules are those of `spec.families.modules`, shapes those of the published checkpoints. Refuses widths
-that a format can't hold.
+storage allows. Covers DeepSeek-V3, Kimi-K2, K2-Thinking, Moonlight, Qwen3-MoE, Kimi-Linear and, behind a prefix,
+Kimi-K2.5 and later. Names of modules are those of `spec.families.modules`, shapes those of the published checkpoints.
+Refuses widths that a format can't hold.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from earthshine.errors import Unsupported
-from earthshine.spec.families.modules import LAYERS, expert_module, prefix_of, trunk_module
+from earthshine.spec.families.modules import LAYERS, PARAMETERS, expert_module, prefix_of, trunk_module
 from earthshine.spec.layout import EXPERT_PARTS, expert_shapes, moe_layers, trunk_tensors
 from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, ModelSpec, MoeSpec, Storage
 from earthshine.spec.tensor import TensorSpec
@@ -70,7 +70,10 @@ def _published(spec: ModelSpec, tensor: TensorSpec) -> Published:
         return Published(tensor.name, tensor.shape, None, (PublishedTensor(name, _PLAIN_DTYPES, tensor.shape),))
     storage = spec.trunk_storage if tensor.linear else None
     base = prefix + trunk_module(spec.family, tensor.name)
-    return Published(tensor.name, tensor.shape, storage, _parts(base, tensor.shape, storage))
+    shape = tensor.published_shape or tensor.shape
+    if tensor.name.endswith(PARAMETERS):
+        return Published(tensor.name, tensor.shape, None, (PublishedTensor(base, _PLAIN_DTYPES, shape),))
+    return Published(tensor.name, tensor.shape, storage, _parts(base, shape, storage))
 
 
 def published_trunk(spec: ModelSpec) -> Iterator[Published]:
@@ -87,7 +90,7 @@ def published_expert(spec: ModelSpec, layer: int, moe: MoeSpec, expert: int) -> 
             f"layers.{layer}.experts.{expert}.{part}",
             shape,
             spec.expert_storage,
-            _parts(prefix + expert_module(layer, expert, part), shape, spec.expert_storage),
+            _parts(prefix + expert_module(spec.family, layer, expert, part), shape, spec.expert_storage),
         )
         for part, shape in zip(EXPERT_PARTS, expert_shapes(spec.hidden, moe).values(), strict=True)
     )

@@ -1,0 +1,54 @@
+"""Numbered places of a pool: a free list, and a count of holders for each place."""
+
+import heapq
+from collections.abc import Sequence
+
+from earthshine.errors import ContextError, UsageError
+
+
+class Places:
+    """Places 0 to `count` - 1, all free at first. `name`: of one, for messages."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._name = name
+        self._free = list(range(count))  # a heap: the lowest first, so that a lone sequence lies in order
+        self._holders = [0] * count
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def holders(self, place: int) -> int:
+        """How many hold `place`; what has more than one holder is read only."""
+        return self._holders[place]
+
+    def allocate(self, count: int) -> list[int]:
+        """`count` free places with one holder each, lowest first. Raises ContextError, and then takes none."""
+        if count > len(self._free):
+            raise ContextError(f"The cache has {len(self._free)} {self._name}s free, but {count} are needed.")
+        places = [heapq.heappop(self._free) for _ in range(count)]
+        for place in places:
+            self._holders[place] = 1
+        return places
+
+    def hold(self, places: Sequence[int]) -> None:
+        """Add a holder to each of `places`, which must have one already."""
+        self._require_held(places)
+        for place in places:
+            self._holders[place] += 1
+
+    def release(self, places: Sequence[int]) -> None:
+        """Take a holder from each of `places`; those left without one are free again."""
+        self._require_held(places)
+        for place in places:
+            self._holders[place] -= 1
+            if self._holders[place] == 0:
+                heapq.heappush(self._free, place)
+
+    def _require_held(self, places: Sequence[int]) -> None:
+        free = [place for place in places if self._holders[place] == 0]
+        if free:
+            raise UsageError(
+                f"{self._name.capitalize()} {free[0]} has no holder; only {self._name}s that were allocated can be "
+                "shared or released."
+            )

@@ -1,0 +1,139 @@
+"""One sequence's recurrent state: the slot after its last token, the slot that a step writes, and its checkpoints.
+
+A recurrent state can only be extended, so a sequence can be cut only where a state was kept: a checkpoint. A step
+leaves one at the last page boundary that it passes. Two are kept: while a reply is decoded that of its prompt and the
+latest, so that the next prompt can follow either. A sequence takes at most
+four slots.
+"""
+
+from dataclasses import dataclass
+
+from earthshine.errors import ContextError
+from earthshine.kv.states import StatePool
+
+_MOST_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of a step: from the state in `source` (None: before the first token) to that in `target`."""
+
+    count: int
+    source: int | None
+    target: int
+
+
+class Recurrence:
+    """At length 0. `length` is the timeline's throughout."""
+
+    def __init__(self, pool: StatePool, page_tokens: int) -> None:
+        self._pool, self._page_tokens = pool, page_tokens
+        self._slot: int | None = None  # the state after `length` tokens; None at length 0
+        self._segments: list[Segment] = []  # of the step under way
+        self._checkpoints: dict[int, int] = {}  # length to slot, the shortest first
+
+    @property
+    def slot(self) -> int | None:
+        """That of the state after the last token that was committed."""
+        return self._slot
+
+    @property
+    def segments(self) -> list[Segment]:
+        """Of the step under way, in order."""
+        return self._segments
+
+    @property
+    def checkpoints(self) -> dict[int, int]:
+        return dict(self._checkpoints)
+
+    def reserve(self, length: int, end: int, checkpoint: bool) -> None:
+        """Slots for a step from `length` to `end`. Raises ContextError, and then nothing has changed."""
+        self.drop_step()
+        boundary = end // self._page_tokens * self._page_tokens
+        last, *middle = self._take(2 if checkpoint and length < boundary < end else 1)
+        if not middle:
+            self._segments = [Segment(end - length, self._slot, last)]
+        else:
+            self._segments = [
+                Segment(boundary - length, self._slot, middle[0]),
+                Segment(end - boundary, middle[0], last),
+            ]
+
+    def commit(self, length: int) -> None:
+        """The step has ended at `length`."""
+        if not self._segments:
+            return
+        *middle, last = self._segments
+        decoding = not middle and last.count == 1
+        for segment in middle:
+            self._checkpoints[length - last.count] = segment.target
+        if self._slot is not None:
+            self._pool.release([self._slot])
+        self._slot, self._segments = last.target, []
+        if length % self._page_tokens == 0:
+            self._pool.hold([self._slot])
+            self._drop_checkpoints(_MOST_CHECKPOINTS - 1, newest_first=decoding)
+            self._checkpoints[length] = self._slot
+
+    def drop_step(self) -> None:
+        """Give back what a step reserved."""
+        self._pool.release([segment.target for segment in self._segments])
+        self._segments = []
+
+    def rewind(self, length: int) -> int:
+        """To the longest checkpoint of at most `length` tokens; returns its length, 0 where there is none."""
+        self.drop_step()
+        self._checkpoints, others = {}, self._checkpoints
+        for at, slot in others.items():
+            if at <= length:
+                self._checkpoints[at] = slot
+            else:
+                self._pool.release([slot])
+        if self._slot is not None:
+            self._pool.release([self._slot])
+        at = max(self._checkpoints, default=0)
+        self._slot = self._checkpoints.get(at)
+        if self._slot is not None:
+            self._pool.hold([self._slot])
+        return at
+
+    def adopt(self, slot: int, length: int) -> None:
+        """Go on from a checkpoint at `length`; the caller's hold on its slot becomes this sequence's."""
+        self.drop_step()
+        if self._slot is not None:
+            self._pool.release([self._slot])
+        self._slot = slot
+        self._pool.hold([slot])
+        self._checkpoints[length] = slot
+
+    def nearest(self, length: int, current: int) -> int:
+        """The length that a rewind to `length` would give; `current`: the length now."""
+        return length if length == current else max((at for at in self._checkpoints if at <= length), default=0)
+
+    def fork(self, length: int, current: int) -> "Recurrence":
+        """Another sequence from the state at `length`, which `nearest` has given."""
+        other = Recurrence(self._pool, self._page_tokens)
+        slot = self._slot if length == current else self._checkpoints.get(length)
+        if slot is not None:
+            self._pool.hold([slot])
+            other._slot = slot
+            if length % self._page_tokens == 0:
+                self._pool.hold([slot])
+                other._checkpoints[length] = slot
+        return other
+
+    def _take(self, count: int) -> list[int]:
+        """As many slots, or one where a second, for a checkpoint, is not there; checkpoints go before a step fails."""
+        if count > 1:
+            self._drop_checkpoints(_MOST_CHECKPOINTS - 1)
+        try:
+            return self._pool.take(count)
+        except ContextError:
+            self._drop_checkpoints(0)
+            return self._pool.take(1)
+
+    def _drop_checkpoints(self, most: int, newest_first: bool = False) -> None:
+        """Keep `most` of them."""
+        while len(self._checkpoints) > most:
+            at = max(self._checkpoints) if newest_first else min(self._checkpoints)
+            self._pool.release([self._checkpoints.pop(at)])

@@ -1,0 +1,68 @@
+"""The pool of recurrent states: a slot holds what every recurrent layer keeps after one length of one sequence.
+
+A state has a constant size and can only be extended, so a sequence's step reads one slot and writes another; the one
+before stays valid until the step is committed. A slot with several holders is a checkpoint and is never written.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from earthshine.errors import ContextError
+from earthshine.kv.places import Places
+from earthshine.spec.attention import Kept, State
+from earthshine.units import format_bytes
+
+
+class StatePool(Places):
+    """`n_slots` slots for the `State` parts of `kept`. Raises ContextError where the memory can't be had.
+
+    `reclaim`: frees a slot that nobody needs and returns whether it did; asked where none is free.
+    """
+
+    def __init__(self, kept: Kept, n_slots: int, dtype: torch.dtype) -> None:
+        super().__init__(n_slots, "state slot")
+        self.n_slots = n_slots
+        self.reclaim: Callable[[], bool] = lambda: False
+        self._parts: dict[tuple[int, int], Tensor] = {}
+        for layer, parts in enumerate(kept):
+            for index, part in enumerate(parts):
+                if isinstance(part, State):
+                    own = torch.float32 if part.fp32 else dtype
+                    self._parts[layer, index] = _allocated((n_slots, *part.shape), own)
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.nbytes for part in self._parts.values())
+
+    def part(self, layer: int, index: int) -> Tensor:
+        """[n_slots, *shape]: the state part `index` that `layer` keeps."""
+        return self._parts[layer, index]
+
+    def slot(self, slot: int) -> list[Tensor]:
+        """Views of a slot's parts, by layer and in order."""
+        return [part[slot] for part in self._parts.values()]
+
+    def take(self, count: int) -> list[int]:
+        """`count` free slots with one holder each. Raises ContextError, and then takes none."""
+        while self.free < count and self.reclaim():
+            pass
+        return self.allocate(count)
+
+    def start(self, layer: int, index: int, source: int | None, target: int) -> Tensor:
+        """The part in `target`, holding what `source` has there, or zeros before the first token."""
+        part = self._parts[layer, index]
+        if source is None:
+            part[target].zero_()
+        else:
+            part[target].copy_(part[source])
+        return part[target]
+
+
+def _allocated(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    try:
+        return torch.empty(shape, dtype=dtype)
+    except (RuntimeError, MemoryError, OverflowError, TypeError):
+        size = torch.Size(shape).numel() * dtype.itemsize
+        raise ContextError(f"Recurrent states need {format_bytes(size)}, which this machine does not have.") from None
