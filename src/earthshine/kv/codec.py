@@ -1,7 +1,7 @@
-"""The one form in which a conversation's state is stored and sent; little-endian, version 4.
+"""The one form in which a conversation's state is stored and sent; little-endian, version 5.
 
     0      8   magic "ESHKV\\r\\n\\x1a", which a transfer in text mode would damage
-    8      4   version, 4
+    8      4   version, 5
     12     4   bytes of the header's body, from 16 to its digest
     16     4   value format: 1 is bf16, 2 is fp32
     20    20   P (parts), start, n_tokens, n_ids, tail_dim, 4 bytes each

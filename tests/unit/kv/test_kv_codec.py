@@ -72,7 +72,7 @@ def test_the_bytes_are_those_of_the_description():
     writer = BlobWriter(file, header)
     writer.part(0, torch.tensor(layer))
     writer.tail(torch.tensor(tail))
-    start = b"ESHKV\r\n\x1a" + struct.pack("<II", 4, 64 + 2 + 12 + 8)
+    start = b"ESHKV\r\n\x1a" + struct.pack("<II", 5, 64 + 2 + 12 + 8)
     start += struct.pack("<7I", 2, 1, 640, 2, 2, 3, 1) + PRIOR + struct.pack("<I", 2)
     start += "é".encode() + struct.pack("<3I", 7, 1, 2) + struct.pack("<2I", 7, 65536)
     seal = blake3(start).digest()[:16]
@@ -194,7 +194,7 @@ def resealed(
     )
     body = fixed + name + b"".join(struct.pack("<3I", *part) for part in parts)
     body += struct.pack(f"<{len(ids)}I", *ids) + extra
-    head = b"ESHKV\r\n\x1a" + struct.pack("<II", 4, len(body)) + body
+    head = b"ESHKV\r\n\x1a" + struct.pack("<II", 5, len(body)) + body
     return head + blake3(head).digest()[:16]
 
 
@@ -235,7 +235,7 @@ def test_a_hostile_header_is_refused_for_what_it_says(raw, message):
 
 def test_an_unknown_version_and_a_foreign_file_are_named():
     data = make_blob().to_bytes()
-    with pytest.raises(BlobError, match="version 1; this Earthshine reads version 4"):
+    with pytest.raises(BlobError, match="version 1; this Earthshine reads version 5"):
         KVBlob.from_bytes(data[:8] + struct.pack("<I", 1) + data[12:])
     with pytest.raises(BlobError, match="not a stored conversation state"):
         KVBlob.from_bytes(b"\x7fELF" + data)
@@ -307,7 +307,7 @@ def test_no_more_is_read_of_a_header_than_the_limit_allows():
             self.given += len(part)
             return part
 
-    file = Endless(b"ESHKV\r\n\x1a" + struct.pack("<II", 4, 60_000_000))
+    file = Endless(b"ESHKV\r\n\x1a" + struct.pack("<II", 5, 60_000_000))
     with pytest.raises(BlobError, match="can't have 60000000 bytes"):
         BlobReader(file, limit_bytes=1000)
     assert file.given <= 1000
