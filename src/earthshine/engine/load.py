@@ -244,7 +244,7 @@ def read_trunk(checkpoint: Checkpoint, dtype: torch.dtype, manifest: Manifest | 
 
 
 def sampling_defaults(folder: Path) -> SamplingParams:
-    """`temperature` and `top_p` that the publisher recommends in generation_config.json; greedy where it says nothing.
+    """`temperature`, `top_p` and `top_k` as generation_config.json recommends them; greedy where it says nothing.
 
     Raises CheckpointError for a file that is no JSON object of at most 1 MiB with sensible numbers there.
     """
@@ -258,7 +258,10 @@ def sampling_defaults(folder: Path) -> SamplingParams:
         most = 1 if key == "top_p" else 100
         if type(value) not in (int, float) or not 0 <= value <= most or (key == "top_p" and value == 0):
             raise CheckpointError(f"{path} gives {shown(value)} as {key}; it must be a number up to {most}.")
+    top_k = found.get("top_k") or 0
+    if type(top_k) is not int or not 0 <= top_k < 1 << 31:
+        raise CheckpointError(f"{path} gives {shown(top_k)} as top_k; it must be a whole number, 0 for all tokens.")
     if found.get("do_sample") is False:
         return SamplingParams(temperature=0.0)
-    temperature = chosen.get("temperature", 1.0 if "top_p" in chosen else 0.0)
-    return SamplingParams(temperature=float(temperature), top_p=float(chosen.get("top_p", 1.0)))
+    temperature = chosen.get("temperature", 1.0 if "top_p" in chosen or top_k else 0.0)
+    return SamplingParams(temperature=float(temperature), top_p=float(chosen.get("top_p", 1.0)), top_k=top_k)
