@@ -34,6 +34,14 @@ def config(storage: str = "bf16", **changed: Any) -> dict[str, Any]:
     } | ({"quantization_config": quantization} if quantization else {}) | changed  # fmt: skip
 
 
+QWEN3 = {
+    "architectures": ["Qwen3MoeForCausalLM"], "eos_token_id": 159, "head_dim": 48, "hidden_act": "silu",
+    "hidden_size": 160, "max_position_embeddings": 4096, "model_type": "qwen3_moe", "moe_intermediate_size": 64,
+    "norm_topk_prob": True, "num_attention_heads": 4, "num_experts": 16, "num_experts_per_tok": 4,
+    "num_hidden_layers": 3, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "vocab_size": 160,
+}  # fmt: skip
+
+
 def made(storage: str = "bf16", **changed: Any) -> ModelSpec:
     return spec_from_config(config(storage, **changed))
 
@@ -42,7 +50,16 @@ def written(
     folder: Path, storage: str = "bf16", *, widen: bool = False, shard_bytes: int = 90_000, **changed: Any
 ) -> Checkpoint:
     """A random checkpoint in `folder` with its config; `widen`: what is not quantised is published in fp32."""
-    generator, spec = torch.Generator().manual_seed(0), made(storage, **changed)
+    return _write(folder, config(storage, **changed), widen, shard_bytes)
+
+
+def written_qwen3(folder: Path) -> Checkpoint:
+    """The same for grouped-query attention: three sparse layers."""
+    return _write(folder, QWEN3, False, 90_000)
+
+
+def _write(folder: Path, made: dict[str, Any], widen: bool, shard_bytes: int) -> Checkpoint:
+    generator, spec = torch.Generator().manual_seed(0), spec_from_config(made)
     tensors = {
         name: torch.randn(shape, generator=generator).mul(0.2).to(torch.float32 if "bias" in name else torch.bfloat16)
         for name, shape in tensor_shapes(spec).items()
@@ -50,7 +67,7 @@ def written(
     if widen:
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
     write_checkpoint(folder, published_tensors(spec, tensors), shard_bytes)
-    (folder / "config.json").write_text(json.dumps(config(storage, **changed)))
+    (folder / "config.json").write_text(json.dumps(made))
     return Checkpoint.open(folder, spec)
 
 

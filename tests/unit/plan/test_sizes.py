@@ -11,17 +11,19 @@ from earthshine.engine.sizes import stored_sizes
 from earthshine.hub import GLEAM
 from earthshine.kernels import Matrix, Weight
 from earthshine.plan import sizes_of
-from earthshine.spec import ModelSpec, load_spec
+from earthshine.spec import ModelSpec, load_spec, spec_from_config
 from earthshine.spec.layout import trunk_tensors
 from earthshine.weights import Checkpoint, Reader, StoredTrunk, slot_bytes, units
 
-from .made_up import STORAGES, k2_6, made, written
+from .made_up import QWEN3, STORAGES, k2_6, made, written, written_qwen3
 
 PAGE = 4096
 WAYS = [("bf16", "bf16"), ("fp32", "bf16"), ("bf16", "int8")]
 
 
 def opened(folder: Path, what: str) -> Checkpoint:
+    if what == "qwen3":
+        return written_qwen3(folder)
     return Checkpoint.open(GLEAM, load_spec(GLEAM)) if what == "gleam" else written(folder, what)
 
 
@@ -32,7 +34,7 @@ def held(weights: list[Weight]) -> int:
     return sum(memory.values())
 
 
-@pytest.mark.parametrize("what", [*STORAGES, "gleam"])
+@pytest.mark.parametrize("what", [*STORAGES, "gleam", "qwen3"])
 def test_files_that_store_what_their_config_says_take_what_is_counted(tmp_path: Path, what: str) -> None:
     checkpoint = opened(tmp_path, what)
     for dtype, trunk in WAYS:
@@ -43,7 +45,7 @@ def test_files_that_store_what_their_config_says_take_what_is_counted(tmp_path: 
         assert list(sizes.units)[: len(units(checkpoint))] == list(units(checkpoint)), "in the order of a pass"
 
 
-@pytest.mark.parametrize("what", [*STORAGES, "gleam"])
+@pytest.mark.parametrize("what", [*STORAGES, "gleam", "qwen3"])
 def test_hardly_more_is_counted_than_the_files_take(tmp_path: Path, what: str) -> None:
     """A few pages a published tensor: the writer's files begin tensors anywhere."""
     checkpoint = opened(tmp_path, what)
@@ -55,7 +57,7 @@ def test_hardly_more_is_counted_than_the_files_take(tmp_path: Path, what: str) -
     assert sizes.expert % PAGE == 0
 
 
-@pytest.mark.parametrize("what", ["bf16", "fp8", "int4"])
+@pytest.mark.parametrize("what", ["bf16", "fp8", "int4", "qwen3"])
 def test_a_rounded_trunk_holds_what_is_counted(tmp_path: Path, what: str) -> None:
     checkpoint = opened(tmp_path, what)
     sizes = sizes_of(checkpoint.spec, trunk="int8")
@@ -68,7 +70,7 @@ def test_a_rounded_trunk_holds_what_is_counted(tmp_path: Path, what: str) -> Non
             assert held([head]) == sizes.units["head"]
 
 
-@pytest.mark.parametrize("what", ["bf16", "fp8", "int4"])
+@pytest.mark.parametrize("what", ["bf16", "fp8", "int4", "qwen3"])
 def test_a_trunk_in_fp32_holds_what_is_counted(tmp_path: Path, what: str) -> None:
     checkpoint = opened(tmp_path, what)
     sizes = sizes_of(checkpoint.spec, dtype="fp32")
@@ -177,6 +179,15 @@ def test_fp32_counts_what_its_kernels_copy() -> None:
     assert fp32.gathered == 4 * (40 + 40 + 32)
     lone = made(moe_intermediate_size=4096, n_shared_experts=0)
     assert sizes_of(lone, dtype="fp32").activation == 4 * (4 * 160 + 4 * 160 + 160 + 5 * 4096 + 4 * 16 + 16 * 4)
+
+
+def test_grouped_query_attention_by_hand() -> None:
+    """Keys and values of 2 heads of 48 in 3 layers; the wider of attention and experts at once."""
+    spec = spec_from_config(QWEN3)
+    bf16, fp32 = sizes_of(spec), sizes_of(spec, dtype="fp32")
+    assert (bf16.kept, fp32.kept) == (2 * 3 * 2 * 2 * 48, 4 * 3 * 2 * 2 * 48)
+    assert bf16.activation == 2 * (4 * 160 + (3 * 4 + 6 * 2) * 48)
+    assert fp32.gathered == 4 * 4 * 2 * 48
 
 
 def test_a_model_without_experts_has_no_slots() -> None:
