@@ -42,7 +42,7 @@ class Kda:
 
     def __init__(self, spec: KdaSpec, weights: KdaWeights) -> None:
         self.spec, self.weights = spec, weights
-        self._conv = torch.cat((weights.q_conv, weights.k_conv, weights.v_conv))
+        self._conv = torch.cat((weights.q_conv, weights.k_conv, weights.v_conv)).float()
         self._o_norm = weights.o_norm.float()
 
     def __call__(self, x: Tensor, positions: Tensor, state: LayerState | None) -> Tensor:
