@@ -122,12 +122,12 @@ def routed(model: LoadedModel) -> int:
 def fill(session: Session, n_tokens: int) -> None:
     """Lets the session hold a conversation of random latents, which decode at the speed of true ones."""
     session.sync(prompt(1))
-    timeline = session._timeline
-    timeline.reserve(n_tokens)
-    for layer in range(len(timeline.pool.kept)):
-        width = timeline.pool.kept[layer][0].width
-        timeline.write(layer, 1, torch.randn(n_tokens - 1, width).to(timeline.pool.dtype))
-    timeline.commit(n_tokens)
+    page_table = session._page_table
+    page_table.reserve(n_tokens)
+    for layer in range(len(page_table.pool.kept)):
+        width = page_table.pool.kept[layer][0].width
+        page_table.write(layer, 1, torch.randn(n_tokens - 1, width).to(page_table.pool.dtype))
+    page_table.commit(n_tokens)
     session._tokens = prompt(n_tokens)
     session._last = None
 

@@ -20,7 +20,7 @@ from limits import Disk
 
 from earthshine.engine import StepRow, load_model, plan_for, step
 from earthshine.engine.sizes import stored_sizes
-from earthshine.kv import Timeline
+from earthshine.kv import PageTable
 from earthshine.machine import DiskRate, Machine, memory_peak, own_machine, read_machine
 from earthshine.plan import Forecaster, Load, Wishes
 from earthshine.settings import read_settings
@@ -84,20 +84,20 @@ class Budget:
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Steps of several short conversations at once."""
-        pool, decoder = self.session._timeline.pool, self.model.decoder
+        pool, decoder = self.session._page_table.pool, self.model.decoder
         for batch in self.request["batches"]:
-            timelines = [Timeline(pool) for _ in range(batch)]
+            page_tables = [PageTable(pool) for _ in range(batch)]
             tokens = [prompt(self.request["tokens"] + 10, seed) for seed in range(batch)]
-            step(decoder, [StepRow(t, ids[:8]) for t, ids in zip(timelines, tokens, strict=True)])
+            step(decoder, [StepRow(t, ids[:8]) for t, ids in zip(page_tables, tokens, strict=True)])
             seconds, before = [], self.read()
             for at in range(8, 8 + self.request["tokens"]):
                 began = time.perf_counter()
-                rows = step(decoder, [StepRow(t, [ids[at]]) for t, ids in zip(timelines, tokens, strict=True)])
+                rows = step(decoder, [StepRow(t, [ids[at]]) for t, ids in zip(page_tables, tokens, strict=True)])
                 decoder.logits(torch.cat(rows))
                 seconds.append(time.perf_counter() - began)
             yield self.decoded("batch", batch, seconds, before, Load(16, batch, self.request["skew"]))
-            for timeline in timelines:
-                timeline.release()
+            for page_table in page_tables:
+                page_table.release()
 
     def decoded(self, what: str, at: int, seconds: list[float], before: int, load: Load) -> dict[str, Any]:
         """The point of steps whose reading began at `before`."""

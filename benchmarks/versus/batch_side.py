@@ -12,7 +12,7 @@ from earthshine_side import opened
 from worker import prompt, serve
 
 from earthshine.engine.step import StepRow, step
-from earthshine.kv import Timeline
+from earthshine.kv import PageTable
 
 
 def decode(request: dict) -> dict:
@@ -26,15 +26,15 @@ def rows(request: dict) -> dict:
     page = 256  # rows begin on pages of their own, so each may leave a part of one empty
     room = batch * (-(-(context + count + 16) // page) + 1) * page
     model, session, load_seconds = opened(request, max(room, request.get("touch", 0) + 16))
-    vocab, decoder, pool = model.spec.vocab_size, model.decoder, session._timeline.pool
+    vocab, decoder, pool = model.spec.vocab_size, model.decoder, session._page_table.pool
     if request.get("touch"):
         session.sync(prompt(request["touch"], vocab, 1))
         session.close()
-    timelines = [Timeline(pool) for _ in range(batch)]
+    page_tables = [PageTable(pool) for _ in range(batch)]
     new, seconds = [prompt(context, vocab, row) for row in range(batch)], []
     for _ in range(count + 1):  # the first is the prompt's
         began = time.perf_counter()
-        hidden = step(decoder, [StepRow(*pair) for pair in zip(timelines, new, strict=True)])
+        hidden = step(decoder, [StepRow(*pair) for pair in zip(page_tables, new, strict=True)])
         likeliest = decoder.logits(torch.stack([states[-1] for states in hidden])).argmax(-1).tolist()
         seconds.append(time.perf_counter() - began)
         new = [[token] for token in likeliest]

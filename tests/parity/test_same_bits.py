@@ -16,7 +16,7 @@ from earthshine import kernels
 from earthshine.engine import LoadedModel, SamplingParams, Session, StepRow, TokenEvent, load_model, step
 from earthshine.engine.experts import RoutedExperts
 from earthshine.kernels import library
-from earthshine.kv import KVBlob, PagePool, Timeline
+from earthshine.kv import KVBlob, PagePool, PageTable
 from earthshine.models import Decoder
 from earthshine.plan import Wishes
 from earthshine.spec import load_spec
@@ -119,8 +119,8 @@ def test_whoever_shares_the_step(load, dtype):
     model = load(dtype)
     pool = _pool(model.spec, dtype, 48)
     prompts = [PROMPT[:50], PROMPT[30:37], [9]]
-    alone = [step(model.decoder, [StepRow(Timeline(pool), prompt)])[0] for prompt in prompts]
-    together = step(model.decoder, [StepRow(Timeline(pool), prompt) for prompt in prompts])
+    alone = [step(model.decoder, [StepRow(PageTable(pool), prompt)])[0] for prompt in prompts]
+    together = step(model.decoder, [StepRow(PageTable(pool), prompt) for prompt in prompts])
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one, other)
 
@@ -163,7 +163,7 @@ def run_hash(decoder: Decoder, chunks: Sequence[int] = (50,), others: int = 0, t
     `others`: sequences of other lengths that share each step, half the time in front.
     """
     pool = _pool(decoder.spec, decoder.dtype, 17 * (1 + others))
-    mine, rest = Timeline(pool), [Timeline(pool) for _ in range(others)]
+    mine, rest = PageTable(pool), [PageTable(pool) for _ in range(others)]
     digest, at = hashlib.sha256(), 0
     following: Sequence[int] = ()
     for i in range(len(chunks) + tokens):

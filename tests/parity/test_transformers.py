@@ -5,7 +5,7 @@ import torch
 
 from earthshine.engine import SamplingParams, Session, StepRow, TokenEvent, load_model, step
 from earthshine.kernels import library
-from earthshine.kv import PagePool, Timeline
+from earthshine.kv import PagePool, PageTable
 from earthshine.models import Decoder
 from earthshine.plan import Wishes
 
@@ -56,7 +56,7 @@ def _greedy(decoder: Decoder) -> list[int]:
 def _logits(decoder: Decoder, tokens: list[int], paged: bool) -> torch.Tensor:
     """Of every position: over pages, as sequences are served, or of the whole sequence at once, as in training."""
     if paged:
-        return decoder.logits(step(decoder, [StepRow(Timeline(_pool(decoder)), tokens)])[0])
+        return decoder.logits(step(decoder, [StepRow(PageTable(_pool(decoder)), tokens)])[0])
     with torch.no_grad():
         return decoder.logits(decoder.hidden(torch.tensor(tokens), torch.arange(len(tokens))))
 

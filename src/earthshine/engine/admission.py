@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from earthshine.engine.request_queue import RequestQueue
 from earthshine.engine.sequence import TokenSequence
-from earthshine.kv import PageFetch, PageKey, PagePool, PrefixCache, Timeline
+from earthshine.kv import PageFetch, PageKey, PagePool, PageTable, PrefixCache
 
 
 @dataclass(slots=True)
@@ -51,8 +51,8 @@ class Admission:
 
     def preempt(self, sequence: TokenSequence) -> None:
         """It waits again, and its pages move to disk if others need the room."""
-        if sequence.timeline is not None:
-            self._cache.spill(sequence.keys(sequence.timeline.length))
+        if sequence.page_table is not None:
+            self._cache.spill(sequence.keys(sequence.page_table.length))
         self.release(sequence)
         self._queue.stop(sequence)
         self._counts.preemptions += 1
@@ -67,15 +67,15 @@ class Admission:
     def take_pages(self) -> None:
         """Give sequences the pages that have come from disk; the rest of a damaged prefix is computed."""
         for sequence, fetch in list(self.loading.items()):
-            assert sequence.timeline is not None
+            assert sequence.page_table is not None
             ended = fetch.ended  # before its last pages are taken
             pages = self._cache.arrived(fetch)
-            sequence.timeline.adopt(pages)
+            sequence.page_table.adopt(pages)
             sequence.shared += len(pages)
             if ended:
                 del self.loading[sequence]
                 self._cache.end_fetch(fetch)
-                self._cache.touch(sequence.keys(sequence.timeline.length))
+                self._cache.touch(sequence.keys(sequence.page_table.length))
                 self._admitted(sequence)
 
     def wait(self, seconds: float) -> None:
@@ -100,9 +100,9 @@ class Admission:
 
     def _start(self, sequence: TokenSequence, keys: list[PageKey]) -> None:
         self._queue.start(sequence)
-        sequence.timeline = Timeline(self._pool)
+        sequence.page_table = PageTable(self._pool)
         pages = self._cache.find(keys)
-        sequence.timeline.adopt(pages, self._cache.state_after(keys[: len(pages)]))
+        sequence.page_table.adopt(pages, self._cache.state_after(keys[: len(pages)]))
         sequence.shared = len(pages)
         missing = keys[len(pages) :]
         if self._cache.on_disk(missing):
@@ -111,8 +111,8 @@ class Admission:
             self._admitted(sequence)
 
     def _admitted(self, sequence: TokenSequence) -> None:
-        assert sequence.timeline is not None
+        assert sequence.page_table is not None
         if sequence.admitted_at is None:
             self._counts.prefix_queries += 0 if sequence.scoring else sequence.n_prompt
-            self._counts.prefix_hits += sequence.timeline.length
-        sequence.admit(sequence.timeline.length)
+            self._counts.prefix_hits += sequence.page_table.length
+        sequence.admit(sequence.page_table.length)

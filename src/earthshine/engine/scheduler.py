@@ -183,8 +183,8 @@ class Scheduler:
         while self._again and (interruptible or not self._again[0].interruptible):
             step = self._again.popleft()
             (chunk,) = step.chunks
-            timeline = chunk.sequence.timeline
-            if timeline is not None and timeline.length == chunk.begin and not chunk.sequence.ended:
+            page_table = chunk.sequence.page_table
+            if page_table is not None and page_table.length == chunk.begin and not chunk.sequence.ended:
                 found = self._with_pages(step.chunks, step.interruptible)
                 if found is not None:
                     return found
@@ -223,9 +223,9 @@ class Scheduler:
         return Step(chunks, interruptible) if chunks else None
 
     def _new_pages(self, chunk: Chunk) -> int:
-        timeline = chunk.sequence.timeline
-        assert timeline is not None
-        return -(-chunk.end // self._pool.page_tokens) - len(timeline.pages)
+        page_table = chunk.sequence.page_table
+        assert page_table is not None
+        return -(-chunk.end // self._pool.page_tokens) - len(page_table.pages)
 
     def _remove_ended(self) -> None:
         for sequence in self.queue.remove_ended(self._in_prefill):
@@ -309,10 +309,10 @@ class Scheduler:
             self.durations.add_decode(outcome.seconds)
 
     def _share(self, sequence: TokenSequence) -> None:
-        assert sequence.timeline is not None
-        for key in sequence.keys(sequence.timeline.length)[sequence.shared :]:
-            page = sequence.timeline.pages[key.start // self._pool.page_tokens]
-            state = sequence.timeline.checkpoint(key.start + self._pool.page_tokens)
+        assert sequence.page_table is not None
+        for key in sequence.keys(sequence.page_table.length)[sequence.shared :]:
+            page = sequence.page_table.pages[key.start // self._pool.page_tokens]
+            state = sequence.page_table.checkpoint(key.start + self._pool.page_tokens)
             self._cache.add(key, page, sequence.tokens_of(key), state)
             sequence.shared += 1
 
@@ -336,8 +336,8 @@ class Scheduler:
 
 
 def _chunk(sequence: TokenSequence, count: int) -> Chunk:
-    assert sequence.timeline is not None
-    begin = sequence.timeline.length
+    assert sequence.page_table is not None
+    begin = sequence.page_table.length
     return Chunk(sequence, begin, begin + count)
 
 
@@ -348,8 +348,8 @@ def _next_token(sequence: TokenSequence) -> Chunk:
 def _rows(step: Step) -> list[StepRow]:
     rows = []
     for chunk in step.chunks:
-        assert chunk.sequence.timeline is not None
-        rows.append(StepRow(chunk.sequence.timeline, chunk.sequence.tokens[chunk.begin : chunk.end]))
+        assert chunk.sequence.page_table is not None
+        rows.append(StepRow(chunk.sequence.page_table, chunk.sequence.tokens[chunk.begin : chunk.end]))
     return rows
 
 

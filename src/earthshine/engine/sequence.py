@@ -1,6 +1,6 @@
 """One request under way: its tokens, the pages they have, what was sampled, and the events that its client has got.
 
-Invariant: the timeline, where there is one, holds the latents of the first tokens, and pages that are full are in the
+Invariant: the page table, where there is one, holds the latents of the first tokens, and pages that are full are in the
 prefix cache. A sequence that was preempted goes on from its tokens alone, with the same result.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from earthshine.engine.request import Admitted, Failed, Finished, PromptScores, ReplyEvent, Request, Sink, TokenEvent
 from earthshine.engine.sampling import Sampler, most_likely
 from earthshine.errors import EarthshineError
-from earthshine.kv import PageKey, PageKeys, Timeline
+from earthshine.kv import PageKey, PageKeys, PageTable
 
 SCORE_ROWS = 64  # hidden states whose logits exist at once: 64 x 163840 fp32 are 40 MiB, their softmax as many
 
@@ -26,7 +26,7 @@ class TokenSequence:
         self.number, self.request, self._sink = number, request, sink
         self.tokens = list(request.tokens)
         self.n_prompt = len(self.tokens)
-        self.timeline: Timeline | None = None  # while it runs
+        self.page_table: PageTable | None = None  # while it runs
         self.shared = 0  # full pages that the cache has, or was offered
         self.cancelled = self.ended = False
         self.reason = "error"  # once it has ended
@@ -51,7 +51,7 @@ class TokenSequence:
     @property
     def missing(self) -> int:
         """Tokens without latents: one for a sequence that decodes."""
-        return len(self.tokens) - (self.timeline.length if self.timeline else 0)
+        return len(self.tokens) - (self.page_table.length if self.page_table else 0)
 
     @property
     def decoding(self) -> bool:
@@ -122,9 +122,9 @@ class TokenSequence:
 
     def release(self) -> None:
         """Give the pages back; what is shared stays in the cache."""
-        if self.timeline is not None:
-            self.timeline.release()
-            self.timeline = None
+        if self.page_table is not None:
+            self.page_table.release()
+            self.page_table = None
         self.shared = 0
 
     def _send(self, event: ReplyEvent) -> None:

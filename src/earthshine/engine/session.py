@@ -1,6 +1,6 @@
-"""A session: one timeline that callers address by whole token prefixes, and generation from it.
+"""A session: one page table that callers address by whole token prefixes, and generation from it.
 
-Invariant: the latents in the timeline are those of the first tokens held, and at most one token held, the last
+Invariant: the latents in the page table are those of the first tokens held, and at most one token held, the last
 one sampled, has none yet. That is so after every call, after every event, and after a failure or an iterator
 abandoned halfway. Refuses conversations beyond the model's context or the pool's pages before anything changes.
 """
@@ -20,12 +20,12 @@ from earthshine.engine.sampling_params import SamplingParams
 from earthshine.engine.sequence import SCORE_ROWS
 from earthshine.engine.step import ForwardPass, Model, StepRow
 from earthshine.errors import BlobError, CheckpointError, ContextError, UsageError
-from earthshine.kv import BlobHeader, BlobLayout, KVBlob, PagePool, Timeline, common_prefix
+from earthshine.kv import BlobHeader, BlobLayout, KVBlob, PagePool, PageTable, common_prefix
 
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """Of the tokens asked for, how many were in the timeline already and how many were computed."""
+    """Of the tokens asked for, how many were in the page table already and how many were computed."""
 
     reused: int
     computed: int
@@ -64,9 +64,9 @@ class Session:
         self._decoder, self._spec, self._prefill_tokens = decoder, spec, prefill_tokens
         self._context_tokens = min(context_tokens or spec.max_context, spec.max_context)
         self._memory_limit = memory_limit
-        self._timeline = Timeline(pool)
+        self._page_table = PageTable(pool)
         self._tokens: list[int] = []
-        self._last: Tensor | None = None  # [hidden] of the timeline's last token, where it is known
+        self._last: Tensor | None = None  # [hidden] of the page table's last token, where it is known
         self._version = 0  # changes whenever the tokens do other than by the generation under way
 
     @property
@@ -82,10 +82,10 @@ class Session:
         and ContextError beyond the context or the pages, both before anything changes.
         """
         wanted = self._checked(tokens)
-        reused = common_prefix(self._tokens[: self._timeline.length], wanted)
-        if reused == len(wanted) and (self._last is None or self._timeline.length > reused):
+        reused = common_prefix(self._tokens[: self._page_table.length], wanted)
+        if reused == len(wanted) and (self._last is None or self._page_table.length > reused):
             reused -= 1
-        reused = self._timeline.nearest(reused)
+        reused = self._page_table.nearest(reused)
         self._require_room(reused, len(wanted))
         self._replace(reused, wanted)
         try:
@@ -133,14 +133,14 @@ class Session:
 
     def snapshot(self) -> KVBlob:
         """A copy of the state, which any session of the same model can restore; BudgetError where it can't be had."""
-        length = self._timeline.length
+        length = self._page_table.length
         if self._memory_limit is not None:
-            pool = self._timeline.pool
+            pool = self._page_table.pool
             nbytes = -(-length * pool.bytes // (pool.n_pages * pool.page_tokens)) + pool.state_bytes
             self._memory_limit.require(nbytes, "A copy of the conversation's state")
         last = self._last if length == len(self._tokens) else None
         header = BlobHeader(self._layout, length, tuple(self._tokens), 0 if last is None else len(last))
-        return KVBlob(header, tuple(self._timeline.copies()), None if last is None else last.clone())
+        return KVBlob(header, tuple(self._page_table.copies()), None if last is None else last.clone())
 
     def restore(self, blob: KVBlob) -> None:
         """Hold what `blob` holds. Raises BlobError for another model, format or layout and ContextError where it does
@@ -153,7 +153,7 @@ class Session:
             raise BlobError(f"The state has token ids beyond this model's vocabulary of {self._spec.vocab_size}.")
         self._require_room(0, len(header.token_ids))
         self._replace(0, [])
-        self._timeline.fill(header.n_tokens, blob.parts)
+        self._page_table.fill(header.n_tokens, blob.parts)
         self._tokens = list(header.token_ids)
         self._last = None if blob.tail is None else blob.tail.clone()
 
@@ -168,7 +168,7 @@ class Session:
         while params.max_tokens is None or produced < params.max_tokens:
             if version != self._version:
                 raise UsageError("The session was changed while it generated; start again with generate.")
-            if len(self._tokens) >= self._context_tokens or self._room(self._timeline.length) < len(self._tokens):
+            if len(self._tokens) >= self._context_tokens or self._room(self._page_table.length) < len(self._tokens):
                 yield Finished("context")
                 return
             sampled = sampler.sample(self._decoder.logits(self._latest()[None])[0], stops=stops)
@@ -182,8 +182,8 @@ class Session:
 
     def _latest(self, progress: Callable[[float, int], None] | None = None) -> Tensor:
         """[hidden] of the last token held, computing whatever is missing up to it."""
-        if self._last is None and self._timeline.length == len(self._tokens):
-            self._timeline.truncate(len(self._tokens) - 1)
+        if self._last is None and self._page_table.length == len(self._tokens):
+            self._page_table.truncate(len(self._tokens) - 1)
         for _ in self._prefill(len(self._tokens), progress):
             pass
         assert self._last is not None
@@ -191,13 +191,13 @@ class Session:
 
     def _prefill(self, end: int, progress: Callable[[float, int], None] | None = None) -> Iterator[tuple[int, Tensor]]:
         """Compute tokens held up to `end`; yields each step's first position and hidden states [tokens, hidden]."""
-        first = self._timeline.length
-        while (start := self._timeline.length) < end:
+        first = self._page_table.length
+        while (start := self._page_table.length) < end:
             self._last = None
             chunk = self._tokens[start : min(end, start + self._prefill_tokens)]
             if self._memory_limit is not None:
                 self._memory_limit.check()
-            with ForwardPass(self._decoder, [StepRow(self._timeline, chunk)]) as forward:
+            with ForwardPass(self._decoder, [StepRow(self._page_table, chunk)]) as forward:
                 for n_layers in count(1):
                     if forward.advance():
                         break
@@ -210,16 +210,16 @@ class Session:
             yield start, hidden
 
     def _replace(self, keep: int, tokens: list[int]) -> None:
-        """Hold `tokens`, of which the first `keep` are in the timeline and remain."""
+        """Hold `tokens`, of which the first `keep` are in the page table and remain."""
         self._version += 1
-        if keep < self._timeline.length:
+        if keep < self._page_table.length:
             self._last = None
-            self._timeline.truncate(keep)
+            self._page_table.truncate(keep)
         self._tokens = tokens
 
     def _trim(self) -> None:
         """Forget tokens that were not computed."""
-        del self._tokens[self._timeline.length :]
+        del self._tokens[self._page_table.length :]
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         try:
@@ -233,7 +233,7 @@ class Session:
         return wanted
 
     def _room(self, keep: int) -> int:
-        return self._timeline.capacity(keep)
+        return self._page_table.capacity(keep)
 
     def _require_room(self, keep: int, n_tokens: int) -> None:
         if n_tokens > self._context_tokens:

@@ -1,7 +1,7 @@
-"""One forward step over several conversations: a flat batch of new tokens, each row over its own timeline.
+"""One forward step over several conversations: a flat batch of new tokens, each row over its own page table.
 
-Invariant: a row's result depends on its own tokens and timeline alone, so rows that share a step get what each
-would get by itself. A step that fails or is closed leaves every timeline as it was.
+Invariant: a row's result depends on its own tokens and page table alone, so rows that share a step get what each
+would get by itself. A step that fails or is closed leaves every page table as it was.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from earthshine import kernels
 from earthshine.errors import UsageError
-from earthshine.kv import Segment, Timeline
+from earthshine.kv import PageTable, Segment
 from earthshine.models import Piece, Recurrent, RecurrentRun, States
 from earthshine.spec.attention import PIECE_TOKENS, State
 from earthshine.spec.model import ModelSpec
@@ -44,9 +44,9 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepRow:
-    """The new tokens of one conversation, which follow what its timeline holds."""
+    """The new tokens of one conversation, which follow what its page table holds."""
 
-    timeline: Timeline
+    page_table: PageTable
     tokens: Sequence[int]
 
 
@@ -54,10 +54,10 @@ class PagedStates:
     """What each row's sequence keeps: pages that a step's tokens are written to first and then read where they lie."""
 
     def __init__(self, rows: Sequence[StepRow]) -> None:
-        self._spans: list[tuple[Timeline, int, int]] = []  # timeline, and its tokens of the batch
+        self._spans: list[tuple[PageTable, int, int]] = []  # and where its tokens begin and end in the batch
         begin = 0
         for row in rows:
-            self._spans.append((row.timeline, begin, begin + len(row.tokens)))
+            self._spans.append((row.page_table, begin, begin + len(row.tokens)))
             begin += len(row.tokens)
         bounds = [(first, min(first + PIECE_TOKENS, begin)) for first in range(0, begin, PIECE_TOKENS)]
         self._pieces = [Piece(first, last, self._sequences(first, last)) for first, last in bounds]
@@ -69,9 +69,9 @@ class PagedStates:
         """Of every sequence, the tokens that lie from `first` to `last` in the batch."""
         return [
             kernels.PagedTokens(
-                min(end, last) - max(begin, first), timeline.length + max(begin, first) - begin, timeline.table
+                min(end, last) - max(begin, first), page_table.length + max(begin, first) - begin, page_table.tensor
             )
-            for timeline, begin, end in self._spans
+            for page_table, begin, end in self._spans
             if begin < last and end > first
         ]
 
@@ -81,18 +81,18 @@ class PagedState:
     """One layer's part of it, as `models.LayerState`."""
 
     _layer: int
-    _spans: Sequence[tuple[Timeline, int, int]]
+    _spans: Sequence[tuple[PageTable, int, int]]
     pieces: Sequence[Piece]
 
     def extend(self, rows: Tensor, part: int = 0) -> Tensor:
         """rows: [tokens, width]. Returns the pool's rows [n_pages, page_tokens, width] of this layer."""
-        for timeline, begin, end in self._spans:
-            timeline.write(self._layer, timeline.length, rows[begin:end], part)
+        for page_table, begin, end in self._spans:
+            page_table.write(self._layer, page_table.length, rows[begin:end], part)
         return self._spans[0][0].pool.rows(self._layer, part)
 
     def recurrences(self) -> Iterator[RecurrentRun]:
         """As models.LayerState. One run for all sequences, unless one of them leaves a checkpoint on its way."""
-        segments = [timeline.recurrence.segments if timeline.recurrence else [] for timeline, _, _ in self._spans]
+        segments = [page_table.recurrence.segments if page_table.recurrence else [] for page_table, _, _ in self._spans]
         if all(len(own) == 1 for own in segments):
             yield RecurrentRun(0, self._spans[-1][2], [self._recurrent(own[0]) for own in segments])
             return
@@ -112,9 +112,9 @@ class PagedState:
 class ForwardPass:
     """The new tokens of several rows on their way through the model, a piece at a time.
 
-    Reserves the pages that the tokens need. Raises ContextError if they do not suffice and UsageError for a row without
-    tokens or two rows of one timeline, and then no timeline has changed. `in_groups`: as Decoder.forward. Between two
-    calls of `advance` another pass may run; no timeline of this one may be changed.
+    Reserves the pages that the tokens need. Raises ContextError if they do not suffice, and UsageError for a row
+    without tokens or two rows of one page table; then no page table has changed. `in_groups`: as Decoder.forward.
+    Between two calls of `advance` another pass may run, but must not change a page table of this one.
     """
 
     def __init__(self, decoder: Model, rows: Sequence[StepRow], *, in_groups: bool = False) -> None:
@@ -123,7 +123,7 @@ class ForwardPass:
         self._hidden: Tensor | None = None
         try:
             for row in rows:
-                row.timeline.reserve(row.timeline.length + len(row.tokens))
+                row.page_table.reserve(row.page_table.length + len(row.tokens))
             tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.int64)
             positions = torch.cat([_positions(row) for row in rows])
             self._forward = decoder.forward(tokens, positions, PagedStates(rows), in_groups=in_groups)
@@ -141,7 +141,7 @@ class ForwardPass:
                 next(self._forward)
         except StopIteration as end:
             for row in self._rows:
-                row.timeline.commit(row.timeline.length + len(row.tokens))
+                row.page_table.commit(row.page_table.length + len(row.tokens))
             self._hidden = end.value
             return True
         except BaseException:
@@ -168,13 +168,13 @@ class ForwardPass:
 
     def _truncate(self) -> None:
         for row in self._rows:
-            row.timeline.truncate(row.timeline.length)
+            row.page_table.truncate(row.page_table.length)
 
 
 def step(decoder: Model, rows: Sequence[StepRow]) -> list[Tensor]:
     """Compute the new tokens of every row, keep what they leave, and return each row's hidden states [tokens, hidden].
 
-    Raises as ForwardPass; whatever is raised, no timeline has changed.
+    Raises as ForwardPass; whatever is raised, no page table has changed.
     """
     with ForwardPass(decoder, rows) as forward:
         while not forward.advance():
@@ -185,11 +185,11 @@ def step(decoder: Model, rows: Sequence[StepRow]) -> list[Tensor]:
 def _check(rows: Sequence[StepRow]) -> None:
     if not rows or any(len(row.tokens) == 0 for row in rows):
         raise UsageError("A step needs at least one token in every row.")
-    if len({id(row.timeline) for row in rows}) < len(rows):
-        raise UsageError("Two rows of a step can't continue the same timeline.")
-    if len({id(row.timeline.pool) for row in rows}) > 1:
+    if len({id(row.page_table) for row in rows}) < len(rows):
+        raise UsageError("Two rows of a step can't continue the same page table.")
+    if len({id(row.page_table.pool) for row in rows}) > 1:
         raise UsageError("The rows of a step share one pool of pages.")
 
 
 def _positions(row: StepRow) -> Tensor:
-    return torch.arange(row.timeline.length, row.timeline.length + len(row.tokens))
+    return torch.arange(row.page_table.length, row.page_table.length + len(row.tokens))

@@ -8,12 +8,12 @@ from earthshine.kv.header import BlobHeader, BlobLayout, Part, PartKind, ValueFo
 from earthshine.kv.page_files import PageFiles, PageFilesStats
 from earthshine.kv.page_key import PageKey, PageKeys
 from earthshine.kv.page_reads import PageFetch
+from earthshine.kv.page_table import PageTable
 from earthshine.kv.pages import PagePool
 from earthshine.kv.prefix import common_prefix
 from earthshine.kv.prefix_cache import PrefixCache
 from earthshine.kv.recurrence import Segment
 from earthshine.kv.states import StatePool
-from earthshine.kv.timeline import Timeline
 
 __all__ = [
     "BlobHeader",
@@ -27,12 +27,12 @@ __all__ = [
     "PageKey",
     "PageKeys",
     "PagePool",
+    "PageTable",
     "Part",
     "PartKind",
     "PrefixCache",
     "Segment",
     "StatePool",
-    "Timeline",
     "ValueFormat",
     "common_prefix",
     "read_header",

@@ -24,7 +24,7 @@ class Segment:
 
 
 class Recurrence:
-    """At length 0. `length` is the timeline's throughout."""
+    """At length 0. `length` is the page table's throughout."""
 
     def __init__(self, pool: StatePool, page_tokens: int) -> None:
         self._pool, self._page_tokens = pool, page_tokens

@@ -8,7 +8,7 @@ import torch
 
 from earthshine.engine import Finished, SamplingParams, StepRow, Synced, TokenEvent, step
 from earthshine.errors import ContextError, UsageError
-from earthshine.kv import Timeline
+from earthshine.kv import PageTable
 
 PROMPT = [5, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -18,7 +18,7 @@ def greedy_by_hand(decoder, make_pool, prompt, count):
     """Each token from a whole forward pass over everything before it."""
     tokens = list(prompt)
     for _ in range(count):
-        hidden = step(decoder, [StepRow(Timeline(make_pool()), tokens)])[0]
+        hidden = step(decoder, [StepRow(PageTable(make_pool()), tokens)])[0]
         tokens.append(int(decoder.logits(hidden[-1:])[0].argmax()))
     return tokens[len(prompt) :]
 
@@ -217,7 +217,7 @@ def test_a_failing_step_of_generation_can_be_repeated(make_session, decoder):
 def test_scores_are_the_log_likelihoods_of_each_next_token(make_session, make_decoder, make_pool):
     tokens = [(7 * i * i + 3 * i) % 40 for i in range(50)]
     session, decoder = make_session(prefill_tokens=7), make_decoder()
-    hidden = step(decoder, [StepRow(Timeline(make_pool()), tokens)])[0]
+    hidden = step(decoder, [StepRow(PageTable(make_pool()), tokens)])[0]
     logits = decoder.logits(hidden).double()
     expected = [float(logits[i, tokens[i + 1]] - logits[i].exp().sum().log()) for i in range(49)]
     scores = session.score(tokens)

@@ -1,22 +1,22 @@
-"""One step over several timelines gives each row what it would get alone, or changes nothing."""
+"""One step over several page tables gives each row what it would get alone, or changes nothing."""
 
 import pytest
 import torch
 
 from earthshine.engine import StepRow, step
 from earthshine.errors import ContextError, UsageError
-from earthshine.kv import Timeline
+from earthshine.kv import PageTable
 
 FIRST, SECOND, THIRD = [1, 2, 3, 4, 5, 6, 7], [9, 8, 7], [30]
 
 
 def alone(decoder, pool, *chunks):
-    timeline = Timeline(pool)
-    return timeline, torch.cat([step(decoder, [StepRow(timeline, chunk)])[0] for chunk in chunks])
+    page_table = PageTable(pool)
+    return page_table, torch.cat([step(decoder, [StepRow(page_table, chunk)])[0] for chunk in chunks])
 
 
-def state(timeline):
-    return [timeline.read(layer, timeline.length).clone() for layer in range(len(timeline.pool.kept))]
+def state(page_table):
+    return [page_table.read(layer, page_table.length).clone() for layer in range(len(page_table.pool.kept))]
 
 
 def test_rows_of_one_step_get_what_each_gets_alone(decoder, make_pool):
@@ -25,11 +25,11 @@ def test_rows_of_one_step_get_what_each_gets_alone(decoder, make_pool):
     wholes = [alone(decoder, pool, tokens) for tokens in (FIRST, SECOND + SECOND, THIRD + FIRST)]
     second, _ = alone(decoder, pool, SECOND)
     third, _ = alone(decoder, pool, THIRD + FIRST[:-1])
-    first = Timeline(pool)
+    first = PageTable(pool)
     together = step(decoder, [StepRow(first, FIRST), StepRow(second, SECOND), StepRow(third, FIRST[-1:])])
-    for hidden, timeline, (whole, expected) in zip(together, (first, second, third), wholes, strict=True):
+    for hidden, page_table, (whole, expected) in zip(together, (first, second, third), wholes, strict=True):
         assert torch.equal(hidden, expected[-len(hidden) :])
-        assert all(torch.equal(a, b) for a, b in zip(state(timeline), state(whole), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(state(page_table), state(whole), strict=True))
     assert decoder.steps[-1] == FIRST + SECOND + FIRST[-1:]
 
 
@@ -55,31 +55,31 @@ def test_a_fork_continues_like_the_whole(decoder, make_pool):
     assert torch.equal(forked[1], alone(decoder, pool, FIRST + THIRD)[1][7:])
 
 
-def test_a_failing_decoder_leaves_every_timeline_as_it_was(decoder, make_pool):
+def test_a_failing_decoder_leaves_every_page_table_as_it_was(decoder, make_pool):
     pool = make_pool()
-    timeline, _ = alone(decoder, pool, FIRST)
-    before, free = state(timeline), pool.free_pages
+    page_table, _ = alone(decoder, pool, FIRST)
+    before, free = state(page_table), pool.free_pages
     decoder.fail_at = 2
     with pytest.raises(RuntimeError, match="disk"):
-        step(decoder, [StepRow(timeline, SECOND), StepRow(Timeline(pool), FIRST)])
-    assert (timeline.length, pool.free_pages) == (7, free)
-    assert all(torch.equal(a, b) for a, b in zip(state(timeline), before, strict=True))
-    resumed = step(decoder, [StepRow(timeline, SECOND)])[0]
+        step(decoder, [StepRow(page_table, SECOND), StepRow(PageTable(pool), FIRST)])
+    assert (page_table.length, pool.free_pages) == (7, free)
+    assert all(torch.equal(a, b) for a, b in zip(state(page_table), before, strict=True))
+    resumed = step(decoder, [StepRow(page_table, SECOND)])[0]
     assert torch.equal(resumed, alone(decoder, pool, FIRST + SECOND)[1][7:])
 
 
 def test_when_the_second_row_finds_no_page_the_first_keeps_none(decoder, make_pool):
     pool = make_pool(n_pages=2)
-    rows = [StepRow(Timeline(pool), FIRST[:4]), StepRow(Timeline(pool), FIRST)]
+    rows = [StepRow(PageTable(pool), FIRST[:4]), StepRow(PageTable(pool), FIRST)]
     with pytest.raises(ContextError, match="1 pages free, but 2 are needed"):
         step(decoder, rows)
     assert pool.free_pages == 2
     assert decoder.steps == []
 
 
-def test_rows_without_tokens_and_doubled_timelines_are_refused(decoder, make_pool):
-    timeline = Timeline(make_pool())
-    for rows in ([], [StepRow(timeline, [])], [StepRow(timeline, [1]), StepRow(timeline, [2])]):
+def test_rows_without_tokens_and_doubled_page_tables_are_refused(decoder, make_pool):
+    page_table = PageTable(make_pool())
+    for rows in ([], [StepRow(page_table, [])], [StepRow(page_table, [1]), StepRow(page_table, [2])]):
         with pytest.raises(UsageError):
             step(decoder, rows)
-    assert timeline.length == 0
+    assert page_table.length == 0

@@ -253,7 +253,7 @@ class Run:
         """Every page is held by whom it should be, and by nobody else."""
         cache, pool = self.bench.cache, self.bench.pool
         cache.settle()
-        held = Counter(page for each in self.bench.scheduler.queue.running for page in each.timeline.pages)
+        held = Counter(page for each in self.bench.scheduler.queue.running for page in each.page_table.pages)
         held.update(each.page for each in cache._held.values())
         held.update(cache._writing)
         held.update(page for fetch in self.bench.scheduler._admission.loading.values() for page in fetch.pages)
@@ -261,7 +261,7 @@ class Run:
             page: held[page] for page in range(pool.n_pages)
         }
         assert all(
-            each.timeline is None for each in self.bench.sequences if each not in self.bench.scheduler.queue.running
+            each.page_table is None for each in self.bench.sequences if each not in self.bench.scheduler.queue.running
         )
 
     def check(self) -> None:

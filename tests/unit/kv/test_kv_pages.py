@@ -1,4 +1,4 @@
-"""The page pool and timelines over it: what is written is read, and every page returns."""
+"""The page pool and page tables over it: what is written is read, and every page returns."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthshine.errors import ContextError, UsageError
-from earthshine.kv import PagePool, Timeline
+from earthshine.kv import PagePool, PageTable
 from earthshine.spec.attention import Rows
 
 LAYERS, PAGE = 2, 4
@@ -23,18 +23,18 @@ def latents(layer: int, start: int, end: int, mark: int = 0) -> torch.Tensor:
     return column + torch.tensor([0.0, 0.25, 0.5])
 
 
-def extend(timeline: Timeline, end: int, mark: int = 0) -> None:
-    start = timeline.length
-    timeline.reserve(end)
+def extend(page_table: PageTable, end: int, mark: int = 0) -> None:
+    start = page_table.length
+    page_table.reserve(end)
     for layer in range(LAYERS):
-        timeline.write(layer, start, latents(layer, start, end, mark))
-    timeline.commit(end)
+        page_table.write(layer, start, latents(layer, start, end, mark))
+    page_table.commit(end)
 
 
-def assert_holds(timeline: Timeline, *parts: tuple[int, int, int]) -> None:
+def assert_holds(page_table: PageTable, *parts: tuple[int, int, int]) -> None:
     for layer in range(LAYERS):
         want = torch.cat([latents(layer, *part) for part in parts])
-        assert torch.equal(timeline.read(layer, len(want)), want)
+        assert torch.equal(page_table.read(layer, len(want)), want)
 
 
 def test_the_pool_counts_its_bytes():
@@ -66,7 +66,7 @@ def test_layers_keep_rows_of_their_own_widths_and_some_several_or_none():
     kept = ((Rows("latent", 3),), (), (Rows("key_value", 8), Rows("index", 2)))
     pool = PagePool(kept, PAGE, 4, torch.float32)
     assert pool.bytes == 4 * PAGE * (3 + 8 + 2) * 4
-    one, parts = Timeline(pool), [(0, 0), (2, 0), (2, 1)]
+    one, parts = PageTable(pool), [(0, 0), (2, 0), (2, 1)]
     one.reserve(6)
     rows = {place: torch.randn(6, pool.rows(*place).shape[-1]) for place in parts}
     for layer, part in parts:
@@ -75,8 +75,8 @@ def test_layers_keep_rows_of_their_own_widths_and_some_several_or_none():
     other = one.fork(6)
     other.reserve(7)  # copies the last page
     assert other.pages[1] != one.pages[1]
-    for timeline in (one, other):
-        assert all(torch.equal(timeline.read(layer, 6, part), rows[layer, part]) for layer, part in parts)
+    for page_table in (one, other):
+        assert all(torch.equal(page_table.read(layer, 6, part), rows[layer, part]) for layer, part in parts)
 
 
 def test_a_page_without_holder_can_be_neither_shared_nor_released():
@@ -91,17 +91,17 @@ def test_a_page_without_holder_can_be_neither_shared_nor_released():
 
 
 def test_what_is_written_in_pieces_is_read_whole():
-    timeline = Timeline(make_pool())
+    page_table = PageTable(make_pool())
     for end in (1, 3, 9, 10, 17):
-        extend(timeline, end)
-    assert_holds(timeline, (0, 17))
-    assert timeline.length == 17
-    assert len(timeline.pages) == 5
+        extend(page_table, end)
+    assert_holds(page_table, (0, 17))
+    assert page_table.length == 17
+    assert len(page_table.pages) == 5
 
 
 def test_pages_in_order_are_read_in_place_and_scattered_ones_are_gathered():
     pool = make_pool()
-    one, other = Timeline(pool), Timeline(pool)
+    one, other = PageTable(pool), PageTable(pool)
     extend(one, 4)
     assert one.read(0, 4).untyped_storage().data_ptr() == pool.rows(0).untyped_storage().data_ptr()
     extend(other, 5, mark=1)
@@ -116,77 +116,77 @@ def test_pages_in_order_are_read_in_place_and_scattered_ones_are_gathered():
 
 def test_the_table_leads_to_every_position():
     pool = make_pool()
-    blocker, timeline = Timeline(pool), Timeline(pool)
-    extend(timeline, 3)
+    blocker, page_table = PageTable(pool), PageTable(pool)
+    extend(page_table, 3)
     extend(blocker, 1)
-    extend(timeline, 10)
+    extend(page_table, 10)
     for position in range(10):
-        page, offset = timeline.table[position // PAGE], position % PAGE
+        page, offset = page_table.tensor[position // PAGE], position % PAGE
         for layer in range(LAYERS):
             assert torch.equal(pool.rows(layer)[page, offset], latents(layer, position, position + 1)[0])
 
 
 def test_writing_outside_what_is_reserved_is_refused():
-    timeline = Timeline(make_pool())
-    extend(timeline, 5)
+    page_table = PageTable(make_pool())
+    extend(page_table, 5)
     with pytest.raises(UsageError, match="5 to 5 are reserved"):
-        timeline.write(0, 5, latents(0, 5, 6))
-    timeline.reserve(7)
+        page_table.write(0, 5, latents(0, 5, 6))
+    page_table.reserve(7)
     with pytest.raises(UsageError, match="5 to 7 are reserved"):
-        timeline.write(0, 4, latents(0, 4, 6))
+        page_table.write(0, 4, latents(0, 4, 6))
     with pytest.raises(UsageError, match="5 to 7 are reserved"):
-        timeline.write(0, 6, latents(0, 6, 8))
+        page_table.write(0, 6, latents(0, 6, 8))
     with pytest.raises(UsageError, match="5 to 7 are reserved"):
-        timeline.commit(8)
-    assert_holds(timeline, (0, 5))
+        page_table.commit(8)
+    assert_holds(page_table, (0, 5))
 
 
 def test_latents_of_another_dtype_or_width_are_refused():
-    timeline = Timeline(make_pool())
-    timeline.reserve(1)
+    page_table = PageTable(make_pool())
+    page_table.reserve(1)
     with pytest.raises(UsageError, match=r"torch\.bfloat16"):
-        timeline.write(0, 0, latents(0, 0, 1).bfloat16())
+        page_table.write(0, 0, latents(0, 0, 1).bfloat16())
     with pytest.raises(UsageError, match=r"not \[2\]"):
-        timeline.write(0, 0, latents(0, 0, 1)[:, :2])
+        page_table.write(0, 0, latents(0, 0, 1)[:, :2])
 
 
 @pytest.mark.parametrize("length", [-1, 5])
-def test_lengths_beyond_the_timeline_are_refused(length):
-    timeline = Timeline(make_pool())
-    extend(timeline, 4)
-    for call in (timeline.truncate, timeline.fork, lambda n: timeline.read(0, n)):
+def test_lengths_beyond_the_page_table_are_refused(length):
+    page_table = PageTable(make_pool())
+    extend(page_table, 4)
+    for call in (page_table.truncate, page_table.fork, lambda n: page_table.read(0, n)):
         with pytest.raises(UsageError):
             call(length)
-    assert timeline.length == 4
+    assert page_table.length == 4
 
 
 def test_truncating_returns_pages_and_what_was_reserved():
     pool = make_pool()
-    timeline = Timeline(pool)
-    extend(timeline, 13)
-    timeline.reserve(30)
+    page_table = PageTable(pool)
+    extend(page_table, 13)
+    page_table.reserve(30)
     assert pool.free_pages == 0
-    timeline.truncate(5)
+    page_table.truncate(5)
     assert pool.free_pages == 6
-    assert_holds(timeline, (0, 5))
-    timeline.release()
-    timeline.release()
+    assert_holds(page_table, (0, 5))
+    page_table.release()
+    page_table.release()
     assert pool.free_pages == 8
 
 
 def test_a_failed_reserve_changes_nothing():
     pool = make_pool(4)
-    timeline = Timeline(pool)
-    extend(timeline, 6)
+    page_table = PageTable(pool)
+    extend(page_table, 6)
     with pytest.raises(ContextError):
-        timeline.reserve(17)
-    assert (timeline.length, len(timeline.pages), pool.free_pages) == (6, 2, 2)
-    assert timeline.capacity(6) == 16
+        page_table.reserve(17)
+    assert (page_table.length, len(page_table.pages), pool.free_pages) == (6, 2, 2)
+    assert page_table.capacity(6) == 16
 
 
 def test_a_fork_shares_pages_until_one_side_writes():
     pool = make_pool()
-    one = Timeline(pool)
+    one = PageTable(pool)
     extend(one, 10)
     other = one.fork(6)
     assert pool.free_pages == 5
@@ -207,7 +207,7 @@ def test_a_fork_shares_pages_until_one_side_writes():
 def test_the_side_that_was_forked_copies_too():
     """A place reserved before the fork must not be written in the shared page afterwards."""
     pool = make_pool()
-    one = Timeline(pool)
+    one = PageTable(pool)
     extend(one, 5)
     one.reserve(7)
     other = one.fork(5)
@@ -220,9 +220,9 @@ def test_the_side_that_was_forked_copies_too():
 
 
 def test_what_was_reserved_before_a_cut_must_be_reserved_again():
-    """The cut may end inside a page that another timeline holds."""
+    """The cut may end inside a page that another page table holds."""
     pool = make_pool()
-    one = Timeline(pool)
+    one = PageTable(pool)
     extend(one, 7)
     other = one.fork(7)
     other.reserve(8)
@@ -235,7 +235,7 @@ def test_what_was_reserved_before_a_cut_must_be_reserved_again():
 
 def test_capacity_counts_the_copy_of_a_shared_page():
     pool = make_pool(3)
-    one = Timeline(pool)
+    one = PageTable(pool)
     extend(one, 6)
     other = one.fork(6)
     assert other.capacity(6) == 8
@@ -261,31 +261,31 @@ ACTIONS = st.lists(
 def test_any_sequence_of_operations_keeps_values_and_accounts_for_pages(actions):
     """Held against plain lists: values, capacity as a promise that reserve keeps, and all pages back at the end."""
     pool = make_pool(6)
-    timelines = [Timeline(pool) for _ in range(4)]
+    page_tables = [PageTable(pool) for _ in range(4)]
     models: list[list[int]] = [[], [], [], []]  # each position's mark
     for mark, (action, which, n) in enumerate(actions):
-        timeline, model = timelines[which], models[which]
+        page_table, model = page_tables[which], models[which]
         if action == "extend":
             end = len(model) + n
-            if end > timeline.capacity(len(model)):
+            if end > page_table.capacity(len(model)):
                 with pytest.raises(ContextError):
-                    timeline.reserve(end)
+                    page_table.reserve(end)
             else:
-                extend(timeline, end, mark)
+                extend(page_table, end, mark)
                 model += [mark] * n
         elif action == "truncate":
-            timeline.truncate(min(n, len(model)))
+            page_table.truncate(min(n, len(model)))
             del model[n:]
         elif action == "fork":
             target = (which + 1) % 4
-            timelines[target].release()
-            timelines[target], models[target] = timeline.fork(min(n, len(model))), model[:n]
+            page_tables[target].release()
+            page_tables[target], models[target] = page_table.fork(min(n, len(model))), model[:n]
         else:
-            timeline.release()
+            page_table.release()
             model.clear()
-        for each, marks in zip(timelines, models, strict=True):
+        for each, marks in zip(page_tables, models, strict=True):
             if marks:
                 assert_holds(each, *((i, i + 1, m) for i, m in enumerate(marks)))
-    for timeline in timelines:
-        timeline.release()
+    for page_table in page_tables:
+        page_table.release()
     assert pool.free_pages == 6

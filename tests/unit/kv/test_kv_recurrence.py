@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthshine.errors import ContextError, UsageError
-from earthshine.kv import PagePool, Timeline
+from earthshine.kv import PagePool, PageTable
 from earthshine.spec.attention import Rows, State
 
 PAGE = 4
@@ -25,75 +25,75 @@ def after(tokens: list[int]) -> tuple[list[float], list[float]]:
     return [float(total), float(len(tokens))], [float(token) for token in [0, 0, 0, *tokens][-3:]]
 
 
-def extend(timeline: Timeline, tokens: list[int]) -> None:
+def extend(page_table: PageTable, tokens: list[int]) -> None:
     """A step as attention does it: each segment's states start from their source and are changed in place."""
-    timeline.reserve(timeline.length + len(tokens))
-    timeline.write(0, timeline.length, torch.tensor(tokens).bfloat16()[:, None])
+    page_table.reserve(page_table.length + len(tokens))
+    page_table.write(0, page_table.length, torch.tensor(tokens).bfloat16()[:, None])
     left = list(tokens)
-    assert timeline.recurrence is not None
-    assert timeline.pool.states is not None
-    for segment in timeline.recurrence.segments:
-        total, tail = (timeline.pool.states.start(1, part, segment.source, segment.target) for part in (0, 1))
+    assert page_table.recurrence is not None
+    assert page_table.pool.states is not None
+    for segment in page_table.recurrence.segments:
+        total, tail = (page_table.pool.states.start(1, part, segment.source, segment.target) for part in (0, 1))
         for token in left[: segment.count]:
             total[0] = (total[0] * 31 + token + 1) % 10007
             total[1] += 1
             tail[:] = torch.cat((tail[1:], torch.tensor([token]).bfloat16()))
         del left[: segment.count]
     assert not left
-    timeline.commit(timeline.length + len(tokens))
+    page_table.commit(page_table.length + len(tokens))
 
 
-def held(timeline: Timeline) -> tuple[list[float], list[float]]:
-    copies = list(timeline.copies())
+def held(page_table: PageTable) -> tuple[list[float], list[float]]:
+    copies = list(page_table.copies())
     if len(copies) == 1:
         return after([])
     return copies[1].tolist(), copies[2].float().tolist()
 
 
 def test_a_state_goes_back_to_the_last_page_boundary_of_a_step():
-    timeline = Timeline(make_pool())
-    extend(timeline, list(range(10)))
-    assert held(timeline) == after(list(range(10)))
-    assert [timeline.nearest(length) for length in (10, 9, 8, 7)] == [10, 8, 8, 0]
-    assert timeline.truncate(9) == 8
-    assert (timeline.length, held(timeline)) == (8, after(list(range(8))))
-    assert timeline.truncate(7) == 0
-    assert held(timeline) == after([])
+    page_table = PageTable(make_pool())
+    extend(page_table, list(range(10)))
+    assert held(page_table) == after(list(range(10)))
+    assert [page_table.nearest(length) for length in (10, 9, 8, 7)] == [10, 8, 8, 0]
+    assert page_table.truncate(9) == 8
+    assert (page_table.length, held(page_table)) == (8, after(list(range(8))))
+    assert page_table.truncate(7) == 0
+    assert held(page_table) == after([])
 
 
 def test_a_step_that_is_given_up_leaves_the_state_as_it_was():
     pool = make_pool()
-    timeline = Timeline(pool)
-    extend(timeline, [1, 2, 3])
+    page_table = PageTable(pool)
+    extend(page_table, [1, 2, 3])
     free = pool.states.free
-    timeline.reserve(9)
-    for segment in timeline.recurrence.segments:
+    page_table.reserve(9)
+    for segment in page_table.recurrence.segments:
         pool.states.start(1, 0, segment.source, segment.target).fill_(99)
-    assert timeline.truncate(3) == 3
-    assert held(timeline) == after([1, 2, 3])
+    assert page_table.truncate(3) == 3
+    assert held(page_table) == after([1, 2, 3])
     assert pool.states.free == free
 
 
 def test_decoding_keeps_a_checkpoint_at_each_page_boundary_and_the_oldest_goes_first():
-    timeline = Timeline(make_pool(n_states=4))
+    page_table = PageTable(make_pool(n_states=4))
     for token in range(20):
-        extend(timeline, [token])
-    assert sorted(timeline.recurrence.checkpoints) == [4, 20]
-    assert timeline.truncate(15) == 4
-    assert held(timeline) == after(list(range(4)))
+        extend(page_table, [token])
+    assert sorted(page_table.recurrence.checkpoints) == [4, 20]
+    assert page_table.truncate(15) == 4
+    assert held(page_table) == after(list(range(4)))
 
 
 def test_without_a_slot_for_a_checkpoint_the_step_goes_on_without():
-    timeline = Timeline(make_pool(n_states=2))
-    extend(timeline, list(range(6)))
-    extend(timeline, list(range(6, 13)))
-    assert timeline.recurrence.checkpoints == {}
-    assert held(timeline) == after(list(range(13)))
+    page_table = PageTable(make_pool(n_states=2))
+    extend(page_table, list(range(6)))
+    extend(page_table, list(range(6, 13)))
+    assert page_table.recurrence.checkpoints == {}
+    assert held(page_table) == after(list(range(13)))
 
 
 def test_each_sequence_needs_a_slot_and_every_step_one_more():
     pool = make_pool(n_states=2)
-    one, other = Timeline(pool), Timeline(pool)
+    one, other = PageTable(pool), PageTable(pool)
     extend(one, [1])
     extend(one, [2])
     extend(other, [3])
@@ -107,12 +107,12 @@ def test_each_sequence_needs_a_slot_and_every_step_one_more():
 
 def test_pages_of_others_are_adopted_with_the_state_after_them():
     pool = make_pool()
-    one, other = Timeline(pool), Timeline(pool)
+    one, other = PageTable(pool), PageTable(pool)
     extend(one, list(range(9)))
     pages, slot = one.pages[:2], one.recurrence.checkpoints[8]
     pool.hold(pages)
     with pytest.raises(UsageError, match="without the state after them"):
-        Timeline(pool).adopt(pages)
+        PageTable(pool).adopt(pages)
     pool.states.hold([slot])
     other.adopt(pages, slot)
     one.release()
@@ -121,8 +121,8 @@ def test_pages_of_others_are_adopted_with_the_state_after_them():
     assert other.truncate(9) == 8
 
 
-def test_a_copy_fills_another_timeline():
-    one, other = Timeline(make_pool()), Timeline(make_pool())
+def test_a_copy_fills_another_page_table():
+    one, other = PageTable(make_pool()), PageTable(make_pool())
     extend(one, list(range(7)))
     other.fill(7, list(one.copies()))
     extend(other, [9])
@@ -139,33 +139,33 @@ ACTIONS = st.lists(
 @given(ACTIONS, st.integers(7, 12))
 def test_any_sequence_of_operations_keeps_states_and_accounts_for_slots(actions, n_states):
     pool = make_pool(64, n_states)
-    timelines = [Timeline(pool) for _ in range(3)]
+    page_tables = [PageTable(pool) for _ in range(3)]
     models: list[list[int]] = [[], [], []]
     for mark, (action, which, n) in enumerate(actions):
-        timeline, model = timelines[which], models[which]
+        page_table, model = page_tables[which], models[which]
         if action == "extend":
             tokens = [(mark * 7 + i) % 50 for i in range(n)]
             if tokens:
                 try:
-                    extend(timeline, tokens)
+                    extend(page_table, tokens)
                 except ContextError:
                     assert pool.states.free == 0
                 else:
                     model += tokens
         elif action == "truncate":
-            kept = timeline.truncate(min(n, len(model)))
+            kept = page_table.truncate(min(n, len(model)))
             assert kept <= min(n, len(model))
             del model[kept:]
         elif action == "fork":
             target = (which + 1) % 3
-            timelines[target].release()
-            timelines[target] = timeline.fork(min(n, len(model)))
-            models[target] = model[: timelines[target].length]
+            page_tables[target].release()
+            page_tables[target] = page_table.fork(min(n, len(model)))
+            models[target] = model[: page_tables[target].length]
         else:
-            timeline.release()
+            page_table.release()
             model.clear()
-        for each, tokens in zip(timelines, models, strict=True):
+        for each, tokens in zip(page_tables, models, strict=True):
             assert (each.length, held(each)) == (len(tokens), after(tokens))
-    for timeline in timelines:
-        timeline.release()
+    for page_table in page_tables:
+        page_table.release()
     assert (pool.free_pages, pool.states.free) == (64, n_states)

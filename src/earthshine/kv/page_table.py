@@ -1,9 +1,9 @@
-"""A timeline: one sequence's table of pages, in the order of its tokens, and its recurrent state where there is one.
+"""A page table: one sequence's pages, in the order of its tokens, and its recurrent state where the model has one.
 
 Invariant: in every layer, the rows of positions below `length` are written, and pages with other holders are
-never written (the last one is copied first). Refuses writes to places that were not reserved. Whoever makes a
-timeline releases it; its pages do not return by themselves. A recurrent state can't be cut anywhere: `truncate` and
-`fork` go to the nearest checkpoint at or before the length asked for, and say where that was.
+never written (the last one is copied first). Refuses writes to positions that were not reserved. The caller releases
+a page table; its pages do not return by themselves. A recurrent state can't be cut anywhere: `truncate` and `fork` go
+back to the last checkpoint at or before the length asked for, and return or hold that length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,15 +17,15 @@ from earthshine.kv.recurrence import Recurrence
 from earthshine.spec.attention import Rows
 
 
-class Timeline:
-    """An empty conversation in `pool`. The order of use is reserve, write for every layer, then commit."""
+class PageTable:
+    """An empty sequence in `pool`. The order of use is reserve, write for every layer, then commit."""
 
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
         self._pages: list[int] = []
         self._length = 0
         self._writable_end = 0
-        self._table: Tensor | None = None  # and what follows from it: whether each page follows the one before
+        self._tensor: Tensor | None = None  # and what follows from it: whether each page follows the one before
         self._in_one_piece = False
         self.recurrence = Recurrence(pool.states, pool.page_tokens) if pool.states is not None else None
 
@@ -39,12 +39,12 @@ class Timeline:
         return tuple(self._pages)
 
     @property
-    def table(self) -> Tensor:
-        """int32 [pages]: position p lies in `pool.rows(layer)[table[p // page_tokens], p % page_tokens]`."""
-        if self._table is None:
-            self._table = torch.tensor(self._pages, dtype=torch.int32)
-            self._in_one_piece = bool(self._pages) and bool((self._table.diff() == 1).all())
-        return self._table
+    def tensor(self) -> Tensor:
+        """int32 [pages]: position p lies in `pool.rows(layer)[tensor[p // page_tokens], p % page_tokens]`."""
+        if self._tensor is None:
+            self._tensor = torch.tensor(self._pages, dtype=torch.int32)
+            self._in_one_piece = bool(self._pages) and bool((self._tensor.diff() == 1).all())
+        return self._tensor
 
     def capacity(self, keep: int) -> int:
         """The greatest length that a reserve could reach after truncate(keep), given who holds which pages now."""
@@ -78,7 +78,7 @@ class Timeline:
             self.pool.release([self._pages[first]])
             self._pages[first] = mine
         self._pages += new
-        self._table = None
+        self._tensor = None
         self._writable_end = max(end, self._writable_end)
 
     def write(self, layer: int, start: int, rows: Tensor, part: int = 0) -> None:
@@ -104,22 +104,22 @@ class Timeline:
             lane[start:end] = rows
             return
         position = torch.arange(start, end)
-        page = self.table.long()[position // self.pool.page_tokens]
+        page = self.tensor.long()[position // self.pool.page_tokens]
         slots = page * self.pool.page_tokens + position % self.pool.page_tokens
         kept.flatten(0, 1).index_copy_(0, slots, rows)
 
     def read(self, layer: int, length: int, part: int = 0) -> Tensor:
         """Rows [length, width] of the first positions; a view of the pool where the pages lie in order.
 
-        Valid until this timeline changes. May reach beyond `length` to what the present step has written.
+        Valid until this page table changes. May reach beyond `length` to what the present step has written.
         """
         if not 0 <= length <= len(self._pages) * self.pool.page_tokens:
-            raise UsageError(f"{length} positions can't be read; the timeline has {len(self._pages)} pages.")
+            raise UsageError(f"{length} positions can't be read; the page table has {len(self._pages)} pages.")
         kept = self.pool.rows(layer, part)
         lane = self._in_order(kept)
         if lane is not None:
             return lane[:length]
-        return kept.index_select(0, self.table[: self._count(length)]).flatten(0, 1)[:length]
+        return kept.index_select(0, self.tensor[: self._count(length)]).flatten(0, 1)[:length]
 
     def copies(self) -> Iterator[Tensor]:
         """Every part up to `length`, by layer: rows [length, width], and states [size] unless nothing is there."""
@@ -132,7 +132,7 @@ class Timeline:
                     yield self.pool.states.part(layer, index)[self.recurrence.slot].flatten().clone()
 
     def fill(self, length: int, copies: Sequence[Tensor]) -> None:
-        """Hold in an empty timeline what `copies` gave of one of `length` tokens. Raises ContextError."""
+        """Hold in an empty page table what `copies` gave of one of `length` tokens. Raises ContextError."""
         self.reserve(length, checkpoint=False)
         given = iter(copies)
         for layer, parts in enumerate(self.pool.kept):
@@ -167,7 +167,7 @@ class Timeline:
         Returns the length that is left, as `nearest` gives it.
         """
         if not 0 <= length <= self._length:
-            raise UsageError(f"A timeline of {self._length} tokens can't be cut to {length}.")
+            raise UsageError(f"A page table of {self._length} tokens can't be cut to {length}.")
         if self.recurrence is not None:
             if length == self._length:
                 self.recurrence.drop_step()
@@ -177,21 +177,21 @@ class Timeline:
         gone = self._pages[kept:]
         self._length = self._writable_end = length
         del self._pages[kept:]
-        self._table = None
+        self._tensor = None
         self.pool.release(gone)
         return length
 
-    def fork(self, length: int) -> "Timeline":
-        """A timeline of the first `length` tokens, or as many as `nearest` gives, that shares their pages.
+    def fork(self, length: int) -> "PageTable":
+        """A page table of the first `length` tokens, or as many as `nearest` gives, that shares their pages.
 
         Whoever writes first copies the last page.
         """
         if not 0 <= length <= self._length:
-            raise UsageError(f"A timeline of {self._length} tokens can't be forked at {length}.")
+            raise UsageError(f"A page table of {self._length} tokens can't be forked at {length}.")
         length = self.nearest(length)
         shared = self._pages[: self._count(length)]
         self.pool.hold(shared)
-        other = Timeline(self.pool)
+        other = PageTable(self.pool)
         other._pages, other._length, other._writable_end = shared, length, length
         if self.recurrence is not None:
             other.recurrence = self.recurrence.fork(length, self._length)
@@ -199,23 +199,23 @@ class Timeline:
         return other
 
     def adopt(self, pages: Sequence[int], state: int | None = None) -> None:
-        """Go on with full pages that others computed. The caller's hold on each becomes this timeline's.
+        """Go on with full pages that others computed. The caller's hold on each becomes this page table's.
 
         `state`: the slot of the recurrent state after them, held by the caller too. Raises UsageError where the last
         page so far is not full, or something is reserved.
         """
         if self._length != len(self._pages) * self.pool.page_tokens:
-            raise UsageError(f"Pages can follow only full ones; this timeline ends at {self._length}.")
+            raise UsageError(f"Pages can follow only full ones; this page table ends at {self._length}.")
         self._pages += pages
         self._length = self._writable_end = len(self._pages) * self.pool.page_tokens
-        self._table = None
+        self._tensor = None
         if self.recurrence is not None and pages:
             if state is None:
                 raise UsageError("Pages of a model with recurrent layers are of no use without the state after them.")
             self.recurrence.adopt(state, self._length)
 
     def release(self) -> None:
-        """Give every page back; the timeline is empty afterwards and may be used again."""
+        """Give every page back; the page table is empty afterwards and may be used again."""
         self.truncate(0)
 
     def _count(self, length: int) -> int:
@@ -223,6 +223,6 @@ class Timeline:
 
     def _in_order(self, kept: Tensor) -> Tensor | None:
         """All pages of one layer's rows as one view [positions, width], if each page follows the one before it."""
-        if self.table.shape[0] == 0 or not self._in_one_piece:
+        if self.tensor.shape[0] == 0 or not self._in_one_piece:
             return None
         return kept[self._pages[0] : self._pages[-1] + 1].flatten(0, 1)
