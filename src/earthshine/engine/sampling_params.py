@@ -67,6 +67,9 @@ class SamplingParams:
         for name in ("n", "top_k", "min_tokens", "seed", "max_tokens", "logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None or name in ("n", "top_k", "min_tokens"):
                 _require_integer(name, getattr(self, name))
+        for name in ("ignore_eos", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} must be True or False, not {getattr(self, name)!r}.", name)
         if self.top_p == 0:
             raise UsageError("top_p must be above 0; a temperature of 0 chooses the most likely token.", "top_p")
         if self.repetition_penalty == 0:

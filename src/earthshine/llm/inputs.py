@@ -1,29 +1,81 @@
 """What callers of `LLM` may pass, in its several forms, as the fields of a GenerationRequest."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from earthshine.engine import SamplingParams
 from earthshine.errors import UsageError
 from earthshine.generation.request import Format, ToolChoice
+from earthshine.plan import Wishes
+from earthshine.units import parse_bytes
 from earthshine.untrusted import parse_object, shown
 
+Params = SamplingParams | Sequence[SamplingParams] | None
 
-def is_one_prompt(prompts: object) -> bool:
+_UNREAD = ("multi_modal_data", "prompt_embeds")  # parts of a prompt in vLLM's form that no model here reads
+
+
+def wishes_of(
+    memory: str | int | None, context: int | None, batch: int, threads: int | None, trunk: str, dtype: str
+) -> Wishes:
+    """LLM's options as Wishes, whose values are checked with the model. Raises UsageError for those of other types."""
+    for name, value in (("memory", memory), ("context", context), ("batch", batch), ("threads", threads)):
+        optional, text = name != "batch", name == "memory" and isinstance(value, str)
+        if not (text or _is_integer(value) or (optional and value is None)):
+            form = 'a size such as "16GiB" or a number of bytes' if name == "memory" else "a whole number"
+            raise UsageError(f"{name} must be {form}, not {shown(value)}.", name)
+    memory_bytes = parse_bytes(memory) if isinstance(memory, str) else memory
+    if memory_bytes is not None and memory_bytes < 0:
+        raise UsageError(f"memory must be 0 or more bytes, not {shown(memory_bytes)}.", "memory")
+    return Wishes(memory_bytes, context, batch, threads, trunk, dtype, cache_tokens=0)
+
+
+def path_of(name: str, given: object) -> Path:
+    """Raises UsageError for what is neither a text nor a path."""
+    if not isinstance(given, str | Path):
+        raise UsageError(f"{name} must be a text or a path, not {shown(given)}.", name)
+    return Path(given)
+
+
+def flag_of(name: str, given: object) -> bool:
+    """Raises UsageError for anything but True and False."""
+    if not isinstance(given, bool):
+        raise UsageError(f"{name} must be True or False, not {shown(given)}.", name)
+    return given
+
+
+def params_of(given: Params, n_prompts: int, defaults: SamplingParams) -> list[SamplingParams]:
+    """Those of each prompt. Raises UsageError for other types, and for more or fewer than there are prompts."""
+    if given is None or isinstance(given, SamplingParams):
+        return [given or defaults] * n_prompts
+    if not isinstance(given, Sequence) or not all(isinstance(each, SamplingParams) for each in given):
+        raise UsageError("sampling_params must be SamplingParams, or a list of one for each prompt.", "sampling_params")
+    if len(given) != n_prompts:
+        raise UsageError(f"There are {n_prompts} prompts and {len(given)} sampling_params; give one for each, or one.")
+    return list(given)
+
+
+def is_one_prompt(prompts: Any) -> bool:
     """Whether `prompts` is one prompt and no list of them. Raises UsageError for neither."""
     if isinstance(prompts, str | Mapping):
         return True
-    if not isinstance(prompts, Sequence):
+    if not _is_list(prompts):
         raise UsageError(f"prompts must be a text, token ids or a list of them, not {shown(prompts)}.", "prompts")
     return bool(prompts) and isinstance(prompts[0], int)
 
 
-def prompt_of(prompt: object) -> str | list[int]:
+def prompt_of(prompt: Any) -> str | list[int]:
     """The text or token ids of a prompt in any of its forms. Raises UsageError for anything else."""
     if isinstance(prompt, Mapping):
-        prompt = prompt.get("prompt_token_ids", prompt.get("prompt"))
+        unread = [key for key in _UNREAD if prompt.get(key)]
+        if unread:
+            raise UsageError(f"A prompt's {unread[0]} can't be read; models here read text and token ids.", "prompts")
+        ids = prompt.get("prompt_token_ids")
+        prompt = prompt.get("prompt") if ids is None else ids
     if isinstance(prompt, str):
         return prompt
-    if isinstance(prompt, Sequence) and all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
+    if _is_list(prompt) and all(map(_is_integer, prompt)):
         return list(prompt)
     raise UsageError(f"A prompt must be a text or token ids, not {shown(prompt)}.", "prompts")
 
@@ -34,11 +86,14 @@ def tool_choice_of(choice: str, tools: Sequence[Mapping[str, Any]]) -> ToolChoic
         if choice == "required" and not tools:
             raise UsageError('tool_choice "required" needs tools to choose from.', "tool_choice")
         return ToolChoice(choice)  # type: ignore[arg-type]
-    names = [tool.get("function", {}).get("name") for tool in tools]
-    if choice not in names:
+    if not isinstance(choice, str):
         raise UsageError(
-            f"There is no tool {shown(choice)} to choose; tools are {', '.join(map(str, names))}.", "tool_choice"
+            f'tool_choice must be "auto", "none", "required" or a function\'s name, not {shown(choice)}.', "tool_choice"
         )
+    names = list(map(_name_of, tools))
+    if choice not in names:
+        there = f"tools are {', '.join(map(shown, names))}" if names else "no tools are given"
+        raise UsageError(f"There is no tool {shown(choice)} to choose; {there}.", "tool_choice")
     return ToolChoice("named", choice)
 
 
@@ -46,7 +101,7 @@ def format_of(given: Mapping[str, Any] | None) -> Format | None:
     """`structured_outputs` as a Format; what a schema or grammar itself may say is checked with the prompts."""
     if given is None:
         return None
-    match dict(given):
+    match dict(given) if isinstance(given, Mapping) else None:
         case {"json": str() as text, **rest} if not rest:
             return Format("json_schema", parse_object(text.encode("utf-8", "replace"), "The schema", UsageError))
         case {"json": dict() as schema, **rest} if not rest:
@@ -64,3 +119,18 @@ def format_of(given: Mapping[str, Any] | None) -> Format | None:
         f'{{"grammar": text}} and {{"choice": [text, ...]}}, not {shown(given)}.',
         "structured_outputs",
     )
+
+
+def _name_of(tool: object) -> object:
+    """A tool's name, if it has one; what else a tool must be is checked with the prompts."""
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    return function.get("name") if isinstance(function, Mapping) else None
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: object) -> bool:
+    """Whether it is a sequence whose entries are prompts or token ids, which bytes are not."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)

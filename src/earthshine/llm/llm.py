@@ -18,15 +18,23 @@ from earthshine.generation.prompts import Prepared, Prompts
 from earthshine.generation.request import GenerationRequest
 from earthshine.generation.submission import Submission
 from earthshine.hub import find_readable
-from earthshine.llm.inputs import format_of, is_one_prompt, prompt_of, tool_choice_of
+from earthshine.llm.inputs import (
+    Params,
+    flag_of,
+    format_of,
+    is_one_prompt,
+    params_of,
+    path_of,
+    prompt_of,
+    tool_choice_of,
+    wishes_of,
+)
 from earthshine.llm.outputs import OutputBuilder, RequestOutput
 from earthshine.plan import Wishes, read_plan
 from earthshine.text import Tokenizer, has_template, load_template
-from earthshine.units import parse_bytes
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Messages = Sequence[Mapping[str, Any]]
-Params = SamplingParams | Sequence[SamplingParams] | None
 
 _IN_FLIGHT = 256  # choices of one call that the engine holds at once; the others wait here
 
@@ -72,14 +80,15 @@ class LLM:
         dtype: str = "bf16",
         plan: str | Path | None = None,
     ) -> None:
-        memory_bytes = parse_bytes(memory) if isinstance(memory, str) else memory
-        wishes = Wishes(memory_bytes, context, batch, threads, trunk, dtype, cache_tokens=0)
-        if plan is not None and wishes != Wishes(batch=8, cache_tokens=0):
+        wishes = wishes_of(memory, context, batch, threads, trunk, dtype)
+        saved = None if plan is None else path_of("plan", plan)
+        path_of("model", model)
+        if saved is not None and wishes != Wishes(batch=8, cache_tokens=0):
             raise UsageError("A plan says all about how the model is held; leave out the other options.")
         folder, self._tokenizer = find_readable(str(model))
         template = load_template(folder) if has_template(folder) else None
         self._defaults = default_sampling_params(folder)
-        loaded = load_model(folder, wishes if plan is None else read_plan(Path(plan)))
+        loaded = load_model(folder, wishes if saved is None else read_plan(saved))
         try:
             self._engine = Engine(loaded, EngineOptions(max_queue=1 << 20))
         except BaseException:
@@ -167,7 +176,7 @@ class LLM:
         form = format_of(structured_outputs)
         given: Sequence[Any] = [prompts] if is_one_prompt(prompts) else prompts  # type: ignore[assignment]
         found = [prompt_of(prompt) for prompt in given]
-        each = zip(found, self._each(params, len(found)), strict=True)
+        each = zip(found, params_of(params, len(found), self._defaults), strict=True)
         return [GenerationRequest(prompt, own, format=form) for prompt, own in each]
 
     def _conversations(
@@ -186,6 +195,9 @@ class LLM:
         one = bool(messages) and isinstance(messages[0], Mapping)
         conversations: Sequence[Any] = [messages] if one else messages
         choice, form = tool_choice_of(tool_choice, tools or ()), format_of(structured_outputs)
+        thinking = None if thinking is None else flag_of("thinking", thinking)
+        continued = flag_of("continue_final_message", continue_final_message)
+        each = params_of(params, len(conversations), self._defaults)
         for conversation in conversations:
             if not conversation or not all(isinstance(message, Mapping) for message in conversation):
                 raise UsageError("A conversation is a list of messages such as {'role': 'user', 'content': 'Hello'}.")
@@ -196,35 +208,31 @@ class LLM:
                 tools=tuple(tools or ()),
                 tool_choice=choice,
                 thinking=thinking,
-                continue_final_message=continue_final_message,
+                continue_final_message=continued,
                 format=form,
             )
-            for conversation, own in zip(conversations, self._each(params, len(conversations)), strict=True)
+            for conversation, own in zip(conversations, each, strict=True)
         ]
-
-    def _each(self, params: Params, n: int) -> list[SamplingParams]:
-        if params is None or isinstance(params, SamplingParams):
-            return [params or self._defaults] * n
-        if len(params) != n:
-            raise UsageError(f"There are {n} prompts and {len(params)} sampling_params; give one for each, or one.")
-        return list(params)
 
     def _whole(self, requests: Sequence[GenerationRequest]) -> list[RequestOutput]:
         builders: dict[int, OutputBuilder] = {}
-        for at, builder in self._run(requests):
+        for at, builder in self._run(self._prepared(requests)):
             builders[at] = builder
         return [builders[at].take() for at in range(len(requests))]
 
     def _stream(self, requests: Sequence[GenerationRequest]) -> Iterator[RequestOutput]:
-        for _, builder in self._run(requests):
-            if builder.has_news:
-                yield builder.take()
+        """What is invalid is refused by this call; what it returns computes as it is advanced."""
+        news = self._run(self._prepared(requests))
+        return (builder.take() for _, builder in news if builder.has_news)
 
-    def _run(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, OutputBuilder]]:
-        """The place and the builder of whichever request has news, again and again until all have finished."""
+    def _prepared(self, requests: Sequence[GenerationRequest]) -> list[Prepared]:
         if not self._close.alive:
             raise UsageError("This LLM is closed; make another one.")
-        waiting = iter(list(enumerate(map(self._prompts.prepare, requests))))
+        return list(map(self._prompts.prepare, requests))
+
+    def _run(self, requests: Sequence[Prepared]) -> Iterator[tuple[int, OutputBuilder]]:
+        """The place and the builder of whichever request has news, again and again until all have finished."""
+        waiting = iter(list(enumerate(requests)))
         events: SimpleQueue[tuple[int, ReplyEvent]] = SimpleQueue()
         submission = Submission(self._engine, self._tokenizer, lambda number, event: events.put((number, event)))
         places: dict[int, tuple[int, int, OutputBuilder]] = {}  # by the submission's number

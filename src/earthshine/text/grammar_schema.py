@@ -101,6 +101,8 @@ def _require_small_values(what: str, schema: dict[str, Any]) -> None:
     for key, value in _nodes(schema):
         if isinstance(value, str) and len(value) > _MAX_LITERAL_CHARS and key not in _ANNOTATIONS:
             raise TextError(f"{what} holds a text of over {_MAX_LITERAL_CHARS} characters under {shown(key)}.")
+        if isinstance(value, dict) and not all(isinstance(name, str) for name in value):
+            raise TextError(f"{what} holds a name that is no text.")
         if isinstance(value, dict) and any(len(name) > _MAX_LITERAL_CHARS for name in value):
             raise TextError(f"{what} holds a name of over {_MAX_LITERAL_CHARS} characters.")
         if key == "multipleOf" and isinstance(value, (int, float)) and not isinstance(value, bool):

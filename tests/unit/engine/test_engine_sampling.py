@@ -233,6 +233,8 @@ def test_extreme_values_still_choose_a_token(options):
         ({"logit_bias": {1: 101}}, "logit_bias must be a number between -100 and 100"),
         ({"min_tokens": 3, "stop": "x"}, "min_tokens holds back stop tokens"),
         ({"max_tokens": 0}, "max_tokens must be a whole number 1 or more"),
+        ({"ignore_eos": "yes"}, "ignore_eos must be True or False"),
+        ({"include_stop_str_in_output": 1}, "include_stop_str_in_output must be True or False"),
     ],
 )
 def test_values_without_meaning_are_refused_by_name(options, message):

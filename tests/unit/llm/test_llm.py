@@ -90,7 +90,13 @@ class TestChat:
             ({"role": "user"}, {}, "messages must be a list"),
             ([["Hello"]], {}, "A conversation is a list of messages"),
             (conversation("a"), {"tool_choice": "required"}, "needs tools"),
-            (conversation("a"), {"tool_choice": "look"}, "There is no tool 'look'"),
+            (conversation("a"), {"tool_choice": "look"}, "There is no tool 'look' to choose; no tools are given"),
+            (conversation("a"), {"tool_choice": "look", "tools": [5, {"function": None}]}, "There is no tool 'look'"),
+            (conversation("a"), {"tool_choice": {"type": "function"}}, "tool_choice must be"),
+            (conversation("a"), {"tool_choice": None}, "tool_choice must be"),
+            (conversation("a"), {"thinking": "no"}, "thinking must be True or False"),
+            (conversation("a"), {"continue_final_message": "no"}, "continue_final_message must be True or False"),
+            (conversation("a"), {"sampling_params": {"max_tokens": 3}}, "sampling_params must be"),
             ([conversation("a")] * 2, {"sampling_params": [GREEDY]}, "2 prompts and 1 sampling_params"),
         ],
     )
@@ -167,10 +173,21 @@ class TestGenerate:
             .text.startswith(llm.generate("list all files", asked)[0].outputs[0].text[:20])
         )
 
-    @pytest.mark.parametrize("prompts", [3, [None], [["a"]], [{"text": "a"}], [[True, 1]], [1.5]])
+    @pytest.mark.parametrize("prompts", [3, [None], [["a"]], [{"text": "a"}], [[True, 1]], [1.5], b"a", [b"a"]])
     def test_prompts_of_other_types_are_refused(self, llm, prompts):
         with pytest.raises(UsageError, match="must be a text"):
             llm.generate(prompts, GREEDY)
+
+    def test_parts_of_a_prompt_that_no_model_reads_are_refused(self, llm):
+        with pytest.raises(UsageError, match="multi_modal_data can't be read"):
+            llm.generate({"prompt": "list", "multi_modal_data": {"image": "a"}}, GREEDY)
+        empty = {"prompt": "list", "prompt_token_ids": None, "multi_modal_data": None}
+        assert llm.generate(empty, GREEDY)[0].outputs == llm.generate("list", GREEDY)[0].outputs
+
+    @pytest.mark.parametrize("params", [5, "a", [5], [GREEDY, 5], SamplingParams, {"max_tokens": 3}], ids=str)
+    def test_sampling_params_of_other_types_are_refused(self, llm, params):
+        with pytest.raises(UsageError, match="sampling_params must be SamplingParams"):
+            llm.generate(["list", "git"], params)
 
     def test_invalid_prompt_is_refused_before_any_is_computed(self, llm):
         before = llm._engine.gauges().prompt_tokens
@@ -181,6 +198,8 @@ class TestGenerate:
         ):
             with pytest.raises(error):
                 llm.generate(prompts, GREEDY)
+            with pytest.raises(error):
+                llm.stream(prompts, GREEDY)  # not only once it is advanced
         assert llm._engine.gauges().prompt_tokens == before
 
 
@@ -209,7 +228,8 @@ class TestStructuredOutputs:
     @pytest.mark.parametrize(
         "form",
         [{}, {"json": 3}, {"regex": 3}, {"choice": []}, {"choice": "ab"}, {"regex": "a", "json": {}}, {"shape": "a"},
-         {"json": "{"}, {"json_object": False}, {"regex": "("}, {"grammar": "start: ("}],
+         {"json": "{"}, {"json_object": False}, {"regex": "("}, {"grammar": "start: ("},
+         3, "json", [("regex", "a")], {"json": {1: 2}}, {"json": {"properties": {None: {}}}}],
         ids=str,
     )  # fmt: skip
     def test_invalid_forms_are_refused(self, llm, form):
@@ -275,6 +295,17 @@ class TestLoading:
             ({"memory": "lots"}, UsageError, "is not a size"),
             ({"memory": "1MiB"}, (UsageError, BudgetError), "GiB|MiB"),
             ({"plan": "plan.json", "context": 128}, UsageError, "leave out the other options"),
+            ({"plan": 5}, UsageError, "plan must be a text or a path, not 5"),
+            ({"model": None}, UsageError, "model must be a text or a path, not null"),
+            ({"memory": [1]}, UsageError, "memory must be a size"),
+            ({"memory": 2.5e9}, UsageError, "memory must be a size"),
+            ({"memory": -1}, UsageError, "memory must be 0 or more bytes"),
+            ({"context": "4096"}, UsageError, "context must be a whole number, not '4096'"),
+            ({"context": 1.5}, UsageError, "context must be a whole number"),
+            ({"context": True}, UsageError, "context must be a whole number"),
+            ({"batch": None}, UsageError, "batch must be a whole number"),
+            ({"batch": 1.5}, UsageError, "batch must be a whole number"),
+            ({"threads": "2"}, UsageError, "threads must be a whole number"),
         ],
     )
     def test_impossible_options_are_refused(self, options, error, message):
