@@ -21,7 +21,7 @@ from earthshine import kernels
 from earthshine.engine import LoadedModel, SamplingParams, Session, load_model
 from earthshine.engine.experts import RoutedExperts
 from earthshine.machine import memory_peak
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 from earthshine.spec.layout import moe_layers
 from earthshine.units import parse_bytes
 
@@ -44,8 +44,8 @@ class Timed:
 
 def open_model(arguments: argparse.Namespace) -> tuple[LoadedModel, Timed]:
     memory = None if arguments.memory is None else parse_bytes(arguments.memory)
-    wishes = Wishes(memory, arguments.context, 1, arguments.threads, arguments.trunk)
-    model = load_model(arguments.model, wishes)
+    args = PlanArgs(memory, arguments.context, 1, arguments.threads, arguments.trunk)
+    model = load_model(arguments.model, args)
     timed = Timed(model.experts)
     model.decoder._experts = timed
     return model, timed
@@ -133,7 +133,7 @@ def fill(session: Session, n_tokens: int) -> None:
 
 
 def cold(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Bytes a second from disk while a token's experts are wanted, from empty slots on, over the disk's own rate.
+    """Bytes per second from disk while a token's experts are wanted, from empty slots on, over the disk's own rate.
 
     The disk is read before and after every token by the same pattern: as many experts, as often, after such pauses.
     """

@@ -1,4 +1,4 @@
-"""How cost grows, and whether the forecast knew: decode over context, prompts over length, tokens a second over batch.
+"""How cost grows, beside the forecast: decode over context, prompts over length, tokens per second over batch.
 
     python benchmarks/growth.py MODEL [--memory 8GiB --memory 12GiB ...] [--contexts 0,4096] [--prompts 512,4096]
                                 [--batches 1,4] [--machine FILE] [--png FILE] [--tokens N] [--repeats N]
@@ -94,7 +94,7 @@ def draw(path: Path, name: str, runs: list[dict[str, Any]]) -> None:
 
 
 def value(point: dict[str, Any], kind: str) -> float:
-    """Seconds of a prompt; of decoding, tokens a second."""
+    """Seconds of a prompt; of decoding, tokens per second."""
     seconds: float = point["seconds"]["median"] if kind == "measured" else point["forecast"]
     if point["what"] == "prompt":
         return seconds

@@ -22,7 +22,7 @@ from earthshine.engine import StepRow, load_model, plan_for, step
 from earthshine.engine.sizes import stored_sizes
 from earthshine.kv import PageTable
 from earthshine.machine import DiskRate, Machine, memory_peak, own_machine, read_machine
-from earthshine.plan import Forecaster, Load, Wishes
+from earthshine.plan import Forecaster, Load, PlanArgs
 from earthshine.settings import read_settings
 from earthshine.spec import load_spec, moe_layers
 from earthshine.units import parse_bytes
@@ -41,7 +41,7 @@ class Budget:
         memory = parse_bytes(request["memory"]) if request["memory"] else None
         room = max([*request["contexts"], *request["prompts"], SETTLING]) + 256
         checkpoint = Checkpoint.open(Path(request["model"]), load_spec(Path(request["model"])))
-        self.plan = plan_for(checkpoint, Wishes(memory, room, skew=request["skew"]), machine)
+        self.plan = plan_for(checkpoint, PlanArgs(memory, room, skew=request["skew"]), machine)
         self.spec, self.machine = checkpoint.spec, machine
         self.sizes = stored_sizes(checkpoint, "bf16", "bf16")
         self.costs = Forecaster(self.spec, self.sizes, self.plan.division, machine)

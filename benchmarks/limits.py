@@ -40,7 +40,7 @@ def matrix_peak(n_threads: int) -> tuple[float, str]:
 
 
 def read_rate(n_threads: int, memory: Tensor) -> float:
-    """Bytes a second at which so many threads read this very memory, the best of five tries."""
+    """Bytes per second at which so many threads read this very memory, the best of five tries."""
     return float(_library().read_rate(n_threads, ctypes.c_void_p(memory.data_ptr()), ctypes.c_long(memory.nbytes)))
 
 
@@ -71,7 +71,7 @@ class Disk:
         self._draw = random.Random(0)
 
     def rate(self, bursts: int, reads: int, pause_seconds: float, depth: int = 2) -> float:
-        """Bytes a second of `bursts` times `reads` reads, `depth` at once, the pauses between them not counted.
+        """Bytes per second of `bursts` times `reads` reads, `depth` at once, the pauses between them not counted.
 
         Bursts, because a disk that is lent by the second gives more to one who pauses.
         """

@@ -81,7 +81,7 @@ def same_bits(repeats: int) -> dict[str, list[float]]:
 
 
 def gleam_rates(model: LoadedModel, repeats: int) -> dict[str, list[float]]:
-    """Tokens a second of a prompt of 256 tokens, and of 32 tokens generated after it."""
+    """Tokens per second of a prompt of 256 tokens, and of 32 tokens generated after it."""
     prompt = [(37 * i) % 5000 for i in range(256)]
     session = model.session(512)
 

@@ -1,4 +1,4 @@
-"""What sharing pays: tokens a second of several conversations over one, of Earthshine's server and llama.cpp's.
+"""What sharing pays: tokens per second of several conversations over one, of Earthshine's server and llama.cpp's.
 
     python benchmarks/versus_llama_server.py MODEL --limit 12GiB --conversations 1 8 16 --server /path/to/llama-server
 
@@ -80,7 +80,7 @@ def measured(options: argparse.Namespace, gguf: Path, count: int) -> Result:
 
 
 def gains(results: Sequence[Result]) -> dict[str, Any]:
-    """Tokens a second of each count over those of the first, for each side."""
+    """Tokens per second of each count over those of the first, for each side."""
     found: dict[str, Any] = {}
     for pick in ("ours", "theirs"):
         rates = [result.measurement.tokens_each / result.seconds(getattr(result, pick)) for result in results]
@@ -105,7 +105,7 @@ def course(options: argparse.Namespace) -> None:
             gain = gains(results)
             said = (f"{name}: " + ", ".join(f"{n} at once {by:.2f}" for n, by in by_count.items())
                     for name, by_count in gain.items())  # fmt: skip
-            print(table(results, ["tokens a second over those of the first row", *said]), flush=True)
+            print(table(results, ["tokens per second over those of the first row", *said]), flush=True)
             print(json.dumps({"peer": "llama-server", "gains": gain, **document(results)}), flush=True)
 
 

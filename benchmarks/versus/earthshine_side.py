@@ -17,7 +17,7 @@ from engine import fill, steps
 from worker import prompt, serve
 
 from earthshine.engine import LoadedModel, SamplingParams, Session, TokenEvent, load_model
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 from earthshine.units import parse_bytes
 
 
@@ -26,8 +26,8 @@ def opened(request: dict, context_tokens: int) -> tuple[LoadedModel, Session, fl
     began = time.perf_counter()
     memory = parse_bytes(request["memory"]) if request.get("memory") else None
     room = max(context_tokens, request.get("context_tokens", 0))
-    wishes = Wishes(memory, room, threads=request["threads"], dtype=request.get("dtype", "bf16"))
-    model = load_model(Path(request["model"]), wishes)
+    args = PlanArgs(memory, room, threads=request["threads"], dtype=request.get("dtype", "bf16"))
+    model = load_model(Path(request["model"]), args)
     return model, model.session(context_tokens), time.perf_counter() - began
 
 

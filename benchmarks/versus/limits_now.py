@@ -19,7 +19,7 @@ _BLOCK = 4 << 20
 
 
 def measured(request: dict) -> dict:
-    """FLOP/s and its unit, bytes a second of memory, and of the disk where `model` is a folder of safetensors."""
+    """FLOP/s and its unit, bytes per second of memory, and of the disk where `model` is a folder of safetensors."""
     threads = request["threads"]
     rate, unit = matrix_peak(threads)
     memory = torch.ones(_SAMPLE_BYTES, dtype=torch.uint8)

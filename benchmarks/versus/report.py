@@ -161,7 +161,7 @@ def _lines(axis: Any, results: Sequence[Result]) -> None:
         name = getattr(results[0], pick).name
         axis.errorbar([c for c, _ in rows], middle, yerr=[below, above], marker="o", capsize=3, label=name)
     axis.set_xlabel("tokens of context")
-    axis.set_ylabel("tokens decoded a second")
+    axis.set_ylabel("tokens decoded per second")
     axis.set_ylim(bottom=0)
     axis.legend()
 

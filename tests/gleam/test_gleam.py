@@ -15,7 +15,7 @@ from earthshine.engine import SamplingParams, TokenEvent, load_model
 from earthshine.errors import ContextError
 from earthshine.hub import GLEAM
 from earthshine.kv import KVBlob
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 from earthshine.spec import load_spec
 from earthshine.spec.model import MoeSpec, Storage
 from earthshine.text import load_template, load_tokenizer
@@ -27,7 +27,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=60)
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(GLEAM, Wishes(batch=4))
+    return load_model(GLEAM, PlanArgs(batch=4))
 
 
 @pytest.fixture(scope="module")

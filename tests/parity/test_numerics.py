@@ -22,7 +22,7 @@ from earthshine.engine import (
 from earthshine.errors import BlobError
 from earthshine.kernels import library
 from earthshine.kv import KVBlob
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 
 from .tiny import Case, write_tiny
 
@@ -57,7 +57,7 @@ def choices() -> list[str]:
 
 
 def load(folder, dtype: str) -> LoadedModel:
-    return load_model(folder, Wishes(dtype=dtype, threads=1))
+    return load_model(folder, PlanArgs(dtype=dtype, threads=1))
 
 
 def kept_and_logprobs(model: LoadedModel) -> tuple[bytes, list[float]]:

@@ -18,7 +18,7 @@ from earthshine.engine.experts import RoutedExperts
 from earthshine.kernels import library
 from earthshine.kv import KVBlob, PagePool, PageTable
 from earthshine.models import Decoder
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint, ExpertStore, Reader, StoredTrunk
 
@@ -47,7 +47,7 @@ def folder(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def load(folder):
     return cache(
-        lambda dtype: load_model(folder, Wishes(dtype="fp32" if dtype == torch.float32 else "bf16", threads=1))
+        lambda dtype: load_model(folder, PlanArgs(dtype="fp32" if dtype == torch.float32 else "bf16", threads=1))
     )
 
 

@@ -7,7 +7,7 @@ from earthshine.engine import SamplingParams, Session, StepRow, TokenEvent, load
 from earthshine.kernels import library
 from earthshine.kv import PagePool, PageTable
 from earthshine.models import Decoder
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 
 from .tiny import PROMPT, Case, KimiLinear, Qwen3, oracle, write_tiny
 
@@ -65,7 +65,7 @@ def _logits(decoder: Decoder, tokens: list[int], paged: bool) -> torch.Tensor:
 def test_fp32_is_the_oracle(folder, paged):
     """Logits within 1e-4 of their spread at every position, and the same 64 greedy tokens."""
     model = oracle(folder)
-    decoder = load_model(folder, Wishes(dtype="fp32", threads=1)).decoder
+    decoder = load_model(folder, PlanArgs(dtype="fp32", threads=1)).decoder
     generated = _greedy(decoder)
     tokens = PROMPT + generated
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_bf16_is_as_near_to_fp32_as_the_oracle_is(folder, served_again):
     with torch.no_grad():
         exact = oracle(folder)(torch.tensor([tokens])).logits[0]
         theirs = oracle(folder, torch.bfloat16)(torch.tensor([tokens])).logits[0].float()
-    decoder = load_model(folder, Wishes(threads=1)).decoder
+    decoder = load_model(folder, PlanArgs(threads=1)).decoder
     error_theirs = float((theirs - exact).square().mean().sqrt())
     for name in library.instruction_sets() if library.available() else ("torch",):
         if library.available():

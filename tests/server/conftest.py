@@ -13,7 +13,7 @@ from earthshine.generation.prompts import Prompts
 from earthshine.hub import GLEAM
 from earthshine.net.access import make_access
 from earthshine.net.listen import ListenOptions, bind
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 from earthshine.server.api import Served
 from earthshine.server.generator import TextGenerator
 from earthshine.server.http.app import make_app
@@ -44,7 +44,7 @@ class LiveServer:
 @pytest.fixture(scope="session")
 def live_server() -> Iterator[LiveServer]:
     """gleam behind every API, without keys, until the tests are over."""
-    model = load_model(GLEAM, Wishes(batch=8))
+    model = load_model(GLEAM, PlanArgs(batch=8))
     tokenizer, template, engine = load_tokenizer(GLEAM), load_template(GLEAM), Engine(model)
     served = Served(
         ("gleam",),

@@ -16,7 +16,7 @@ import pytest
 
 from earthshine.engine.load import plan_for
 from earthshine.hub import GLEAM
-from earthshine.plan import Wishes, plan_json
+from earthshine.plan import PlanArgs, plan_json
 from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint
 
@@ -29,7 +29,7 @@ VOCAB = 5888  # below the control tokens
 def plan(tmp_path_factory) -> Path:
     """All of the trunk streams, and each layer holds one expert."""
     checkpoint = Checkpoint.open(GLEAM, load_spec(GLEAM))
-    made = plan_for(checkpoint, Wishes(2 << 30, CONTEXT, 3))
+    made = plan_for(checkpoint, PlanArgs(2 << 30, CONTEXT, 3))
     division = dataclasses.replace(
         made.division,
         streamed=(*(f"layers.{layer}" for layer in range(checkpoint.spec.n_layers)), "head"),

@@ -177,7 +177,7 @@ def score(
     dtype: Dtype = "bf16",
     plan: PlanFile = None,
 ) -> None:
-    """Log-likelihood, perplexity and bits a byte of a text under a model."""
+    """Log-likelihood, perplexity and bits per byte of a text under a model."""
     from earthshine.cli.options import Holding
     from earthshine.cli.score import run_score
 

@@ -34,7 +34,7 @@ from earthshine.machine import (
 from earthshine.machine.disk import Rates, measure_file, measure_folder
 from earthshine.machine.network import Loopback, measure_loopback
 from earthshine.machine.probe import busy_seconds, identity, last_cache_bytes
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 from earthshine.plan.plan import MOST_THREADS
 from earthshine.settings import read_settings
 from earthshine.spec import ModelSpec, footprint
@@ -222,7 +222,7 @@ def _attention(memory: measure.Memory, heads: int, tokens: int) -> list[float]:
 def _layer_seconds(threads: int, memory_read: float) -> list[float]:
     """Of each of some tokens that gleam decodes: its time, less that of its weights' bytes, over its layers."""
     _say("layers")
-    model = load_model(GLEAM, Wishes(context_tokens=512, threads=threads))
+    model = load_model(GLEAM, PlanArgs(context_tokens=512, threads=threads))
     try:
         session = model.session()
         session.sync(list(range(5, 21)))

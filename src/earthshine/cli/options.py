@@ -8,7 +8,7 @@ from typing import BinaryIO
 from earthshine.cli.progress import ByteProgress
 from earthshine.engine import LoadedModel, load_model
 from earthshine.errors import TextError, UsageError
-from earthshine.plan import Plan, Wishes, read_plan
+from earthshine.plan import Plan, PlanArgs, read_plan
 from earthshine.units import parse_bytes
 from earthshine.untrusted import shown
 
@@ -18,7 +18,7 @@ MAX_TEXT_BYTES = 64 << 20
 @dataclass(frozen=True, slots=True)
 class Holding:
     """What a person said about how to hold a model: the options of every command that loads one. `batch` conversations
-    at once share pages for `cache_tokens`, as plan.Wishes says."""
+    computed at once share pages for `cache_tokens`, as in plan.PlanArgs."""
 
     dtype: str = "bf16"
     memory: str | None = None
@@ -29,19 +29,19 @@ class Holding:
     batch: int = 1
     cache_tokens: int | None = None
 
-    def wishes(self) -> Wishes:
+    def plan_args(self) -> PlanArgs:
         """Raises UsageError for a size that is none, and for a context without room for an answer."""
         if self.context is not None and self.context < 2:
             raise UsageError(f"A context of {shown(self.context)} tokens is not possible; give 2 or more.")
         memory = None if self.memory is None else parse_bytes(self.memory)
-        return Wishes(
+        return PlanArgs(
             memory, self.context, self.batch, self.threads, self.trunk, self.dtype, cache_tokens=self.cache_tokens
         )
 
-    def planned(self) -> Plan | Wishes:
-        """A saved plan, which then is all that counts, or the wishes."""
+    def planned(self) -> Plan | PlanArgs:
+        """The saved plan of --plan, or what the other options ask of a plan to be made."""
         if self.plan is None:
-            return self.wishes()
+            return self.plan_args()
         if self != Holding(plan=self.plan):
             raise UsageError("--plan says all about how the model is held; leave out the other options about that.")
         return read_plan(self.plan)

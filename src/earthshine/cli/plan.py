@@ -15,7 +15,7 @@ from rich.table import Table
 from earthshine.errors import UsageError
 from earthshine.hub import find_model
 from earthshine.machine import Machine, described, memory_available, memory_resident, own_machine, read_machine
-from earthshine.plan import Cost, Wishes, plan_json
+from earthshine.plan import Cost, PlanArgs, plan_json
 from earthshine.plan.explore import Case
 from earthshine.plan.plan import PROCESS_BYTES
 from earthshine.plan.prices import SHIPPED, Ownership, PriceTable, read_prices
@@ -51,11 +51,11 @@ def run_plan(model: str | None, options: PlanOptions) -> None:
     spec = load_spec(find_model(model, weights=False))
     machine = _machine(options.machine)
     memory = None if options.memory is None else parse_bytes(options.memory)
-    wishes = Wishes(memory, options.context, options.batch, options.threads, options.trunk, skew=options.skew)
+    args = PlanArgs(memory, options.context, options.batch, options.threads, options.trunk, skew=options.skew)
     own = _ownership(machine, options)
     here = options.machine is None
     available = max(0, memory_available() + memory_resident() - PROCESS_BYTES) if here else None
-    case = Case.of(spec, machine, wishes, available)
+    case = Case.of(spec, machine, args, available)
     if options.save is not None:
         options.save.write_text(plan_json(case.plan), encoding="utf-8")
     if options.plot is not None:
@@ -94,7 +94,7 @@ def _ownership(machine: Machine, options: PlanOptions) -> Ownership | None:
 
 
 def _facts(case: Case, own: Ownership | None, table: PriceTable) -> dict[str, Any]:
-    facts: dict[str, Any] = {"plan": asdict(case.plan), "machine": case.machine.name, "skew": case.wishes.skew}
+    facts: dict[str, Any] = {"plan": asdict(case.plan), "machine": case.machine.name, "skew": case.args.skew}
     facts["smallest_budget"] = case.smallest  # with this context
     for name, rows in (("contexts", case.by_context()), ("budgets", case.by_budget())):
         facts[name] = [{"at": at, "decode": _cost(d), "first_token": _cost(p)} for at, d, p in rows]
@@ -128,7 +128,7 @@ def _print(case: Case, own: Ownership | None, table: PriceTable) -> None:
     places.add_row("total", format_bytes(division.planned_bytes), f"of {format_bytes(division.budget_bytes)}")
     places.add_row("smallest budget", format_bytes(case.smallest), "with this context and batch")
     console.print(places)
-    batch = f"batch {case.wishes.batch}"
+    batch = f"batch {case.args.batch}"
     columns = ("context", "decode tokens/s", "limited by", "time to first token", "limited by")
     rates = _table(f"by context in tokens, {batch}", columns)
     for at, decode, prompt in case.by_context():
@@ -137,10 +137,10 @@ def _print(case: Case, own: Ownership | None, table: PriceTable) -> None:
     columns = ("memory", "decode tokens/s", "limited by", "bytes read per token", "cache hits")
     budgets = _table(f"by memory budget, {division.context_tokens:,} tokens of context, {batch}", columns)
     for at, decode, _ in case.by_budget():
-        read = format_bytes(decode.disk_bytes / case.wishes.batch)
+        read = format_bytes(decode.disk_bytes / case.args.batch)
         budgets.add_row(format_bytes(at), _rate(decode), _limit(decode), read, f"{decode.hit_share:.0%}")
     console.print(budgets)
-    if case.wishes.batch == 1:
+    if case.args.batch == 1:
         console.print("Batch 1 is one request at a time; serve decodes up to 8 together: --batch 8.", highlight=False)
     console.print(_reasons(case), highlight=False)
     for name, times in case.what_if():
@@ -170,7 +170,7 @@ def _reasons(case: Case) -> str:
     cost = case.decode()
     parts = sorted(cost.parts.items(), key=lambda part: -part[1])
     listed = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in parts if seconds > 0.005 * cost.seconds)
-    spread = "even" if case.wishes.skew == 0 else f"skewed by {case.wishes.skew:g}"
+    spread = "even" if case.args.skew == 0 else f"skewed by {case.args.skew:g}"
     return f"One decode step at that context, each part alone: {listed}. Expert routing is assumed to be {spread}."
 
 

@@ -58,4 +58,4 @@ class TokenProgress(_Line):
         """So many tokens' worth of `total` is done."""
         elapsed = max(time.monotonic() - self._began, 1e-9)
         rate, left = done / elapsed, (total - done) * elapsed / max(done, 1e-9)
-        self._show(f"reading the prompt: {done:.0f} of {total} tokens, {rate:.1f} a second, {left:.0f} s to go")
+        self._show(f"reading the prompt: {done:.0f} of {total} tokens, {rate:.1f} per second, {left:.0f} s to go")

@@ -1,4 +1,4 @@
-"""`earthshine score`: how likely a text is under a model, as log-likelihood, perplexity and bits a byte.
+"""`earthshine score`: how likely a text is under a model, as log-likelihood, perplexity and bits per byte.
 
 The first token has nothing before it and is not scored. A text longer than a window is scored in consecutive
 windows, each of which begins with the last token of the one before.

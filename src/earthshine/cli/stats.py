@@ -47,4 +47,4 @@ class Tally:
 
 
 def _rate(tokens: int, seconds: float) -> str:
-    return f"{tokens / max(seconds, 1e-9):.2f} a second"
+    return f"{tokens / max(seconds, 1e-9):.2f} per second"

@@ -24,7 +24,7 @@ from earthshine.errors import CheckpointError, UsageError
 from earthshine.kv import PagePool
 from earthshine.machine import Machine, memory_available, memory_resident, memory_total, processors
 from earthshine.models import Decoder, ResidentTrunk, Trunk
-from earthshine.plan import Plan, Wishes, check_division, check_wishes, make_plan, model_name
+from earthshine.plan import Plan, PlanArgs, check_args, check_division, make_plan, model_name
 from earthshine.plan.budget import PAGE_TOKENS, STATES_PER_SEQUENCE
 from earthshine.plan.plan import PROCESS_BYTES
 from earthshine.spec import ModelSpec, load_spec, trunk_tensors
@@ -116,18 +116,18 @@ class LoadedModel:
         self.reader.close()
 
 
-def load_model(folder: Path, plan: Plan | Wishes | None = None, progress: Progress | None = None) -> LoadedModel:
-    """Open the checkpoint in `folder` and read what is to stay in memory. Wishes are planned for first.
+def load_model(folder: Path, plan: Plan | PlanArgs | None = None, progress: Progress | None = None) -> LoadedModel:
+    """Open the checkpoint in `folder` and read what is to stay in memory. A plan is made first where `plan` is none.
 
     Raises SpecError, Unsupported and CheckpointError for what is wrong with the files, and UsageError for a budget that
-    is too small, which names the smallest, for wishes that do not go together, and for a plan that does not fit.
+    is too small, which names the smallest, for arguments that contradict each other, and for a plan that does not fit.
     """
     spec = load_spec(folder)
-    wishes = plan if isinstance(plan, Wishes) else Wishes()
-    check_wishes(wishes, spec)
+    args = plan if isinstance(plan, PlanArgs) else PlanArgs()
+    check_args(args, spec)
     checkpoint = Checkpoint.open(folder, spec)
     manifest = load_manifest(checkpoint)
-    plan = _checked(checkpoint, plan) if isinstance(plan, Plan) else plan_for(checkpoint, wishes)
+    plan = _checked(checkpoint, plan) if isinstance(plan, Plan) else plan_for(checkpoint, args)
     kernels.set_threads(plan.threads, _dtype(plan))
     reader = Reader()
     try:
@@ -153,23 +153,23 @@ def load_model(folder: Path, plan: Plan | Wishes | None = None, progress: Progre
     return LoadedModel(spec, Decoder(spec, trunk, experts), experts, fingerprint, plan, reader, memory_limit, pages)
 
 
-def plan_for(checkpoint: Checkpoint, wishes: Wishes, machine: Machine | None = None) -> Plan:
+def plan_for(checkpoint: Checkpoint, args: PlanArgs, machine: Machine | None = None) -> Plan:
     """The plan for these files in this process on this machine; `machine`, where it was measured, adds the forecast."""
     total = memory_total()
-    if wishes.memory_bytes is not None and wishes.memory_bytes > total:
+    if args.memory_bytes is not None and args.memory_bytes > total:
         raise UsageError(
-            f"--memory {format_bytes(wishes.memory_bytes)} is more than this process may use here, "
+            f"--memory {format_bytes(args.memory_bytes)} is more than this process may use here, "
             f"{format_bytes(total)}; give that or less."
         )
     held = memory_resident()
     return make_plan(
         checkpoint.spec,
-        wishes,
+        args,
         machine,
         process_bytes=max(held, PROCESS_BYTES),
         available_bytes=max(0, memory_available() + held - max(held, PROCESS_BYTES)),
         processors=processors(),
-        sizes=stored_sizes(checkpoint, wishes.dtype, wishes.trunk),
+        sizes=stored_sizes(checkpoint, args.dtype, args.trunk),
     )
 
 
@@ -184,8 +184,9 @@ def _checked(checkpoint: Checkpoint, plan: Plan) -> Plan:
             f"{format_bytes(memory_total())}; make one for this machine."
         )
     division = plan.division
-    check_wishes(
-        Wishes(None, division.context_tokens, division.batch, plan.threads, plan.trunk, plan.dtype), checkpoint.spec
+    check_args(
+        PlanArgs(None, division.context_tokens, division.batch, plan.threads, plan.trunk, plan.dtype),
+        checkpoint.spec,
     )
     if division.streamed and (plan.trunk, plan.dtype) != ("bf16", "bf16"):
         raise UsageError(

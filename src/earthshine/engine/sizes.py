@@ -5,7 +5,7 @@ from earthshine.weights import Checkpoint, embedding_bytes, slot_bytes, units
 
 
 def stored_sizes(checkpoint: Checkpoint, dtype: str, trunk: str) -> Sizes:
-    """`dtype` and `trunk` as in plan.Wishes. For files that store what their config says: exactly `sizes_of(spec)`."""
+    """`dtype` and `trunk` as in plan.PlanArgs. Equals `sizes_of(spec)` for files that store what their config says."""
     parts = {name: unit.nbytes for name, unit in units(checkpoint).items()}
     parts["embed"] = embedding_bytes(checkpoint.spec)
     return sizes_of(checkpoint.spec, dtype, trunk).at_least(parts, slot_bytes(checkpoint))

@@ -75,7 +75,7 @@ def read_word(memory: Memory) -> int | None:
 
 
 def read_rates(memory: Memory, repeats: int) -> list[float]:
-    """Bytes a second at which all threads read `memory`."""
+    """Bytes per second at which all threads read `memory`."""
     return [memory.numel() * rate for rate in _rates(cycle([lambda: read_word(memory)]), 1, repeats)]
 
 
@@ -121,7 +121,7 @@ def attention_rates(memory: Memory, n_heads: int, tokens: int, repeats: int) -> 
 
 
 def _rates(calls: Iterator[Callable[[], object]], least: int, repeats: int) -> list[float]:
-    """Calls a second in each repeat of at least so many calls, at least one repeat; the first call is not counted."""
+    """Calls per second in each repeat of at least so many calls, at least one repeat; the first call is not counted."""
     began = time.perf_counter()
     next(calls)()
     once = max(time.perf_counter() - began, 1e-9)

@@ -7,7 +7,7 @@ from typing import Any
 from earthshine.engine import SamplingParams
 from earthshine.errors import UsageError
 from earthshine.generation.request import Format, ToolChoice
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 from earthshine.units import parse_bytes
 from earthshine.untrusted import parse_object, shown
 
@@ -16,10 +16,10 @@ Params = SamplingParams | Sequence[SamplingParams] | None
 _UNREAD = ("multi_modal_data", "prompt_embeds")  # parts of a prompt in vLLM's form that no model here reads
 
 
-def wishes_of(
+def plan_args(
     memory: str | int | None, context: int | None, batch: int, threads: int | None, trunk: str, dtype: str
-) -> Wishes:
-    """LLM's options as Wishes, whose values are checked with the model. Raises UsageError for those of other types."""
+) -> PlanArgs:
+    """LLM's options as PlanArgs, whose values are checked with the model. Raises UsageError for those of other types."""
     for name, value in (("memory", memory), ("context", context), ("batch", batch), ("threads", threads)):
         optional, text = name != "batch", name == "memory" and isinstance(value, str)
         if not (text or _is_integer(value) or (optional and value is None)):
@@ -28,7 +28,7 @@ def wishes_of(
     memory_bytes = parse_bytes(memory) if isinstance(memory, str) else memory
     if memory_bytes is not None and memory_bytes < 0:
         raise UsageError(f"memory must be 0 or more bytes, not {shown(memory_bytes)}.", "memory")
-    return Wishes(memory_bytes, context, batch, threads, trunk, dtype, cache_tokens=0)
+    return PlanArgs(memory_bytes, context, batch, threads, trunk, dtype, cache_tokens=0)
 
 
 def path_of(name: str, given: object) -> Path:

@@ -25,12 +25,12 @@ from earthshine.llm.inputs import (
     is_one_prompt,
     params_of,
     path_of,
+    plan_args,
     prompt_of,
     tool_choice_of,
-    wishes_of,
 )
 from earthshine.llm.outputs import OutputBuilder, RequestOutput
-from earthshine.plan import Wishes, read_plan
+from earthshine.plan import PlanArgs, read_plan
 from earthshine.text import Tokenizer, has_template, load_template
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -80,15 +80,15 @@ class LLM:
         dtype: str = "bf16",
         plan: str | Path | None = None,
     ) -> None:
-        wishes = wishes_of(memory, context, batch, threads, trunk, dtype)
+        args = plan_args(memory, context, batch, threads, trunk, dtype)
         saved = None if plan is None else path_of("plan", plan)
         path_of("model", model)
-        if saved is not None and wishes != Wishes(batch=8, cache_tokens=0):
+        if saved is not None and args != PlanArgs(batch=8, cache_tokens=0):
             raise UsageError("A plan says all about how the model is held; leave out the other options.")
         folder, self._tokenizer = find_readable(str(model))
         template = load_template(folder) if has_template(folder) else None
         self._defaults = default_sampling_params(folder)
-        loaded = load_model(folder, wishes if saved is None else read_plan(saved))
+        loaded = load_model(folder, args if saved is None else read_plan(saved))
         try:
             self._engine = Engine(loaded, EngineOptions(max_queue=1 << 20))
         except BaseException:

@@ -43,7 +43,7 @@ _IN_MEMORY = ("tmpfs", "ramfs")
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Bytes a second of each repeat, by block and depth; whether the page cache was passed by."""
+    """Bytes per second of each repeat, by block and depth; whether the page cache was passed by."""
 
     samples: Mapping[tuple[int, int], tuple[float, ...]]
     direct: bool
@@ -163,7 +163,7 @@ def _pass_by_cache(descriptor: int) -> bool:
 def _round(
     descriptor: int, memory: memoryview, pool: ThreadPoolExecutor, places: list[int], block: int, depth: int
 ) -> float:
-    """Bytes a second of reads by `depth` threads until there are enough; they go through `memory` one after another."""
+    """Bytes per second of reads by `depth` threads until there are enough, into one part of `memory` after another."""
     targets = itertools.cycle(range(0, len(memory) - block + 1, block))
     turns = deque(zip(places[: max(depth, _ROUND_BYTES // block)], targets, strict=False))
     began = time.perf_counter()

@@ -26,7 +26,7 @@ _TOKEN_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Loopback:
-    """Bytes a second of each repeat, and seconds of each question with its answer."""
+    """Bytes per second of each repeat, and seconds of each question with its answer."""
 
     rates: tuple[float, ...]
     round_trips: tuple[float, ...]

@@ -28,7 +28,7 @@ Points = tuple[tuple[int, float], ...]  # rows, FLOP/s
 
 @dataclass(frozen=True, slots=True)
 class DiskRate:
-    """Reads of so many bytes, so many at once: bytes a second in all."""
+    """Reads of so many bytes, so many at once: bytes per second in all."""
 
     block_bytes: int
     depth: int
@@ -57,7 +57,7 @@ class Machine:
     identity: Mapping[str, str | int] | None  # cpu_model, processors, memory_bytes, instruction_set; None likewise
     processors: int
     memory_bytes: int  # what a process may use
-    memory_read: float  # bytes a second, all processors reading together
+    memory_read: float  # bytes per second, all processors reading together
     disk: tuple[DiskRate, ...]  # by block, then depth
     products: Mapping[str, Points]  # by format: bf16, int4, fp8, int8; rows of activations ascend from 1
     attention: Points  # query rows that share a cached latent, heads * tokens of a block, ascending
@@ -67,7 +67,7 @@ class Machine:
     price_usd: float | None = None
 
     def disk_rate(self, block_bytes: int, depth: int) -> float:
-        """Bytes a second of such reads: of the nearest block at or below, and of its nearest depth at or below.
+        """Bytes per second of such reads: of the nearest block at or below, and of its nearest depth at or below.
 
         Below the smallest block, or depth, that one's.
         """

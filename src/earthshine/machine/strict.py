@@ -20,7 +20,7 @@ IDENTITY = ("cpu_model", "processors", "memory_bytes", "instruction_set")
 # Least and most of each kind of figure.
 PROCESSORS = (1, 1 << 16)
 MEMORY_BYTES = (1 << 30, 1 << 50)
-MEMORY_RATE = (1e8, 1e15)  # bytes a second
+MEMORY_RATE = (1e8, 1e15)  # bytes per second
 DISK_RATE = (1e6, 1e12)
 NETWORK_RATE = (1e4, 1e12)
 FLOPS = (1e8, 1e18)
@@ -140,7 +140,7 @@ def _disk(field: str, value: object) -> tuple[tuple[int, int, float], ...]:
         found = _keys(at, entry, ("block_bytes", "depth", "bytes_per_second"))
         block = _integer(f"{at}.block_bytes", found["block_bytes"], BLOCK_BYTES, "bytes")
         depth = _integer(f"{at}.depth", found["depth"], DEPTH, "reads at once")
-        rate = _number(f"{at}.bytes_per_second", found["bytes_per_second"], DISK_RATE, "bytes a second")
+        rate = _number(f"{at}.bytes_per_second", found["bytes_per_second"], DISK_RATE, "bytes per second")
         if rates and (block, depth) <= rates[-1][:2]:
             raise _wrong(at, [block, depth], f"after {list(rates[-1][:2])}: entries ascend by block_bytes, then depth")
         rates.append((block, depth, rate))
@@ -171,7 +171,7 @@ def _network(field: str, value: object) -> tuple[float, float] | None:
     if value is None:
         return None
     found = _keys(field, value, ("bytes_per_second", "round_trip_seconds"))
-    rate = _number(f"{field}.bytes_per_second", found["bytes_per_second"], NETWORK_RATE, "bytes a second")
+    rate = _number(f"{field}.bytes_per_second", found["bytes_per_second"], NETWORK_RATE, "bytes per second")
     return rate, _number(f"{field}.round_trip_seconds", found["round_trip_seconds"], ROUND_TRIP_SECONDS, "seconds")
 
 
@@ -187,7 +187,7 @@ _READERS: MappingProxyType[str, Callable[[str, Any], Any]] = MappingProxyType(
         "identity": _identity,
         "processors": lambda field, value: _integer(field, value, PROCESSORS, "processors"),
         "memory_bytes": _memory,
-        "memory_read": lambda field, value: _number(field, value, MEMORY_RATE, "bytes a second"),
+        "memory_read": lambda field, value: _number(field, value, MEMORY_RATE, "bytes per second"),
         "disk": _disk,
         "products": _products,
         "attention": _points,

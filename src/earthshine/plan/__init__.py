@@ -6,7 +6,7 @@ else by way of configuration.
 
 from earthshine.plan.budget import Division, Wanted, check_division, divide
 from earthshine.plan.forecast import Cost, Forecaster, Load
-from earthshine.plan.plan import Plan, Wishes, check_wishes, make_plan, model_name
+from earthshine.plan.plan import Plan, PlanArgs, check_args, make_plan, model_name
 from earthshine.plan.routing import Routing
 from earthshine.plan.saved import plan_json, read_plan
 from earthshine.plan.sizes import Sizes, sizes_of
@@ -17,12 +17,12 @@ __all__ = [
     "Forecaster",
     "Load",
     "Plan",
+    "PlanArgs",
     "Routing",
     "Sizes",
     "Wanted",
-    "Wishes",
+    "check_args",
     "check_division",
-    "check_wishes",
     "divide",
     "make_plan",
     "model_name",

@@ -12,7 +12,7 @@ from earthshine.errors import UsageError
 from earthshine.machine import DiskRate, Machine
 from earthshine.machine.profile import Points
 from earthshine.plan.forecast import Cost, Forecaster, Load
-from earthshine.plan.plan import Plan, Wishes, make_plan
+from earthshine.plan.plan import Plan, PlanArgs, make_plan
 from earthshine.plan.sizes import Sizes, sizes_of
 from earthshine.spec import ModelSpec
 
@@ -27,15 +27,15 @@ class Case:
 
     spec: ModelSpec
     machine: Machine
-    wishes: Wishes
+    args: PlanArgs
     sizes: Sizes
     plan: Plan
 
     @classmethod
-    def of(cls, spec: ModelSpec, machine: Machine, wishes: Wishes, available_bytes: int | None = None) -> "Case":
+    def of(cls, spec: ModelSpec, machine: Machine, args: PlanArgs, available_bytes: int | None = None) -> "Case":
         """Raises UsageError as `make_plan` does."""
-        sizes = sizes_of(spec, wishes.dtype, wishes.trunk)
-        return cls(spec, machine, wishes, sizes, make_plan(spec, wishes, machine, available_bytes=available_bytes))
+        sizes = sizes_of(spec, args.dtype, args.trunk)
+        return cls(spec, machine, args, sizes, make_plan(spec, args, machine, available_bytes=available_bytes))
 
     @property
     def smallest(self) -> int:
@@ -44,16 +44,16 @@ class Case:
 
     def costs(self) -> Forecaster:
         """What this plan costs."""
-        return Forecaster(self.spec, self.sizes, self.plan.division, self.machine, self.wishes.trunk)
+        return Forecaster(self.spec, self.sizes, self.plan.division, self.machine, self.args.trunk)
 
     def decode(self, context_tokens: int | None = None) -> Cost:
         """Of one step at so many tokens of context, by default all that there is room for."""
         at = context_tokens or self.plan.division.context_tokens
-        return self.costs().decode(Load(at, self.wishes.batch, self.wishes.skew))
+        return self.costs().decode(Load(at, self.args.batch, self.args.skew))
 
     def prompt(self, n_tokens: int) -> Cost:
         """Of a first prompt."""
-        return self.costs().prompt(n_tokens, self.wishes.skew)
+        return self.costs().prompt(n_tokens, self.args.skew)
 
     def by_context(self) -> Iterator[tuple[int, Cost, Cost]]:
         """Each context that there can be: the cost of a step there, and of a first prompt of that length."""
@@ -93,7 +93,7 @@ class Case:
         division = self.plan.division
         fixed = {"memory_bytes": division.budget_bytes, "context_tokens": division.context_tokens}
         try:
-            return Case.of(self.spec, machine or self.machine, replace(self.wishes, **(fixed | changed)))
+            return Case.of(self.spec, machine or self.machine, replace(self.args, **(fixed | changed)))
         except UsageError:
             return None
 

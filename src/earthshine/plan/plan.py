@@ -1,7 +1,7 @@
 """The plan: one frozen value that says how a model is held on a machine, and what that will cost.
 
-The invariant: a plan is all the engine is configured by, and nothing mutates it; the same spec, machine and wishes give
-the same plan. "Whatever fits" exists only before planning, in `Wishes`. Refuses budgets beyond the machine, contexts
+Invariant: a plan is the engine's whole configuration, and nothing mutates it; the same spec, machine and arguments give
+the same plan. Choices are left open only before planning, in `PlanArgs`. Refuses budgets beyond the machine, contexts
 beyond the model, and budgets that can't work, with the smallest that does.
 """
 
@@ -27,10 +27,10 @@ TRUNKS, DTYPES = ("bf16", "int8"), ("bf16", "fp32")
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a person asks for; None is whatever suits. `trunk`: bf16 as published, or int8; `dtype`: of activations;
-    `context_tokens`: of each of `batch` conversations that are computed at once; `cache_tokens`: of the pages that they
-    share, None for as many as all of them could fill, 0 for those of one and what an eighth of the memory holds."""
+class PlanArgs:
+    """What the user asks of a plan; None leaves the choice to `make_plan`. `trunk`: bf16 as published, or int8;
+    `dtype`: of activations; `context_tokens`: of each of the `batch` sequences of a step; `cache_tokens`: of the pages
+    that they share, None for all that they could fill, 0 for one full context and an eighth of the memory."""
 
     memory_bytes: int | None = None
     context_tokens: int | None = None
@@ -62,31 +62,31 @@ def model_name(spec: ModelSpec) -> str:
     return f"{spec.family}-{hashlib.sha256(repr(spec).encode()).hexdigest()[:16]}"
 
 
-def check_wishes(wishes: Wishes, spec: ModelSpec) -> None:
+def check_args(args: PlanArgs, spec: ModelSpec) -> None:
     """Raises UsageError for what has no meaning with any machine."""
-    if wishes.trunk not in TRUNKS:
-        raise UsageError(f"{wishes.trunk!r} is not a form of the trunk; choose one of {', '.join(TRUNKS)}.")
-    if wishes.dtype not in DTYPES:
-        raise UsageError(f"{wishes.dtype!r} is not a dtype here; choose one of {', '.join(DTYPES)}.")
-    if wishes.trunk != "bf16" and wishes.dtype != "bf16":
+    if args.trunk not in TRUNKS:
+        raise UsageError(f"{args.trunk!r} is not a form of the trunk; choose one of {', '.join(TRUNKS)}.")
+    if args.dtype not in DTYPES:
+        raise UsageError(f"{args.dtype!r} is not a dtype here; choose one of {', '.join(DTYPES)}.")
+    if args.trunk != "bf16" and args.dtype != "bf16":
         raise UsageError("A trunk in int8 takes bf16 activations; leave --dtype or --trunk at its default.")
-    if wishes.threads is not None and not 1 <= wishes.threads <= MOST_THREADS:
-        raise UsageError(f"{wishes.threads} threads are not possible; choose 1 to {MOST_THREADS}.")
-    if not 1 <= wishes.batch <= MOST_BATCH:
-        raise UsageError(f"A batch of {wishes.batch} is not possible; choose 1 to {MOST_BATCH}.")
-    context = wishes.context_tokens
+    if args.threads is not None and not 1 <= args.threads <= MOST_THREADS:
+        raise UsageError(f"{args.threads} threads are not possible; choose 1 to {MOST_THREADS}.")
+    if not 1 <= args.batch <= MOST_BATCH:
+        raise UsageError(f"A batch of {args.batch} is not possible; choose 1 to {MOST_BATCH}.")
+    context = args.context_tokens
     if context is not None and not 1 <= context <= spec.max_context:
         raise UsageError(f"A context of {context} tokens is not possible; this model takes 1 to {spec.max_context}.")
-    cache = wishes.cache_tokens
+    cache = args.cache_tokens
     if cache is not None and not 0 <= cache <= MOST_CACHE_TOKENS:
         raise UsageError(f"{cache} tokens of latents are not possible; choose up to {MOST_CACHE_TOKENS}.")
-    if not 0 <= wishes.skew <= MOST_SKEW:  # nan fails too
-        raise UsageError(f"A skew of {wishes.skew} is not possible; choose 0 (even) to {MOST_SKEW:g}.")
+    if not 0 <= args.skew <= MOST_SKEW:  # nan fails too
+        raise UsageError(f"A skew of {args.skew} is not possible; choose 0 (even) to {MOST_SKEW:g}.")
 
 
 def make_plan(
     spec: ModelSpec,
-    wishes: Wishes,
+    args: PlanArgs,
     machine: Machine | None = None,
     *,
     process_bytes: int = PROCESS_BYTES,
@@ -97,33 +97,38 @@ def make_plan(
     """`machine`: its rates give the forecast; without one there is none. `available_bytes`: what the process may still
     take, by default of the machine's memory; `sizes`: as the files say, by default as the spec does.
 
-    Raises UsageError for wishes without meaning, a budget over the machine's memory or below the smallest that works.
+    Raises UsageError for arguments out of range, a budget over the machine's memory or below the smallest that works.
     """
-    check_wishes(wishes, spec)
-    sizes = sizes or sizes_of(spec, wishes.dtype, wishes.trunk)
-    budget = _budget(wishes, machine, process_bytes, available_bytes)
+    check_args(args, spec)
+    sizes = sizes or sizes_of(spec, args.dtype, args.trunk)
+    budget = _budget(args, machine, process_bytes, available_bytes)
     # What is rounded, or used in fp32, is so once and for all: then results can't depend on what streams.
-    may_stream = wishes.trunk == "bf16" and wishes.dtype == "bf16"
+    may_stream = args.trunk == "bf16" and args.dtype == "bf16"
     wanted = Wanted(
-        process_bytes, spec.max_context, wishes.context_tokens, wishes.batch, may_stream, wishes.cache_tokens
+        process_bytes,
+        spec.max_context,
+        args.context_tokens,
+        args.batch,
+        may_stream,
+        args.cache_tokens,
     )
     division = divide(sizes, budget, wanted)
-    threads = wishes.threads or min(machine.processors if machine else processors, MOST_THREADS)
+    threads = args.threads or min(machine.processors if machine else processors, MOST_THREADS)
     name = machine.name if machine else "rates unknown"
-    plan = Plan(model_name(spec), name, wishes.trunk, wishes.dtype, threads, process_bytes, division, {})
+    plan = Plan(model_name(spec), name, args.trunk, args.dtype, threads, process_bytes, division, {})
     if machine is None:
         return plan
-    return replace(plan, forecast=_forecast(Forecaster(spec, sizes, division, machine, wishes.trunk), division, wishes))
+    return replace(plan, forecast=_forecast(Forecaster(spec, sizes, division, machine, args.trunk), division, args))
 
 
-def _budget(wishes: Wishes, machine: Machine | None, process: int, available: int | None) -> int:
+def _budget(args: PlanArgs, machine: Machine | None, process: int, available: int | None) -> int:
     most = machine.memory_bytes if machine else None
-    if wishes.memory_bytes is not None:
-        if most is not None and machine is not None and wishes.memory_bytes > most:
+    if args.memory_bytes is not None:
+        if most is not None and machine is not None and args.memory_bytes > most:
             raise UsageError(
-                f"--memory {format_bytes(wishes.memory_bytes)} is more than {machine.name} has, {format_bytes(most)}."
+                f"--memory {format_bytes(args.memory_bytes)} is more than {machine.name} has, {format_bytes(most)}."
             )
-        return wishes.memory_bytes
+        return args.memory_bytes
     if available is not None:
         return process + int(MEMORY_SHARE * available)
     if most is None:
@@ -131,9 +136,9 @@ def _budget(wishes: Wishes, machine: Machine | None, process: int, available: in
     return int(MEMORY_SHARE * most)
 
 
-def _forecast(costs: Forecaster, division: Division, wishes: Wishes) -> dict[str, Cost]:
+def _forecast(costs: Forecaster, division: Division, args: PlanArgs) -> dict[str, Cost]:
     """Decoding in an empty context and in a full one, and the longest first prompt that leaves room for a reply."""
     full = division.context_tokens
-    found = {f"decode at {at}": costs.decode(Load(at, wishes.batch, wishes.skew)) for at in dict.fromkeys((1, full))}
+    found = {f"decode at {at}": costs.decode(Load(at, args.batch, args.skew)) for at in dict.fromkeys((1, full))}
     prompt = max(1, full // 2)
-    return found | {f"first token of {prompt}": costs.prompt(prompt, wishes.skew)}
+    return found | {f"first token of {prompt}": costs.prompt(prompt, args.skew)}

@@ -16,7 +16,7 @@ from earthshine.cli.doctor import print_served
 from earthshine.engine import Session, load_model
 from earthshine.hub import GLEAM
 from earthshine.kernels import Implementation
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 from earthshine.text import load_tokenizer
 
 RUN = [sys.executable, "-c", "from earthshine.cli import main; main()"]
@@ -188,7 +188,7 @@ def test_score_is_the_sum_of_its_tokens(earthshine, tmp_path):
     assert code == 0
     tokens = load_tokenizer(GLEAM).encode(text, allow_special=False)
     assert scored["token_ids"] == tokens
-    expected = load_model(GLEAM, Wishes(dtype="fp32")).session(256).score(tokens)
+    expected = load_model(GLEAM, PlanArgs(dtype="fp32")).session(256).score(tokens)
     assert scored["logprobs"][0] is None
     assert scored["logprobs"][1:] == pytest.approx(expected.tolist(), abs=1e-5)
     total = sum(scored["logprobs"][1:])

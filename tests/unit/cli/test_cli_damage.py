@@ -19,7 +19,7 @@ from earthshine.engine import load_model
 from earthshine.errors import BlobError, CheckpointError
 from earthshine.hub import GLEAM
 from earthshine.kv import KVBlob
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 
 RUN = [sys.executable, "-c", "from earthshine.cli import main; main()"]
 
@@ -80,7 +80,7 @@ def test_published_digits_are_never_rounded_silently(copy):
     reweigh(copy, widen)
     with pytest.raises(CheckpointError, match=r"head.*fp32"):
         load_model(copy)
-    assert load_model(copy, Wishes(dtype="fp32")).decoder.dtype is torch.float32
+    assert load_model(copy, PlanArgs(dtype="fp32")).decoder.dtype is torch.float32
 
 
 def test_a_score_that_is_no_number_is_refused(copy):

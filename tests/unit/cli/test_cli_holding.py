@@ -16,8 +16,8 @@ from earthshine.cli import progress
 from earthshine.cli.progress import ByteProgress, TokenProgress
 
 STATS = re.compile(
-    r"prompt   ([0-9]+) tokens computed, ([0-9]+) reused, [0-9.]+ a second\n"
-    r"reply    ([0-9]+) tokens, [0-9.]+ a second\n"
+    r"prompt   ([0-9]+) tokens computed, ([0-9]+) reused, [0-9.]+ per second\n"
+    r"reply    ([0-9]+) tokens, [0-9.]+ per second\n"
     r"experts  ([0-9]+) of ([0-9]+) found in memory \(([0-9]+)%\), ([0-9.]+) (B|KiB|MiB) read(?:, [0-9.]+ .?i?B/s)?, "
     r"[0-9.]+ s waited for(?:; [A-Z].*)?\n"
     r"memory   [0-9.]+ [MG]iB at most, of [0-9.]+ [MG]iB\n"
@@ -153,7 +153,7 @@ def test_progress_is_for_terminals_and_for_what_takes_long(monkeypatch, stream, 
     assert lines[1].startswith("reading the trunk: 1.00 MiB of 4.00 MiB, ")
     assert lines[2].startswith("reading the experts: 3.00 MiB of 4.00 MiB, ")
     assert lines[3] == "", "the line is cleared at the end"
-    assert re.match(r"reading the prompt: 7 of 20 tokens, [0-9.]+ a second, [0-9]+ s to go", lines[4])
+    assert re.match(r"reading the prompt: 7 of 20 tokens, [0-9.]+ per second, [0-9]+ s to go", lines[4])
     assert lines[5] == ""
     assert "\n" not in shown
 

@@ -86,7 +86,7 @@ def test_the_smallest_budget_printed_is_one_that_works(earthshine, k2_6):
     assert "smallest budget that works" in err
 
 
-def test_wishes_reach_the_plan(earthshine, k2_6):
+def test_plan_options_reach_the_plan(earthshine, k2_6):
     options = ("--memory", "100GiB", "--context", 2000, "--batch", 4, "--threads", 3, "--trunk", "int8", "--skew", 0.5)
     found = facts(earthshine("plan", k2_6, "--machine", "desktop-128gb", *options, "--json"))
     division = found["plan"]["division"]

@@ -15,7 +15,7 @@ from earthshine.engine import LoadedModel, SamplingParams, TokenEvent, load_mode
 from earthshine.engine.memory_limit import MemoryLimit
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.hub import GLEAM
-from earthshine.plan import Plan, Wishes
+from earthshine.plan import Plan, PlanArgs
 from earthshine.spec import load_spec
 from earthshine.units import parse_bytes
 from earthshine.weights import Checkpoint, Reader, write_manifest
@@ -36,12 +36,12 @@ def _fixed_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def planned(**options) -> Plan:
-    return plan_for(Checkpoint.open(GLEAM, load_spec(GLEAM)), Wishes(**options))
+    return plan_for(Checkpoint.open(GLEAM, load_spec(GLEAM)), PlanArgs(**options))
 
 
 @contextmanager
 def loaded(plan: Plan | None = None, **options) -> Iterator[LoadedModel]:
-    model = load_model(GLEAM, plan or Wishes(**options))
+    model = load_model(GLEAM, plan or PlanArgs(**options))
     try:
         yield model
     finally:
@@ -58,7 +58,7 @@ def answer(model: LoadedModel) -> tuple[list[float], list[tuple[int, float]]]:
 
 def smallest(**options) -> int:
     with pytest.raises(UsageError) as refusal:
-        load_model(GLEAM, Wishes(memory_bytes=1, **options))
+        load_model(GLEAM, PlanArgs(memory_bytes=1, **options))
     named = re.search(r"the smallest budget that works with a context of [0-9]+ tokens is .*: --memory ([0-9]+MiB)\.",
                       str(refusal.value))  # fmt: skip
     assert named is not None, refusal.value
@@ -111,7 +111,7 @@ def test_int8_is_close_and_is_another_thing() -> None:
 
 def test_progress_climbs_to_the_whole_of_the_trunk_and_then_of_the_experts() -> None:
     told: list[tuple[str, int, int]] = []
-    load_model(GLEAM, Wishes(), lambda *report: told.append(report)).close()
+    load_model(GLEAM, PlanArgs(), lambda *report: told.append(report)).close()
     assert list(dict.fromkeys(what for what, _, _ in told)) == ["trunk", "experts"]
     for what in ("trunk", "experts"):
         done = [at for name, at, _ in told if name == what]
@@ -151,7 +151,7 @@ def test_a_prompts_progress_climbs_layer_by_layer_to_its_new_tokens() -> None:
 )
 def test_options_that_can_not_be_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        load_model(GLEAM, Wishes(**options))
+        load_model(GLEAM, PlanArgs(**options))
 
 
 def test_fp32_needs_all_of_the_trunk() -> None:
@@ -161,7 +161,7 @@ def test_fp32_needs_all_of_the_trunk() -> None:
         assert not model.plan.division.streamed
         assert len(answer(model)[0]) > 0
     with pytest.raises(UsageError, match="the smallest budget"):
-        load_model(GLEAM, Wishes(dtype="fp32", memory_bytes=least - (64 << 20)))
+        load_model(GLEAM, PlanArgs(dtype="fp32", memory_bytes=least - (64 << 20)))
 
 
 def test_a_trunk_in_int8_stays() -> None:
@@ -197,4 +197,4 @@ def test_damage_is_found_wherever_the_trunk_lies(tmp_path, budget: Callable[[], 
     raw[extent.offset + 100] ^= 4
     extent.file.write_bytes(raw)
     with pytest.raises(CheckpointError, match=r"layers.3.attention.o does not match its checksum"):
-        answer(load_model(folder, Wishes(memory_bytes=budget())))
+        answer(load_model(folder, PlanArgs(memory_bytes=budget())))

@@ -12,7 +12,7 @@ import pytest
 
 from earthshine.engine import LoadedModel, SamplingParams, Session, TokenEvent, load_model, plan_for
 from earthshine.hub import GLEAM
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint
 
@@ -22,7 +22,7 @@ UNITS = (*(f"layers.{i}" for i in range(5)), "head")
 
 @pytest.fixture
 def streaming() -> Iterator[LoadedModel]:
-    plan = plan_for(Checkpoint.open(GLEAM, load_spec(GLEAM)), Wishes(threads=1))
+    plan = plan_for(Checkpoint.open(GLEAM, load_spec(GLEAM)), PlanArgs(threads=1))
     little = replace(plan.division, streamed=UNITS, embedding_on_disk=True, slots_per_layer=20, transit_slots=2)
     model = load_model(GLEAM, replace(plan, division=little))
     yield model

@@ -17,7 +17,7 @@ from earthshine.engine import LoadedModel, SamplingParams, TokenEvent, load_mode
 from earthshine.errors import ContextError, UsageError
 from earthshine.hub import GLEAM
 from earthshine.machine import memory_resident, memory_total
-from earthshine.plan import Plan, Wishes, model_name, plan_json, read_plan
+from earthshine.plan import Plan, PlanArgs, model_name, plan_json, read_plan
 from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint
 
@@ -39,11 +39,11 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture
 def plan(checkpoint: Checkpoint) -> Plan:
-    return plan_for(checkpoint, Wishes(2 * GIB, 512, threads=1))
+    return plan_for(checkpoint, PlanArgs(2 * GIB, 512, threads=1))
 
 
 @contextmanager
-def loaded(plan: Plan | Wishes) -> Iterator[LoadedModel]:
+def loaded(plan: Plan | PlanArgs) -> Iterator[LoadedModel]:
     model = load_model(GLEAM, plan)
     try:
         yield model
@@ -134,21 +134,21 @@ def test_a_plan_is_for_one_model(tmp_path: Path, plan: Plan, checkpoint: Checkpo
     assert plan.model == model_name(checkpoint.spec)
 
 
-def test_wishes_are_planned_for_this_process(checkpoint: Checkpoint) -> None:
-    plan = plan_for(checkpoint, Wishes())
+def test_plan_options_are_planned_for_this_process(checkpoint: Checkpoint) -> None:
+    plan = plan_for(checkpoint, PlanArgs())
     assert plan.process_bytes >= 288 * MIB
     assert plan.division.parts["process"] == plan.process_bytes
     assert plan.division.budget_bytes <= memory_total()
     assert (plan.machine, plan.forecast) == ("rates unknown", {})
     with pytest.raises(UsageError, match=r"more than this process may use here, .*; give that or less\."):
-        plan_for(checkpoint, Wishes(memory_bytes=memory_total() + 1))
-    with loaded(Wishes(threads=1)) as model:
+        plan_for(checkpoint, PlanArgs(memory_bytes=memory_total() + 1))
+    with loaded(PlanArgs(threads=1)) as model:
         assert model.plan.model == plan.model
 
 
 def test_open_sessions_share_the_plans_pages() -> None:
     """Two conversations of 500 tokens have 8 pages of 64 each, however they are divided."""
-    with loaded(Wishes(context_tokens=500, batch=2, threads=1)) as model:
+    with loaded(PlanArgs(context_tokens=500, batch=2, threads=1)) as model:
         first, second = model.session(), model.session(500)
         with pytest.raises(UsageError, match=r"A context of 1 tokens takes 1 pages, .* leave 0; close one"):
             model.session(1)
@@ -178,7 +178,7 @@ def answer_of(session: Any) -> list[int]:
 
 def test_a_session_holds_no_more_than_the_models_context() -> None:
     """However many conversations the pages are for."""
-    with loaded(Wishes(context_tokens=4096, batch=2, threads=1)) as model:
+    with loaded(PlanArgs(context_tokens=4096, batch=2, threads=1)) as model:
         with pytest.raises(UsageError, match="room for 1 to 4096"):
             model.session(4097)
         assert model.pages.left == 128
@@ -188,7 +188,7 @@ def test_pages_that_can_not_be_had_are_not_counted_as_taken(monkeypatch: pytest.
     def nothing_left(*sizes: object) -> None:
         raise ContextError("no memory")
 
-    with loaded(Wishes(context_tokens=500, threads=1)) as model:
+    with loaded(PlanArgs(context_tokens=500, threads=1)) as model:
         with monkeypatch.context() as patched:
             patched.setattr("earthshine.engine.load.PagePool", nothing_left)
             with pytest.raises(ContextError):
@@ -201,13 +201,13 @@ _PEAK = """
 import sys
 from pathlib import Path
 from earthshine.engine import load_model, plan_for
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint
 dtype, folder = sys.argv[1], Path(sys.argv[2])
-wishes = dict(dtype=dtype, threads=1, context_tokens=1600)
-least = plan_for(Checkpoint.open(folder, load_spec(folder)), Wishes(**wishes)).division.smallest
-model = load_model(folder, Wishes(least, **wishes))
+args = dict(dtype=dtype, threads=1, context_tokens=1600)
+least = plan_for(Checkpoint.open(folder, load_spec(folder)), PlanArgs(**args)).division.smallest
+model = load_model(folder, PlanArgs(least, **args))
 assert model.plan.division.budget_bytes == least
 model.session().sync([(7 * i * i + 3 * i + 11) % 5000 for i in range(1599)])
 status = Path("/proc/self/status").read_text()  # ru_maxrss would count the process that started this one

@@ -12,15 +12,15 @@ import pytest
 import earthshine
 from earthshine.engine import Engine, EngineOptions, Failed, Finished, Request, SamplingParams, TokenEvent, load_model
 from earthshine.errors import ContextError, OverloadError, UsageError
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 
 GLEAM = Path(earthshine.__file__).parent / "gleam"
 PROMPT = [(7 * i * i + 3 * i + 11) % 6000 for i in range(150)]
 
 
 @contextmanager
-def engine(options: EngineOptions | None = None, **wishes) -> Iterator[Engine]:
-    model = load_model(GLEAM, Wishes(**({"context_tokens": 512, "batch": 4} | wishes)))
+def engine(options: EngineOptions | None = None, **args) -> Iterator[Engine]:
+    model = load_model(GLEAM, PlanArgs(**({"context_tokens": 512, "batch": 4} | args)))
     made = Engine(model, options)
     try:
         yield made

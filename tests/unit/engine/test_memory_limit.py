@@ -13,7 +13,7 @@ from earthshine.engine.memory_limit import NEAR_BYTES, MemoryLimit
 from earthshine.errors import BudgetError
 from earthshine.hub import GLEAM
 from earthshine.machine import memory_resident
-from earthshine.plan import Wishes
+from earthshine.plan import PlanArgs
 
 MIB = 1 << 20
 BUDGET = 1000 * MIB
@@ -124,8 +124,8 @@ def ballast() -> Iterator[Callable[[int], None]]:
     kernels.set_threads(threads)
 
 
-def loaded(**wishes: object) -> LoadedModel:
-    return load_model(GLEAM, Wishes(**({"context_tokens": 256, "threads": 1} | wishes)))
+def loaded(**args: object) -> LoadedModel:
+    return load_model(GLEAM, PlanArgs(**({"context_tokens": 256, "threads": 1} | args)))
 
 
 def near(model: LoadedModel) -> None:

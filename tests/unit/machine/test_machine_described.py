@@ -20,10 +20,10 @@ class Sheet:
 
     processors: int
     memory_bytes: float  # what the modules hold, of which the system keeps 2%
-    channels: float  # bytes a second
+    channels: float  # bytes per second
     peak: dict[str, float]  # FLOP/s
-    drives: float  # bytes a second
-    line: float  # bits a second
+    drives: float  # bytes per second
+    line: float  # bits per second
     round_trip: float
     one_row: dict[str, float]  # of the memory's read rate
     reached: float  # of the peak, by products

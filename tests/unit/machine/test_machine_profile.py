@@ -165,7 +165,9 @@ class TestRefusals:
             written({field: value})
 
     def test_a_unit_is_called_what_it_is(self, written) -> None:
-        with pytest.raises(UsageError, match=r"memory_read is '12 GB/s'; it must be a plain number of bytes a second"):
+        with pytest.raises(
+            UsageError, match=r"memory_read is '12 GB/s'; it must be a plain number of bytes per second"
+        ):
             written({"memory_read": "12 GB/s"})
         with pytest.raises(UsageError, match=r"memory_bytes is '24 apples'; it must be .* such as 24GiB"):
             written({"memory_bytes": "24 apples"})

@@ -9,7 +9,7 @@ import pytest
 
 from earthshine.errors import UsageError
 from earthshine.machine import DiskRate, Machine, described, read_machine
-from earthshine.plan import Wishes, make_plan
+from earthshine.plan import PlanArgs, make_plan
 from earthshine.plan.explore import CONTEXTS, Case
 from earthshine.spec import ModelSpec, spec_from_config
 
@@ -31,9 +31,9 @@ def published(shared_data: Path) -> list[ModelSpec]:
     return [spec_from_config(json.loads(file.read_text())) for file in files]
 
 
-def case(spec: ModelSpec, computer: Machine, **wishes: object) -> Case | None:
+def case(spec: ModelSpec, computer: Machine, **args: object) -> Case | None:
     try:
-        return Case.of(spec, computer, Wishes(**wishes))
+        return Case.of(spec, computer, PlanArgs(**args))
     except UsageError:
         return None
 
@@ -56,13 +56,13 @@ def test_no_improvement_makes_a_token_slower(shared_data: Path) -> None:
 
 def test_what_helps_is_what_it_waits_for() -> None:
     """A model that streams waits for the disk; with all in memory neither the disk nor more memory helps."""
-    least = Case.of(big(), FLAT, Wishes(context_tokens=2048)).smallest
+    least = Case.of(big(), FLAT, PlanArgs(context_tokens=2048)).smallest
     slow = machine(disk=(DiskRate(1 << 20, 1, 1e7),))
-    streams = dict(Case.of(big(), slow, Wishes(least, 2048)).what_if())
+    streams = dict(Case.of(big(), slow, PlanArgs(least, 2048)).what_if())
     assert streams["a disk twice as fast, or a second one"] == pytest.approx(2, abs=0.05)
     assert streams["memory twice as fast"] == pytest.approx(1, abs=0.05)
     assert streams["one more GiB of memory"] > 1.5
-    whole = dict(Case.of(big(), slow, Wishes(context_tokens=2048)).what_if())
+    whole = dict(Case.of(big(), slow, PlanArgs(context_tokens=2048)).what_if())
     assert whole["a disk twice as fast, or a second one"] == whole["one more GiB of memory"] == 1
     assert 1.3 < whole["memory twice as fast"] <= 2
 
@@ -71,16 +71,16 @@ def test_faster_memory_helps_attention_where_that_waits_for_it() -> None:
     """At few rows attention waits for memory as products do; bound by computing, it gains nothing."""
     for points, least, most in ((((1, 1e9), (1000, 1e12)), 1.6, 2.0), (((1, 1e9),), 1.0, 1.1)):
         long = machine(attention=points)
-        times = dict(Case.of(big(), long, Wishes(context_tokens=100_000)).what_if())["memory twice as fast"]
+        times = dict(Case.of(big(), long, PlanArgs(context_tokens=100_000)).what_if())["memory twice as fast"]
         assert least <= times <= most
 
 
 def test_a_change_keeps_all_else(shared_data: Path) -> None:
     """One more GiB is the plan with one more GiB: the same context, whether or not that was asked for."""
     computer = MACHINES["desktop-128gb"]
-    found = Case.of(k2_6(shared_data), computer, Wishes())
+    found = Case.of(k2_6(shared_data), computer, PlanArgs())
     division = found.plan.division
-    more = Wishes(division.budget_bytes + GIB, division.context_tokens)
+    more = PlanArgs(division.budget_bytes + GIB, division.context_tokens)
     larger = replace(computer, memory_bytes=computer.memory_bytes + GIB)
     other = Case.of(k2_6(shared_data), larger, more)
     assert other.plan.division.context_tokens == division.context_tokens
@@ -90,21 +90,21 @@ def test_a_change_keeps_all_else(shared_data: Path) -> None:
 
 def test_contexts_that_can_not_be_are_left_out(shared_data: Path) -> None:
     """Those beyond the model's, and those whose pages do not fit."""
-    found = Case.of(made(max_position_embeddings=40_000), FLAT, Wishes(context_tokens=5000))
+    found = Case.of(made(max_position_embeddings=40_000), FLAT, PlanArgs(context_tokens=5000))
     assert [at for at, _, _ in found.by_context()] == [4096, 5000, 32_768]
-    tight = Case.of(k2_6(shared_data), MACHINES["mini-24gb"], Wishes(8 * GIB, 4096))
+    tight = Case.of(k2_6(shared_data), MACHINES["mini-24gb"], PlanArgs(8 * GIB, 4096))
     contexts = [at for at, _, _ in tight.by_context()]
     assert contexts == [4096, 32_768]
     with pytest.raises(UsageError, match="smallest budget"):
-        Case.of(k2_6(shared_data), MACHINES["mini-24gb"], Wishes(8 * GIB, 131_072))
-    roomy = Case.of(k2_6(shared_data), MACHINES["server-768gb"], Wishes(context_tokens=1000))
+        Case.of(k2_6(shared_data), MACHINES["mini-24gb"], PlanArgs(8 * GIB, 131_072))
+    roomy = Case.of(k2_6(shared_data), MACHINES["server-768gb"], PlanArgs(context_tokens=1000))
     assert [at for at, _, _ in roomy.by_context()] == [1000, *CONTEXTS]
 
 
 def test_each_context_is_a_plan_of_its_own() -> None:
-    found = Case.of(big(), FLAT, Wishes(GIB, 4096))
+    found = Case.of(big(), FLAT, PlanArgs(GIB, 4096))
     for at, decode, prompt in found.by_context():
-        other = Case.of(big(), FLAT, Wishes(GIB, at))
+        other = Case.of(big(), FLAT, PlanArgs(GIB, at))
         assert (decode, prompt) == (other.decode(), other.prompt(at))
         assert prompt.tokens == at
 
@@ -112,7 +112,7 @@ def test_each_context_is_a_plan_of_its_own() -> None:
 @pytest.mark.parametrize("context", [None, 20_000])
 def test_budgets_run_from_the_smallest_for_this_context_to_the_machines_memory(context: int | None) -> None:
     computer = machine(memory_bytes=6 * GIB)
-    found = Case.of(big(), computer, Wishes(context_tokens=context))
+    found = Case.of(big(), computer, PlanArgs(context_tokens=context))
     division = found.plan.division
     budgets = list(found.by_budget())
     sizes = [at for at, _, _ in budgets]
@@ -122,24 +122,24 @@ def test_budgets_run_from_the_smallest_for_this_context_to_the_machines_memory(c
     assert division.budget_bytes in sizes
     assert len(sizes) == 6
     with pytest.raises(UsageError):
-        make_plan(big(), Wishes(found.smallest - 1, division.context_tokens), computer)
+        make_plan(big(), PlanArgs(found.smallest - 1, division.context_tokens), computer)
     for at, decode, prompt in budgets:
-        other = Case.of(big(), computer, Wishes(at, division.context_tokens))
+        other = Case.of(big(), computer, PlanArgs(at, division.context_tokens))
         assert (decode, prompt) == (other.decode(), other.prompt(division.context_tokens // 2))
     assert all(more[1].seconds <= less[1].seconds * 1.001 for less, more in pairwise(budgets))
 
 
 def test_the_smallest_is_for_the_plans_own_context() -> None:
     """A context that nobody asked for grows with the budget, and the least budget for it is more than that for 2048."""
-    found = Case.of(big(), machine(memory_bytes=6 * GIB), Wishes())
+    found = Case.of(big(), machine(memory_bytes=6 * GIB), PlanArgs())
     assert found.plan.division.context_tokens == 32_768
     assert found.smallest > found.plan.division.smallest + 25_000 * found.sizes.kept
-    asked = Case.of(big(), machine(memory_bytes=6 * GIB), Wishes(context_tokens=32_768))
+    asked = Case.of(big(), machine(memory_bytes=6 * GIB), PlanArgs(context_tokens=32_768))
     assert found.smallest == asked.smallest == asked.plan.division.smallest
 
 
 def test_a_plan_decodes_at_its_own_context_unless_told() -> None:
-    found = Case.of(big(), FLAT, Wishes(GIB + 300 * MIB, 8192, batch=2))
+    found = Case.of(big(), FLAT, PlanArgs(GIB + 300 * MIB, 8192, batch=2))
     assert found.decode() == found.decode(8192) == found.plan.forecast["decode at 8192"]
     assert found.decode(1) == found.plan.forecast["decode at 1"]
     assert found.prompt(4096) == found.plan.forecast["first token of 4096"]

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from earthshine.machine import DiskRate
-from earthshine.plan import Cost, Forecaster, Load, Sizes, Wishes, divide, make_plan, sizes_of
+from earthshine.plan import Cost, Forecaster, Load, PlanArgs, Sizes, divide, make_plan, sizes_of
 from earthshine.plan.budget import Wanted
 from earthshine.plan.routing import Routing
 from earthshine.spec import ModelSpec
@@ -188,7 +188,7 @@ def planned(memory: int, disk: float = 1e9, batch: int = 1) -> tuple[Cost, Cost]
     """Of a model of 1.4 GB whose experts take most of it, in so much memory."""
     big = made("int4", moe_intermediate_size=4096, num_hidden_layers=9, n_routed_experts=96)
     fast = machine(disk=(DiskRate(1 << 20, 1, disk),))
-    plan = make_plan(big, Wishes(memory, 1024, batch), fast)
+    plan = make_plan(big, PlanArgs(memory, 1024, batch), fast)
     return plan.forecast["decode at 1024"], plan.forecast["first token of 512"]
 
 

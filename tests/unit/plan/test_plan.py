@@ -1,4 +1,4 @@
-"""Plans: what can not be is refused in sentences, the same wishes give the same plan, and nothing changes one."""
+"""Plans: what can not be is refused in sentences, the same arguments give the same plan, and nothing changes one."""
 
 import dataclasses
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from earthshine.errors import UsageError
-from earthshine.plan import Plan, Wishes, check_division, make_plan, model_name, plan_json, sizes_of
+from earthshine.plan import Plan, PlanArgs, check_division, make_plan, model_name, plan_json, sizes_of
 from earthshine.plan.plan import MEMORY_SHARE, PROCESS_BYTES
 
 from .made_up import FLAT, GIB, MIB, machine, made
@@ -17,31 +17,31 @@ SMALL = machine(memory_bytes=2 * GIB)
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("args", "said"),
     [
-        (Wishes(trunk="fp4"), "'fp4' is not a form of the trunk; choose one of bf16, int8"),
-        (Wishes(dtype="fp16"), "'fp16' is not a dtype here; choose one of bf16, fp32"),
-        (Wishes(trunk="int8", dtype="fp32"), "int8 takes bf16 activations"),
-        (Wishes(threads=0), "0 threads are not possible; choose 1 to 512"),
-        (Wishes(threads=513), "513 threads"),
-        (Wishes(batch=0), "A batch of 0 is not possible; choose 1 to 4096"),
-        (Wishes(batch=4097), "A batch of 4097"),
-        (Wishes(context_tokens=0), "A context of 0 tokens is not possible; this model takes 1 to 4096"),
-        (Wishes(context_tokens=4097), "A context of 4097 tokens"),
-        (Wishes(skew=-0.1), "A skew of -0.1 is not possible; choose 0"),
-        (Wishes(skew=4.01), "A skew of 4.01"),
-        (Wishes(skew=float("nan")), "A skew of nan"),
-        (Wishes(memory_bytes=2 * GIB + 1), "--memory 2.00 GiB is more than made up has, 2.00 GiB"),
-        (Wishes(memory_bytes=0), "the smallest budget that works"),
-        (Wishes(memory_bytes=-5), "the smallest budget that works"),
-        (Wishes(memory_bytes=400 * MIB), "the smallest budget that works"),
-        (Wishes(batch=4096), "for each of 4096 conversations"),
+        (PlanArgs(trunk="fp4"), "'fp4' is not a form of the trunk; choose one of bf16, int8"),
+        (PlanArgs(dtype="fp16"), "'fp16' is not a dtype here; choose one of bf16, fp32"),
+        (PlanArgs(trunk="int8", dtype="fp32"), "int8 takes bf16 activations"),
+        (PlanArgs(threads=0), "0 threads are not possible; choose 1 to 512"),
+        (PlanArgs(threads=513), "513 threads"),
+        (PlanArgs(batch=0), "A batch of 0 is not possible; choose 1 to 4096"),
+        (PlanArgs(batch=4097), "A batch of 4097"),
+        (PlanArgs(context_tokens=0), "A context of 0 tokens is not possible; this model takes 1 to 4096"),
+        (PlanArgs(context_tokens=4097), "A context of 4097 tokens"),
+        (PlanArgs(skew=-0.1), "A skew of -0.1 is not possible; choose 0"),
+        (PlanArgs(skew=4.01), "A skew of 4.01"),
+        (PlanArgs(skew=float("nan")), "A skew of nan"),
+        (PlanArgs(memory_bytes=2 * GIB + 1), "--memory 2.00 GiB is more than made up has, 2.00 GiB"),
+        (PlanArgs(memory_bytes=0), "the smallest budget that works"),
+        (PlanArgs(memory_bytes=-5), "the smallest budget that works"),
+        (PlanArgs(memory_bytes=400 * MIB), "the smallest budget that works"),
+        (PlanArgs(batch=4096), "for each of 4096 conversations"),
     ],
     ids=str,
 )
-def test_wishes_that_can_not_be_are_refused(wishes: Wishes, said: str) -> None:
+def test_plan_options_that_can_not_be_are_refused(args: PlanArgs, said: str) -> None:
     with pytest.raises(UsageError) as refusal:
-        make_plan(SPEC, wishes, SMALL)
+        make_plan(SPEC, args, SMALL)
     assert said in str(refusal.value)
     assert str(refusal.value).endswith(".")
     assert "\n" not in str(refusal.value)
@@ -50,33 +50,33 @@ def test_wishes_that_can_not_be_are_refused(wishes: Wishes, said: str) -> None:
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_smallest_budget_named_is_one_that_works(dtype: str, batch: int) -> None:
-    found = make_plan(SPEC, Wishes(2 * GIB, 1000, batch, dtype=dtype), SMALL).division.smallest
-    plan = make_plan(SPEC, Wishes(found, 1000, batch, dtype=dtype), SMALL)
+    found = make_plan(SPEC, PlanArgs(2 * GIB, 1000, batch, dtype=dtype), SMALL).division.smallest
+    plan = make_plan(SPEC, PlanArgs(found, 1000, batch, dtype=dtype), SMALL)
     assert plan.division.planned_bytes <= found == plan.division.budget_bytes
     with pytest.raises(UsageError, match="smallest"):
-        make_plan(SPEC, Wishes(found - 1, 1000, batch, dtype=dtype), SMALL)
+        make_plan(SPEC, PlanArgs(found - 1, 1000, batch, dtype=dtype), SMALL)
 
 
 def test_without_a_budget_there_is_one_from_what_is_free_else_from_the_machine() -> None:
-    assert make_plan(SPEC, Wishes(), FLAT).division.budget_bytes == int(MEMORY_SHARE * 64 * GIB)
+    assert make_plan(SPEC, PlanArgs(), FLAT).division.budget_bytes == int(MEMORY_SHARE * 64 * GIB)
     process = 300 * MIB
-    free = make_plan(SPEC, Wishes(), FLAT, process_bytes=process, available_bytes=GIB)
+    free = make_plan(SPEC, PlanArgs(), FLAT, process_bytes=process, available_bytes=GIB)
     assert free.division.budget_bytes == process + int(MEMORY_SHARE * GIB)
     assert free.process_bytes == free.division.parts["process"] == process
-    named = make_plan(SPEC, Wishes(3 * GIB), FLAT, available_bytes=GIB)
+    named = make_plan(SPEC, PlanArgs(3 * GIB), FLAT, available_bytes=GIB)
     assert named.division.budget_bytes == 3 * GIB
     with pytest.raises(UsageError, match="needs a budget; name one with --memory"):
-        make_plan(SPEC, Wishes())
+        make_plan(SPEC, PlanArgs())
 
 
 def test_without_a_machine_there_is_no_forecast() -> None:
-    plan = make_plan(SPEC, Wishes(2 * GIB), processors=3)
+    plan = make_plan(SPEC, PlanArgs(2 * GIB), processors=3)
     assert (plan.machine, plan.threads, dict(plan.forecast)) == ("rates unknown", 3, {})
-    assert plan.division == make_plan(SPEC, Wishes(2 * GIB), SMALL).division
+    assert plan.division == make_plan(SPEC, PlanArgs(2 * GIB), SMALL).division
 
 
-def test_a_plan_says_what_was_wished_for() -> None:
-    plan = make_plan(SPEC, Wishes(GIB, 512, 4, 7, "int8", skew=0.5), SMALL)
+def test_a_plan_says_what_was_asked_for() -> None:
+    plan = make_plan(SPEC, PlanArgs(GIB, 512, 4, 7, "int8", skew=0.5), SMALL)
     division = plan.division
     assert (plan.machine, plan.trunk, plan.dtype, plan.threads) == ("made up", "int8", "bf16", 7)
     assert (division.budget_bytes, division.context_tokens, division.batch) == (GIB, 512, 4)
@@ -84,41 +84,41 @@ def test_a_plan_says_what_was_wished_for() -> None:
     assert set(plan.forecast) == {"decode at 1", "decode at 512", "first token of 256"}
     assert plan.forecast["decode at 512"].tokens == 4
     assert plan.forecast["first token of 256"].tokens == 256
-    assert make_plan(SPEC, Wishes(GIB), SMALL).threads == 4, "the machine's processors"
-    assert set(make_plan(SPEC, Wishes(GIB, 1), SMALL).forecast) == {"decode at 1", "first token of 1"}
+    assert make_plan(SPEC, PlanArgs(GIB), SMALL).threads == 4, "the machine's processors"
+    assert set(make_plan(SPEC, PlanArgs(GIB, 1), SMALL).forecast) == {"decode at 1", "first token of 1"}
 
 
 def test_the_skew_changes_the_forecast_alone() -> None:
-    tight = make_plan(SPEC, Wishes(GIB, 512), SMALL).division.smallest
-    even, skewed = (make_plan(SPEC, Wishes(tight, 512, skew=skew), SMALL) for skew in (0.0, 0.9))
+    tight = make_plan(SPEC, PlanArgs(GIB, 512), SMALL).division.smallest
+    even, skewed = (make_plan(SPEC, PlanArgs(tight, 512, skew=skew), SMALL) for skew in (0.0, 0.9))
     assert even.division == skewed.division
     assert dataclasses.replace(even, forecast={}) == dataclasses.replace(skewed, forecast={})
 
 
 @pytest.mark.parametrize(("trunk", "dtype"), [("int8", "bf16"), ("bf16", "fp32")])
 def test_a_trunk_in_another_form_stays(trunk: str, dtype: str) -> None:
-    wishes = Wishes(64 * GIB, 512, trunk=trunk, dtype=dtype)
-    least = make_plan(SPEC, wishes, FLAT).division.smallest
-    assert make_plan(SPEC, dataclasses.replace(wishes, memory_bytes=least), FLAT).division.streamed == ()
+    args = PlanArgs(64 * GIB, 512, trunk=trunk, dtype=dtype)
+    least = make_plan(SPEC, args, FLAT).division.smallest
+    assert make_plan(SPEC, dataclasses.replace(args, memory_bytes=least), FLAT).division.streamed == ()
 
 
 def test_fp32_has_room_for_a_contexts_latents_once_more() -> None:
     """Of one conversation at a time."""
     sizes = sizes_of(SPEC, "fp32")
     spaces = [
-        make_plan(SPEC, Wishes(64 * GIB, context, batch, dtype="fp32"), FLAT).division.parts["workspace"]
+        make_plan(SPEC, PlanArgs(64 * GIB, context, batch, dtype="fp32"), FLAT).division.parts["workspace"]
         for context, batch in ((4096, 1), (1, 1), (4096, 3), (1, 3))
     ]
     assert spaces[0] - spaces[1] == spaces[2] - spaces[3] == 4095 * sizes.gathered > 0
     for memory in range(711, 1100, 13):
-        plan = make_plan(SPEC, Wishes(memory * MIB, dtype="fp32"), FLAT)
+        plan = make_plan(SPEC, PlanArgs(memory * MIB, dtype="fp32"), FLAT)
         assert plan.division.planned_bytes <= memory * MIB
 
 
 def test_a_plan_too_small_to_load_what_it_holds_is_refused() -> None:
     """Though its parts fit: a trunk that is rounded takes more on the way than in the end."""
     sizes = dataclasses.replace(sizes_of(SPEC, trunk="int8"), loading=GIB)
-    division = make_plan(SPEC, Wishes(3 * GIB, 512, trunk="int8"), FLAT, sizes=sizes).division
+    division = make_plan(SPEC, PlanArgs(3 * GIB, 512, trunk="int8"), FLAT, sizes=sizes).division
     check_division(division, sizes, PROCESS_BYTES)
     tight = dataclasses.replace(division, budget_bytes=PROCESS_BYTES + GIB)
     assert tight.planned_bytes < tight.budget_bytes
@@ -127,11 +127,11 @@ def test_a_plan_too_small_to_load_what_it_holds_is_refused() -> None:
 
 
 def test_the_same_inputs_give_the_same_plan_in_another_process() -> None:
-    here = plan_json(make_plan(SPEC, Wishes(GIB, 1000), SMALL))
+    here = plan_json(make_plan(SPEC, PlanArgs(GIB, 1000), SMALL))
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from unit.plan.made_up import *; "
         "from earthshine.plan import *; "
-        "print(plan_json(make_plan(made(), Wishes(GIB, 1000), machine(memory_bytes=2 * GIB))), end='')"
+        "print(plan_json(make_plan(made(), PlanArgs(GIB, 1000), machine(memory_bytes=2 * GIB))), end='')"
     )
     tests = __file__.rsplit("/unit/", 1)[0]
     done = subprocess.run([sys.executable, "-c", code, tests], capture_output=True, text=True, check=True, timeout=300)
@@ -139,7 +139,7 @@ def test_the_same_inputs_give_the_same_plan_in_another_process() -> None:
 
 
 def test_a_plan_is_frozen() -> None:
-    plan: Plan = make_plan(SPEC, Wishes(GIB), SMALL)
+    plan: Plan = make_plan(SPEC, PlanArgs(GIB), SMALL)
     for value, name in ((plan, "threads"), (plan.division, "batch"), (plan.forecast["decode at 1"], "seconds")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, name, 1)
@@ -157,5 +157,5 @@ def test_sizes_may_be_given() -> None:
     """As the engine does for files whose headers say more than their config."""
     sizes = sizes_of(SPEC)
     bigger = dataclasses.replace(sizes, expert=sizes.expert + MIB)
-    plain, other = (make_plan(SPEC, Wishes(2 * GIB), SMALL, sizes=given) for given in (None, bigger))
+    plain, other = (make_plan(SPEC, PlanArgs(2 * GIB), SMALL, sizes=given) for given in (None, bigger))
     assert other.division.parts["expert slots"] - plain.division.parts["expert slots"] == 32 * MIB

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from earthshine.errors import UsageError
-from earthshine.plan import Cost, Division, Plan, Wishes, make_plan, plan_json, read_plan
+from earthshine.plan import Cost, Division, Plan, PlanArgs, make_plan, plan_json, read_plan
 
 from .made_up import FLAT, GIB, made
 
@@ -34,8 +34,8 @@ PLANS = st.builds(
 def plan() -> Plan:
     """One that streams, so that nothing in it is empty."""
     spec = made("int4", moe_intermediate_size=4096, num_hidden_layers=9, n_routed_experts=96, vocab_size=400_000)
-    smallest = make_plan(spec, Wishes(64 * GIB, 2048), FLAT).division.smallest
-    found = make_plan(spec, Wishes(smallest + (30 << 20), 2048), FLAT)
+    smallest = make_plan(spec, PlanArgs(64 * GIB, 2048), FLAT).division.smallest
+    found = make_plan(spec, PlanArgs(smallest + (30 << 20), 2048), FLAT)
     assert found.division.streamed
     assert found.division.transit_slots
     return found

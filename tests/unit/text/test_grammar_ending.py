@@ -46,12 +46,12 @@ KINDS: list[tuple[dict[str, Any], _Check]] = [
 ]
 
 
-def _drawn(house: House, grammar: Grammar, seed: int, wishes: range, limit: int = 300) -> list[int]:
+def _drawn(house: House, grammar: Grammar, seed: int, args: range, limit: int = 300) -> list[int]:
     """Random tokens; at those of these numbers, the model itself would end its reply."""
     draw, constraint = random.Random(seed), grammar.start()
     ids: list[int] = []
-    while len(ids) < wishes.start + limit:
-        mask = constraint.allowed(house.end if len(ids) in wishes else None)
+    while len(ids) < args.start + limit:
+        mask = constraint.allowed(house.end if len(ids) in args else None)
         token = draw.choice(house.allowed(mask))
         constraint.accept(token)
         if token == house.end:
