@@ -19,7 +19,7 @@ _UNREAD = ("multi_modal_data", "prompt_embeds")  # parts of a prompt in vLLM's f
 def plan_args(
     memory: str | int | None, context: int | None, batch: int, threads: int | None, trunk: str, dtype: str
 ) -> PlanArgs:
-    """LLM's options as PlanArgs, whose values are checked with the model. Raises UsageError for those of other types."""
+    """LLM's arguments for `make_plan`, which checks their values. Raises UsageError for those of other types."""
     for name, value in (("memory", memory), ("context", context), ("batch", batch), ("threads", threads)):
         optional, text = name != "batch", name == "memory" and isinstance(value, str)
         if not (text or _is_integer(value) or (optional and value is None)):
