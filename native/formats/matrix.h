@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t tile_rows = 16;
 constexpr int64_t tile_cols = 32;
 constexpr int64_t tile_words = 256;
-constexpr int64_t panel_tiles = 8;  // at most so many tiles of a panel are decoded at once: 256 columns, 8 KB
+constexpr int64_t panel_tiles = 8;  // the most tiles of a panel that are decoded at once: 256 columns, 8 KB
 
 // bf16 stored by columns: a format that only the library itself names, beside ES_BF16 and so on.
 constexpr int32_t bf16_by_columns = -1;

@@ -41,7 +41,7 @@ inline Stored stored(const es_matrix& matrix) {
 constexpr int64_t narrow = 64, wide = 128;
 constexpr int64_t many_rows = 256;  // rows packed at once: a chunk of 1024 columns of bf16 is half of an L2 cache
 
-// Up to so many rows memory, not arithmetic, sets the pace.
+// Up to this many rows memory, not arithmetic, is the bound.
 constexpr int64_t few_rows = 8;
 
 constexpr int64_t most_fetched = 512 * 1024;  // half of a second-level cache

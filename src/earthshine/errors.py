@@ -10,7 +10,7 @@ EarthshineError
 ├── BlobError           a stored conversation state is damaged or belongs to another model
 ├── BudgetError         the memory that was granted does not suffice, and nothing is left to give back
 ├── ContextError        a conversation does not fit the model's context or the cache's pages
-├── OverloadError       as many requests wait as may; later there is room again
+├── OverloadError       the queue of requests is full; later there is room again
 ├── Refused             a server's answer to a request that it does not take (server/api.py)
 ├── Unauthorized        a request's API key is missing or wrong (net/access.py)
 ├── Unreachable         a server that is to be measured does not answer (loadgen/drive.py)
@@ -65,7 +65,7 @@ class ContextError(EarthshineError):
 
 
 class OverloadError(EarthshineError):
-    """As many requests wait as may, or the server is about to end. `retry_seconds`: when to ask again."""
+    """The queue of requests is full, or the server is about to end. `retry_seconds`: when to ask again."""
 
     def __init__(self, message: str, retry_seconds: int) -> None:
         super().__init__(message)

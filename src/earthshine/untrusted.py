@@ -115,7 +115,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise _Unsound(f"holds {text}, which is no JSON number")
+    raise _Unsound(f"holds {text}, which is not a JSON number")
 
 
 def _finite(text: str) -> float:

@@ -36,7 +36,7 @@ def ask(server, raw, **headers):
         (b'{"prompt": "\xed\xa0\x80"}', "The body is not UTF-8 text: byte 12 can't be decoded."),
         (b"[1]", "The body holds no JSON object."),
         (b'{"prompt": "a", "prompt": "b"}', "The body gives the key 'prompt' twice in one object."),
-        (b'{"prompt": NaN}', "The body holds NaN, which is no JSON number."),
+        (b'{"prompt": NaN}', "The body holds NaN, which is not a JSON number."),
         (b'{"n": 1e999}', "The body holds 1e999, which is beyond the range of a number."),
         (b'{"n": ' + b"9" * 5000 + b"}", "The body holds a number with too many digits."),
         (b'{"a": ' * 40 + b"1" + b"}" * 40, "The body nests more than 32 levels deep."),

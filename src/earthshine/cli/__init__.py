@@ -1,4 +1,4 @@
-"""What a person types and sees: the commands, their output, and how failures are told. The only package that prints."""
+"""What a person types and sees: commands, their output and reports of failures. The only package that prints."""
 
 from earthshine.cli.app import main
 

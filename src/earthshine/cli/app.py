@@ -1,4 +1,4 @@
-"""The command line: one function a command, its options, and one place that turns errors into sentences.
+"""The command line: one function per command, its options, and one place that turns errors into sentences.
 
 Commands import what they need when they run, so that `inspect` on a config loads no torch. Exit codes: 0, 1 for a
 failure, 2 for wrong use, 130 when interrupted (typer sees to that).
@@ -53,7 +53,7 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(help="Longest reply; without it, to the context's end.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's own, else 0.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus; default: the model's own, else 1.")] = None,
-    top_k: Annotated[int, typer.Option(help="Sample among so many tokens; 0 for all.")] = 0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0 for all.")] = 0,
     min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
     presence_penalty: Annotated[float, typer.Option(help="Off the logit of each token generated so far.")] = 0.0,
     frequency_penalty: Annotated[float, typer.Option(help="The same, for each time it was generated.")] = 0.0,
@@ -103,7 +103,7 @@ def serve(
     name: Annotated[
         list[str] | None, typer.Option(help="What clients call the model; may be repeated; default: its own name.")
     ] = None,
-    api_keys: Annotated[Path | None, typer.Option(help="A file of keys, one a line, that only you can read.")] = None,
+    api_keys: Annotated[Path | None, typer.Option(help="A file of keys, one per line, that only you can read.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="A certificate and its chain in PEM; with --tls-key.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The certificate's key in PEM, without a password.")] = None,
     memory: Memory = None,
@@ -150,7 +150,7 @@ def serve(
 def inspect(
     model: Model = None,
     context: Annotated[
-        int | None, typer.Option(help="Where FLOPs a token are given; default: the model's, to 32768.")
+        int | None, typer.Option(help="Where FLOPs per token are given; default: the model's, to 32768.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
     make_hashes: Annotated[
@@ -257,10 +257,10 @@ def bench_serve(
     trace: Annotated[
         Path | None, typer.Option(help="Mooncake's JSON lines or Azure's CSV; default: a synthetic one.")
     ] = None,
-    requests: Annotated[int, typer.Option(help="The first so many of it.")] = 64,
-    concurrency: Annotated[int | None, typer.Option(help="So many at once; default: 8 without --speed.")] = None,
+    requests: Annotated[int, typer.Option(help="How many of its requests to send, from its start.")] = 64,
+    concurrency: Annotated[int | None, typer.Option(help="Requests at once; default: 8 without --speed.")] = None,
     speed: Annotated[
-        float | None, typer.Option(help="Send when the trace says, so many times as fast, instead of --concurrency.")
+        float | None, typer.Option(help="Send at the trace's times, this many times as fast, instead of --concurrency.")
     ] = None,
     scale: Annotated[
         float | None, typer.Option(help="Multiply all lengths; default: so that the longest fits the context.")

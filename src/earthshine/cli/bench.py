@@ -1,4 +1,4 @@
-"""`earthshine bench machine`: what this machine does in a second, measured in under a minute and saved with its date.
+"""`earthshine bench machine`: this machine's rates, measured in under a minute and saved with its date.
 
 Every figure is the median of several repeats and is shown with its least and most. What is saved is held against the
 rules of a machine's file first, so that what was written can be read. Refuses a place that can't be written before it

@@ -32,8 +32,8 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True, slots=True)
 class BenchServeOptions:
-    """What is sent where. `concurrency` requests at once, or with `speed` each at its own time, so many times as fast
-    as recorded; `scale` multiplies all lengths, None for what fits the model's context."""
+    """What is sent where. `concurrency` requests at once, or with `speed` each at its recorded time, sped up by that
+    factor; `scale` multiplies all lengths, None for what fits the model's context."""
 
     url: str = "http://127.0.0.1:8000"
     model: str | None = None
@@ -210,7 +210,7 @@ def _report(
 
 
 def _latency(done: Sequence[Sample]) -> dict[str, dict[str, float] | None]:
-    """Percentiles of seconds; a reply's mean time a token leaves out its first."""
+    """Percentiles of seconds; a reply's mean time per token leaves out its first."""
     means = [sum(s.gaps) / (s.output_tokens - 1) for s in done if s.output_tokens > 1 and s.gaps]
     return {
         "first token": percentiles([s.first for s in done if s.first is not None]),
@@ -278,5 +278,5 @@ def _draw(path: Path, report: dict[str, Any], done: Sequence[Sample]) -> None:
     rate.set(xlabel="seconds", ylabel="output tokens of ended replies")
     for panel in (waits, lengths, rate):
         panel.grid(True, which="both", alpha=0.3)
-    figure.suptitle(f"{report['model']}: {report['trace']}", parse_math=False)  # a name is no formula
+    figure.suptitle(f"{report['model']}: {report['trace']}", parse_math=False)  # a name is not a formula
     figure.savefig(path)

@@ -26,7 +26,9 @@ def plot_plan(path: Path, case: Case) -> None:
         panels[1], "memory (GiB)", "decode (tokens/s)", [(b / 2**30, cost.tokens_per_second) for b, cost, _ in budgets]
     )
     _draw(panels[2], "prompt (tokens)", "first token after (s)", [(at, cost.seconds) for at, _, cost in contexts])
-    figure.suptitle(f"{case.spec.family} on {case.machine.name}: a forecast", parse_math=False)  # a name is no formula
+    figure.suptitle(
+        f"{case.spec.family} on {case.machine.name}: a forecast", parse_math=False
+    )  # a name is not a formula
     figure.savefig(path)
 
 

@@ -1,4 +1,4 @@
-"""One line on standard error that says how far something long is; nothing where that is no terminal, or it is short."""
+"""One line on standard error with the progress of long work; nothing where that is not a terminal."""
 
 import sys
 import time
@@ -44,7 +44,7 @@ class ByteProgress(_Line):
         self._what, self._since = "", time.monotonic()
 
     def report(self, what: str, done: int, total: int) -> None:
-        """`what` is being read, so many bytes of it so far."""
+        """`what` is being read, `done` of `total` bytes so far."""
         if what != self._what:
             self._what, self._since = what, time.monotonic()
         rate = done / max(time.monotonic() - self._since, 1e-9)
@@ -55,7 +55,7 @@ class TokenProgress(_Line):
     """Tokens of a prompt that are computed."""
 
     def report(self, done: float, total: int) -> None:
-        """So many tokens' worth of `total` is done."""
+        """`done` of `total` tokens, a token being done in part after each layer."""
         elapsed = max(time.monotonic() - self._began, 1e-9)
         rate, left = done / elapsed, (total - done) * elapsed / max(done, 1e-9)
         self._show(f"reading the prompt: {done:.0f} of {total} tokens, {rate:.1f} per second, {left:.0f} s to go")

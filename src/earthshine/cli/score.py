@@ -16,7 +16,7 @@ from earthshine.engine import Session
 from earthshine.errors import UsageError
 from earthshine.hub import find_readable
 
-_MOST_NATS = 700.0  # a token; beyond it a perplexity is no number
+_MOST_NATS = 700.0  # a token; beyond it a perplexity is not a number
 
 
 def run_score(model: str, file: Path, as_json: bool, holding: Holding) -> None:

@@ -1,7 +1,7 @@
 """`earthshine serve`: a model behind the APIs that clients already speak, on a socket of this machine.
 
 The socket is bound first, so that a port in use is known before a model is loaded. Standard output gets what to paste
-into another terminal; standard error one line a request. Refuses names that clients can't write, and to be reached by
+into another terminal; standard error one line per request. Refuses names that clients can't write, and to be reached by
 other machines without keys.
 """
 
@@ -182,5 +182,5 @@ def _log(line: str) -> None:
 
 
 def _configure_log() -> None:
-    """Faults with their tracebacks go to standard error; what clients get wrong is told to them alone."""
+    """Faults with their tracebacks go to standard error; clients' mistakes are reported to them alone."""
     logging.basicConfig(level=logging.ERROR, format="%(asctime)s  %(message)s", stream=sys.stderr)

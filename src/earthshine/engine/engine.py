@@ -1,8 +1,8 @@
 """A model that serves many requests: the scheduler on a thread of its own, and a mailbox for other threads.
 
-Submitting, cancelling and asking how things stand may be done from any thread and never wait for a step. The invariant:
-a request that was accepted gets its last event, whatever happens, even if the thread itself fails. Refuses what can't
-be computed, and more requests than may wait.
+Any thread may submit, cancel and read the gauges, and never waits for a step. Invariant: a request that was accepted
+gets its last event, even if the engine's thread fails. Refuses what can't be computed, and requests beyond
+`max_queue`.
 """
 
 import os
@@ -27,7 +27,7 @@ from earthshine.machine import memory_resident
 _FLUSH_SECONDS = 60.0
 SPILL_BYTES = 1 << 20
 _SPILL = "earthshine-pages-"
-_RETRY_SECONDS = (1, 60)  # what a refused request is told, at least and at most
+_RETRY_SECONDS = (1, 60)  # the least and the most that a refused request is asked to wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class Engine:
         """Queue a request; `sink` gets its events on the engine's thread.
 
         Raises UsageError for tokens that are none of this model's, ContextError where no token could follow them, and
-        OverloadError where as many wait as may or the engine is about to end.
+        OverloadError where the queue is full or the engine is about to end.
         """
         self._check(request)
         spec = self._model.spec
@@ -150,7 +150,8 @@ class Engine:
             waiting = self._open - self._model.plan.division.batch  # those that need not wait are no queue
             if waiting >= self.options.max_queue:
                 raise OverloadError(
-                    f"{waiting} requests wait already, as many as may; ask again later.", self._retry_seconds()
+                    f"{waiting} requests are waiting, the most that may; ask again later.",
+                    self._retry_seconds(),
                 )
             sequence = TokenSequence(self._count, request, sink, self._pool.page_tokens, frozenset(spec.stop_tokens))
             self._count += 1

@@ -1,4 +1,4 @@
-"""The execution of routed experts: grouped feed-forward networks over whatever experts the store hands out.
+"""The execution of routed experts: grouped feed-forward networks over the experts that the store hands out.
 
 Invariant: the result depends on the published values alone, never on what is in memory, on the order in which reads
 end or on earlier calls; a token's experts are summed in fp32, in ascending order. Takes at most 64 MiB for outputs
@@ -163,7 +163,7 @@ class RoutedExperts:
         call.release(run, held)
 
     def _compute(self, held: Sequence[Held], x: Tensor, token: Tensor, begin: Sequence[int], each: Tensor) -> None:
-        """As kernels.moe_ffn; in fp32 each matrix is decoded, used and dropped in turn."""
+        """As kernels.moe_ffn; in fp32 each matrix is decoded, used and dropped, one after another."""
         if self.store.dtype == torch.bfloat16:
             kernels.moe_ffn(x, [cast(kernels.Expert, one.weights) for one in held], token, begin, each)
             return

@@ -25,9 +25,10 @@ from earthshine.kv import PagePool
 from earthshine.machine import Machine, memory_available, memory_resident, memory_total, processors
 from earthshine.models import Decoder, ResidentTrunk, Trunk
 from earthshine.plan import Plan, PlanArgs, check_args, check_division, make_plan, model_name
-from earthshine.plan.budget import PAGE_TOKENS, STATES_PER_SEQUENCE
+from earthshine.plan.budget import PAGE_TOKENS
 from earthshine.plan.plan import PROCESS_BYTES
 from earthshine.spec import ModelSpec, load_spec, trunk_tensors
+from earthshine.spec.attention import STATES_PER_SEQUENCE
 from earthshine.units import format_bytes
 from earthshine.untrusted import parse_object, read_file, resolve_in, shown
 from earthshine.weights import Checkpoint, ExpertStore, Manifest, Reader, StoredTrunk, exactly, load_manifest
@@ -70,7 +71,7 @@ class LoadedModel:
     pages: _Pages
 
     def session(self, context_tokens: int | None = None) -> Session:
-        """An empty session with pages of its own for `context_tokens`, by default as many as the plan gives each.
+        """An empty session with pages of its own for `context_tokens`, by default those that the plan gives each.
 
         All open sessions share the plan's pages. Raises UsageError for a context that the plan has no room for, or has
         none left for.
@@ -247,7 +248,7 @@ def read_trunk(checkpoint: Checkpoint, dtype: torch.dtype, manifest: Manifest | 
 def sampling_defaults(folder: Path) -> SamplingParams:
     """`temperature`, `top_p` and `top_k` as generation_config.json recommends them; greedy where it says nothing.
 
-    Raises CheckpointError for a file that is no JSON object of at most 1 MiB with sensible numbers there.
+    Raises CheckpointError for a file that is not a JSON object of at most 1 MiB with sensible numbers there.
     """
     path = folder / "generation_config.json"
     if not os.path.lexists(path):

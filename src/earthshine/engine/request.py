@@ -1,4 +1,4 @@
-"""What the scheduler is asked for, and what it says back: token ids and events, never text.
+"""What the scheduler takes and returns: token ids and events, never text.
 
 Every reply's events come in one order: Admitted, PromptScores if they were asked for, TokenEvents, then exactly one
 Finished or Failed, after which nothing more comes.
@@ -19,7 +19,7 @@ class Constraint(Protocol):
 
     def allowed(self, likeliest: int | None = None) -> np.ndarray | None:
         """int32 [ceil(vocab_size / 32)]: bit i of word w permits token 32 w + i. None: every token may come.
-        `likeliest`: what would be chosen without this constraint, so that a model's wish to end is known."""
+        `likeliest`: what would be chosen without this constraint, so that it is known whether the model would end."""
         ...
 
     def accept(self, token: int) -> None:
@@ -29,7 +29,7 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One choice to compute. `params.n` and `params.stop` are the submitter's business. `tenant` separates caches: only
+    """One choice to compute. The submitter acts on `params.n` and `params.stop`. `tenant` separates caches: only
     requests of the same tenant share pages; `priority`: lower comes first."""
 
     tokens: Sequence[int]

@@ -48,7 +48,7 @@ class RequestQueue:
         return max((each for each in self.running if each not in besides), key=in_order, default=None)
 
     def remove_ended(self, besides: Container[TokenSequence]) -> list[TokenSequence]:
-        """End what was cancelled, and take out and return what has ended, but for `besides`."""
+        """End what was cancelled; remove and return what has ended, except `besides`."""
         removed = []
         for sequence in [*self.running, *self.waiting]:
             if sequence.cancelled:

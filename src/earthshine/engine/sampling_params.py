@@ -53,7 +53,7 @@ class SamplingParams:
     stop: Sequence[str] = ()  # texts that end the answer; one text, or several
     stop_token_ids: Sequence[int] = ()  # in addition to the model's own
     allowed_token_ids: Sequence[int] = ()  # no others come; empty: all may
-    min_tokens: int = 0  # so many come before a stop token may
+    min_tokens: int = 0  # tokens that come before a stop token may
     ignore_eos: bool = False  # stop tokens, the model's and these, do not end the answer
     include_stop_str_in_output: bool = False
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id to what is added to its logit

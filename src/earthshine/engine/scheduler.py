@@ -122,7 +122,7 @@ class Scheduler:
         self._again: deque[Step] = deque()  # chunks of a step that failed, each to be computed alone
 
     def step(self) -> None:
-        """One step or a piece of one. Raises nothing that a single request can bear."""
+        """One step or a piece of one. An error of a request ends that request and is not raised."""
         scheduled = self.schedule()
         if scheduled is None:
             self._admission.wait(_PAGE_SECONDS)
@@ -179,7 +179,7 @@ class Scheduler:
         return self._with_pages(map(_next_token, decoding))
 
     def _failed_before(self, interruptible: bool) -> Step | None:
-        """A chunk of a step that failed, by itself, so that only whom the failure concerns bears it."""
+        """A chunk of a step that failed, by itself, so that only the request that caused it fails."""
         while self._again and (interruptible or not self._again[0].interruptible):
             step = self._again.popleft()
             (chunk,) = step.chunks
@@ -321,7 +321,7 @@ class Scheduler:
         logits: Sequence[Tensor | None]
         try:
             logits = self._logits(torch.stack([state for _, state in last])).unbind()
-        except Exception:  # then each asks alone, and only whom the failure concerns bears it
+        except Exception:  # then each alone, so that only the request that caused it fails
             logits = [None] * len(last)
         for (sequence, state), row in zip(last, logits, strict=True):
             self.counts.generated_tokens += 1
@@ -362,7 +362,7 @@ def _guarded(sequence: TokenSequence, act: Callable[[], None]) -> None:
 
 
 def as_ours(error: Exception) -> EarthshineError:
-    """What a client may be told of any failure. One that is not ours is a bug, so its traceback is logged."""
+    """A failure as an error for the client. One that is not ours is a bug, so its traceback is logged."""
     if isinstance(error, EarthshineError):
         return error
     _LOGGER.error("A request failed for a reason that has no message of its own.", exc_info=error)

@@ -130,7 +130,7 @@ class TokenSequence:
     def _send(self, event: ReplyEvent) -> None:
         try:
             self._sink(event)
-        except Exception:  # nobody waits for whom nothing can be sent to
+        except Exception:  # the client can't be reached, so nobody waits for the rest
             self.cancelled = True
 
 

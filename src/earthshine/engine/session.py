@@ -77,7 +77,7 @@ class Session:
     def sync(self, tokens: Sequence[int], progress: Callable[[float, int], None] | None = None) -> Synced:
         """Hold exactly `tokens`: keep the longest common prefix, drop the rest, compute what is missing.
 
-        At least the last token is computed, unless nothing at all changed. `progress` is told after each layer how many
+        At least the last token is computed, unless nothing at all changed. `progress` gets after each layer how many
         tokens' worth of work is done, and how many there are. Raises UsageError for token ids outside the vocabulary
         and ContextError beyond the context or the pages, both before anything changes.
         """
@@ -96,7 +96,7 @@ class Session:
         return Synced(reused, len(wanted) - reused)
 
     def generate(self, params: SamplingParams) -> Iterator[Event]:
-        """Sample after the tokens held, one event a token, then Finished. The stop token is held, but is no event.
+        """Sample after the tokens held, one event per token, then Finished. The stop token is held, but is no event.
 
         The iterator may be abandoned at any event. Raises UsageError if the session is empty, or if it was changed by
         another call between two events.

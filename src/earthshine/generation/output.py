@@ -82,7 +82,7 @@ class Choice:
         return pieces
 
     def push(self, event: Admitted | PromptScores | TokenEvent | Finished) -> None:
-        """The engine's next event, until `ended`. No cancellation: whoever cancels reads no further."""
+        """The engine's next event, until `ended`. Not Finished by cancellation: who cancels reads no further."""
         if isinstance(event, Admitted):
             if self._params.prompt_logprobs is None or len(self._prepared.tokens) == 1:
                 self._emit_prompt()

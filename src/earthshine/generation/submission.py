@@ -1,6 +1,6 @@
 """Requests on the engine: choices are submitted, their events become pieces of text, and all are cancelled at once.
 
-Knows no event loop, so that the HTTP server and `LLM` share it: whoever submits says where events go.
+Knows no event loop, so that the HTTP server and `LLM` share it: the submitter says where events go.
 """
 
 from collections.abc import Callable, Sequence

@@ -71,7 +71,7 @@ class Implementation:
 
 
 def implementations() -> tuple[Implementation, ...]:
-    """One entry an operation, sorted by name. Raises KernelError where EARTHSHINE_KERNELS can't be satisfied here."""
+    """One entry per operation, sorted by name. Raises KernelError where EARTHSHINE_KERNELS can't be satisfied here."""
     serving = _serving()
     served = [Implementation(operation, serving.name, serving.reason) for operation in _NATIVE]
     served.append(Implementation("attend", "torch", "Only training and comparisons use keys and values by head."))

@@ -1,8 +1,8 @@
-"""What the kernels do in a second on this machine: memory read, products by stored weights, attention over latents.
+"""The kernels' rates on this machine: memory read, products by stored weights, attention over latents.
 
-Every function returns plain numbers, one a repeat, and leaves the median to its caller. Weights and latents are cut
-from one region of memory and taken in turn, so that at few rows they come from memory and not from a cache, as a
-model's do. Refuses a region that holds less than one of what is measured.
+Every function returns plain numbers, one per repeat, and leaves the median to its caller. Weights and latents are cut
+from one region of memory and used one after another, so that at few rows they come from memory and not from a cache,
+as a model's do. Refuses a region that holds less than one of what is measured.
 """
 
 import ctypes
@@ -89,7 +89,7 @@ def linear_rates(memory: Memory, form: str, rows: int, repeats: int) -> list[flo
 
 
 def expert_rates(memory: Memory, form: str, rows: int, repeats: int) -> list[float]:
-    """FLOP/s of `kernels.moe_ffn` over experts of a format, with so many rows each; up to eight experts a call."""
+    """FLOP/s of `kernels.moe_ffn` over experts of a format, `rows` each; up to eight experts per call."""
     experts = list(_experts(memory, FORMATS[form]))
     n = min(_TOGETHER if rows < 64 else 1, len(experts))
     groups = [experts[first : first + n] for first in range(0, len(experts) - n + 1, n)]
@@ -121,7 +121,7 @@ def attention_rates(memory: Memory, n_heads: int, tokens: int, repeats: int) -> 
 
 
 def _rates(calls: Iterator[Callable[[], object]], least: int, repeats: int) -> list[float]:
-    """Calls per second in each repeat of at least so many calls, at least one repeat; the first call is not counted."""
+    """Calls per second in each of at least one repeat, of `least` calls or more; the first call is not counted."""
     began = time.perf_counter()
     next(calls)()
     once = max(time.perf_counter() - began, 1e-9)

@@ -219,7 +219,7 @@ class KVBlob:
 
 
 def read_header(file: BinaryIO, limit_bytes: int) -> BlobHeader:
-    """The header alone, for whoever decides whether to read on. Raises BlobError."""
+    """The header alone, so that the caller can decide whether to read on. Raises BlobError."""
     return unpack_header(file, limit_bytes)[0]
 
 

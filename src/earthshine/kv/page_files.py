@@ -187,7 +187,7 @@ class PageFiles:
             return self._changed.wait_for(lambda: not self._jobs and not self._busy, seconds)
 
     def close(self) -> None:
-        """End the thread after the page that it writes; those that wait are told False. The folder is free again."""
+        """End the thread after the page that it writes; those that wait get False. The folder is free again."""
         with self._changed:
             if self._closed:
                 return
@@ -203,7 +203,7 @@ class PageFiles:
         return BlobHeader(self._layout, self._page_tokens, tuple(tokens), 0, start, prior)
 
     def _stamp(self) -> int:
-        """Nanoseconds since 1970 that grow with every call, so that files are told apart by them."""
+        """Nanoseconds since 1970 that grow with every call, so that file names differ by them."""
         with self._changed:
             self._stamp_ns = max(self._stamp_ns + 1, time.time_ns())
             return self._stamp_ns

@@ -128,7 +128,7 @@ class PageFolder:
                 os.close(shelf)
 
     def close(self) -> None:
-        """Give the folder to whoever wants it next. Nothing else may be called afterwards."""
+        """Unlock the folder for the next process. Nothing else may be called afterwards."""
         held, self._lock, self._home = (self._lock, self._home), -1, -1
         for descriptor in held:
             if descriptor >= 0:

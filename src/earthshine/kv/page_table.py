@@ -162,7 +162,7 @@ class PageTable:
         return length if self.recurrence is None else self.recurrence.nearest(length, self._length)
 
     def truncate(self, length: int) -> int:
-        """Forget the positions from `length` on and whatever is reserved; pages without a token return.
+        """Forget the positions from `length` on and all that is reserved; pages without a token return.
 
         Returns the length that is left, as `nearest` gives it.
         """
@@ -182,9 +182,9 @@ class PageTable:
         return length
 
     def fork(self, length: int) -> "PageTable":
-        """A page table of the first `length` tokens, or as many as `nearest` gives, that shares their pages.
+        """A page table of the first `nearest(length)` tokens that shares their pages.
 
-        Whoever writes first copies the last page.
+        The first to write copies the last page.
         """
         if not 0 <= length <= self._length:
             raise UsageError(f"A page table of {self._length} tokens can't be forked at {length}.")

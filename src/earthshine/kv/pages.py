@@ -1,8 +1,8 @@
 """The pool of pages: the rows of every layer, a free list, and a count of holders for each page.
 
 A page holds what `page_tokens` consecutive tokens of a sequence keep in every layer. Pages of a shared prefix have
-several holders and return to the free list with the last of them. The pool never grows: when pages run out, the
-request is refused and nothing has changed. Not for concurrent use; one step runs at a time.
+several holders and return to the free list with the last of them. The pool never grows: when pages run out,
+an allocation raises ContextError and nothing has changed. Not for concurrent use; one step runs at a time.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,20 @@ from torch import Tensor
 from earthshine.errors import ContextError, UsageError
 from earthshine.kv.places import Places
 from earthshine.kv.states import StatePool
-from earthshine.spec.attention import Kept, Rows, State
+from earthshine.spec.attention import STATES_PER_SEQUENCE, Kept, Rows, State
 from earthshine.units import format_bytes
 
 
 class PagePool(Places):
     """`kept`: by layer, what a sequence keeps there. A page that nobody holds has undefined values.
 
-    `states`: of models that keep recurrent states, `n_states` of them; None for others. Raises UsageError for sizes
-    below one and ContextError where the memory can't be had.
+    `states`: `n_states` slots for recurrent states, by default those of one sequence; None where the model keeps none.
+    Raises UsageError for sizes below one and ContextError where the memory can't be had.
     """
 
-    def __init__(self, kept: Kept, page_tokens: int, n_pages: int, dtype: torch.dtype, n_states: int = 4) -> None:
+    def __init__(
+        self, kept: Kept, page_tokens: int, n_pages: int, dtype: torch.dtype, n_states: int = STATES_PER_SEQUENCE
+    ) -> None:
         places = {
             (layer, index): part.width
             for layer, parts in enumerate(kept)

@@ -1,7 +1,7 @@
 """Pages that were computed once, found again by what they hold: in the pool first, then on disk.
 
-Invariant: a page in here is full and never written again; one that only the cache holds may go whenever room is needed,
-the longest unused and the deepest of its sequence first. Reads and writes of the files are other threads' work; the
+Invariant: a cached page is full and never written again; one that only the cache holds may be evicted, the longest
+unused and the deepest of its sequence first. Reads and writes of the files are other threads' work; the
 rest is for the thread that owns the pool.
 """
 
@@ -94,9 +94,9 @@ class PrefixCache:
         return next((at for at, each in enumerate(keys) if each.key not in self.files), len(keys))
 
     def fetch(self, keys: Sequence[PageKey], tokens: Sequence[int]) -> PageFetch:
-        """Begin to read the leading `keys` that are on disk into pages of the pool, as many as there is room for.
+        """Begin to read the leading `keys` that are on disk into pages of the pool, as far as there is room.
 
-        `tokens`: of the whole sequence. Whatever comes of it, `end_fetch` is to be called once nobody waits for it.
+        `tokens`: of the whole sequence. The caller must call `end_fetch` once nobody waits for it.
         """
         count = min(self.on_disk(keys), self.room())
         if not self.make_room(count):
@@ -141,7 +141,7 @@ class PrefixCache:
             held.state = state
 
     def spill(self, keys: Sequence[PageKey]) -> None:
-        """Someone will come back for these: they go to the files before they are forgotten."""
+        """These will be needed again, as after a preemption: they go to the files before they are evicted."""
         for each in keys:
             held = self._held.get(each.key)
             if held is not None and self.files is not None:

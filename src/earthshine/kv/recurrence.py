@@ -1,17 +1,15 @@
 """One sequence's recurrent state: the slot after its last token, the slot that a step writes, and its checkpoints.
 
 A recurrent state can only be extended, so a sequence can be cut only where a state was kept: a checkpoint. A step
-leaves one at the last page boundary that it passes. Two are kept: while a reply is decoded that of its prompt and the
-latest, so that the next prompt can follow either. A sequence takes at most
-four slots.
+leaves one at the last page boundary that it passes. Two are kept: during decoding that of the prompt and the latest,
+so that the next prompt can continue from either. A sequence takes at most STATES_PER_SEQUENCE slots.
 """
 
 from dataclasses import dataclass
 
 from earthshine.errors import ContextError
 from earthshine.kv.states import StatePool
-
-_MOST_CHECKPOINTS = 2
+from earthshine.spec.attention import MOST_CHECKPOINTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ class Recurrence:
         self._slot, self._segments = last.target, []
         if length % self._page_tokens == 0:
             self._pool.hold([self._slot])
-            self._drop_checkpoints(_MOST_CHECKPOINTS - 1, newest_first=decoding)
+            self._drop_checkpoints(MOST_CHECKPOINTS - 1, newest_first=decoding)
             self._checkpoints[length] = self._slot
 
     def drop_step(self) -> None:
@@ -123,9 +121,9 @@ class Recurrence:
         return other
 
     def _take(self, count: int) -> list[int]:
-        """As many slots, or one where a second, for a checkpoint, is not there; checkpoints go before a step fails."""
+        """`count` slots, or one where none is left for a checkpoint. Drops checkpoints before a step fails."""
         if count > 1:
-            self._drop_checkpoints(_MOST_CHECKPOINTS - 1)
+            self._drop_checkpoints(MOST_CHECKPOINTS - 1)
         try:
             return self._pool.take(count)
         except ContextError:

@@ -64,7 +64,7 @@ def parse_site(url: str, key: str = "", timeout_seconds: float = 600.0) -> Site:
         parts, port = urllib.parse.SplitResult("", "", "", "", ""), None
     plain = url.isascii() and url.isprintable() and " " not in url
     if not plain or parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise UsageError(f"{shown(url)} is no server's address; write one such as http://127.0.0.1:8000.")
+        raise UsageError(f"{shown(url)} is not a server's address; write one such as http://127.0.0.1:8000.")
     if parts.query or parts.fragment or port == 0:
         raise UsageError(f"{shown(url)} has more than a host, a port and a path; write http://127.0.0.1:8000.")
     tls = parts.scheme == "https"
@@ -100,7 +100,7 @@ async def call(site: Site, method: str, path: str, body: bytes, taker: Taker) ->
     except OSError as error:
         return f"the connection broke: {_reason(error)}"
     except ValueError:
-        return "the answer is no HTTP"
+        return "the answer is not HTTP"
     finally:
         if writer is not None:
             writer.transport.abort()
@@ -150,7 +150,7 @@ class _Reply:
         self._chunked = False
 
     def feed(self, data: bytes) -> bytes:
-        """What of the body this brings. Raises ValueError for what is no HTTP."""
+        """What of the body this brings. Raises ValueError for what is not HTTP."""
         if self.status == 0:
             self._head += data
             head, found, data = self._head.partition(b"\r\n\r\n")

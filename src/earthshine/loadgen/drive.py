@@ -1,8 +1,8 @@
 """Drives a running server with a trace and times what comes back: the measuring client of `earthshine bench serve`.
 
-One asyncio loop, one connection a request. Times are taken as bytes arrive, connecting included. Every request ends as
-one Sample, failed or not: the server is untrusted too, so what it sends is bounded, and what it gets wrong is counted
-and never believed. Raises Unreachable where there is no server to measure, or it refuses the trial request.
+One asyncio loop, one connection per request. Times are taken as bytes arrive, connecting included. Every request ends
+as one Sample, failed or not: the server is untrusted too, so what it sends is bounded, and what it gets wrong is
+counted and never believed. Raises Unreachable where there is no server to measure, or it refuses the trial request.
 """
 
 import asyncio
@@ -190,7 +190,7 @@ class _Stream:
             return False
         event = parsed(raw)
         if not isinstance(event, dict):
-            self.problem = "an event is no JSON object"
+            self.problem = "an event is not a JSON object"
             return False
         if event.get("error"):
             self.problem = f"an error in the stream: {error_message(event)}"
@@ -239,7 +239,7 @@ async def _weighed(target: Target) -> Target:
 
 
 async def _trial(target: Target, units: int) -> int | None:
-    """Tokens of a prompt of so many units, as the server counts them."""
+    """Tokens of a prompt of `units` words, as the server counts them."""
     body = _body(target, list(range(units)), 2, stream=False)
     found = await _ask(target.site, "POST", _PATHS[target.api], body)
     return _count(found.get("usage"), "prompt_tokens")

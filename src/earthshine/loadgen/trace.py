@@ -184,7 +184,7 @@ def _azure(line: bytes, place: str) -> Arrival:
     try:
         at = datetime.datetime.fromisoformat(fields[0]).replace(tzinfo=datetime.UTC).timestamp()
     except ValueError:
-        raise UsageError(f"{place} begins with {shown(fields[0])}, which is no time YYYY-MM-DD hh:mm:ss.") from None
+        raise UsageError(f"{place} begins with {shown(fields[0])}, which is not a time YYYY-MM-DD hh:mm:ss.") from None
     tokens, reply = (
         _length(int(text) if text.isdecimal() and len(text) < 10 else text, name, place)
         for name, text in (("ContextTokens", fields[1]), ("GeneratedTokens", fields[2]))

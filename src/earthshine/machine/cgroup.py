@@ -60,7 +60,7 @@ def _memory_most(group: _Group) -> int | None:
 
 
 def _cpu_time(group: _Group) -> tuple[int | None, int | None]:
-    """Microseconds that may be used of each so many."""
+    """Microseconds of processor time per period, and the period."""
     if group.version == 1:
         return _integer(group.folder / "cpu.cfs_quota_us"), _integer(group.folder / "cpu.cfs_period_us")
     words = (*_text(group.folder / "cpu.max").split(), "", "")

@@ -1,4 +1,4 @@
-"""The seam between measuring and planning: one frozen value for what a computer does in a second, and its JSON file.
+"""The seam between measuring and planning: one frozen value of a computer's rates, and its JSON file.
 
 A measured profile is dated and says which machine it belongs to; a described one is written from data sheets, and its
 `source` says from which. Files are not believed: every key is known, every rate lies within what hardware can do, rows
@@ -28,7 +28,7 @@ Points = tuple[tuple[int, float], ...]  # rows, FLOP/s
 
 @dataclass(frozen=True, slots=True)
 class DiskRate:
-    """Reads of so many bytes, so many at once: bytes per second in all."""
+    """Reads of `block_bytes`, `depth` at once: the bytes per second of all together."""
 
     block_bytes: int
     depth: int
@@ -45,7 +45,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a computer does in a second.
+    """A computer's rates.
 
     FLOP/s of a product at some rows of activations are 2 * the weight's values * rows / seconds, so that the bytes a
     second at one row follow from the format's bytes a value.
@@ -85,7 +85,7 @@ class Machine:
         return _between(self.products[form], rows)
 
     def attention_flops(self, rows: float) -> float:
-        """FLOP/s of attention over latents, where so many query rows share each."""
+        """FLOP/s of attention over latents, where `rows` query rows share each."""
         return _between(self.attention, rows)
 
 
@@ -123,7 +123,7 @@ def _from_text(raw: bytes, what: str) -> Machine:
 
 
 def machine_json(machine: Machine) -> str:
-    """What `read_machine` reads back to an equal value; a figure that is no number raises UsageError."""
+    """What `read_machine` reads back to an equal value; a figure that is not a number raises UsageError."""
     fields = {name: getattr(machine, name) for name in Machine.__slots__}
     fields |= {name: dict(fields[name]) for name in ("identity", "products") if fields[name] is not None}
     fields["disk"] = [asdict(rate) for rate in machine.disk]

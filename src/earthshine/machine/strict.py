@@ -68,7 +68,7 @@ def _keys(field: str, value: object, required: tuple[str, ...], optional: tuple[
     of = f"{field} has" if field else "a machine has"
     unknown = next((key for key in value if key not in (*required, *optional)), None)
     if unknown is not None:
-        raise _Unsound(f"{shown(unknown)} is no field that is known here; {of} {fields}.")
+        raise _Unsound(f"{shown(unknown)} is not a known field; {of} {fields}.")
     missing = next((key for key in required if key not in value), None)
     if missing is not None:
         raise _Unsound(f"{f'{field}.' if field else ''}{missing} is missing; {of} {fields}.")

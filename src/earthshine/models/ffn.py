@@ -16,7 +16,7 @@ from earthshine.spec.model import MoeSpec
 
 
 class Experts(Protocol):
-    """Whoever holds the routed experts."""
+    """The routed experts of all layers."""
 
     def ffn(self, layer: int, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
         """sum_k weight[t, k] * expert[chosen[t, k]](x[t]).

@@ -112,7 +112,7 @@ def make_access(
         return Access(digests, names, origins)
     if not digests:
         raise UsageError(
-            f"Other machines reach {host}, so keys are needed: put one a line into a file and give --api-keys FILE."
+            f"Other machines reach {host}, so keys are needed: put one per line into a file and give --api-keys FILE."
         )
     return Access(digests, frozenset(map(host_name, allowed_hosts)) or None, origins)
 
@@ -140,7 +140,7 @@ def read_origin(text: str) -> str:
 
 
 def read_keys(path: Path) -> tuple[bytes, ...]:
-    """Digests of the keys in a file, one a line; # begins a comment. Raises UsageError for an unsafe or empty file."""
+    """Digests of a file's keys, one per line; # begins a comment. Raises UsageError for an unsafe or empty file."""
     try:
         real = Path(os.path.realpath(path.expanduser()))
     except (RuntimeError, ValueError):
@@ -160,5 +160,5 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
                 "without spaces; make one with: openssl rand -hex 32"
             )
     if not keys:
-        raise UsageError(f"{path} holds no key; write one a line, such as openssl rand -hex 32 makes.")
+        raise UsageError(f"{path} holds no key; write one per line, such as openssl rand -hex 32 makes.")
     return tuple(dict.fromkeys(hashlib.sha256(key).digest() for key in keys))

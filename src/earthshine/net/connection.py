@@ -163,7 +163,7 @@ class Connection(H11Protocol):
 def _what_is_wrong(error: BaseException | None) -> tuple[int, str]:
     """The status and the message for what h11 could not read."""
     if not isinstance(error, h11.RemoteProtocolError):
-        return 400, "This is no HTTP/1.1 request."
+        return 400, "This is not an HTTP/1.1 request."
     if error.error_status_hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
         return error.error_status_hint, f"The head, or a line within the body, has more than {MAX_HEAD_BYTES} bytes."
-    return error.error_status_hint, f"This is no HTTP/1.1 request: {str(error)[:_MOST_SHOWN]}."
+    return error.error_status_hint, f"This is not an HTTP/1.1 request: {str(error)[:_MOST_SHOWN]}."

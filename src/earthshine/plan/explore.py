@@ -47,7 +47,7 @@ class Case:
         return Forecaster(self.spec, self.sizes, self.plan.division, self.machine, self.args.trunk)
 
     def decode(self, context_tokens: int | None = None) -> Cost:
-        """Of one step at so many tokens of context, by default all that there is room for."""
+        """Of one step at a context of that length, by default the longest that there is room for."""
         at = context_tokens or self.plan.division.context_tokens
         return self.costs().decode(Load(at, self.args.batch, self.args.skew))
 

@@ -1,9 +1,9 @@
 """What a step costs on a machine: seconds of a decoded token and of a prompt, and what bounds them.
 
-The invariant: a forecast follows from the spec, a division of memory and a machine's measured rates alone; every second
-in it belongs to one part and one bound. Weights are read from memory once a step and multiplied at the rate that the
-machine reaches for so many rows; attention reads latents in absorbed form; experts that are not held come from disk
-while those that are held compute.
+Invariant: a forecast follows from the spec, a division of memory and a machine's measured rates alone; every second in
+it belongs to one part and one bound. Weights are read from memory once per step and multiplied at the machine's rate
+for that number of rows; attention reads cached rows as they lie (latents absorbed); experts that are not held come from
+disk while those that are held compute.
 """
 
 from collections import Counter
@@ -67,7 +67,7 @@ class _Clock:
         return seconds
 
     def cost(self, tokens: int) -> Cost:
-        """Of so many tokens, all that was added up."""
+        """All that was added up, as the cost of `tokens` tokens."""
         bound = max(self.bounds, key=lambda name: self.bounds[name])
         hits = 1 - self.missed / self.asked if self.asked else 1.0
         return Cost(tokens, self.seconds, bound, self.disk_bytes, hits, dict(self.parts))
@@ -166,7 +166,7 @@ class Forecaster:
         return max(computing, kind.count * read + computing / distinct) if misses else computing
 
     def _product(self, clock: _Clock, part: str, form: str, values: float, rows: float) -> float:
-        """Seconds to multiply a weight of `values` numbers by so many rows of activations."""
+        """Seconds to multiply a weight of `values` numbers by `rows` rows of activations."""
         if not rows:
             return 0.0
         rate = self._machine.product_flops(form, rows)

@@ -71,7 +71,7 @@ def read_prices(path: Path = SHIPPED) -> PriceTable:
     where = shown(path)
     found = parse_object(read_file(Path(os.path.realpath(path)), where, _MAX_BYTES, UsageError), where, UsageError)
     if found.get("format") != FORMAT:
-        raise UsageError(f"{where} is no price table; its format must be {FORMAT!r}.")
+        raise UsageError(f"{where} is not a price table; its format must be {FORMAT!r}.")
     unknown = found.keys() - {"format", "dated", "source", "prices"}
     if unknown:
         raise UsageError(f"{where} has {shown(min(unknown))}, which no price table has.")

@@ -4,9 +4,9 @@ For vLLM, SGLang, llama.cpp's server, Ollama, OpenRouter, text-generation-webui 
 field that would change the answer is obeyed or refused by name. null says nothing anywhere, and a field that no table
 names is ignored, as are all that only speak of how an answer is computed or billed: cache_prompt, id_slot, n_keep,
 keep_alive, num_ctx, num_gpu, session_id, rid, provider, route, models, transforms, service_tier, metadata,
-return_progress, timings_per_token, stream_interval, stream_reasoning, and those that tune a
-sampler which is off (xtc_threshold, dry_base, mirostat_tau, dynatemp_exponent, length_penalty). verbosity is a wish
-that no template has a word for. OpenAI's paths read these fields by `own_words` and `require_obeyed`; Anthropic's
+return_progress, timings_per_token, stream_interval, stream_reasoning, and those that tune a sampler which is off
+(xtc_threshold, dry_base, mirostat_tau, dynatemp_exponent, length_penalty). verbosity is ignored, since no template has
+a word for it. OpenAI's paths read these fields by `own_words` and `require_obeyed`; Anthropic's
 Messages API has none of them and refuses them by `require_absent`.
 """
 
@@ -214,7 +214,7 @@ _WINDOWS = ("repeat_last_n", "penalty_last_n", "rep_pen_range", "repetition_pena
 def own_words(body: Any) -> Any:
     """The body with this server's names for what it knows by others, ollama's `options` among them.
 
-    Raises Refused where two names of one field have different values. What is no object comes back as it is.
+    Raises Refused where two names of one field have different values. What is not an object comes back as it is.
     """
     if not isinstance(body, Mapping):
         return body

@@ -1,7 +1,7 @@
 """Requests in, pieces out, on the event loop: joins text generation and the engine's thread to asyncio.
 
 Prompts are made on threads of their own. The engine's events cross to the event loop many at a time and wait there
-for a slow reader, as many as the reply has at most. Invariant: when `answer` has ended, in whatever way, nothing that
+for a slow reader, at most all of a reply. Invariant: when `answer` has ended, however it ended, nothing that
 it asked for is still computed. Errors of prompts and of the engine pass as they are.
 """
 

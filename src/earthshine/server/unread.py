@@ -20,7 +20,7 @@ def placeholder(kind: str, title: object = None) -> str:
 
 
 def refusal(kind: str) -> str:
-    """What the client is told of a part that the newest user message holds."""
+    """The message about a part that the newest user message holds."""
     return (
         f"This model reads text only, and {shown(kind)} is none; nothing is fetched from an address. Leave such parts "
         "out, or send their content as text."

@@ -104,7 +104,7 @@ def decode_flops_per_token(spec: ModelSpec, context: int) -> float:
 
 def _check_context(context: int) -> None:
     if not 1 <= context <= _MAX_CONTEXT:
-        raise UsageError(f"A context of so many tokens has no cost; it lies between 1 and {_MAX_CONTEXT}.")
+        raise UsageError(f"A context of this many tokens has no cost; it lies between 1 and {_MAX_CONTEXT}.")
 
 
 def _matrices(spec: ModelSpec) -> Iterator[TensorSpec]:

@@ -11,7 +11,7 @@ from earthshine.spec.attention import AttentionSpec, Rows, State
 
 FP8_BLOCK = 128  # rows and columns that share one scale
 INT4_GROUP = 32  # consecutive columns that share one scale
-INT8_GROUP = 128  # the same where the trunk is held in int8, which is no published form
+INT8_GROUP = 128  # the same where the trunk is held in int8, which is not a published form
 
 
 class Storage(StrEnum):

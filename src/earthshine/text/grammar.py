@@ -63,7 +63,7 @@ class ReplyConstraint:
     def __init__(self, tokens: TokenSets, steps: Steps, json: JsonState) -> None:
         self._tokens, self._steps, self._json = tokens, steps, json
         self._mask = next(steps)
-        self._token: int | None = None  # came, but the steps were not told yet
+        self._token: int | None = None  # came, but was not given to the steps yet
 
     def allowed(self, likeliest: int | None = None) -> Mask:
         """int32 [ceil(vocab_size / 32)], read only. `likeliest`: the token that the model itself would choose.
@@ -256,5 +256,5 @@ def _choices(value: Any) -> list[str]:
     if sum(map(len, value)) > _MAX_CHOICE_CHARS:
         raise TextError(f"The texts of a choice may have {_MAX_CHOICE_CHARS} characters together.")
     if any("\ud800" <= letter <= "\udfff" for text in value for letter in text):
-        raise TextError("A text of the choice holds half of a surrogate pair, which is no character.")
+        raise TextError("A text of the choice holds half of a surrogate pair, which is not a character.")
     return list(value)

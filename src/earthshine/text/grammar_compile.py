@@ -57,7 +57,7 @@ def _plain_text(what: str, text: Any, max_chars: int) -> str:
     if not isinstance(text, str) or len(text) > max_chars:
         raise TextError(f"{what} must be a text of at most {max_chars} characters.")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise TextError(f"{what} holds half of a surrogate pair, which is no character.")
+        raise TextError(f"{what} holds half of a surrogate pair, which is not a character.")
     return text
 
 

@@ -95,7 +95,7 @@ def _letters(what: str, text: str) -> list[tuple[str, bool]]:
     for short, middle, long, one, plain in _LETTER.findall(text):
         code = int(short or middle or long or "0", 16)
         if code > 0x10FFFF or 0xD800 <= code < 0xE000:
-            raise TextError(f"{what} names {shown(text)}, which holds a code that is no character.")
+            raise TextError(f"{what} names {shown(text)}, which holds a code that is not a character.")
         letters.append((plain or _ESCAPES.get(one, one) or chr(code), not plain))
     return letters
 

@@ -89,7 +89,7 @@ def _check_content(where: str, content: Any) -> None:
         if not isinstance(kind, str):
             raise TextError(f"{where}: each part of a content needs a type.")
         if kind not in _MEDIA and not isinstance(part.get("text"), str):
-            raise TextError(f"{where}: a part that is no image or video needs a text; {shown(kind)} has none.")
+            raise TextError(f"{where}: a part that is not an image or video needs a text; {shown(kind)} has none.")
 
 
 def _check_call(where: str, call: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a model writes, told apart as it streams: reasoning, content and tool calls.
+"""What a model writes, separated as it streams: reasoning, content and tool calls.
 
 The parser acts on the ids of Kimi's markers (tool_call_guidance.md of Kimi-K2), never on text that looks like
 them. Invariant: no text is lost and nothing raises; a tool call that does not parse comes out as content, markers

@@ -182,7 +182,7 @@ class _Function:
 def declare_tools(tools: Sequence[dict[str, Any]]) -> str | None:
     """The declaration of all function tools; None where there is none or a schema has no rule, and JSON must serve.
 
-    The keys of the tools are sorted first, as Kimi's own code does. Raises TextError for what is no list of objects,
+    The keys of the tools are sorted first, as Kimi's own code does. Raises TextError for what is not a list of objects,
     or nests too deep.
     """
     checked = sort_keys(check_tools(tools))

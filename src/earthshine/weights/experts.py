@@ -1,7 +1,7 @@
 """Routed experts on loan: from their slots in memory, or read from the checkpoint.
 
 Invariant: what is lent is one whole expert with its published values, and stays in place until it is released. A loan
-that failed or was interrupted anywhere is made good by whatever is asked for next. Not for two threads at once.
+that failed or was interrupted is cleaned up by the next call. Not for two threads at once.
 """
 
 from collections import deque
@@ -95,17 +95,17 @@ class ExpertStore:
         return [resident[expert] for expert in experts]
 
     def learn(self, layer: int, chosen: NDArray[np.int64], experts: list[int], n_pairs: NDArray[np.int64]) -> None:
-        """What a step chose, from which the store learns whom to keep; arguments as Residency.learn."""
+        """What a step chose, from which the store learns which experts to keep; arguments as Residency.learn."""
         self._home.learn(layer, chosen, experts, n_pairs)
 
     def lend(self, layer: int, experts: Sequence[int], later: Sequence[int] = ()) -> "Loan":
-        """Experts of a layer, those that are not in memory read in this order; `later`: who will be asked for after
-        this loan, so that they keep their slots. One loan at a time."""
+        """Experts of a layer, those that are not in memory read in this order; `later`: those of the loans that
+        follow, which keep their slots. One loan at a time."""
         return Loan(self, layer, experts, later)
 
     def shrink(self, nbytes: int) -> int:
-        """Let the system have the memory of slots, `nbytes` or a little more where there are so many; returns of how
-        much. Not within a loan. No result changes."""
+        """Free the memory of slots for the system: `nbytes` rounded up to whole slots, or all there are. Returns the
+        bytes freed. Not within a loan. No result changes."""
         self._begin()  # takes back what a failed loan left
         gone = self._home.shrink(-(-nbytes // self._arena.slot_bytes))
         for slot in gone:

@@ -81,7 +81,7 @@ def _extent(name: str, entry: Any, path: Path, data_start: int, file_bytes: int,
     if item_bytes is None:
         raise CheckpointError(f"{problem} a dtype that is not one of {', '.join(ITEM_BYTES)}.")
     shape = _shape(entry["shape"], problem)
-    # Judged without the zeros: [2**62, 2**62, 0] is no honest shape either.
+    # Judged without the zeros: [2**62, 2**62, 0] is not an honest shape either.
     if math.prod(n for n in shape if n) * item_bytes >= _MAX_ELEMENTS:
         raise CheckpointError(f"{problem} a shape whose size overflows 63 bits.")
     offsets = entry["data_offsets"]

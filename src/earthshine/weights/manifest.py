@@ -2,7 +2,7 @@
 
 The invariant: a manifest that is loaded has a BLAKE3 hash of every block of exactly these shards, by size. A block's
 hash covers its published bytes in the order of their files and offsets. Refuses a manifest that is malformed or was
-made of other files, rather than ignoring it. A manifest tells damage from what it was made of; it is no signature.
+made of other files, rather than ignoring it. A manifest tells damage from what it was made of; it is not a signature.
 """
 
 import json

@@ -83,7 +83,7 @@ class Ticket:
     def wait(self) -> None:
         """Returns once the bytes are there. Raises CheckpointError where they can't be had, as often as it is asked.
 
-        What is waited for is no prefetch any more: it goes before those that are.
+        What is waited for is no longer a prefetch: it goes before those that are.
         """
         self.hasten()
         self.settle()
@@ -197,7 +197,7 @@ class Reader:
         return Ticket(self, segments, check)
 
     def queue(self, ticket: Ticket, priority: Priority = Priority.DEMAND) -> None:
-        """Lets a ticket's read begin, once and when its turn comes."""
+        """Queues a ticket's read, once."""
         with self._lock:
             self._require_open()
             self._asked += 1
@@ -271,7 +271,7 @@ class Reader:
 
     def _cancel(self, ticket: Ticket) -> bool:
         with self._lock:
-            if not ticket._begun:  # whoever finds it in the queue leaves it alone
+            if not ticket._begun:  # a thread that finds it in the queue leaves it alone
                 ticket._end(CheckpointError("This read was cancelled."))
         return ticket.ended
 
@@ -290,7 +290,7 @@ class Reader:
                 ticket._begun = True
             try:
                 self._fill(ticket)
-            except BaseException as error:  # whoever waits must learn of it, whatever it is
+            except BaseException as error:  # the waiting thread must learn of any error
                 ticket._end(error)
             else:
                 ticket._end(None)

@@ -14,7 +14,7 @@ from earthshine.units import format_bytes
 from earthshine.weights.reading import PAGE
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; Python has no name for it
-_TOUCHED_AT_ONCE = 64 << 20  # so that an interrupt is heard
+_TOUCHED_AT_ONCE = 64 << 20  # so that an interrupt is noticed
 
 
 class Arena:

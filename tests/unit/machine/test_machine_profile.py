@@ -186,7 +186,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("where", ["", "products.", "identity.", "network.", "disk.0."])
     def test_an_unknown_field_is_named(self, written, where: str) -> None:
-        with pytest.raises(UsageError, match=r"'memroy\\n' is no field that is known here; .* has "):
+        with pytest.raises(UsageError, match=r"'memroy\\n' is not a known field; .* has "):
             written({f"{where}memroy\n": 1})
 
     @pytest.mark.parametrize(

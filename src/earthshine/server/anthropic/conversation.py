@@ -88,7 +88,7 @@ def _thinks(kind: str) -> bool | None:
 
 
 def _tools(body: CountBody) -> tuple[list[dict[str, Any]], list[str]]:
-    """The tools that the model is told of, and the types of those that only Anthropic's servers know."""
+    """The tools that are declared to the model, and the types of those that only Anthropic's servers know."""
     searches = any((tool.type or "").startswith("tool_search") for tool in body.tools or ())
     found, left_out = [], []
     names = _referred(body)
@@ -226,7 +226,7 @@ def _text(block: Block, where: str) -> str:
 
 
 def _document(block: Document) -> str | None:
-    """The document's text, below its title; None where its source is no text."""
+    """The document's text, below its title; None where its source is not text."""
     source = block.source
     given = source.data if source.type == "text" else source.content if source.type == "content" else None
     if isinstance(given, list):

@@ -60,7 +60,7 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`log` gets one line a request; `log_text`: the text too. After `hang_seconds` without a sign of progress the
+    """`log` gets one line per request; `log_text`: the text too. After `hang_seconds` without a sign of progress the
     server counts as hung."""
 
     limits: Limits = field(default_factory=Limits)

@@ -68,7 +68,7 @@ class _Choice:
             kind = "custom" if call.custom else "function"
             return {"tool_calls": [{"index": event.index, "id": event.id, "type": kind, kind: empty}]}
         call = self.calls[event.index]
-        # At a call's end nothing is left to say, but clients parse its arguments, and nothing is no JSON.
+        # At a call's end nothing is left to say, but clients parse its arguments, and nothing is not JSON.
         text = event.text if isinstance(event, ToolCallArguments) else "" if call.arguments else "{}"
         if text:
             call.arguments.append(text)

@@ -136,7 +136,7 @@ def _biases(given: dict[str, float] | None) -> dict[int, float]:
     biases: dict[int, float] = {}
     for key, bias in (given or {}).items():
         if not (key.isascii() and key.isdigit() and len(key) < 10):
-            raise Refused(f"logit_bias maps token ids to numbers; {shown(key)} is no token id.", param="logit_bias")
+            raise Refused(f"logit_bias maps token ids to numbers; {shown(key)} is not a token id.", param="logit_bias")
         biases[int(key)] = bias
     return biases
 

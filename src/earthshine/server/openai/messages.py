@@ -1,7 +1,7 @@
 """Messages of a chat, from a client's JSON to the plain form that text.ChatTemplate takes.
 
 Invariant: every content is a text or null. A content of several text parts is their concatenation, which is how
-Kimi's template joins them. A part that is no text becomes a placeholder, since clients send past messages and what
+Kimi's template joins them. A part that is not text becomes a placeholder, since clients send past messages and what
 tools returned again and again; only what a user has just asked is refused for it. Refused: the function_call of old
 clients. Ids of calls and fields of thoughts pass as they are.
 """
@@ -84,7 +84,7 @@ _KEPT = ("name", "tool_call_id", "reasoning_content", "reasoning", "reasoning_de
 
 
 def text_of(content: Content, where: str, *, asked: bool = False) -> str | None:
-    """The text of a content; `where` names it. A part that is no text becomes a placeholder, or raises Refused in what
+    """The text of a content; `where` names it. A part that is not text becomes a placeholder, or raises Refused in what
     the user has just `asked`."""
     if not isinstance(content, list):
         return content

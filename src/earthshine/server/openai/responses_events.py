@@ -171,7 +171,7 @@ class ResponsesExchange:
         if isinstance(event, ToolCallArguments):
             return self._write(event.text)
         empty = self._item is not None and not self._item.texts
-        return [*(self._write("{}") if empty else ()), *self._close()]  # clients parse it, and nothing is no JSON
+        return [*(self._write("{}") if empty else ()), *self._close()]  # clients parse it, and nothing is not JSON
 
     def _enter(self, kind: _ItemKind) -> list[ServerEvent]:
         """The item of this kind that is being written, or a new one."""

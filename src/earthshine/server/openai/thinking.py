@@ -1,9 +1,9 @@
 """Whether and how long the model thinks before it answers, and which thoughts are shown: every client's own words.
 
 Kimi's API says `thinking`, OpenAI's `reasoning_effort`, OpenRouter's `reasoning`, Ollama's `think`, vLLM's clients
-chat_template_kwargs. An effort other than "none" is a wish that these models' templates have no word for. Invariant:
-fields that mean the same agree. Refused: contradictions, other variables of a template, and templates of a
-request. A model without thoughts takes all of this as meaning nothing.
+chat_template_kwargs. Every effort but "none" means thinking, since these models' templates have no word for more or
+less. Invariant: fields that mean the same agree. Refused: contradictions, other variables of a template, and templates
+of a request. A model without thoughts ignores all of this.
 """
 
 from collections.abc import Mapping

@@ -36,7 +36,7 @@ class Function(BaseModel):
 
 
 class CustomTool(BaseModel):
-    """A tool that takes one text. `format` may say which: a regex is enforced, a Lark grammar told to the model."""
+    """A tool that takes one text. `format` may bound it: a regex is enforced, a Lark grammar only described."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -80,8 +80,8 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """`declared`: functions in OpenAI's nested form; `known`: what the client calls each, by the name that the model is
-    told; `left_out`: types of those that are not declared; `unenforced`: custom tools whose grammar binds nothing."""
+    """`declared`: functions in OpenAI's nested form; `known`: what the client calls each, by its declared name;
+    `left_out`: types of those that are not declared; `unenforced`: custom tools whose grammar binds nothing."""
 
     declared: list[dict[str, Any]] = field(default_factory=list)
     known: dict[str, Known] = field(default_factory=dict)
@@ -184,7 +184,7 @@ def custom_input(arguments: str) -> str:
 
 
 def declared(tools: Sequence[NestedTool | FlatTool] | None) -> Tools:
-    """The tools that the model is told of, in order. Raises Refused."""
+    """The tools that are declared to the model, in order. Raises Refused."""
     found = Tools()
     for number, tool in enumerate(tools or ()):
         found.add(tool, f"tools[{number}]")
@@ -192,7 +192,7 @@ def declared(tools: Sequence[NestedTool | FlatTool] | None) -> Tools:
 
 
 def choose(choice: str | dict[str, Any] | None, given: Tools) -> tuple[list[dict[str, Any]], ToolChoice]:
-    """The tools that the model is told of, and whether it must call one. Raises Refused.
+    """The tools that are declared to the model, and whether it must call one. Raises Refused.
 
     Tools that an allowed_tools choice leaves out are not declared at all, so that they can't be called.
     """
@@ -231,10 +231,10 @@ def _known_name(choice: Any, known: Mapping[str, Known]) -> str:
     inner = choice.get("function", choice.get("custom", choice)) if isinstance(choice, dict) else None
     name = inner.get("name") if isinstance(inner, dict) else None
     namespace = choice.get("namespace") if isinstance(choice, dict) else None
-    told = joined(name, namespace if isinstance(namespace, str) else None) if isinstance(name, str) else None
-    if told is None or told not in known:
+    full_name = joined(name, namespace if isinstance(namespace, str) else None) if isinstance(name, str) else None
+    if full_name is None or full_name not in known:
         raise Refused(
             f"tool_choice names {shown(name)}, which is not among the tools; it must name one of them.",
             param="tool_choice",
         )
-    return told
+    return full_name

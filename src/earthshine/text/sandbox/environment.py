@@ -296,7 +296,7 @@ class Refused(Exception):
 
 
 def compile_template(source: str, rewrite: Callable[[nodes.Template], None], clock: Callable[[], datetime]) -> CodeType:
-    """The template's code, metered; `rewrite` may change the tree before that. Raises whatever Jinja raises."""
+    """The template's code, metered; `rewrite` may change the tree before that. Raises what Jinja raises."""
     sandbox = Sandbox(Meter(), clock)
     tree = sandbox.parse(source)
     tree = _Metering().visit(tree)
@@ -306,7 +306,7 @@ def compile_template(source: str, rewrite: Callable[[nodes.Template], None], clo
 
 
 def run_template(code: CodeType, variables: Mapping[str, Any], clock: Callable[[], datetime]) -> str:
-    """Renders compiled code. Raises Overspent, Refused or whatever the template's own mistakes raise."""
+    """Renders compiled code. Raises Overspent, Refused, or what the template's own mistakes raise."""
     sandbox = Sandbox(Meter(len(variables.get("messages", ()))), clock)
     template = Template.from_code(sandbox, code, sandbox.globals)
     pieces, total = [], 0

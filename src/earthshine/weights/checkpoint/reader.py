@@ -76,7 +76,7 @@ class ExpertExtents:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """So many tensors and bytes of one kind ("trunk", "experts" or "ignored") in one stored format."""
+    """The number of tensors and bytes of one kind ("trunk", "experts" or "ignored") in one stored format."""
 
     kind: str
     format: str  # a Storage value for linear layers, else a dtype such as "fp32"
