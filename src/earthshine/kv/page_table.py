@@ -2,8 +2,8 @@
 
 Invariant: in every layer, the rows of positions below `length` are written, and pages with other holders are
 never written (the last one is copied first). Refuses writes to positions that were not reserved. The caller releases
-a page table; its pages do not return by themselves. A recurrent state can't be cut anywhere: `truncate` and `fork` go
-back to the last checkpoint at or before the length asked for, and return or hold that length.
+a page table; its pages do not return by themselves. A recurrent state can't be cut anywhere: `truncate` goes back to
+the last checkpoint at or before the length asked for, and returns that length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -158,7 +158,7 @@ class PageTable:
         return self.recurrence.checkpoints.get(length) if self.recurrence is not None else None
 
     def nearest(self, length: int) -> int:
-        """The length that a cut or a fork at `length` gives: less where a recurrent state has its last checkpoint."""
+        """The length that a cut at `length` gives: less where a recurrent state has its last checkpoint."""
         return length if self.recurrence is None else self.recurrence.nearest(length, self._length)
 
     def truncate(self, length: int) -> int:
@@ -180,23 +180,6 @@ class PageTable:
         self._tensor = None
         self.pool.release(gone)
         return length
-
-    def fork(self, length: int) -> "PageTable":
-        """A page table of the first `nearest(length)` tokens that shares their pages.
-
-        The first to write copies the last page.
-        """
-        if not 0 <= length <= self._length:
-            raise UsageError(f"A page table of {self._length} tokens can't be forked at {length}.")
-        length = self.nearest(length)
-        shared = self._pages[: self._count(length)]
-        self.pool.hold(shared)
-        other = PageTable(self.pool)
-        other._pages, other._length, other._writable_end = shared, length, length
-        if self.recurrence is not None:
-            other.recurrence = self.recurrence.fork(length, self._length)
-        self._writable_end = self._length  # the last page may be shared now: reserve again before writing
-        return other
 
     def adopt(self, pages: Sequence[int], state: int | None = None) -> None:
         """Go on with full pages that others computed. The caller's hold on each becomes this page table's.

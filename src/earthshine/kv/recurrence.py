@@ -108,18 +108,6 @@ class Recurrence:
         """The length that a rewind to `length` would give; `current`: the length now."""
         return length if length == current else max((at for at in self._checkpoints if at <= length), default=0)
 
-    def fork(self, length: int, current: int) -> "Recurrence":
-        """Another sequence from the state at `length`, which `nearest` has given."""
-        other = Recurrence(self._pool, self._page_tokens)
-        slot = self._slot if length == current else self._checkpoints.get(length)
-        if slot is not None:
-            self._pool.hold([slot])
-            other._slot = slot
-            if length % self._page_tokens == 0:
-                self._pool.hold([slot])
-                other._checkpoints[length] = slot
-        return other
-
     def _take(self, count: int) -> list[int]:
         """`count` slots, or one where none is left for a checkpoint. Drops checkpoints before a step fails."""
         if count > 1:

@@ -46,13 +46,16 @@ def test_page_size_does_not_matter(decoder, make_pool):
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-def test_a_fork_continues_like_the_whole(decoder, make_pool):
+def test_sequences_that_share_pages_continue_like_the_whole(decoder, make_pool):
     pool = make_pool()
-    trunk, _ = alone(decoder, pool, FIRST)
-    fork = trunk.fork(5)
-    forked = step(decoder, [StepRow(fork, SECOND), StepRow(trunk, THIRD)])
-    assert torch.equal(forked[0], alone(decoder, pool, FIRST[:5] + SECOND)[1][5:])
-    assert torch.equal(forked[1], alone(decoder, pool, FIRST + THIRD)[1][7:])
+    one, _ = alone(decoder, pool, FIRST)
+    other = PageTable(pool)
+    pool.hold(one.pages[:2])
+    other.adopt(one.pages[:2])
+    other.truncate(5)
+    continued = step(decoder, [StepRow(other, SECOND), StepRow(one, THIRD)])
+    assert torch.equal(continued[0], alone(decoder, pool, FIRST[:5] + SECOND)[1][5:])
+    assert torch.equal(continued[1], alone(decoder, pool, FIRST + THIRD)[1][7:])
 
 
 def test_a_failing_decoder_leaves_every_page_table_as_it_was(decoder, make_pool):

@@ -117,7 +117,7 @@ def test_no_more_wait_than_may():
         made.submit(Request(PROMPT, SamplingParams(temperature=0.0, max_tokens=2)), slow)
         first.events.get(timeout=300)
         others = [ask(made, [i])[0] for i in range(2)]
-        with pytest.raises(OverloadError, match="2 requests wait already") as refused:
+        with pytest.raises(OverloadError, match="2 requests are waiting") as refused:
             ask(made, [3])
         assert 1 <= refused.value.retry_seconds <= 60
         hold.set()

@@ -130,7 +130,7 @@ def test_a_copy_fills_another_page_table():
 
 
 ACTIONS = st.lists(
-    st.tuples(st.sampled_from(["extend", "truncate", "fork", "release"]), st.integers(0, 2), st.integers(0, 14)),
+    st.tuples(st.sampled_from(["extend", "truncate", "adopt", "release"]), st.integers(0, 2), st.integers(0, 14)),
     max_size=25,
 )
 
@@ -156,11 +156,17 @@ def test_any_sequence_of_operations_keeps_states_and_accounts_for_slots(actions,
             kept = page_table.truncate(min(n, len(model)))
             assert kept <= min(n, len(model))
             del model[kept:]
-        elif action == "fork":
+        elif action == "adopt":
             target = (which + 1) % 3
             page_tables[target].release()
-            page_tables[target] = page_table.fork(min(n, len(model)))
-            models[target] = model[: page_tables[target].length]
+            checkpoints = page_table.recurrence.checkpoints
+            length = max((at for at in checkpoints if at <= n), default=0)
+            if length:
+                pages = page_table.pages[: length // PAGE]
+                pool.hold(pages)
+                pool.states.hold([checkpoints[length]])
+                page_tables[target].adopt(pages, checkpoints[length])
+            models[target] = model[:length]
         else:
             page_table.release()
             model.clear()
