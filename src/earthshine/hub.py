@@ -91,8 +91,8 @@ def _download(name: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, cache_dir=settings.home, token=settings.token))
     except Exception as error:  # the library raises errors of several others for what a network can do
         first = str(error).strip().splitlines()
-        said = first[0] if first else type(error).__name__
+        reason = (first[0] if first else type(error).__name__).removeprefix("Got: ").rstrip(".")
         raise SourceError(
-            f"{name} is not a folder here and could not be downloaded: {said} Check the id and the network; "
+            f"{name} is not a folder here and could not be downloaded: {reason}. Check the id and the network; "
             "what has arrived is kept, and the same command goes on from there."
         ) from None

@@ -8,9 +8,10 @@ import tomllib
 
 import pytest
 
-from .source import ROOT, modules
+from .source import PACKAGE, ROOT, modules
+from .test_house import FLOOR
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -19,10 +20,35 @@ def test_links_lead_somewhere(path):
         assert (path.parent / target).exists(), target
 
 
-def test_files_named_in_the_tour_exist():
-    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
-    for name in re.findall(r"`([a-z]+/[a-z_/]+\.(?:py|h|cc))`", text):
-        assert (ROOT / "src" / "earthshine" / name).exists() or (ROOT / name).exists(), name
+@pytest.mark.parametrize("name", ["structures.md", "tour.md"])
+def test_files_named_in_a_guide_exist(name):
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    files = re.findall(r"`([a-z_]+/(?:[a-z_/]+\.(?:py|h|cc)|(?:[a-z_]+/)*))`", text)
+    assert len(files) > 20
+    missing = [file for file in files if not any((root / file).exists() for root in (PACKAGE, ROOT, ROOT / "native"))]
+    assert not missing
+
+
+def test_structures_names_every_package_on_its_floor():
+    table = (ROOT / "docs" / "structures.md").read_text(encoding="utf-8").partition("## Packages")[2]
+    named = {}
+    for floor, cell in re.findall(r"^\| (\d) \| (`[^|]*`) \|", table, re.MULTILINE):
+        named |= dict.fromkeys(re.findall(r"`(\w+)`", cell), int(floor))
+    present = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {
+        path.stem for path in PACKAGE.glob("*.py")
+    }
+    assert named == {name: FLOOR[name] for name in present - {"__init__"}}
+
+
+def test_the_readme_stays_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
+
+
+def test_continuous_integration_runs_every_supported_python():
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
+    versions = re.findall(r"Python :: (3\.\d+)", " ".join(classifiers))
+    assert re.findall(r'"(3\.\d+)"', workflow.partition("matrix:")[2].partition("steps:")[0]) == versions
 
 
 def test_the_example_in_the_readme_runs():
