@@ -12,7 +12,7 @@ from earthshine.cli.inspect import context_tokens
 from earthshine.cli.options import Holding
 from earthshine.cli.score import score_windows
 from earthshine.engine import SamplingParams, Session, load_model
-from earthshine.errors import UsageError
+from earthshine.errors import SourceError, UsageError
 from earthshine.hub import GLEAM, find_model
 from earthshine.spec import load_spec
 from earthshine.text import Content, Reasoning, load_template, load_tokenizer
@@ -86,6 +86,16 @@ def test_a_download_shows_its_token_and_takes_the_index_with_the_shards(monkeypa
     assert find_model("team/model") == tmp_path
     assert asked["token"] == "hf_mine"
     assert {"*.safetensors", "*.safetensors.index.json"} < set(asked["allow_patterns"])
+
+
+@pytest.mark.parametrize("reason", ["Got: ConnectError: name not known", "ConnectError: name not known.\nmore"])
+def test_failed_download_gives_its_reason_as_a_sentence(monkeypatch, reason):
+    def fail(name, **options):
+        raise OSError(reason)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(SourceError, match=r"downloaded: ConnectError: name not known\. Check the id"):
+        find_model("team/model")
 
 
 def test_windows_are_as_long_as_they_may_be_and_share_one_token():
