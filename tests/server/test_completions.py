@@ -312,7 +312,7 @@ class TestBodies:
             ({"best_of": 2}, "best_of"),
             ({"max_tokens": 0}, "with echo only"),
             ({"prompt": ["a"] * 100, "n": 2}, "more than 128 choices"),
-            ({"logit_bias": {"x": 1}}, "no token id"),
+            ({"logit_bias": {"x": 1}}, "is not a token id"),
             ({"use_beam_search": True}, "use_beam_search"),
             ({"guided_regex": "a", "guided_choice": ["b"]}, "one form only"),
             ({"structured_outputs": {"structural_tag": {}}}, "structural_tag"),
