@@ -1,5 +1,6 @@
 """`earthshine serve` as a process, its socket, its certificate, and signals."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -78,12 +79,12 @@ def test_gleam_is_served_until_a_signal_and_finishes_what_it_has_begun():
     process.stderr.close()
 
 
-def test_a_base_model_completes_texts_and_says_that_it_takes_no_messages(tmp_path):
-    folder = tmp_path / "base"
+@contextlib.contextmanager
+def _served_with_template(folder, template):
+    """The URL of a server process of gleam with another chat template, or without one."""
     shutil.copytree(ROOT / "src" / "earthshine" / "gleam", folder, ignore=shutil.ignore_patterns("*.jinja", "__*"))
     config = folder / "tokenizer_config.json"
-    if config.exists():
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": None}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template}))
     words = [str(folder) if word == "gleam" else word for word in SERVE]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -92,14 +93,45 @@ def test_a_base_model_completes_texts_and_says_that_it_takes_no_messages(tmp_pat
             line = process.stdout.readline()
             assert line, process.stderr.read()
             found = re.search(r"OPENAI_BASE_URL=(\S+)", line)
-        done = httpx.post(f"{found[1]}/completions", json={"prompt": "tar xzf", "max_tokens": 4}, timeout=HANG_SECONDS)
-        assert done.status_code == 200
-        refused = httpx.post(f"{found[1]}/chat/completions", json={"messages": [{"role": "user", "content": "hi"}]})
-        assert refused.status_code == 400
-        assert "no chat template" in refused.json()["error"]["message"]
+        yield found[1]
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_base_model_completes_texts_and_says_that_it_takes_no_messages(tmp_path):
+    with _served_with_template(tmp_path / "base", None) as url:
+        done = httpx.post(f"{url}/completions", json={"prompt": "tar xzf", "max_tokens": 4}, timeout=HANG_SECONDS)
+        assert done.status_code == 200
+        refused = httpx.post(f"{url}/chat/completions", json={"messages": [{"role": "user", "content": "hi"}]})
+        assert refused.status_code == 400
+        assert "no chat template" in refused.json()["error"]["message"]
+
+
+_CLOSES_THOUGHTS = """{%- for message in messages %}{{ message.content }}{% endfor %}<|im_end|>
+{%- if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"""
+
+
+def test_thinking_is_turned_off_where_the_template_only_closes_thoughts(tmp_path):
+    """As Qwen3's does, which leaves it to the model to open one."""
+    body = {"model": "closes", "messages": [{"role": "user", "content": "list all files"}], "max_tokens": 1}
+    with _served_with_template(tmp_path / "closes", _CLOSES_THOUGHTS) as url:
+
+        def prompt_tokens(path, name, **fields):
+            answer = httpx.post(f"{url}/{path}", json=body | fields, timeout=HANG_SECONDS).json()
+            return answer["usage"][name]
+
+        n = prompt_tokens("chat/completions", "prompt_tokens")
+        assert prompt_tokens("chat/completions", "prompt_tokens", enable_thinking=True) == n
+        for off in (
+            {"enable_thinking": False},
+            {"chat_template_kwargs": {"enable_thinking": False}},
+            {"thinking": {"type": "disabled"}},
+            {"reasoning_effort": "none"},
+        ):
+            assert prompt_tokens("chat/completions", "prompt_tokens", **off) == n + 2, off
+        assert prompt_tokens("messages", "input_tokens") == n
+        assert prompt_tokens("messages", "input_tokens", thinking={"type": "disabled"}) == n + 2
 
 
 @pytest.fixture

@@ -33,8 +33,8 @@ from earthshine.settings import read_settings
 from earthshine.text import (
     ChatTemplate,
     Tokenizer,
+    can_think,
     has_template,
-    leaves_thinking_open,
     load_template,
 )
 from earthshine.units import format_bytes, parse_bytes
@@ -78,7 +78,7 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
         try:
             engine = Engine(loaded, engine_options)
             generator = _generator(loaded, engine, tokenizer, template)
-            thinks = template is not None and _thinks(tokenizer, template)
+            thinks = template is not None and can_think(tokenizer, template)
             keeps = template is not None and template.can_preserve_thinking
             defaults = sampling_defaults(folder)
             served = Served(names, int(time.time()), engine.context_tokens, thinks, keeps, tokenizer.decode, defaults)
@@ -138,12 +138,6 @@ def _service(
     shared = Options(log=_log, log_text=options.log_text, hang_seconds=options.hang_seconds)
     app = make_app(generator, engine, served, APIS, access, shared, lifetime)
     return Service(app, engine, lifetime, options.drain_seconds, log=_log)
-
-
-def _thinks(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
-    """Whether the template can begin a reply within a thought."""
-    prompt = template.encode(tokenizer, [{"role": "user", "content": "?"}], thinking=True)
-    return leaves_thinking_open(tokenizer, prompt)
 
 
 def _address(listen: ListenOptions, port: int) -> str:

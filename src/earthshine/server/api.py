@@ -54,7 +54,7 @@ class Refused(EarthshineError):
 @dataclass(frozen=True, slots=True)
 class Served:
     """What APIs say about the model. `names`: every name that clients may call it by, its own first; `created`: seconds
-    since 1970 when this server began; `thinks`: its template can open a thought."""
+    since 1970 when this server began; `thinks`: `thinking` has a meaning for its template."""
 
     names: tuple[str, ...]
     created: int

@@ -18,6 +18,7 @@ from earthshine.text.regions import (
     ToolCallArguments,
     ToolCallEnd,
     ToolCallStart,
+    can_think,
     leaves_thinking_open,
 )
 from earthshine.text.regions_json import region_parser
@@ -44,6 +45,7 @@ __all__ = [
     "ToolCallStart",
     "ToolRule",
     "call_form",
+    "can_think",
     "declare_tools",
     "has_template",
     "leaves_thinking_open",

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from earthshine.text.chat import ChatTemplate
 from earthshine.text.forms import SECTION
 from earthshine.text.stream import Detokenizer
 from earthshine.text.tokenizer import Tokenizer
@@ -68,6 +69,14 @@ def leaves_thinking_open(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
     opened, closed = tokenizer.special_id(THINK), tokenizer.special_id(UNTHINK)
     last = next((token_id for token_id in reversed(prompt) if token_id in (opened, closed)), None)
     return last is not None and last == opened
+
+
+def can_think(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
+    """Whether `thinking` has a meaning for this template: Kimi's opens a thought unless it is false, Qwen3's leaves
+    that to the model and closes one where it is false."""
+    question = [{"role": "user", "content": "?"}]
+    with_thoughts, without = (template.encode(tokenizer, question, thinking=each) for each in (True, False))
+    return with_thoughts != without or leaves_thinking_open(tokenizer, with_thoughts)
 
 
 class RegionParser:
