@@ -30,21 +30,23 @@ def streaming() -> Iterator[LoadedModel]:
 
 
 @contextmanager
-def at_each_line(act: Callable[[], None]) -> Iterator[None]:
-    """Calls `act` before each line of Python that this thread runs, where an interrupt could fall."""
+def at_each_call(act: Callable[[], None]) -> Iterator[None]:
+    """Calls `act` where Python looks for signals: as one of its functions begins, and after a call of a function in C.
 
-    def trace(frame: FrameType, event: str, _: object) -> Callable[..., object]:
-        if event == "line":
+    Not before each line: between the end of a `with` block and the release of its lock no interrupt can fall.
+    """
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        if event in ("call", "c_return"):
             act()
-        return trace
 
-    before = sys.gettrace()
+    before = sys.getprofile()
     gc.disable()  # a callback of a test library would swallow an interrupt that falls into it
-    sys.settrace(trace)
+    sys.setprofile(profile)
     try:
         yield
     finally:
-        sys.settrace(before)
+        sys.setprofile(before)
         gc.enable()
 
 
@@ -56,25 +58,25 @@ def answer(session: Session) -> list[tuple[int, float]]:
 
 def test_an_interrupt_at_any_moment_leaves_a_session_that_answers_the_same(streaming: LoadedModel) -> None:
     session = streaming.session(200)
-    lines = 0
+    calls = 0
 
     def count() -> None:
-        nonlocal lines
-        lines += 1
-        if lines == interrupt_at:
+        nonlocal calls
+        calls += 1
+        if calls == interrupt_at:
             raise KeyboardInterrupt
 
     interrupt_at = -1
-    with at_each_line(count):
+    with at_each_call(count):
         expected = answer(session)
-    usual, draw, interrupted = lines, random.Random(0), 0
+    usual, draw, interrupted = calls, random.Random(0), 0
     for _ in range(24):
         session.close()
-        lines, interrupt_at = 0, draw.randrange(1, usual)
+        calls, interrupt_at = 0, draw.randrange(1, usual)
         try:
-            with at_each_line(count):
+            with at_each_call(count):
                 answer(session)
         except KeyboardInterrupt:
             interrupted += 1
         assert answer(session) == expected
-    assert interrupted >= 8  # a run waits for its reader more or less often, so that its lines may be fewer
+    assert interrupted >= 8  # a run waits for its reader more or less often, so that its calls may be fewer
