@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,13 @@ from pydantic import ValidationError
 import earthshine
 from earthshine.engine import SamplingParams
 from earthshine.generation.prompts import Prompts
-from earthshine.generation.request import Delta, Ended, Format, GenerationRequest, Scored, Started
+from earthshine.generation.request import Delta, Ended, GenerationRequest, Scored, Started
 from earthshine.server.api import Refused, Served
 from earthshine.server.generator import TextGenerator
 from earthshine.server.http.body import parse_body
 from earthshine.server.openai.completions import COMPLETIONS, CompletionBody
 from earthshine.server.openai.fields import (
-    SamplingFields,
     error_body,
-    sampling_params,
-    token_limit,
-    usage,
 )
 from earthshine.text import Content, Tokenizer, load_tokenizer
 
@@ -333,72 +328,6 @@ class TestBodies:
     def test_what_is_harmless(self):
         exchange = exchange_of(best_of=1, suffix="", min_tokens=0, unheard_of=[1], user="me", seed=None, stop=None)
         assert exchange.requests == [GenerationRequest("Hello", SamplingParams(max_tokens=16))]
-
-
-class TestSharedFields:
-    def test_sampling_params_hold_every_field(self):
-        fields = SamplingFields.model_validate(
-            {
-                "temperature": 1,
-                "top_k": -1,
-                "max_tokens": 5,
-                "max_completion_tokens": 6,
-                "stop_token_ids": [3],
-                "ignore_eos": True,
-                "include_stop_str_in_output": True,
-                "logit_bias": {"7": -100},
-                "stop": "x",
-                "n": 2,
-            }
-        )
-        assert token_limit(fields) == 6
-        assert sampling_params(fields, SERVED, max_tokens=6, logprobs=2, prompt_logprobs=3) == SamplingParams(
-            n=2,
-            temperature=1.0,
-            max_tokens=6,
-            stop=("x",),
-            stop_token_ids=(3,),
-            ignore_eos=True,
-            include_stop_str_in_output=True,
-            logit_bias={7: -100.0},
-            logprobs=2,
-            prompt_logprobs=3,
-        )
-
-    def test_model_defaults_fill_fields_that_are_left_out(self):
-        served = replace(SERVED, defaults=SamplingParams(temperature=0.6, top_p=0.95))
-        assert sampling_params(SamplingFields(), served) == served.defaults
-        given = SamplingFields(temperature=0, top_p=1)
-        assert sampling_params(given, served) == SamplingParams(temperature=0, top_p=1)
-
-    def test_request_holds_the_fields_around_sampling(self):
-        (request,) = exchange_of(cache_salt="s", priority=-1, guided_json='{"type": "object"}').requests
-        assert (request.cache_salt, request.priority) == ("s", -1)
-        assert request.format == Format("json_schema", {"type": "object"})
-
-    def test_usage(self):
-        assert usage(10, 4, 3, 2) == {
-            "prompt_tokens": 10,
-            "completion_tokens": 3,
-            "total_tokens": 13,
-            "prompt_tokens_details": {"cached_tokens": 4},
-            "completion_tokens_details": {"reasoning_tokens": 2},
-            "cached_tokens": 4,
-        }
-
-    @pytest.mark.parametrize(
-        ("kind", "type_", "code"),
-        [
-            ("invalid", "invalid_request_error", None),
-            ("context", "invalid_request_error", "context_length_exceeded"),
-            ("unauthorized", "authentication_error", "invalid_api_key"),
-            ("rate", "rate_limit_error", "rate_limit_exceeded"),
-            ("internal", "server_error", None),
-        ],
-    )
-    def test_errors(self, kind, type_, code):
-        body = error_body(Refused("Why.", kind, "field"))
-        assert body == {"error": {"message": "Why.", "type": type_, "param": "field", "code": code}}
 
 
 def test_a_format_binds_a_plain_completion(server):
