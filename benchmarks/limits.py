@@ -40,7 +40,7 @@ def matrix_peak(n_threads: int) -> tuple[float, str]:
 
 
 def read_rate(n_threads: int, memory: Tensor) -> float:
-    """Bytes per second at which so many threads read this very memory, the best of five tries."""
+    """Bytes per second at which `n_threads` threads read this memory, the best of five tries."""
     return float(_library().read_rate(n_threads, ctypes.c_void_p(memory.data_ptr()), ctypes.c_long(memory.nbytes)))
 
 

@@ -36,7 +36,7 @@ def inputs(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def calls(tokens: int, layers: int) -> tuple[Callable[[], object], Tensor]:
-    """One pass over so many layers' states, and the memory in which these lie."""
+    """One pass over the states of `layers` layers, and the memory that holds them."""
     states = torch.randn(layers, HEADS, DIM, DIM)
     kept = [RecurrentTokens(tokens, state, torch.zeros(KERNEL - 1, 3 * WIDTH).bfloat16()) for state in states]
     given = inputs(tokens)
