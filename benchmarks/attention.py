@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 from limits import matrix_peak
+from result_rows import result_rows
 
 from earthshine.kernels import library
 from earthshine.kernels.attention import PagedTokens, paged_attention
@@ -74,8 +75,7 @@ def main() -> None:
     rows = {name: values for threads in (1, 2) for name, values in rates(threads, repeats).items()}
     for name, values in rows.items():
         print(f"{name:64} {statistics.median(values):8.2f}   {min(values):.2f} to {max(values):.2f}")
-    machine = {"instruction_set": library.instruction_set()}
-    print(json.dumps({"machine": machine} | {name: statistics.median(values) for name, values in rows.items()}))
+    print(json.dumps({"instruction_set": library.instruction_set(), "rows": result_rows(rows)}))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/engine.py WHAT MODEL [--memory SIZE] [--tokens N] [--context N] [--threads N] [--trunk KIND]
 
 WHAT is decode, cold, prompt or kernels (which takes no model). The last line printed is one JSON document with the
-medians, their spread, the limits measured in the same run, and the peak of resident memory over the budget.
+medians, their spread, the limits measured in the same run, the peak of resident memory over the budget, and the rows
+for `python tools/results.py add docs/results/engine.json`.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from limits import Disk, matrix_peak, read_rate
+from result_rows import result_row
 from torch import Tensor
 
 from earthshine import kernels
@@ -226,7 +228,23 @@ def main() -> None:
     if arguments.memory:
         result["peak_over_budget"] = peak / parse_bytes(arguments.memory)
     result["matrix_peak"] = [before, matrix_peak(arguments.threads)]
-    print(json.dumps({"what": arguments.what, **result}))
+    print(json.dumps({"what": arguments.what, **result, "rows": rows(arguments, result)}))
+
+
+def rows(arguments: argparse.Namespace, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every figure with a spread, and the peak over the budget, as rows of docs/results/engine.json."""
+    about = f"*{arguments.model.name}*, {arguments.what}" if arguments.model else arguments.what
+    found = [
+        result_row(f"{about}: {name}", value["median"], value["least"], value["most"])
+        for name, value in result.items()
+        if isinstance(value, dict)
+    ]
+    single = {name: value for name, value in result.items() if name in ("seconds", "ratio", "peak_over_budget")}
+    return found + [
+        result_row(f"{about}: {name}", value, value, value)
+        for name, value in single.items()
+        if isinstance(value, float)
+    ]
 
 
 if __name__ == "__main__":

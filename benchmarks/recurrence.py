@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 from limits import update_rate, vector_peak
+from result_rows import result_rows
 from torch import Tensor
 
 from earthshine.kernels import RecurrentTokens, kda, library, set_threads
@@ -81,8 +82,7 @@ def main() -> None:
     found = rows(repeats)
     for name, values in found.items():
         print(f"{name:64} {statistics.median(values):10.2f}   {min(values):.2f} to {max(values):.2f}")
-    machine = {"instruction_set": library.instruction_set()}
-    print(json.dumps({"machine": machine} | {name: statistics.median(values) for name, values in found.items()}))
+    print(json.dumps({"instruction_set": library.instruction_set(), "rows": result_rows(found)}))
 
 
 if __name__ == "__main__":

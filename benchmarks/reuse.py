@@ -11,7 +11,6 @@ import argparse
 import json
 import random
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from result_rows import result_rows
 from served import serving
 
 
@@ -72,8 +72,9 @@ def main() -> int:
     for seed in range(options.rounds):
         rounds.append(one_round(options, seed))
         print(rounds[-1], file=sys.stderr, flush=True)
-    middle = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
-    print(json.dumps({"rounds": rounds, "median": middle}))
+    about = f"*{options.model.name}*, prompt of {options.tokens}: "
+    figures = {about + name.replace("_", " "): [found[name] for found in rounds] for name in rounds[0]}
+    print(json.dumps({"rounds": rounds, "rows": result_rows(figures)}))
     return 0
 
 

@@ -1,6 +1,6 @@
 """What Earthshine does on this machine, in a minute: each figure a median of repeats, the last line one JSON document.
 
-    python benchmarks/run.py [--short]
+    python benchmarks/run.py [--short] [| python tools/results.py add docs/results/run.json]
 
 Times are this machine's and noisy; only ratios taken in one run mean something elsewhere.
 """
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from result_rows import result_rows
 from torch.nn import functional
 
 from earthshine import kernels
@@ -121,8 +122,8 @@ def main() -> None:
     for name, values in rows.items():
         print(f"{name:42} {statistics.median(values):10.1f}   {min(values):.1f} to {max(values):.1f}")
     served = next(entry.name for entry in kernels.implementations() if entry.operation == "linear")
-    machine = {"processors": processors(), "system": platform.platform(), "linear": served}
-    print(json.dumps({"machine": machine} | {name: statistics.median(values) for name, values in rows.items()}))
+    machine = {"system": platform.platform(), "linear": served}
+    print(json.dumps({"machine": machine, "rows": result_rows(rows)}))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from result_rows import result_row
+
 from earthshine.units import format_bytes, parse_bytes
 
 from .turns import Result, Run, Side
@@ -72,8 +74,21 @@ def _limits(limits: Mapping[str, Any]) -> str:
 
 
 def document(results: Sequence[Result]) -> dict[str, Any]:
-    """Everything as JSON values: runs in their order, seconds whole."""
-    return {"measurements": [_entry(result) for result in results]}
+    """Everything as JSON values: runs in their order, seconds whole; the ratios as rows of docs/results/peers.json."""
+    return {
+        "measurements": [_entry(result) for result in results],
+        "rows": [_row(result) for result in results if result.ratios()],
+    }
+
+
+def _row(result: Result) -> dict[str, Any]:
+    ratios = result.ratios()
+    figures = (statistics.median(ratios), min(ratios), max(ratios))
+    sides = {"peer": result.theirs.name}
+    for name, side in (("ours", result.ours), ("theirs", result.theirs)):
+        sides[name] = f"{statistics.median(run.figure for run in result.of(side) if not run.failed):.4g} s"
+    limits = "; ".join(_limits(limits) for limits in result.limits)
+    return result_row(result.measurement.name, *figures, **sides, **{"limits of the run": limits})
 
 
 def _entry(result: Result) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""The tables of docs are what tools/results.py renders from docs/results, and every row names how it was measured."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+
+from .source import ROOT
+
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
+PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if "<!-- results: " in path.read_text(encoding="utf-8")]
+ROW = {"what": "decode", "median": 2.5, "unit": "s", "command": "python run.py", "processor": "Z80"}
+FILE = (
+    '{"columns": ["what", "median"], "rows": [\n{"what": "a", "median": 1.10, "command": "b", "processor": "c"}\n]}\n'
+)
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    spec = importlib.util.spec_from_file_location("results_tool", ROOT / "tools" / "results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_page_is_what_the_tool_renders(numbers, path):
+    text = path.read_text(encoding="utf-8")
+    assert text == numbers.page(text), "the page is stale: run python tools/results.py"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_every_row_names_command_processor_and_median(numbers, path):
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert results["rows"]
+    for row in results["rows"]:
+        assert not numbers.problems(row, results), row
+        assert row["median"] is None or type(row["median"]) in (int, float), row
+        always = {"command", "processor", "commit", "median", "unit", "low", "high", "runs", "spread"}
+        beside = {results["pivot"], "goal", "floor", "note"} if "pivot" in results else set()
+        assert row.keys() <= {*results["columns"], *always, *beside}, row
+
+
+def test_every_file_of_results_is_shown_once():
+    named = [name for path in PAGES for name in re.findall(r"<!-- results: (\w+) -->", path.read_text("utf-8"))]
+    assert sorted(named) == [path.stem for path in RESULTS]
+
+
+def test_added_rows_leave_the_digits_of_others_alone(numbers, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(FILE)
+    assert numbers.add(path, "some table\n" + json.dumps({"rows": [ROW, ROW | {"median": 3}]})) == 2
+    assert path.read_text().startswith(FILE.removesuffix("\n]}\n"))
+    assert [row["median"] for row in json.loads(path.read_text())["rows"]] == [1.1, 2.5, 3]
+    assert "| decode | 2.5 s |" in numbers.table(numbers.read(path))
+    assert "| a | 1.10 |" in numbers.table(numbers.read(path))
+
+
+def test_rows_start_a_new_file(numbers, tmp_path):
+    path = tmp_path / "new.json"
+    numbers.add(path, json.dumps({"rows": [ROW]}, indent=1))
+    numbers.add(path, json.dumps({"rows": [ROW]}))
+    assert json.loads(path.read_text())["rows"] == [ROW, ROW]
+
+
+@pytest.mark.parametrize("missing", ["command", "processor", "median", "what"])
+def test_incomplete_row_is_refused_and_nothing_is_written(numbers, tmp_path, missing):
+    path = tmp_path / "results.json"
+    path.write_text(FILE)
+    row = {key: value for key, value in ROW.items() if key != missing}
+    with pytest.raises(ValueError, match=f"no {missing}"):
+        numbers.add(path, json.dumps({"rows": [ROW, row]}))
+    assert path.read_text() == FILE
+
+
+@pytest.mark.parametrize("printed", ["", "no JSON", "[]", '{"rows": []}', '{"rows": 3}', "3"])
+def test_output_without_rows_is_refused(numbers, tmp_path, printed):
+    with pytest.raises(ValueError):  # noqa: PT011
+        numbers.add(tmp_path / "results.json", printed)
+
+
+@pytest.mark.parametrize(
+    ("median", "goal", "floor", "bold"),
+    [(0.9, 1.1, 0.95, True), (0.95, 1.1, 0.95, False), (1.2, 1.0, 1.1, True), (1.1, 1.0, 1.1, False)],
+)
+def test_median_beyond_its_floor_is_bold(numbers, tmp_path, median, goal, floor, bold):
+    path = tmp_path / "results.json"
+    numbers.add(path, json.dumps({"rows": [ROW | {"median": median, "goal": goal, "floor": floor}]}))
+    assert (f"**{median}** s" in numbers.table(numbers.read(path))) == bold
+
+
+def test_pivoted_rows_share_a_line(numbers, tmp_path):
+    path = tmp_path / "results.json"
+    rows = [ROW | {"side": side, "median": median} for side, median in (("ours", 1.50), ("theirs", 2.25))]
+    path.write_text(json.dumps({"columns": ["what"], "pivot": "side", "rows": rows}))
+    assert "| what | ours | theirs |\n| --- | --- | --- |\n| decode | 1.5 s | 2.25 s |" in numbers.table(
+        numbers.read(path)
+    )
