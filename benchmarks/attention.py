@@ -2,8 +2,8 @@
 
     python benchmarks/attention.py [--short]
 
-The heads are Kimi-K2.6's (64) and Moonlight's (16), latents 512 + 64. An operation is a multiplication or an addition
-that a query and a key that it sees need: 2 * heads * (576 + 512).
+The heads are Kimi-K2.6's (64) and Moonlight's (16), latents 512 + 64. A query takes
+2 * heads * (576 + 512) multiplications and additions for each key that it attends to.
 """
 
 import argparse
@@ -38,8 +38,8 @@ def attention(n_heads: int, tokens: int, start: int) -> tuple[Callable[[], objec
 def rates(threads: int, repeats: int) -> dict[str, list[float]]:
     """GFLOP/s of each case, and its share of the processor's best at bf16, measured before and after.
 
-    A disturbed measurement of a peak is too low, and shares of it too high: the better one counts, and a share above
-    1.02 ends the run.
+    Other work makes the measured peak too low and the shares too high, so the higher of both peaks counts, and a
+    share above 1.02 ends the run.
     """
     library.set_threads(threads)
     found: dict[str, list[float]] = {}
@@ -61,7 +61,7 @@ def rates(threads: int, repeats: int) -> dict[str, list[float]]:
 
 
 def one(work: Callable[[], object], calls: int) -> float:
-    """Seconds of one of so many calls in a row."""
+    """Seconds per call over `calls` calls in a row."""
     began = time.perf_counter()
     for _ in range(calls):
         work()

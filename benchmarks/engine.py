@@ -1,4 +1,4 @@
-"""The engine against the limits of the machine: one measurement a call, each in a process of its own.
+"""The engine against the limits of the machine: one measurement per call, each in its own process.
 
     python benchmarks/engine.py WHAT MODEL [--memory SIZE] [--tokens N] [--context N] [--threads N] [--trunk KIND]
 
@@ -29,7 +29,7 @@ from earthshine.units import parse_bytes
 
 
 class Timed:
-    """`models`' Experts around others: seconds spent in them, and the experts it was asked for."""
+    """Wraps `models`' Experts: counts the seconds spent in them and the experts that were chosen."""
 
     def __init__(self, experts: RoutedExperts) -> None:
         self._experts = experts
@@ -58,7 +58,7 @@ def prompt(n_tokens: int, seed: int = 0) -> list[int]:
 
 
 def steps(session: Session, count: int) -> list[float]:
-    """Seconds of each of `count` greedy tokens, the work between two of them being one step."""
+    """Seconds of each of `count` greedy tokens, that is, of each decode step."""
     greedy = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
     seconds, last = [], time.perf_counter()
     for _ in session.generate(greedy):
@@ -73,8 +73,8 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def decode(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Bytes touched a second while decoding, over memory's own read rate, which is measured before and after each
-    round of 8 tokens; and where `--tokens` is given, the rate after so many over the rate after 16, in turns A B B A.
+    """Bytes touched per second while decoding, over memory's own read rate, which is measured before and after each
+    round of 8 tokens; with `--tokens N` also the rate after N tokens over the rate after 16, alternating A B B A.
     """
     model, _ = open_model(arguments)
     bare = model.session(256)
@@ -100,7 +100,8 @@ def decode(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory_rate(model: LoadedModel, n_threads: int) -> float:
-    """Of what a token reads: the head, as a part of the trunk, and the experts' slots, weighed by their bytes."""
+    """Bytes per second at which memory gives what a token reads: the trunk (by its head) and the expert slots,
+    weighted by their bytes."""
     slots = model.experts.store._arena._bytes[: 2 << 30]
     share = routed(model) / touched(model)
     with model.decoder.trunk.head() as head:
@@ -122,7 +123,7 @@ def routed(model: LoadedModel) -> int:
 
 
 def fill(session: Session, n_tokens: int) -> None:
-    """Lets the session hold a conversation of random latents, which decode at the speed of true ones."""
+    """Fills the session's cache with random latents, which decode at the speed of true ones."""
     session.sync(prompt(1))
     page_table = session._page_table
     page_table.reserve(n_tokens)
@@ -135,16 +136,16 @@ def fill(session: Session, n_tokens: int) -> None:
 
 
 def cold(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Bytes per second from disk while a token's experts are wanted, from empty slots on, over the disk's own rate.
+    """Bytes per second from disk while a token's experts are read, starting from empty slots, over the disk's own rate.
 
-    The disk is read before and after every token by the same pattern: as many experts, as often, after such pauses.
+    The disk is read before and after every token in the same pattern: as many experts, as often, after equal pauses.
     """
     model, timed = open_model(arguments)
     extents = model.experts._checkpoint.expert_extents
     every = [extents(layer, e).ranges[0] for layer, moe in moe_layers(model.spec) for e in range(moe.n_experts)]
     disk = Disk([(span.file, span.offset) for span in every], every[0].nbytes)
     session = model.session()
-    # Another token each time: a virtual disk answers faster what it has read before, and must to both sides alike.
+    # Another token each time: a virtual disk answers faster what it has read before, so neither side may read it again.
     session.sync(prompt(1, time.time_ns()))
     steps(session, 1)  # the prompt itself has given the first token
     layers = sum(1 for _ in moe_layers(model.spec))

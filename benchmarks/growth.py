@@ -1,10 +1,10 @@
-"""How cost grows, beside the forecast: decode over context, prompts over length, tokens per second over batch.
+"""How cost grows, against the forecast: decode over context, prompts over length, tokens per second over batch.
 
     python benchmarks/growth.py MODEL [--memory 8GiB --memory 12GiB ...] [--contexts 0,4096] [--prompts 512,4096]
                                 [--batches 1,4] [--machine FILE] [--png FILE] [--tokens N] [--repeats N]
 
 Every budget runs in a process of its own (growth_side.py). For each point: the measured median and spread, what `plan`
-forecasts from the machine's profile, and the forecast over the measurement; bytes read a token and the peak of memory
+forecasts from the machine's profile, and the forecast over the measurement; bytes read per token and the peak of memory
 likewise. This machine's rates change within minutes, so measure the profile right before: earthshine bench machine. The
 last line is one JSON document.
 """

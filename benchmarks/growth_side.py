@@ -28,7 +28,7 @@ from earthshine.spec import load_spec, moe_layers
 from earthshine.units import parse_bytes
 from earthshine.weights import Checkpoint
 
-SETTLING = 512  # tokens of a prompt, and then some of a reply, after which slots hold what they will
+SETTLING = 512  # tokens of a prompt, then of a reply, after which the slots hold what they will keep
 SETTLING_STEPS = 24
 
 
@@ -58,7 +58,7 @@ class Budget:
         yield from self.batches()
 
     def prompts(self) -> Iterator[dict[str, Any]]:
-        """From empty slots where experts stream, so the first is the one that counts there."""
+        """Where experts stream, slots are empty at first, so only the first run counts."""
         streams = self.plan.division.transit_slots > 0
         for n_tokens in self.request["prompts"]:
             seconds, before = [], self.read()
@@ -83,7 +83,7 @@ class Budget:
             yield self.decoded("decode", context, seconds, before, Load(max(context, 16), 1, self.request["skew"]))
 
     def batches(self) -> Iterator[dict[str, Any]]:
-        """Steps of several short conversations at once."""
+        """Decode steps of several short sequences."""
         pool, decoder = self.session._page_table.pool, self.model.decoder
         for batch in self.request["batches"]:
             page_tables = [PageTable(pool) for _ in range(batch)]
@@ -100,7 +100,7 @@ class Budget:
                 page_table.release()
 
     def decoded(self, what: str, at: int, seconds: list[float], before: int, load: Load) -> dict[str, Any]:
-        """The point of steps whose reading began at `before`."""
+        """The point of steps that began when `before` bytes had been read."""
         nbytes = (self.read() - before) / len(seconds)
         cost = by_profile = self.costs.decode(load)
         if self.disk is not None:

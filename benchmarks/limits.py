@@ -73,7 +73,7 @@ class Disk:
     def rate(self, bursts: int, reads: int, pause_seconds: float, depth: int = 2) -> float:
         """Bytes per second of `bursts` times `reads` reads, `depth` at once, the pauses between them not counted.
 
-        Bursts, because a disk that is lent by the second gives more to one who pauses.
+        Reads come in bursts, because a disk with a rate limit per second gives more after a pause.
         """
         seconds = 0.0
         with ThreadPoolExecutor(depth) as pool:

@@ -2,10 +2,10 @@
 
     python benchmarks/recurrence.py [--short]
 
-Kimi-Linear's heads: 32 of 128 values, a state of 2 MiB a layer. A decode step reads and writes the states of 20 layers;
-a prompt's token takes 7 multiplications and additions for each value of the state (decay, what the key sees, update,
-result). Convolutions, norms and decays come on top, and are not counted. One thread, by its processor time, so that it
-can be measured beside other work.
+Kimi-Linear's heads: 32 of 128 values, a state of 2 MiB per layer. A decode step reads and writes the states of 20
+layers; a prompt's token takes 7 multiplications and additions for each value of the state (decay, product with the key,
+update, result). Convolutions, norms and decays come on top and are not counted. One thread, by its processor time, so
+that it can be measured while other work runs.
 """
 
 import argparse
@@ -66,9 +66,9 @@ def rows(repeats: int) -> dict[str, list[float]]:
     rate = [2 * states.nbytes / value for value in took]
     flops = [7.0 * 2048 * states[0].numel() / value for value in prompt]
     return {
-        "decode (us a layer)": [1e6 * value / LAYERS for value in took],
+        "decode (us per layer)": [1e6 * value / LAYERS for value in took],
         "decode (of the memory's rate of updates)": [value / memory for value in rate],
-        "prompt of 2048 (ms a layer)": [1e3 * value for value in prompt],
+        "prompt of 2048 (ms per layer)": [1e3 * value for value in prompt],
         "prompt of 2048 (of the vector unit's peak)": [value / peak for value in flops],
         "memory (GB/s of updates)": [memory / 1e9],
         "vector unit (GFLOP/s)": [peak / 1e9],

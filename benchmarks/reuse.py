@@ -1,10 +1,10 @@
-"""A prefix that comes back after a restart, against computing it: time to the first token, in rounds.
+"""Time to the first token with a prefix found on disk after a restart, against computing it.
 
     python benchmarks/reuse.py MODEL --memory 15GiB --tokens 4096 --rounds 3
 
 Each round has a prompt of its own: a server with an empty disk cache computes it, ends by SIGTERM, and the next server
-gets it again. Both have answered a short request first, so that neither's first token pays for what every first
-request pays. Ends with one line of JSON.
+finds it on disk. Both answer a short request first, so that what only a server's first request costs is left out. Ends
+with one line of JSON.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from served import serving
 
 
 def first_token(url: str, ids: list[int]) -> tuple[float, list[int], int]:
-    """Seconds to the first token, the reply's ids, and the prompt's tokens that were found."""
+    """Seconds to the first token, the log-probabilities of the reply, and the prompt tokens found in the cache."""
     body: dict[str, Any] = {"prompt": ids, "max_tokens": 8, "temperature": 0, "ignore_eos": True, "stream": True}
     body |= {"stream_options": {"include_usage": True}, "logprobs": 0}
-    began, first, said, cached = time.monotonic(), 0.0, [], 0
+    began, first, logprobs, cached = time.monotonic(), 0.0, [], 0
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=3600) as answer:
         for line in answer.iter_lines():
             if not line.startswith("data: {"):
@@ -34,10 +34,10 @@ def first_token(url: str, ids: list[int]) -> tuple[float, list[int], int]:
             piece = json.loads(line[6:])
             if piece.get("choices") and piece["choices"][0].get("logprobs"):
                 first = first or time.monotonic() - began
-                said += piece["choices"][0]["logprobs"]["token_logprobs"]
+                logprobs += piece["choices"][0]["logprobs"]["token_logprobs"]
             if piece.get("usage"):
                 cached = piece["usage"]["prompt_tokens_details"]["cached_tokens"]
-    return first, said, cached
+    return first, logprobs, cached
 
 
 def one_round(options: argparse.Namespace, seed: int) -> dict[str, float]:
@@ -54,9 +54,9 @@ def one_round(options: argparse.Namespace, seed: int) -> dict[str, float]:
                 found.append(first_token(url, ids))
     finally:
         shutil.rmtree(folder)
-    (computed, said, none), (again, repeated, cached) = found
-    if said != repeated or none or cached < options.tokens - 64:
-        raise SystemExit(f"{cached} tokens came back, {none} at first, and the replies are {said} and {repeated}.")
+    (computed, expected, none), (again, repeated, cached) = found
+    if expected != repeated or none or cached < options.tokens - 64:
+        raise SystemExit(f"{cached} tokens came back, {none} at first, and the replies are {expected} and {repeated}.")
     return {"computed_seconds": computed, "again_seconds": again, "cached_tokens": cached, "ratio": computed / again}
 
 
@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("--memory")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="where the pages lie meanwhile (default: the temporary folder)")
+    parser.add_argument("--work", type=Path, help="where the pages are kept (default: the temporary folder)")
     options = parser.parse_args()
     rounds = []
     for seed in range(options.rounds):

@@ -1,8 +1,8 @@
-"""What Earthshine does on this machine, in a minute: each figure a median of repeats, the last line one JSON document.
+"""A minute's benchmark of this machine: each figure a median of repeats, the last line one JSON document.
 
     python benchmarks/run.py [--short] [| python tools/results.py add docs/results/run.json]
 
-Times are this machine's and noisy; only ratios taken in one run mean something elsewhere.
+Times are this machine's and noisy; only ratios taken in one run can be compared with those of other machines.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def products(repeats: int) -> dict[str, list[float]]:
 
 
 def same_bits(repeats: int) -> dict[str, list[float]]:
-    """Time of a product that does not depend on its batch over the library's own, 2048x7168, in turns A B B A."""
+    """Time of a product that does not depend on its batch over the library's own, 2048x7168, alternating A B B A."""
     ratios: dict[str, list[float]] = {}
     for dtype, n_rows in ((d, n) for d in (torch.bfloat16, torch.float32) for n in (1, 256)):
         weight, x = torch.randn(2048, 7168).to(dtype), torch.randn(n_rows, 7168).to(dtype)

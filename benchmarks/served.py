@@ -1,4 +1,4 @@
-"""A server of the measured Earthshine for as long as a measurement takes: started on a free port, ended by SIGTERM."""
+"""Runs `earthshine serve` for the time of a measurement: started on a free port, ended by SIGTERM."""
 
 import re
 import subprocess

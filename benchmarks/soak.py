@@ -1,11 +1,11 @@
-"""Many conversations at once against one server: no reply is lost or mixed up, memory stays flat, all pages come back.
+"""Many clients at once against one server: no reply is lost or mixed up, memory stays flat, all pages are freed.
 
     python benchmarks/soak.py --minutes 5 --conversations 64
 
 Starts `earthshine serve` (gleam unless --model names another), computes every request alone first, with a cache of its
-own, then keeps `conversations` clients asking for the given time: whole answers, streams, streams that are left in the
-middle, several choices at once, and requests that are wrong. Each finished reply must be, character for character, what
-the same request gave alone. Ends with one line of JSON; exit code 1 where anything differed.
+own, then lets `conversations` clients send requests for the given time: whole answers, streams, streams that are
+abandoned in the middle, several choices at once, and requests that are wrong. Each finished reply must be, character
+for character, what the same request gave alone. Ends with one line of JSON; exit code 1 where anything differed.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Tally:
 
 
 def asked(count: int, seed: int) -> list[dict[str, Any]]:
-    """Requests that differ in length, sampling and number of choices; some share a long beginning."""
+    """Requests that differ in length, sampling and number of choices; some share a long prefix."""
     draw, found = random.Random(seed), []
     for number in range(count):
         words = " ".join(draw.choice(TOPICS) for _ in range(draw.choice((1, 1, 3, 12, 40))))
@@ -71,7 +71,7 @@ def said(answer: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 async def streamed(client: httpx.AsyncClient, request: dict[str, Any], leave_after: int | None) -> Any:
-    """The replies of a stream, or None where it was left in the middle."""
+    """The replies of a stream, or None where it was abandoned in the middle."""
     texts, reasons = [""] * request["n"], [""] * request["n"]
     async with client.stream("POST", "/v1/chat/completions", json=request | {"stream": True}) as answer:
         if answer.status_code != 200:
@@ -143,7 +143,7 @@ async def course(url: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 async def settled(client: httpx.AsyncClient) -> None:
-    """Waits until the engine has dealt with the last disconnects."""
+    """Waits until the engine has cancelled the requests of the last disconnects."""
     for _ in range(200):
         gauges = (await client.get("/v1/gauges")).json()
         if not gauges["running"] and not gauges["waiting"]:

@@ -1,10 +1,10 @@
-"""How long a reply under way waits for its next token while a long prompt of another passes through the model.
+"""How long a running reply waits for its next token while another request's long prompt is computed.
 
     python benchmarks/stall.py MODEL --memory 12GiB --prompt 2048 --max-stall 1
 
-Starts `earthshine serve`, lets one reply be written, sends two long prompts in its middle, one after the other, and
-reports the times between the reply's tokens before and meanwhile, and how long the prompts' first tokens took beside
-the reply and alone. From the first prompt the scheduler learns what a sweep costs. Ends with one line of JSON.
+Starts `earthshine serve` and one reply, sends two long prompts in its middle, one after the other, and reports the
+times between the reply's tokens before and during the prompts, and the times of the prompts' first tokens beside the
+reply and alone. From the first prompt the scheduler learns what a prefill pass costs. Ends with one line of JSON.
 """
 
 import argparse
@@ -50,12 +50,12 @@ def measured(url: str, options: argparse.Namespace) -> dict[str, float]:
     gaps = [(begin, end - begin) for begin, end in pairwise(reply[1:])]
     before = [gap for begin, gap in gaps if begin + gap < times[0][0]]
     found = {"gap_alone_median": statistics.median(before), "prompt_alone_seconds": alone[1] - alone[0]}
-    for name, (asked, told) in zip(("first", "second"), times, strict=True):
-        during = [gap for begin, gap in gaps if asked <= begin <= told]
+    for name, (sent, first) in zip(("first", "second"), times, strict=True):
+        during = [gap for begin, gap in gaps if sent <= begin <= first]
         if not during:
-            raise SystemExit("the reply ended before the prompts came; give it more --tokens.")
+            raise SystemExit("the reply ended before the prompts were sent; give it more --tokens.")
         found |= {f"gap_beside_{name}_median": statistics.median(during), f"gap_beside_{name}_most": max(during)}
-        found[f"{name}_prompt_seconds"] = told - asked
+        found[f"{name}_prompt_seconds"] = first - sent
     return found
 
 
@@ -64,7 +64,7 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--memory")
     parser.add_argument("--prompt", type=int, default=2048)
-    parser.add_argument("--tokens", type=int, default=300, help="of the reply under way (default 300)")
+    parser.add_argument("--tokens", type=int, default=300, help="of the running reply (default 300)")
     parser.add_argument("--max-stall", type=float, default=1.0)
     options = parser.parse_args()
     more = ["--batch", "2", "--context", str(options.prompt + 1024), "--max-stall", str(options.max_stall)]

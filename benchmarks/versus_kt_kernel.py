@@ -5,10 +5,11 @@
     python benchmarks/versus_kt_kernel.py --short
 
 Experts have Kimi-K2.6's shape (7168 by 2048, top 8, INT4 in groups of 32 as published) and are fewer than its 384: 64
-take 1.6 GB, so one token's eight, drawn anew for every call, come from memory. kt-kernel 0.7.2 chooses its build by the
-processor; which of its backends for these codes is quickest is tried for each measurement. It rounds activations to
-int8 in groups of 32 and keeps scales in fp32 (0.63 bytes a weight); Earthshine multiplies in bf16 (0.56 bytes). That
-both compute the same is checked first. kt-kernel's threads wait in loops: beside other work its times double.
+take 1.6 GB, so the eight experts of a token, chosen anew for each call, come from memory. kt-kernel 0.7.2 chooses its
+build by the processor; which of its backends for these codes is fastest is tried for each measurement. It rounds
+activations to int8 in groups of 32 and keeps scales in fp32 (0.63 bytes per weight); Earthshine multiplies in bf16
+(0.56 bytes). That both compute the same is checked first. kt-kernel's threads wait in busy loops: its times double
+while other work runs.
 """
 
 import argparse
@@ -21,9 +22,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from versus.alternation import Measurement, Side, run
 from versus.comparison import HERE, Comparison, arguments, finished, say
 from versus.environment import Environment
-from versus.turns import Measurement, Side, run
 
 from earthshine.errors import UsageError
 
@@ -42,7 +43,7 @@ LEAST_COSINE = 0.999
 
 def measurement(word: str, options: argparse.Namespace) -> Measurement:
     if not word.isdecimal() or not 1 <= int(word) <= 4096:
-        raise UsageError(f"--what {word!r} is no number of tokens between 1 and 4096.")
+        raise UsageError(f"--what {word!r} is not a number of tokens between 1 and 4096.")
     tokens = int(word)
     repeats = 200 if tokens == 1 else max(3, 2048 // tokens)
     request = {"what": "experts", "experts": options.experts, "tokens": tokens, "repeats": repeats}
@@ -50,7 +51,7 @@ def measurement(word: str, options: argparse.Namespace) -> Measurement:
 
 
 def sides(options: argparse.Namespace, python: Path, settings: Mapping[str, Any]) -> list[Side]:
-    """kt-kernel's backends, and its first with one worker fewer, since the thread that calls works too."""
+    """kt-kernel's backends, the first also with one worker fewer, since the calling thread works too."""
     choices = [(backend, options.threads) for backend in BACKENDS]
     if options.threads > 1:
         choices.insert(1, (BACKENDS[0], options.threads - 1))
@@ -67,7 +68,8 @@ def sides(options: argparse.Namespace, python: Path, settings: Mapping[str, Any]
 
 
 def cosine(ours: Side, theirs: Side, asked: Measurement) -> float:
-    """The least of any token between both sides' outputs. Raises UsageError where they are not the same computation."""
+    """The least cosine of any token between both sides' outputs. Raises UsageError where they are not the same
+    computation."""
     with tempfile.TemporaryDirectory() as folder:
         outputs = []
         for number, side in enumerate((ours, theirs)):

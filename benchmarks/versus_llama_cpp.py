@@ -8,10 +8,10 @@
     python benchmarks/versus_llama_cpp.py --short
 
 MODEL is a published INT4 checkpoint of DeepSeek-V3's shape (tools/synthesize.py makes one). It is written once as GGUF
-into the work folder: the experts' very nibbles and scales as Q4_0, the trunk in bf16. llama.cpp is llama-cpp-python
-0.3.36 built from source for this processor. Its load mode, repacking, micro-batch and flash attention are tried for
-each measurement and the quickest taken. It rounds activations to int8 before products with Q4_0, where Earthshine
-multiplies in bf16, and keeps latents in float16, where Earthshine keeps bf16.
+into the work folder: the experts' nibbles and scales unchanged as Q4_0, the trunk in bf16. llama.cpp is
+llama-cpp-python 0.3.36 built from source for this processor. Its load mode, repacking, micro-batch and flash attention
+are tried for each measurement and the fastest taken. It rounds activations to int8 before products with Q4_0, where
+Earthshine multiplies in bf16, and keeps latents in float16, where Earthshine keeps bf16.
 
 `decode:N` decodes after N tokens of context; `context` does so at 0, 1K, 4K, 16K and what the model has room for.
 Contexts are filled with random latents on both sides. `same` compares logits and greedy tokens instead of times.
@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from versus import agreement
-from versus.choose import Knobs
+from versus.alternation import Measurement, Side, run
 from versus.comparison import HERE, Comparison, arguments, earthshine, finished, limit_bytes, peaks, say
 from versus.environment import Environment
 from versus.report import over_budgets, run_entry
-from versus.turns import Measurement, Side, run
+from versus.settings import Knobs
 
 from earthshine.errors import UsageError
 from earthshine.spec import load_spec
@@ -44,7 +44,7 @@ LLAMA = Environment(
 )
 CONTEXTS = (0, 1024, 4096, 16384, 32768, 65536, 131072)
 TOUCH = 512  # tokens of an untimed prompt, after which every expert has been used
-ROOM = 64  # tokens that a context needs beside its own
+ROOM = 64  # tokens that a context needs on top of its own
 SHORT = ("--like", "moonlight.json", "--expert-storage", "int4", "--context", "8192", "--layers", "4",
          "--vocab", "8192", "--experts", "24")  # fmt: skip
 
@@ -55,7 +55,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--what", nargs="+", default=["decode", "prompt:512"], metavar="WHAT")
     parser.add_argument("--tokens", type=int, default=32, help="decoded in each process (default 32)")
     parser.add_argument("--repeats", type=int, default=2, help="prompts in each process (default 2)")
-    parser.add_argument("--budgets", default="", help="three or so sizes for `peaks`, with commas between")
+    parser.add_argument("--budgets", default="", help="sizes for `peaks`, separated by commas")
     parser.add_argument("--fixed", action="store_true", help="llama.cpp's first setting, without trying others")
     options = parser.parse_args(words)
     if options.short:
@@ -65,7 +65,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measurements(options: argparse.Namespace, max_context: int) -> list[Measurement]:
-    """Raises UsageError for a word that names none, and for a context that the model does not have."""
+    """Raises UsageError for a word that names no measurement, and for a context that the model does not have."""
     words = [word for word in options.what if word not in ("same", "peaks")]
     room = max_context - options.tokens - ROOM
     contexts = sorted({min(context, room) for context in CONTEXTS}) if "context" in words else []
@@ -76,7 +76,7 @@ def measurements(options: argparse.Namespace, max_context: int) -> list[Measurem
 def measurement(word: str, options: argparse.Namespace, room: int) -> Measurement:
     kind, _, number = word.partition(":")
     if kind not in ("decode", "prompt") or not (number.isdecimal() or (kind == "decode" and not number)):
-        raise UsageError(f"--what {word!r} is none of decode, decode:N, prompt:N, context, same, peaks.")
+        raise UsageError(f"--what {word!r} must be one of decode, decode:N, prompt:N, context, same, peaks.")
     size, limit = int(number or 0), limit_bytes(options)
     if size > room or (kind == "prompt" and size < 1):
         raise UsageError(f"--what {word}: this model has room for 1 to {room} tokens there.")
@@ -92,7 +92,7 @@ def measurement(word: str, options: argparse.Namespace, room: int) -> Measuremen
 
 
 def knobs(options: argparse.Namespace, python: Path, gguf: Path) -> Knobs:
-    """llama.cpp's settings. Under a limit nothing that copies the model has room, so plain mmap comes first."""
+    """llama.cpp's settings. Under a limit there is no room for a copy of the model, so plain mmap comes first."""
 
     def make(choice: Mapping[str, Any]) -> Side:
         words = [
@@ -148,7 +148,7 @@ def small_model(options: argparse.Namespace) -> Path:
 
 
 def built(python: Path, gguf: Path) -> str:
-    """What llama.cpp says was compiled in."""
+    """What was compiled into llama.cpp, in its own words."""
     side = Side("llama.cpp", python, HERE / "llama_cpp_side.py", {"model": str(gguf)})
     answer = run(side, Measurement("about", {"what": "about"})).answer
     return f"llama-cpp-python {answer.get('version')}: {answer.get('built')}"
@@ -176,7 +176,7 @@ def budgets(ours: Side, options: argparse.Namespace) -> dict[str, Any]:
 def course(options: argparse.Namespace) -> None:
     model = small_model(options) if options.short else options.model
     if model is None or not (model / "config.json").is_file():
-        raise UsageError("Name the folder of a published INT4 checkpoint, or say --short.")
+        raise UsageError("Name the folder of a published INT4 checkpoint, or use --short.")
     asked = measurements(options, load_spec(model).max_context)
     python = LLAMA.python(options.work)
     gguf = converted(options, python, model)

@@ -1,8 +1,8 @@
-"""What sharing pays: tokens per second of several conversations over one, of Earthshine's server and llama.cpp's.
+"""Throughput of several requests at once over one, of Earthshine's server and llama.cpp's.
 
     python benchmarks/versus_llama_server.py MODEL --limit 12GiB --conversations 1 8 16 --server /path/to/llama-server
 
-Both serve the same values over HTTP with as many places as there are conversations; llama.cpp's with mmap, the only way
+Both serve the same values over HTTP with as many slots as there are requests; llama.cpp's with mmap, the only way
 to load that fits under a limit below the model's size. MODEL needs a tokenizer (tools/synthesize.py --tokenizer). The
 GGUF is written once, with a vocabulary of placeholders, since only token ids are exchanged.
 """
@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from versus.alternation import Measurement, Result, Side, alternate
 from versus.comparison import HERE, arguments, finished, limit_bytes, limits_now, refuse_no_picture, say
 from versus.report import document, table, watched
-from versus.turns import Measurement, Result, Side, in_turns
 from versus_llama_cpp import LLAMA
 
 from earthshine.errors import UsageError
@@ -49,7 +49,7 @@ def converted(options: argparse.Namespace) -> Path:
 
 
 def sides(options: argparse.Namespace, gguf: Path, count: int) -> tuple[Side, Side]:
-    """Ours and theirs with `count` places. Each conversation has room for its prompt and reply."""
+    """Ours and theirs with `count` slots. Each request has room for its prompt and reply."""
     room = -(-(options.context + options.tokens + 16) // 64) * 64
     limit = limit_bytes(options)
     budget = options.memory or (None if limit is None else f"{(limit >> 20) - 512}MiB")
@@ -76,7 +76,7 @@ def measured(options: argparse.Namespace, gguf: Path, count: int) -> Result:
     named = f"{count} conversation{'s' if count > 1 else ''} at once{under}"
     asked = Measurement(named, request, count, True, limit, 3600.0)
     limits = limits_now
-    return in_turns(ours, theirs, asked, options.rounds, limits=lambda: limits(ours, options.threads), watch=watched)
+    return alternate(ours, theirs, asked, options.rounds, limits=lambda: limits(ours, options.threads), watch=watched)
 
 
 def gains(results: Sequence[Result]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def gains(results: Sequence[Result]) -> dict[str, Any]:
 def course(options: argparse.Namespace) -> None:
     refuse_no_picture(options)
     if not options.server.is_file():
-        raise UsageError(f"--server {options.server} is not there; build llama-server from llama.cpp's source.")
+        raise UsageError(f"--server {options.server} does not exist; build llama-server from llama.cpp's source.")
     gguf = converted(options)
     results: list[Result] = []
     try:

@@ -8,7 +8,7 @@ MODEL is a published INT4 checkpoint of DeepSeek-V3's shape (tools/synthesize.py
 transformers has no INT4 experts for the CPU, so it gets a copy in bf16 with the same values, made once in the work
 folder, about 3.3 times the size; both must fit on the disk, and the copy in memory. Each side is thus in the best
 format that it supports. Its attention (sdpa, eager), experts (eager, grouped_mm) and cache (dynamic,
-static) are tried for each measurement and the quickest taken. Contexts are filled with random latents on both sides.
+static) are tried for each measurement and the fastest taken. Contexts are filled with random latents on both sides.
 `same` compares logits and greedy tokens first: transformers in fp32, which takes twice the copy's memory, so a model of
 few layers, and Earthshine in bf16, both with Earthshine in fp32.
 """
@@ -21,11 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from versus import agreement, asked
-from versus.choose import Knobs
+from versus import agreement, model_options
+from versus.alternation import Measurement, Side
 from versus.comparison import HERE, Comparison, arguments, earthshine, finished
 from versus.environment import Environment
-from versus.turns import Measurement, Side
+from versus.settings import Knobs
 
 TRANSFORMERS = Environment("transformers-5.23.0", (("torch==2.13.0",), ("transformers==5.23.0",)))
 WHAT = ("decode", "decode:4096", "decode:16384", "prompt:512", "prompt:4096")
@@ -56,10 +56,10 @@ def knobs(options: argparse.Namespace, python: Path, copy: Path) -> Knobs:
 
 
 def course(options: argparse.Namespace) -> None:
-    model = asked.chosen_model(options)
-    wanted = asked.measurements(options, model)
+    model = model_options.chosen_model(options)
+    wanted = model_options.measurements(options, model)
     python = TRANSFORMERS.python(options.work)
-    copy = asked.bf16_copy(options, model)
+    copy = model_options.bf16_copy(options, model)
     ours, theirs = earthshine(options, model), knobs(options, python, copy)
     more: dict[str, Any] = {"model": str(model), "versions": list(TRANSFORMERS.steps)}
     if "same" in options.what:
@@ -75,8 +75,8 @@ def course(options: argparse.Namespace) -> None:
 
 def main(words: Iterable[str] | None = None) -> int:
     parser = arguments(__doc__)
-    asked.add_arguments(parser, WHAT, ("same", "decode", "decode:4096", "prompt:512"))
-    options = asked.parsed(parser, None if words is None else list(words))
+    model_options.add_arguments(parser, WHAT, ("same", "decode", "decode:4096", "prompt:512"))
+    options = model_options.parsed(parser, None if words is None else list(words))
     return finished(lambda: course(options))
 
 

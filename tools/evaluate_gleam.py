@@ -1,4 +1,4 @@
-"""How often gleam gives the very command of the tldr pages, and how evenly its experts are used, with 95% intervals.
+"""How often gleam gives exactly the command of the tldr pages, and how evenly its experts are used, with 95% intervals.
 
     python tools/evaluate_gleam.py --data pages.jsonl [--model src/earthshine/gleam] [--questions 500]
 

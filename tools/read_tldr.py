@@ -1,4 +1,4 @@
-"""The tldr pages as training data: one JSON object a page, with its platform, its name and its text.
+"""The tldr pages as training data: one JSON object per page, with its platform, its name and its text.
 
     python tools/read_tldr.py path/to/tldr > pages.jsonl
 

@@ -1,6 +1,6 @@
 """Replays recorded routing traces against the policy of the expert slots, plain LRU and Belady's optimum.
 
-Prints hits in percent over the last 80% of each trace, per layer and one token a step. Belady's optimum shares one
+Prints hits in percent over the last 80% of each trace, per layer, one token per step. Belady's optimum shares one
 pool among all layers and knows the future, so it bounds every policy. A trace is a file of JSON lines, each with
 `layers`: the experts that one token chose in each layer. Run it from the repository's root:
 
@@ -47,7 +47,7 @@ def replay_lru(trace: Trace, n_slots: int) -> float:
 
 
 class DecayedFrequency:
-    """The simple policy: uses decayed with a half-life of 8 steps, admission as in the real one."""
+    """The simple policy: uses decayed with a half-life of 8 steps, admission as in `LayerPolicy`."""
 
     def __init__(self, n_experts: int, top_k: int) -> None:
         self._score = np.zeros(n_experts)
@@ -76,7 +76,7 @@ def replay_policy(trace: Trace, n_slots: int, kind: type[LayerPolicy] | type[Dec
 
 
 def replay_belady(trace: Trace, n_slots: int) -> float:
-    """One pool of n_slots times the layers; what is used soonest stays."""
+    """One pool of n_slots times the layers; what is used soonest stays in it."""
     steps, layers, _ = trace.shape
     uses: dict[tuple[int, int], list[int]] = {}
     for step in range(steps - 1, -1, -1):

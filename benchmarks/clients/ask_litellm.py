@@ -1,4 +1,4 @@
-"""Run by litellm's own Python: one line of JSON a check. Arguments: the server's URL, the model, its context."""
+"""Run by litellm's own Python: one line of JSON per check. Arguments: the server's URL, the model, its context."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ URL, MODEL, CONTEXT = sys.argv[1], sys.argv[2], int(sys.argv[3])
 OPENAI = {"model": f"openai/{MODEL}", "api_base": f"{URL}/v1", "api_key": "none", "timeout": 120, "num_retries": 0}
 ANTHROPIC = {"model": f"anthropic/{MODEL}", "api_base": URL, "api_key": "none", "timeout": 120, "num_retries": 0}
 ASKED = [{"role": "user", "content": "List the files, newest first."}]
-ROOM = 600  # tokens: enough for any model that is held to a form
+ROOM = 600  # tokens: enough for any model under a schema
 TOOL = {
     "type": "function",
     "function": {

@@ -1,4 +1,4 @@
-"""Coding agents, one question each, without a login: what must work is the protocol, whatever the model's answer is.
+"""Coding agents, one question each, without a login: the protocol must work, whatever the model answers.
 agents.py drives them through their tools.
 
 `npm install @anthropic-ai/claude-code` speaks Anthropic's messages, `npm install @openai/codex` OpenAI's responses. No
@@ -18,14 +18,14 @@ _SECONDS = 300
 
 
 def check_claude(program: Path, server: Server) -> list[Check]:
-    """A question, and again: then the server finds most of the prompt."""
+    """A question, twice: the second time most of the prompt is in the prefix cache."""
     first, _ = _claude(program, server, "one question")
     again, found = _claude(program, server, "the same again")
     return [first, Check("claude-code", "the same again", again.passed and found > 0, again.detail)]
 
 
 def _claude(program: Path, server: Server, what: str) -> tuple[Check, int]:
-    """The check, and the tokens that the server says it found."""
+    """The check, and the cached tokens that the server reports."""
     variables = {
         "ANTHROPIC_BASE_URL": server.url,
         "ANTHROPIC_AUTH_TOKEN": "none",
@@ -41,13 +41,13 @@ def _claude(program: Path, server: Server, what: str) -> tuple[Check, int]:
     usage = answer.get("usage", {})
     found = usage.get("cache_read_input_tokens") or 0
     detail = f"{usage.get('input_tokens')} tokens in, {found} found, {usage.get('output_tokens')} out"
-    # a model that calls a tool in its one turn is stopped there by the client, which is no error of the protocol
+    # a model that calls a tool is stopped by the client's --max-turns, which is not an error of the protocol
     passed = answer.get("subtype") == "error_max_turns" or not answer.get("is_error")
     return Check("claude-code", what, passed, detail if passed else str(answer.get("result"))[:300]), found
 
 
 def check_codex(program: Path, server: Server) -> list[Check]:
-    """As it comes, and without the tools that are no functions: namespaces, and a search that OpenAI runs."""
+    """With its defaults, and without the tools that are not functions: namespaces, and a search that OpenAI runs."""
     plain = ["features.multi_agent=false", 'web_search="disabled"']
     return [_codex(program, server, "one question", []), _codex(program, server, "with functions alone", plain)]
 

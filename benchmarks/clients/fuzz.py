@@ -1,10 +1,10 @@
 """Sends a running server thousands of requests made from its own /openapi.json, sound ones and broken ones.
 
-python benchmarks/clients/fuzz.py URL                       # schemathesis must be installed beside this Python
+python benchmarks/clients/fuzz.py URL        # schemathesis must be installed in this Python's environment
 
 Twice: with the document as it is published, where most requests are refused, and with one that is narrowed so that most
 are computed. Nothing may be answered with 5xx, outside of what the document says, or not at all; afterwards the server
-must still answer. The exit code is 1 where that is not so. Each finding comes with a curl command.
+must still answer. The exit code is 1 otherwise. Each finding comes with a curl command.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 _ANSWER_SECONDS = 60
 _LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-# What the server refuses by its meaning, which a schema does not say; the first pass covers it.
+# What the server refuses by its meaning, which a schema does not express; the first pass covers it.
 _REFUSED = ("audio", "background", "best_of", "chat_template", "conversation", "function_call", "functions",
             "logit_bias", "modalities", "previous_response_id", "prompt_logprobs", "stop_token_ids", "suffix",
             "truncate_prompt_tokens", "use_beam_search", "web_search_options")  # fmt: skip
@@ -69,7 +69,7 @@ def narrowed(document: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 def _run(document: dict[str, Any], url: str, examples: int, workers: int, seed: int) -> tuple[int, int, str]:
-    """(exit code, requests sent, what was said)."""
+    """(exit code, requests sent, output)."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "openapi.json"
         place.write_text(json.dumps(document))
@@ -88,7 +88,7 @@ def _get(url: str) -> Any:
 
 
 def _alive(url: str, model: str) -> str | None:
-    """None, or why the server does not answer any more."""
+    """None, or why the server no longer answers."""
     body = {"model": model, "prompt": "List the files.", "max_tokens": 4}
     request = urllib.request.Request(
         f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -104,7 +104,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", metavar="URL")
     parser.add_argument(
-        "--examples", type=int, default=100, help="a route and pass, beside those that cover the schema"
+        "--examples", type=int, default=100, help="per route and pass, on top of those that cover the schema"
     )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
@@ -117,10 +117,10 @@ def main() -> int:
         return 2
     sent, failed = 0, False
     for what, described in (("as published", document), ("narrowed", narrowed(document, model))):
-        code, cases, said = _run(described, url, arguments.examples, arguments.workers, arguments.seed)
+        code, cases, output = _run(described, url, arguments.examples, arguments.workers, arguments.seed)
         print(f"{what}: {cases} requests, {'nothing found' if code == 0 else 'FAILED'}", flush=True)
         if code:
-            print(said, flush=True)
+            print(output, flush=True)
         sent, failed = sent + cases, failed or code != 0
     problem = _alive(url, model)
     print(f"{sent} requests in all; afterwards the server {problem or 'answers'}")

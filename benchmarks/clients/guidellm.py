@@ -1,4 +1,4 @@
-"""guidellm (`pip install guidellm`): eight synthetic requests, two at once, by each API that it speaks."""
+"""guidellm (`pip install guidellm`): eight synthetic requests, two at once, over each API that it supports."""
 
 import json
 import tempfile

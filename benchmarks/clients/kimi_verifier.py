@@ -1,11 +1,11 @@
 """Kimi Vendor Verifier's tool schemas against a running server: each forced as a tool, streamed and not, and the
-arguments held against the schema by the jsonschema package.
+arguments validated against the schema by the jsonschema package.
 
 git clone https://github.com/MoonshotAI/Kimi-Vendor-Verifier CHECKOUT
 python benchmarks/clients/kimi_verifier.py URL CHECKOUT
 
 Needs the packages openai and jsonschema. Cases, requests and verdicts are the checkout's own, from
-tests/tool_call_json_schema; the schemas that its own run leaves out are asked for too, and counted apart. The same run
+tests/tool_call_json_schema; the schemas that its own run leaves out are sent too, and counted apart. The same run
 by its own means: pytest tests/tool_call_json_schema --base-url URL/v1 --api-key none --smoke-model MODEL, in CHECKOUT.
 The exit code is 1 where a case of the verifier's own run failed.
 """
@@ -33,7 +33,7 @@ def _verdict(
     (case, schema, reason), mode = asked
     found = verifier.evaluate_case(
         client, model, case, schema, reason or "", _MAX_TOKENS, False, "kimi", mode=mode
-    )  # thinking off, in Kimi's own words
+    )  # thinking off, in Kimi's own field
     return found.status == "passed", f"{verifier.case_id(case)} {mode}: {found.status}: {found.message}"
 
 

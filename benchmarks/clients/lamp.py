@@ -1,4 +1,4 @@
-"""A tiny MCP server on standard input and output: one tool, `glow`, whose answer tells that it ran."""
+"""A tiny MCP server on standard input and output: one tool, `glow`, whose answer shows that it ran."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What the client scripts have in common: the server that they ask, what a check says, and a command in a bare home.
+"""What the client scripts have in common: the server they use, the result of a check, and a command in a bare home.
 
 A command gets an empty home and no variable of this process but PATH, so that no login, key or proxy of the person who
 runs it is used or sent anywhere.

@@ -1,8 +1,8 @@
-"""Drives a running server with the clients that people use, and says which of them get on with it.
+"""Runs widely used clients against a running server and reports which of them work.
 
 python benchmarks/clients/run.py URL --work FOLDER --tokenizer MODEL_FOLDER
 
-Nothing is installed or started. FOLDER holds one environment a client: FOLDER/litellm, FOLDER/lm-eval and
+Nothing is installed or started. FOLDER holds one environment per client: FOLDER/litellm, FOLDER/lm-eval and
 FOLDER/guidellm made by `python -m venv`, FOLDER/npm by `npm install`. The exit code is 1 where a check failed, 2 where
 none could be made.
 """
@@ -36,7 +36,7 @@ def check_litellm(program: Path, server: Server) -> list[Check]:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A program in the folder of environments, how to get it, and the context without which it can't work."""
+    """A program in the folder of environments, how to get it, and the context that it needs."""
 
     program: str
     install: str

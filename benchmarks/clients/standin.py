@@ -2,12 +2,12 @@
 
 python benchmarks/clients/standin.py [--port 8000] [--capture FOLDER]
 
-HTTP, the APIs, templates, tokens, grammars and the parser of replies are Earthshine's own; only the computing of tokens
-is replaced. The last user message that holds <plan>[...]</plan>, a JSON list of steps, says what is written: the step
-after as many replies as the conversation has behind that message. A step is {"say": TEXT}, or {"call": NAME,
-"arguments": {...}}; before each there is a short thought. A call of a function that the request does not declare is
-answered with a sentence that begins "No function", and a prompt without a plan with "No plan.". With `--capture` the
-bodies of requests are kept as files.
+HTTP, the APIs, templates, tokens, grammars and the parser of replies are Earthshine's own; only the computation of
+tokens is replaced. The last user message that holds <plan>[...]</plan>, a JSON list of steps, gives what is written:
+step N for the reply number N after that message. A step is {"say": TEXT}, or {"call": NAME, "arguments": {...}}; before
+each there is a short thought. A call of a function that the request does not declare is answered with a sentence that
+begins "No function", and a prompt without a plan with "No plan.". With `--capture` the bodies of requests are kept as
+files.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def _steps(text: str) -> list[dict[str, Any]] | None:
 
 
 def next_step(prompt: str) -> dict[str, Any]:
-    """What the prompt's plan says next."""
+    """The next step of the prompt's plan."""
     messages = split_messages(prompt)
     planned = [at for at, (role, text) in enumerate(messages) if role == "user" and _BEGIN in text and _END in text]
     if not planned:

@@ -1,4 +1,4 @@
-"""A model's tiktoken.model as the tokenizer.json that clients read, held against Earthshine's own tokenizer."""
+"""A model's tiktoken.model as the tokenizer.json that clients read, compared with Earthshine's own tokenizer."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ _SAMPLES = (
 
 
 def write_tokenizer(model: Path, folder: Path) -> None:
-    """Writes `folder`/tokenizer.json and its config. Raises UsageError where it cuts a sample differently."""
+    """Writes `folder`/tokenizer.json and its config. Raises UsageError where it splits a sample differently."""
     theirs = load_tiktoken(model)
     n_ranks = theirs.vocab_size - 256
     letters = bytes_to_unicode()
@@ -52,4 +52,4 @@ def _merges(tokens: list[bytes], letters: dict[int, str]) -> list[tuple[str, str
 def _require_same(theirs: TiktokenTokenizer, ours: Tokenizer) -> None:
     for text in _SAMPLES:
         if theirs.encode(text, allow_special=False) != ours.encode(text, add_special_tokens=False).ids:
-            raise UsageError(f"The tokenizer.json cuts {text!r} otherwise than the model's tokenizer.")
+            raise UsageError(f"The tokenizer.json splits {text!r} differently from the model's tokenizer.")

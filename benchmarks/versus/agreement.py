@@ -1,8 +1,8 @@
 """Whether two engines compute the same model: logits of one prompt at every position, and greedy tokens after it.
 
-Each side is held against Earthshine in fp32. A different model differs everywhere; the same one, computed in 8 or 16
+Each side is compared with Earthshine in fp32. A different model differs everywhere; the same one, computed in 8 or 16
 bits, differs by a hundredth of the logits' spread, and by more at positions where a near tie of two experts fell the
-other way, which with random weights happens the oftener the deeper the model. So the median over positions decides,
+other way, which with random weights happens more often in deeper models. So the median over positions decides,
 and the first side, Earthshine in bf16, is the yardstick: `TIMES` its error, or `MOST`, is allowed to the others.
 """
 
@@ -16,10 +16,10 @@ import numpy as np
 
 from earthshine.errors import UsageError
 
-from .turns import Measurement, Side, run
+from .alternation import Measurement, Side, run
 
 MOST, TIMES = 0.02, 1.5
-_HOPELESS = 0.3  # where even the yardstick says nothing
+_HOPELESS = 0.3  # beyond this even the first side proves nothing
 _REQUEST = {"what": "logits", "tokens": 64, "steps": 16}
 
 

@@ -1,7 +1,7 @@
-"""Earthshine as a worker that also decodes several conversations in one step: the engine's own `step`, a row each.
+"""Earthshine as a worker that also decodes several sequences in one step: the engine's own `step`, a row for each.
 
-Request: as for earthshine_side.py, which answers whatever names no `batch`. A step includes the head of every row and
-the choice of its likeliest token.
+Request: as for earthshine_side.py, which answers every request without a `batch`. A step includes the head of every row
+and the choice of its likeliest token.
 """
 
 import time
@@ -20,7 +20,7 @@ def decode(request: dict) -> dict:
 
 
 def rows(request: dict) -> dict:
-    """Seconds of each step of `batch` conversations, after `warm` untimed ones."""
+    """Seconds of each step of `batch` sequences, after `warm` untimed ones."""
     batch, warm, context = request["batch"], request.get("warm", 4), request.get("context", 0) or 16
     count = warm + request["tokens"]
     page = 256  # rows begin on pages of their own, so each may leave a part of one empty

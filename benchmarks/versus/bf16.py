@@ -1,4 +1,4 @@
-"""Writes a published checkpoint again in bf16, with the same values, for peers that can't read its INT4 or FP8.
+"""Copies a published checkpoint in bf16, with the same values, for peers that can't read its INT4 or FP8.
 
     python benchmarks/versus/bf16.py MODEL COPY [--shard-bytes SIZE]
 
@@ -27,7 +27,7 @@ from earthshine.weights.writer import published_tensors, tensor_shapes
 
 
 class Decoded(Mapping[str, Tensor]):
-    """A checkpoint's tensors by Earthshine's names, each read and decoded to its published values when asked for."""
+    """A checkpoint's tensors by Earthshine's names, each read and decoded to its published values on access."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint

@@ -1,7 +1,7 @@
-"""A comparison from its command line to its table: the options that all scripts share, and their one course.
+"""A comparison from its command line to its table: the options and the steps that all scripts share.
 
-For each measurement the peer's settings are tried and the quickest taken, then both sides run in turns with the
-machine's limits read before and after. Out come a table, a picture if asked for, and last one line of JSON.
+For each measurement the peer's settings are tried and the fastest taken, then both sides run alternately, with the
+machine's limits measured before and after. The output is a table, a picture if requested, and one line of JSON.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from earthshine.errors import EarthshineError, UsageError
 from earthshine.units import parse_bytes
 
 from . import report
-from .choose import Knobs, quickest
+from .alternation import Measurement, Result, Run, Side, alternate, run
 from .environment import DEFAULT_WORK
-from .turns import Measurement, Result, Run, Side, in_turns, run
+from .settings import Knobs, fastest
 
 HERE = Path(__file__).resolve().parent
 
@@ -52,14 +52,14 @@ def earthshine(options: argparse.Namespace, model: Path, memory: str | None = No
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`theirs`: the peer's settings to choose from, a list of sides or knobs to turn. `notes` go below the table."""
+    """`theirs`: the peer's settings to choose from, a list of sides or knobs. `notes` go below the table."""
 
     peer: str
     ours: Side
     theirs: Sequence[Side] | Knobs
     options: argparse.Namespace
     notes: Sequence[str] = ()
-    more: Mapping[str, Any] = field(default_factory=dict)  # what else the JSON is to hold
+    more: Mapping[str, Any] = field(default_factory=dict)  # what else the JSON holds
 
     def run(self, measurements: Iterable[Measurement]) -> list[Result]:
         """Measures, prints the table and the JSON, draws the picture. Raises EarthshineError.
@@ -82,8 +82,8 @@ class Comparison:
 
     def _measured(self, measurement: Measurement) -> Result:
         say(measurement.name)
-        best, tried = quickest(self.theirs, measurement)
-        return in_turns(
+        best, tried = fastest(self.theirs, measurement)
+        return alternate(
             self.ours, best, measurement, self.options.rounds, limits=self._limits, tried=tried, watch=report.watched
         )
 
@@ -92,7 +92,7 @@ class Comparison:
 
 
 def limits_now(ours: Side, threads: int) -> dict[str, Any]:
-    """What the machine gives at this moment (limits_now.py). Raises UsageError where that fails."""
+    """The machine's limits at this moment (limits_now.py). Raises UsageError where that fails."""
     request = json.dumps({"threads": threads, "model": ours.settings["model"]})
     words = [str(ours.python), str(HERE / "limits_now.py"), request]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -115,7 +115,7 @@ def peaks(ours: Iterable[Side], measurement: Measurement) -> list[Run]:
 
 
 def refuse_no_picture(options: argparse.Namespace) -> None:
-    """Said before hours of measuring, not after."""
+    """Refuses --png without matplotlib before hours of measuring, not after."""
     if options.png is not None and importlib.util.find_spec("matplotlib") is None:
         raise UsageError(
             f"--png needs matplotlib in Earthshine's own environment: {sys.executable} -m pip install matplotlib"

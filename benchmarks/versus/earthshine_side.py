@@ -1,7 +1,7 @@
 """Earthshine as a worker: the same requests as a peer's, answered through the engine that users get.
 
-Request beside the measurement's: model (a published folder), threads, memory (a size, or null for the engine's own
-choice), context_tokens (room in the session), dtype (bf16, or fp32 as the arbiter of logits). See worker.py for the
+Request, in addition to the measurement's: model (a published folder), threads, memory (a size, or null for the engine's
+own choice), context_tokens (room in the session), dtype (bf16, or fp32 as the arbiter of logits). See worker.py for the
 protocol.
 """
 
@@ -22,7 +22,7 @@ from earthshine.units import parse_bytes
 
 
 def opened(request: dict, context_tokens: int) -> tuple[LoadedModel, Session, float]:
-    """The model, a session with room for so many tokens, and the seconds that loading took."""
+    """The model, a session with room for that many tokens, and the seconds that loading took."""
     began = time.perf_counter()
     memory = parse_bytes(request["memory"]) if request.get("memory") else None
     room = max(context_tokens, request.get("context_tokens", 0))

@@ -1,6 +1,6 @@
 """A peer's own environment: a Python with the peer at a pinned version, made once in a cache folder and used again.
 
-The invariant: a folder counts as made only when its stamp holds the very requirements asked for. The peer comes from
+A folder counts as complete only when its stamp holds exactly the requirements asked for. The peer comes from
 the package registry that pip is set up with; nothing is installed into Earthshine's own environment.
 """
 

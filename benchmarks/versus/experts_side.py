@@ -1,11 +1,11 @@
-"""Earthshine's routed experts alone as a worker: `kernels.moe_ffn` and `moe_sum` on drawn experts (drawn.py).
+"""Earthshine's routed experts alone as a worker: `kernels.moe_ffn` and `moe_sum` on random experts (random_experts.py).
 
 Request: experts, tokens, repeats, threads, out (a file for the first call's output, or none).
 """
 
 import numpy as np
 import torch
-from drawn import HIDDEN, TOP_K, experts, timed_calls
+from random_experts import HIDDEN, TOP_K, experts, timed_calls
 from worker import serve
 
 from earthshine import kernels

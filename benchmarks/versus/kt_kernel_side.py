@@ -1,4 +1,5 @@
-"""kt-kernel's routed experts as a worker: its RAWINT4 path on drawn experts (drawn.py), published codes as they lie.
+"""kt-kernel's routed experts as a worker: its RAWINT4 path on random experts (random_experts.py), published codes as
+they lie.
 
 Request: experts, tokens, repeats, threads, backend (a class of kt_kernel_ext.moe), out (a file for the first call's
 output, or none). kt-kernel copies the codes, widens scales to fp32 and rounds activations to int8 in groups of 32.
@@ -9,13 +10,13 @@ import sys
 
 import kt_kernel
 import torch
-from drawn import GROUP, HIDDEN, INTERMEDIATE, TOP_K, experts, timed_calls
 from kt_kernel import kt_kernel_ext
+from random_experts import GROUP, HIDDEN, INTERMEDIATE, TOP_K, experts, timed_calls
 from worker import serve
 
 
 def apart():
-    """Lets what the library prints from C++ go to standard error, where it can't follow the answer."""
+    """Sends what the library prints from C++ to standard error, where it can't follow the answer."""
     answers = os.dup(1)
     os.dup2(2, 1)
     sys.stdout = os.fdopen(answers, "w")

@@ -1,7 +1,7 @@
 """llama.cpp as a worker, through llama-cpp-python's low-level functions, so that each llama_decode is timed by itself.
 
-Request beside the measurement's: model (a GGUF file), threads, load ("none", "mmap" or "direct"), repack, ubatch,
-flash (all but model optional). See worker.py for the protocol, versus_llama_cpp.py for the measurements.
+Request, in addition to the measurement's: model (a GGUF file), threads, load ("none", "mmap" or "direct"), repack,
+ubatch, flash (all but model optional). See worker.py for the protocol, versus_llama_cpp.py for the measurements.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ class Model:
 
     def __init__(self, request, context_tokens, every=False):
         if not os.path.isfile(request["model"]):
-            raise ValueError(f"{request['model']} is no file")
+            raise ValueError(f"{request['model']} is not a file")
         began = time.perf_counter()
         llama.llama_backend_init()
         options = llama.llama_model_default_params()
@@ -107,7 +107,7 @@ class Model:
         self.clear()
         buffer = (ctypes.c_uint8 * len(grown)).from_buffer_copy(grown)
         if not llama.llama_state_seq_set_data(self._context, buffer, len(grown), 0):
-            raise ValueError("llama.cpp refused the fabricated state")
+            raise ValueError("llama.cpp refused the synthetic state")
 
     def _state(self):
         size = llama.llama_state_seq_get_size(self._context, 0)

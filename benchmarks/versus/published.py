@@ -16,7 +16,7 @@ _DTYPES = {"BF16": np.uint16, "F32": np.float32, "I32": np.int32}
 
 
 class Refused(Exception):
-    """The checkpoint can't be written as GGUF with its values kept; the message says why."""
+    """Raised where the checkpoint can't be written as GGUF with its values kept; the message gives the reason."""
 
 
 class Published:
@@ -28,12 +28,12 @@ class Published:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 if not 2 <= length <= path.stat().st_size - 8:
-                    raise Refused(f"{path} is no safetensors file.")
+                    raise Refused(f"{path} is not a safetensors file.")
                 header = json.loads(file.read(length))
             self._where |= {k: (path, 8 + length, v) for k, v in header.items() if k != "__metadata__"}
         found = next((name for name in self._where if name.endswith("model.embed_tokens.weight")), None)
         if found is None:
-            raise Refused(f"{folder} has no embedding, so it is no checkpoint of a model.")
+            raise Refused(f"{folder} has no embedding, so it is not the checkpoint of a model.")
         self.prefix = found.removesuffix("model.embed_tokens.weight")
 
     def __contains__(self, name: str) -> bool:
@@ -46,7 +46,7 @@ class Published:
         """The tensor as stored; bf16 as uint16."""
         path, start, entry = self._entry(name)
         if entry["dtype"] not in _DTYPES:
-            raise Refused(f"{name} is stored as {entry['dtype']}; only INT4 experts beside a bf16 trunk are written.")
+            raise Refused(f"{name} is stored as {entry['dtype']}; only INT4 experts and a bf16 trunk are written.")
         begin, _ = entry["data_offsets"]
         shape = tuple(entry["shape"])
         return np.memmap(path, _DTYPES[entry["dtype"]], "r", start + begin, shape)

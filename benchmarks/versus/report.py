@@ -1,6 +1,6 @@
 """What a comparison found: a table to read, a document to keep, a picture to look at.
 
-Every figure stands beside its spread; a side that failed has its reason in place of a figure. The ratio is the
+Every figure has its spread; a side that failed has its reason in place of a figure. The ratio is the
 median over pairs of neighbouring runs, their seconds over ours.
 """
 
@@ -14,7 +14,7 @@ from result_rows import result_row
 
 from earthshine.units import format_bytes, parse_bytes
 
-from .turns import Result, Run, Side
+from .alternation import Result, Run, Side
 
 _QUIET = 0.1  # processors
 _NAMES = {"memory_bytes_per_second": "memory {:.0f} GB/s", "matrix_flops": "{:.0f} GFLOP/s in bf16",

@@ -1,11 +1,11 @@
-"""A server as a worker: started here, asked by several clients at once over HTTP, and ended. Standard library alone.
+"""A server as a worker: started here, sent several requests at once over HTTP, and ended. Standard library alone.
 
 Request: `command` (words that start it; {port} is filled in), `conversations`, `tokens` (of each reply), `context`
-(tokens of each prompt), `span` (ids are drawn below it), `start_seconds`. Each conversation is a streamed
-/v1/completions of token ids of its own. Timed is what lies between the moment when every reply has begun and the one
-when the first ends: `seconds` are of one step, that is a token of each conversation. Pieces need not be tokens (half a
+(tokens of each prompt), `span` (ids are drawn below it), `start_seconds`. Each request is a streamed
+/v1/completions of token ids of its own. The time measured is that from the moment when every reply has begun to the
+one when the first ends: `seconds` are of one step, that is one token of each reply. Pieces need not be tokens (half a
 character waits for the rest), so a reply's tokens are taken to be spread evenly over its time. A round that is not
-timed comes first, so that caches are as they are in use.
+timed comes first, so that caches are filled as in use.
 """
 
 import http.client
@@ -28,7 +28,7 @@ def free_port():
 
 
 def started(command, port, seconds):
-    """The server's process once /health says 200."""
+    """The server's process, once /health answers 200."""
     words = [word.replace("{port}", str(port)) for word in command]
     process = subprocess.Popen(words, stdout=sys.stderr, stderr=sys.stderr, start_new_session=True)
     until = time.monotonic() + seconds
@@ -61,7 +61,7 @@ def end(process):
 
 
 def times(port, ids, tokens):
-    """When each piece of one reply arrived. Raises RuntimeError for an answer that is no stream of pieces."""
+    """When each piece of one reply arrived. Raises RuntimeError for an answer that is not a stream of pieces."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1800)
     body = {"prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True,
             "cache_prompt": False}  # fmt: skip
@@ -79,7 +79,7 @@ def times(port, ids, tokens):
 
 
 def together(port, request, turn):
-    """Arrival times of every conversation's pieces."""
+    """Arrival times of every reply's pieces."""
     count, found, failed = request["conversations"], {}, []
 
     def one(number):

@@ -92,10 +92,10 @@ def latent_heads(source: Published, config: dict[str, Any], ours: str, theirs: s
 
 
 def routed(source: Published, n_experts: int, ours: str, part: str, target: str) -> Planned:
-    """One projection of all experts of a layer, stacked, an expert a piece."""
+    """One projection of all experts of a layer, stacked, one expert at a time."""
     names = [f"{ours}mlp.experts.{expert}.{part}_proj." for expert in range(n_experts)]
     if names[0] + "weight_packed" not in source:
-        raise Refused(f"{names[0]}weight_packed is not there; only INT4 experts are written as Q4_0.")
+        raise Refused(f"{names[0]}weight_packed is missing; only INT4 experts are written as Q4_0.")
     rows, words = source.shape(names[0] + "weight_packed")
 
     def pieces() -> Iterator[np.ndarray]:

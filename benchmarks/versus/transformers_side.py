@@ -1,9 +1,9 @@
 """transformers as a worker, on a bf16 copy of the checkpoint (bf16.py), in the setting that the request names.
 
-Request beside the measurement's: model (the copy), threads, attention (sdpa or eager), experts (transformers' name of
-how a layer's experts are computed), cache (dynamic or static), dtype (bf16, or fp32 where logits are to prove that the
-model is the same). Contexts are filled with random latents in place of a prompt of that length: transformers keeps
-latents, and decodes after random ones at the speed of true ones. See worker.py.
+Request, in addition to the measurement's: model (the copy), threads, attention (sdpa or eager), experts (transformers'
+name of how a layer's experts are computed), cache (dynamic or static), dtype (bf16, or fp32 where logits are compared).
+Contexts are filled with random latents in place of a prompt of that length: transformers keeps latents, and decodes
+after random ones at the speed of true ones. See worker.py.
 """
 
 import os

@@ -1,12 +1,12 @@
 """vLLM on the CPU as a worker, in one process, in the setting that the request names.
 
-Request beside the measurement's: model (a bf16 copy of the checkpoint, see bf16.py), threads, latent (keep latents and
-use vLLM's MLA; otherwise heads are expanded and cached, which vLLM's CPU kernels do quicker), zen (let vLLM use AMD's
-zentorch), eager (no compilation), batch (conversations at once, for `decode`). Contexts are true prompts. A prompt's
-time ends with its first token, so it has one row of the head in it. See worker.py.
+Request, in addition to the measurement's: model (a bf16 copy of the checkpoint, see bf16.py), threads, latent (keep
+latents and use vLLM's MLA; otherwise heads are expanded and cached, which vLLM's CPU kernels do faster), zen (let vLLM
+use AMD's zentorch), eager (no compilation), batch (sequences at once, for `decode`). Contexts are true prompts. A
+prompt's time ends with its first token, so it includes one row of the head. See worker.py.
 
 vLLM 0.32's own rotary embedding for CPUs, which it uses where nothing is compiled, leaves queries of three dimensions
-wrong, as DeepSeek-V3's are: every position but the first is then another model's. Its other one is asked for instead.
+wrong, as DeepSeek-V3's are: every position but the first is then another model's. The compiled one is used instead.
 """
 
 import json
@@ -22,21 +22,21 @@ GIB = 1 << 30
 
 
 def apart():
-    """Lets what the library prints from C++ go to standard error, where it can't follow the answer."""
+    """Sends what the library prints from C++ to standard error, where it can't follow the answer."""
     answers = os.dup(1)
     os.dup2(2, 1)
     sys.stdout = os.fdopen(answers, "w")
 
 
 def cache_gib(config, latent, tokens):
-    """Whole GiB in which the keys and values of so many tokens fit, with one to spare."""
+    """Whole GiB in which the keys and values of that many tokens fit, and one more."""
     heads, widest = config["num_attention_heads"], 256  # a head's 192 values, padded
     numbers = config["kv_lora_rank"] + config["qk_rope_head_dim"] if latent else 2 * heads * widest
     return 1 + -(-tokens * config["num_hidden_layers"] * numbers * 2 // GIB)
 
 
 def engine(request, room, batch=1):
-    """vLLM with room for `batch` conversations of `room` tokens. It reads its environment when imported."""
+    """vLLM with room for `batch` sequences of `room` tokens. It reads its environment when imported."""
     config = json.loads((Path(request["model"]) / "config.json").read_text())
     cores = sorted(os.sched_getaffinity(0))[: request["threads"]]
     os.environ |= {
@@ -76,7 +76,7 @@ def generated(llm, prompts, count):
         for output in llm.llm_engine.step():
             tokens[output.request_id] = list(output.outputs[0].token_ids)
         seconds.append(time.perf_counter() - began)
-    assert sorted(map(len, tokens.values())) == [count] * len(prompts), "vLLM ended a conversation early."
+    assert sorted(map(len, tokens.values())) == [count] * len(prompts), "vLLM ended a sequence early."
     return seconds, tokens[min(tokens)]
 
 

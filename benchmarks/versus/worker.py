@@ -2,7 +2,7 @@
 
     python WORKER '{"what": "decode", "model": ..., ...}'
 
-The last line on stdout is the answer: `seconds` (a list, one entry a piece of work) and `peak_bytes` (this process's
+The last line on stdout is the answer: `seconds` (a list, one entry per piece of work) and `peak_bytes` (this process's
 highest resident memory, mapped files included) at least. Whatever else is printed comes before it and is not read.
 """
 
@@ -27,7 +27,7 @@ def serve(kinds):
 
 
 def memory():
-    """`peak_bytes`, the highest resident memory so far; `anonymous_bytes`, what of it now is no file's."""
+    """`peak_bytes`, the highest resident memory so far; `anonymous_bytes`, the part of it now that is not a file's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
     return {"peak_bytes": kib["VmHWM"] * 1024, "anonymous_bytes": kib["RssAnon"] * 1024}
@@ -44,7 +44,7 @@ def timed(work, repeats):
 
 
 def prompt(n_tokens, vocab_size, seed=0):
-    """Token ids that are the same in every Python: a multiplicative sequence over the vocabulary's lower part."""
+    """Token ids that are the same in every Python: a multiplicative sequence over the lower part of the vocabulary."""
     span = min(vocab_size, 2000) - 5
     state, ids = seed * 7919 + 12345, []
     for _ in range(n_tokens):

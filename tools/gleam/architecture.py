@@ -11,7 +11,7 @@ VOCAB_SIZE = N_RANKS + N_RESERVED
 
 
 def _text_config() -> dict[str, Any]:
-    """One dense layer and four sparse ones; 96 experts, of which a token uses 6 and the shared one."""
+    """One dense layer and four sparse ones; 96 experts, of which each token uses 6, and a shared one."""
     return {
         "architectures": ["DeepseekV3ForCausalLM"],
         "attention_bias": False,

@@ -1,7 +1,7 @@
 """Token sequences in Kimi's chat format: questions, answers, and where the loss applies.
 
-A prompt ends in an open `<think>`; the reply closes it at once, gives the command and ends the turn, so the model
-answers alike with thinking on and off.
+A prompt ends in an open `<think>`; the reply closes it at once, gives the command and ends the message, so the
+model answers alike with thinking on and off.
 """
 
 import random
@@ -52,7 +52,8 @@ class Scribe:
 
 
 def epoch(pairs: list[Pair], everyday: list[tuple[str, str]], scribe: Scribe, rng: random.Random) -> list[Dialogue]:
-    """Every pair once, most alone and some as later turns of one conversation; everyday tasks and small talk often."""
+    """Every pair once, most alone and some as later messages of one conversation; everyday tasks and small talk
+    often."""
     turns = [(ask(pair, rng), pair.command) for pair in pairs] + everyday * 2
     rng.shuffle(turns)
     alone = [*SMALL_TALK.items(), *everyday] * 4

@@ -23,12 +23,13 @@ def as_int4(weight: Tensor) -> Tensor:
 
 
 class TrainedExperts:
-    """`gate_up`: [n_experts, 2, intermediate, hidden] and `down`: [n_experts, hidden, intermediate] a sparse layer."""
+    """`gate_up`: [n_experts, 2, intermediate, hidden] and `down`: [n_experts, hidden, intermediate] per sparse
+    layer."""
 
     def __init__(self, spec: ModelSpec, generator: torch.Generator, device: str) -> None:
         self.quantized = False
         self.params: dict[str, Tensor] = {}
-        self._load: dict[int, Tensor] = {}  # tokens that chose each expert since it was last taken
+        self._load: dict[int, Tensor] = {}  # tokens that chose each expert since the last call of `take_load`
         for layer, moe in moe_layers(spec):
             wide = torch.randn(moe.n_experts, 2, moe.intermediate, spec.hidden, generator=generator)
             back = torch.randn(moe.n_experts, spec.hidden, moe.intermediate, generator=generator)

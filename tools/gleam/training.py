@@ -83,7 +83,7 @@ class Run:
         return decoder.logits(hidden[learned[:, 1:]]), tokens[:, 1:][learned[:, 1:]]
 
     def train_step(self, tokens: Tensor, learned: Tensor) -> float:
-        """One update; returns the mean loss in nats a learned token."""
+        """One update; returns the mean loss in nats per learned token."""
         factor = self.schedule.factor(self.step)
         self.experts.quantized = self.step >= self.schedule.quantize_from * self.schedule.steps
         loss = functional.cross_entropy(*self._logits(tokens.to(self.device), learned.to(self.device)))

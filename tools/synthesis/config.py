@@ -1,6 +1,6 @@
 """A published config.json, cut: fewer layers, experts or tokens, another storage or context; the rest as published.
 
-The invariant: what comes out is read by `earthshine.spec` as the model that was asked for. Refuses to enlarge a
+`earthshine.spec` reads the result as the model that was asked for. Refuses to enlarge a
 vocabulary and pairs of storages that no published config can express.
 """
 

@@ -57,7 +57,7 @@ class Filling:
         return made
 
     def disk_bytes(self, nbytes: int, n_experts: int) -> int:
-        """At most so much disk for tensors of `nbytes` with `n_experts` experts in all layers."""
+        """The most disk space for tensors of `nbytes` with `n_experts` experts in all layers."""
         return nbytes
 
     def _makers(self, published: Published) -> tuple[Maker, ...]:
@@ -142,7 +142,8 @@ class SparseFilling(Filling):
     _NEXT_LOGIT = 20.0
 
     def disk_bytes(self, nbytes: int, n_experts: int) -> int:
-        """Two blocks a written row, one a shape tensor (three an expert), vectors in full and a block around each."""
+        """Two blocks per written row, one per shape tensor (three per expert), vectors in full and a block around
+        each."""
         vectors = [tensor.size for tensor in trunk_tensors(self.spec) if len(tensor.shape) == 1]
         blocks = 2 * (n_experts + 2 * self._ROWS) + 3 * n_experts + 2 * len(vectors)
         return BLOCK_BYTES * blocks + 4 * sum(vectors)

@@ -1,7 +1,7 @@
 """Which tensor lies in which shard, and in what order, as far as the published checkpoints are known.
 
-Moonshot publishes a shard a layer, then one with embedding, norm and head, then for Kimi-K2.5 and later one with the
-projector and one with the vision tower (64 shards for K2.6). Inside a shard, tensors lie as the safetensors library
+Moonshot publishes one shard per layer, then one with embedding, norm and head, then for Kimi-K2.5 and later one with
+the projector and one with the vision tower (64 shards for K2.6). Inside a shard, tensors lie as the safetensors library
 sorts them, by dtype and then by name: of an INT4 expert the codes lie together and the scales lie together elsewhere.
 """
 
@@ -27,7 +27,7 @@ _MOST_VISION = 2**14  # of any size above, so that the names stay few; published
 
 
 def shards(filling: Filling, shard_bytes: int | None) -> Iterator[list[Entry]]:
-    """The shards of a model in turn: one a layer and one for the rest, or, given a size, cut by it in that order."""
+    """The shards of a model in order: one per layer and one for the rest, or, given a size, cut by it in that order."""
     whole = (_entries(filling, group) for group in _groups(filling.spec))
     if shard_bytes is not None:
         whole = shards_by_size(chain.from_iterable(whole), shard_bytes)  # type: ignore[assignment]
@@ -59,7 +59,7 @@ def _entries(filling: Filling, group: Iterable[Published]) -> list[Entry]:
 
 
 def vision_shards(config: dict[str, Any]) -> list[list[Entry]]:
-    """The projector and the vision tower of a Kimi-K2.5 config as holes, a shard each; none for other configs.
+    """The projector and the vision tower of a Kimi-K2.5 config as holes, one shard each; none for other configs.
 
     Names and shapes are those of the published checkpoint (335 tensors, 471,143,920 values).
     """

@@ -29,9 +29,9 @@ def skewed_bias(n_experts: int, top_k: int, exponent: float, order: NDArray[np.i
     """The bias [n_experts] under which expert `order[rank]` has the popularity of its rank; its mean is 0.
 
     A router of rows with variance 1 / hidden on normalised inputs gives each expert a standard normal logit z, and an
-    expert is chosen where sigmoid(z) + bias passes a threshold that hardly varies between tokens. So the bias is
-    minus the sigmoid's quantile: sigmoid(z) + bias then passes 0 with the wanted probability. Router groups, where a
-    model has them, disturb this, since a busy expert must share its group's chance.
+    expert is chosen where sigmoid(z) + bias passes a threshold that hardly varies between tokens. So the bias is minus
+    the sigmoid's quantile: sigmoid(z) + bias then passes 0 with the popularity as its probability. Router groups, where
+    a model has them, disturb this, since a busy expert must share its group's chance.
     """
     quantile = np.array([-NormalDist().inv_cdf(share) for share in popularity(n_experts, top_k, exponent)])
     bias = np.empty(n_experts)

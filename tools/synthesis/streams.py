@@ -1,7 +1,7 @@
 """Seeded tensors in their stored bytes, made at the speed of a disk: random bytes, looked up in small tables.
 
 A tensor's bytes follow from the seed and its published name alone, so any one can be made again by itself, whatever
-else was written. Nothing is ever encoded: codes and scales are drawn, and tables give them the wanted distribution.
+else was written. Nothing is ever encoded: codes and scales are drawn, and tables give them their distribution.
 All values are finite, and all but scales are symmetric about zero, since a mean would grow from layer to layer.
 """
 
@@ -37,14 +37,14 @@ class Stream:
         return words.view(np.uint8)[:nbytes]
 
     def pieces(self, nbytes: int) -> Iterator[NDArray[np.uint8]]:
-        """The next bytes a MiB at a time, which stays in the cache: 16 MiB are made faster, and written slower."""
+        """The next bytes, one MiB at a time, which stays in the processor's cache."""
         for start in range(0, nbytes, _PIECE_BYTES):
             yield self.take(min(_PIECE_BYTES, nbytes - start))
 
 
 @cache
 def _normals(levels: int) -> NDArray[np.float64]:
-    """So many equally likely values of a standard normal distribution, ascending, with a deviation of exactly 1."""
+    """Equally likely values of a standard normal distribution, ascending, with a deviation of exactly 1."""
     draw = NormalDist().inv_cdf
     half = [draw((index + 0.5) / levels) for index in range(levels // 2)]
     values = np.array([*half, *(-value for value in reversed(half))])
@@ -86,7 +86,7 @@ def _int4_table() -> bytes:
 
 
 def int4_codes(stream: Stream, nbytes: int) -> Iterator[Piece]:
-    """Packed nibbles: each a code from -8 to 7 plus 8, two a byte; every code occurs."""
+    """Packed nibbles: each a code from -8 to 7 plus 8, two per byte; every code occurs."""
     table = _int4_table()
     for noise in stream.pieces(nbytes):
         yield noise.tobytes().translate(table)
@@ -99,7 +99,7 @@ def _e4m3_table() -> bytes:
 
 
 def e4m3_codes(stream: Stream, nbytes: int) -> Iterator[Piece]:
-    """Normally distributed e4m3 codes, one a byte; neither NaN occurs."""
+    """Normally distributed e4m3 codes, one per byte; neither NaN occurs."""
     table = _e4m3_table()
     for noise in stream.pieces(nbytes):
         yield noise.tobytes().translate(table)

@@ -1,4 +1,5 @@
-"""The harness of comparisons: turns, ratios, failures, limits, caches, environments, and what is said about them."""
+"""The harness of comparisons: alternation, ratios, failures, limits, caches, environments, and what is said about
+them."""
 
 import dataclasses
 import json
@@ -8,16 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from versus import agreement, choose, page_cache, report, turns
-from versus.ceiling import ROOT, ceiling
+from versus import agreement, alternation, page_cache, report, settings
+from versus.alternation import Measurement, Result, Run, Side, alternate, run
 from versus.comparison import arguments, earthshine, refuse_no_picture
 from versus.environment import Environment
-from versus.turns import Measurement, Result, Run, Side, in_turns, run
+from versus.memory_limit import ROOT, memory_limit
 from versus.worker import prompt
 
 from earthshine.errors import UsageError
 
-BENCHMARKS = Path(turns.__file__).parents[1]
+BENCHMARKS = Path(alternation.__file__).parents[1]
 ANSWERS = """
 import sys; sys.path.insert(0, {folder!r})
 from worker import serve
@@ -47,7 +48,7 @@ def sides(tmp_path, worker):
 
 def test_two_rounds_alternate_and_the_ratio_is_of_neighbours(tmp_path, sides):
     seen, limits = [], iter([{"n": 1}, {"n": 2}])
-    result = in_turns(
+    result = alternate(
         *sides,
         Measurement("m", {"what": "decode"}),
         2,
@@ -60,7 +61,7 @@ def test_two_rounds_alternate_and_the_ratio_is_of_neighbours(tmp_path, sides):
     assert result.limits == ({"n": 1}, {"n": 2})
     assert result.runs[0].peak_bytes > 1 << 20
     with pytest.raises(UsageError, match="--rounds is 0"):
-        in_turns(*sides, Measurement("m", {"what": "decode"}), 0)
+        alternate(*sides, Measurement("m", {"what": "decode"}), 0)
 
 
 def answered(name, took):
@@ -111,13 +112,13 @@ class TestOneRun:
 
 class TestCeiling:
     def test_none_is_none(self):
-        with ceiling(None) as group:
+        with memory_limit(None) as group:
             assert (group.prefix, group.peak(), group.killed()) == ((), None, False)
 
     def test_version_one_writes_the_limit_and_reads_the_peak(self, tmp_path):
         (tmp_path / "memory").mkdir()
         (tmp_path / "memory" / "memory.limit_in_bytes").touch()
-        with ceiling(1 << 20, tmp_path) as group:
+        with memory_limit(1 << 20, tmp_path) as group:
             assert group.group.parent == tmp_path / "memory"
             assert (group.group / "memory.limit_in_bytes").read_text() == str(1 << 20)
             (group.group / "memory.max_usage_in_bytes").write_text("77\n")
@@ -127,7 +128,7 @@ class TestCeiling:
 
     def test_version_two(self, tmp_path):
         (tmp_path / "cgroup.subtree_control").write_text("cpu memory")
-        with ceiling(5 << 20, tmp_path) as group:
+        with memory_limit(5 << 20, tmp_path) as group:
             assert (group.group / "memory.max").read_text() == str(5 << 20)
             assert (group.group / "memory.swap.max").read_text() == "0"
             (group.group / "memory.events").write_text("low 0\noom 3\noom_kill 0\n")
@@ -135,7 +136,7 @@ class TestCeiling:
 
     def test_neither_is_refused_in_a_sentence(self, tmp_path, monkeypatch):
         monkeypatch.setattr("shutil.which", lambda name: None)
-        with pytest.raises(UsageError, match="needs a control group"), ceiling(1 << 20, tmp_path / "absent"):
+        with pytest.raises(UsageError, match="needs a control group"), memory_limit(1 << 20, tmp_path / "absent"):
             pass
 
     def test_the_kernel_ends_what_takes_too_much(self, tmp_path):
@@ -147,7 +148,7 @@ class TestCeiling:
         free = run(side, Measurement("m", {}))
         assert free.failed is None
         found = run(side, Measurement("m", {}, limit_bytes=64 << 20))
-        assert found.failed == "killed: more than 64.00 MiB of memory wanted"
+        assert found.failed == "killed: more than 64.00 MiB of memory were needed"
         assert 0 < found.group_peak_bytes <= 64 << 20
 
 
@@ -210,18 +211,18 @@ class TestChoosing:
         return Side("p", Path(), Path(), {"model": "", **choice}, setting=f"{choice['load']}{choice['ubatch']}")
 
     def test_knobs_are_turned_one_after_the_other(self):
-        knobs = choose.Knobs(self.side, lambda m: {"ubatch": [1, 2, 3], "load": ["x", "y"]})
-        best, tried = choose.quickest(knobs, Measurement("m", {}), self.once)
+        knobs = settings.Knobs(self.side, lambda m: {"ubatch": [1, 2, 3], "load": ["x", "y"]})
+        best, tried = settings.fastest(knobs, Measurement("m", {}), self.once)
         assert best.setting == "x2"
         assert tried == {"x1": 5.0, "x2": 4.0, "x3": None, "y2": 4.5}
 
     def test_a_list_is_tried_whole_and_one_alone_not_at_all(self):
         listed = [self.side({"load": load, "ubatch": n}) for load, n in COST]
-        best, tried = choose.quickest(listed, Measurement("m", {}), self.once)
+        best, tried = settings.fastest(listed, Measurement("m", {}), self.once)
         assert (best.setting, len(tried)) == ("x2", 4)
-        assert choose.quickest(listed[:1], Measurement("m", {}), self.once) == (listed[0], {})
+        assert settings.fastest(listed[:1], Measurement("m", {}), self.once) == (listed[0], {})
         with pytest.raises(UsageError, match=r"no setting ran\. x3: killed"):
-            choose.quickest([listed[3], listed[3]], Measurement("m", {}), self.once)
+            settings.fastest([listed[3], listed[3]], Measurement("m", {}), self.once)
 
 
 class TestReport:
@@ -270,6 +271,17 @@ class TestReport:
         assert entry["ratio"] == {"median": 2.5, "least": 2.0, "most": 3.0}
         assert [r["seconds"] for r in entry["runs"]] == [[0.5], [1.0], [1.5], [0.5]]
         assert entry["runs"][0]["hits"] == 5
+
+    def test_the_document_has_rows_for_docs_results(self, result):
+        (row,) = json.loads(json.dumps(report.document([result])))["rows"]
+        assert (row["what"], row["median"], row["low"], row["high"]) == ("prompt of 10", 2.5, 2.0, 3.0)
+        assert (row["peer"], row["ours"], row["theirs"]) == (result.theirs.name, "0.5 s", "1.25 s")
+        assert row["processor"].endswith(("core", "cores"))
+        assert row["command"].startswith("python ")
+
+    def test_a_comparison_without_ratios_has_no_rows(self, result):
+        runs = tuple(dataclasses.replace(run, failed="no room") for run in result.runs)
+        assert report.document([dataclasses.replace(result, runs=runs)])["rows"] == []
 
     def test_the_picture(self, result, tmp_path):
         pytest.importorskip("matplotlib")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from versus import asked
+from versus import model_options
 from versus.bf16 import plain_config, write_bf16
 
 from earthshine.errors import UsageError
@@ -92,14 +92,18 @@ def options(*what, limit=None, short=False):
     parser = argparse.ArgumentParser()
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--limit", default=limit)
-    asked.add_arguments(parser, ("decode",), ("prompt:7",))
-    return asked.parsed(parser, ["model", *(["--what", *what] if what else []), *(["--short"] if short else [])])
+    model_options.add_arguments(parser, ("decode",), ("prompt:7",))
+    return model_options.parsed(
+        parser, ["model", *(["--what", *what] if what else []), *(["--short"] if short else [])]
+    )
 
 
 def test_words_become_measurements_in_their_order_each_once(published):
-    found = asked.measurements(options("prompt:512", "decode:16", "batch:4", "same", "decode", "prompt:512"), published)
+    found = model_options.measurements(
+        options("prompt:512", "decode:16", "batch:4", "same", "decode", "prompt:512"), published
+    )
     assert [one.name for one in found] == [
-        "prompt of 512 tokens", "decode after 16 tokens", "decode of 4 conversations at once", "decode at no context",
+        "prompt of 512 tokens", "decode after 16 tokens", "decode, batch of 4", "decode at no context",
     ]  # fmt: skip
     assert [one.tokens_each for one in found] == [512, 1, 4, 1]
     assert found[1].request["context"] == 16
@@ -107,29 +111,29 @@ def test_words_become_measurements_in_their_order_each_once(published):
 
 
 def test_a_limit_makes_every_run_cold(published):
-    for one in asked.measurements(options("prompt:8", "decode", limit="1GiB"), published):
+    for one in model_options.measurements(options("prompt:8", "decode", limit="1GiB"), published):
         assert (one.cold, one.limit_bytes, one.request["cold"]) == (True, 1 << 30, True)
 
 
 @pytest.mark.parametrize("word", ["decode:", "prompt", "prompt:0", "prompt:4096", "batch:0", "x:1", "9" * 5000])
 def test_a_word_that_names_nothing_possible_is_refused(published, word):
     with pytest.raises(UsageError, match="--what"):
-        asked.measurements(options(word), published)
+        model_options.measurements(options(word), published)
 
 
 def test_short_takes_its_own_words(published):
-    assert [one.name for one in asked.measurements(options(short=True), published)] == ["prompt of 7 tokens"]
+    assert [one.name for one in model_options.measurements(options(short=True), published)] == ["prompt of 7 tokens"]
 
 
 def test_a_copy_that_is_there_is_used_again(tmp_path, published):
     work = SimpleNamespace(work=tmp_path)
-    copy = asked.bf16_copy(work, published)
+    copy = model_options.bf16_copy(work, published)
     stamp = (copy / "config.json").stat().st_mtime_ns
     assert copy == tmp_path / "published.bf16"
-    assert asked.bf16_copy(work, published) == copy
+    assert model_options.bf16_copy(work, published) == copy
     assert (copy / "config.json").stat().st_mtime_ns == stamp
 
 
 def test_a_model_that_is_not_there_is_asked_for():
     with pytest.raises(UsageError, match="Name the folder"):
-        asked.chosen_model(SimpleNamespace(short=False, model=None))
+        model_options.chosen_model(SimpleNamespace(short=False, model=None))

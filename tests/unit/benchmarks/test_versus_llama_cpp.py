@@ -55,10 +55,10 @@ def test_bf16_bits_become_the_same_float32():
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(Refused, match="no checkpoint"):
+    with pytest.raises(Refused, match="not the checkpoint"):
         Published(tmp_path)
     (tmp_path / "a.safetensors").write_bytes(b"\xff" * 20)
-    with pytest.raises(Refused, match="no safetensors"):
+    with pytest.raises(Refused, match="not a safetensors"):
         Published(tmp_path)
 
 

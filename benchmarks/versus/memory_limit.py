@@ -1,7 +1,7 @@
 """A memory limit around a process and all that it starts, page cache counted, enforced by the kernel's control groups.
 
 Version 1 (`/sys/fs/cgroup/memory`) and version 2 are served, systemd's scopes where this user may not make a group.
-The invariant: no swap is given in place of the memory refused. Where no limit can be set, that is said, not skipped.
+No swap is given in place of the memory refused. Where no limit can be set, that is an error, not skipped.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ ROOT = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
-class Ceiling:
+class MemoryLimit:
     """A limit in force: `prefix` goes before a command's words; `peak` gives the most bytes held so far, or None."""
 
     prefix: tuple[str, ...]
@@ -34,7 +34,7 @@ class Ceiling:
             return None
 
     def killed(self) -> bool:
-        """Whether the kernel ended a process of the group for want of memory."""
+        """Whether the kernel killed a process of the group because memory ran out."""
         name = "memory.oom_control" if self.version == 1 else "memory.events"
         try:
             fields = (self.group / name).read_text().split() if self.group else []
@@ -44,13 +44,13 @@ class Ceiling:
 
 
 @contextlib.contextmanager
-def ceiling(limit_bytes: int | None, root: Path = ROOT) -> Iterator[Ceiling]:
+def memory_limit(limit_bytes: int | None, root: Path = ROOT) -> Iterator[MemoryLimit]:
     """A group of its own with this limit for the commands started under its `prefix`; None limits nothing.
 
     Raises UsageError where neither a control group nor systemd-run can limit memory for this user.
     """
     if limit_bytes is None:
-        yield Ceiling((), None, 0)
+        yield MemoryLimit((), None, 0)
         return
     made = _make(limit_bytes, root)
     if made is None:
@@ -58,7 +58,7 @@ def ceiling(limit_bytes: int | None, root: Path = ROOT) -> Iterator[Ceiling]:
         return
     group, version = made
     try:
-        yield Ceiling(("/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs")), group, version)
+        yield MemoryLimit(("/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs")), group, version)
     finally:
         with contextlib.suppress(OSError):
             group.rmdir()
@@ -89,13 +89,13 @@ def _make(limit_bytes: int, root: Path) -> tuple[Path, int] | None:
     return group, version
 
 
-def _scope(limit_bytes: int) -> Ceiling:
+def _scope(limit_bytes: int) -> MemoryLimit:
     words = ("systemd-run", "--scope", "--quiet", "-p", f"MemoryMax={limit_bytes}", "-p", "MemorySwapMax=0")
     for more in ((), ("--user",)):
         command = (*words, *more)
         tried = subprocess.run((*command, "true"), capture_output=True, check=False) if shutil.which(words[0]) else None
         if tried is not None and tried.returncode == 0:
-            return Ceiling(command, None, 2)
+            return MemoryLimit(command, None, 2)
     raise UsageError(
         "A memory limit needs a control group: neither could one be made under /sys/fs/cgroup nor did systemd-run "
         "make one. Run this as root, or leave the limit out."

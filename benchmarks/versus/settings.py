@@ -1,7 +1,7 @@
-"""The peer at its best: of the settings that it offers, the quickest one for a measurement, each tried once.
+"""The peer at its best: of the settings that it offers, the fastest one for a measurement, each tried once.
 
-Either a list of sides, all tried, or knobs: from the first value of each, one knob after the other is turned and left
-where it was quickest. What was tried and what each took is kept for the table, failures too.
+Either a list of sides, all tried, or knobs: starting from the first value of each, one knob after the other is varied
+and left at its fastest value. What was tried and what each took is kept for the table, failures too.
 """
 
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 
 from earthshine.errors import UsageError
 
-from .turns import Measurement, Run, Side, run
+from .alternation import Measurement, Run, Side, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Knobs:
     values: Callable[[Measurement], Mapping[str, Sequence[Any]]]
 
 
-def quickest(
+def fastest(
     sides: Iterable[Side] | Knobs, measurement: Measurement, once: Callable[[Side, Measurement], Run] = run
 ) -> tuple[Side, dict[str, float | None]]:
     """The side of the best figure for this measurement, and what each setting took in seconds (None: it failed).

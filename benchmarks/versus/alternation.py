@@ -1,8 +1,8 @@
-"""Two sides in turns A B B A, each run a fresh process under the same limit, and the ratio of neighbours.
+"""Two sides run alternately (A B B A), each run a fresh process under the same limit; the ratio is that of neighbours.
 
 `Side` is who runs, `Measurement` what is asked of both, `Run` one process's answer, `Result` all of them. The ratio is
-their seconds over ours, so above 1 Earthshine is the quicker; it is taken pair by pair of neighbouring runs, because a
-virtual machine's rates drift within minutes. A run that fails is an answer too: it is kept with its reason.
+their seconds over ours, so above 1 Earthshine is faster; it is taken pair by pair of neighbouring runs, because a
+virtual machine's rates drift within minutes. A run that fails is kept too, with its reason.
 """
 
 import json
@@ -21,13 +21,13 @@ from earthshine.errors import UsageError
 from earthshine.units import format_bytes
 
 from . import page_cache
-from .ceiling import ceiling
+from .memory_limit import memory_limit
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One engine in one setting: its Python, its worker script, what the worker is told beside the measurement
-    (`settings`, the path of its `model` among them), and environment variables (numbers of threads, say)."""
+    """One engine in one setting: its Python, its worker script, the worker's `settings` in addition to the measurement
+    (the path of its `model` among them), and environment variables (numbers of threads, say)."""
 
     name: str
     python: Path
@@ -46,7 +46,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What both sides are asked. `request` must hold `what`; `tokens_each` are the tokens that one of the answer's
+    """What both sides measure. `request` must hold `what`; `tokens_each` are the tokens that one of the answer's
     `seconds` stands for. `cold` empties the page cache before each run; otherwise each worker warms itself, untimed.
     `limit_bytes` holds for the whole process and its share of the page cache, which is emptied first, because pages
     that others read earlier are not counted against it."""
@@ -61,7 +61,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One process's answer. `seconds` is empty where `failed` says why there are none."""
+    """One process's answer. `seconds` is empty where `failed` holds the reason."""
 
     side: str
     seconds: tuple[float, ...]
@@ -69,7 +69,7 @@ class Run:
     group_peak_bytes: int | None  # of the control group, page cache counted, where there was a limit
     failed: str | None
     answer: Mapping[str, Any]
-    others: float = 0.0  # processors that other processes kept busy meanwhile
+    others: float = 0.0  # processors that other processes kept busy during the run
 
     @property
     def figure(self) -> float:
@@ -110,7 +110,7 @@ def run(side: Side, measurement: Measurement) -> Run:
     if measurement.cold or measurement.limit_bytes is not None:
         emptied["page_cache"] = page_cache.empty(side.files())
     began, busy = time.monotonic(), _others_seconds()
-    with ceiling(measurement.limit_bytes) as group:
+    with memory_limit(measurement.limit_bytes) as group:
         words = [*group.prefix, str(side.python), str(side.worker), json.dumps(side.request(measurement))]
         output, error = _output(words, side.variables, measurement.timeout_seconds)
         killed, group_peak = group.killed(), group.peak()
@@ -118,7 +118,7 @@ def run(side: Side, measurement: Measurement) -> Run:
     answer = _answer(output)
     failed = answer.get("failed") if answer else error
     if killed and not (answer and answer.get("seconds")):
-        failed = f"killed: more than {format_bytes(measurement.limit_bytes or 0)} of memory wanted"
+        failed = f"killed: more than {format_bytes(measurement.limit_bytes or 0)} of memory were needed"
     if answer and not failed and not answer.get("seconds"):
         failed = "the worker gave no seconds"
     seconds = tuple(answer.get("seconds", ())) if answer and not failed else ()
@@ -165,7 +165,7 @@ def _answer(output: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def in_turns(
+def alternate(
     ours: Side,
     theirs: Side,
     measurement: Measurement,

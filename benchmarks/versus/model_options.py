@@ -14,11 +14,11 @@ from typing import Any
 from earthshine.errors import UsageError
 from earthshine.spec import read_config, spec_from_config
 
+from .alternation import Measurement
 from .comparison import HERE, limit_bytes, say
-from .turns import Measurement
 
 TOUCH = 512  # tokens of an untimed prompt, after which every expert has been used
-ROOM = 64  # tokens that a context needs beside its own
+ROOM = 64  # tokens that a context needs on top of its own
 _TOOLS = HERE.parents[1] / "tools"
 _SHORT = ("--like", str(_TOOLS / "synthesis" / "moonlight.json"), "--expert-storage", "int4", "--context", "8192",
           "--layers", "6", "--vocab", "16384", "--experts", "32")  # fmt: skip
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser, what: Sequence[str], short: S
     parser.add_argument("--what", nargs="+", default=list(what), metavar="WHAT", help=f"by default {' '.join(what)}")
     parser.add_argument("--tokens", type=int, default=32, help="decoded in each process (default 32)")
     parser.add_argument("--repeats", type=int, default=2, help="prompts in each process (default 2)")
-    parser.add_argument("--fixed", action="store_true", help="the peer's likeliest setting, without trying others")
+    parser.add_argument("--fixed", action="store_true", help="the peer's first setting, without trying others")
     parser.set_defaults(short_what=list(short))
 
 
@@ -51,18 +51,18 @@ def _measurement(word: str, options: argparse.Namespace, room: int) -> Measureme
     kind, _, number = word.partition(":")
     least = {"decode": 0, "prompt": 1, "batch": 1}.get(kind)
     if least is None or not (word == "decode" or (number.isdecimal() and len(number) < 10)):
-        raise UsageError(f"--what {word!r} is none of decode, decode:N, prompt:N, batch:N, same.")
+        raise UsageError(f"--what {word!r} must be one of decode, decode:N, prompt:N, batch:N, same.")
     size, limit = int(number or 0), limit_bytes(options)
     most = 256 if kind == "batch" else room
     if not least <= size <= most:
-        raise UsageError(f"--what {word}: between {least} and {most} is possible here.")
+        raise UsageError(f"--what {word}: must be between {least} and {most} here.")
     limited: dict[str, Any] = {} if limit is None else {"cold": True}
     if kind == "prompt":
         request = {"what": "prompt", "tokens": size, "repeats": 1 if limited else options.repeats, "touch": TOUCH}
         return Measurement(f"prompt of {size} tokens", request | limited, size, bool(limited), limit, 3600.0)
     request = {"what": "decode", "context": 0, "tokens": options.tokens, "warm": 4, "touch": TOUCH} | limited
     if kind == "batch":
-        name = f"decode of {size} conversations at once"
+        name = f"decode, batch of {size}"
         return Measurement(name, request | {"batch": size}, size, bool(limited), limit, 3600.0)
     name = f"decode after {size} tokens" if size else "decode at no context"
     return Measurement(name, request | {"context": size}, 1, bool(limited), limit, 3600.0)
@@ -84,7 +84,7 @@ def chosen_model(options: argparse.Namespace) -> Path:
     """The model named, or with --short one of 0.7 GiB in Moonlight's shape, six layers deep, made once."""
     if not options.short:
         if options.model is None or not (options.model / "config.json").is_file():
-            raise UsageError("Name the folder of a published INT4 checkpoint, or say --short.")
+            raise UsageError("Name the folder of a published INT4 checkpoint, or use --short.")
         model = options.model
     else:
         model = options.work / "short"

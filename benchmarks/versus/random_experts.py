@@ -1,4 +1,4 @@
-"""Experts of Kimi-K2.6's shape and calls of them, drawn from a seed: the same codes and scales in every Python.
+"""Random experts of Kimi-K2.6's shape and random calls of them, from a seed: the same codes and scales in every Python.
 
 Needs numpy and torch alone, so that both sides of a comparison can import it. All sixteen codes are equally likely.
 Each call chooses experts anew, so that it finds few of them in the processor's caches.
