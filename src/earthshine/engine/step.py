@@ -15,7 +15,7 @@ from torch import Tensor
 from earthshine import kernels
 from earthshine.errors import UsageError
 from earthshine.kv import PageTable, Segment
-from earthshine.models import Piece, Recurrent, RecurrentRun, States
+from earthshine.models import Recurrent, Run, States
 from earthshine.spec.attention import PIECE_TOKENS, State
 from earthshine.spec.model import ModelSpec
 
@@ -60,7 +60,7 @@ class PagedStates:
             self._spans.append((row.page_table, begin, begin + len(row.tokens)))
             begin += len(row.tokens)
         bounds = [(first, min(first + PIECE_TOKENS, begin)) for first in range(0, begin, PIECE_TOKENS)]
-        self._pieces = [Piece(first, last, self._sequences(first, last)) for first, last in bounds]
+        self._pieces = [Run(first, last, self._sequences(first, last)) for first, last in bounds]
 
     def layer(self, index: int) -> "PagedState":
         return PagedState(index, self._spans, self._pieces)
@@ -82,7 +82,7 @@ class PagedState:
 
     _layer: int
     _spans: Sequence[tuple[PageTable, int, int]]
-    pieces: Sequence[Piece]
+    pieces: Sequence[Run[Sequence[kernels.PagedTokens]]]
 
     def extend(self, rows: Tensor, part: int = 0) -> Tensor:
         """rows: [tokens, width]. Returns the pool's rows [n_pages, page_tokens, width] of this layer."""
@@ -90,15 +90,15 @@ class PagedState:
             page_table.write(self._layer, page_table.length, rows[begin:end], part)
         return self._spans[0][0].pool.rows(self._layer, part)
 
-    def recurrences(self) -> Iterator[RecurrentRun]:
+    def recurrences(self) -> Iterator[Run[Sequence[Recurrent]]]:
         """As models.LayerState. One run for all sequences, unless one of them leaves a checkpoint on its way."""
         segments = [page_table.recurrence.segments if page_table.recurrence else [] for page_table, _, _ in self._spans]
         if all(len(own) == 1 for own in segments):
-            yield RecurrentRun(0, self._spans[-1][2], [self._recurrent(own[0]) for own in segments])
+            yield Run(0, self._spans[-1][2], [self._recurrent(own[0]) for own in segments])
             return
         for own, (_, first, _) in zip(segments, self._spans, strict=True):
             for segment in own:
-                yield RecurrentRun(first, first + segment.count, [self._recurrent(segment)])
+                yield Run(first, first + segment.count, [self._recurrent(segment)])
                 first += segment.count
 
     def _recurrent(self, segment: Segment) -> Recurrent:

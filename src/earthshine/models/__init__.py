@@ -8,7 +8,7 @@ from earthshine.models.decoder import Decoder, result_of
 from earthshine.models.ffn import Experts, Ffn, GroupedExperts, Moe
 from earthshine.models.gqa import Gqa, GqaWeights
 from earthshine.models.mla import Mla, MlaWeights, Query
-from earthshine.models.state import LayerState, Piece, Recurrent, RecurrentRun, States
+from earthshine.models.state import LayerState, Recurrent, Run, States
 from earthshine.models.trunk import LayerWeights, ResidentTrunk, Trunk
 
 __all__ = [
@@ -24,11 +24,10 @@ __all__ = [
     "Mla",
     "MlaWeights",
     "Moe",
-    "Piece",
     "Query",
     "Recurrent",
-    "RecurrentRun",
     "ResidentTrunk",
+    "Run",
     "States",
     "Trunk",
     "attention_of",

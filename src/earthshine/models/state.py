@@ -5,20 +5,22 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from earthshine.kernels import PagedTokens
 
+Sequences = TypeVar("Sequences", covariant=True)
+
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Run(Generic[Sequences]):
     """Tokens `first` to `last` - 1 of a batch, and the sequences that they belong to, in order."""
 
     first: int
     last: int
-    sequences: Sequence[PagedTokens]
+    sequences: Sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +32,11 @@ class Recurrent:
     parts: Sequence[Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class RecurrentRun:
-    """Tokens `first` to `last` - 1 of a batch, and the sequences that they belong to, in order."""
-
-    first: int
-    last: int
-    sequences: Sequence[Recurrent]
-
-
 class LayerState(Protocol):
     """What every sequence of a step keeps in one layer."""
 
     @property
-    def pieces(self) -> Sequence[Piece]:
+    def pieces(self) -> Sequence[Run[Sequence[PagedTokens]]]:
         """The whole batch, in order, a bounded number of tokens at a time."""
         ...
 
@@ -54,7 +47,7 @@ class LayerState(Protocol):
         """
         ...
 
-    def recurrences(self) -> Iterator[RecurrentRun]:
+    def recurrences(self) -> Iterator[Run[Sequence[Recurrent]]]:
         """The whole batch, in order. Each run's states are there when it is asked for, and extended before the next."""
         ...
 
