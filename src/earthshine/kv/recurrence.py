@@ -48,13 +48,14 @@ class Recurrence:
         """Slots for a step from `length` to `end`. Raises ContextError, and then nothing has changed."""
         self.drop_step()
         boundary = end // self._page_tokens * self._page_tokens
-        last, *middle = self._take(2 if checkpoint and length < boundary < end else 1)
-        if not middle:
+        last = self._take()
+        middle = self._take_another() if checkpoint and length < boundary < end else None
+        if middle is None:
             self._segments = [Segment(end - length, self._slot, last)]
         else:
             self._segments = [
-                Segment(boundary - length, self._slot, middle[0]),
-                Segment(end - boundary, middle[0], last),
+                Segment(boundary - length, self._slot, middle),
+                Segment(end - boundary, middle, last),
             ]
 
     def commit(self, length: int) -> None:
@@ -108,15 +109,24 @@ class Recurrence:
         """The length that a rewind to `length` would give; `current`: the length now."""
         return length if length == current else max((at for at in self._checkpoints if at <= length), default=0)
 
-    def _take(self, count: int) -> list[int]:
-        """`count` slots, or one where none is left for a checkpoint. Drops checkpoints before a step fails."""
-        if count > 1:
-            self._drop_checkpoints(MOST_CHECKPOINTS - 1)
+    def _take(self) -> int:
+        """A slot, for which the sequence's own checkpoints are dropped where there is no other."""
+        while True:
+            try:
+                return self._pool.take()
+            except ContextError:
+                if not self._checkpoints:
+                    raise
+                self._drop_checkpoints(len(self._checkpoints) - 1)
+
+    def _take_another(self) -> int | None:
+        """A slot for a checkpoint that a step can do without: instead of the oldest one of this sequence, or of what is
+        kept for nobody in particular and was unused longest."""
+        self._drop_checkpoints(MOST_CHECKPOINTS - 1)
         try:
-            return self._pool.take(count)
+            return self._pool.take()
         except ContextError:
-            self._drop_checkpoints(0)
-            return self._pool.take(1)
+            return None
 
     def _drop_checkpoints(self, most: int, newest_first: bool = False) -> None:
         """Keep `most` of them."""

@@ -44,11 +44,11 @@ class StatePool(Places):
         """Views of a slot's parts, by layer and in order."""
         return [part[slot] for part in self._parts.values()]
 
-    def take(self, count: int) -> list[int]:
-        """`count` free slots with one holder each. Raises ContextError, and then takes none."""
-        while self.free < count and self.reclaim():
-            pass
-        return self.allocate(count)
+    def take(self) -> int:
+        """A free slot with one holder; one is reclaimed where none is free. Raises ContextError."""
+        if not self.free:
+            self.reclaim()
+        return self.allocate(1)[0]
 
     def start(self, layer: int, index: int, source: int | None, target: int) -> Tensor:
         """The part in `target`, holding what `source` has there, or zeros before the first token."""

@@ -91,6 +91,29 @@ def test_without_a_slot_for_a_checkpoint_the_step_goes_on_without():
     assert held(page_table) == after(list(range(13)))
 
 
+@pytest.mark.parametrize(
+    ("n_idle", "checkpoints", "n_left"), [(0, [], 0), (1, [4], 0), (2, [4, 12], 0), (3, [4, 12], 1)]
+)
+def test_step_drops_no_more_than_it_needs(n_idle, checkpoints, n_left):
+    """One slot that it must have, for which the sequence's own checkpoint is dropped last, and one for a checkpoint."""
+    pool = make_pool(n_states=2 + n_idle)
+    idle = pool.states.allocate(n_idle)
+
+    def reclaim() -> bool:
+        if not idle:
+            return False
+        pool.states.release([idle.pop(0)])
+        return True
+
+    pool.states.reclaim = reclaim
+    page_table = PageTable(pool)
+    extend(page_table, list(range(6)))
+    assert (sorted(page_table.recurrence.checkpoints), len(idle)) == ([4], n_idle)
+    extend(page_table, list(range(6, 13)))
+    assert (sorted(page_table.recurrence.checkpoints), len(idle)) == (checkpoints, n_left)
+    assert held(page_table) == after(list(range(13)))
+
+
 def test_each_sequence_needs_a_slot_and_every_step_one_more():
     pool = make_pool(n_states=2)
     one, other = PageTable(pool), PageTable(pool)
