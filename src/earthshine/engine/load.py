@@ -45,11 +45,11 @@ class _Pages:
     def __init__(self, n_pages: int, n_states: int) -> None:
         self.left, self.states_left = n_pages, n_states
 
-    def take(self, pool: PagePool) -> None:
-        """They come back once nobody holds the pool any more."""
+    def take(self, pool: PagePool) -> Callable[[], object]:
+        """They come back when the function that is returned is called, or once nobody holds the pool any more."""
         n_states = pool.states.n_slots if pool.states else 0
         self._give(-pool.n_pages, -n_states)
-        weakref.finalize(pool, self._give, pool.n_pages, n_states)
+        return weakref.finalize(pool, self._give, pool.n_pages, n_states)
 
     def _give(self, n_pages: int, n_states: int) -> None:
         self.left += n_pages
@@ -73,8 +73,8 @@ class LoadedModel:
     def session(self, context_tokens: int | None = None) -> Session:
         """An empty session with pages of its own for `context_tokens`, by default those that the plan gives each.
 
-        All open sessions share the plan's pages. Raises UsageError for a context that the plan has no room for, or has
-        none left for.
+        All open sessions share the plan's pages; `Session.close` gives them back. Raises UsageError for a context that
+        the plan has no room for, or has none left for.
         """
         spec, division = self.spec, self.plan.division
         wanted = division.context_tokens if context_tokens is None else context_tokens
@@ -93,7 +93,6 @@ class LoadedModel:
                 "open have taken it; close one, or plan for a larger batch."
             )
         pool = PagePool(spec.kept, PAGE_TOKENS, n_pages, self.decoder.dtype, STATES_PER_SEQUENCE)
-        self.pages.take(pool)
         return Session(
             self.decoder,
             pool,
@@ -101,13 +100,14 @@ class LoadedModel:
             context_tokens=wanted,
             prefill_tokens=division.prefill_tokens,
             memory_limit=self.memory_limit,
+            on_close=self.pages.take(pool),
         )
 
     def pool(self) -> PagePool:
         """All pages that the sessions have left, in one pool. Raises UsageError where that is not one context."""
         states = self.pages.states_left
         if self.pages.left * PAGE_TOKENS < self.plan.division.context_tokens or states < STATES_PER_SEQUENCE:
-            raise UsageError("The sessions that are open leave too few pages for a conversation; close them first.")
+            raise UsageError("The sessions that are open leave too few pages for one context; close them first.")
         pool = PagePool(self.spec.kept, PAGE_TOKENS, self.pages.left, self.decoder.dtype, states)
         self.pages.take(pool)
         return pool

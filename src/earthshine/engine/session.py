@@ -2,7 +2,8 @@
 
 Invariant: the latents in the page table are those of the first tokens held, and at most one token held, the last
 one sampled, has none yet. That is so after every call, after every event, and after a failure or an iterator
-abandoned halfway. Refuses conversations beyond the model's context or the pool's pages before anything changes.
+abandoned halfway. Refuses more tokens than the model's context or the pool's pages have room for before anything
+changes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +37,8 @@ Event = TokenEvent | Finished
 
 class Session:
     """`fingerprint` names the model's weights and numerics in snapshots; `prefill_tokens` pass through the model in one
-    step; a conversation has at most `context_tokens`, by default as many as the model's context; `memory_limit` is
-    checked before anything is allocated.
+    step; a session holds at most `context_tokens`, by default as many as the model's context; `memory_limit` is
+    checked before anything is allocated; `on_close` is called once, when the pool is no longer used.
 
     Raises UsageError if the pool does not fit the model.
     """
@@ -51,6 +52,7 @@ class Session:
         context_tokens: int | None = None,
         prefill_tokens: int = 2048,
         memory_limit: MemoryLimit | None = None,
+        on_close: Callable[[], object] = lambda: None,
     ) -> None:
         spec = decoder.spec
         if (pool.kept, pool.dtype) != (spec.kept, decoder.dtype):
@@ -63,8 +65,8 @@ class Session:
         self._layout = BlobLayout.of(spec.kept, fingerprint, decoder.dtype)
         self._decoder, self._spec, self._prefill_tokens = decoder, spec, prefill_tokens
         self._context_tokens = min(context_tokens or spec.max_context, spec.max_context)
-        self._memory_limit = memory_limit
-        self._page_table = PageTable(pool)
+        self._memory_limit, self._on_close = memory_limit, on_close
+        self._open: PageTable | None = PageTable(pool)
         self._tokens: list[int] = []
         self._last: Tensor | None = None  # [hidden] of the page table's last token, where it is known
         self._version = 0  # changes whenever the tokens do other than by the generation under way
@@ -137,7 +139,7 @@ class Session:
         if self._memory_limit is not None:
             pool = self._page_table.pool
             nbytes = -(-length * pool.bytes // (pool.n_pages * pool.page_tokens)) + pool.state_bytes
-            self._memory_limit.require(nbytes, "A copy of the conversation's state")
+            self._memory_limit.require(nbytes, "A copy of the session's state")
         last = self._last if length == len(self._tokens) else None
         header = BlobHeader(self._layout, length, tuple(self._tokens), 0 if last is None else len(last))
         return KVBlob(header, tuple(self._page_table.copies()), None if last is None else last.clone())
@@ -157,9 +159,23 @@ class Session:
         self._tokens = list(header.token_ids)
         self._last = None if blob.tail is None else blob.tail.clone()
 
-    def close(self) -> None:
-        """Give the pages back. The session is empty afterwards."""
+    def clear(self) -> None:
+        """Forget all tokens. Raises UsageError as every method does once the session is closed."""
         self._replace(0, [])
+
+    def close(self) -> None:
+        """Give the pages back to the model. The session is empty and can't be used afterwards; closing again is
+        harmless."""
+        if self._open is not None:
+            self.clear()
+            self._open = self._last = None
+            self._on_close()
+
+    @property
+    def _page_table(self) -> PageTable:
+        if self._open is None:
+            raise UsageError("This session is closed; open another one.")
+        return self._open
 
     def _events(self, params: SamplingParams, version: int) -> Iterator[Event]:
         sampler = Sampler(params, self._tokens)
@@ -239,10 +255,10 @@ class Session:
         if n_tokens > self._context_tokens:
             whole = self._context_tokens == self._spec.max_context
             ends = "the model's context ends at" if whole else "room was asked for only"
-            raise ContextError(f"The conversation has {n_tokens} tokens, but {ends} {self._context_tokens}.")
+            raise ContextError(f"The sequence has {n_tokens} tokens, but {ends} {self._context_tokens}.")
         if n_tokens > self._room(keep):
             raise ContextError(
-                f"The conversation has {n_tokens} tokens, but the latent cache's free pages hold {self._room(keep)}."
+                f"The sequence has {n_tokens} tokens, but the cache's free pages hold {self._room(keep)}."
             )
 
 

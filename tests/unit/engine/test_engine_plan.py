@@ -158,8 +158,11 @@ def test_open_sessions_share_the_plans_pages() -> None:
         third, fourth = model.session(64), model.session(7 * 64 - 63)
         with pytest.raises(UsageError, match="leave 0"):
             model.session(1)
-        del first, third, fourth
+        for session in (first, third, fourth):
+            session.close()
+        del third
         gc.collect()
+        assert model.pages.left == 16, "each page came back once"
         long = model.session(1000)
         assert long.sync((PROMPT * 20)[:1000]).computed == 1000
         with pytest.raises(ContextError, match="only 1000"):

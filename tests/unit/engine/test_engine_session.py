@@ -179,11 +179,32 @@ def test_pages_that_would_be_dropped_count_as_room(make_session, make_pool):
     session.sync(PROMPT)
     assert pool.free_pages == 0
     assert session.sync([7] * 12) == Synced(0, 12)
-    session.close()
+    session.clear()
     assert pool.free_pages == 3
     assert session.tokens == ()
     assert session.snapshot().header.tail_dim == 0
     assert session.sync(PROMPT) == Synced(0, 10)
+
+
+def test_closed_session_gives_its_pages_back_once_and_is_refused(make_session, make_pool):
+    pool, closed = make_pool(n_pages=3), []
+    session = make_session(pool=pool, on_close=lambda: closed.append(pool.free_pages))
+    session.sync(PROMPT)
+    blob = session.snapshot()
+    session.close()
+    session.close()
+    assert closed == [3]
+    assert session.tokens == ()
+    for use in (
+        lambda: session.sync(PROMPT),
+        lambda: session.score(PROMPT),
+        lambda: session.generate(GREEDY),
+        lambda: session.restore(blob),
+        session.snapshot,
+        session.clear,
+    ):
+        with pytest.raises(UsageError, match=r"session is closed|empty session"):
+            use()
 
 
 @pytest.mark.parametrize("fail_at", [1, 2, 3])

@@ -158,14 +158,14 @@ def test_a_ballast_takes_slots_until_none_is_left_and_no_answer_changes(
     near(model)
     for step in range(3):
         ballast(size)
-        session.close()
+        session.clear()
         assert answer(session) == wanted
         assert model.memory_limit.released_bytes >= size * (step + 1) - 2 * MIB
         assert memory_resident() < model.memory_limit.budget_bytes, "the slots' memory really left"
     assert 0 < sum(home.n_slots.values()) < n_slots
     assert model.memory_limit.released_bytes == len(home.given_back) * model.experts.store._arena.slot_bytes
     ballast(NEAR_BYTES + 60 * MIB)
-    session.close()
+    session.clear()
     with pytest.raises(BudgetError, match="every expert's slot is given back"):
         answer(session)
     assert set(home.n_slots.values()) == {0}
@@ -181,7 +181,7 @@ def test_a_reply_that_meets_the_limit_midway_can_go_on(ballast: Callable[[int], 
     model = loaded()
     session = model.session()
     wanted = answer(session)
-    session.close()
+    session.clear()
     session.sync(PROMPT)
     near(model)
     events = session.generate(SamplingParams(temperature=0, max_tokens=10, ignore_eos=True))
@@ -229,9 +229,7 @@ def test_a_copy_of_the_state_needs_room() -> None:
     blob = session.snapshot()
     held = session.tokens
     model.memory_limit._resident = lambda: model.memory_limit.budget_bytes - 10_000
-    with pytest.raises(
-        BudgetError, match=r"^A copy of the conversation's state takes .* KiB, but of the budget of .* only"
-    ):
+    with pytest.raises(BudgetError, match=r"^A copy of the session's state takes .* KiB, but of the budget of .* only"):
         session.snapshot()
     assert session.tokens == held
     model.memory_limit._resident = lambda: 0
