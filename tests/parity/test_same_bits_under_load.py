@@ -53,7 +53,7 @@ class Clock:
 def _counted_time(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(experts_module, "_GROUP", 8)  # a small model's share of experts between two yields
-    monkeypatch.setattr(prefix_cache_module, "_WRITE_SECONDS", 120.0)  # real ones: a thread writes the pages
+    monkeypatch.setattr(prefix_cache_module, "_STUCK_SECONDS", 120.0)  # real ones: a thread writes the pages
     for module in (scheduler_module, sequence_module):
         monkeypatch.setattr(module, "time", clock)
 
@@ -165,10 +165,11 @@ class Load:
         layout = BlobLayout.of(spec.kept, "load", torch.bfloat16)
         self.files = PageFiles(disk, layout, PAGE, 24 * 8192)
         self.memory_limit = MemoryLimit(BUDGET, store.shrink, self._resident)
+        self.cache = PrefixCache(self.pool, [self.files], self.files, keep_all=random_.random() < 0.7)
         self.scheduler = Watched(
             Decoder(spec, self.trunk, self.experts),
             self.pool,
-            PrefixCache(self.pool, self.files, keep_all=random_.random() < 0.7),
+            self.cache,
             max_running=4,
             context_tokens=CONTEXT,
             prefill_tokens=96,
@@ -219,6 +220,7 @@ class Load:
         }
 
     def close(self) -> None:
+        self.cache.close()
         self.files.close()
         self.reader.close()
 

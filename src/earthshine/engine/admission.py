@@ -1,7 +1,7 @@
 """Which requests start, and who is preempted: as the pool has room, in the queue's order.
 
-A request whose next page another one computes waits for that page. Pages of a prefix come from memory first, then from
-disk, while others are computed. Invariant: a sequence that waits holds no page.
+A request whose next page another one computes waits for that page. Pages of a prefix come from wherever the prefix
+cache finds them, while others are computed. Invariant: a sequence that waits holds no page.
 """
 
 from collections.abc import Collection, Sequence
@@ -29,7 +29,7 @@ class Admission:
 
     def __init__(self, queue: RequestQueue, pool: PagePool, cache: PrefixCache, counts: Counts) -> None:
         self._queue, self._pool, self._cache, self._counts = queue, pool, cache, counts
-        self.loading: dict[TokenSequence, PageFetch] = {}  # those that run once their pages have come from disk
+        self.loading: dict[TokenSequence, PageFetch] = {}  # those that run once their pages have arrived
 
     def admit(self, besides: Collection[TokenSequence]) -> None:
         """From the head of the queue, as long as there is room. A request of higher priority preempts one of a lower,
@@ -46,13 +46,17 @@ class Admission:
                 if last is None or last.priority <= sequence.priority:
                     return
                 self.preempt(last)
-            self._start(sequence, keys)
+            fetch = self._cache.fetch(keys, sequence.tokens)
+            if fetch is None:
+                return  # its pages are still being written
+            self._start(sequence, fetch)
             coming |= {key.key for key in self._prompt_keys(sequence)}
 
     def preempt(self, sequence: TokenSequence) -> None:
         """It waits again, and its pages move to disk if others need the room."""
         if sequence.page_table is not None:
-            self._cache.spill(sequence.keys(sequence.page_table.length))
+            fetched = self._pool.page_tokens * len(self.loading.get(sequence, ()))
+            self._cache.spill(sequence.keys(max(fetched, sequence.page_table.length)))
         self.release(sequence)
         self._queue.stop(sequence)
         self._counts.preemptions += 1
@@ -62,25 +66,19 @@ class Admission:
         sequence.release()
         fetch = self.loading.pop(sequence, None)
         if fetch is not None:
-            self._cache.end_fetch(fetch)
+            self._cache.drop_fetch(fetch)
 
     def take_pages(self) -> None:
-        """Give sequences the pages that have come from disk; the rest of a damaged prefix is computed."""
+        """Start the sequences whose pages have all arrived; of a prefix that is damaged, the rest is computed."""
         for sequence, fetch in list(self.loading.items()):
-            assert sequence.page_table is not None
-            ended = fetch.ended  # before its last pages are taken
-            pages = self._cache.arrived(fetch)
-            sequence.page_table.adopt(pages)
-            sequence.shared += len(pages)
-            if ended:
-                del self.loading[sequence]
-                self._cache.end_fetch(fetch)
-                self._cache.touch(sequence.keys(sequence.page_table.length))
-                self._admitted(sequence)
+            if fetch.ended:
+                self._take(sequence, fetch)
+            else:
+                self._cache.share(fetch)
 
     def wait(self, seconds: float) -> None:
-        """Until a page has come from disk, at most this long; returns at once where none is on its way."""
-        self._cache.reads.wait(seconds)
+        """Until a page has been read or written, at most this long; returns at once where none is on its way."""
+        self._cache.wait(seconds)
 
     def _prompt_keys(self, sequence: TokenSequence) -> list[PageKey]:
         """Of full pages before the last token, which is computed in any case."""
@@ -98,17 +96,21 @@ class Admission:
         promised -= sum(map(len, self.loading.values()))  # those have their pages already
         return needed + promised <= self._cache.room(besides=found)
 
-    def _start(self, sequence: TokenSequence, keys: list[PageKey]) -> None:
+    def _start(self, sequence: TokenSequence, fetch: PageFetch) -> None:
         self._queue.start(sequence)
         sequence.page_table = PageTable(self._pool)
-        pages = self._cache.find(keys)
-        sequence.page_table.adopt(pages, self._cache.state_after(keys[: len(pages)]))
+        self.loading[sequence] = fetch
+        if fetch.ended:
+            self._take(sequence, fetch)
+
+    def _take(self, sequence: TokenSequence, fetch: PageFetch) -> None:
+        assert sequence.page_table is not None
+        del self.loading[sequence]
+        pages, state = self._cache.end_fetch(fetch)
+        sequence.page_table.adopt(pages, state)
         sequence.shared = len(pages)
-        missing = keys[len(pages) :]
-        if self._cache.on_disk(missing):
-            self.loading[sequence] = self._cache.fetch(missing, sequence.tokens)
-        else:
-            self._admitted(sequence)
+        self._cache.touch(sequence.keys(sequence.page_table.length))
+        self._admitted(sequence)
 
     def _admitted(self, sequence: TokenSequence) -> None:
         assert sequence.page_table is not None

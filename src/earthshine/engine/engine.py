@@ -105,7 +105,8 @@ class Engine:
         layout = BlobLayout.of(model.spec.kept, model.fingerprint, self._pool.dtype)
         limit = self.options.disk_cache_bytes or 2 * self._pool.bytes + SPILL_BYTES
         self._files = PageFiles(self._folder, layout, self._pool.page_tokens, limit)
-        self._cache = PrefixCache(self._pool, self._files, keep_all=bool(self.options.disk_cache_bytes))
+        keep_all = bool(self.options.disk_cache_bytes)
+        self._cache = PrefixCache(self._pool, [self._files], self._files, keep_all=keep_all)
         self._scheduler = Scheduler(
             model.decoder,
             self._pool,
@@ -214,8 +215,8 @@ class Engine:
         self._thread.join()
         if self.options.disk_cache_bytes:
             self._files.flush(_FLUSH_SECONDS)
-        self._cache.reads.close()
-        self._files.close()
+        self._cache.close()
+        self._files.close()  # also where the cache does not use it
         if not self.options.disk_cache_bytes:
             shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -7,7 +7,8 @@ between its pieces as often as that limit asks for (or, where a step takes long 
 half of the time). When pages run out, the last in order is preempted; its full pages stay in the cache as long as there
 is room, and on disk.
 
-Invariant: no sequence's tokens depend on which others there are. One thread runs this; nothing here blocks on another.
+Invariant: no sequence's tokens depend on which others there are. One thread runs this, and waits for another only where
+no sequence can be computed.
 """
 
 import logging
@@ -154,13 +155,17 @@ class Scheduler:
         return () if self._prefill is None else self._prefill.step.sequences
 
     def _new_step(self) -> Step | None:
-        ready = [each for each in self.queue.running if each not in self._admission.loading]
+        others = {*self._admission.loading, *(each for step in self._again for each in step.sequences)}
+        ready = [each for each in self.queue.running if each not in others]
         decoding = [each for each in ready if each.decoding]
         prompts = [each for each in ready if not each.decoding]
         chunks = self._prompt_chunks(prompts, self._prefill_size(bool(decoding)) - len(decoding))
         expected = self.durations.prefill_seconds(sum(chunk.n_tokens for chunk in chunks)) if chunks else 0.0
         apart = bool(decoding and chunks) and (expected is None or expected > self._max_stall)
-        return self._with_pages(chunks if apart else [*chunks, *map(_next_token, decoding)], apart)
+        found = self._with_pages(chunks if apart else [*chunks, *map(_next_token, decoding)], apart)
+        if found is None and apart:
+            return self._with_pages(map(_next_token, (each for each in decoding if each in self.queue.running)))
+        return found
 
     def _due_decode(self) -> Step | None:
         """A decode step beside the prefill pass under way, where one of its sequences would wait beyond the limit if it
@@ -182,12 +187,11 @@ class Scheduler:
         """A chunk of a step that failed, by itself, so that only the request that caused it fails."""
         while self._again and (interruptible or not self._again[0].interruptible):
             step = self._again.popleft()
-            (chunk,) = step.chunks
-            page_table = chunk.sequence.page_table
-            if page_table is not None and page_table.length == chunk.begin and not chunk.sequence.ended:
-                found = self._with_pages(step.chunks, step.interruptible)
-                if found is not None:
-                    return found
+            if _is_current(step) and (found := self._with_pages(step.chunks, step.interruptible)) is not None:
+                return found
+            if _is_current(step):  # its pages are still being written
+                self._again.appendleft(step)
+                return None
         return None
 
     def _prefill_size(self, others_decode: bool) -> int:
@@ -212,7 +216,10 @@ class Scheduler:
     def _with_pages(self, chunks: Iterable[Chunk], interruptible: bool = False) -> Step | None:
         """A step of these chunks, without those whose sequences must wait for pages."""
         chunks = tuple(chunks)
-        while chunks and not self._cache.make_room(sum(map(self._new_pages, chunks))):
+        while chunks and not self._cache.make_room(needed := sum(map(self._new_pages, chunks))):
+            if self._cache.room() >= needed:  # once some have been written; those that need none don't wait for them
+                chunks = tuple(chunk for chunk in chunks if not self._new_pages(chunk))
+                continue
             last = self.queue.last(self._in_prefill)
             assert last is not None  # those of the chunks are among them
             chunks = tuple(chunk for chunk in chunks if chunk.sequence is not last)
@@ -339,6 +346,16 @@ def _chunk(sequence: TokenSequence, count: int) -> Chunk:
     assert sequence.page_table is not None
     begin = sequence.page_table.length
     return Chunk(sequence, begin, begin + count)
+
+
+def _is_current(step: Step) -> bool:
+    """Whether its chunks are still what their sequences need next."""
+    return all(
+        each.sequence.page_table is not None
+        and each.sequence.page_table.length == each.begin
+        and not each.sequence.ended
+        for each in step.chunks
+    )
 
 
 def _next_token(sequence: TokenSequence) -> Chunk:

@@ -5,10 +5,12 @@ Knows token ids and rows of values; never text, weights or the mathematics.
 
 from earthshine.kv.codec import BlobReader, BlobWriter, KVBlob, read_header
 from earthshine.kv.header import BlobHeader, BlobLayout, Part, PartKind, ValueFormat
+from earthshine.kv.page_blob import PageBlobs
 from earthshine.kv.page_files import PageFiles, PageFilesStats
 from earthshine.kv.page_key import PageKey, PageKeys
 from earthshine.kv.page_reads import PageFetch
 from earthshine.kv.page_table import PageTable
+from earthshine.kv.page_tier import PageStore, PageTier
 from earthshine.kv.pages import PagePool
 from earthshine.kv.prefix import common_prefix
 from earthshine.kv.prefix_cache import PrefixCache
@@ -21,13 +23,16 @@ __all__ = [
     "BlobReader",
     "BlobWriter",
     "KVBlob",
+    "PageBlobs",
     "PageFetch",
     "PageFiles",
     "PageFilesStats",
     "PageKey",
     "PageKeys",
     "PagePool",
+    "PageStore",
     "PageTable",
+    "PageTier",
     "Part",
     "PartKind",
     "PrefixCache",

@@ -1,9 +1,9 @@
-"""The disk cache of full pages: one file a page, each a blob of `codec`, up to a limit of bytes on the disk.
+"""The tier of pages on disk: one file a page, each a blob of `codec`, up to a limit of bytes on the disk.
 
-A page that is read is the one that was asked for: checksums, model, place in the conversation and token ids are
-compared, and a file that differs in any of them is deleted and reported as absent, never as an error. Pages are written
-by one thread of this object's own; what it can't keep up with, or a disk that fails, costs the page's place in the
-cache and nothing else. Over the limit, what was unused longest goes first. Each model and page size has a folder of its
+A page that is read is the one that was asked for: checksums, model, place in the sequence and token ids are compared,
+and a file that differs in any of them is deleted and reported as absent, never as an error. Pages are written by one
+thread of this object's own; what it can't keep up with, or a disk that fails, costs the page's place in the cache and
+nothing else. Over the limit, what was unused longest goes first. Each model and page size has a folder of its
 own, which one process at a time may use; the limit is that folder's. Folders of older versions are deleted.
 """
 
@@ -21,9 +21,10 @@ from blake3 import blake3
 from torch import Tensor
 
 from earthshine.errors import BlobError, UsageError
-from earthshine.kv.codec import BlobReader, BlobWriter
 from earthshine.kv.header import VERSION, BlobHeader, BlobLayout, pack_header
-from earthshine.kv.page_folder import KEY_BYTES, MOST_FILES, PageFolder, folder_name, occupied_bytes, remove_older
+from earthshine.kv.page_blob import PageBlobs
+from earthshine.kv.page_folder import MOST_FILES, PageFolder, folder_name, occupied_bytes, remove_older
+from earthshine.kv.page_key import PageKey
 from earthshine.units import format_bytes
 from earthshine.untrusted import shown
 
@@ -49,10 +50,13 @@ class PageFilesStats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    key: bytes
+    key: PageKey
     header: BlobHeader
     rows: Callable[[], Sequence[Tensor]]
     done: Callable[[bool], None]
+
+    def write(self, file: BinaryIO) -> None:
+        PageBlobs.write(file, self.header, self.rows())
 
 
 class PageFiles:
@@ -72,17 +76,15 @@ class PageFiles:
         most_waiting: int = 256,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if page_tokens < 1:
-            raise UsageError(f"A page has at least 1 token, not {page_tokens}.")
-        pattern = BlobHeader(layout, page_tokens, (0,) * page_tokens, 0)
+        self._blobs = PageBlobs(layout, page_tokens)
+        pattern = self._blobs.pattern
         self._room_bytes = -(-pattern.blob_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
         if limit_bytes < self._room_bytes:
             raise UsageError(
                 f"A disk cache of {format_bytes(limit_bytes)} holds no page of this model; "
                 f"one takes {format_bytes(self._room_bytes)}."
             )
-        self._layout, self._page_tokens, self._limit_bytes = layout, page_tokens, limit_bytes
-        self._most_waiting, self._clock = most_waiting, clock
+        self._limit_bytes, self._most_waiting, self._clock = limit_bytes, most_waiting, clock
         self._pages: OrderedDict[bytes, int] = OrderedDict()  # bytes on the disk; the longest unused first
         self._bytes = self._read = self._written = self._damaged = self._failed = self._evicted = 0
         self._jobs: deque[_Job] = deque()
@@ -104,10 +106,10 @@ class PageFiles:
         self._thread = Thread(target=self._write_all, name="page-files", daemon=True)
         self._thread.start()
 
-    def __contains__(self, key: bytes) -> bool:
+    def __contains__(self, key: PageKey, /) -> bool:
         """Whether a file has this name; only `read` says whether it is sound."""
         with self._changed:
-            return key in self._pages
+            return key.key in self._pages
 
     @property
     def problem(self) -> str | None:
@@ -120,47 +122,45 @@ class PageFiles:
             counts = (self._read, self._written, self._damaged, self._failed, self._evicted)
             return PageFilesStats(self._bytes, len(self._pages), *counts)
 
-    def read(self, key: bytes, prior: bytes, start: int, tokens: Sequence[int]) -> list[Tensor] | None:
+    def read(self, key: PageKey, tokens: Sequence[int]) -> list[Tensor] | None:
         """Each part's [page_tokens, width]: the page `key`, if it is there, sound, and of just these tokens.
 
         Anything else with that name is deleted. Raises UsageError or BlobError only for arguments that name no page.
         """
-        header = self._header(key, prior, start, tokens)
+        header = self._blobs.header(key, tokens)
         if key not in self or self._closed:
             return None
         try:
-            with self._folder.open(key) as file:
-                parts = _parts(file, header)
+            with self._folder.open(key.key) as file:
+                parts = self._blobs.read(file, header)
                 self._folder.stamp(file, self._stamp())
         except FileNotFoundError:
-            self._forget(key)
+            self._forget(key.key)
             return None
         except (BlobError, OSError) as error:
             if not (isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS):
-                self._discard(key)
+                self._discard(key.key)
             return None
         with self._changed:
             self._read += 1
-            if key in self._pages:
-                self._pages.move_to_end(key)
+            if key.key in self._pages:
+                self._pages.move_to_end(key.key)
         return parts
 
-    def used(self, keys: Iterable[bytes]) -> None:
+    def used(self, keys: Iterable[PageKey]) -> None:
         """Count `keys` as just used, the last one last, without touching the disk.
 
-        For pages that were found in memory, and for the pages of a conversation from its last to its first: without
-        its first page the others are of no use, so that one should go last.
+        For pages that were found in memory, and for the pages of a sequence from its last to its first: without its
+        first page the others are of no use, so that one is evicted last.
         """
         with self._changed:
-            for key in keys:
-                if key in self._pages:
-                    self._pages.move_to_end(key)
+            for each in keys:
+                if each.key in self._pages:
+                    self._pages.move_to_end(each.key)
 
     def write(
         self,
-        key: bytes,
-        prior: bytes,
-        start: int,
+        key: PageKey,
         tokens: Sequence[int],
         rows: Callable[[], Sequence[Tensor]],
         done: Callable[[bool], None],
@@ -171,9 +171,9 @@ class PageFiles:
         `done` must not raise; it is called here and at once where the page is there already, where the disk rests
         after a failure, and where too many wait. Raises UsageError or BlobError for arguments that name no page.
         """
-        job = _Job(key, self._header(key, prior, start, tokens), rows, done)
+        job = _Job(key, self._blobs.header(key, tokens), rows, done)
         with self._changed:
-            known = key in self._pages
+            known = key in self
             if not known and not self._resting() and len(self._jobs) < self._most_waiting:
                 self._jobs.append(job)
                 self._changed.notify_all()
@@ -196,11 +196,6 @@ class PageFiles:
         self._thread.join(_END_SECONDS)
         if not self._thread.is_alive():  # a disk that hangs keeps its descriptors until the process ends
             self._folder.close()
-
-    def _header(self, key: bytes, prior: bytes, start: int, tokens: Sequence[int]) -> BlobHeader:
-        if len(key) != KEY_BYTES or len(tokens) != self._page_tokens:
-            raise UsageError(f"A page has a key of {KEY_BYTES} bytes and {self._page_tokens} tokens.")
-        return BlobHeader(self._layout, self._page_tokens, tuple(tokens), 0, start, prior)
 
     def _stamp(self) -> int:
         """Nanoseconds since 1970 that grow with every call, so that file names differ by them."""
@@ -288,7 +283,8 @@ class PageFiles:
         if not self._resting():
             try:
                 self._make_room(self._room_bytes)
-                self._insert(job.key, self._folder.write(job.key, lambda file: _write(file, job), self._stamp()))
+                name = job.key.key
+                self._insert(name, self._folder.write(name, job.write, self._stamp()))
                 self._problem = None
                 self._written += 1
                 with suppress(OSError):
@@ -303,7 +299,7 @@ class PageFiles:
         return False
 
     def _rest(self, error: OSError) -> None:
-        """After a failed write: no other for a while, and on a full disk a sixteenth of the pages makes way."""
+        """After a failed write: no other for a while, and on a full disk a sixteenth of the pages is evicted."""
         self._problem = (
             f"No page was written to {shown(self._folder.path)}: {error.strerror}. "
             f"It is tried again after {PAUSE_SECONDS} seconds."
@@ -313,20 +309,3 @@ class PageFiles:
             with suppress(OSError):
                 for _ in range(-(-len(self._pages) // 16)):
                     self._evict()
-
-
-def _write(file: BinaryIO, job: _Job) -> None:
-    writer = BlobWriter(file, job.header)
-    for index, rows in enumerate(job.rows()):
-        writer.part(index, rows)
-    writer.close()
-
-
-def _parts(file: BinaryIO, header: BlobHeader) -> list[Tensor]:
-    """All parts of the one page that `header` describes. Raises BlobError for any other."""
-    reader = BlobReader(file, limit_bytes=header.blob_bytes)
-    if reader.header != header:
-        raise BlobError("The file holds another page than its name says.")
-    parts = list(reader.parts())
-    reader.end()
-    return parts

@@ -1,143 +1,203 @@
-"""Pages on their way into the pool from a slower tier, read by a thread of their own.
+"""Pages on their way into the pool from slower tiers, read by a thread for each tier.
 
-Invariant: until a page has arrived, the reading thread alone writes to it; its fetch holds it until it is taken or the
-fetch is closed. Fetches are served a page each in rotation, so that a long one does not hold up a short one. A page
-that is absent or damaged ends its fetch; what was asked for after it does not come.
+Invariant: until a page has arrived, the reading thread alone writes to it, and nobody waits for that thread: a page
+that is being read when its fetch is closed comes back with `returned`. A tier serves its fetches a page each in
+rotation, so that a long one does not hold up a short one, and a slow tier holds up no other. A page that one tier
+lacks is looked for in the next; where none has it, its fetch ends and what was asked for after it does not come.
 """
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Condition, Thread
 
-from torch import Tensor
-
 from earthshine.kv.page_key import PageKey
+from earthshine.kv.page_tier import PageTier
 from earthshine.kv.pages import PagePool
 
 _LOGGER = logging.getLogger("earthshine.kv")
-
-Read = Callable[[PageKey, Sequence[int]], Sequence[Tensor] | None]  # of the page with this key and these tokens
+_END_SECONDS = 10  # that a read under way has when all of it is closed
 
 
 @dataclass(frozen=True, slots=True)
 class PageRead:
-    """One page of a fetch: what it holds, and the page of the pool that it goes to."""
+    """One page of a fetch: what it holds, and the page of the pool that it goes to, or is in already."""
 
     key: PageKey
     tokens: Sequence[int]
     page: int
+    in_pool: bool = False
 
 
 class PageFetch:
-    """Pages that were asked for together, in order. Made by PageReads.fetch."""
+    """Pages that were asked for together, in order, each with a holder for the fetch. Made by PageReads.fetch.
 
-    def __init__(self, wanted: Sequence[PageRead], changed: Condition) -> None:
-        self._changed = changed
-        self._todo = deque(wanted)
-        self._arrived: deque[PageRead] = deque()
-        self._closed = False
+    `state`: the slot of the recurrent state after the last of them, held likewise, where there is one.
+    """
+
+    def __init__(self, wanted: Sequence[PageRead], changed: Condition, state: int | None = None) -> None:
+        self._changed, self._wanted, self.state = changed, tuple(wanted), state
+        self._n_arrived = self._n_taken = 0
+        self._ended = self._closed = False
+        self._skip()
 
     def __len__(self) -> int:
-        """Pages of the pool that it holds."""
-        with self._changed:
-            return len(self._todo) + len(self._arrived)
+        return len(self._wanted)
 
     @property
     def pages(self) -> list[int]:
-        """Those pages."""
-        with self._changed:
-            return [each.page for each in (*self._arrived, *self._todo)]
+        """All that it holds, arrived or not."""
+        return [each.page for each in self._wanted]
 
     @property
     def ended(self) -> bool:
         """Whether no further page will arrive."""
         with self._changed:
-            return self._closed or not self._todo
+            return self._ended
 
-    def take(self) -> list[PageRead]:
-        """The pages that have arrived since the last call; the caller holds them from now on."""
+    @property
+    def arrived(self) -> tuple[PageRead, ...]:
+        """The leading pages that are there."""
         with self._changed:
-            taken = list(self._arrived)
-            self._arrived.clear()
+            return self._wanted[: self._n_arrived]
+
+    def take(self) -> tuple[PageRead, ...]:
+        """Those that have arrived since the last call."""
+        with self._changed:
+            taken = self._wanted[self._n_taken : self._n_arrived]
+            self._n_taken = self._n_arrived
         return taken
+
+    @property
+    def _next(self) -> PageRead:
+        return self._wanted[self._n_arrived]
+
+    def _arrive(self) -> None:
+        self._n_arrived += 1
+        self._skip()
+
+    def _skip(self) -> None:
+        """Past what the pool has, to the next page that must be read."""
+        while self._n_arrived < len(self._wanted) and self._next.in_pool:
+            self._n_arrived += 1
+        self._ended = self._ended or self._n_arrived == len(self._wanted)
 
 
 class PageReads:
-    """`read` gets pages from the slower tier. Without `threaded`, somebody calls `read_next`, for tests."""
+    """Reads from `tiers`, the first that has a page. Without `threaded`, somebody calls `read_next`, for tests."""
 
-    def __init__(self, pool: PagePool, read: Read, *, threaded: bool = True) -> None:
-        self._pool, self._read, self._threaded = pool, read, threaded
-        self._fetches: deque[PageFetch] = deque()  # that wait for a page to be read
-        self._reading: PageFetch | None = None
-        self._n_arrived = 0
+    def __init__(self, pool: PagePool, tiers: Sequence[PageTier], *, threaded: bool = True) -> None:
+        self._pool, self._tiers, self._threaded = pool, tiers, threaded
+        self._queues: list[deque[PageFetch]] = [deque() for _ in tiers]  # whose next page that tier is asked for
+        self._reading: dict[int, PageFetch] = {}  # by the tier's number
+        self._returned: list[int] = []
+        self._n_changes = 0
         self._ending = False
-        self._changed = Condition()  # guards all of the above and a fetch's pages; never held while a page is read
-        self._thread: Thread | None = None
+        self._changed = Condition()  # guards all of the above and fetches; never held while a page is read
+        self._threads: dict[int, Thread] = {}
 
-    def fetch(self, wanted: Sequence[PageRead]) -> PageFetch:
+    def fetch(self, wanted: Sequence[PageRead], state: int | None = None) -> PageFetch:
         """Begin to read pages, whose pages of the pool the fetch holds from now on."""
-        fetch = PageFetch(wanted, self._changed)
+        fetch = PageFetch(wanted, self._changed, state)
         with self._changed:
-            fetch._closed = self._ending
-            if wanted and not self._ending:
-                self._fetches.append(fetch)
-                self._changed.notify_all()
-        if self._thread is None and self._threaded and not self._ending:
-            self._thread = Thread(target=self._read_all, name="earthshine-page-reads", daemon=True)
-            self._thread.start()
+            self._ask(fetch, 0)
         return fetch
 
     def close_fetch(self, fetch: PageFetch) -> list[int]:
-        """End a fetch, waiting for the page that is being read; returns the pages that it held."""
+        """End a fetch. Returns its pages that have not arrived, but for one that is being read: see `returned`."""
         with self._changed:
-            fetch._closed = True
-            if fetch in self._fetches:
-                self._fetches.remove(fetch)
-            self._changed.wait_for(lambda: self._reading is not fetch)
-            return fetch.pages
+            fetch._ended = fetch._closed = True
+            for fetches in self._queues:
+                if fetch in fetches:
+                    fetches.remove(fetch)
+            left = fetch.pages[fetch._n_arrived :]
+            return left[1:] if fetch in self._reading.values() else left
 
-    def wait(self, seconds: float) -> None:
-        """Until another page has arrived or a fetch has ended, at most this long."""
+    @property
+    def n_closing(self) -> int:
+        """Pages that are still being read though their fetch is closed."""
         with self._changed:
-            before = self._n_arrived
-            if self._threaded and (self._fetches or self._reading):
-                self._changed.wait_for(lambda: self._n_arrived != before, seconds)
+            return sum(fetch._closed for fetch in self._reading.values())
+
+    def returned(self) -> list[int]:
+        """Those whose read has ended since the last call; the caller holds them from now on."""
+        with self._changed:
+            pages, self._returned = self._returned, []
+        return pages
+
+    def wake(self) -> None:
+        """Ends a `wait`."""
+        with self._changed:
+            self._n_changes += 1
+            self._changed.notify_all()
+
+    def wait(self, seconds: float, others: bool = False) -> None:
+        """Until a page has arrived, a fetch has ended or `wake` was called, at most this long.
+
+        Returns at once where nothing is being read, unless `others` says that there is more to wait for.
+        """
+        with self._changed:
+            before = self._n_changes
+            if self._threaded and (others or self._reading or any(self._queues)):
+                self._changed.wait_for(lambda: self._n_changes != before, seconds)
 
     def close(self) -> None:
-        """End the thread after the page that it reads."""
+        """End the threads, each after the page that it reads; one of a tier that hangs ends with the process."""
         with self._changed:
             self._ending = True
-            for fetch in self._fetches:
-                fetch._closed = True
-            self._fetches.clear()
+            for fetch in (fetch for fetches in self._queues for fetch in fetches):
+                fetch._ended = True
+            for fetches in self._queues:
+                fetches.clear()
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+        for thread in self._threads.values():
+            thread.join(_END_SECONDS)
 
-    def read_next(self) -> bool:
-        """Read one page of the fetch that was served longest ago; False where no page is wanted."""
+    def read_next(self, tier: int = 0) -> bool:
+        """Read one page of the fetch that this tier served longest ago; False where none is wanted of it."""
         with self._changed:
-            if not self._fetches:
+            if not self._queues[tier]:
                 return False
-            fetch = self._reading = self._fetches.popleft()
-            wanted = fetch._todo[0]
-        found = self._read_page(wanted)
+            fetch = self._reading[tier] = self._queues[tier].popleft()
+            wanted = fetch._next
+        found = self._read_page(self._tiers[tier], wanted)
         with self._changed:
-            self._reading = None
-            self._n_arrived += 1
-            if found:
-                fetch._arrived.append(fetch._todo.popleft())
-            fetch._closed = fetch._closed or not found
-            if not fetch.ended:
-                self._fetches.append(fetch)
-            self._changed.notify_all()
+            del self._reading[tier]
+            if fetch._closed:
+                self._returned.append(wanted.page)
+            elif found:
+                fetch._arrive()
+                self._ask(fetch, 0)
+            else:
+                self._ask(fetch, tier + 1)
+            self.wake()
         return True
 
-    def _read_page(self, wanted: PageRead) -> bool:
+    def _ask(self, fetch: PageFetch, first: int) -> None:
+        """Queue a fetch at the first tier from number `first` on that has its next page; it ends where none does."""
+        if fetch._ended:
+            return
+        key = fetch._next.key
+        found = (
+            None
+            if self._ending
+            else next((n for n, tier in enumerate(self._tiers) if n >= first and key in tier), None)
+        )
+        if found is None:
+            fetch._ended = True
+            return
+        self._queues[found].append(fetch)
+        if self._threaded and found not in self._threads:
+            self._threads[found] = Thread(
+                target=self._read_all, args=(found,), name="earthshine-page-reads", daemon=True
+            )
+            self._threads[found].start()
+        self._changed.notify_all()
+
+    def _read_page(self, tier: PageTier, wanted: PageRead) -> bool:
         try:
-            parts = self._read(wanted.key, wanted.tokens)
+            parts = tier.read(wanted.key, wanted.tokens)
             if parts is None:
                 return False
             self._pool.write_page(wanted.page, parts)
@@ -146,10 +206,10 @@ class PageReads:
             return False
         return True
 
-    def _read_all(self) -> None:
+    def _read_all(self, tier: int) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._fetches or self._ending)
+                self._changed.wait_for(lambda: self._queues[tier] or self._ending)
                 if self._ending:
                     return
-            self.read_next()
+            self.read_next(tier)

@@ -85,6 +85,9 @@ class PagePool(Places):
         return [rows[page] for rows in self._rows.values()]
 
     def write_page(self, page: int, parts: Sequence[Tensor]) -> None:
-        """`parts`: as `page` gives them."""
-        for mine, part in zip(self.page(page), parts, strict=True):
+        """`parts`: as `page` gives them. Raises UsageError for any other number, shape or dtype."""
+        rows = self.page(page)
+        if [(part.shape, part.dtype) for part in parts] != [(mine.shape, mine.dtype) for mine in rows]:
+            raise UsageError("These are not the parts of a page of this pool.")
+        for mine, part in zip(rows, parts, strict=True):
             mine.copy_(part)

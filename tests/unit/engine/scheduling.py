@@ -20,10 +20,15 @@ class Bench:
     """A scheduler, and the events of each request."""
 
     def __init__(self, n_pages: int = 64, max_running: int = 8, files: PageFiles | None = None, **options) -> None:
+        self.files = files
         self.decoder = options.pop("decoder", None) or FakeDecoder()
         self.pool = PagePool(SPEC.kept, PAGE, n_pages, self.decoder.dtype)
         self.cache = PrefixCache(
-            self.pool, files, keep_all=options.pop("keep_all", True), threaded=options.pop("threaded", True)
+            self.pool,
+            options.pop("tiers", [] if files is None else [files]),
+            files,
+            keep_all=options.pop("keep_all", True),
+            threaded=options.pop("threaded", True),
         )
         settings = {"context_tokens": CONTEXT, "prefill_tokens": 16, "max_stall": 1.0} | options
         self.scheduler = Scheduler(self.decoder, self.pool, self.cache, max_running=max_running, **settings)
@@ -49,13 +54,15 @@ class Bench:
 
     def forget(self) -> None:
         """All pages in memory; those on their way to disk get there first."""
-        self.cache.files.flush(10)
+        self.files.flush(10)
         self.cache.settle()
         self.cache.clear()
 
     def nothing_is_held(self) -> None:
-        self.cache.settle()
+        """But by the cache, once a page that is being read for nobody has come back."""
         self.cache.clear()
+        while not self.cache.make_room(self.pool.n_pages) and self.cache.room() == self.pool.n_pages:
+            self.cache.wait(60)
         assert self.pool.free_pages == self.pool.n_pages
 
 

@@ -18,7 +18,7 @@ from earthshine.engine import Admitted, Failed, Finished, PromptScores, Session,
 from earthshine.engine import scheduler as scheduler_module
 from earthshine.engine import sequence as sequence_module
 from earthshine.errors import ContextError
-from earthshine.kv import PagePool
+from earthshine.kv import PageKey, PagePool
 from earthshine.kv import prefix_cache as prefix_cache_module
 
 from .conftest import CONTEXT, SPEC, VOCAB, FakeDecoder
@@ -102,15 +102,10 @@ class Clock:
 
     def __init__(self, tick: float) -> None:
         self.now, self._tick = 0.0, tick
-        self.slept: Callable[[], None] = lambda: None
 
     def monotonic(self) -> float:
         self.now += self._tick
         return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        self.slept()
 
 
 class Files:
@@ -118,36 +113,38 @@ class Files:
 
     def __init__(self, case: Case) -> None:
         self._case = case
-        self._pages: dict[bytes, tuple[bytes, int, list[int], list[torch.Tensor]]] = {}
+        self._pages: dict[PageKey, tuple[list[int], list[torch.Tensor]]] = {}
         self._jobs: list[Callable[[], None]] = []
         self._never: list[Callable[[], None]] = []
         self.writes = self.reads = 0
 
-    def __contains__(self, key: bytes) -> bool:
+    def __contains__(self, key: PageKey) -> bool:
         return key in self._pages
 
-    def used(self, keys: Sequence[bytes]) -> None: ...
+    def used(self, keys: Sequence[PageKey]) -> None: ...
 
-    def read(self, key: bytes, prior: bytes, start: int, tokens: Sequence[int]) -> list[torch.Tensor] | None:
+    def close(self) -> None: ...
+
+    def read(self, key: PageKey, tokens: Sequence[int]) -> list[torch.Tensor] | None:
         self.reads += 1
         if key not in self._pages or self.reads in self._case.damaged:
             self._pages.pop(key, None)
             return None
-        *names, layers = self._pages[key]
-        assert names == [prior, start, list(tokens)]
+        own, layers = self._pages[key]
+        assert own == list(tokens)
         event("a page was read")
         return layers
 
-    def write(self, key, prior, start, tokens, latents, done) -> None:
+    def write(self, key, tokens, rows, done) -> None:
         answer = self._case.answers[self.writes % len(self._case.answers)]
         self.writes += 1
-        before = [part.clone() for part in latents()]
+        before = [part.clone() for part in rows()]
 
         def finish() -> None:
-            layers = [layer.clone() for layer in latents()]
+            layers = [layer.clone() for layer in rows()]
             assert all(map(torch.equal, layers, before))
             if answer != "fails":
-                self._pages[key] = (prior, start, list(tokens), layers)
+                self._pages[key] = (list(tokens), layers)
             done(answer != "fails")
 
         if answer == "now":
@@ -189,7 +186,7 @@ class Breaking(FakeDecoder):
 class Run:
     """One case from its first request to an idle scheduler."""
 
-    def __init__(self, case: Case, clock: Clock) -> None:
+    def __init__(self, case: Case) -> None:
         self.case, self._now = case, 0
         self.files = None if case.files == "none" else Files(case)
         self.bench = Bench(
@@ -203,19 +200,15 @@ class Run:
             streams=case.streams,
             poll=self._pass,
         )
-        clock.slept = self._slept
         self._coming = sorted(case.asks, key=lambda ask: ask.at)
         self._asked: list[Ask] = []
-
-    def _slept(self) -> None:
-        if self.files is not None:
-            self.files.work()
-            self.bench.cache.reads.read_next()
 
     def _pass(self) -> None:
         """A layer or a step has passed."""
         self._now += 1
-        self._slept()
+        if self.files is not None:
+            self.files.work()
+            self.bench.cache._reads.read_next()
         while self._coming and self._coming[0].at <= self._now:
             self._ask(self._coming.pop(0))
         for ask, asked in zip(self._asked, self.bench.sequences, strict=True):
@@ -346,7 +339,8 @@ def run(case: Case) -> None:
         clock = Clock(case.tick)
         for module in (sequence_module, scheduler_module, prefix_cache_module):
             patch.setattr(module, "time", clock)
-        at_work = Run(case, clock)
+        patch.setattr(prefix_cache_module, "_STUCK_SECONDS", 1.0)
+        at_work = Run(case)
         at_work.to_the_end()
         at_work.check()
 

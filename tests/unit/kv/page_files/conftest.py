@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from earthshine.kv import BlobLayout, PageFiles, Part, ValueFormat
+from earthshine.kv import BlobLayout, PageFiles, PageKey, Part, ValueFormat
 
 PARTS = tuple(Part(layer, 6) for layer in range(3))
 LAYOUT = BlobLayout("moon-1", ValueFormat.BF16, PARTS)
@@ -16,15 +16,13 @@ BLOCK = 4096  # what a page of these tests occupies
 
 @dataclass(frozen=True)
 class Page:
-    key: bytes
-    prior: bytes
-    start: int
+    key: PageKey
     tokens: tuple[int, ...]
     latents: tuple[torch.Tensor, ...]
 
     @property
     def named(self):
-        return self.key, self.prior, self.start, self.tokens
+        return self.key, self.tokens
 
 
 def make_page(number: int, layout: BlobLayout = LAYOUT) -> Page:
@@ -32,7 +30,7 @@ def make_page(number: int, layout: BlobLayout = LAYOUT) -> Page:
     shapes = [(PAGE_TOKENS, part.width) for part in layout.parts]
     latents = tuple(torch.randn(shape, generator=generator).to(layout.format.dtype) for shape in shapes)
     key, prior = (bytes([each, *range(31)]) for each in (number + 1, number + 101))
-    return Page(key, prior, PAGE_TOKENS * number, tuple(range(number, number + PAGE_TOKENS)), latents)
+    return Page(PageKey(key, prior, PAGE_TOKENS * number), tuple(range(number, number + PAGE_TOKENS)), latents)
 
 
 PAGES = [make_page(number) for number in range(40)]
@@ -72,7 +70,8 @@ def holds(files: PageFiles, page: Page) -> bool:
 def path_of(folder: Path, page: Page) -> Path:
     """Where the page lies, below the one subfolder."""
     (home,) = folder.iterdir()
-    return home / page.key[:1].hex() / f"{page.key.hex()}.kv"
+    name = page.key.key
+    return home / name[:1].hex() / f"{name.hex()}.kv"
 
 
 def listed(files: PageFiles) -> list[int]:
@@ -83,16 +82,16 @@ KILLED = """
 import sys
 from pathlib import Path
 import torch
-from earthshine.kv import BlobLayout, PageFiles, Part, ValueFormat
+from earthshine.kv import BlobLayout, PageFiles, PageKey, Part, ValueFormat
 
 files = PageFiles(
     Path(sys.argv[1]), BlobLayout("moon-1", ValueFormat.FP32, tuple(Part(i, 2048) for i in range(4))), 64, 1 << 30
 )
 tokens = tuple(range(64))
 for number in range(10**6):
-    key = number.to_bytes(32, "big")
+    name = number.to_bytes(32, "big")
     latents = [torch.full((64, 1), float(number + layer)).expand(64, 2048) for layer in range(4)]
-    files.write(key, key, 0, tokens, lambda: latents, lambda good: None)
+    files.write(PageKey(name, name, 0), tokens, lambda: latents, lambda good: None)
     files.flush(10)
     print(number, flush=True)
 """

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from earthshine.kv import BlobLayout, BlobWriter, PageFiles, Part, ValueFormat, page_folder
+from earthshine.kv import BlobLayout, BlobWriter, PageFiles, PageKey, Part, ValueFormat, page_folder
 
 from .conftest import BLOCK, KILLED, PAGES, PARTS, holds, listed, path_of, put
 
@@ -267,8 +267,8 @@ def test_a_killed_writer_leaves_only_whole_pages(tmp_path, pages):
     assert not (home / "unfinished").exists()
     assert files.stats.pages >= pages
     for number in range(files.stats.pages):
-        key = number.to_bytes(32, "big")
-        layers = files.read(key, key, 0, tuple(range(64)))
+        name = number.to_bytes(32, "big")
+        layers = files.read(PageKey(name, name, 0), tuple(range(64)))
         assert all(bool((latents == number + layer).all()) for layer, latents in enumerate(layers))
     assert files.stats.damaged == 0
     files.close()

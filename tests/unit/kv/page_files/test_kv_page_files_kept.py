@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,9 @@ class TestPages:
     def test_a_page_of_another_place_or_other_tokens_is_not_given_out(self, make_files, change):
         files, page = make_files(), PAGES[3]
         put(files, page)
-        other = {"prior": PAGES[4].prior, "start": 32, "tokens": (*page.tokens[:7], 99)}[change]
-        assert files.read(page.key, **{"prior": page.prior, "start": 24, "tokens": page.tokens, change: other}) is None
+        other = {"prior": PAGES[4].key.prior, "start": 32, "tokens": (*page.tokens[:7], 99)}[change]
+        key = page.key if change == "tokens" else replace(page.key, **{change: other})
+        assert files.read(key, other if change == "tokens" else page.tokens) is None
         assert files.stats.damaged == 1
         assert page.key not in files
         assert not holds(files, page)
@@ -58,11 +60,11 @@ class TestPages:
     def test_arguments_that_name_no_page_are_refused(self, make_files):
         files, page = make_files(), PAGES[1]
         with pytest.raises(UsageError, match="a key of 32 bytes and 8 tokens"):
-            files.read(page.key[:31], page.prior, page.start, page.tokens)
+            files.read(replace(page.key, key=page.key.key[:31]), page.tokens)
         with pytest.raises(UsageError, match="8 tokens"):
-            files.write(page.key, page.prior, page.start, page.tokens[:7], lambda: [], lambda good: None)
+            files.write(page.key, page.tokens[:7], lambda: [], lambda good: None)
         with pytest.raises(BlobError, match="does not name them"):
-            files.read(page.key, bytes(32), page.start, page.tokens)
+            files.read(replace(page.key, prior=bytes(32)), page.tokens)
 
     def test_latents_that_do_not_fit_cost_one_page_and_not_the_thread(self, make_files):
         files, told = make_files(), []
@@ -82,7 +84,7 @@ class TestLimit:
         files = make_files(4 * BLOCK)
         put(files, *PAGES[:4])
         assert holds(files, PAGES[0])
-        files.used([PAGES[2].key, PAGES[1].key, b"unknown"])
+        files.used([PAGES[2].key, PAGES[1].key, PAGES[39].key])
         for number, left in ((4, [0, 1, 2, 4]), (5, [1, 2, 4, 5]), (6, [1, 4, 5, 6]), (7, [4, 5, 6, 7])):
             put(files, PAGES[number])
             assert listed(files) == left
@@ -93,7 +95,7 @@ class TestLimit:
         files = make_files(5 * BLOCK)
         put(files, *PAGES[:12])
         found = list((tmp_path / "cache").rglob("*.kv"))
-        assert sorted(path.stem for path in found) == sorted(page.key.hex() for page in PAGES[7:12])
+        assert sorted(path.stem for path in found) == sorted(page.key.key.hex() for page in PAGES[7:12])
         assert sum(path.stat().st_blocks * 512 for path in found) == files.stats.bytes == 5 * BLOCK
 
     def test_a_restart_finds_the_pages_in_the_order_of_their_use(self, make_files):
@@ -135,7 +137,7 @@ class TestLimit:
         put(files, PAGES[0])
         shelf = path_of(tmp_path / "cache", PAGES[0]).parent
         files.close()
-        others = [shelf / "notes.txt", shelf / f"{'ff' * 32}.kv", shelf / f"{PAGES[0].key.hex().upper()}A.kv"]
+        others = [shelf / "notes.txt", shelf / f"{'ff' * 32}.kv", shelf / f"{PAGES[0].key.key.hex().upper()}A.kv"]
         for path in others:
             path.write_text("not a page", encoding="utf-8")
         files = make_files()
