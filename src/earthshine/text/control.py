@@ -1,7 +1,8 @@
-"""Control tokens: the texts that stand for single ids, where they occur, and how to tell genuine from typed ones.
+"""Control tokens: texts that stand for single ids, such as `<|im_end|>`. Finds them, and distinguishes those that a
+template wrote from the same text typed by a user.
 
-Invariant: a text that passed through `mark` can not contribute a character to a control token that `spans` reports
-once the sentinel's positions are given as `literal`. Refused: duplicate ids or texts, and empty texts.
+Invariant: `mark` puts sentinel characters into a user's text; if the sentinels' positions are then passed to `spans` as
+`literal`, no character of that text is part of a control token. Refused: duplicate ids or texts, and empty texts.
 """
 
 import re
@@ -15,7 +16,7 @@ from earthshine.untrusted import shown
 
 @dataclass(frozen=True, slots=True)
 class ControlToken:
-    """One id with a text of its own. `special` is the flag that skip_special_tokens uses, not whether it controls."""
+    """One id with a text of its own. With `special`, `skip_special_tokens` leaves it out of the output."""
 
     id: int
     text: str
@@ -62,9 +63,9 @@ class ControlTokens:
         return found
 
     def mark(self, text: str, sentinel: str) -> str:
-        """The text with a sentinel inside every control token, and at an end where one could begin or finish.
+        """The text with a sentinel inside every control token, and at an end that a control token could extend past.
 
-        The ends matter because a template may set two strings side by side: `<|im_` and `end|>`.
+        The ends matter because a template may print two strings next to each other: `<|im_` and `end|>`.
         """
         head, tail = text[: self._longest], text[-self._longest :]
         before = any(head[: match.end()] in self._tails for match in self._finals.finditer(head))

@@ -1,7 +1,7 @@
-"""From token ids to text one id at a time: two techniques behind one small interface.
+"""Incremental decoding: token ids to text, one id at a time.
 
-`ByteDecoder` serves vocabularies whose tokens are bytes; `PrefixDecoder` those where a token's text depends on its
-neighbours. Invariant: the pieces pushed out, joined, equal the whole text; a UTF-8 character is never split.
+`ByteDecoder` is for vocabularies whose tokens are bytes, `PrefixDecoder` for those where a token's text depends on its
+neighbours. Invariant: the pieces returned, joined, equal the whole text; a UTF-8 character is never split.
 """
 
 import codecs
@@ -12,7 +12,7 @@ _REPLACEMENT = "�"
 
 
 class TokenDecoder(Protocol):
-    """Text as it becomes final. After `flush` the decoder starts anew."""
+    """`push` returns text that will not change any more. After `flush` the decoder can be used for another text."""
 
     def push(self, token_id: int) -> str: ...
 
@@ -34,16 +34,17 @@ class ByteDecoder:
 
 
 class PrefixDecoder:
-    """Decodes a short window with and without the new ids; the difference is new text.
+    """Decodes the last few ids with and without the new one; the difference is the new text.
 
-    A window that ends in U+FFFD may be a character whose bytes have not all arrived, so it waits. After 16 ids it may
-    be U+FFFD itself, written in bytes: then all but the last 0 to 3 ids are shown, whichever leaves fewest of them.
+    A text that ends in U+FFFD may be a character whose bytes have not all arrived, so it is held back. After 16 ids the
+    text may really be U+FFFD, written as bytes: then the last 0 to 3 ids are held back, whichever number leaves the
+    fewest U+FFFD in the rest.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
         self._ids: list[int] = []
-        self._n_shown = 0  # ids[:n_shown] are already out and kept only as context
+        self._n_shown = 0  # ids[:n_shown] were returned as text and are kept as context
 
     def push(self, token_id: int) -> str:
         text = self._decode([*self._ids, token_id])  # first, since it refuses unknown ids

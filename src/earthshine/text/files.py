@@ -1,6 +1,6 @@
-"""The small files beside a model that text is made from: tokenizer and template files.
+"""Reads tokenizer and template files of a model's folder.
 
-They are untrusted and read as `earthshine.untrusted` says, up to the caller's bound; all else is a TextError.
+The files are untrusted: `earthshine.untrusted` checks path, size and JSON. Whatever is wrong is raised as TextError.
 """
 
 import os

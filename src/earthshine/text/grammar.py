@@ -1,8 +1,9 @@
-"""What a reply may say, token by token: an answer in a given format, tool calls by their schemas, thoughts before both.
+"""Constrained decoding: an answer in a given format, tool calls that follow their schemas, and thoughts before either.
 
-A reply is a sequence of regions that control tokens divide, so the regions are steps in Python and only their texts
-are grammars. Invariant: control tokens come exactly where a step names them, and stop tokens where the reply may end.
-Refused, as TextError: what can't be compiled, and tool calls that the tokenizer has no markers for.
+A reply is a sequence of regions, divided by control tokens. The order of regions is Python code (`Steps`, which yields
+a mask and is sent the next token); only the text within a region has a grammar. Invariant: a control token is allowed
+only where a step names it, a stop token only where the reply may end. Refused, as TextError: what can't be compiled,
+and tool calls if the tokenizer has no markers for them.
 """
 
 import re
@@ -31,12 +32,13 @@ _MAX_CHOICE_CHARS = 64 << 10
 class OutputRule:
     """What one reply must be.
 
-    `thinking`: it begins inside an open thought, which is free text up to `</think>`; `may_think`: it may open one;
-    `thought_tokens`: how many that has at most. `format`: what the answer is, with `value` a schema, a regex (of Rust's
+    `thinking`: the reply begins within a thought, which is free text up to `</think>`; `may_think`: it may open one;
+    `thought_tokens`: the most tokens of a thought. `format`: what the answer is, with `value` a schema, a regex (Rust's
     regex crate), a grammar (Lark's), or a list of texts; None for free text. `strict`: a schema's `uniqueItems` and
-    formats bind, or are refused. `choice`: "named" calls the function `name` once, "required" some, "auto" may, "none"
-    none. `parallel`: several calls may come. `always`: "auto" and "none" are enforced even where no format, strict
-    tool, bound of thoughts or `parallel` asks for it. `first_index`: how many calls the conversation holds already.
+    formats are enforced or refused, not ignored. `choice`: "named" calls the function `name` once, "required" calls at
+    least one function, "auto" any number, "none" none. `parallel`: several calls are allowed. `always`: "auto" and
+    "none" are enforced even if nothing else (format, strict tool, `thought_tokens`, `parallel`) needs a mask.
+    `first_index`: the number of calls in the conversation so far.
     """
 
     thinking: bool = False
@@ -54,20 +56,20 @@ class OutputRule:
 
 
 class ReplyConstraint:
-    """One reply's constraint, in the form of the engine's protocol; not safe to share between threads.
+    """One reply's constraint, as the engine's protocol `Constraint`; not safe to share between threads.
 
-    A model that ends its reply in the middle of JSON has it closed: from then on, only what brings the end nearer is
-    allowed. Masking its end away and nothing more makes small models repeat themselves until max_tokens.
+    If the model's first choice is to end the reply within JSON, then from there on only tokens that lead to the end of
+    the JSON are allowed. If only the end were masked, small models would repeat themselves until max_tokens.
     """
 
     def __init__(self, tokens: TokenSets, steps: Steps, json: JsonState) -> None:
         self._tokens, self._steps, self._json = tokens, steps, json
         self._mask = next(steps)
-        self._token: int | None = None  # came, but was not given to the steps yet
+        self._token: int | None = None  # accepted, but not yet sent to the steps
 
     def allowed(self, likeliest: int | None = None) -> Mask:
-        """int32 [ceil(vocab_size / 32)], read only. `likeliest`: the token that the model itself would choose.
-        TextError where the grammar can't be followed further."""
+        """The mask of the next token, int32 [ceil(vocab_size / 32)], read only. `likeliest`: the token with the highest
+        logit. Raises TextError if no token can follow or the grammar takes too long."""
         mask, json = self._full(), self._json
         if not isinstance(json.walk, Matching) or json.ends is None:
             return mask
@@ -85,7 +87,7 @@ class ReplyConstraint:
         return self._mask
 
     def accept(self, token: int) -> None:
-        """The token that came; TextError for one that was not allowed."""
+        """Advances by this token; raises TextError if it was not allowed."""
         if not self._tokens.has(self.allowed(), token):
             raise TextError(f"Token {token} is not one that the answer's grammar allows here.")
         self._token = token
@@ -93,18 +95,18 @@ class ReplyConstraint:
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A compiled rule; every reply gets a constraint of its own. Safe to share between threads."""
+    """A compiled rule, from which each reply starts its own constraint. Safe to share between threads."""
 
     _tokens: TokenSets
-    _think: int | None  # the reply may begin with this id, and then is thoughts
-    _unthink: int | None  # the reply begins as thoughts that this id ends
-    _thought_tokens: int | None  # the most that thoughts may have
+    _think: int | None  # the reply may begin with this id, which opens a thought
+    _unthink: int | None  # ends a thought; without `_think`, the reply begins within one
+    _thought_tokens: int | None  # the most tokens of a thought
     _body: Pattern | Literals | None
     _calls: Calls | None
     _must_call: bool
 
     def start(self) -> ReplyConstraint:
-        """A constraint at the beginning of a reply; TextError as its `allowed`."""
+        """A new constraint, at the beginning of a reply; raises TextError like its `allowed`."""
         json = JsonState()
         return ReplyConstraint(self._tokens, self._steps(json), json)
 
@@ -124,8 +126,8 @@ class Grammar:
             left -= 1
 
     def _answer(self, opening: Mask, json: JsonState) -> Steps:
-        """Free text that calls may follow, or a format's text, or calls in its place; then a stop token. In place of
-        the first token may come those of `opening`, and thoughts behind it."""
+        """Either text (free or in the format) or tool calls; calls may also follow free text. Then a stop token. The
+        tokens of `opening` are allowed first too, and open a thought."""
         tokens, calls = self._tokens, self._calls
         section = tokens.only() if calls is None else tokens.only(calls.opening)
         free = tokens.plain | tokens.stop_mask | section
@@ -150,7 +152,7 @@ class Grammar:
 class Grammars:
     """Compiles rules for one tokenizer and a model of `vocab_size` ids; safe to share between threads.
 
-    The vocabulary is prepared by the first rule that needs it. Compiled schemas are kept, since agents send the same
+    The vocabulary is prepared when the first rule needs it. Compiled schemas are cached, since agents send the same
     tools with each request.
     """
 
@@ -170,9 +172,9 @@ class Grammars:
         self._made: tuple[TokenSets, Compiler] | None = None
 
     def compile(self, wanted: OutputRule) -> Grammar | None:
-        """The rule's grammar, or None where it asks for nothing that a mask must enforce.
+        """The rule's grammar, or None if there is nothing to enforce by a mask.
 
-        Raises TextError, saying what to change; OverloadError while compilations that took too long still run.
+        Raises TextError that names what to change, and OverloadError while compilations that took too long still run.
         """
         must_call = wanted.choice in ("required", "named")
         calls = () if wanted.choice == "none" else self._callable(wanted)
@@ -189,10 +191,10 @@ class Grammars:
             return None
         tokens, compiler = self._prepared()
         if not tokens.is_exact and not asked:
-            return None  # the server ends the reply behind its first call
+            return None  # only one call is allowed: the server ends the reply after it
         if not tokens.is_exact:
             raise TextError(
-                "This model's tokenizer has no fixed bytes for a token, so its answers can't be held to a form."
+                "This model's tokenizer has no fixed bytes for a token, so its answers can't be constrained."
             )
         return Grammar(
             tokens,

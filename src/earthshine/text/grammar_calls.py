@@ -1,8 +1,8 @@
-"""Tool calls under a mask, in each of the forms that models write them in.
+"""Constrained tool calls, in each form in which models write them.
 
-A form names the control token that opens its calls, and the steps from there to the reply's end. Invariant: a call has
-the name of a tool that was given, and arguments that its schema describes. Refused, as TextError: schemas that can't be
-compiled where they were to bind, and tokenizers that have only some of a form's markers.
+A form has a control token that opens its calls, and steps from there to the end of the reply. Invariant: a call has
+the name of a given tool, and arguments that its schema describes. Refused, as TextError: schemas that must be enforced
+and can't be compiled, and tokenizers that have only some of a form's markers.
 """
 
 import json
@@ -27,7 +27,7 @@ _ANYTHING = '{"type": "object"}'
 @dataclass(frozen=True, slots=True)
 class ToolRule:
     """A function that may be called. `parameters`: the JSON schema of its arguments, None for any object. With `strict`
-    all of the schema is kept or refused; without, keywords that are not supported count as absent."""
+    the whole schema is enforced or refused; without, keywords that are not supported are ignored."""
 
     name: str
     parameters: Mapping[str, Any] | None = None
@@ -36,7 +36,8 @@ class ToolRule:
 
 @dataclass(slots=True)
 class JsonState:
-    """The JSON that a reply is in, None where it is in none; the tokens by which a model ends it; whether it did."""
+    """`walk`: the JSON that a reply is within, or None. `ends`: the tokens by which a model would end it. `ended`: the
+    model has chosen one of them."""
 
     walk: Walk | None = None
     ends: Mask | None = None
@@ -54,17 +55,17 @@ class Calls(Protocol):
 
     @property
     def opening(self) -> int:
-        """The control token before the first call."""
+        """The id of the control token before the first call."""
         ...
 
     def steps(self, tokens: TokenSets, json: JsonState) -> Steps:
-        """What follows `opening`, to the reply's end."""
+        """From after `opening` to the end of the reply."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SectionCalls:
-    """Kimi's section of calls: the arguments' grammars by function, and the ids of its markers."""
+    """Kimi's section of calls. `arguments`: function name -> grammar; `opening` and below: ids of markers."""
 
     arguments: Mapping[str, Pattern]
     first_index: int
@@ -94,7 +95,7 @@ class SectionCalls:
 
 @dataclass(frozen=True, slots=True)
 class JsonCalls:
-    """Calls as JSON objects on a line of their own, between two markers each; `call` describes the whole line."""
+    """Qwen3's calls: each is a JSON object on its own line, between two markers; `call` is the line's grammar."""
 
     call: Pattern
     parallel: bool
@@ -131,7 +132,8 @@ def section_calls(
     parallel: bool,
     first_index: int,
 ) -> SectionCalls:
-    """`must_call`: schemas bind as far as they can though no one asked for `strict`. `first_index`: of the first id."""
+    """`must_call`: schemas are enforced, as far as supported, even without `strict`. `first_index`: the index in the
+    first call's id."""
     ids = _known(tokenizer, SECTION_MARKERS)
     arguments = {tool.name: _compiled(compiler, tool, *_arguments(compiler, tool, must_call)) for tool in tools}
     return SectionCalls(arguments, first_index, parallel, *ids)
@@ -143,7 +145,7 @@ def json_calls(
     """`must_call`: as in `section_calls`."""
     opening, call_end = _known(tokenizer, (CALL, CALL_END))
     chosen = [_arguments(compiler, tool, must_call) for tool in tools]
-    # What the stricter kind supports means the same in the other.
+    # A schema that compiles as strict means the same as lenient.
     lenient = any(kind == "lenient schema" for kind, _ in chosen)
     branches = [_call_schema(tool.name, text) for tool, (_, text) in zip(tools, chosen, strict=True)]
     whole = schema_text("The schemas of the tools together", {"anyOf": branches}, annotated=lenient)
@@ -153,7 +155,7 @@ def json_calls(
 
 
 def _call_schema(name: str, arguments: str) -> dict[str, Any]:
-    """The object of one call. Its arguments' schema keeps its own root for references, by an id."""
+    """The schema of one call's object. The arguments' schema gets an `$id`, from which its references start."""
     inner = {"$id": f"urn:tool:{name}", **json.loads(arguments)}
     properties = {"name": {"const": name}, "arguments": inner}
     required = list(properties)
@@ -176,7 +178,7 @@ def _compiled(compiler: Compiler, tool: ToolRule, kind: Kind, text: str) -> Patt
 
 
 def _arguments(compiler: Compiler, tool: ToolRule, must_call: bool) -> tuple[Kind, str]:
-    """The schema of a tool's arguments as it is to bind, which can be compiled."""
+    """The schema of a tool's arguments that is enforced, checked to compile, and whether it is lenient."""
     what = _what(tool)
     if tool.parameters is None or not (tool.strict or must_call):
         return "schema", _ANYTHING
@@ -194,5 +196,5 @@ def _arguments(compiler: Compiler, tool: ToolRule, must_call: bool) -> tuple[Kin
     except TextError:
         if tool.strict:
             raise
-        return "schema", _ANYTHING  # no one asked for this schema to be enforced
+        return "schema", _ANYTHING  # the request did not ask for this schema to be enforced
     return kind, text

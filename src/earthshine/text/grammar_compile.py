@@ -1,9 +1,9 @@
-"""Schemas, regexes and Lark grammars from strangers to matchers, through llguidance, under bounds.
+"""Compiles untrusted schemas, regexes and Lark grammars with llguidance, within limits.
 
-What comes is checked for size, depth and the forms that make the library run out of stack or memory before it gets
-it. A compilation has a wall-clock limit; one that passes it is given up but cannot be stopped, so at most two run at
-any time, and the same text is refused at once until it ends. Nothing is fetched. Refused, as TextError with one
-sentence: all that can't be compiled within the bounds.
+The input is first checked for size, depth and the forms for which the library runs out of stack or memory. A
+compilation has a wall-clock limit; one that exceeds it is abandoned but can't be stopped, so at most two run at any
+time, and the same text is refused at once until it has ended. Nothing is fetched. Refused, as TextError of one
+sentence: what can't be compiled within the limits.
 """
 
 import json
@@ -21,7 +21,7 @@ from earthshine.errors import OverloadError, TextError
 from earthshine.text.grammar_gbnf import is_gbnf, lark_from_gbnf
 from earthshine.text.grammar_tokens import JsonPlace, Matching, TokenSets, library_tokenizer
 
-# A call is a schema's object on a line of its own.
+# "call": the object that a schema describes, on its own line.
 Kind = Literal["schema", "lenient schema", "call", "lenient call", "regex", "grammar"]
 _Key = tuple[Kind, str]
 
@@ -32,18 +32,18 @@ _SECONDS = 2.0
 _N_WORKERS = 2
 _MAX_CACHED = 32
 _N_PROBED = 3
-# A chain of 128 KiB of nested definitions needs more than the usual 8 MiB, and an overflow would end the process.
+# Nested definitions of 128 KiB need more than the usual 8 MiB of stack, and an overflow ends the process.
 _STACK_BYTES = 256 << 20
 _STACK_LOCK = threading.Lock()
 
 
 class CompileTimeout(TextError):
-    """Says how busy the machine was, not what the grammar is: never a reason to leave a constraint out."""
+    """The compilation took too long. The machine may be busy, so this is no proof that the grammar is unsupported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A compiled grammar; each `start` is a fresh walk. Safe to share between threads."""
+    """A compiled grammar; `start` returns a new walk. Safe to share between threads."""
 
     tokens: TokenSets
     matcher: Any
@@ -67,7 +67,7 @@ def regex_text(what: str, text: Any) -> str:
 
 
 def lark_text(what: str, tokens: TokenSets, text: Any) -> str:
-    """The checked grammar in Lark's notation, into which GBNF is put. Control tokens and schemas in it are refused."""
+    """The checked grammar in Lark's notation; GBNF is translated. Control tokens and schemas in it are refused."""
     lark = _plain_text(what, text, MAX_GRAMMAR_CHARS)
     if lark.count("\n") >= MAX_GRAMMAR_LINES:
         raise TextError(f"{what} has over {MAX_GRAMMAR_LINES} lines; write it shorter.")
@@ -81,8 +81,8 @@ def lark_text(what: str, tokens: TokenSets, text: Any) -> str:
 
 
 def _reason(error: str) -> str:
-    """A short account of the library's message."""
-    for pattern, said in (
+    """The library's message in a few words."""
+    for pattern, shortened in (
         (r"Unimplemented keys: \[(.*)\]", r"it uses keywords that are not supported: \1"),
         (r"Unknown format: (.*)", r"the format \1 is not supported"),
         (r"oneOf constraints.*", "oneOf is supported only where its branches exclude each other; use anyOf"),
@@ -102,7 +102,7 @@ def _reason(error: str) -> str:
     ):
         match = re.fullmatch(pattern, error.strip())
         if match:
-            error = match.expand(said)
+            error = match.expand(shortened)
             break
     line = error.strip().splitlines()[0] if error.strip() else "it can't be followed"
     return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in line[:160]).rstrip(".")
@@ -118,7 +118,7 @@ def _source(kind: Kind, text: str) -> str:
     options = {
         "lenient": kind.startswith("lenient"),
         "coerce_one_of": kind.startswith("lenient"),
-        # Compact, but for the space that templates write: some models fill their context with white space.
+        # Only the spaces that templates write: with any white space allowed, some models write it without end.
         "whitespace_flexible": False,
         "item_separator": ", ?",
         "key_separator": ": ?",
@@ -136,7 +136,7 @@ def _build(tokens: TokenSets, library: Any, kind: Kind, text: str) -> Pattern:
     limits = LLParserLimits(initial_lexer_fuel=300_000, max_lexer_states=20_000, verbose_errors=False)
     matcher = LLMatcher(library, _source(kind, text), log_level=0, limits=limits)
     if not matcher.is_error():
-        matcher.compute_bitmask()  # copies start with what this finds
+        matcher.compute_bitmask()  # copies share what this computes
     if matcher.is_error():
         raise TextError(_reason(matcher.get_error()))
     pattern = Pattern(tokens, matcher, kind not in ("regex", "grammar"))
@@ -145,24 +145,24 @@ def _build(tokens: TokenSets, library: Any, kind: Kind, text: str) -> Pattern:
 
 
 def _probe(pattern: Pattern) -> None:
-    """Walks a few tokens, so that most grammars that can't be followed are refused before a reply begins."""
+    """Follows a few tokens, so that most grammars that nothing can match are refused before a reply begins."""
     tokens, walk = pattern.tokens, pattern.start()
-    said = "nothing can match it"
+    reason = "nothing can match it"
     for _ in range(_N_PROBED):
         try:
             mask = walk.mask(tokens.stop_mask) & tokens.plain
-            said = "it is too complex"
+            reason = "it is too complex"
             if not mask.any():
                 return
             walk.accept(int(np.unpackbits(mask.view(np.uint8), bitorder="little").argmax()))
         except TextError:
-            raise TextError(said) from None
+            raise TextError(reason) from None
 
 
 class Compiler:
-    """Compiles for one tokenizer and keeps the most recent results; safe to share between threads.
+    """Compiles for one tokenizer and caches the most recent results; safe to share between threads.
 
-    A compilation that is given up goes on, and what it ends with is kept: the same text waits for it no second time.
+    An abandoned compilation goes on, and its result is cached for the next request with the same text.
     """
 
     def __init__(self, tokens: TokenSets) -> None:
@@ -170,13 +170,13 @@ class Compiler:
         self._library: Any = None
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_N_WORKERS)
-        self._kept: OrderedDict[_Key, Pattern | str] = OrderedDict()  # or why it can't be used
-        self._late: set[_Key] = set()  # given up and still running, so never more than there are slots
+        self._kept: OrderedDict[_Key, Pattern | str] = OrderedDict()  # str: why it can't be used
+        self._late: set[_Key] = set()  # abandoned and still running, so at most _N_WORKERS
 
     def compile(self, what: str, kind: Kind, text: str) -> Pattern:
-        """The compiled form of a checked text; `what` names it in messages.
+        """Compiles a checked text; `what` names it in messages.
 
-        Raises TextError, and OverloadError while earlier compilations that were given up still run.
+        Raises TextError, and OverloadError while too many abandoned compilations still run.
         """
         key = kind, text
         with self._lock:
@@ -230,7 +230,7 @@ def _timeout(what: str) -> CompileTimeout:
 
 
 def _start(work: Callable[[], None]) -> None:
-    """Runs on a daemon thread with a large stack; only the part that is used takes memory."""
+    """Runs on a daemon thread with a large stack, of which only the used part takes memory."""
     with _STACK_LOCK:
         before = threading.stack_size(_STACK_BYTES)
         try:

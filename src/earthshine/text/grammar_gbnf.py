@@ -1,8 +1,8 @@
-"""Grammars in GBNF, which llama.cpp reads, and in the EBNF that SGLang takes, written as llguidance's Lark.
+"""Translates grammars in GBNF (llama.cpp) and EBNF (SGLang) to llguidance's variant of Lark.
 
-A rule is `name ::= ...`; the first is `root`. Rules that use no others become terminals, as the library wants it; it
-reads those greedily, so that where two overlap it allows less than the grammar says, and never more. Refused, as
-TextError: what is neither, rules that are missing, and look-ahead. Size is bounded by the caller.
+A rule is `name ::= ...`, and `root` is the first. Rules that use no others become terminals, which the library needs.
+It matches terminals greedily: where two overlap, it allows less than the grammar, never more. Refused, as TextError:
+what is neither GBNF nor EBNF, missing rules, and look-ahead. The caller limits the size.
 """
 
 import json
@@ -29,22 +29,22 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 class _Part(NamedTuple):
-    """Lark's text, or the name of a rule in place of it."""
+    """`name`, if it is the name of a rule, otherwise `text` in Lark's notation."""
 
     text: str
     name: str = ""
 
 
 def is_gbnf(grammar: str) -> bool:
-    """Whether this is GBNF or EBNF, which Lark's notation is not."""
+    """Whether this is GBNF or EBNF, and not Lark."""
     return _RULE_HEAD.search(grammar) is not None
 
 
 def lark_from_gbnf(what: str, grammar: str) -> str:
-    """The same in Lark's notation; `what` names it in messages."""
+    """The grammar in Lark's notation; `what` names it in messages."""
     rules = _rules(what, grammar)
     if "root" not in rules:
-        raise TextError(f"{what} has no rule named root, where every answer begins.")
+        raise TextError(f"{what} has no rule named root, with which an answer begins.")
     for parts in rules.values():
         for part in parts:
             if part.name and part.name not in rules:
@@ -90,7 +90,7 @@ def _lark(what: str, found: re.Match[str]) -> str:
 
 
 def _letters(what: str, text: str) -> list[tuple[str, bool]]:
-    """Each character, and whether it was escaped."""
+    """(character, whether it was escaped) for each."""
     letters = []
     for short, middle, long, one, plain in _LETTER.findall(text):
         code = int(short or middle or long or "0", 16)
@@ -115,7 +115,7 @@ def _class(what: str, text: str) -> str:
 
 
 def _flat(rules: dict[str, list[_Part]]) -> set[str]:
-    """The rules that lead to no rule but such ones, and to none again."""
+    """The rules that are not recursive: those that use only rules of this set."""
     flat: set[str] = set()
     while True:
         found = {

@@ -1,9 +1,9 @@
-"""JSON schemas from strangers: checked for size and depth, then written as llguidance reads them.
+"""Checks untrusted JSON schemas for size and depth, and rewrites them for llguidance.
 
-What means nothing there is taken out, and what it has another word for is rewritten: `$id` and `$anchor` become JSON
-pointers in the `$ref`s that use them, `propertyNames` becomes properties or a pattern, and an upper bound beyond the
-length of any reply is left out. Nothing is fetched. Refused, as TextError: what is too large or too deep, and values
-that JSON has no form for. Other keywords that the library does not have are left for it to refuse by name.
+Keywords without effect are removed, and some that the library lacks are expressed by others: references by `$id` and
+`$anchor` become JSON pointers, `propertyNames` becomes properties or a pattern, and upper bounds beyond the length of
+any reply are removed. Nothing is fetched. Refused, as TextError: what is too large or too deep, and values that JSON
+can't express. The library itself refuses other keywords that it does not support, by name.
 """
 
 import json
@@ -19,17 +19,17 @@ from earthshine.untrusted import require_depth, shown
 MAX_SCHEMA_CHARS = 128 << 10
 _MAX_LITERAL_CHARS = 4096  # a longer constant costs milliseconds a token
 _MAX_URI_CHARS = 1024
-_MAX_COUNT = 1 << 31  # what no reply reaches; the library counts characters in 32 bits
+_MAX_COUNT = 1 << 31  # no reply is so long; the library counts characters in 32 bits
 _MAX_MULTIPLE = 10_000  # a million takes llguidance 2.4 s and 282 MB
 _ANNOTATIONS = frozenset(("description", "title", "$comment", "default", "examples", "$id", "$schema"))
-_DRAFT = re.compile(r"https?://json-schema\.org/draft(-0[3-7]|/20\d\d-\d\d)/schema#?")  # the library reads by these
+_DRAFT = re.compile(r"https?://json-schema\.org/draft(-0[3-7]|/20\d\d-\d\d)/schema#?")  # the library knows these
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:(//[^/]*)?")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~$")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 FORMATS = frozenset(  # those that llguidance has a grammar for
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid", "unknown")
 )
-# Where a schema holds other schemas: one, a list of them, or some by name.
+# Keywords whose values are schemas: one, a list, or an object of them.
 _ONE = frozenset(
     ("additionalItems", "additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then",
      "unevaluatedItems", "unevaluatedProperties")
@@ -38,11 +38,11 @@ _LISTED = frozenset(("allOf", "anyOf", "items", "oneOf", "prefixItems"))
 _NAMED = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
 
 
-_Place = tuple["_Place", str] | tuple[()]  # a JSON pointer's parts, last first, each in a URI's spelling
+_Place = tuple["_Place", str] | tuple[()]  # a JSON pointer: (the parent's, last part), URI-encoded
 
 
 class _Resource(NamedTuple):
-    """A schema with an `$id`, or the root: what the fragments of its references start from."""
+    """The root, or a schema with an `$id`; the fragments of references within it start from it."""
 
     place: _Place
     uri: str
@@ -52,8 +52,8 @@ _ROOT = _Resource((), "")
 
 
 def schema_text(what: str, schema: Any, annotated: bool = False) -> str:
-    """The checked schema as JSON; `what` names it in messages. With `annotated`, `uniqueItems` and formats that are
-    not supported describe the value and do not bind it."""
+    """The checked and rewritten schema as JSON; `what` names it in messages. With `annotated`, `uniqueItems` and
+    formats that are not supported are removed."""
     schema = {} if schema is True else schema
     if not isinstance(schema, dict):
         raise TextError(f"{what} must be an object.")
@@ -69,7 +69,7 @@ def schema_text(what: str, schema: Any, annotated: bool = False) -> str:
             least = inner.get(bound)
             if isinstance(least, int | float) and least >= _MAX_COUNT:
                 raise TextError(f"{what} has a {bound} that is too large; no reply can be so long.")
-    for inner in reversed(schemas):  # those inside first, so that sizes are known
+    for inner in reversed(schemas):  # inner ones first, since the size of an outer one is checked
         _rewrite(inner, annotated, pinned)
     return _json(what, own)
 
@@ -86,7 +86,7 @@ def _json(what: str, schema: dict[str, Any]) -> str:
 
 
 def _nodes(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value with the key that it stands under; lists pass their own on."""
+    """(key, value) of every value within; items of a list have the list's key."""
     yield key, value
     if isinstance(value, dict):
         for name, inner in value.items():
@@ -102,7 +102,7 @@ def _require_small_values(what: str, schema: dict[str, Any]) -> None:
         if isinstance(value, str) and len(value) > _MAX_LITERAL_CHARS and key not in _ANNOTATIONS:
             raise TextError(f"{what} holds a text of over {_MAX_LITERAL_CHARS} characters under {shown(key)}.")
         if isinstance(value, dict) and not all(isinstance(name, str) for name in value):
-            raise TextError(f"{what} holds a name that is no text.")
+            raise TextError(f"{what} has a key that is not a string.")
         if isinstance(value, dict) and any(len(name) > _MAX_LITERAL_CHARS for name in value):
             raise TextError(f"{what} holds a name of over {_MAX_LITERAL_CHARS} characters.")
         if key == "multipleOf" and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -115,7 +115,7 @@ def _require_small_values(what: str, schema: dict[str, Any]) -> None:
 
 
 def _multiple(values: list[int | float]) -> int:
-    """The least common multiple of the values, once all are scaled to integers: the size of the library's automaton."""
+    """The least common multiple of the values, scaled to integers: the size of the library's automaton."""
     if not all(0 < value < 10**18 for value in values):
         return _MAX_MULTIPLE + 1
     exact = [Decimal(repr(value)) for value in values]
@@ -124,7 +124,7 @@ def _multiple(values: list[int | float]) -> int:
 
 
 def _schemas(schema: Any, place: _Place, resource: _Resource) -> Iterator[tuple[_Place, _Resource, dict[str, Any]]]:
-    """Every schema within this one, where it is, and the resource that it belongs to."""
+    """This schema and every schema within it: (place, the resource that it belongs to, schema)."""
     if not isinstance(schema, dict):
         return
     name = schema.get("$id")
@@ -175,7 +175,7 @@ def _pointer(place: _Place) -> str:
 
 
 def _resolve(what: str, root: dict[str, Any]) -> None:
-    """Turns references by URI or anchor into pointers from the root, and takes the names out that they used."""
+    """Replaces references by URI or anchor by pointers from the root, and removes `$id` and `$anchor`."""
     found = list(_schemas(root, (), _ROOT))
     resources = {resource.uri: resource for _, resource, _ in reversed(found) if resource.uri}
     anchors: dict[tuple[_Place, str], _Place] = {}
@@ -205,7 +205,7 @@ def _target(
     resources: dict[str, _Resource],
     anchors: dict[tuple[_Place, str], _Place],
 ) -> str:
-    """The reference as a pointer from the root, or as it was where it points to nothing here."""
+    """The reference as a pointer from the root; unchanged if its target is not in this schema."""
     uri, _, fragment = reference.partition("#")
     if uri:
         named = resources.get(_joined(resource.uri, uri))
@@ -216,7 +216,7 @@ def _target(
         anchor = anchors.get((resource.place, fragment))
         return reference if anchor is None else f"#{_pointer(anchor)}"
     inner = _pointer(resource.place) + fragment
-    # Many schemas with an inner `$id` mean the whole document all the same.
+    # In many schemas a pointer below an inner `$id` starts from the root of the document.
     return f"#{inner}" if not fragment or _holds(root, inner) else f"#{fragment}"
 
 
@@ -234,7 +234,7 @@ def _holds(root: Any, pointer: str) -> bool:
 
 
 def _rewrite(schema: dict[str, Any], annotated: bool, pinned: bool) -> None:
-    """`pinned`: a reference points into some additionalProperties, which must stay what they are."""
+    """Rewrites one schema in place. `pinned`: a reference points into additionalProperties, so they may not change."""
     if "propertyNames" in schema:
         _name_properties(schema, pinned)
     if schema.get("uniqueItems") is False or (annotated and isinstance(schema.get("uniqueItems"), bool)):
@@ -249,7 +249,7 @@ def _rewrite(schema: dict[str, Any], annotated: bool, pinned: bool) -> None:
 
 
 def _name_properties(schema: dict[str, Any], pinned: bool) -> None:
-    """What `propertyNames` says in words that the library has; left as it is where there are none."""
+    """Replaces `propertyNames` by keywords that the library supports, if there are any."""
     names = schema["propertyNames"]
     if not isinstance(names, (dict, bool)) or names is False:
         return
@@ -267,7 +267,7 @@ def _name_properties(schema: dict[str, Any], pinned: bool) -> None:
         listed = [name for name in rules["enum"] if isinstance(name, str)]
         if isinstance(own, dict) and len(listed) * len(json.dumps(others)) <= MAX_SCHEMA_CHARS:
             del schema["propertyNames"]
-            ordered = dict.fromkeys([*(name for name in own if name in listed), *listed])  # as they will be written
+            ordered = dict.fromkeys([*(name for name in own if name in listed), *listed])  # the order of output
             schema["properties"] = {name: own.get(name, others) for name in ordered}
             schema["additionalProperties"] = False
     elif not schema.get("properties") and not schema.get("patternProperties"):

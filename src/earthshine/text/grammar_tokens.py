@@ -1,8 +1,8 @@
-"""A vocabulary as sets of tokens: bit masks, and the walks that narrow them one token at a time.
+"""Sets of tokens as bit masks, and walks: positions in a grammar, which give the mask of the next token.
 
-Masks are int32 [ceil(vocab_size / 32)]; bit i of word w stands for token 32 w + i. Invariant: a walk allows plain
-tokens only, those whose bytes are text, and besides them the ends that its caller names. Refused, as TextError: a
-walk that nothing can continue, and one that costs more time than a reply may take from the others.
+Masks are int32 [ceil(vocab_size / 32)]; bit i of word w stands for token 32 w + i. Invariant: a walk allows only plain
+tokens (all but control tokens) and the end tokens that its caller names. Refused, as TextError: a walk that no token
+can continue, and one whose masks take over a second in all, since they delay the other replies of the batch.
 """
 
 import re
@@ -29,19 +29,19 @@ _END = -1  # a trie's key for "a text ends here"
 
 
 class Walk(Protocol):
-    """A position in what a grammar describes."""
+    """A position in a grammar."""
 
     def mask(self, ends: Mask) -> Mask:
-        """The plain tokens that may come next, and `ends` where the text may be complete."""
+        """The plain tokens that may come next, and also `ends` if the text may end here."""
         ...
 
     def accept(self, token: int) -> None:
-        """The plain token that came."""
+        """Advances by this plain token."""
         ...
 
 
 class TokenSets:
-    """The masks of one tokenizer for a model of `vocab_size` ids; ids without a text of their own are in none."""
+    """Masks for one tokenizer and a model of `vocab_size` ids. Ids that the tokenizer has no text for are in none."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_tokens: Sequence[int]) -> None:
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
@@ -49,8 +49,9 @@ class TokenSets:
         self.texts = [self._text(token) for token in range(vocab_size)]
         self.stop_mask = self.only(*self.stops)
         self.plain = self._mask([bool(text) for text in self.texts])
-        self.numeric = self._mask([text[:1] in _DIGITS for text in self.texts])  # they go on with a number
-        self.closes_text, self.closes, self.opens_nothing = (  # what a token of JSON does, and nothing else
+        self.numeric = self._mask([text[:1] in _DIGITS for text in self.texts])  # tokens that continue a number
+        # Tokens that end a string; that close lists or objects; that open neither.
+        self.closes_text, self.closes, self.opens_nothing = (
             self._mask([form.fullmatch(text) is not None for text in self.texts])
             for form in (_CLOSES_TEXT, _CLOSES, _OPENS_NOTHING)
         )
@@ -64,7 +65,7 @@ class TokenSets:
             return b""
 
     def _mask(self, flags: Sequence[bool]) -> Mask:
-        """The mask of the flagged ids without stop tokens, read-only."""
+        """The mask of the flagged ids, without stop tokens; read-only."""
         bits = np.zeros((self.vocab_size + 31) // 32 * 32, np.bool_)
         bits[: self.vocab_size] = flags
         mask: Mask = np.packbits(bits, bitorder="little").view("<i4").astype(np.int32) & ~self.stop_mask
@@ -73,11 +74,11 @@ class TokenSets:
 
     @property
     def is_exact(self) -> bool:
-        """Whether a token's bytes are the same wherever it stands, as grammars over bytes need."""
+        """Whether a token's bytes do not depend on its neighbours, which grammars need."""
         return isinstance(self.tokenizer.decoder(), ByteDecoder)
 
     def only(self, *tokens: int) -> Mask:
-        """The mask of these tokens alone, read-only."""
+        """The mask of these tokens; read-only."""
         words = np.zeros((self.vocab_size + 31) // 32, np.uint32)
         for token in tokens:
             words[token >> 5] |= np.uint32(1 << (token & 31))
@@ -86,12 +87,12 @@ class TokenSets:
         return mask
 
     def has(self, mask: Mask, token: int) -> bool:
-        """Whether the mask permits this id; False for ids outside the vocabulary."""
+        """Whether the mask has this id; False for ids outside the vocabulary."""
         return 0 <= token < self.vocab_size and bool(int(mask[token >> 5]) >> (token & 31) & 1)
 
 
 class Literals:
-    """A choice among texts, each in the one tokenization that the tokenizer itself gives it."""
+    """A choice among texts, each as the tokens that the tokenizer encodes it to. `texts`: text -> name."""
 
     def __init__(self, tokens: TokenSets, texts: Mapping[str, str]) -> None:
         self._root: dict[int, Any] = {}
@@ -107,7 +108,7 @@ class Literals:
 
 
 class Choosing:
-    """A walk through Literals; `chosen` is the name of the text that is complete here."""
+    """A walk through Literals. `chosen`: the name of the text, once it is complete."""
 
     def __init__(self, tokens: TokenSets, root: dict[int, Any]) -> None:
         self._tokens, self._node = tokens, root
@@ -126,8 +127,8 @@ class Choosing:
 
 
 class JsonPlace:
-    """Where in JSON a reply is: inside a text, or how far into a number, so that its digits have an end where the
-    grammar has none for them."""
+    """Where in JSON a reply is: within a string, or within a number and how many bytes of it. JSON's grammar has no
+    limit for a number's digits, so small models can write them without end."""
 
     def __init__(self) -> None:
         self.n_digits = 0
@@ -148,8 +149,7 @@ class JsonPlace:
 
 
 class Matching:
-    """A walk through a grammar of llguidance; owns its matcher. `place`, for grammars of JSON, sees that no number
-    goes on for ever."""
+    """A walk through a grammar of llguidance; owns its matcher. With `place`, for JSON, long numbers are ended."""
 
     def __init__(self, tokens: TokenSets, matcher: Any, place: JsonPlace | None = None) -> None:
         self._tokens, self._matcher, self.place = tokens, matcher, place
@@ -165,7 +165,7 @@ class Matching:
         mask: Mask = np.frombuffer(raw, "<i4")[: len(ends)] & self._tokens.plain
         if self.place is not None and self.place.is_long:
             shorter = mask & ~self._tokens.numeric
-            if accepting or shorter.any():  # else the number can't end here
+            if accepting or shorter.any():  # otherwise the number can't end here
                 mask = shorter
         if accepting:
             return mask | ends
@@ -174,8 +174,8 @@ class Matching:
         return mask
 
     def brief(self, mask: Mask, ends: Mask) -> Mask:
-        """Of JSON's `mask`, what brings the end nearer: a text, list or object is closed where that is allowed, and
-        else nothing opened that need not be. All of it where a single token does not show that."""
+        """The tokens of `mask` that lead to the end of the JSON: those that close a string, list or object, otherwise
+        those that open none. All of `mask` if there are no such tokens."""
         tokens = self._tokens
         if self.place is None:
             return mask
@@ -199,7 +199,7 @@ class Matching:
 
 
 def library_tokenizer(tokens: TokenSets) -> Any:
-    """llguidance's tokenizer over the plain tokens. Control tokens have no text in it, so that no grammar names one."""
+    """llguidance's tokenizer of the plain tokens. Control tokens have no text in it, so no grammar can name one."""
     from llguidance import LLTokenizer
 
     stops = sorted(tokens.stops)
@@ -207,7 +207,8 @@ def library_tokenizer(tokens: TokenSets) -> Any:
 
 
 class _Vocabulary:
-    """What llguidance asks of a tokenizer. One special token has a text, or its message for an unknown one panics."""
+    """The interface that llguidance expects. One special token needs a text: without one, it panics if a grammar names
+    an unknown token."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None

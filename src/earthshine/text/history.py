@@ -1,8 +1,8 @@
-"""Conversations as clients send them, to the form that Kimi was trained on; templates print what stands here verbatim.
+"""Brings conversations from clients into the form that Kimi was trained on: templates print tool call ids as they are.
 
 Invariant: the ids of tool calls are `functions.NAME:INDEX`, counted over the whole conversation from 0, and every
-tool message carries the id and the name of its call. Refused, as TextError: tool messages without a call, second
-results, and what is not text. A call without a result is kept, since people interrupt.
+tool message has the id and the name of its call. Refused, as TextError: tool messages without a call, a second result
+of a call, and parts that are not text. A call without a result is kept: users interrupt tools.
 """
 
 import re
@@ -15,13 +15,13 @@ from earthshine.errors import TextError
 from earthshine.untrusted import shown
 
 _MEDIA = re.compile(r"(?:input_|output_)?(?:image|video|audio|file|document)(?:_url)?")
-_REWRITTEN = re.compile(r"[^A-Za-z0-9_-]")  # what clients replace, so that other vendors accept an id
+_REWRITTEN = re.compile(r"[^A-Za-z0-9_-]")  # clients replace these by _, since other vendors refuse them in ids
 _REASONING = ("reasoning_content", "reasoning", "reasoning_details")
 
 
 @dataclass(slots=True)
 class _Call:
-    """A call of the history: the client's id, ours, and whether its result came."""
+    """A call in the history: the client's id, the canonical one, and whether its result was given."""
 
     given: str
     id: str
@@ -30,10 +30,10 @@ class _Call:
 
 
 def repair_history(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """The messages in canonical form, and how many calls they hold; the given ones stay as they are.
+    """The messages in canonical form, as a copy, and the number of calls in them.
 
-    The `developer` role becomes `system`, which is what templates know. Reasoning under any of its three names becomes
-    `reasoning_content`. Raises TextError; roles and fields that are not named here are left to ChatTemplate's checks.
+    The `developer` role becomes `system`, which templates know. Reasoning under any of its three names becomes
+    `reasoning_content`. Raises TextError. Other roles and fields are checked by ChatTemplate.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise TextError("The messages must be a list of at least one message.")
@@ -81,7 +81,7 @@ def _content(where: str, content: Any) -> Any:
 
 
 def _assistant(where: str, message: dict[str, Any]) -> None:
-    """Brings reasoning and refusals to their one form, in place."""
+    """Moves reasoning to `reasoning_content` and a refusal to `content`, in place."""
     found = [_thoughts(where, name, message.pop(name, None)) for name in _REASONING]
     thoughts = next(filter(None, found), None)
     if thoughts is not None:
@@ -103,7 +103,7 @@ def _thoughts(where: str, name: str, value: Any) -> str | None:
 
 
 def _calls(where: str, message: dict[str, Any], first_index: int) -> list[_Call]:
-    """The calls of an assistant's message, whose ids and arguments are repaired in place."""
+    """The calls of an assistant message; replaces their ids and arguments in place by the canonical ones."""
     given = message.pop("tool_calls", None)
     if not isinstance(given, (list, type(None))):
         raise TextError(f"{where}: tool_calls must be a list.")
@@ -136,23 +136,23 @@ def _arguments(where: str, function: dict[str, Any]) -> Any:
 
 
 class _Known:
-    """The calls that a tool message may answer: for each id, those of the nearest turn that has it."""
+    """The calls that a tool message may answer: for each id, those of the latest message that has it."""
 
     def __init__(self) -> None:
         self._exact: dict[str, deque[_Call]] = {}
         self._plain: dict[str, deque[_Call]] = {}
 
-    def add(self, turn: Sequence[_Call]) -> None:
+    def add(self, calls: Sequence[_Call]) -> None:
         exact: dict[str, deque[_Call]] = {}
         plain: dict[str, deque[_Call]] = {}
-        for call in turn:
+        for call in calls:
             exact.setdefault(call.given, deque()).append(call)
             plain.setdefault(_plain(call.given), deque()).append(call)
         self._exact |= exact
         self._plain |= plain
 
     def answer(self, where: str, given: str) -> _Call:
-        """The first call with this id that has no result yet; its result is this one."""
+        """The first call with this id that has no result yet; marks it as answered."""
         found = [calls.get(key) for calls, key in ((self._exact, given), (self._plain, _plain(given)))]
         for calls in found:
             while calls:

@@ -1,7 +1,7 @@
-"""Hugging Face's `tokenizer.json`, through the `tokenizers` library, with control tokens under our own rule.
+"""Hugging Face's `tokenizer.json`, read and applied by the `tokenizers` library.
 
-The library turns an added token's text into its id wherever it stands. So a second copy without control tokens
-encodes what people typed. Refused: files that the library refuses, and added tokens without an id and a text.
+The library turns the text of an added token into its id wherever it occurs. Users' text is therefore encoded by a
+second copy without control tokens. Refused: files that the library refuses, and added tokens without an id and a text.
 """
 
 import json
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The printable character that byte-level vocabularies write for each byte (GPT-2's table), reversed."""
+    """Character -> byte: byte-level vocabularies write each byte as a printable character (GPT-2's table)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     table = {chr(byte): byte for byte in printable}
@@ -37,7 +37,7 @@ _ALPHABET = byte_alphabet()
 
 
 def _guard(what: str, work: Callable[[], _T]) -> _T:
-    """Runs a call into the library; a panic of its Rust code is not an Exception and is caught by name."""
+    """Calls the library, and raises its errors as TextError. A panic of its Rust code is not an Exception."""
     try:
         return work()
     except BaseException as error:
@@ -47,7 +47,8 @@ def _guard(what: str, work: Callable[[], _T]) -> _T:
 
 
 def _is_control(entry: dict[str, Any]) -> bool:
-    """Special tokens, and others that look like markers: `<think>` is added as not special, as are runs of spaces."""
+    """Special tokens, and others that look like markers: `<think>` is not special in these files, nor are added runs of
+    spaces, which are not control tokens."""
     text = entry["content"]
     marker = text[0] in "<[" and text[-1] in ">]" and any(letter.isalpha() for letter in text)
     return len(text) > 1 and (entry["special"] or marker)
@@ -72,7 +73,7 @@ def _read_added(path: Path, data: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """`full` knows all added tokens, `plain` none that control; `byte_level` says that tokens are bytes."""
+    """`full` has all added tokens, `plain` only those that are not control tokens. `byte_level`: tokens are bytes."""
 
     def __init__(
         self, full: tokenizers.Tokenizer, plain: tokenizers.Tokenizer, controls: ControlTokens, byte_level: bool
@@ -118,15 +119,15 @@ class HuggingFaceTokenizer(Tokenizer):
         return _guard("The tokenizer could not decode", lambda: self._full.decode(list(ids), skip_special_tokens=False))
 
     def _ids(self, encoder: tokenizers.Tokenizer, text: str, limit: int | None) -> list[int]:
-        """A long text's beginnings are tried first. What follows can change the ids near a beginning's end alone, so
-        one that has twice the limit and more is enough to tell."""
+        """With `limit`, encodes longer and longer beginnings of a text until one has over twice the limit. What follows
+        can only change ids near the end of a beginning, so the whole text is then over the limit too."""
         size = 0 if limit is None else _PROBE_CHARS + 16 * limit
         while limit is not None and size < len(text):
             ids = self._ids(encoder, text[:size], None)
             if len(ids) > 2 * limit + _PROBE_MARGIN:
                 return ids
             size *= 4
-        # encode would hold Python's lock, and with it every other request
+        # The batch function releases Python's interpreter lock, encode does not.
         batch = _guard(
             "The tokenizer could not encode", lambda: encoder.encode_batch_fast([text], add_special_tokens=False)
         )
@@ -150,11 +151,11 @@ class HuggingFaceTokenizer(Tokenizer):
             text = text[done:]
 
     def _plain_ids(self, text: str, limit: int | None) -> tuple[list[int], int]:
-        """Ids of the text's beginning, and how many characters that is."""
+        """The ids of the first characters of the text, and the number of these characters."""
         ids = [self._renumber.get(number, number) for number in self._ids(self._plain, text, limit)]
         if not any(number in self.controls.by_id for number in ids):
             return ids, len(text)
-        # The model's own vocabulary holds a control token's text as one piece: keep its first letter apart.
+        # The vocabulary itself has a control token's text as a token: encode its first letter separately.
         spans = self.controls.spans(text)
         if not spans:
             raise TextError("The tokenizer turns ordinary text into a control token; its vocabulary is unsafe to use.")
@@ -170,7 +171,7 @@ def _is_byte_level(decoder: Any) -> bool:
 
 
 def load_hugging_face(folder: Path) -> HuggingFaceTokenizer:
-    """Reads `tokenizer.json`; raises TextError where the file or one of its added tokens is malformed."""
+    """Reads `tokenizer.json`; raises TextError if the file or one of its added tokens is malformed."""
     path = folder / "tokenizer.json"
     data = read_object(folder, path.name, _MAX_FILE_BYTES)
     added = _read_added(path, data)

@@ -1,6 +1,6 @@
-"""From a model's folder to its tokenizer and chat template, whichever of the published forms it holds.
+"""Loads the tokenizer and the chat template of a model's folder, in any of the published formats.
 
-Refused, as TextError: folders without a known form, and files that are malformed or lead out of the folder.
+Refused, as TextError: folders without a known format, and files that are malformed or lead out of the folder.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ _TOKEN_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token")
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model's folder: `tiktoken.model` (Kimi) if there is one, else `tokenizer.json`.
 
-    Each format's library is imported when it is needed, so that only the one in use costs time.
+    Each format's library is imported only if it is needed, since imports take time.
     """
     if present(folder, "tiktoken.model"):
         from earthshine.text.tiktoken_model import load_tiktoken
@@ -59,7 +59,7 @@ def _tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def has_template(folder: Path) -> bool:
-    """Whether the folder names a chat template, sound or not; base models have none. Raises TextError."""
+    """Whether the folder has a chat template, valid or not; base models have none. Raises TextError."""
     if present(folder, "chat_template.jinja"):
         return True
     if not present(folder, "tokenizer_config.json"):

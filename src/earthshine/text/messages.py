@@ -1,7 +1,7 @@
-"""Messages and tools as callers give them: checked, bounded, and copied to plain JSON values.
+"""Checks the messages and tools that callers pass, and copies them to plain JSON values.
 
-Invariant: what comes out is a tree of str, int, float, bool, None, list and dict with text keys, at most 48 deep, so
-that everything after this may walk it freely. Refused: unknown roles, other shapes of content and tool calls.
+Invariant: the result is a tree of str, int, float, bool, None, list and dict with str keys, at most 48 levels deep, so
+that later code can walk it without checks. Refused: unknown roles, and content or tool calls of another shape.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ _MAX_INT_BITS = 256
 
 
 class _Copier:
-    """Copies one tree, counting its values and characters."""
+    """Copies one tree and counts its values and characters."""
 
     def __init__(self, what: str, max_chars: int) -> None:
         self._what, self._n_nodes, self._n_chars, self._max_chars = what, 0, 0, max_chars
@@ -49,7 +49,7 @@ class _Copier:
 
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A copy of a checked tree with every text, keys included, passed through `change`."""
+    """A copy of a checked tree with `change` applied to every string, keys included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
@@ -60,7 +60,7 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every text of a checked tree, keys included."""
+    """Every string of a checked tree, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -73,7 +73,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def sort_keys(value: Any) -> Any:
-    """A copy of a checked tree with the keys of every object in order, as Kimi's tool declarations have them."""
+    """A copy of a checked tree with the keys of every object sorted, as in Kimi's tool declarations."""
     if isinstance(value, dict):
         return {key: sort_keys(value[key]) for key in sorted(value)}
     return [sort_keys(item) for item in value] if isinstance(value, list) else value

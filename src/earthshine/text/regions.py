@@ -1,8 +1,8 @@
-"""What a model writes, separated as it streams: reasoning, content and tool calls.
+"""Streaming parser of a reply in Kimi's form: reasoning, content and tool calls.
 
-The parser acts on the ids of Kimi's markers (tool_call_guidance.md of Kimi-K2), never on text that looks like
-them. Invariant: no text is lost and nothing raises; a tool call that does not parse comes out as content, markers
-included. Tokenizers without the markers yield content only.
+The parser looks for the ids of Kimi's markers (tool_call_guidance.md of Kimi-K2), never for text that looks like
+them. Invariant: no text is lost and nothing raises; a tool call that does not parse becomes content, markers
+included. If the tokenizer does not have the markers, all is content.
 """
 
 import re
@@ -25,7 +25,7 @@ SECTION_MARKERS = (_SECTION, _SECTION_END, _CALL, _ARGUMENTS, _CALL_END)
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """A piece of the thoughts."""
+    """A piece of the reasoning."""
 
     text: str
 
@@ -39,7 +39,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallStart:
-    """A call of function `name` begins. `index` counts the calls of this answer from 0; `id` is `functions.NAME:N`."""
+    """A call of function `name` begins. `index` counts the calls of this reply from 0; `id` is `functions.NAME:N`."""
 
     index: int
     id: str
@@ -48,7 +48,7 @@ class ToolCallStart:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallArguments:
-    """A piece of the arguments' JSON text, which is not checked here."""
+    """A piece of the arguments' JSON, which is not checked here."""
 
     index: int
     text: str
@@ -56,7 +56,7 @@ class ToolCallArguments:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallEnd:
-    """The call is complete. A call that the answer breaks off has no such event."""
+    """The call is complete. A call that is cut off by the end of the reply has no such event."""
 
     index: int
 
@@ -65,26 +65,26 @@ Event = Reasoning | Content | ToolCallStart | ToolCallArguments | ToolCallEnd
 
 
 def leaves_thinking_open(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
-    """Whether the prompt's last `<think>` is still open at its end, so that the answer begins as reasoning."""
+    """Whether the prompt ends within a thought (after `<think>`, without `</think>`): the reply begins as reasoning."""
     opened, closed = tokenizer.special_id(THINK), tokenizer.special_id(UNTHINK)
     last = next((token_id for token_id in reversed(prompt) if token_id in (opened, closed)), None)
     return last is not None and last == opened
 
 
 def can_think(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
-    """Whether `thinking` has a meaning for this template: Kimi's opens a thought unless it is false, Qwen3's leaves
-    that to the model and closes one where it is false."""
+    """Whether `thinking` has an effect in this template. Kimi's opens a thought unless it is false; Qwen3's leaves that
+    to the model, and writes an empty thought if it is false."""
     question = [{"role": "user", "content": "?"}]
     with_thoughts, without = (template.encode(tokenizer, question, thinking=each) for each in (True, False))
     return with_thoughts != without or leaves_thinking_open(tokenizer, with_thoughts)
 
 
 class RegionParser:
-    """One answer's ids to events. With `thinking` the prompt left a `<think>` open, so reasoning comes first. Without
-    `calls` nobody offered a tool, and the markers of calls are text.
+    """Parses the ids of one reply to events. `thinking`: the reply begins as reasoning. `calls`: tools were offered;
+    without, the markers of calls are text.
 
     States: reasoning, content, section (between calls), call (its id is being written), arguments, and broken (a call
-    whose id did not parse, shown as content to its end). A marker that means nothing in a state is text there.
+    whose id did not parse, which is content up to its end). A marker that is not expected in a state is text.
     """
 
     _CALL_MARKERS: tuple[str, ...] = SECTION_MARKERS
@@ -94,11 +94,11 @@ class RegionParser:
         self._markers = {token_id: text for token_id, text in ids.items() if token_id is not None}
         self._detokenizer = Detokenizer(tokenizer)
         self._state = "reasoning" if thinking and UNTHINK in self._markers.values() else "content"
-        self._untouched = True  # nothing but whitespace was written since the state began
-        self._marker = ""  # the section's first marker, until a call has started or it was shown
-        self._shown = False  # this section's markers are being shown
+        self._untouched = True  # only whitespace has come since the state began
+        self._marker = ""  # the section's first marker, until a call has started or it was emitted as content
+        self._shown = False  # this section's markers are emitted as content
         self._gap = ""  # a section's text outside its calls
-        self._held = ""  # a call's id so far, or whitespace that may end its arguments
+        self._held = ""  # the beginning of a call's id, or whitespace that may be the end of its arguments
         self._n_calls = 0
         self._events: list[Event] = []
 
@@ -108,7 +108,7 @@ class RegionParser:
         return self._state == "reasoning"
 
     def push(self, token_id: int) -> list[Event]:
-        """The events that this id settles; TextError only for an id outside the vocabulary."""
+        """The events that are complete with this id; raises TextError only for an id outside the vocabulary."""
         marker = self._markers.get(token_id)
         if marker is None:
             self._text(self._detokenizer.push(token_id))
@@ -119,7 +119,8 @@ class RegionParser:
         return self._take()
 
     def flush(self) -> list[Event]:
-        """The rest, when the answer ends. A call with arguments gets no end; one without becomes content."""
+        """The remaining events, once the reply has ended. A call cut off there gets no end event, or becomes content if
+        its arguments have not begun."""
         self._text(self._detokenizer.flush())
         if self._state == "arguments":
             self._write(self._held)
@@ -138,7 +139,7 @@ class RegionParser:
         self._state, self._untouched = state, True
         return True
 
-    def _say(self, text: str) -> None:
+    def _content(self, text: str) -> None:
         if text:
             self._events.append(Content(text))
 
@@ -147,8 +148,8 @@ class RegionParser:
             self._events.append(ToolCallArguments(self._n_calls - 1, text))
 
     def _show(self, text: str) -> None:
-        """What a section holds turns out to be no call: it becomes content, with the markers that it came with."""
-        self._say(self._marker + self._gap + text)
+        """Emits a part of a section that is not a call as content, with its markers."""
+        self._content(self._marker + self._gap + text)
         self._marker, self._gap, self._shown = "", "", True
 
     def _text(self, text: str) -> None:
@@ -181,16 +182,16 @@ class RegionParser:
             if marker == _ARGUMENTS:
                 return self._start()
             self._break()
-        if marker in (_CALL_END, _SECTION_END):  # broken: its end is shown too
-            self._say(marker)
+        if marker in (_CALL_END, _SECTION_END):  # a broken call: its end marker is content too
+            self._content(marker)
             return self._enter("section" if marker == _CALL_END else "content")
         return False
 
     def _step_outside(self, marker: str) -> bool:
-        if marker == _SECTION:  # also the implicit end of reasoning
+        if marker == _SECTION:  # in reasoning, it ends that too
             self._marker, self._gap, self._shown = _SECTION, "", False
             return self._enter("section")
-        if marker == THINK:  # in reasoning: some models repeat the prompt's marker
+        if marker == THINK:  # in reasoning too: some models repeat the prompt's marker
             return self._untouched and (self._state == "reasoning" or self._enter("reasoning"))
         return marker == UNTHINK and self._state == "reasoning" and self._enter("content")
 
@@ -219,7 +220,7 @@ class RegionParser:
             self._break()
             return False
         if self._gap.strip():
-            self._say(self._gap)
+            self._content(self._gap)
         call_id = f"functions.{match['name']}:{match['index']}"
         self._events.append(ToolCallStart(self._n_calls, call_id, match["name"]))
         self._n_calls += 1

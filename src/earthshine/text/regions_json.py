@@ -1,7 +1,7 @@
-"""Reasoning, content and tool calls of models that write each call as JSON: Qwen3, and others trained like it.
+"""Streaming parser of replies in which each tool call is a JSON object: Qwen3, and models with the same form.
 
-The newlines that the form puts around thoughts and calls belong to neither. Invariant: no other text is lost and
-nothing raises; a call that does not parse comes out as content, markers included.
+The newlines that this form has around thoughts and calls are dropped. Invariant: no other text is lost and nothing
+raises; a call that does not parse becomes content, markers included.
 """
 
 import json
@@ -14,24 +14,24 @@ from earthshine.text.regions import THINK, UNTHINK, Content, Reasoning, RegionPa
 from earthshine.text.tokenizer import Tokenizer
 from earthshine.untrusted import parse_object
 
-# Arguments are passed on as they come where they follow the name, as templates show it.
+# If the arguments follow the name, as in templates, they are streamed.
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"arguments"\s*:\s*(?=\{)')
 _MAX_HEAD = 1024
 
 
 class JsonCallParser(RegionParser):
-    """One answer's ids to events. States: reasoning, content, and call, between a call's two markers."""
+    """Parses the ids of one reply to events. States: reasoning, content, and call (between a call's two markers)."""
 
     _CALL_MARKERS = (CALL, CALL_END)
 
     def __init__(self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True) -> None:
         super().__init__(tokenizer, thinking=thinking, calls=calls)
-        self._trimmed = self._state == "reasoning"  # newlines here belong to the form
-        self._newlines = ""  # which belong to the form if a marker follows
+        self._trimmed = self._state == "reasoning"  # newlines that come next are dropped
+        self._newlines = ""  # held back: dropped if a marker follows
         self._call = _Call()
 
     def flush(self) -> list[Any]:
-        """The rest, when the answer ends. A call that is complete but for its last marker counts as one."""
+        """The remaining events, once the reply has ended. A call that lacks only its last marker is complete."""
         self._text(self._detokenizer.flush())
         if self._state == "call":
             self._finish_call(closed=False)
@@ -88,7 +88,7 @@ class JsonCallParser(RegionParser):
         self._n_calls += 1
 
     def _finish_call(self, closed: bool) -> None:
-        """What stands between the markers is complete, or the reply has ended in it."""
+        """Ends the call at its last marker (`closed`) or at the end of the reply."""
         call, self._call = self._call, _Call()
         self._enter("content")
         self._trimmed = True
@@ -107,8 +107,8 @@ class JsonCallParser(RegionParser):
 
 
 class _Call:
-    """The text of one call so far; `before` are the newlines that stood before it. `name` is known as soon as its
-    arguments are sure to be an object that comes next."""
+    """The text of one call so far. `before`: the newlines before it. `name` is None until the text has the name and the
+    beginning of the arguments' object after it."""
 
     def __init__(self, before: str = "") -> None:
         self.before, self.text, self.rest = before, "", ""
@@ -121,7 +121,7 @@ class _Call:
         return self.rest.strip() == "}"
 
     def push(self, text: str) -> str:
-        """The arguments' text that is new."""
+        """The new part of the arguments' text."""
         if self.name is not None:
             return self._arguments(text)
         self.text += text
@@ -154,7 +154,7 @@ class _Call:
         return text
 
     def whole(self) -> tuple[str, str] | None:
-        """Name and arguments of a call in another order, with other keys or without arguments; None if it is none."""
+        """(name, arguments) of a call in another layout, or without arguments; None if it is not a call."""
         try:
             call = parse_object(self.text.encode(errors="replace"), "A tool call", TextError)
         except TextError:
@@ -166,6 +166,6 @@ class _Call:
 
 
 def region_parser(tokenizer: Tokenizer, form: CallForm | None, *, thinking: bool, calls: bool = True) -> RegionParser:
-    """The parser for a model that writes tool calls in `form`; the other arguments are RegionParser's."""
+    """The parser for a model that writes tool calls in `form`; other arguments as for RegionParser."""
     made = JsonCallParser if form is CallForm.JSON else RegionParser
     return made(tokenizer, thinking=thinking, calls=calls)

@@ -1,7 +1,7 @@
-"""Text as it streams: ids to final text, and the search for stop strings across pieces.
+"""Streaming text: detokenization, and the search for stop strings across pieces.
 
-Invariant: what `push` returns never has to be taken back, and with `flush` nothing is lost. Refused: stop strings
-that are empty, very long or very many.
+Invariant: text that `push` has returned is final, and with `flush` no text is lost. Refused: stop strings that are
+empty or too long, and more than 64 of them.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _MAX_STOP_CHARS = 1024
 
 
 class Detokenizer:
-    """One sequence of ids to text. Ids whose `special` flag is set are dropped if `skip_special`."""
+    """Turns the ids of one sequence into text. With `skip_special`, tokens whose `special` flag is set are left out."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
@@ -22,21 +22,21 @@ class Detokenizer:
         self._decoder = tokenizer.decoder()
 
     def push(self, token_id: int) -> str:
-        """The text that is final now; "" while a character's bytes are incomplete. TextError for an unknown id."""
+        """The new text; "" while a character's bytes are incomplete. Raises TextError for an unknown id."""
         if self._skip_special and self._tokenizer.is_special(token_id):
             return ""
         return self._decoder.push(token_id)
 
     def flush(self) -> str:
-        """What was held back, incomplete bytes as U+FFFD; afterwards the detokenizer starts anew."""
+        """What was held back, incomplete bytes as U+FFFD; the detokenizer can then be used for another sequence."""
         return self._decoder.flush()
 
 
 class StopStrings:
-    """Ends a stream before the first stop string that is complete; `met` is that string, "" until then.
+    """Ends a stream before the first stop string; `met` is that string, "" until it is found.
 
-    The result does not depend on how the text is cut into pieces: of several stops the one that is complete first
-    counts, and of those complete together the one that begins first.
+    The result does not depend on how the text is cut into pieces. If several stop strings match, the one that ends
+    first counts; of those that end together, the one that begins first.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -48,7 +48,7 @@ class StopStrings:
         self.met = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Text that can no longer belong to a stop string, and whether one was met; after that ("", True)."""
+        """(text that can't be part of a stop string, whether one was found); after one was found, ("", True)."""
         if self.met:
             return "", True
         text = self._held + text

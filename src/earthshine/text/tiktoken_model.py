@@ -1,7 +1,7 @@
 """Kimi's tokenizer: `tiktoken.model`, 256 reserved ids after the ranks, and one fixed split pattern.
 
 Format and rules are those of tokenization_kimi.py, published beside the weights. The vocabulary may be smaller than
-Kimi's; the named control tokens keep their offsets from the first reserved id. Refused: ranks other than 0..n-1,
+Kimi's; the offsets of named control tokens from the first reserved id are the same. Refused: ranks other than 0..n-1,
 repeated tokens, bad base64, a missing single byte, and names for ids outside the reserved range.
 """
 
@@ -46,7 +46,7 @@ PATTERN = "|".join(
     )
 )
 
-# offset from the first reserved id -> (text, special flag); section 6's table
+# Offset from the first reserved id -> (text, special flag), as in Kimi-K2.6's tokenizer_config.json.
 _NAMES: dict[int, tuple[str, bool]] = {
     0: ("[BOS]", True),
     1: ("[EOS]", True),
@@ -81,15 +81,15 @@ _BORDER = re.compile(r"(?<=\S)(?= )|(?<=\n)(?=\S)")
 
 
 class _Cuts:
-    """Positions where a text is cut before encoding, as the published code does: every 400,000 characters, and inside
-    each such chunk every 25,000 of a longer run of whitespace or of anything else."""
+    """Positions where the published code cuts a text before encoding: every 400,000 characters, and within such a chunk
+    every 25,000 characters of a run of whitespace, or of other characters, that is longer than this."""
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._chunks: dict[int, list[int]] = {}  # cuts inside a chunk, by where it begins
+        self._chunks: dict[int, list[int]] = {}  # start of a chunk -> the cuts within it
 
     def between(self, start: int, end: int) -> Iterator[int]:
-        """Those after `start` and before `end`, ascending; a chunk is looked at when it is reached."""
+        """The cuts after `start` and before `end`, ascending; each chunk is scanned when it is reached."""
         for low in range(start // _CHUNK_CHARS * _CHUNK_CHARS, end, _CHUNK_CHARS):
             if start < low:
                 yield low
@@ -105,10 +105,10 @@ class _Cuts:
 
 
 def _steps(text: str, start: int, end: int, size: int = _STEP_CHARS) -> Iterator[str]:
-    """The text from `start` to `end` in parts of about `size` characters whose tokens are those of the whole.
+    """The text from `start` to `end` in parts of about `size` characters; encoding the parts gives the same tokens.
 
-    `PATTERN` always ends a piece before a space that follows anything but whitespace, and after a line break that
-    anything but whitespace follows. It looks ahead only within whitespace, so what follows does not matter.
+    `PATTERN` always splits between a character that is not whitespace and a space, and between a line break and a
+    character that is not whitespace. It looks ahead only within whitespace.
     """
     while end - start > size and (border := _BORDER.search(text, start + size, end)):
         yield text[start : border.start()]
@@ -144,8 +144,7 @@ class TiktokenTokenizer(Tokenizer):
             at = cut
 
     def _encode(self, text: str, literal: Sequence[int], limit: int | None) -> Iterator[list[int]]:
-        # A cut inside a control token is dropped: the token's own ends cut the text already. The published code
-        # would split the token there and lose it.
+        # A cut inside a control token is left out. The published code splits the token there and so loses it.
         cuts, at = _Cuts(text), 0
         for start, end, token_id in self.controls.spans(text, literal):
             yield from self._parts(text, at, start, cuts)

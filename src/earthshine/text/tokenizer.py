@@ -1,7 +1,7 @@
-"""What a tokenizer is to the rest of the project; each file format has a module of its own.
+"""The interface of tokenizers; each file format has a module of its own.
 
-No code from a model's folder is ever run. Ids and texts are exact: encoding adds nothing (no BOS), and control
-tokens become ids only where the caller allows it.
+No code from a model's folder is run. Encoding adds no tokens (no BOS), and the text of a control token becomes its id
+only if the caller allows it.
 """
 
 import re
@@ -27,9 +27,9 @@ class Tokenizer(ABC):
     ) -> list[int]:
         """The ids of a text; with `allow_special`, texts of control tokens become their single ids.
 
-        `literal` holds ascending positions; a control token with one of them inside is ordinary text all the same.
-        Lone surrogates become U+FFFD, since no UTF-8 form of them exists. With `limit`, encoding stops once the text is
-        sure to have more ids than that: up to `limit` ids are all of the text's, and more are its first ones.
+        `literal`: ascending positions; a control token with one of them inside is encoded as ordinary text. Lone
+        surrogates become U+FFFD, since UTF-8 has no form for them. `limit`: encoding may stop once there are more ids
+        than this. A result of at most `limit` ids is the whole text's; a longer one is its beginning.
         """
         text = _SURROGATES.sub("�", text)
         ids: list[int] = []
@@ -62,7 +62,7 @@ class Tokenizer(ABC):
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
 
     def require_fit(self, vocab_size: int, stop_tokens: Sequence[int]) -> None:
-        """TextError unless every id is one of the model's and Kimi's end of turn, if there is one, stops it."""
+        """Raises TextError unless all ids are below `vocab_size` and `<|im_end|>`, if it exists, is a stop token."""
         end = self.special_id("<|im_end|>")
         if self.vocab_size > vocab_size or (end is not None and end not in stop_tokens):
             raise TextError(
@@ -72,15 +72,15 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one id alone; TextError where the vocabulary has no such id."""
+        """The bytes of one id; raises TextError if the vocabulary has no such id."""
 
     @abstractmethod
     def decoder(self) -> TokenDecoder:
-        """A fresh incremental decoder that knows nothing of control tokens' `special` flag."""
+        """A new incremental decoder, which decodes control tokens like any others."""
 
     @abstractmethod
     def _encode(self, text: str, literal: Sequence[int], limit: int | None) -> Iterable[list[int]]:
-        """The ids in parts, so that the caller can stop; a part may be cut short only if it has more than `limit`."""
+        """The ids in parts, so that the caller can stop. Only a part of more than `limit` ids may be incomplete."""
 
     @abstractmethod
     def _encode_plain(self, text: str, limit: int | None) -> Iterable[list[int]]:

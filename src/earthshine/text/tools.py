@@ -1,7 +1,7 @@
-"""Tool declarations as the TypeScript text that Kimi was trained on.
+"""Tool declarations as TypeScript, the form that Kimi was trained on.
 
-The rules are those of tool_declaration_ts.py, published beside the weights. A schema that has no rule is not an
-error for the caller: the answer is None, and the chat template writes the tools as JSON instead.
+The rules are those of tool_declaration_ts.py, published beside the weights. For a schema that they do not cover the
+result is None, and the chat template writes the tools as JSON instead.
 """
 
 import json
@@ -38,7 +38,7 @@ _VALUES: dict[str, tuple[type, ...]] = {
 
 
 class _NoRule(Exception):
-    """The schema has a form that the declaration can not express."""
+    """The rules do not cover this schema."""
 
 
 def _lines(schema: Mapping[str, Any], indent: str) -> list[str]:
@@ -180,10 +180,10 @@ class _Function:
 
 
 def declare_tools(tools: Sequence[dict[str, Any]]) -> str | None:
-    """The declaration of all function tools; None where there is none or a schema has no rule, and JSON must serve.
+    """The declaration of all function tools; None if there are none, or if the rules do not cover a schema.
 
-    The keys of the tools are sorted first, as Kimi's own code does. Raises TextError for what is not a list of objects,
-    or nests too deep.
+    The keys of the tools are sorted first, as in Kimi's code. Raises TextError if `tools` is not a list of objects or
+    nests too deep.
     """
     checked = sort_keys(check_tools(tools))
     functions = [tool["function"] for tool in checked if tool.get("type") == "function" and tool.get("function")]
