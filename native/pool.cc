@@ -25,8 +25,10 @@ struct Pool {
   void (*task)(void*, int64_t) = nullptr;
   void* context = nullptr;
   std::atomic<bool> ending{false};
-  void* memory = nullptr;
-  int64_t memory_bytes = 0;
+  struct {
+    void* memory = nullptr;
+    int64_t bytes = 0;
+  } workspaces[2];
 };
 
 Pool* pool = new Pool;
@@ -144,15 +146,15 @@ int32_t n_threads() {
   return static_cast<int32_t>(pool->workers.size()) + 1;
 }
 
-void* workspace(int64_t bytes) {
-  Pool* p = pool;
-  if (bytes > p->memory_bytes) {
-    std::free(p->memory);
-    p->memory_bytes = (bytes + 63) / 64 * 64;
-    p->memory = std::aligned_alloc(64, static_cast<size_t>(p->memory_bytes));
-    if (p->memory == nullptr) p->memory_bytes = 0;
+void* workspace(int64_t bytes, Workspace which) {
+  auto& kept = pool->workspaces[static_cast<int>(which)];
+  if (bytes > kept.bytes) {
+    std::free(kept.memory);
+    kept.bytes = (bytes + 63) / 64 * 64;
+    kept.memory = std::aligned_alloc(64, static_cast<size_t>(kept.bytes));
+    if (kept.memory == nullptr) kept.bytes = 0;
   }
-  return p->memory;
+  return kept.memory;
 }
 
 }  // namespace earthshine

@@ -24,7 +24,9 @@ class Exclusive {
 };
 
 // At least `bytes` aligned to 64, kept for the next operation; null where memory is short. Only under Exclusive.
-void* workspace(int64_t bytes);
+// A layer keeps what passes between its operations in a workspace of its own.
+enum class Workspace { operation, layer };
+void* workspace(int64_t bytes, Workspace which = Workspace::operation);
 
 template <class Function>
 void parallel(int64_t n_tasks, const Function& function) {

@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define ES_ABI_VERSION 7
+#define ES_ABI_VERSION 8
 
 #if defined(_WIN32)
 #define ES_API __declspec(dllexport)
@@ -193,6 +193,70 @@ ES_API int32_t es_kda(const es_kda_shape* shape, const es_recurrent* sequences, 
                       int64_t tokens, const float* conv /* [3 * n_heads * head_dim, kernel] */,
                       const float* a_log /* [n_heads] */, const float* dt_bias /* [n_heads, head_dim] */,
                       float* out /* [tokens, n_heads, head_dim] */);
+
+/* Parts of a layer for a few tokens in one call: the functions above one after the other, to their bits, since what
+ * lies between calls costs more than small operations do. At most ES_LAYER_TOKENS tokens, else ES_BAD_SHAPE. */
+#define ES_LAYER_TOKENS 16
+
+/* A step's tokens: their sequences, as es_paged_attention takes them, none empty and no token left out; the angles of
+ * their positions (null where nothing rotates); and the pool, to which a token's row is written before rows are read. */
+typedef struct {
+  const es_sequence* sequences;
+  int64_t n_sequences, tokens;
+  const float *cos, *sin; /* [tokens, rope_dim / 2] */
+  uint16_t* pool;         /* [n_pool_pages, page_tokens, width], bf16; width: values that a token keeps */
+  int64_t page_tokens, n_pool_pages;
+} es_batch;
+
+/* Multi-head latent attention, absorbed. A token keeps kv_lora_rank values, then rope_dim. Vectors are bf16. */
+typedef struct {
+  int64_t n_heads, kv_lora_rank, nope_dim, rope_dim, v_dim;
+  float eps, latent_eps, scale;
+  const uint16_t* norm;      /* [hidden] */
+  es_matrix q_a;             /* [q_lora_rank, hidden], or no rows: then q takes what q_a would */
+  const uint16_t* q_a_norm;  /* [q_lora_rank] */
+  es_matrix q;               /* [n_heads * (nope_dim + rope_dim), q_lora_rank or hidden] */
+  es_matrix kv_a;            /* [kv_lora_rank + rope_dim, hidden] */
+  const uint16_t* kv_a_norm; /* [kv_lora_rank] */
+  const uint16_t* kv_b;      /* [n_heads, nope_dim + v_dim, kv_lora_rank], bf16 */
+  es_matrix o;               /* [hidden, n_heads * v_dim] */
+} es_mla;
+
+/* out = attention(norm(x)). */
+ES_API int32_t es_mla_layer(const es_mla* layer, const es_batch* batch, const uint16_t* x /* [tokens, hidden], bf16 */,
+                            uint16_t* out /* [tokens, hidden], bf16 */);
+
+/* Grouped-query attention with norms by head. A token keeps the key and then the value of each kv head. */
+typedef struct {
+  int64_t n_heads, n_kv_heads, head_dim, rope_dim; /* the first rope_dim values of a head rotate, by halves */
+  float eps, head_eps, scale;
+  const uint16_t* norm;   /* [hidden] */
+  es_matrix q;            /* [n_heads * head_dim, hidden] */
+  const uint16_t* q_norm; /* [head_dim] */
+  es_matrix k;            /* [n_kv_heads * head_dim, hidden], as v */
+  const uint16_t* k_norm; /* [head_dim] */
+  es_matrix v;
+  es_matrix o; /* [hidden, n_heads * head_dim] */
+} es_gqa;
+ES_API int32_t es_gqa_layer(const es_gqa* layer, const es_batch* batch, const uint16_t* x, uint16_t* out);
+
+/* A feed-forward layer: routed experts, or none (a router without rows); and a network for all tokens, or none. */
+typedef struct {
+  float eps;
+  const uint16_t* norm; /* [hidden] */
+  es_matrix router;     /* [n_experts, hidden]; what follows is as es_route takes it */
+  const float* bias;
+  int32_t scoring, normalize;
+  int64_t top_k, n_groups, groups_kept;
+  float scale;
+  es_expert shared; /* gate without rows: none */
+} es_ffn;
+
+/* x += added, then x += bf16(bf16(chosen experts of norm(x), weighed) + shared(norm(x))). used: how many of the experts
+ * were chosen. */
+ES_API int32_t es_ffn_layer(const es_ffn* layer, const es_expert* experts /* [n_experts] */,
+                            uint16_t* x /* [tokens, hidden], bf16 */, const uint16_t* added, int64_t tokens,
+                            int64_t* used);
 
 /* Reads `bytes` of memory once with all threads: out[0] = the exclusive or of its 64-bit words, the last one filled up
  * with zeros. For measuring how fast that goes. */

@@ -7,23 +7,12 @@
 // any division of a context into calls, any batch, and any number of threads.
 #pragma once
 
+#include "../carver.h"
 #include "span.h"
 
 namespace {
 
 constexpr int64_t most_kept = 32 * 1024 * 1024;  // bytes of spans' results kept at once
-
-// The parts of a piece of memory, each aligned to a cache line; from null it only counts.
-struct Carver {
-  uint8_t* base;
-  int64_t used = 0;
-  template <class Value>
-  Value* take(int64_t n) {
-    uint8_t* at = base == nullptr ? nullptr : base + used;
-    used += up_to(n * static_cast<int64_t>(sizeof(Value)), 64);
-    return reinterpret_cast<Value*>(at);
-  }
-};
 
 template <class Tile>
 struct PagedAttention : Tile {

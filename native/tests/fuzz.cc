@@ -8,6 +8,7 @@
 #include <cinttypes>
 #include <vector>
 
+#include "fuzz_layers.h"
 #include "fuzz_sequences.h"
 
 namespace {
@@ -318,6 +319,7 @@ struct Operation {
 const Operation operations[] = {{"linear", linear}, {"linear_by_head", linear_by_head}, {"moe", moe},
                                 {"rms_norm", rms_norm}, {"gated_norm", gated_norm}, {"rotate", rotate},
                                 {"swiglu", swiglu}, {"route", route}, {"attention", attention}, {"kda", kda},
+                                {"mla_layer", mla_layer}, {"gqa_layer", gqa_layer}, {"ffn_layer", ffn_layer},
                                 {"read", read}, {"choice", choice}};
 
 Random of_call(uint64_t seed, int64_t round, const Operation& operation) {

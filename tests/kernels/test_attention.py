@@ -10,7 +10,7 @@ from torch import Tensor
 
 from earthshine.errors import KernelError
 from earthshine.kernels import library, reference
-from earthshine.kernels.attention import PagedTokens, _Attention, _Sequence, paged_attention
+from earthshine.kernels.attention import CSequence, PagedTokens, _Attention, paged_attention
 
 SPAN = 512  # positions of one softmax in the library
 
@@ -336,13 +336,13 @@ def test_the_c_interface_checks_its_own_arguments(
         return int(library.library().es_paged_attention(where, sequences, n, at["q"], 2, at["p"], at["o"]))
 
     shape = _Attention(4, 1, 48, 0, 32, 16, 2, 0.1)
-    sequence = _Sequence(0, 2, 28, pages.data_ptr(), 2)
-    assert call(shape, (_Sequence * 1)(sequence), 1) == OK
-    assert call(shape, (_Sequence * 2)(sequence, sequence), 2) == INDEX  # rows that both would write
-    assert call(shape, None, 1) == call(None, (_Sequence * 1)(sequence), 1) == NULL
-    assert [call(shape, (_Sequence * 1)(sequence), 1, name) for name in "qpo"] == [NULL] * 3
-    assert call(shape, (_Sequence * 1)(sequence), -1) == SHAPE
+    sequence = CSequence(0, 2, 28, pages.data_ptr(), 2)
+    assert call(shape, (CSequence * 1)(sequence), 1) == OK
+    assert call(shape, (CSequence * 2)(sequence, sequence), 2) == INDEX  # rows that both would write
+    assert call(shape, None, 1) == call(None, (CSequence * 1)(sequence), 1) == NULL
+    assert [call(shape, (CSequence * 1)(sequence), 1, name) for name in "qpo"] == [NULL] * 3
+    assert call(shape, (CSequence * 1)(sequence), -1) == SHAPE
     for changed, values in ((shape, of_shape), (sequence, of_sequence)):
         for name, value in values.items():
             setattr(changed, name, value)
-    assert call(shape, (_Sequence * 1)(sequence), 1) == status
+    assert call(shape, (CSequence * 1)(sequence), 1) == status

@@ -75,8 +75,10 @@ def test_every_operation_of_the_oracle_is_listed_once_and_sorted() -> None:
     listed = [entry.operation for entry in kernels.implementations()]
     assert listed == sorted(set(listed))
     assert set(listed) <= set(kernels.__all__)
-    # Compared in test_elementwise.py, test_attention.py, test_kda.py and test_products.py, each in its own way.
-    assert set(listed) - set(CASES) == {"add_rms_norm", "ffn", "gated_rms_norm", "kda", "paged_attention"}
+    # Compared in test_elementwise.py, test_attention.py, test_kda.py, test_products.py and test_layer.py, each in its
+    # own way.
+    layers = {"ffn_layer", "gqa_layer", "mla_layer"}
+    assert set(listed) - set(CASES) == {"add_rms_norm", "ffn", "gated_rms_norm", "kda", "paged_attention"} | layers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -212,7 +212,7 @@ class TestRefusals:
         memory = ctypes.addressof(ctypes.create_string_buffer(4096))
 
         def describe(form: int, rows: int, cols: int, codes: int | None, scales: int | None) -> object:
-            return ctypes.byref(native._Matrix(form, rows, cols, codes, scales))
+            return ctypes.byref(native.CMatrix(form, rows, cols, codes, scales))
 
         for form, rows, cols in [(2, -1, 32), (2, 1, -32), (2, 1, 33), (2, 2**62, 64), (1, 2**40, 2**40), (4, 1, 1)]:
             assert loaded.es_decode(describe(form, rows, cols, memory, memory), memory) == 2

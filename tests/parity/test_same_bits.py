@@ -5,6 +5,7 @@ avx512_bf16, whose instruction adds in an order of its own and has one hash of i
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,7 @@ from earthshine.kernels import library
 from earthshine.kv import KVBlob, PagePool, PageTable
 from earthshine.models import Decoder
 from earthshine.plan import PlanArgs
-from earthshine.spec import load_spec
+from earthshine.spec import load_spec, moe_layers
 from earthshine.weights import Checkpoint, ExpertStore, Reader, StoredTrunk
 
 from .tiny import PROMPT, Case, KimiLinear, Qwen3, write_tiny
@@ -80,6 +81,29 @@ def test_whether_a_prefix_is_reused(load, dtype):
     recurrent = load(dtype).spec.state_bytes(2) > 0
     assert reused == (32 if recurrent else 41), "a recurrent state goes back to the page boundary of its prompt"
     assert _answer(session) == _answer(_session(load(dtype)))
+
+
+def test_a_decode_step_takes_two_native_calls_a_layer(load, monkeypatch):
+    """Where the library serves and every expert is in memory; but for delta attention, which has several."""
+    served = next(one for one in kernels.implementations() if one.operation == "mla_layer")
+    if served.name == "torch":
+        pytest.skip(served.reason)
+    model, calls, loaded = load(torch.bfloat16), Counter(), library.library()
+    session = _session(model)
+    session.sync(PROMPT)
+    for name in library._SIGNATURES:
+        call = getattr(loaded, name)
+        monkeypatch.setattr(loaded, name, lambda *given, name=name, call=call: (calls.update((name,)), call(*given))[1])
+    hits = model.experts.stats.hits
+    model.decoder.logits(session._latest())
+    session.sync([*PROMPT, 5])
+    layers, moes = model.spec.layers, [moe for _, moe in moe_layers(model.spec)]
+    kinds = Counter(type(layer.attention).__name__ for layer in layers)
+    assert (calls["es_mla_layer"], calls["es_gqa_layer"]) == (kinds["MlaSpec"], kinds["GqaSpec"])
+    assert calls["es_ffn_layer"] == len(layers)
+    assert model.experts.stats.hits - hits == sum(moe.top_k for moe in moes)
+    if not kinds["KdaSpec"]:
+        assert calls.total() == 2 * len(layers) + 2, "and the last norm, and the head"
 
 
 @DTYPES

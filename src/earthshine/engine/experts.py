@@ -70,6 +70,10 @@ class RoutedExperts:
         """The store's."""
         return self.store.stats
 
+    def table(self, layer: int) -> kernels.ExpertTable | None:
+        """Every expert of a layer, as models.ResidentExperts."""
+        return self.store.table(layer)
+
     def ffn(self, layer: int, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
         """The weighted sum of each token's chosen experts, `down(silu(gate x) * up x)`, in x's dtype.
 

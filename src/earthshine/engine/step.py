@@ -60,7 +60,7 @@ class PagedStates:
             self._spans.append((row.page_table, begin, begin + len(row.tokens)))
             begin += len(row.tokens)
         bounds = [(first, min(first + PIECE_TOKENS, begin)) for first in range(0, begin, PIECE_TOKENS)]
-        self._pieces = [Run(first, last, self._sequences(first, last)) for first, last in bounds]
+        self._pieces = [Run(first, last, kernels.PagedBatch(self._sequences(first, last))) for first, last in bounds]
 
     def layer(self, index: int) -> "PagedState":
         return PagedState(index, self._spans, self._pieces)
@@ -84,11 +84,15 @@ class PagedState:
     _spans: Sequence[tuple[PageTable, int, int]]
     pieces: Sequence[Run[Sequence[kernels.PagedTokens]]]
 
+    def pool(self, part: int = 0) -> Tensor:
+        """As models.LayerState: what ForwardPass has reserved may be written."""
+        return self._spans[0][0].pool.rows(self._layer, part)
+
     def extend(self, rows: Tensor, part: int = 0) -> Tensor:
         """rows: [tokens, width]. Returns the pool's rows [n_pages, page_tokens, width] of this layer."""
         for page_table, begin, end in self._spans:
             page_table.write(self._layer, page_table.length, rows[begin:end], part)
-        return self._spans[0][0].pool.rows(self._layer, part)
+        return self.pool(part)
 
     def recurrences(self) -> Iterator[Run[Sequence[Recurrent]]]:
         """As models.LayerState. One run for all sequences, unless one of them leaves a checkpoint on its way."""

@@ -7,15 +7,24 @@ ones. A fallback is never silent: `implementations()` says what serves and why a
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from earthshine.errors import KernelError
-from earthshine.kernels import attention, elementwise, library, native, recurrent, reference, rows
-from earthshine.kernels.attention import PagedTokens
+from earthshine.kernels import attention, elementwise, layer, library, native, recurrent, reference, rows
+from earthshine.kernels.attention import PagedBatch, PagedTokens
+from earthshine.kernels.layer import (
+    LAYER_TOKENS,
+    AttentionLayer,
+    ExpertTable,
+    FfnLayer,
+    GqaShape,
+    MlaShape,
+    RouteRule,
+)
 from earthshine.kernels.matrix import Format, Matrix, Weight, fp8_matrix, int4_matrix, raw_bytes, stored_bytes
 from earthshine.kernels.native import Expert
 from earthshine.kernels.recurrent import RecurrentTokens
@@ -23,24 +32,35 @@ from earthshine.kernels.rows import attend
 from earthshine.settings import KERNEL_CHOICES, read_settings
 
 __all__ = [
+    "LAYER_TOKENS",
+    "AttentionLayer",
     "Expert",
+    "ExpertTable",
+    "FfnLayer",
     "Format",
+    "GqaShape",
     "Implementation",
     "Matrix",
+    "MlaShape",
+    "PagedBatch",
     "PagedTokens",
     "RecurrentTokens",
+    "RouteRule",
     "Weight",
     "add_rms_norm",
     "attend",
     "decode",
     "ffn",
+    "ffn_layer",
     "fp8_matrix",
     "gated_rms_norm",
+    "gqa_layer",
     "implementations",
     "int4_matrix",
     "kda",
     "linear",
     "linear_by_head",
+    "mla_layer",
     "moe_ffn",
     "moe_sum",
     "numerics",
@@ -56,8 +76,8 @@ __all__ = [
 ]
 
 _NATIVE = (
-    "add_rms_norm", "decode", "ffn", "gated_rms_norm", "kda", "linear", "linear_by_head", "moe_ffn", "moe_sum",
-    "paged_attention", "rms_norm", "rotate", "route", "swiglu",
+    "add_rms_norm", "decode", "ffn", "ffn_layer", "gated_rms_norm", "gqa_layer", "kda", "linear", "linear_by_head",
+    "mla_layer", "moe_ffn", "moe_sum", "paged_attention", "rms_norm", "rotate", "route", "swiglu",
 )  # fmt: skip
 
 
@@ -255,6 +275,42 @@ def moe_ffn(x: Tensor, experts: Sequence[Expert], token: Tensor, begin: Sequence
 def moe_sum(each: Tensor, token: Tensor, weight: Tensor, total: Tensor) -> None:
     """As `reference.moe_sum`, whose docstring gives the shapes."""
     (native if _serving().native else reference).moe_sum(each, token, weight, total)
+
+
+def mla_layer(shape: MlaShape, norm: Tensor, weights: Mapping[str, Weight]) -> AttentionLayer | None:
+    """As `layer.mla_layer`, whose docstring gives the shapes; None where the library does not take these weights, and
+    one operation after the other serves."""
+    return layer.mla_layer(shape, norm, weights) if _takes(norm, *weights.values()) else None
+
+
+def gqa_layer(shape: GqaShape, norm: Tensor, weights: Mapping[str, Weight]) -> AttentionLayer | None:
+    """As `layer.gqa_layer`, or None as `mla_layer`."""
+    return layer.gqa_layer(shape, norm, weights) if _takes(norm, *weights.values()) else None
+
+
+def ffn_layer(
+    norm: Tensor,
+    eps: float,
+    *,
+    router: Tensor | None,
+    bias: Tensor | None,
+    rule: RouteRule | None,
+    shared: tuple[Weight, Weight, Weight] | None,
+) -> FfnLayer | None:
+    """As `layer.FfnLayer`, or None as `mla_layer`."""
+    if not _takes(norm, *(() if router is None else (router,)), *(shared or ())):
+        return None
+    if bias is not None and bias.dtype != torch.float32:
+        return None
+    return FfnLayer(norm, eps, router=router, bias=bias, rule=rule, shared=shared)
+
+
+def _takes(*weights: Weight) -> bool:
+    """Whether the library serves layers with these weights."""
+    return _serving().native and all(
+        _is_stored(weight) and (isinstance(weight, Matrix) or (weight.is_cpu and not weight.requires_grad))
+        for weight in weights
+    )
 
 
 def _is_stored(weight: Weight) -> bool:

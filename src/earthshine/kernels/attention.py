@@ -18,7 +18,7 @@ from earthshine.errors import KernelError
 from earthshine.kernels.library import check_status, library
 
 
-class _Sequence(ctypes.Structure):
+class CSequence(ctypes.Structure):
     _fields_ = (
         ("first", ctypes.c_int64),
         ("rows", ctypes.c_int64),
@@ -53,6 +53,23 @@ class PagedTokens:
     pages: Tensor
 
 
+class PagedBatch(tuple[PagedTokens, ...]):
+    """The sequences of a batch, in order. Their form for the library is made once, since every layer asks for it."""
+
+    _described: "ctypes.Array[CSequence]"
+    _page_tokens = n_tokens = 0
+
+    def described(self, page_tokens: int) -> "ctypes.Array[CSequence]":
+        """Raises KernelError for a table of another type, or with fewer pages than positions."""
+        if self._page_tokens != page_tokens:
+            described, first = (CSequence * len(self))(), 0
+            for place, sequence in enumerate(self):
+                described[place] = _describe(sequence, first, page_tokens)
+                first += sequence.count
+            self._described, self._page_tokens, self.n_tokens = described, page_tokens, first
+        return self._described
+
+
 def paged_attention(
     query: Tensor,
     pool: Tensor,
@@ -75,12 +92,10 @@ def paged_attention(
     _check_tensors(query, pool, scale)
     tokens, n_heads, key_dim = query.shape
     _check_heads(n_heads, n_kv_heads, (key_dim, value_offset, value_dim), pool.shape[-1])
-    described, first = (_Sequence * len(sequences))(), 0
-    for place, sequence in enumerate(sequences):
-        described[place] = _describe(sequence, first, pool.shape[1])
-        first += sequence.count
-    if first != tokens:
-        raise KernelError(f"The sequences have {first} tokens and the queries {tokens}.")
+    batch = sequences if isinstance(sequences, PagedBatch) else PagedBatch(sequences)
+    described = batch.described(pool.shape[1])
+    if batch.n_tokens != tokens:
+        raise KernelError(f"The sequences have {batch.n_tokens} tokens and the queries {tokens}.")
     shape = _Attention(n_heads, n_kv_heads, key_dim, value_offset, value_dim, pool.shape[1], pool.shape[0], scale)
     out = torch.empty(tokens, n_heads, value_dim, dtype=torch.bfloat16)
     check_status(
@@ -124,7 +139,7 @@ def _check_heads(n_heads: int, n_kv_heads: int, sizes: tuple[int, int, int], row
         )
 
 
-def _describe(sequence: PagedTokens, first: int, page_tokens: int) -> _Sequence:
+def _describe(sequence: PagedTokens, first: int, page_tokens: int) -> CSequence:
     pages, end = sequence.pages, sequence.start + sequence.count
     if pages.dtype != torch.int32 or pages.ndim != 1 or not pages.is_cpu or not pages.is_contiguous():
         raise KernelError(f"A table of pages is int32, contiguous and in main memory, not {pages.dtype}.")
@@ -132,4 +147,4 @@ def _describe(sequence: PagedTokens, first: int, page_tokens: int) -> _Sequence:
         raise KernelError(
             f"Positions {sequence.start} to {end} do not fit in {len(pages)} pages of {page_tokens} tokens."
         )
-    return _Sequence(first, sequence.count, sequence.start, pages.data_ptr(), pages.shape[0])
+    return CSequence(first, sequence.count, sequence.start, pages.data_ptr(), pages.shape[0])

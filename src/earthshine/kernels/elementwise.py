@@ -13,7 +13,7 @@ from earthshine.kernels.library import check_status, library
 from earthshine.kernels.reference import Scoring
 
 _BF16, _FP32 = torch.bfloat16, torch.float32
-_SCORINGS = ("sigmoid", "softmax")
+SCORINGS = ("sigmoid", "softmax")
 MOST_EXPERTS = 4096
 
 
@@ -130,7 +130,7 @@ def route(
     if logits.dtype is not _FP32 or logits.ndim != 2 or not logits.is_contiguous() or not logits.is_cpu:
         raise KernelError(f"The logits are {_words(logits)}; fp32 [tokens, n_experts] without gaps is needed.")
     tokens, n_experts = logits.shape
-    if scoring not in _SCORINGS:
+    if scoring not in SCORINGS:
         raise KernelError(f"Scores can't be made by {scoring!r}; it takes sigmoid or softmax.")
     if bias is None:
         pass
@@ -147,7 +147,7 @@ def route(
     check_status(
         library().es_route(
             logits.data_ptr(),
-            _SCORINGS.index(scoring),
+            SCORINGS.index(scoring),
             None if bias is None else bias.data_ptr(),
             tokens,
             n_experts,

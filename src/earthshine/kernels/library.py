@@ -14,7 +14,7 @@ from types import MappingProxyType
 from earthshine.errors import KernelError
 from earthshine.settings import read_settings
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 FILE_NAME = "libearthshine.so"
 
 _POINTER, _INT64, _INT32, _NAME = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_char_p
@@ -71,6 +71,9 @@ _SIGNATURES = MappingProxyType(
             _INT32,
             (_POINTER, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _POINTER),
         ),
+        "es_mla_layer": (_INT32, (_POINTER, _POINTER, _POINTER, _POINTER)),
+        "es_gqa_layer": (_INT32, (_POINTER, _POINTER, _POINTER, _POINTER)),
+        "es_ffn_layer": (_INT32, (_POINTER, _POINTER, _POINTER, _POINTER, _INT64, _POINTER)),
         "es_read": (_INT32, (_POINTER, _INT64, _POINTER)),
     }
 )

@@ -20,7 +20,7 @@ _BF16 = torch.bfloat16
 _FFN_TOKENS = 256  # whose fp32 results exist at once: 7 MiB at Kimi-K2.6's width
 
 
-class _Matrix(ctypes.Structure):
+class CMatrix(ctypes.Structure):
     _fields_ = (
         ("format", ctypes.c_int32),
         ("rows", ctypes.c_int64),
@@ -30,8 +30,8 @@ class _Matrix(ctypes.Structure):
     )
 
 
-class _Expert(ctypes.Structure):
-    _fields_ = (("gate", _Matrix), ("up", _Matrix), ("down", _Matrix))
+class CExpert(ctypes.Structure):
+    _fields_ = (("gate", CMatrix), ("up", CMatrix), ("down", CMatrix))
 
 
 class _Heads(ctypes.Structure):
@@ -58,23 +58,23 @@ class Expert:
     gate: Matrix
     up: Matrix
     down: Matrix
-    descriptor: _Expert = field(init=False)
+    descriptor: CExpert = field(init=False)
 
     def __post_init__(self) -> None:
-        described = _Expert(_describe(self.gate), _describe(self.up), _describe(self.down))
+        described = CExpert(describe(self.gate), describe(self.up), describe(self.down))
         object.__setattr__(self, "descriptor", described)
 
 
 def decode(matrix: Matrix) -> Tensor:
     """As `reference.decode`, to the same bits but for the sign and payload of a nan: bf16 [rows, cols]."""
     out = torch.empty(matrix.shape, dtype=_BF16)
-    check_status(library().es_decode(ctypes.byref(_describe(matrix)), out.data_ptr()))
+    check_status(library().es_decode(ctypes.byref(describe(matrix)), out.data_ptr()))
     return out
 
 
 def linear(x: Tensor, weight: Weight, out_dtype: torch.dtype) -> Tensor:
     """bf16 [..., in] by [out, in] to bf16 or fp32 [..., out]; summed in fp32."""
-    matrix = _describe(weight)
+    matrix = describe(weight)
     rows, columns = weight.shape
     if x.dtype != _BF16 or x.shape[-1:] != (columns,) or not columns or out_dtype not in (_BF16, torch.float32):
         raise KernelError(f"{x.dtype} {list(x.shape)} by {[rows, columns]} to {out_dtype} can't be multiplied.")
@@ -109,7 +109,7 @@ def linear_by_head(x: Tensor, weight: Tensor, out: Tensor) -> None:
 
 def ffn(x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
     """A dense SwiGLU layer, bf16 [..., hidden] to the same, as if it were the one expert of all tokens."""
-    expert = (_Expert * 1)(_Expert(_describe(gate), _describe(up), _describe(down)))
+    expert = (CExpert * 1)(CExpert(describe(gate), describe(up), describe(down)))
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     tokens, hidden = flat.shape
     each = torch.empty(min(tokens, _FFN_TOKENS), hidden)
@@ -140,7 +140,7 @@ def moe_ffn(x: Tensor, experts: Sequence[Expert], token: Tensor, begin: Sequence
         raise KernelError("The boundaries of the experts' pairs do not ascend within the pairs.")
     if each.shape[1:] != (hidden,) or not (x.is_contiguous() and token.is_contiguous() and each.is_contiguous()):
         raise KernelError(f"Results must be contiguous and {hidden} wide, as the activations are.")
-    described = (_Expert * n)(*[expert.descriptor for expert in experts])
+    described = (CExpert * n)(*[expert.descriptor for expert in experts])
     bounds = (ctypes.c_int64 * (n + 1))(*begin)
     check_status(
         library().es_moe_ffn(
@@ -164,10 +164,11 @@ def moe_sum(each: Tensor, token: Tensor, weight: Tensor, total: Tensor) -> None:
     )
 
 
-def _describe(weight: Weight) -> _Matrix:
+def describe(weight: Weight) -> CMatrix:
+    """A weight as the library takes it; it must stay where it is."""
     if isinstance(weight, Matrix):
         scales = None if weight.scales is None else weight.scales.data_ptr()
-        return _Matrix(weight.form, weight.rows, weight.cols, weight.codes.data_ptr(), scales)
+        return CMatrix(weight.form, weight.rows, weight.cols, weight.codes.data_ptr(), scales)
     if weight.dtype != _BF16 or weight.ndim != 2 or not weight.is_contiguous() or not weight.is_cpu:
         raise KernelError(f"A weight must be a contiguous bf16 matrix in main memory, not {weight.dtype}.")
-    return _Matrix(Format.BF16, *weight.shape, weight.data_ptr(), None)
+    return CMatrix(Format.BF16, *weight.shape, weight.data_ptr(), None)

@@ -78,7 +78,8 @@ class PageTable:
             self.pool.release([self._pages[first]])
             self._pages[first] = mine
         self._pages += new
-        self._tensor = None
+        if new or copied:
+            self._tensor = None
         self._writable_end = max(end, self._writable_end)
 
     def write(self, layer: int, start: int, rows: Tensor, part: int = 0) -> None:

@@ -8,6 +8,7 @@ experts. Between two yields of one pass another may run; a pass that is closed l
 """
 
 from collections.abc import Generator, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from earthshine import kernels
 from earthshine.kernels import Weight
 from earthshine.models.attention import attention_of
+from earthshine.models.few import FewTokens
 from earthshine.models.ffn import Experts, Ffn, GroupedExperts, Moe
 from earthshine.models.rope import RotaryTables
 from earthshine.models.state import States
@@ -29,6 +31,7 @@ class _Layer:
         self.index, self.weights, self._eps = index, weights, eps
         self._attention_norm, self._ffn_norm = _plain(weights, "attention_norm"), _plain(weights, "ffn_norm")
         self.attention = attention_of(spec.attention, _under(weights, "attention."), tables)
+        self._spec, self._tables = spec.attention, tables
         self._moe: Moe | None = None
         self._dense: Ffn | None = None
         if isinstance(spec.ffn, MoeSpec):
@@ -41,8 +44,14 @@ class _Layer:
     def __call__(
         self, x: Tensor, positions: Tensor, states: States | None, experts: Experts, in_groups: bool
     ) -> Generator[None, None, Tensor]:
-        normed = kernels.rms_norm(x, self._attention_norm, self._eps)
-        mixed = self.attention(normed, positions, None if states is None else states.layer(self.index))
+        state = None if states is None else states.layer(self.index)
+        few = self._few if state is not None and x.shape[0] <= kernels.LAYER_TOKENS else None
+        mixed = few.attend(x, positions, state) if few and state else None
+        if mixed is None:
+            mixed = self.attention(kernels.rms_norm(x, self._attention_norm, self._eps), positions, state)
+        done = few.feed(x, mixed, experts) if few else None
+        if done is not None:
+            return done
         x, normed = kernels.add_rms_norm(x, mixed, self._ffn_norm, self._eps)
         if self._moe is not None:
             if in_groups and isinstance(experts, GroupedExperts):
@@ -50,6 +59,14 @@ class _Layer:
             return x + self._moe(normed, experts)
         assert self._dense is not None
         return x + self._dense(normed)
+
+    @cached_property
+    def _few(self) -> FewTokens:
+        """Made when it is first asked for: a layer whose weights stream in a prompt has no use for it."""
+        ffn = self._moe or self._dense
+        assert ffn is not None
+        norms, weights = (self._attention_norm, self._ffn_norm), _under(self.weights, "attention.")
+        return FewTokens(self._spec, norms, self._eps, weights, ffn, self._tables)
 
 
 class Decoder:

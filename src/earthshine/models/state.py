@@ -40,6 +40,10 @@ class LayerState(Protocol):
         """The whole batch, in order, a bounded number of tokens at a time."""
         ...
 
+    def pool(self, part: int = 0) -> Tensor:
+        """The pages [n_pages, page_tokens, width], in which the rows of the batch's tokens are there to be written."""
+        ...
+
     def extend(self, rows: Tensor, part: int = 0) -> Tensor:
         """Keep the batch's rows [tokens, width] and return the pages [n_pages, page_tokens, width] that hold them.
 

@@ -5,16 +5,17 @@ that failed or was interrupted is cleaned up by the next call. Not for two threa
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from earthshine.errors import UsageError
+from earthshine.kernels import Expert, ExpertTable
 from earthshine.spec.layout import moe_layers
 from earthshine.weights.arrivals import Arrivals, Held, Key
 from earthshine.weights.checkpoint import Checkpoint
@@ -74,6 +75,7 @@ class ExpertStore:
         self._checkpoint, self._reader, self.dtype = checkpoint, reader, dtype
         self._lending = False
         self._hits = 0
+        self._tables: dict[int, ExpertTable] = {}  # by layer, while every expert has a slot for good
 
     @property
     def nbytes(self) -> int:
@@ -84,15 +86,31 @@ class ExpertStore:
     def stats(self) -> ExpertStats:
         """A snapshot of the counters."""
         read, reader = self._arrivals, self._reader
-        return ExpertStats(self._hits, read.misses, read.bytes_read, read.wait_seconds, reader.direct, reader.rereads)
+        hits = self._hits + sum(table.used for table in self._tables.values())
+        return ExpertStats(hits, read.misses, read.bytes_read, read.wait_seconds, reader.direct, reader.rereads)
 
     def all_of(self, layer: int, experts: Sequence[int]) -> list[Held] | None:
         """The experts, where every one of the layer has a slot for good; None elsewhere."""
-        resident = self._home.resident(layer)
-        if not self._home.whole or len(resident) < self._home.n_experts[layer]:
+        resident = self._whole(layer)
+        if resident is None:
             return None
         self._hits += len(experts)
         return [resident[expert] for expert in experts]
+
+    def table(self, layer: int) -> ExpertTable | None:
+        """Every expert of the layer for the kernels, where each has a slot for good; None elsewhere. Valid until the
+        store shrinks."""
+        found = self._tables.get(layer)
+        if found is None and self.dtype == torch.bfloat16:
+            resident = self._whole(layer)
+            if resident is not None:
+                experts = [cast(Expert, resident[expert].weights) for expert in range(len(resident))]
+                found = self._tables[layer] = ExpertTable(experts)
+        return found
+
+    def _whole(self, layer: int) -> Mapping[int, Held] | None:
+        resident = self._home.resident(layer)
+        return resident if self._home.whole and len(resident) == self._home.n_experts[layer] else None
 
     def learn(self, layer: int, chosen: NDArray[np.int64], experts: list[int], n_pairs: NDArray[np.int64]) -> None:
         """What a step chose, from which the store learns which experts to keep; arguments as Residency.learn."""
@@ -107,6 +125,8 @@ class ExpertStore:
         """Free the memory of slots for the system: `nbytes` rounded up to whole slots, or all there are. Returns the
         bytes freed. Not within a loan. No result changes."""
         self._begin()  # takes back what a failed loan left
+        self._hits += sum(table.used for table in self._tables.values())
+        self._tables.clear()
         gone = self._home.shrink(-(-nbytes // self._arena.slot_bytes))
         for slot in gone:
             self._arena.give_back(slot)

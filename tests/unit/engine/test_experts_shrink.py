@@ -42,6 +42,23 @@ def slots_of(experts: RoutedExperts) -> dict[int, int]:
     return dict(experts.store._home.n_slots)
 
 
+def test_a_table_of_every_expert_ends_when_the_store_shrinks(tmp_path: Path) -> None:
+    checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
+    with Reader() as reader:
+        experts = routed(checkpoint, N_EXPERTS, 0, reader=reader)
+        assert experts.table(1) is None, "nothing is loaded yet"
+        experts.store.preload(lambda done, total: None)
+        table = experts.table(1)
+        assert table is not None
+        assert len(table) == N_EXPERTS
+        assert experts.table(1) is table
+        table.used = 7
+        assert experts.stats.hits == 7
+        experts.store.shrink(1)
+        assert experts.table(1) is None
+        assert experts.stats.hits == 7
+
+
 @pytest.mark.parametrize(("slots", "transit"), [(N_EXPERTS, 0), (N_EXPERTS, 2), (4, 2), (3, 1), (1, 1)])
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_results_are_the_same_until_no_slot_is_left_and_then(

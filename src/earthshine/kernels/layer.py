@@ -1,0 +1,271 @@
+"""Parts of a layer for a few tokens, each in one native call: attention, or the feed-forward network, after its norm.
+
+A decode step's operations are small, so that what Python does between them costs as much as some of them. Here the
+library walks through the operations that `models` names one by one, in the same order and to the same bits. Weights are
+checked once, when a layer is made; what a step brings is checked in each call. What does not fit raises KernelError.
+"""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from earthshine.errors import KernelError
+from earthshine.kernels.attention import CSequence, PagedBatch, PagedTokens
+from earthshine.kernels.elementwise import SCORINGS
+from earthshine.kernels.library import check_status, library
+from earthshine.kernels.matrix import Weight
+from earthshine.kernels.native import CExpert, CMatrix, Expert, describe
+from earthshine.kernels.reference import Scoring
+
+LAYER_TOKENS = 16  # at most, in one call; with more, what lies between operations weighs little
+_BF16, _FP32 = torch.bfloat16, torch.float32
+
+
+class MlaShape(NamedTuple):
+    """Sizes of latent attention. `eps`: of the norm before it; `latent_eps`: of those on low-rank values."""
+
+    n_heads: int
+    kv_lora_rank: int
+    nope_dim: int
+    rope_dim: int
+    v_dim: int
+    eps: float
+    latent_eps: float
+    scale: float
+
+
+class GqaShape(NamedTuple):
+    """Sizes of grouped-query attention. `eps`: of the norm before it; `head_eps`: of those on heads."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    rope_dim: int
+    eps: float
+    head_eps: float
+    scale: float
+
+
+class RouteRule(NamedTuple):
+    """The arguments of `route` after logits and bias."""
+
+    top_k: int
+    n_groups: int
+    groups_kept: int
+    normalize: bool
+    scale: float
+    scoring: Scoring
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("sequences", ctypes.POINTER(CSequence)),
+        ("n_sequences", ctypes.c_int64),
+        ("tokens", ctypes.c_int64),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        ("pool", ctypes.c_void_p),
+        ("page_tokens", ctypes.c_int64),
+        ("n_pool_pages", ctypes.c_int64),
+    )
+
+
+class _Mla(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in MlaShape._fields[:5]),
+        *((name, ctypes.c_float) for name in MlaShape._fields[5:]),
+        ("norm", ctypes.c_void_p),
+        ("q_a", CMatrix),
+        ("q_a_norm", ctypes.c_void_p),
+        ("q", CMatrix),
+        ("kv_a", CMatrix),
+        ("kv_a_norm", ctypes.c_void_p),
+        ("kv_b", ctypes.c_void_p),
+        ("o", CMatrix),
+    )
+
+
+class _Gqa(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in GqaShape._fields[:4]),
+        *((name, ctypes.c_float) for name in GqaShape._fields[4:]),
+        ("norm", ctypes.c_void_p),
+        ("q", CMatrix),
+        ("q_norm", ctypes.c_void_p),
+        ("k", CMatrix),
+        ("k_norm", ctypes.c_void_p),
+        ("v", CMatrix),
+        ("o", CMatrix),
+    )
+
+
+class _Ffn(ctypes.Structure):
+    _fields_ = (
+        ("eps", ctypes.c_float),
+        ("norm", ctypes.c_void_p),
+        ("router", CMatrix),
+        ("bias", ctypes.c_void_p),
+        ("scoring", ctypes.c_int32),
+        ("normalize", ctypes.c_int32),
+        ("top_k", ctypes.c_int64),
+        ("n_groups", ctypes.c_int64),
+        ("groups_kept", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("shared", CExpert),
+    )
+
+
+class AttentionLayer:
+    """attention(norm(x)) for the tokens of a step, whose rows it writes to the pool."""
+
+    def __init__(self, function: str, described: ctypes.Structure, width: int, rope_dim: int, keep: object) -> None:
+        """`width`: values that a token keeps; `keep`: what `described` points into."""
+        self._function, self._described, self._keep = function, described, keep
+        self._hidden, self._width, self._pairs = described.o.rows, width, rope_dim // 2
+
+    def __call__(
+        self, x: Tensor, pool: Tensor, sequences: Sequence[PagedTokens], angles: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """x: bf16 [tokens, hidden], at most LAYER_TOKENS; pool: bf16 [n_pages, page_tokens, width], in which the pages
+        of these positions are this batch's to write; angles: cos and sin, fp32 [tokens, rope_dim / 2], or None where
+        nothing rotates. Returns bf16 [tokens, hidden]."""
+        tokens = _check_rows("x", x, self._hidden)
+        n_pages, page_tokens, width = pool.shape
+        if pool.dtype is not _BF16 or width != self._width or not pool.is_contiguous() or not pool.is_cpu:
+            raise KernelError(f"The pool is {pool.dtype} {list(pool.shape)}; bf16 rows of {self._width} are needed.")
+        for part in angles or ():
+            if part.dtype is not _FP32 or part.shape != (tokens, self._pairs) or not part.is_contiguous():
+                raise KernelError(
+                    f"Angles are {part.dtype} {list(part.shape)}; fp32 [{tokens}, {self._pairs}] is needed."
+                )
+        batch = sequences if isinstance(sequences, PagedBatch) else PagedBatch(sequences)
+        cos, sin = (None, None) if angles is None else (angles[0].data_ptr(), angles[1].data_ptr())
+        step = _Batch(batch.described(page_tokens), len(batch), tokens, cos, sin, pool.data_ptr(), page_tokens, n_pages)
+        out = torch.empty_like(x)
+        call = getattr(library(), self._function)
+        check_status(call(ctypes.byref(self._described), ctypes.byref(step), x.data_ptr(), out.data_ptr()))
+        return out
+
+
+def mla_layer(shape: MlaShape, norm: Tensor, weights: Mapping[str, Weight]) -> AttentionLayer:
+    """Latent attention, absorbed. norm: bf16 [hidden]; weights: as `models.MlaWeights` names them."""
+    nothing, low_rank = CMatrix(), "q_a" in weights
+    described = _Mla(
+        *shape,
+        _vector(norm, weights["o"].shape[0]),
+        describe(weights["q_a"]) if low_rank else nothing,
+        _vector(weights["q_a_norm"], weights["q_a"].shape[0]) if low_rank else None,
+        describe(weights["q_b" if low_rank else "q"]),
+        describe(weights["kv_a"]),
+        _vector(weights["kv_a_norm"], shape.kv_lora_rank),
+        describe(weights["kv_b"]).codes,
+        describe(weights["o"]),
+    )
+    if tuple(weights["kv_b"].shape) != (shape.n_heads * (shape.nope_dim + shape.v_dim), shape.kv_lora_rank):
+        raise KernelError(f"kv_b is {list(weights['kv_b'].shape)}, which does not fit {shape}.")
+    width = shape.kv_lora_rank + shape.rope_dim
+    return AttentionLayer("es_mla_layer", described, width, shape.rope_dim, (norm, dict(weights)))
+
+
+def gqa_layer(shape: GqaShape, norm: Tensor, weights: Mapping[str, Weight]) -> AttentionLayer:
+    """Grouped-query attention. norm: bf16 [hidden]; weights: as `models.GqaWeights` names them."""
+    described = _Gqa(
+        *shape,
+        _vector(norm, weights["o"].shape[0]),
+        describe(weights["q"]),
+        _vector(weights["q_norm"], shape.head_dim),
+        describe(weights["k"]),
+        _vector(weights["k_norm"], shape.head_dim),
+        describe(weights["v"]),
+        describe(weights["o"]),
+    )
+    width = 2 * shape.n_kv_heads * shape.head_dim
+    return AttentionLayer("es_gqa_layer", described, width, shape.rope_dim, (norm, dict(weights)))
+
+
+class ExpertTable:
+    """All routed experts of a layer, which stay where they are. `used`: how many were chosen so far, once a call."""
+
+    def __init__(self, experts: Sequence[Expert]) -> None:
+        self._experts = tuple(experts)
+        self.described = (CExpert * len(experts))(*[expert.descriptor for expert in experts])
+        self.used = 0
+
+    def __len__(self) -> int:
+        return len(self._experts)
+
+
+class FfnLayer:
+    """x + added, then the norm of that through the chosen experts and the network for all tokens, added to it.
+
+    norm: bf16 [hidden]; router: [n_experts, hidden] with its rule, and its bias fp32 [n_experts], or None for a dense
+    layer; shared: gate, up and down of the network for all tokens, or None.
+    """
+
+    def __init__(
+        self,
+        norm: Tensor,
+        eps: float,
+        *,
+        router: Weight | None,
+        bias: Tensor | None,
+        rule: RouteRule | None,
+        shared: tuple[Weight, Weight, Weight] | None,
+    ) -> None:
+        self._keep = (norm, router, bias, shared)
+        self._n_experts = 0 if router is None else router.shape[0]
+        self._hidden = norm.shape[0]
+        self._described = _Ffn(eps=eps, norm=_vector(norm, norm.shape[0]))
+        if shared is not None:
+            self._described.shared = CExpert(*map(describe, shared))
+        if router is None or rule is None:
+            return
+        self._described.router = describe(router)
+        self._described.bias = None if bias is None else _vector(bias, self._n_experts, _FP32)
+        self._described.scoring = SCORINGS.index(rule.scoring)
+        for name in ("normalize", "top_k", "n_groups", "groups_kept", "scale"):
+            setattr(self._described, name, getattr(rule, name))
+
+    def __call__(self, x: Tensor, added: Tensor, experts: ExpertTable | None) -> Tensor:
+        """x, added: bf16 [tokens, hidden], at most LAYER_TOKENS. Changes x and returns it."""
+        tokens = _check_rows("x", x, self._hidden)
+        if _check_rows("added", added, self._hidden) != tokens or (0 if experts is None else len(experts)) != (
+            self._n_experts
+        ):
+            raise KernelError(f"{tokens} tokens take as many rows to add, and {self._n_experts} experts.")
+        used = ctypes.c_int64()
+        check_status(
+            library().es_ffn_layer(
+                ctypes.byref(self._described),
+                None if experts is None else experts.described,
+                x.data_ptr(),
+                added.data_ptr(),
+                tokens,
+                ctypes.byref(used),
+            )
+        )
+        if experts is not None:
+            experts.used += used.value
+        return x
+
+
+def _check_rows(name: str, x: Tensor, hidden: int) -> int:
+    """How many rows x has."""
+    if x.dtype is not _BF16 or x.ndim != 2 or not x.is_contiguous() or not x.is_cpu:
+        raise KernelError(f"{name} is {x.dtype} {list(x.shape)}; contiguous rows of bf16 in main memory are needed.")
+    tokens, width = x.shape
+    if width != hidden or tokens > LAYER_TOKENS:
+        raise KernelError(f"{name} is {[tokens, width]}; at most {LAYER_TOKENS} rows of {hidden} are needed.")
+    return int(tokens)
+
+
+def _vector(vector: Weight, size: int, dtype: torch.dtype = _BF16) -> int:
+    """The address of [size] values."""
+    if not isinstance(vector, Tensor) or vector.dtype is not dtype or tuple(vector.shape) != (size,):
+        raise KernelError(f"A vector is {list(vector.shape)}; {dtype} [{size}] is needed.")
+    if not vector.is_contiguous() or not vector.is_cpu:
+        raise KernelError("A vector must lie without gaps in main memory.")
+    return vector.data_ptr()
