@@ -199,7 +199,7 @@ ES_API int32_t es_kda(const es_kda_shape* shape, const es_recurrent* sequences, 
 #define ES_LAYER_TOKENS 16
 
 /* A step's tokens: their sequences, as es_paged_attention takes them, none empty and no token left out; the angles of
- * their positions (null where nothing rotates); and the pool, to which a token's row is written before rows are read. */
+ * their positions, null where nothing rotates; and the pool, to which a token's row is written before rows are read. */
 typedef struct {
   const es_sequence* sequences;
   int64_t n_sequences, tokens;

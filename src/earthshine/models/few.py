@@ -42,12 +42,12 @@ class FewTokens:
     ) -> None:
         self._attention: kernels.AttentionLayer | None = None
         if isinstance(spec, MlaSpec):
-            sizes = (spec.n_heads, spec.kv_lora_rank, spec.nope_dim, spec.rope.dim, spec.v_dim)
-            mla = kernels.MlaShape(*sizes, eps, spec.latent_norm_eps, softmax_scale(spec))
+            latent = (spec.n_heads, spec.kv_lora_rank, spec.nope_dim, spec.rope.dim, spec.v_dim)
+            mla = kernels.MlaShape(*latent, eps, spec.latent_norm_eps, softmax_scale(spec))
             self._attention, self._table = kernels.mla_layer(mla, norms[0], attention), tables.of(spec.rope)
         elif isinstance(spec, GqaSpec):
-            sizes = (spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.rope.dim)
-            gqa = kernels.GqaShape(*sizes, eps, spec.norm_eps, spec.head_dim**-0.5)
+            grouped = (spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.rope.dim)
+            gqa = kernels.GqaShape(*grouped, eps, spec.norm_eps, spec.head_dim**-0.5)
             self._attention, self._table = kernels.gqa_layer(gqa, norms[0], attention), tables.of(spec.rope)
         self._moe = ffn if isinstance(ffn, Moe) else None
         self._ffn = _ffn_layer(norms[1], eps, ffn)
