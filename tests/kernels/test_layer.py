@@ -11,7 +11,7 @@ from torch import Tensor
 from earthshine import kernels
 from earthshine.errors import KernelError
 from earthshine.kernels import LAYER_TOKENS, Expert, Format, Matrix, PagedBatch, PagedTokens, Weight, library
-from earthshine.models import Ffn, Moe, Piece, attention_of
+from earthshine.models import Ffn, Moe, Run, attention_of
 from earthshine.models.few import FewTokens
 from earthshine.models.rope import RotaryTables
 from earthshine.spec import GqaSpec, MlaSpec, RopeSpec, YarnSpec
@@ -54,7 +54,7 @@ class Pages:
             sequences.append(PagedTokens(count, start, pages))
         self.n_tokens = sum(count for count, _ in tokens)
         self.positions = torch.cat([torch.arange(start, start + count) for count, start in tokens])
-        self.pieces = [Piece(0, self.n_tokens, PagedBatch(sequences))]
+        self.pieces = [Run(0, self.n_tokens, PagedBatch(sequences))]
 
     def pool(self, part: int = 0) -> Tensor:
         return self._pool
