@@ -2,7 +2,7 @@
 
 import ast
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,20 +27,39 @@ class Module:
         """The package (or top-level module) that the file belongs to."""
         return self.name.split(".")[0]
 
-    def imports(self) -> set[str]:
-        """Every module that the file imports anywhere, absolute."""
-        found: set[str] = set()
-        for node in ast.walk(self.tree):
+    def at(self, line: int) -> str:
+        """As editors and compilers write a place: "src/earthshine/units.py:12"."""
+        return f"{self.path.relative_to(ROOT)}:{line}"
+
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Every node of the tree."""
+        return list(ast.walk(self.tree))
+
+    @cached_property
+    def imports(self) -> list[tuple[int, str]]:
+        """Line and name of every module that the file imports anywhere; a relative one begins with a dot."""
+        found: list[tuple[int, str]] = []
+        for node in self.nodes:
             if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
+                found += [(node.lineno, alias.name) for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{self.path}: relative import"
-                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+                source = "." * node.level + (node.module or "")
+                found += [(node.lineno, f"{source}.{alias.name}") for alias in node.names]
         return found
 
-    def calls(self) -> set[str]:
-        """Names called, dotted where they are attributes: "print", "os.getenv"."""
-        return {ast.unparse(node.func) for node in ast.walk(self.tree) if isinstance(node, ast.Call)}
+    def calls(self) -> list[tuple[int, str]]:
+        """Line and name of every call of a name, dotted where it is of an attribute: "print", "os.getenv"."""
+        calls = (node for node in self.nodes if isinstance(node, ast.Call))
+        return [(node.lineno, name) for node in calls if (name := _dotted(node.func))]
+
+
+def _dotted(node: ast.expr) -> str:
+    """The name, or "" where it is none."""
+    if isinstance(node, ast.Attribute):
+        before = _dotted(node.value)
+        return before and f"{before}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 @cache
