@@ -1,4 +1,8 @@
-"""Many connections that ask nothing: the server stays reachable for those who ask, over real sockets."""
+"""Many connections that ask nothing: the server stays reachable for those who ask, over real sockets.
+
+One test has as many connections as a process may commonly have open files; the others lower the limit, since each
+connection costs milliseconds.
+"""
 
 import contextlib
 import resource
@@ -7,11 +11,13 @@ import socket
 import httpx
 import pytest
 
-from earthshine.net.connection import MOST_OPEN
+from earthshine.net import connection as connection_module
 
-from .serving import HANG_SECONDS, received, serving
+from .serving import HANG_SECONDS, received, serving, until
 
-CROWD = 1500
+MOST_OPEN = connection_module.MOST_OPEN
+FEW_OPEN = 40
+TIMES = 4  # as many connections as the limit, and more
 FILES = 4096  # the crowd's and the server's ends are all in this process
 
 
@@ -26,9 +32,16 @@ def _files():
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def crowd(server, first: bytes = b"") -> list[socket.socket]:
+@pytest.fixture
+def few_open(monkeypatch) -> int:
+    """A lower limit on connections; all that depends on it is in proportion."""
+    monkeypatch.setattr(connection_module, "MOST_OPEN", FEW_OPEN)
+    return FEW_OPEN
+
+
+def crowd(server, count: int, first: bytes = b"") -> list[socket.socket]:
     found = []
-    for _ in range(CROWD):
+    for _ in range(count):
         found.append(server.connect())
         if first:
             with contextlib.suppress(OSError):
@@ -44,44 +57,51 @@ def closed(connection: socket.socket) -> bool:
         return True
 
 
-@pytest.mark.parametrize(
-    "first",
-    [b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GET /hea"],
-    ids=["nothing", "one request each", "half a head"],
-)
-def test_a_crowd_that_asks_nothing_keeps_nobody_out(first):
+def assert_reachable_beside_a_crowd(count: int, first: bytes) -> None:
+    """`first`: what each of the crowd sends."""
     with serving() as server:
-        under_way = server.post({"prompt": "gate word hold", "stream": True})
+        running = server.post({"prompt": "gate word hold", "stream": True})
         assert server.generator.begun.wait(HANG_SECONDS)
-        crowd(server, first)
+        crowd(server, count, first)
         for path in ("/health", "/metrics"):
             assert httpx.get(server.url + path).status_code == 200, path
-        while httpx.get(f"{server.url}/v1/models").status_code == 503:
-            pass  # until the crowd's own requests are answered
+        until(lambda: httpx.get(f"{server.url}/v1/models").status_code != 503)  # the crowd's requests are answered
         assert httpx.post(f"{server.url}/v1/echo", json={"prompt": "a"}).json() == {"text": "a"}
         assert not server.generator.closed.is_set() or len(server.generator.users) == 2
         server.generator.gate.set()
-        assert b"word" in received(under_way, b"word")
+        assert b"word" in received(running, b"word")
 
 
-def test_the_oldest_that_sent_nothing_are_closed_first():
+REQUEST = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+@pytest.mark.parametrize("first", [b"", REQUEST, b"GET /hea"], ids=["nothing", "one request each", "half a head"])
+def test_requests_are_answered_beside_many_connections_that_wait(few_open, first):
+    assert_reachable_beside_a_crowd(TIMES * few_open, first)
+
+
+def test_requests_are_answered_at_the_real_limit():
+    """Beyond twice the limit, connections are closed at once."""
+    assert_reachable_beside_a_crowd(2 * MOST_OPEN + 100, REQUEST)
+
+
+def test_the_oldest_that_sent_nothing_are_closed_first(few_open):
     with serving() as server:
         kept = server.connect()
-        kept.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        kept.sendall(REQUEST)
         assert kept.recv(64).startswith(b"HTTP/1.1 200")
-        idle = crowd(server)
+        idle = crowd(server, TIMES * few_open)
         assert httpx.get(f"{server.url}/health").status_code == 200
-        assert all(closed(connection) for connection in idle[: CROWD - MOST_OPEN])
-        for newest in (kept, *idle[-100:]):
+        assert all(closed(connection) for connection in idle[:-few_open])
+        for newest in (kept, *idle[-few_open // 4 :]):
             newest.sendall(b"GET /version HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
             assert b"version" in received(newest)
 
 
-def test_health_and_metrics_are_answered_where_every_connection_has_a_request():
+def test_health_and_metrics_are_answered_where_every_connection_has_a_request(few_open):
     with serving() as server:
         body = {"prompt": "hold", "stream": True}
-        busy = [server.post(body) for _ in range(MOST_OPEN + 20)]
-        refused = received(busy[-1])
-        assert refused.startswith(b"HTTP/1.1 503")
+        busy = [server.post(body) for _ in range(few_open + 20)]
+        assert received(busy[-1]).startswith(b"HTTP/1.1 503")
         for path, status in (("/health", 200), ("/metrics", 200), ("/v1/models", 503)):
             assert httpx.get(server.url + path).status_code == status, path
