@@ -14,8 +14,11 @@ import hypothesis
 import pytest
 import torch
 
+from earthshine.engine import load as engine_load
 from earthshine.kernels import library
 from earthshine.text import grammar_compile
+
+from .forked import Forker
 
 # How long an example takes says something of the machine, not of the code.
 hypothesis.settings.register_profile("earthshine", deadline=None)
@@ -35,10 +38,15 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tests work on tensors too small to share, and threads that wait for each other cost minutes on a busy machine."""
+    """Tests work on tensors too small to share, and threads that wait for each other cost minutes on a busy machine.
+
+    A model gets one thread as well where a test does not ask for more, as on a machine with one processor.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_load, "processors", lambda: 1)
+        yield
     torch.set_num_threads(before)
 
 
@@ -57,6 +65,14 @@ def _grammars_have_time() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grammar_compile, "_SECONDS", 300.0)
         yield
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    """Starts Python processes that need not import Earthshine and torch again."""
+    made = Forker()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,16 @@
-"""A server that dies, a disk that fills or lies, a clock that jumps: the next request is still answered rightly."""
+"""A killed server, a full or damaged disk, a clock that jumps: the next request still gets the right answer."""
 
 import os
-import re
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager
 
 import httpx
 import pytest
 
+from .process import ServerProcess, serve_process
 from .serving import HANG_SECONDS, until
 
-SERVE = [sys.executable, "-c", "from earthshine.cli import main; main()", "serve", "gleam", "--port", "0"]
 LONG = {
     "messages": [
         {"role": "system", "content": "Answer with one command. " * 60},
@@ -27,24 +22,16 @@ LONG = {
 }
 
 
-@contextmanager
-def serving(folder: Path, log: Path, *more: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A process that keeps conversations in `folder`, and its address."""
-    command = [*SERVE, "--memory", "1GiB", "--batch", "4", "--disk-cache-folder", str(folder), *more]
-    command += [] if "--disk-cache" in more else ["--disk-cache", "64MiB"]
-    with log.open("a") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-    try:
-        found = None
-        while found is None:
-            line = process.stdout.readline()
-            assert line, log.read_text()
-            found = re.search(r"OPENAI_BASE_URL=(\S+)/v1", line)
-        yield process, found[1]
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+@pytest.fixture
+def start(forker, tmp_path):
+    """Starts a server that keeps conversations in a folder of the test's own."""
+
+    def started(*more: str) -> AbstractContextManager[ServerProcess]:
+        size = () if "--disk-cache" in more else ("--disk-cache", "64MiB")
+        folder = ("--disk-cache-folder", str(tmp_path / "pages"))
+        return serve_process(forker.popen, tmp_path / "log", "--memory", "1GiB", "--batch", "4", *folder, *size, *more)
+
+    return started
 
 
 def ask(url: str, **changed) -> tuple[str, int]:
@@ -68,69 +55,64 @@ def until_written(url: str) -> None:
     until(lambda: metric(url, "disk_cache_pages") >= 4)
 
 
-def kill_in_the_middle(process: subprocess.Popen, url: str, body: dict) -> None:
-    with httpx.stream("POST", url, json=body) as answer:
+def kill_in_the_middle(server: ServerProcess, body: dict) -> None:
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
         for count, _ in enumerate(answer.iter_lines()):
             if count == 20:
-                process.kill()
+                server.process.kill()
 
 
-def test_the_successor_of_a_killed_server_says_the_same_and_finds_what_was_computed(tmp_path):
+def test_a_server_started_after_a_kill_answers_the_same_from_the_pages_on_disk(start):
     """kill -9 in the middle of a reply and, since pages are written as they fill, of the disk cache's writing."""
-    log = tmp_path / "log"
-    with serving(tmp_path / "pages", log) as (process, url):
-        said, cached = ask(url)
+    with start() as server:
+        reply, cached = ask(server.url)
         assert cached == 0
-        until_written(url)
+        until_written(server.url)
         body = LONG | {"stream": True, "max_tokens": 600, "messages": LONG["messages"] + LONG["messages"][1:]}
         with pytest.raises(httpx.HTTPError):
-            kill_in_the_middle(process, f"{url}/v1/chat/completions", body)
-    with serving(tmp_path / "pages", log) as (_, url):
-        again, cached = ask(url)
-        assert again == said
+            kill_in_the_middle(server, body)
+    with start() as server:
+        again, cached = ask(server.url)
+        assert again == reply
         assert cached >= 256
-        assert ask(url, cache_salt="another")[0] == said
-        assert metric(url, "disk_cache_damaged_pages") == 0
+        assert ask(server.url, cache_salt="another")[0] == reply
+        assert metric(server.url, "disk_cache_damaged_pages") == 0
 
 
-def test_damaged_pages_are_computed_again_and_counted(tmp_path):
-    log, pages = tmp_path / "log", tmp_path / "pages"
-    with serving(pages, log) as (process, url):
-        said, _ = ask(url)
-        until_written(url)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(HANG_SECONDS) == 0
-    files = sorted(pages.rglob("*.kv"))
-    for path in files:
+def test_damaged_pages_are_computed_again_and_counted(start, tmp_path):
+    with start() as server:
+        reply, _ = ask(server.url)
+        until_written(server.url)
+        server.stop()
+    for path in sorted((tmp_path / "pages").rglob("*.kv")):
         raw = bytearray(path.read_bytes())
         raw[len(raw) // 2] ^= 4
         path.write_bytes(raw)
-    with serving(pages, log) as (_, url):
-        again, cached = ask(url)
-        assert (again, cached) == (said, 0)
-        assert metric(url, "disk_cache_damaged_pages") >= 1
-        assert ask(url)[0] == said
-    assert "damaged" in log.read_text()
+    with start() as server:
+        again, cached = ask(server.url)
+        assert (again, cached) == (reply, 0)
+        assert metric(server.url, "disk_cache_damaged_pages") >= 1
+        assert ask(server.url)[0] == reply
+        assert "damaged" in server.log.read_text()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can be mounted by root alone")
-def test_a_full_disk_costs_pages_and_no_reply(tmp_path):
-    pages, log = tmp_path / "pages", tmp_path / "log"
+def test_a_full_disk_costs_pages_and_no_reply(start, tmp_path):
+    pages = tmp_path / "pages"
     pages.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", pages], check=False).returncode == 0
     if not mounted:
         pytest.skip("no file system can be mounted here")
     try:
-        with serving(pages, log, "--disk-cache", "16MiB") as (process, url):
-            first = [ask(url, cache_salt=str(i))[0] for i in range(6)]
+        with start("--disk-cache", "16MiB") as server:
+            first = [ask(server.url, cache_salt=str(i))[0] for i in range(6)]
             assert len(set(first)) == 1
-            assert "No page was written" in gauges(url)["problem"]
-            assert ask(url, cache_salt="0")[0] == first[0]
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(HANG_SECONDS) == 0
+            assert "No page was written" in gauges(server.url)["problem"]
+            assert ask(server.url, cache_salt="0")[0] == first[0]
+            server.stop()
+            assert "No page was written" in server.log.read_text()
     finally:
         subprocess.run(["umount", "-l", pages], check=True)
-    assert "No page was written" in log.read_text()
 
 
 def test_a_clock_that_jumps_changes_nothing(live_server, monkeypatch):

@@ -3,10 +3,6 @@
 import dataclasses
 import json
 import random
-import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +16,8 @@ from earthshine.plan import PlanArgs, plan_json
 from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint
 
-SERVE = [sys.executable, "-c", "from earthshine.cli import main; main()", "serve", "gleam", "--port", "0"]
+from .process import serve_process
+
 CONTEXT = 1024
 VOCAB = 5888  # below the control tokens
 
@@ -45,27 +42,12 @@ def plan(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def streaming_server(plan, tmp_path) -> Iterator[str]:
-    """The address of a process that lets replies under way have a step as often as it can."""
-    command = [*SERVE, "--plan", str(plan), "--max-stall", "0.01"]
-    command += ["--disk-cache", "1MiB", "--disk-cache-folder", str(tmp_path / "pages")]
-    log = tmp_path / "log"
-    with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-    try:
-        found = None
-        while found is None:
-            line = process.stdout.readline()
-            assert line, log.read_text()
-            found = re.search(r"OPENAI_BASE_URL=(\S+)/v1", line)
-        yield found[1]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-        assert "Traceback" not in log.read_text()
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+def streaming_server(forker, plan, tmp_path) -> Iterator[str]:
+    """The address of a process that runs decode steps between the parts of a prefill pass as often as it can."""
+    cache = ("--disk-cache", "1MiB", "--disk-cache-folder", str(tmp_path / "pages"))
+    with serve_process(forker.popen, tmp_path / "log", "--plan", str(plan), "--max-stall", "0.01", *cache) as server:
+        yield server.url
+        server.stop()
 
 
 def conversations(draw: random.Random) -> list[list[int]]:

@@ -1,6 +1,5 @@
 """`earthshine serve` as a process, its socket, its certificate, and signals."""
 
-import contextlib
 import json
 import re
 import shutil
@@ -9,17 +8,19 @@ import ssl
 import subprocess
 import sys
 import threading
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from earthshine.hub import GLEAM
 from earthshine.net.listen import ListenOptions, tls_context
 
+from .process import ServerProcess, serve_process
 from .serving import HANG_SECONDS, FakeEngine, Served_, received, serving, until
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVE = [sys.executable, "-c", "from earthshine.cli import main; main()", "serve", "gleam", "--port", "0"]
 FAKE = """
 import sys
 sys.path.insert(0, {root!r})
@@ -40,67 +41,50 @@ print("closed", engine.closed)
 """
 
 
-def test_gleam_is_served_until_a_signal_and_finishes_what_it_has_begun():
-    process = subprocess.Popen(
-        [*SERVE, "--name", "mine", "--name", "yours", "--drain-seconds", str(HANG_SECONDS)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        lines = []
-        while not lines or "Ctrl-C" not in lines[-1]:
-            lines.append(process.stdout.readline())
-            assert lines[-1], process.stderr.read()
-        greeting = "".join(lines)
-        url = re.search(r"OPENAI_BASE_URL=(http://127\.0\.0\.1:[0-9]+)/v1 OPENAI_API_KEY=none\n", greeting)[1]
-        assert f"ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN=none ANTHROPIC_MODEL=mine " in greeting
-        assert " CLAUDE_CODE_MAX_CONTEXT_TOKENS=" in greeting  # or Claude Code takes the context for a million
-        assert all(f"ANTHROPIC_DEFAULT_{size}_MODEL=mine " in greeting for size in ("HAIKU", "SONNET", "OPUS"))
-        assert "CLAUDE_CODE_ATTRIBUTION_HEADER=0\n" in greeting
+def test_a_served_model_finishes_a_running_reply_after_a_signal_and_exits(tmp_path):
+    options = ["--name", "mine", "--name", "yours", "--drain-seconds", str(HANG_SECONDS)]
+    with serve_process(subprocess.Popen, tmp_path / "log", *options) as server:
+        url = server.url
+        assert f"OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=none\n" in server.greeting
+        assert f"ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN=none ANTHROPIC_MODEL=mine " in server.greeting
+        assert " CLAUDE_CODE_MAX_CONTEXT_TOKENS=" in server.greeting  # or Claude Code assumes a million
+        sizes = ("HAIKU", "SONNET", "OPUS")
+        assert all(f"ANTHROPIC_DEFAULT_{size}_MODEL=mine " in server.greeting for size in sizes)
+        assert "CLAUDE_CODE_ATTRIBUTION_HEADER=0\n" in server.greeting
         body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 400, "ignore_eos": True}
-        said = []
+        lines = []
         with httpx.stream(
             "POST", f"{url}/v1/chat/completions", json=body | {"stream": True}, timeout=HANG_SECONDS
         ) as answer:
             for line in answer.iter_lines():
-                if not said:
-                    process.send_signal(signal.SIGTERM)
-                said.append(line)
-        assert "data: [DONE]" in said
-        assert process.wait(HANG_SECONDS) == 0
-        log = process.stderr.read()
-    finally:
-        process.kill()
-        process.stdout.close()
+                if not lines:
+                    server.process.send_signal(signal.SIGTERM)
+                lines.append(line)
+        assert "data: [DONE]" in lines
+        assert server.process.wait(HANG_SECONDS) == 0
+        log = server.log.read_text()
     assert re.search(r"POST /v1/chat/completions  200  11 tokens \(0 cached\)  400 generated", log)
     assert "hello" not in log
     assert "Traceback" not in log
-    process.stderr.close()
 
 
-@contextlib.contextmanager
-def _served_with_template(folder, template):
-    """The URL of a server process of gleam with another chat template, or without one."""
-    shutil.copytree(ROOT / "src" / "earthshine" / "gleam", folder, ignore=shutil.ignore_patterns("*.jinja", "__*"))
-    config = folder / "tokenizer_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template}))
-    words = [str(folder) if word == "gleam" else word for word in SERVE]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        found = None
-        while found is None:
-            line = process.stdout.readline()
-            assert line, process.stderr.read()
-            found = re.search(r"OPENAI_BASE_URL=(\S+)", line)
-        yield found[1]
-    finally:
-        process.kill()
-        process.communicate()
+@pytest.fixture
+def serve_template(forker, tmp_path):
+    """Serves gleam with another chat template, or without one."""
+
+    def served(template: str | None) -> AbstractContextManager[ServerProcess]:
+        folder = tmp_path / "model"
+        shutil.copytree(GLEAM, folder, ignore=shutil.ignore_patterns("*.jinja", "__*"))
+        config = folder / "tokenizer_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template}))
+        return serve_process(forker.popen, tmp_path / "log", str(folder))
+
+    return served
 
 
-def test_a_base_model_completes_texts_and_says_that_it_takes_no_messages(tmp_path):
-    with _served_with_template(tmp_path / "base", None) as url:
+def test_a_base_model_completes_texts_and_refuses_messages(serve_template):
+    with serve_template(None) as server:
+        url = f"{server.url}/v1"
         done = httpx.post(f"{url}/completions", json={"prompt": "tar xzf", "max_tokens": 4}, timeout=HANG_SECONDS)
         assert done.status_code == 200
         refused = httpx.post(f"{url}/chat/completions", json={"messages": [{"role": "user", "content": "hi"}]})
@@ -112,13 +96,13 @@ _CLOSES_THOUGHTS = """{%- for message in messages %}{{ message.content }}{% endf
 {%- if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"""
 
 
-def test_thinking_is_turned_off_where_the_template_only_closes_thoughts(tmp_path):
+def test_thinking_is_turned_off_where_the_template_only_closes_thoughts(serve_template):
     """As Qwen3's does, which leaves it to the model to open one."""
-    body = {"model": "closes", "messages": [{"role": "user", "content": "list all files"}], "max_tokens": 1}
-    with _served_with_template(tmp_path / "closes", _CLOSES_THOUGHTS) as url:
+    body = {"model": "model", "messages": [{"role": "user", "content": "list all files"}], "max_tokens": 1}
+    with serve_template(_CLOSES_THOUGHTS) as server:
 
         def prompt_tokens(path, name, **fields):
-            answer = httpx.post(f"{url}/{path}", json=body | fields, timeout=HANG_SECONDS).json()
+            answer = httpx.post(f"{server.url}/v1/{path}", json=body | fields, timeout=HANG_SECONDS).json()
             return answer["usage"][name]
 
         n = prompt_tokens("chat/completions", "prompt_tokens")
@@ -135,12 +119,12 @@ def test_thinking_is_turned_off_where_the_template_only_closes_thoughts(tmp_path
 
 
 @pytest.fixture
-def fake_process():
+def fake_process(forker):
     """Starts a server of fakes in a process; its port."""
     started = []
 
     def start(drain):
-        process = subprocess.Popen(
+        process = forker.popen(
             [sys.executable, "-c", FAKE.format(root=str(ROOT), drain=drain)], stdout=subprocess.PIPE, text=True
         )
         started.append(process)
@@ -177,7 +161,7 @@ def test_the_first_signal_drains_and_the_second_ends_at_once(fake_process, numbe
     held.close()
 
 
-def test_what_outlasts_the_drain_is_ended_and_the_exit_is_clean(fake_process):
+def test_replies_that_outlast_the_drain_end_with_an_error_and_the_exit_is_clean(fake_process):
     process, server = fake_process(0.2)
     held = server.post({"prompt": "a hold", "stream": True})
     assert b"200 OK" in held.recv(4096)
@@ -188,7 +172,7 @@ def test_what_outlasts_the_drain_is_ended_and_the_exit_is_clean(fake_process):
     held.close()
 
 
-def test_tls_is_spoken(certificate):
+def test_tls_serves_clients_that_trust_the_certificate(certificate):
     context = tls_context(ListenOptions(tls_cert=certificate[0], tls_key=certificate[1]))
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
     client = ssl.create_default_context(cafile=str(certificate[0]))

@@ -11,12 +11,12 @@ from earthshine.cli import main
 
 @pytest.fixture
 def earthshine(monkeypatch, capsys):
-    """Run a command in this process: (exit code, standard output, standard error)."""
+    """Run a command in this process: (exit code, standard output, standard error). `stdin`: bytes, or a binary file."""
     threads = kernels.threads()
 
-    def run(*arguments):
+    def run(*arguments, stdin=b""):
         monkeypatch.setattr(sys, "argv", ["earthshine", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin) if isinstance(stdin, bytes) else stdin))
         try:
             main()
             code = 0

@@ -1,4 +1,4 @@
-"""The commands as a person meets them: what they print, where errors go, and the exit codes."""
+"""The commands: what they print, where errors go, and the exit codes."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def test_a_stop_text_ends_the_answer_before_it(earthshine):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--temperature", "-1"], "temperature"),
         (["--top-p", "0"], "top_p"),
@@ -53,10 +53,10 @@ def test_a_stop_text_ends_the_answer_before_it(earthshine):
         (["--no-such-option"], "no-such-option"),
     ],
 )
-def test_wrong_use_is_named_and_exits_2(earthshine, arguments, said):
+def test_wrong_use_is_named_and_exits_2(earthshine, arguments, message):
     code, out, err = earthshine("chat", "-p", "hello", *arguments)
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
 
 
@@ -77,45 +77,40 @@ def test_an_empty_question_is_wrong_use(earthshine):
     assert earthshine("chat", "-p", "  ")[0] == 2
 
 
-def _piped(raw: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*RUN, *arguments], input=raw, capture_output=True, check=False, timeout=300)
-
-
-def test_standard_input_is_one_question(earthshine):
-    done = _piped(b"hello\n", "chat")
+def test_standard_input_is_one_question(earthshine, forker):
+    done = forker.run([*RUN, "chat"], input=b"hello\n")
     assert done.returncode == 0
     assert done.stdout.decode() == earthshine("chat", "-p", "hello")[1]
 
 
 def test_text_on_standard_input_comes_before_the_question(earthshine):
-    done = _piped(b"list\n\nfiles\n", "chat", "-p", "explain")
-    assert done.returncode == 0
-    assert done.stdout.decode() == earthshine("chat", "-p", "list\n\nfiles\n\nexplain")[1]
-    assert done.stdout.decode() != earthshine("chat", "-p", "explain")[1]
+    code, out, _ = earthshine("chat", "-p", "explain", stdin=b"list\n\nfiles\n")
+    assert code == 0
+    assert out == earthshine("chat", "-p", "list\n\nfiles\n\nexplain")[1]
+    assert out != earthshine("chat", "-p", "explain")[1]
 
 
-def test_invalid_utf8_on_standard_input_is_named():
-    done = _piped(b"list files \xff\xfe", "chat")
-    assert done.returncode == 1
-    assert done.stdout == b""
-    assert b"not UTF-8 text: byte 11" in done.stderr
-    assert b"Traceback" not in done.stderr
+def test_invalid_utf8_on_standard_input_is_named(earthshine):
+    code, out, err = earthshine("chat", stdin=b"list files \xff\xfe")
+    assert (code, out) == (1, "")
+    assert "not UTF-8 text: byte 11" in err
+    assert "Traceback" not in err
 
 
-def test_a_reader_that_leaves_is_no_traceback():
+def test_a_closed_output_pipe_ends_without_a_traceback(forker):
     """`earthshine inspect | head -1`."""
-    process = subprocess.Popen([*RUN, "inspect"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = forker.popen([*RUN, "inspect"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(300) in (0, 1)
 
 
-def _terminal(lines: list[str]) -> str:
+def _terminal(forker, lines: list[str]) -> str:
     """Type each line once the prompt is there; returns all that the terminal showed."""
-    pid, screen = pty.fork()
-    if pid == 0:
-        os.execv(RUN[0], [*RUN, "chat"])
+    screen, terminal = pty.openpty()
+    process = forker.popen([*RUN, "chat"], stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
     shown, deadline = "", time.monotonic() + 300
     waiting = [*lines, "\x04"]
     while time.monotonic() < deadline:
@@ -127,13 +122,13 @@ def _terminal(lines: list[str]) -> str:
             break
         if waiting and shown.count("> ") == len(lines) + 2 - len(waiting):
             os.write(screen, waiting.pop(0).encode())
-    os.waitpid(pid, 0)
+    process.wait(300)
     os.close(screen)
     return shown
 
 
-def test_a_terminal_holds_a_conversation():
-    shown = _terminal(["hello\n", "who are you?\n"])
+def test_a_terminal_holds_a_conversation(forker):
+    shown = _terminal(forker, ["hello\n", "who are you?\n"])
     assert "Hello!" in shown
     assert "I am gleam" in shown
     assert "Traceback" not in shown
@@ -208,7 +203,7 @@ def test_score_of_a_long_text_runs_in_windows(earthshine, tmp_path):
 
 
 @pytest.mark.parametrize(("raw", "code"), [(b"\xff", 1), (b"", 2)])
-def test_score_refuses_what_is_no_text(earthshine, tmp_path, raw, code):
+def test_score_refuses_bytes_that_are_not_text(earthshine, tmp_path, raw, code):
     (tmp_path / "text.txt").write_bytes(raw)
     assert earthshine("score", "gleam", tmp_path / "text.txt")[0] == code
 
@@ -238,7 +233,7 @@ def test_no_command_shows_help(earthshine):
     assert "inspect" in out + err
 
 
-def test_an_interrupted_answer_is_said_and_exits_130(earthshine, monkeypatch):
+def test_an_interrupted_answer_is_marked_and_exits_130(earthshine, monkeypatch):
     whole = Session.generate
 
     def interrupted(self, params):

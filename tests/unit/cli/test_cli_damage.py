@@ -24,17 +24,12 @@ from earthshine.plan import PlanArgs
 RUN = [sys.executable, "-c", "from earthshine.cli import main; main()"]
 
 
-def run(*arguments, **options):
-    return subprocess.run(
-        [*RUN, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False, **options
-    )
-
-
-def refused(done, said, code=1):
-    assert done.returncode == code, done
-    assert "Traceback" not in done.stderr
-    assert said in done.stderr
-    assert len(done.stderr) < 3000
+def assert_refused(found, message, code=1):
+    """`found`: exit code, standard output, standard error."""
+    assert found[0] == code, found
+    assert "Traceback" not in found[2]
+    assert message in found[2]
+    assert len(found[2]) < 3000
 
 
 @pytest.fixture
@@ -58,18 +53,18 @@ def reweigh(folder, change):
     return folder
 
 
-def test_a_config_larger_than_its_files_is_refused_at_once(copy):
-    refused(run("inspect", edit(copy, num_hidden_layers=4096, n_routed_experts=65536)), "missing")
+def test_a_config_larger_than_its_files_is_refused_at_once(earthshine, copy):
+    assert_refused(earthshine("inspect", edit(copy, num_hidden_layers=4096, n_routed_experts=65536)), "missing")
 
 
-def test_a_tokenizer_of_another_release_is_refused(copy):
+def test_a_tokenizer_of_another_release_is_refused(earthshine, copy):
     """A hundred more ranks would shift every control token."""
     lines = (copy / "tiktoken.model").read_text().splitlines()
     (copy / "tiktoken.model").write_text("\n".join(lines[:-100]) + "\n")
     (copy / "tokenizer_config.json").unlink()
-    refused(run("chat", copy, "-p", "hello"), "do not fit")
+    assert_refused(earthshine("chat", copy, "-p", "hello"), "do not fit")
     (copy / "text").write_text("some words")
-    refused(run("score", copy, copy / "text"), "do not fit")
+    assert_refused(earthshine("score", copy, copy / "text"), "do not fit")
 
 
 def test_published_digits_are_never_rounded_silently(copy):
@@ -83,15 +78,15 @@ def test_published_digits_are_never_rounded_silently(copy):
     assert load_model(copy, PlanArgs(dtype="fp32")).decoder.dtype is torch.float32
 
 
-def test_a_score_that_is_no_number_is_refused(copy):
+def test_a_score_of_nan_is_refused(earthshine, copy):
     reweigh(copy, lambda tensors: tensors["language_model.model.embed_tokens.weight"].fill_(float("nan")))
     (copy / "text").write_text("some words")
-    refused(run("score", copy, copy / "text"), "damaged")
+    assert_refused(earthshine("score", copy, copy / "text"), "damaged")
 
 
-def test_a_norm_that_is_no_number_is_named(copy):
+def test_a_norm_that_holds_nan_is_named(earthshine, copy):
     reweigh(copy, lambda tensors: tensors["language_model.model.norm.weight"][3:4].fill_(float("nan")))
-    refused(run("chat", copy, "-p", "hello"), "language_model.model.norm.weight")
+    assert_refused(earthshine("chat", copy, "-p", "hello"), "language_model.model.norm.weight")
 
 
 @pytest.mark.parametrize(
@@ -120,32 +115,33 @@ def test_a_pipe_in_place_of_a_state_does_not_hang(tmp_path):
         KVBlob.load(tmp_path / "state")
 
 
-def test_endless_input_is_refused():
+def test_endless_input_is_refused(earthshine):
     with open("/dev/zero", "rb") as zeros:
-        refused(run("chat", stdin=zeros), "more than", code=2)
-    refused(run("score", "gleam", "/dev/zero"), "more than", code=2)
+        assert_refused(earthshine("chat", stdin=zeros), "more than", code=2)
+    assert_refused(earthshine("score", "gleam", "/dev/zero"), "more than", code=2)
 
 
 @pytest.mark.parametrize("model", ["~nosuchuser/x", "a" * 5000])
-def test_a_model_with_an_impossible_name_is_refused(model):
-    refused(run("chat", model, "-p", "hello"), "earthshine: ")
+def test_a_model_with_an_impossible_name_is_refused(earthshine, model):
+    assert_refused(earthshine("chat", model, "-p", "hello"), "earthshine: ")
 
 
 @pytest.mark.parametrize(
     ("redirection", "code"), [("<&-", 2), ("-p hello >&-", 1), ("-p hello >/dev/full", 1)], ids=str
 )
 def test_closed_and_full_streams_are_plain_failures(redirection, code):
+    """Python itself starts differently with a closed stream, so this takes a process started anew."""
     command = f"{sys.executable} -c 'from earthshine.cli import main; main()' chat {redirection}"
     done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, timeout=300, check=False)
-    refused(done, "earthshine: ", code)
+    assert_refused((done.returncode, "", done.stderr), "earthshine: ", code)
 
 
-def test_a_context_beyond_reason_is_wrong_use():
-    refused(run("inspect", "--context", "1" + "0" * 400), "not possible", code=2)
+def test_a_context_beyond_reason_is_wrong_use(earthshine):
+    assert_refused(earthshine("inspect", "--context", "1" + "0" * 400), "not possible", code=2)
 
 
 @pytest.mark.parametrize("memory", [None, "4TiB"], ids=["default", "claimed"])
-def test_a_tensor_larger_than_memory_is_a_sentence(copy, memory):
+def test_a_tensor_larger_than_memory_is_a_sentence(forker, copy, memory):
     """Refused by the plan, also where more memory is claimed than there is."""
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30)); "
     edit(copy, vocab_size=2**31 - 1)
@@ -164,26 +160,15 @@ def test_a_tensor_larger_than_memory_is_a_sentence(copy, memory):
     with (copy / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + position)  # holes: next to nothing on disk
-    command = [
-        sys.executable,
-        "-c",
-        limit + "from earthshine.cli import main; main()",
-        "chat",
-        str(copy),
-        "-p",
-        "hello",
-    ]
+    command = [sys.executable, "-c", limit + RUN[2], "chat", str(copy), "-p", "hello"]
     command += ["--memory", memory] if memory else []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    refused(done, "memory", code=2)
+    done = forker.run(command, text=True)
+    assert_refused((done.returncode, done.stdout, done.stderr), "memory", code=2)
 
 
-def test_an_interrupt_ends_quietly():
-    def heed() -> None:  # a shell starts what it runs in the background with interrupts ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
+def test_an_interrupt_ends_quietly(forker):
     pipe = subprocess.PIPE
-    process = subprocess.Popen([*RUN, "chat"], stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=heed)
+    process = forker.popen([*RUN, "chat"], stdin=pipe, stdout=pipe, stderr=pipe)
     process.stdin.write(b"list files")
     process.stdin.flush()
     while struct.unpack("i", fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4))) != (0,):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -77,7 +76,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tmp_path):
+def hub(forker, tmp_path):
     Hub.break_after, Hub.served = None, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -90,9 +89,7 @@ def hub(tmp_path):
         "no_proxy": "127.0.0.1",
     }
     environment.pop("HF_HUB_OFFLINE", None)
-    yield lambda *arguments: subprocess.run(
-        [*RUN, *arguments], capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
+    yield lambda *arguments: forker.run([*RUN, *arguments], text=True, env=environment)
     server.shutdown()
     server.server_close()
 

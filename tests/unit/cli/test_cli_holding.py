@@ -1,4 +1,4 @@
-"""How a person says how a model is to be held, what that costs, and how far it is."""
+"""Options for memory, threads and the trunk, what they cost, and progress on the way."""
 
 import io
 import json
@@ -60,7 +60,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("option", "value"), GOOD)
-def test_a_model_held_otherwise_answers_the_same(earthshine, text, option, value):
+def test_memory_threads_and_context_do_not_change_an_answer(earthshine, text, option, value):
     plain = earthshine("chat", "-p", "hello", "--no-thinking")
     assert earthshine("chat", "-p", "hello", "--no-thinking", option, value) == plain
     assert plain[0] == 0
@@ -70,12 +70,12 @@ def test_a_model_held_otherwise_answers_the_same(earthshine, text, option, value
     assert scored[0][0] == 0
 
 
-@pytest.mark.parametrize(("option", "value", "said"), BAD)
-def test_what_can_not_be_is_a_sentence_and_exits_2(earthshine, text, option, value, said):
+@pytest.mark.parametrize(("option", "value", "message"), BAD)
+def test_impossible_options_are_refused_in_a_sentence_and_exit_2(earthshine, text, option, value, message):
     for command in (("chat", "-p", "hello"), ("score", "gleam", text)):
         code, out, err = earthshine(*command, option, value)
         assert (code, out) == (2, ""), err
-        assert said in " ".join(err.split())
+        assert message in " ".join(err.split())
         assert "Traceback" not in err
 
 
@@ -178,10 +178,10 @@ def test_progress_bears_a_closed_standard_error(monkeypatch):
 SLOW = "from earthshine.cli import main, progress; progress._QUIET_SECONDS = progress._EVERY_SECONDS = 0.0; main()"
 
 
-def test_a_terminal_sees_how_far_a_slow_start_is_and_an_answer_on_a_clean_line():
+def test_a_terminal_sees_how_far_a_slow_start_is_and_an_answer_on_a_clean_line(forker):
     screen, terminal = pty.openpty()
     arguments = [sys.executable, "-c", SLOW, "chat", "-p", "hello", "--no-thinking"]
-    process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=terminal)
+    process = forker.popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=terminal)
     os.close(terminal)
     shown, deadline = b"", time.monotonic() + 300
     while time.monotonic() < deadline:
@@ -201,11 +201,8 @@ def test_a_terminal_sees_how_far_a_slow_start_is_and_an_answer_on_a_clean_line()
     assert shown.endswith(b"\r\x1b[K")
 
 
-def test_a_pipe_sees_the_answer_alone():
-    done = subprocess.run(
-        [sys.executable, "-c", SLOW, "chat", "-p", "hello", "--no-thinking"],
-        stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=300,
-    )  # fmt: skip
+def test_a_pipe_sees_the_answer_alone(forker):
+    done = forker.run([sys.executable, "-c", SLOW, "chat", "-p", "hello", "--no-thinking"], stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.startswith(b"Hello!")
 

@@ -1,4 +1,4 @@
-"""`earthshine chat` in a shell on a pseudo-terminal: what is pasted is asked, and never run by the shell afterwards."""
+"""`earthshine chat` on a pseudo-terminal: what is pasted is asked, and none of it is left for a shell to run."""
 
 import contextlib
 import os
@@ -6,22 +6,22 @@ import pty
 import select
 import shlex
 import sys
+import termios
 import time
+import tty
 
 import pytest
 
-CHAT = shlex.join([sys.executable, "-c", "from earthshine.cli import main; main()", "chat", "--max-tokens", "8"])
+CHAT = [sys.executable, "-c", "from earthshine.cli import main; main()", "chat", "--max-tokens", "8"]
 PATIENCE = 300  # seconds for what takes a few, or a minute where much else runs
 START, END = "\x1b[200~", "\x1b[201~"
 
 
-class Shell:
-    """A shell that a person would sit at. `shown`: all that the terminal got."""
+class Terminal:
+    """The end of a pseudo-terminal where a person sits. `shown`: all that it got."""
 
-    def __init__(self) -> None:
-        self.pid, self._screen = pty.fork()
-        if self.pid == 0:
-            os.execve("/bin/sh", ["sh", "-i"], {**os.environ, "PS1": "shell$ ", "TERM": "xterm", "ENV": ""})
+    def __init__(self, screen: int) -> None:
+        self._screen = screen
         self.shown, self._at = "", 0
 
     def type(self, text: str) -> None:
@@ -32,93 +32,121 @@ class Shell:
         end = time.monotonic() + PATIENCE
         while (at := self.shown.find(text, self._at)) < 0:
             assert time.monotonic() < end, (text, self.shown)
-            if select.select([self._screen], [], [], 0.1)[0]:
-                self.shown += os.read(self._screen, 4096).decode(errors="replace")
+            self.read()
         before, self._at = self.shown[self._at : at], at + len(text)
         return before
 
+    def read(self) -> None:
+        if select.select([self._screen], [], [], 0.05)[0]:
+            self.shown += os.read(self._screen, 4096).decode(errors="replace")
+
+
+class Chat(Terminal):
+    """`earthshine chat` at the other end, which stays open after it."""
+
+    def __init__(self, forker, *arguments: str) -> None:
+        screen, self._terminal = pty.openpty()
+        super().__init__(screen)
+        streams = {"stdin": self._terminal, "stdout": self._terminal, "stderr": self._terminal}
+        self._process = forker.popen([*CHAT, *arguments], **streams, env=os.environ | {"TERM": "xterm"})
+
+    def left(self) -> bytes:
+        """What a shell would read there once the process has ended."""
+        end = time.monotonic() + PATIENCE
+        while self._process.poll() is None:
+            assert time.monotonic() < end, self.shown
+            self.read()
+        tty.setraw(self._terminal, termios.TCSANOW)  # so that half a line is seen too
+        os.set_blocking(self._terminal, False)
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self._terminal, 4096)
+        return b""
+
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.type("\x04exit\n")
+        self._process.kill()
+        self._process.wait()
+        os.close(self._terminal)
         os.close(self._screen)
-        os.waitpid(self.pid, 0)
 
 
 @pytest.fixture
-def shell():
-    opened = Shell()
-    opened.until("shell$ ")
-    yield opened
-    opened.close()
+def start(forker):
+    """Starts `earthshine chat` with these further arguments."""
+    started = []
+
+    def begin(*arguments: str) -> Chat:
+        started.append(Chat(forker, *arguments))
+        return started[-1]
+
+    yield begin
+    for each in started:
+        each.close()
 
 
-def finished(shell: Shell) -> None:
-    """The shell has done all that it was given."""
-    shell.type("echo $((40 + 2))-done\n")
-    shell.until("42-done")
-
-
-def test_a_pasted_text_with_empty_lines_is_one_message(shell, tmp_path):
+def test_a_shell_does_not_run_what_was_pasted_into_a_conversation(tmp_path):
+    """With a real shell, which waits for the process that it started."""
     made = tmp_path / "made"
-    shell.type(CHAT + "\n")
-    shell.until("> ")
-    shell.type(f"{START}list files\n\n\ntouch {made}\n{END}")
-    shell.type("\r")
-    shell.until("> ")
-    assert shell.shown.count("(stopped after 8 tokens)") <= 1
-    shell.type("/bye\r")
-    shell.until("shell$ ")
-    finished(shell)
-    assert not made.exists()
+    pid, screen = pty.fork()
+    if pid == 0:
+        os.execve("/bin/sh", ["sh", "-i"], {**os.environ, "PS1": "shell$ ", "TERM": "xterm", "ENV": ""})
+    shell = Terminal(screen)
+    try:
+        shell.until("shell$ ")
+        shell.type(shlex.join(CHAT) + "\n")
+        shell.until("> ")
+        shell.type(f"{START}list files\n\n\ntouch {made}\n{END}")
+        shell.type("\r")
+        shell.until("> ")
+        assert shell.shown.count("(stopped after 8 tokens)") <= 1, "it is one message"
+        shell.type(f"/bye\rtouch {made}\r")
+        shell.until("shell$ ")
+        shell.type("echo $((40 + 2))-done\n")
+        shell.until("42-done")
+        assert not made.exists()
+    finally:
+        with contextlib.suppress(OSError):
+            shell.type("\x04exit\n")
+        os.close(screen)
+        os.waitpid(pid, 0)
 
 
 @pytest.mark.parametrize("end", ["/bye", "/exit", "/quit"])
-def test_lines_after_the_end_never_reach_the_shell(shell, tmp_path, end):
+def test_lines_after_the_end_are_not_left_for_a_shell(start, end):
     """Also from a terminal that does not mark pastes."""
-    made = tmp_path / "made"
-    shell.type(CHAT + "\n")
-    shell.until("> ")
-    shell.type(f"\r\r{end}\rtouch {made}\r")
-    shell.until("shell$ ")
-    finished(shell)
-    assert not made.exists()
+    chat = start()
+    chat.until("> ")
+    chat.type(f"\r\r{end}\rtouch made\r")
+    assert chat.left() == b""
 
 
-def test_what_is_pasted_while_the_model_is_loaded_is_one_message(shell, tmp_path):
-    made = tmp_path / "made"
-    shell.type(CHAT + "\n")
-    shell.until("\x1b[?2004h")  # before the model is loaded
-    shell.type(f"{START}list files\n\n/bye\ntouch {made}\n{END}\r")
-    shell.until("Ask away")
-    shell.until("> ")
-    shell.until("> ")  # the question was answered, and the conversation goes on
-    shell.type("/bye\r")
-    shell.until("shell$ ")
-    finished(shell)
-    assert not made.exists()
+def test_a_paste_while_the_model_is_loading_is_one_message(start):
+    chat = start()
+    chat.until("\x1b[?2004h")  # before the model is loaded
+    chat.type(f"{START}list files\n\n/bye\ntouch made\n{END}\r")
+    chat.until("Ask away")
+    chat.until("> ")
+    chat.until("> ")  # the question was answered, and the conversation goes on
+    chat.type("/bye\r")
+    assert chat.left() == b""
 
 
-def test_what_is_pasted_while_loading_fails_never_reaches_the_shell(shell, tmp_path):
-    made = tmp_path / "made"
-    shell.type(CHAT + " /no/such/model\n")
-    shell.until("\x1b[?2004h")
-    shell.type(f"list files\n\ntouch {made}\n")
-    shell.until("is neither a folder")
-    shell.until("shell$ ")
-    finished(shell)
-    assert not made.exists()
+def test_a_paste_while_loading_fails_is_not_left_for_a_shell(start):
+    chat = start("/no/such/model")
+    chat.until("\x1b[?2004h")
+    chat.type("list files\n\ntouch made\n")
+    chat.until("is neither a folder")
+    assert chat.left() == b""
 
 
-def test_empty_lines_do_not_end_a_conversation_and_commands_are_known(shell):
-    shell.type(CHAT + "\n")
-    shell.until("> ")
-    shell.type("\r \r/help\r")
-    assert "/clear  starts" in shell.until("Ctrl-C stops")
-    shell.type("/nonsense now\r")
-    shell.until("There is no command '/nonsense now'.")
-    shell.until("/clear  starts")
-    shell.type("/?\r")
-    shell.until("/clear  starts")
-    shell.type("\x04")
-    shell.until("shell$ ")
-    finished(shell)
+def test_empty_lines_do_not_end_a_conversation_and_commands_are_known(start):
+    chat = start()
+    chat.until("> ")
+    chat.type("\r \r/help\r")
+    assert "/clear  starts" in chat.until("Ctrl-C stops")
+    chat.type("/nonsense now\r")
+    chat.until("There is no command '/nonsense now'.")
+    chat.until("/clear  starts")
+    chat.type("/?\r")
+    chat.until("/clear  starts")
+    chat.type("\x04")
+    assert chat.left() == b""
