@@ -1,4 +1,4 @@
-"""The engine as others reach it: from any thread, with one last event for each request whatever happens."""
+"""Requests to an engine from any thread: each gets exactly one last event, also when the engine's thread crashes."""
 
 import queue
 import threading
@@ -29,8 +29,8 @@ def engine(options: EngineOptions | None = None, **args) -> Iterator[Engine]:
         model.close()
 
 
-class Told:
-    """A sink, and what it heard."""
+class Reply:
+    """The events of one request, as its sink receives them."""
 
     def __init__(self) -> None:
         self.events: queue.Queue = queue.Queue()
@@ -42,10 +42,27 @@ class Told:
         return found
 
 
-def ask(made: Engine, tokens: list[int] = PROMPT, max_tokens: int = 8, **request) -> tuple[Told, object]:
-    told = Told()
+def ask(made: Engine, tokens: list[int] = PROMPT, max_tokens: int = 8, **request) -> tuple[Reply, object]:
+    reply = Reply()
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-    return told, made.submit(Request(tokens, params, **request), told.events.put)
+    return reply, made.submit(Request(tokens, params, **request), reply.events.put)
+
+
+@contextmanager
+def blocked(made: Engine) -> Iterator[Reply]:
+    """The engine's thread waits in the sink of a request until the block ends, however it ends."""
+    released, reply = threading.Event(), Reply()
+
+    def sink(event) -> None:
+        reply.events.put(event)
+        released.wait(300)
+
+    made.submit(Request(PROMPT, SamplingParams(temperature=0.0, max_tokens=2)), sink)
+    try:
+        reply.events.get(timeout=300)
+        yield reply
+    finally:
+        released.set()
 
 
 def tokens_of(events: list) -> list[int]:
@@ -73,25 +90,16 @@ def test_requests_from_many_threads_get_what_they_get_alone():
         assert gauges.resident_bytes <= gauges.budget_bytes
 
 
-def test_an_idle_engine_is_not_stalled_and_a_hung_one_is():
+def test_an_engine_is_stalled_while_its_thread_is_blocked_and_not_while_idle():
     with engine() as made:
         assert made.stalled_seconds() == 0.0
-        hold = threading.Event()
-        told = Told()
-
-        def slow(event) -> None:
-            told.events.put(event)
-            hold.wait(300)
-
-        made.submit(Request(PROMPT, SamplingParams(temperature=0.0, max_tokens=2)), slow)
-        told.events.get(timeout=300)
-        time.sleep(0.05)
-        assert made.stalled_seconds() >= 0.05
-        hold.set()
-        told.all()
+        with blocked(made) as reply:
+            time.sleep(0.05)
+            assert made.stalled_seconds() >= 0.05
+        reply.all()
 
 
-def test_what_can_not_be_computed_is_refused_at_once():
+def test_impossible_requests_are_refused_on_submission():
     with engine() as made:
         for tokens, error, match in (
             ([], UsageError, "at least one token"),
@@ -105,63 +113,54 @@ def test_what_can_not_be_computed_is_refused_at_once():
         assert len(tokens_of(ask(made, [5] * 511, 4)[0].all())) == 1
 
 
-def test_no_more_wait_than_may():
+def test_a_request_beyond_the_queue_limit_is_refused():
     with engine(EngineOptions(max_queue=2), batch=1) as made:
-        hold = threading.Event()
-        first = Told()
-
-        def slow(event) -> None:
-            first.events.put(event)
-            hold.wait(300)
-
-        made.submit(Request(PROMPT, SamplingParams(temperature=0.0, max_tokens=2)), slow)
-        first.events.get(timeout=300)
-        others = [ask(made, [i])[0] for i in range(2)]
-        with pytest.raises(OverloadError, match="2 requests are waiting") as refused:
-            ask(made, [3])
+        with blocked(made):
+            others = [ask(made, [i])[0] for i in range(2)]
+            with pytest.raises(OverloadError, match="2 requests are waiting") as refused:
+                ask(made, [3])
         assert 1 <= refused.value.retry_seconds <= 60
-        hold.set()
-        assert [told.all()[-1].reason for told in others] == ["length", "length"]
+        assert [reply.all()[-1].reason for reply in others] == ["length", "length"]
 
 
-def test_cancelled_requests_end_and_give_their_pages_back():
+def test_cancelled_requests_end_and_free_their_pages():
     with engine() as made:
-        told, ticket = ask(made, max_tokens=300)
-        while not isinstance(told.events.get(timeout=300), TokenEvent):
+        reply, ticket = ask(made, max_tokens=300)
+        while not isinstance(reply.events.get(timeout=300), TokenEvent):
             pass
         made.cancel(ticket)
-        assert told.all()[-1] == Finished("cancelled")
+        assert reply.all()[-1] == Finished("cancelled")
         made.cancel(ticket)
         assert made.drain(300)
         gauges = made.gauges()
         assert gauges.pages_free + gauges.pages_cached == gauges.pages
 
 
-def test_a_drained_engine_takes_no_more():
+def test_a_drained_engine_refuses_requests():
     with engine() as made:
-        told, _ = ask(made, max_tokens=20)
+        reply, _ = ask(made, max_tokens=20)
         assert made.drain(30)
-        assert told.all()[-1] == Finished("length")
+        assert reply.all()[-1] == Finished("length")
         with pytest.raises(OverloadError, match="about to end"):
             ask(made)
 
 
-def test_closing_ends_what_is_under_way():
+def test_close_ends_running_requests():
     with engine() as made:
-        told = [ask(made, PROMPT[i:], max_tokens=300)[0] for i in range(6)]
+        replies = [ask(made, PROMPT[i:], max_tokens=300)[0] for i in range(6)]
         assert not made.drain(0.01)
         made.close()
-        assert {each.all()[-1].reason for each in told} <= {"cancelled", "length"}
+        assert {each.all()[-1].reason for each in replies} <= {"cancelled", "length"}
         assert not made.alive
 
 
-def test_a_thread_that_breaks_leaves_nobody_waiting():
+def test_thread_crash_fails_queued_requests():
     with engine() as made:
         hook, threading.excepthook = threading.excepthook, lambda args: None
         try:
             made._scheduler.step = lambda: 1 / 0
-            told, _ = ask(made)
-            assert "ZeroDivisionError" in str(told.all()[-1].error)
+            reply, _ = ask(made)
+            assert "ZeroDivisionError" in str(reply.all()[-1].error)
             made._thread.join(300)
         finally:
             threading.excepthook = hook
@@ -171,7 +170,7 @@ def test_a_thread_that_breaks_leaves_nobody_waiting():
         assert made.stalled_seconds() > 0
 
 
-def test_a_thread_that_breaks_takes_no_more_before_it_looks_at_the_mail_for_the_last_time():
+def test_a_request_submitted_while_the_thread_crashes_is_refused():
     with engine() as made:
         hook, threading.excepthook = threading.excepthook, lambda args: None
         try:
@@ -191,15 +190,15 @@ def test_a_thread_that_breaks_takes_no_more_before_it_looks_at_the_mail_for_the_
         assert len(late) == 1
 
 
-def test_a_drain_cancels_what_does_not_end_in_time():
+def test_drain_cancels_requests_that_outlast_its_time():
     with engine() as made:
-        told, _ = ask(made, max_tokens=300)
+        reply, _ = ask(made, max_tokens=300)
         assert not made.drain(0)
-        assert told.all()[-1] == Finished("cancelled")
+        assert reply.all()[-1] == Finished("cancelled")
         assert made.alive
 
 
-def test_closing_does_not_wait_for_a_whole_prefill_pass():
+def test_close_interrupts_a_prefill_pass_between_layers():
     with engine() as made:
         forward, layers, begun = made._scheduler._decoder.forward, [], threading.Event()
 
@@ -213,11 +212,11 @@ def test_closing_does_not_wait_for_a_whole_prefill_pass():
                 yield
 
         made._scheduler._decoder.forward = slow
-        told, _ = ask(made)
+        reply, _ = ask(made)
         assert begun.wait(300)
         made.close()
         assert layers == [0]
-        assert told.all()[-1] == Finished("cancelled")
+        assert reply.all()[-1] == Finished("cancelled")
 
 
 def test_a_prefix_is_found_after_a_restart(tmp_path):
@@ -249,6 +248,6 @@ def test_nothing_stays_on_disk_without_a_disk_cache():
         {"disk_cache_bytes": 9},
     ],
 )
-def test_options_without_meaning_are_refused(wrong):
+def test_impossible_engine_options_are_refused(wrong):
     with pytest.raises(UsageError):
         EngineOptions(**wrong)

@@ -261,7 +261,11 @@ def test_a_failed_read_leaves_the_store_whole(tmp_path: Path, monkeypatch: pytes
         assert len(experts.store._home._free) >= 2
 
 
-def test_an_interrupt_while_waiting_leaves_the_store_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shrinks", [False, True], ids=["goes on", "shrinks"])
+def test_an_interrupted_call_leaves_the_store_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shrinks: bool
+) -> None:
+    """Its reads are under way when the call is interrupted; none writes into a slot that was since given back."""
     checkpoint = open_tiny(tmp_path, tiny_spec())
     wanted = outputs(routed(checkpoint, N_EXPERTS, 0))
     gate = threading.Event()
@@ -280,21 +284,28 @@ def test_an_interrupt_while_waiting_leaves_the_store_whole(tmp_path: Path, monke
         patched.setattr(Ticket, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             outputs(experts)
-        filling = dict(experts.store._arrivals._reads)
+        filling = [ticket for ticket, _ in experts.store._arrivals._reads.values()]
         assert filling
         threading.Timer(0.05, gate.set).start()
         patched.setattr(Ticket, "wait", wait)
-        assert all(torch.equal(a, b) for a, b in zip(wanted, outputs(experts), strict=True))
-    assert all(ticket.ended for ticket, _ in filling.values())
+        if shrinks:
+            each = experts.store._arena.slot_bytes
+            assert experts.store.shrink(4 * each) == 4 * each
+        else:
+            assert all(torch.equal(a, b) for a, b in zip(wanted, outputs(experts), strict=True))
+    assert all(ticket.ended for ticket in filling)
+    for slot in experts.store._home.given_back:
+        assert not experts.store._arena.tensor(slot).any()
+    assert all(torch.equal(a, b) for a, b in zip(wanted, outputs(experts), strict=True))
 
 
 def test_everything_can_be_loaded_ahead(tmp_path: Path) -> None:
     checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
     experts = routed(checkpoint, N_EXPERTS, 0)
-    told: list[tuple[int, int]] = []
-    experts.store.preload(lambda done, total: told.append((done, total)))
+    progress: list[tuple[int, int]] = []
+    experts.store.preload(lambda done, total: progress.append((done, total)))
     total = 2 * N_EXPERTS * checkpoint.expert_extents(1, 0).nbytes
-    assert (len(told), told[-1]) == (2 * N_EXPERTS, (total, total))
+    assert (len(progress), progress[-1]) == (2 * N_EXPERTS, (total, total))
     outputs(experts)
     assert experts.stats.misses == 2 * N_EXPERTS
     with pytest.raises(UsageError, match="only where each has a slot"):

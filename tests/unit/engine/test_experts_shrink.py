@@ -1,7 +1,6 @@
 """A store that shrinks: the memory leaves, the store works on with what is left, and no bit changes."""
 
 import mmap
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from earthshine.errors import CheckpointError, UsageError
 from earthshine.machine import memory_resident
 from earthshine.spec.model import ModelSpec, MoeSpec, Storage
 from earthshine.weights.placement import slot_bytes
-from earthshine.weights.reading import Reader, Ticket
+from earthshine.weights.reading import Reader
 from earthshine.weights.slots import Arena
 
 from ..weights.tiny import HIDDEN, N_EXPERTS, open_tiny, tiny_spec
@@ -90,7 +89,7 @@ def test_results_are_the_same_until_no_slot_is_left_and_then(
         assert experts.store.shrink(1 << 40) == 0
 
 
-def test_as_much_as_was_asked_for_leaves_or_a_little_more(tmp_path: Path) -> None:
+def test_shrinking_rounds_up_to_whole_slots(tmp_path: Path) -> None:
     checkpoint = open_tiny(tmp_path, tiny_spec())
     each = slot_bytes(checkpoint)
     experts = routed(checkpoint, 5, 1)
@@ -100,7 +99,7 @@ def test_as_much_as_was_asked_for_leaves_or_a_little_more(tmp_path: Path) -> Non
     assert experts.store.shrink(1 << 50) == 6 * each
 
 
-def test_nothing_asked_for_changes_nothing(tmp_path: Path) -> None:
+def test_shrinking_by_zero_changes_nothing(tmp_path: Path) -> None:
     experts = routed(open_tiny(tmp_path, tiny_spec()), N_EXPERTS, 0)
     experts.store.preload(lambda done, total: None)
     for nbytes in (0, -1, -(10**9)):
@@ -220,39 +219,7 @@ def test_a_failed_call_afterwards_brings_no_slot_back(tmp_path: Path, monkeypatc
     assert not any(experts.store._arena.tensor(slot).any() for slot in gone)
 
 
-def test_an_interrupt_beforehand_leaves_no_read_to_write_into_a_slot_that_went(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint = open_tiny(tmp_path, tiny_spec())
-    wanted = outputs(routed(checkpoint, N_EXPERTS, 0))
-    gate, real, wait = threading.Event(), Reader._read, Ticket.wait
-
-    def slow(self: Reader, segment: object) -> None:
-        gate.wait(300)
-        real(self, segment)
-
-    def interrupted(self: Ticket) -> None:
-        raise KeyboardInterrupt
-
-    experts = routed(checkpoint, 2, 4)
-    with monkeypatch.context() as patched:
-        patched.setattr(Reader, "_read", slow)
-        patched.setattr(Ticket, "wait", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            outputs(experts)
-        filling = [ticket for ticket, _ in experts.store._arrivals._reads.values()]
-        assert filling
-        threading.Timer(0.05, gate.set).start()
-        patched.setattr(Ticket, "wait", wait)
-        each = experts.store._arena.slot_bytes
-        assert experts.store.shrink(4 * each) == 4 * each
-    assert all(ticket.ended for ticket in filling)
-    for slot in experts.store._home.given_back:
-        assert not experts.store._arena.tensor(slot).any()
-    assert same(outputs(experts), wanted)
-
-
-def test_a_model_without_experts_gives_nothing(tmp_path: Path) -> None:
+def test_a_model_without_experts_frees_nothing(tmp_path: Path) -> None:
     spec = tiny_spec()
     experts = routed(open_tiny(tmp_path, replace(spec, layers=spec.layers[:1])), 0, 0)
     assert experts.store.shrink(1 << 30) == 0
