@@ -214,7 +214,7 @@ def test_a_kv_head_is_the_same_alone_and_beside_others(instruction_set: str, hea
         assert torch.equal(alone.attend(), together[:, h * group : (h + 1) * group])
 
 
-def test_what_lies_between_keys_and_values_may_be_nan(instruction_set: str) -> None:
+def test_nan_between_keys_and_values_is_not_read(instruction_set: str) -> None:
     case = make(Heads(4, 2, 64, 70, 32), 16, [(2, 18), (1, 70)])
     result = case.attend()
     case.pool.unflatten(-1, (2, -1))[..., 64:70] = float("nan")
@@ -285,7 +285,7 @@ REFUSED: list[tuple[Callable[[Case], Case], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "says"), REFUSED, ids=[says for _, says in REFUSED])
-def test_what_does_not_fit_is_refused(damage: Callable[[Case], Case], says: str) -> None:
+def test_shapes_that_do_not_fit_are_refused(damage: Callable[[Case], Case], says: str) -> None:
     with pytest.raises(KernelError, match=says):
         damage(make(mla(4, 32, 16), 16, [(2, 5)])).attend()
 

@@ -206,7 +206,7 @@ def test_an_absent_library_falls_back_aloud(monkeypatch) -> None:
     kernels.set_threads(2)  # as loading a model does
 
 
-def test_what_was_asked_for_by_name_is_served_or_refused(monkeypatch) -> None:
+def test_an_instruction_set_asked_for_by_name_is_refused_without_the_library(monkeypatch) -> None:
     monkeypatch.setattr(library, "_load", lambda: "It is not there.")
     monkeypatch.setenv("EARTHSHINE_KERNELS", "portable")
     with pytest.raises(KernelError, match="asks for portable, but: It is not there"):

@@ -299,13 +299,13 @@ X, W, ANGLES = torch.zeros(2, 8).bfloat16(), torch.ones(8).bfloat16(), torch.zer
         (lambda: elementwise.route(torch.zeros(1, 5000), torch.zeros(5000), top_k=1), "at most 4096"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_a_sentence(call: Callable[[], object], says: str) -> None:
+def test_shapes_that_do_not_fit_are_refused(call: Callable[[], object], says: str) -> None:
     with pytest.raises(KernelError, match=says):
         call()
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (2, 0), (0, 0)])
-def test_nothing_is_a_result_too(shape: tuple[int, int]) -> None:
+def test_empty_inputs_give_empty_results(shape: tuple[int, int]) -> None:
     x, half = torch.zeros(shape).bfloat16(), torch.zeros(shape[0], shape[1] // 2)
     assert elementwise.rms_norm(x, torch.ones(shape[1]).bfloat16(), EPS).shape == shape
     assert elementwise.rotate(x, half, half).shape == shape

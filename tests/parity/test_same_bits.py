@@ -69,12 +69,12 @@ def _answer(session, prompt=PROMPT, tokens=24):
 
 @DTYPES
 @pytest.mark.parametrize("prefill_tokens", [1, 7, 33, 512])
-def test_however_the_prompt_is_cut(load, dtype, prefill_tokens):
+def test_output_does_not_depend_on_how_the_prompt_is_cut(load, dtype, prefill_tokens):
     assert _answer(_session(load(dtype), prefill_tokens)) == _answer(_session(load(dtype)))
 
 
 @DTYPES
-def test_whether_a_prefix_is_reused(load, dtype):
+def test_output_does_not_depend_on_prefix_reuse(load, dtype):
     session = _session(load(dtype))
     _answer(session, [*PROMPT[:41], 5, 6, 7])
     reused = session.sync(PROMPT).reused
@@ -107,7 +107,7 @@ def test_a_decode_step_takes_two_native_calls_a_layer(load, monkeypatch):
 
 
 @DTYPES
-def test_whether_a_saved_state_is_taken_up(load, dtype):
+def test_output_after_a_restored_state_is_the_same(load, dtype):
     session, other = _session(load(dtype)), _session(load(dtype))
     session.sync(PROMPT[:77])
     other.restore(KVBlob.from_bytes(session.snapshot().to_bytes()))
@@ -116,7 +116,7 @@ def test_whether_a_saved_state_is_taken_up(load, dtype):
 
 
 @DTYPES
-def test_however_many_threads_run(load, dtype):
+def test_output_does_not_depend_on_threads(load, dtype):
     before, answers = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
@@ -128,7 +128,7 @@ def test_however_many_threads_run(load, dtype):
 
 
 @DTYPES
-def test_whatever_the_slots_hold(folder, load, dtype):
+def test_output_does_not_depend_on_expert_slots(folder, load, dtype):
     checkpoint = Checkpoint.open(folder, load_spec(folder))
     with Reader() as reader:
         store = ExpertStore(checkpoint, slots_per_layer=1, transit_slots=1, reader=reader, dtype=dtype)
@@ -139,7 +139,7 @@ def test_whatever_the_slots_hold(folder, load, dtype):
 
 
 @DTYPES
-def test_whoever_shares_the_step(load, dtype):
+def test_output_does_not_depend_on_the_batch(load, dtype):
     model = load(dtype)
     pool = _pool(model.spec, dtype, 48)
     prompts = [PROMPT[:50], PROMPT[30:37], [9]]

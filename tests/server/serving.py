@@ -94,11 +94,11 @@ class FakeGenerator:
     gate: threading.Event = field(default_factory=threading.Event)
     errors: dict = field(default_factory=dict)
 
-    async def answer(self, turns, user):
+    async def answer(self, requests, user):
         self.users.append(user)
         self.begun.set()
         try:
-            words = turns[0].prompt.split()
+            words = requests[0].prompt.split()
             opened = False
             for at, word in enumerate(words):
                 if word.startswith("!"):
@@ -120,8 +120,8 @@ class FakeGenerator:
         finally:
             self.closed.set()
 
-    async def count(self, turns):
-        return [len(turn.prompt.split()) for turn in turns]
+    async def count(self, requests):
+        return [len(request.prompt.split()) for request in requests]
 
 
 GAUGES = SimpleNamespace(

@@ -44,23 +44,23 @@ def prompt(*messages: tuple[str, Any], **fields: Any) -> Any:
 
 class TestBody:
     def test_plain(self):
-        turn = begin().requests[0]
-        assert turn.prompt == [{"role": "user", "content": "Hi"}]
-        assert turn.params == SamplingParams(max_tokens=10)
-        assert (turn.thinking, turn.continue_final_message) == (None, False)
+        request = begin().requests[0]
+        assert request.prompt == [{"role": "user", "content": "Hi"}]
+        assert request.params == SamplingParams(max_tokens=10)
+        assert (request.thinking, request.continue_final_message) == (None, False)
         assert not begin().stream
         assert begin(stream=True).stream
 
     def test_everything_that_has_a_meaning(self):
-        turn = begin(
+        request = begin(
             temperature=0.5, top_p=0.9, top_k=7, stop_sequences=["a", "b"], cache_salt="s", tools=[TOOL],
             output_config={"format": {"type": "json_schema", "schema": SCHEMA}, "effort": "high"},
             metadata={"user_id": "u"}, service_tier="auto", context_management={"edits": []}, cache_control={},
         ).requests[0]  # fmt: skip
-        assert turn.params == SamplingParams(max_tokens=10, temperature=0.5, top_p=0.9, top_k=7, stop=["a", "b"])
-        assert (turn.cache_salt, turn.format) == ("s", Format("json_schema", SCHEMA))
+        assert request.params == SamplingParams(max_tokens=10, temperature=0.5, top_p=0.9, top_k=7, stop=["a", "b"])
+        assert (request.cache_salt, request.format) == ("s", Format("json_schema", SCHEMA))
         function = {"name": "weather", "description": "Tells it.", "parameters": SCHEMA}
-        assert turn.tools == [{"type": "function", "function": function}]
+        assert request.tools == [{"type": "function", "function": function}]
 
     @pytest.mark.parametrize(
         "field",
@@ -82,11 +82,11 @@ class TestBody:
         assert f"has no field {name};" in str(error)
 
     def test_field_of_another_api_that_says_nothing_is_ignored(self):
-        turn = begin(
+        request = begin(
             guided_json=None, response_format=None, stop=[], n=1, repetition_penalty=1.0, presence_penalty=0,
             structured_outputs=True, min_tokens=0, options={"num_ctx": 4096}, keep_alive="5m", odd={"a": 1},
         ).requests[0]  # fmt: skip
-        assert turn.params == SamplingParams(max_tokens=10)
+        assert request.params == SamplingParams(max_tokens=10)
 
     def test_every_field_that_openais_chat_obeys_is_known(self):
         mine = {"model", "max_tokens", "temperature", "top_p", "top_k", "stream", "cache_salt", "thinking", "messages",
@@ -97,8 +97,8 @@ class TestBody:
         assert fields <= OPENAI_ONLY.keys()
 
     def test_the_betas_place_of_a_schema(self):
-        turn = begin(output_format={"type": "json_schema", "schema": SCHEMA}).requests[0]
-        assert turn.format == Format("json_schema", SCHEMA)
+        request = begin(output_format={"type": "json_schema", "schema": SCHEMA}).requests[0]
+        assert request.format == Format("json_schema", SCHEMA)
 
     @pytest.mark.parametrize(
         ("kind", "expected"), [("enabled", True), ("adaptive", True), ("disabled", False), ("between_tools", None)]
@@ -118,8 +118,8 @@ class TestBody:
         ],
     )
     def test_tool_choice(self, choice, expected, parallel):
-        turn = begin(tools=[TOOL], tool_choice=choice).requests[0]
-        assert (turn.tool_choice, turn.parallel_tool_calls) == (expected, parallel)
+        request = begin(tools=[TOOL], tool_choice=choice).requests[0]
+        assert (request.tool_choice, request.parallel_tool_calls) == (expected, parallel)
 
     def test_counting_needs_no_limit(self):
         exchange = begin(api=COUNT_TOKENS, max_tokens=...)
@@ -214,9 +214,9 @@ class TestConversation:
         ]
 
     def test_a_last_message_of_the_assistant_is_continued(self):
-        turn = begin(messages=[*HI, {"role": "assistant", "content": "Well,"}]).requests[0]
-        assert turn.continue_final_message
-        assert turn.prompt[-1] == {"role": "assistant", "content": "Well,"}
+        request = begin(messages=[*HI, {"role": "assistant", "content": "Well,"}]).requests[0]
+        assert request.continue_final_message
+        assert request.prompt[-1] == {"role": "assistant", "content": "Well,"}
 
     @pytest.mark.parametrize(
         ("role", "block", "words"),
@@ -283,7 +283,7 @@ CALL = [
 OPENED = Started(100, 64)
 
 
-def told(events: list[Any], ended: Ended) -> tuple[Any, list[Any]]:
+def answered(events: list[Any], ended: Ended) -> tuple[Any, list[Any]]:
     exchange = begin(stream=True)
     pieces = [OPENED, *(Delta(0, [event]) for event in events), ended]
     return exchange, [event for piece in pieces for event in exchange.push(piece)] + exchange.end()
@@ -302,7 +302,7 @@ def summary(events: list[Any]) -> list[str]:
 
 class TestReply:
     def test_events_of_thought_text_and_call(self):
-        _, events = told([Reasoning("So"), Reasoning("…"), Content("A"), *CALL, Content("B")],
+        _, events = answered([Reasoning("So"), Reasoning("…"), Content("A"), *CALL, Content("B")],
                          Ended(0, "tool_calls", 9, 2))  # fmt: skip
         assert summary(events) == [
             "message_start", "ping", "start", "delta So", "delta …", "delta unsigned", "stop", "start", "delta A",
@@ -316,7 +316,7 @@ class TestReply:
         assert events[0].data["message"]["stop_reason"] is None
 
     def test_whole(self):
-        exchange, events = told([Reasoning("So"), Content("A"), *CALL], Ended(0, "tool_calls", 9, 2))
+        exchange, events = answered([Reasoning("So"), Content("A"), *CALL], Ended(0, "tool_calls", 9, 2))
         whole = exchange.whole()
         called = whole["content"][2]
         assert whole["content"][:2] == [
@@ -343,7 +343,7 @@ class TestReply:
         ],
     )
     def test_reasons(self, ended, expected):
-        exchange, events = told([Content("A")], ended)
+        exchange, events = answered([Content("A")], ended)
         assert (exchange.whole()["stop_reason"], exchange.whole()["stop_sequence"]) == expected
         assert events[-2].data["delta"] == {"stop_reason": expected[0], "stop_sequence": expected[1]}
 
@@ -360,7 +360,7 @@ class TestReply:
     )
     def test_arguments(self, arguments, expected):
         start, *rest = CALL[0], *(ToolCallArguments(0, text) for text in arguments), ToolCallEnd(0)
-        exchange, events = told([start, *rest], Ended(0, "tool_calls", 1, 0))
+        exchange, events = answered([start, *rest], Ended(0, "tool_calls", 1, 0))
         assert exchange.whole()["content"][0]["input"] == expected
         sent = [
             event.data["delta"]["partial_json"] for event in events if "index" in event.data and "delta" in event.data
@@ -368,12 +368,12 @@ class TestReply:
         assert "".join(sent) == ("".join(arguments) or "{}")
 
     def test_a_call_that_is_cut_off_is_closed(self):
-        exchange, events = told(CALL[:2], Ended(0, "length", 1, 0))
+        exchange, events = answered(CALL[:2], Ended(0, "length", 1, 0))
         assert summary(events)[-3:] == ["stop", "message_delta", "message_stop"]
         assert exchange.whole()["content"][0]["input"] == {"unparsed": '{"city": '}
 
     def test_an_empty_answer(self):
-        exchange, events = told([], Ended(0, "stop", 1, 0))
+        exchange, events = answered([], Ended(0, "stop", 1, 0))
         assert summary(events) == ["message_start", "ping", "message_delta", "message_stop"]
         assert exchange.whole()["content"] == []
 
@@ -388,7 +388,7 @@ class TestReply:
     )  # fmt: skip
     def test_errors(self, kind, expected):
         body = MESSAGES.error(Refused("No.", kind))
-        said = "prompt is too long: No." if kind == "context" else "No."
-        assert body == {"type": "error", "error": {"type": expected, "message": said}}
+        text = "prompt is too long: No." if kind == "context" else "No."
+        assert body == {"type": "error", "error": {"type": expected, "message": text}}
         (event,) = begin(stream=True).failed(Refused("No.", kind))
         assert (event.name, event.data) == ("error", body)

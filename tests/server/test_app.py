@@ -62,28 +62,28 @@ def test_an_api_that_counts(client):
         ("!bug", 500, "internal", None),
     ],
 )
-def test_what_goes_wrong_before_the_first_word_has_its_status(client, prompt, status, kind, retry, stream):
+def test_errors_before_the_first_token_have_their_status(client, prompt, status, kind, retry, stream):
     answer = client.post("/v1/echo", json={"prompt": prompt, "stream": stream})
     assert (answer.status_code, answer.json()["kind"]) == (status, kind)
     assert answer.headers.get("retry-after") == retry
     assert "secret" not in answer.text
 
 
-def test_what_goes_wrong_later_is_an_event(client):
+def test_errors_after_the_first_token_are_events(client):
     answer = client.post("/v1/echo", json={"prompt": "a !full", "stream": True})
     assert answer.status_code == 200
     assert answer.text.endswith('data: {"error":"Many wait.","kind":"rate"}\n\n')
 
 
 def test_a_fault_is_logged_with_the_id_that_the_client_gets(client, caplog):
-    said = client.post("/v1/echo", json={"prompt": "!bug"}).json()["echo"]
-    name = said.rsplit(" ", 1)[1].rstrip(".")
+    message = client.post("/v1/echo", json={"prompt": "!bug"}).json()["echo"]
+    name = message.rsplit(" ", 1)[1].rstrip(".")
     assert name in caplog.text
     assert "ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said", "param"),
+    ("field", "value", "message", "param"),
     [
         ("model", "big", "There is no model 'big' here; this server has tiny, small.", "model"),
         ("prompt", 5, "prompt should be a valid string, and is 5.", "prompt"),
@@ -105,9 +105,9 @@ def test_a_fault_is_logged_with_the_id_that_the_client_gets(client, caplog):
         ),
     ],
 )
-def test_a_wrong_field_is_named(client, field, value, said, param):
+def test_a_wrong_field_is_named(client, field, value, message, param):
     answer = client.post("/v1/echo", json={"prompt": "a", field: value})
-    assert answer.json()["echo"] == said
+    assert answer.json()["echo"] == message
     assert answer.json()["param"] == param
     assert answer.status_code == (404 if field == "model" else 400)
 
@@ -155,10 +155,10 @@ def test_a_path_that_leads_nowhere_has_the_shape_of_the_nearest_api(server, path
         ("/v1/elsewhere/", None),
     ],
 )
-def test_a_path_with_slashes_amiss_is_told_the_right_one(client, path, meant):
-    said = client.post(path, json={"prompt": "a"})
-    assert said.status_code == 404
-    assert (f"; {meant} is meant" in said.text) if meant else ("is meant" not in said.text)
+def test_the_404_of_a_path_with_misplaced_slashes_names_the_right_one(client, path, meant):
+    answer = client.post(path, json={"prompt": "a"})
+    assert answer.status_code == 404
+    assert (f"; {meant} is meant" in answer.text) if meant else ("is meant" not in answer.text)
 
 
 def test_a_model_may_be_called_by_an_id_with_a_slash():
@@ -175,7 +175,7 @@ def test_a_body_as_it_is_may_say_so(client, coding):
     assert answer.status_code == 200
 
 
-def test_a_wrong_method_is_told_the_right_one(client):
+def test_the_405_of_a_wrong_method_names_the_right_one(client):
     answer = client.get("/v1/echo")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert answer.json()["echo"] == "/v1/echo takes POST, not 'GET'."
@@ -323,7 +323,7 @@ def test_a_drain_refuses_new_requests_on_open_connections():
         assert b"[DONE]" in received(held)
 
 
-def test_what_outlasts_a_drain_is_told_so():
+def test_replies_that_outlast_a_drain_end_with_an_error():
     with serving(drain_seconds=0.2) as server:
         stream = server.post({"prompt": "a hold", "stream": True})
         assert stream.recv(64)

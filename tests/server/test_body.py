@@ -27,7 +27,7 @@ def ask(server, raw, **headers):
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "expected"),
     [
         (b"", "The body is not JSON: it is empty."),
         (b'{"prompt": "a\x01"}', "The body is not JSON: Invalid control character at line 1, column 14."),
@@ -45,9 +45,9 @@ def ask(server, raw, **headers):
         (b'{"prompt": null}', "prompt should be a valid string, and is null."),
     ],
 )
-def test_what_is_not_the_object_that_it_should_be_is_refused(server, raw, said):
+def test_a_body_that_is_not_the_expected_object_is_refused(server, raw, expected):
     answer = ask(server, raw)
-    assert (answer.status_code, answer.json()["echo"]) == (400, said)
+    assert (answer.status_code, answer.json()["echo"]) == (400, expected)
 
 
 def test_half_a_surrogate_pair_becomes_the_replacement_character(server):
@@ -57,8 +57,8 @@ def test_half_a_surrogate_pair_becomes_the_replacement_character(server):
 
 def test_a_byte_order_mark_is_named(server):
     answer = ask(server, b'\xef\xbb\xbf{"prompt": "a"}')
-    said = "The body is not JSON: it begins with a byte order mark; write it without one."
-    assert (answer.status_code, answer.json()["echo"]) == (400, said)
+    expected = "The body is not JSON: it begins with a byte order mark; write it without one."
+    assert (answer.status_code, answer.json()["echo"]) == (400, expected)
 
 
 def test_a_large_body_is_refused_before_it_comes(server):
@@ -144,7 +144,7 @@ def test_compressed_bodies_are_refused(server):
 
 
 @pytest.mark.parametrize(
-    ("raw", "status", "said"),
+    ("raw", "status", "expected"),
     [
         (
             b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (MAX_HEAD_BYTES + 1),
@@ -169,17 +169,17 @@ def test_compressed_bodies_are_refused(server):
         ),
     ],
 )
-def test_what_is_not_http_gets_an_answer_that_names_the_mistake(server, raw, status, said):
+def test_bytes_that_are_not_http_get_a_400_that_names_the_mistake(server, raw, status, expected):
     connection = server.connect()
     connection.sendall(raw)
     head, _, body = received(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status)
     message = json.loads(body)["error"]["message"]
-    assert said in message
+    assert expected in message
     assert len(message) < 200
 
 
-def test_a_request_without_a_host_is_told_so(server):
+def test_a_request_without_a_host_is_refused_by_name(server):
     connection = server.connect()
     connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
     answer = received(connection)
@@ -203,7 +203,7 @@ def test_a_head_that_does_not_come_ends_the_connection(monkeypatch):
         assert "Request Count: 3" in next(iter(client._transport._pool.connections)).info()
 
 
-def test_an_answer_that_nobody_takes_ends_the_connection(monkeypatch):
+def test_a_reply_that_is_not_read_ends_the_connection(monkeypatch):
     monkeypatch.setattr("earthshine.net.connection.UNREAD_SECONDS", 0.1)
     monkeypatch.setattr("earthshine.server.http.run._KEEP_ALIVE_SECONDS", 0.3)
     lost, close = threading.Event(), Connection.connection_lost
@@ -215,7 +215,7 @@ def test_an_answer_that_nobody_takes_ends_the_connection(monkeypatch):
         assert 0 < len(received(connection)) < 20 << 20
 
 
-def test_too_many_connections_are_told_so(monkeypatch):
+def test_requests_beyond_the_limit_of_connections_get_a_503(monkeypatch):
     monkeypatch.setattr("earthshine.net.connection.MOST_OPEN", 2)
     with serving() as server:
         held = [server.post({"prompt": "a hold", "stream": True}) for _ in range(2)]
@@ -235,7 +235,7 @@ def test_unknown_fields_are_those_of_no_name():
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200) | st.from_regex(rb'\{"prompt": ?("(\\u[dD][89a-f]..|a)*"|\[*1|-?[0-9]{1,400})\}?'))
-def test_no_bytes_lead_anywhere_else(raw):
+def test_any_bytes_are_parsed_or_refused(raw):
     try:
         checked, body = parse_body(raw, Body)
     except Refused:

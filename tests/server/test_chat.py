@@ -34,7 +34,7 @@ def begin(served=SERVED, **fields):
     return chat.begin(parse_body(raw, chat.ChatBody)[0], served)
 
 
-def turn(served=SERVED, **fields):
+def request(served=SERVED, **fields):
     (only,) = begin(served, **fields).requests
     return only
 
@@ -49,7 +49,7 @@ def refusal(served=SERVED, **fields):
 
 class TestRequest:
     def test_plain(self):
-        found = turn(temperature=0.5, max_tokens=7, max_completion_tokens=9, stop="x", seed=3, unheard_of=1)
+        found = request(temperature=0.5, max_tokens=7, max_completion_tokens=9, stop="x", seed=3, unheard_of=1)
         assert found.prompt == [{"role": "user", "content": "Hello"}]
         assert found.params == SamplingParams(temperature=0.5, max_tokens=9, seed=3, stop="x")
         assert (found.tools, found.tool_choice) == ([], ToolChoice())
@@ -67,7 +67,7 @@ class TestRequest:
             {"role": "assistant", "reasoning": "Yes.", "reasoning_details": [{"text": "Yes."}], "refusal": None},
             {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}], "tool_calls": None},
         ]
-        assert turn(messages=given).prompt == [
+        assert request(messages=given).prompt == [
             {"role": "system", "content": "Be brief."},
             {"role": "developer", "content": "And kind.", "name": "dev"},
             {"role": "user", "content": "Look."},
@@ -80,7 +80,7 @@ class TestRequest:
     @pytest.mark.parametrize(("given", "expected"), [({"at": 1}, {"at": 1}), ({}, {}), (None, ""), ("", "")])
     def test_arguments_may_be_an_object_or_null(self, given, expected):
         call = {"id": "a", "function": {"name": "look", "arguments": given}}
-        (message,) = turn(messages=[{"role": "assistant", "tool_calls": [call]}]).prompt
+        (message,) = request(messages=[{"role": "assistant", "tool_calls": [call]}]).prompt
         function = {"name": "look", "arguments": expected}
         assert message["tool_calls"] == [{"id": "a", "type": "function", "function": function}]
 
@@ -100,14 +100,14 @@ class TestRequest:
         ],
     )
     def test_tool_choice(self, choice, names, expected):
-        found = turn(tools=[LOOK, GO], tool_choice=choice)
+        found = request(tools=[LOOK, GO], tool_choice=choice)
         assert [tool["function"]["name"] for tool in found.tools] == names
         assert found.tool_choice == expected
 
     def test_tools_keep_what_templates_read(self):
         search = {"type": "web_search", "external_web_access": False}
-        assert turn(tools=[LOOK, search, GO], parallel_tool_calls=False).tools == [LOOK, GO]
-        assert not turn(tools=[LOOK], parallel_tool_calls=False).parallel_tool_calls
+        assert request(tools=[LOOK, search, GO], parallel_tool_calls=False).tools == [LOOK, GO]
+        assert not request(tools=[LOOK], parallel_tool_calls=False).parallel_tool_calls
 
     @pytest.mark.parametrize(
         ("fields", "expected"),
@@ -125,7 +125,7 @@ class TestRequest:
         ],
     )
     def test_formats(self, fields, expected):
-        assert turn(**fields).format == expected
+        assert request(**fields).format == expected
 
     @pytest.mark.parametrize(
         ("fields", "expected"),
@@ -145,9 +145,9 @@ class TestRequest:
         ],
     )
     def test_thinking(self, fields, expected):
-        found = turn(**fields)
+        found = request(**fields)
         assert (found.thinking, found.preserve_thinking) == expected
-        thoughtless = turn(Served(("moon",), 0, 4096, False, False, lambda ids: ""), **fields)
+        thoughtless = request(Served(("moon",), 0, 4096, False, False, lambda ids: ""), **fields)
         assert (thoughtless.thinking, thoughtless.preserve_thinking) == (None, False)
 
     @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ class TestRequest:
         ],
     )
     def test_a_bound_of_thoughts(self, fields):
-        assert turn(**fields).thinking_tokens == 5
-        assert turn(thinking_token_budget=-1).thinking_tokens is None
+        assert request(**fields).thinking_tokens == 5
+        assert request(thinking_token_budget=-1).thinking_tokens is None
 
     def test_thoughts_can_be_hidden(self):
         for fields in ({"include_reasoning": False}, {"reasoning": {"exclude": True}}):
@@ -174,14 +174,14 @@ class TestRequest:
 
     def test_prefill(self):
         begun = [*HELLO, {"role": "assistant", "content": "Well,"}]
-        assert turn(messages=begun, continue_final_message=True, add_generation_prompt=False).continue_final_message
-        assert turn(messages=[*HELLO, begun[1] | {"partial": True}]).continue_final_message
-        assert not turn(messages=begun).continue_final_message
+        assert request(messages=begun, continue_final_message=True, add_generation_prompt=False).continue_final_message
+        assert request(messages=[*HELLO, begun[1] | {"partial": True}]).continue_final_message
+        assert not request(messages=begun).continue_final_message
 
     def test_logprobs_and_what_keeps_caches_apart(self):
-        assert turn(logprobs=True).params.logprobs == 0
-        assert turn(logprobs=True, top_logprobs=20).params.logprobs == 20
-        found = turn(cache_salt="s", priority=-3, prompt_cache_key="k", user="u")
+        assert request(logprobs=True).params.logprobs == 0
+        assert request(logprobs=True, top_logprobs=20).params.logprobs == 20
+        found = request(cache_salt="s", priority=-3, prompt_cache_key="k", user="u")
         assert (found.cache_salt, found.priority) == ("s", -3)
 
     @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ class TestRequest:
 
     @settings(max_examples=150, deadline=None)
     @given(fields=some.dictionaries(some.sampled_from(sorted(chat.ChatBody.model_fields)), ANYTHING, max_size=3))
-    def test_whatever_stands_in_a_field_is_taken_or_refused(self, fields):
+    def test_any_value_of_a_field_is_accepted_or_refused_without_a_fault(self, fields):
         with suppress(Refused):
             json.dumps(begin(**fields).whole(), allow_nan=False)
 
@@ -324,12 +324,12 @@ class TestAnswer:
         assert [entry["finish_reason"] for entry in deltas[:-1]] == [None] * (len(deltas) - 1)
         (choice,) = whole["choices"]
         assert deltas[-1]["finish_reason"] == choice["finish_reason"]
-        said = [entry["delta"] for entry in deltas]
+        parts = [entry["delta"] for entry in deltas]
         message = choice["message"]
-        assert "".join(delta.get("content", "") for delta in said) == (message["content"] or "")
-        assert "".join(delta.get("reasoning_content", "") for delta in said) == message.get("reasoning_content", "")
+        assert "".join(delta.get("content", "") for delta in parts) == (message["content"] or "")
+        assert "".join(delta.get("reasoning_content", "") for delta in parts) == message.get("reasoning_content", "")
         calls = {}
-        for delta in (call for entry in said for call in entry.get("tool_calls", ())):
+        for delta in (call for entry in parts for call in entry.get("tool_calls", ())):
             if "id" in delta:
                 assert delta["index"] not in calls
                 assert delta["function"]["arguments"] == ""
@@ -356,8 +356,8 @@ class TestStream:
         chunks = [event.data for piece in pieces for event in exchange.push(piece)]
         assert [chunk["choices"][0]["index"] for chunk in chunks] == [0, 1, 1, 0, 1, 0, 0]
         whole = ChatCompletion.model_validate(exchange.whole())
-        said = [(choice.index, choice.message.content, choice.finish_reason) for choice in whole.choices]
-        assert said == [(0, "ac", "length"), (1, "b", "stop")]
+        choices = [(choice.index, choice.message.content, choice.finish_reason) for choice in whole.choices]
+        assert choices == [(0, "ac", "length"), (1, "b", "stop")]
         assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (3, 3)
 
     def test_scores_come_with_the_text_they_made(self):

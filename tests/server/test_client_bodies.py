@@ -26,7 +26,7 @@ def flat(name):
     return {"type": "function", "name": name, "description": "Looks.", "strict": False, "parameters": SCHEMA}
 
 
-def said(role, words, kind="input_text"):
+def message_item(role, words, kind="input_text"):
     return {"type": "message", "id": "msg_1", "role": role, "content": [{"type": kind, "text": words}]}
 
 
@@ -69,8 +69,8 @@ MESSAGES = {
 }  # fmt: skip
 RESPONSES = {
     "input": [
-        said("developer", "You mind a lighthouse."),
-        said("user", "Look at a.png."),
+        message_item("developer", "You mind a lighthouse."),
+        message_item("user", "Look at a.png."),
         {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": None,
          "content": [{"type": "reasoning_text", "text": "A tool sees it."}]},
         {"type": "function_call", "status": "completed", "id": "fc_1", "name": "view", "namespace": "mcp__lamp",
@@ -80,9 +80,9 @@ RESPONSES = {
         {"type": "custom_tool_call", "call_id": "functions.patch:1", "name": "patch", "input": "+ a line"},
         {"type": "custom_tool_call_output", "call_id": "functions.patch:1", "output": "done"},
         {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "x"}},
-        said("assistant", "I looked.", "output_text"),
+        message_item("assistant", "I looked.", "output_text"),
         {"type": "compaction", "encrypted_content": "c2VjcmV0"},
-        said("user", "Go on."),
+        message_item("user", "Go on."),
     ],
     "tools": [
         flat("view"),

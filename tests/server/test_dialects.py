@@ -32,7 +32,7 @@ def path(request):
     return request.param
 
 
-def turn(path, **fields):
+def request(path, **fields):
     api, needed = PATHS[path]
     return api.begin(parse_body(json.dumps(needed | fields).encode(), api.body)[0], SERVED).requests[0]
 
@@ -40,7 +40,7 @@ def turn(path, **fields):
 def sampling(path, **fields):
     """The fields of SamplingParams that differ from what a request without any gets."""
     plain = dataclasses.asdict(SamplingParams(max_tokens=16 if path == "completions" else None))
-    found = dataclasses.asdict(turn(path, **fields).params)
+    found = dataclasses.asdict(request(path, **fields).params)
     return {name: value for name, value in found.items() if value != plain[name]}
 
 
@@ -78,7 +78,7 @@ def sampling(path, **fields):
     ],
 )
 def test_forms_are_obeyed_on_every_path(path, fields, form):
-    assert turn(path, **fields).format == form
+    assert request(path, **fields).format == form
 
 
 def test_bounds_on_tokens_are_obeyed_on_every_path(path):
@@ -86,7 +86,7 @@ def test_bounds_on_tokens_are_obeyed_on_every_path(path):
     assert sampling(path, min_new_tokens=3) == {"min_tokens": 3}
     assert sampling(path, min_tokens=0, allowed_token_ids=[]) == {}
     with pytest.raises(UsageError, match="no stop texts"):
-        turn(path, min_tokens=3, stop=["x"])
+        request(path, min_tokens=3, stop=["x"])
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_bounds_on_tokens_are_obeyed_on_every_path(path):
 )
 def test_forms_that_are_none_are_refused_by_name(path, fields, param):
     with pytest.raises(Refused) as caught:
-        turn(path, **fields)
+        request(path, **fields)
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
 def test_two_forms_of_a_response():
     with pytest.raises(Refused, match=r"response_format and text\.format"):
-        turn("responses", text={"format": {"type": "json_object"}}, response_format={"type": "json_object"})
+        request("responses", text={"format": {"type": "json_object"}}, response_format={"type": "json_object"})
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_other_names_are_obeyed(path, fields, expected):
 )
 def test_what_contradicts_is_refused_by_name(path, fields, param):
     with pytest.raises(Refused) as caught:
-        turn(path, **fields)
+        request(path, **fields)
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
@@ -159,9 +159,9 @@ def test_what_is_not_obeyed_is_refused_unless_it_says_nothing(path, name):
         return
     harmless, _ = REFUSED[name]
     for value in (None, *harmless):
-        assert turn(path, **{name: value})
+        assert request(path, **{name: value})
     with pytest.raises(Refused) as caught:
-        turn(path, **{name: {"a": [1, "x"]}})
+        request(path, **{name: {"a": [1, "x"]}})
     assert (caught.value.status, caught.value.param) == (400, name)
     assert name in str(caught.value)
     assert str(caught.value).endswith(".")
@@ -216,12 +216,12 @@ def test_the_model_keeps_to_the_form(live_server, path, form):
     body = PATHS[path][1] | form | {"think": False, "temperature": 2, "seed": 1}
     answer = httpx.post(live_server.url + ASKED[path], json=body | {"max_tokens": 400}, timeout=HANG_SECONDS).json()
     if path == "responses":
-        (said,) = (part["text"] for item in answer["output"] if item["type"] == "message" for part in item["content"])
+        (reply,) = (part["text"] for item in answer["output"] if item["type"] == "message" for part in item["content"])
     else:
         choice = answer["choices"][0]
-        said = choice["text"] if path == "completions" else choice["message"]["content"]
-    assert json.loads(said)["city"] in ("Rome", "Oslo")
-    assert said == said.strip()
+        reply = choice["text"] if path == "completions" else choice["message"]["content"]
+    assert json.loads(reply)["city"] in ("Rome", "Oslo")
+    assert reply == reply.strip()
 
 
 @pytest.mark.parametrize(
@@ -258,12 +258,12 @@ def test_no_bias_and_no_temperature_makes_a_second_call(live_server, fields, alo
     ],
 )
 def test_two_names_that_say_the_same_agree(path, fields):
-    assert turn(path, **fields).params.stop == ("x",)
+    assert request(path, **fields).params.stop == ("x",)
 
 
 def test_two_limits_of_a_response_that_differ_are_refused():
     with pytest.raises(Refused, match="max_output_tokens and another field"):
-        turn("responses", max_output_tokens=16, options={"num_predict": 2})
+        request("responses", max_output_tokens=16, options={"num_predict": 2})
     with pytest.raises(Refused, match="max_output_tokens and another field"):
-        turn("responses", max_output_tokens=9, max_tokens=3)
-    assert turn("responses", max_output_tokens=16, n_predict=16).params.max_tokens == 16
+        request("responses", max_output_tokens=9, max_tokens=3)
+    assert request("responses", max_output_tokens=16, n_predict=16).params.max_tokens == 16

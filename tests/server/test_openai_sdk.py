@@ -135,7 +135,7 @@ class TestResponses:
     def ask(self, client, **fields):
         return client.responses.create(**{**GREEDY, "input": ASK[0]["content"], "max_output_tokens": 12, **fields})
 
-    def test_it_says_what_chat_says(self, client):
+    def test_the_reply_is_that_of_chat(self, client):
         found = self.ask(client)
         expected = chat(client)
         assert found.output_text == expected.choices[0].message.content

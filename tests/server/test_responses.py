@@ -37,14 +37,14 @@ def begin(**fields):
     return responses.begin(parse_body(raw, responses.ResponsesBody)[0], SERVED)
 
 
-def turn(**fields):
+def request(**fields):
     (only,) = begin(**fields).requests
     return only
 
 
 class TestRequest:
     def test_plain(self):
-        found = turn(instructions="Be brief.", max_output_tokens=9, temperature=0, top_p=0.5)
+        found = request(instructions="Be brief.", max_output_tokens=9, temperature=0, top_p=0.5)
         assert found.prompt == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
         assert found.params == SamplingParams(temperature=0, top_p=0.5, max_tokens=9)
         assert (found.tools, found.tool_choice) == ([], ToolChoice())
@@ -71,7 +71,7 @@ class TestRequest:
             {"id": f"functions.{name}:{n}", "type": "function", "function": {"name": name, "arguments": "{}"}}
             for n, name in enumerate(("look", "go"))
         ]
-        assert turn(input=given).prompt == [
+        assert request(input=given).prompt == [
             {"role": "user", "content": "Look !"},
             {"role": "assistant", "reasoning_content": "Hm.", "content": "So:", "tool_calls": calls},
             {"role": "tool", "tool_call_id": "functions.look:0", "content": "A wall."},
@@ -85,7 +85,7 @@ class TestRequest:
         call = {"type": "function_call", "call_id": "functions.go:0", "name": "go"}
         given = [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}, call]
         given += [{"type": "reasoning", "summary": []}, call]
-        found = turn(input=given).prompt
+        found = request(input=given).prompt
         assert [(message["content"], len(message.get("tool_calls", ()))) for message in found] == [
             ("a", 0),
             ("b", 1),
@@ -105,7 +105,7 @@ class TestRequest:
         ],
     )
     def test_tools(self, choice, names, expected):
-        found = turn(tools=[LOOK, {"type": "web_search"}, GO], tool_choice=choice)
+        found = request(tools=[LOOK, {"type": "web_search"}, GO], tool_choice=choice)
         assert [tool["function"]["name"] for tool in found.tools] == names
         assert found.tool_choice == expected
         whole = Response.model_validate(begin(tools=[LOOK, GO], tool_choice=choice).whole())
@@ -129,11 +129,11 @@ class TestRequest:
         assert repeated.model_dump(by_alias=True, exclude_none=True) == format
 
     def test_thinking_and_logprobs(self):
-        assert turn(reasoning={"effort": "none"}).thinking is False
-        assert turn(reasoning={"effort": "high", "summary": "auto"}).thinking is None
-        assert turn(thinking={"type": "enabled", "keep": "all"}).preserve_thinking
-        assert turn(top_logprobs=3).params.logprobs == 3
-        assert turn(include=["message.output_text.logprobs", "reasoning.encrypted_content"]).params.logprobs == 0
+        assert request(reasoning={"effort": "none"}).thinking is False
+        assert request(reasoning={"effort": "high", "summary": "auto"}).thinking is None
+        assert request(thinking={"type": "enabled", "keep": "all"}).preserve_thinking
+        assert request(top_logprobs=3).params.logprobs == 3
+        assert request(include=["message.output_text.logprobs", "reasoning.encrypted_content"]).params.logprobs == 0
 
     @pytest.mark.parametrize(
         ("param", "fields"),
@@ -172,7 +172,7 @@ class TestRequest:
     @given(
         fields=some.dictionaries(some.sampled_from(sorted(responses.ResponsesBody.model_fields)), ANYTHING, max_size=3)
     )
-    def test_whatever_stands_in_a_field_is_taken_or_refused(self, fields):
+    def test_any_value_of_a_field_is_accepted_or_refused_without_a_fault(self, fields):
         with suppress(Refused):
             json.dumps(begin(**fields).whole(), allow_nan=False)
 

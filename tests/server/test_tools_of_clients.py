@@ -66,9 +66,9 @@ def calling(exchange, name, *arguments, end=True):
     return found, exchange.whole()
 
 
-def may_be_called(turn, name, arguments):
+def may_be_called(request, name, arguments):
     """Whether a reply that calls this is allowed to its end."""
-    constraint = PROMPTS.prepare(turn).constraint()
+    constraint = PROMPTS.prepare(request).constraint()
     call = f"<|tool_call_begin|>functions.{name}:0<|tool_call_argument_begin|>{arguments}<|tool_call_end|>"
     text = f"<|tool_calls_section_begin|>{call}<|tool_calls_section_end|><|im_end|>"
     for token in [] if constraint is None else TOKENIZER.encode(text, allow_special=True):
@@ -97,11 +97,11 @@ class TestNamespaces:
 
     def test_history_and_choice_use_the_name_that_the_model_knows(self):
         call = {"type": "function_call", "call_id": "c", "name": "view", "namespace": "mcp__lamp", "arguments": "{}"}
-        turn = respond(
+        request = respond(
             tools=LAMPS, input=[call], tool_choice={"type": "function", "name": "view", "namespace": "mcp__buoy"}
         ).requests[0]
-        assert turn.prompt[0]["tool_calls"][0]["function"]["name"] == "mcp__lamp__view"
-        assert turn.tool_choice == ToolChoice("named", "mcp__buoy__view")
+        assert request.prompt[0]["tool_calls"][0]["function"]["name"] == "mcp__lamp__view"
+        assert request.tool_choice == ToolChoice("named", "mcp__buoy__view")
 
     def test_bare_inner_name_is_no_choice(self):
         with pytest.raises(Refused, match="'view', which is not among the tools"):
@@ -121,12 +121,12 @@ class TestCustom:
 
     def test_a_regex_binds_the_text_of_a_call(self):
         form = {"type": "grammar", "syntax": "regex", "definition": "[+-] (one|two)"}
-        turn = respond(tools=[PATCH | {"format": form}], **NO_THOUGHT).requests[0]
+        request = respond(tools=[PATCH | {"format": form}], **NO_THOUGHT).requests[0]
         nested = {**PATCH, "format": {"type": "grammar", "grammar": form}}
-        assert turn.tools == chat(tools=[{"type": "custom", "custom": nested}]).requests[0].tools
-        assert not turn.unenforced
+        assert request.tools == chat(tools=[{"type": "custom", "custom": nested}]).requests[0].tools
+        assert not request.unenforced
         for text, allowed in (("+ one", True), ("- two", True), ("+ one more", False), ("say + one", False)):
-            assert may_be_called(turn, "patch", json.dumps({"input": text}, separators=(",", ":"))) is allowed, text
+            assert may_be_called(request, "patch", json.dumps({"input": text}, separators=(",", ":"))) is allowed, text
         free = respond(tools=[PATCH], **NO_THOUGHT).requests[0]
         assert may_be_called(free, "patch", '{"input":"say + one"}')
 
@@ -185,7 +185,7 @@ class Left(Echo):
 
 
 class TestLeftOut:
-    def test_is_said_in_the_log_once(self):
+    def test_is_logged_once(self):
         with serving(apis=(replace(APIS[0], begin=Left),)) as server:
             for _ in range(2):
                 httpx.post(f"{server.url}/v1/echo", json={"prompt": "a"}).raise_for_status()
@@ -196,9 +196,9 @@ class TestLeftOut:
 
     def test_tools_that_nobody_runs_are_named_for_the_log(self):
         hosted = [{"type": "web_search"}, {"type": "image_generation"}, {"type": "local_shell"}, PATCH]
-        turn = respond(tools=hosted).requests[0]
-        assert turn.left_out == ["web_search", "image_generation", "local_shell"]
-        assert len(turn.tools) == 1
+        request = respond(tools=hosted).requests[0]
+        assert request.left_out == ["web_search", "image_generation", "local_shell"]
+        assert len(request.tools) == 1
         built_in = {"type": "builtin_function", "function": {"name": "$web_search"}}
         assert chat(tools=[built_in]).requests[0].left_out == ["builtin_function"]
         theirs = [{"type": "bash_20250124", "name": "bash"}, {"type": "mcp_toolset", "mcp_server_name": "x"}]
@@ -274,8 +274,8 @@ class TestUnread:
         assert [message["content"] for message in found[1:]] == [expected, expected]
 
     def test_nothing_and_blocks_of_anthropics_servers(self):
-        told = [{"type": "text", "text": "So "}, {"type": "server_tool_use", "id": "s", "name": "web_search"}]
-        call = [*told, {"type": "tool_use", "id": "a", "name": "view", "input": {}}]
+        begun = [{"type": "text", "text": "So "}, {"type": "server_tool_use", "id": "s", "name": "web_search"}]
+        call = [*begun, {"type": "tool_use", "id": "a", "name": "view", "input": {}}]
         found = anthropic(
             ("assistant", call), ("user", [{"type": "tool_result", "tool_use_id": "a", "content": None}])
         ).prompt

@@ -48,7 +48,7 @@ def test_a_size_is_binary_with_an_i_and_decimal_without(text, value):
     ],
     ids=lambda text: ascii(text[:12]),
 )  # fmt: skip
-def test_what_is_no_size_is_refused_by_its_beginning(text):
+def test_text_that_is_not_a_size_is_refused(text):
     with pytest.raises(UsageError, match="is not a size; write a number of bytes with a unit") as refusal:
         parse_bytes(text)
     assert len(str(refusal.value)) < 200

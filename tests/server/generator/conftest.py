@@ -107,8 +107,8 @@ def asker(tokenizer: Tokenizer, template: ChatTemplate) -> Iterator[Asker]:
 
 
 def joined(pieces: list[Any], kind: type = Content, choice: int = 0) -> str:
-    said = [piece for piece in pieces if isinstance(piece, Delta) and piece.choice == choice]
-    return "".join(event.text for piece in said for event in piece.events if isinstance(event, kind))
+    deltas = [piece for piece in pieces if isinstance(piece, Delta) and piece.choice == choice]
+    return "".join(event.text for piece in deltas for event in piece.events if isinstance(event, kind))
 
 
 def events(pieces: list[Any]) -> list[Any]:

@@ -111,10 +111,10 @@ class TestCancellation:
         async def work(replies: TextGenerator) -> None:
             prepare = replies._prompts.prepare
 
-            def slow(turn: GenerationRequest) -> Any:
+            def slow(request: GenerationRequest) -> Any:
                 entered.set()
                 go_on.wait(300)
-                return prepare(turn)
+                return prepare(request)
 
             replies._prompts.prepare = slow
             task = asyncio.ensure_future(anext(replies.answer([wanted(HELLO)], "")))
@@ -148,12 +148,12 @@ class TestCancellation:
         engine = asker.says([*asker.ids("</think>"), *[100] * 400, END])
 
         async def work(replies: TextGenerator) -> int:
-            turns = 0
+            iterations = 0
 
             async def other() -> None:
-                nonlocal turns
+                nonlocal iterations
                 while True:
-                    turns += 1
+                    iterations += 1
                     await asyncio.sleep(0)
 
             pieces = replies.answer([wanted(HELLO)], "")
@@ -163,6 +163,6 @@ class TestCancellation:
             async for _ in pieces:
                 pass
             task.cancel()
-            return turns
+            return iterations
 
         assert asker.with_replies(work) >= 90

@@ -105,7 +105,7 @@ class TestStopStrings:
         assert (ended(pieces).reason, ended(pieces).stop_text) == ("stop", "wo thr")
         assert asker.engine.idle()
 
-    def test_the_engine_is_told_to_end(self, asker):
+    def test_a_stop_text_cancels_the_request(self, asker):
         engine = asker.says([*asker.ids("</think>one two"), HOLD, END])
         assert joined(asker(wanted(HELLO, stop=["two"]))) == "one "
         assert engine.idle()
@@ -135,23 +135,23 @@ class TestStopStrings:
     def test_scores_of_tokens_within_one_are_not_told(self, asker):
         asker.says("</think>one two three four<|im_end|>")
         pieces = asker(wanted(HELLO, stop=[" two three"], logprobs=0))
-        told = b"".join(score.raw for score in scores(pieces))
-        assert told == b"</think>one"
+        raw_text = b"".join(score.raw for score in scores(pieces))
+        assert raw_text == b"</think>one"
 
-    def test_the_score_of_a_token_that_is_told_in_part_is_told(self, asker):
+    def test_a_token_of_which_a_part_is_sent_has_its_score(self, asker):
         ids = [*asker.ids("</think>one"), next(t for t in range(5888) if asker.tokenizer.token_bytes(t) == b" two")]
         asker.says([*ids, END])
         pieces = asker(wanted(HELLO, stop=["wo"], logprobs=0))
         assert joined(pieces) == "one t"
         assert [score.token for score in scores(pieces)] == ids
 
-    def test_what_the_same_token_settles_after_one_is_not_told(self, asker):
+    def test_events_after_a_stop_text_within_the_same_token_are_dropped(self, asker):
         asker.says(f"</think>{SECTION}before STOP{call('functions.look:0', '{}')}{SECTION_END}<|im_end|>")
         pieces = asker(wanted(HELLO, tools=[TOOL], stop=["STOP"]))
         assert events(pieces) == [Content("before ")]
         assert (ended(pieces).reason, ended(pieces).stop_text) == ("stop", "STOP")
 
-    def test_what_befalls_the_engine_after_one_is_not_told(self, asker):
+    def test_an_engine_failure_after_a_stop_text_is_not_reported(self, asker):
         engine = asker.says([*asker.ids("</think>one two three"), Failed(EarthshineError("It broke."))])
 
         async def work(replies: TextGenerator) -> list[Any]:
@@ -238,13 +238,13 @@ class TestTenants:
 
 
 def test_count(asker):
-    turns = [
+    requests = [
         wanted(HELLO),
         wanted("x y z"),
         wanted([1, 2, 3]),
         wanted("a " * 5000),
     ]
-    counted = asker.with_replies(lambda replies: replies.count(turns), context_tokens=100)
+    counted = asker.with_replies(lambda replies: replies.count(requests), context_tokens=100)
     assert counted == [
         len(asker.template.encode(asker.tokenizer, HELLO)),
         len(asker.ids("x y z")),

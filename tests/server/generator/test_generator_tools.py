@@ -38,7 +38,7 @@ class TestTools:
         assert joined(pieces) == ""
         assert ended(pieces).reason == "tool_calls"
 
-    def test_one_that_is_cut_off_is_no_reason(self, asker):
+    def test_a_call_that_is_cut_off_does_not_count_as_tool_calls(self, asker):
         asker.says(f"</think>{SECTION}<|tool_call_begin|>functions.look:0<|tool_call_argument_begin|>{{<|im_end|>")
         pieces = asker(wanted(HELLO, tools=[TOOL]))
         assert not any(isinstance(event, ToolCallEnd) for event in events(pieces))
@@ -53,21 +53,21 @@ class TestTools:
         assert engine.cancelled == engine.requests
 
     @pytest.mark.parametrize(
-        "turn",
+        "request",
         [
             wanted(HELLO, tools=[TOOL], tool_choice=ToolChoice("named", "look")),
             wanted(HELLO, tools=[TOOL], tool_choice=ToolChoice("required"), parallel_tool_calls=False),
             wanted(HELLO, tools=[TOOL], parallel_tool_calls=False),
         ],
     )
-    def test_no_second_call_is_allowed(self, asker, turn):
+    def test_no_second_call_is_allowed(self, asker, request):
         first, second = (call(f"functions.look:{number}", "{}") for number in (0, 1))
         asker.says(f"</think>{SECTION}{first}{SECTION_END}<|im_end|>")
-        assert ended(asker(turn)).reason == "tool_calls"
+        assert ended(asker(request)).reason == "tool_calls"
         constraint = asker.engine.requests[0].constraint
         assert constraint is not None
         asker.says([HOLD])
-        grammar = asker.replies()._prompts.prepare(turn).constraint()
+        grammar = asker.replies()._prompts.prepare(request).constraint()
         assert grammar is not None
         for token in asker.ids(f"</think>{SECTION}{first}"):
             grammar.accept(token)
@@ -81,11 +81,11 @@ class TestTools:
         with pytest.raises(TextError, match="not one that"):
             asker(wanted(HELLO, thinking_tokens=most))
 
-    @pytest.mark.parametrize("turn", [wanted(HELLO), wanted(HELLO, tools=[TOOL], tool_choice=ToolChoice("none"))])
-    def test_without_tools_markers_are_text(self, asker, turn):
+    @pytest.mark.parametrize("request", [wanted(HELLO), wanted(HELLO, tools=[TOOL], tool_choice=ToolChoice("none"))])
+    def test_without_tools_markers_are_text(self, asker, request):
         text = f"{SECTION}{call('functions.look:0', '{}')}{SECTION_END}"
         asker.says(f"</think>{text}<|im_end|>")
-        pieces = asker(turn)
+        pieces = asker(request)
         assert joined(pieces) == text
         assert ended(pieces).reason == "stop"
         assert asker.engine.requests[0].tokens == asker.template.encode(asker.tokenizer, HELLO)

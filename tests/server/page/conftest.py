@@ -108,8 +108,8 @@ class Handler(BaseHTTPRequestHandler):
                     while not step.wait(0.02):
                         self.wfile.write(b": waiting\n\n")
                     continue
-                said = step if isinstance(step, str) else json.dumps(step)
-                self.wfile.write(f"data: {said}\n\n".encode())
+                data = step if isinstance(step, str) else json.dumps(step)
+                self.wfile.write(f"data: {data}\n\n".encode())
         except OSError:
             self.server.gone.set()
 

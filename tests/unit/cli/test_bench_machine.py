@@ -93,7 +93,7 @@ def test_the_disk_is_measured_by_what_is_named(earthshine, state: Path, tmp_path
     assert asked == [("measure_file", tmp_path / "file"), ("measure_folder", tmp_path / "folder")]
 
 
-def test_what_can_t_be_measured_is_said(earthshine, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_that_can_not_be_measured_are_named(earthshine, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = Rates({(4096, 1): (1e9, 2e9), (4096, 2): (1e9, 1.1e9)}, direct=False)
     busy = iter([100.0, 1e6])
     monkeypatch.setattr(bench, "busy_seconds", lambda: next(busy))

@@ -57,7 +57,7 @@ def test_percentiles(values, found):
     assert percentiles([]) is None
 
 
-def test_what_was_found_is_said(capsys, server, trace):
+def test_results_are_printed(capsys, server, trace):
     server.cached = 1024
     lines = run(capsys, server, trace=trace, concurrency=1).splitlines()
     assert lines[0] == f"'small' at {server.url}, completions"
@@ -176,7 +176,7 @@ def test_a_file_without_a_key(server, tmp_path, raw):
         ({"save": Path("/absent/folder/a.json")}, "lies in no folder"),
     ],
 )
-def test_what_has_no_meaning_is_refused_before_anything_is_sent(server, options, says):
+def test_impossible_options_are_refused_before_anything_is_sent(server, options, says):
     with pytest.raises(UsageError, match=says):
         run_bench_serve(BenchServeOptions(url=server.url, **options))
     assert server.heads == []

@@ -48,7 +48,7 @@ def test_a_conversation_holds_its_system_message_its_turns_and_its_way_of_thinki
 ):
     synced, sync = [], Session.sync
     monkeypatch.setattr(
-        Session, "sync", lambda self, tokens, *told: (synced.append(tokens), sync(self, tokens, *told))[1]
+        Session, "sync", lambda self, tokens, *more: (synced.append(tokens), sync(self, tokens, *more))[1]
     )
     options = ChatOptions(None, "Be brief.", thinking, (), Holding(context=512))
     conversation = Conversation(*gleam, options, SamplingParams(temperature=0, max_tokens=30))

@@ -181,7 +181,7 @@ def test_a_plan_says_all_about_how_a_model_is_held(earthshine, tmp_path, more):
 def test_plans_that_chat_can_not_use_are_refused(earthshine, tmp_path, k2_6):
     file = tmp_path / "plan.json"
     earthshine("plan", k2_6, "--machine", "mini-24gb", "--save", file)
-    for content, said in (
+    for content, message in (
         (file.read_text(), "The plan is for 'kimi_k25-"),
         ("{}", "is not a plan of this version"),
         (None, "can't be opened"),
@@ -191,7 +191,7 @@ def test_plans_that_chat_can_not_use_are_refused(earthshine, tmp_path, k2_6):
             file.write_text(content)
         code, out, err = earthshine("chat", "-p", "x", "--plan", file)
         assert (code, out) == (2, "")
-        assert said in err
+        assert message in err
         file.touch()
 
 

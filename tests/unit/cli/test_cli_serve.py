@@ -20,7 +20,7 @@ def keys(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--host", "0.0.0.0"], "give --api-keys FILE"),
         (["--api-keys", "KEYS"], "chmod 600"),
@@ -39,15 +39,15 @@ def keys(tmp_path):
         (["--plan", "plan.json", "--batch", "2"], "--plan says all"),
     ],
 )
-def test_wrong_use_is_named_before_anything_is_loaded(earthshine, keys, arguments, said):
+def test_wrong_use_is_named_before_anything_is_loaded(earthshine, keys, arguments, message):
     code, out, err = earthshine("serve", "gleam", *(str(keys) if word == "KEYS" else word for word in arguments))
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
     assert err.startswith("earthshine: ")
     assert "Traceback" not in err
 
 
-def test_a_batch_that_is_none_is_refused(earthshine):
+def test_a_batch_of_zero_is_refused(earthshine):
     code, _, err = earthshine("serve", "gleam", "--batch", "0", "--port", "0")
     assert (code, "A batch of 0 is not possible" in err) == (2, True)
 

@@ -54,7 +54,7 @@ def test_weights_quantised_by_their_own_file_alone_are_refused_by_name(earthshin
 
 
 @pytest.mark.parametrize("wrong", ["family", "tokenizer"])
-def test_what_can_not_work_is_refused_before_a_weight_is_read(earthshine, tmp_path, wrong):
+def test_an_unsupported_config_is_refused_before_a_weight_is_read(earthshine, tmp_path, wrong):
     """The weights are damaged too, which nobody gets to see."""
     folder = Path(shutil.copytree(GLEAM, tmp_path / "gleam"))
     (folder / "model.safetensors").write_bytes(b"")

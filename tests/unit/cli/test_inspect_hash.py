@@ -18,11 +18,11 @@ def test_checksums_are_written_beside_the_shards_and_held_against(
 ) -> None:
     folder = Path(shutil.copytree(GLEAM, tmp_path / "gleam"))
     run_inspect(str(folder), None, True, True)
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     weights = folder / "model.safetensors"
-    assert told["manifest"]["written"] == str(folder / "earthshine.manifest.json")
-    assert told["manifest"]["bytes_hashed"] == sum(share["bytes"] for share in told["weights"].values())
-    assert told["manifest"]["bytes_per_second"] > 0
+    assert printed["manifest"]["written"] == str(folder / "earthshine.manifest.json")
+    assert printed["manifest"]["bytes_hashed"] == sum(share["bytes"] for share in printed["weights"].values())
+    assert printed["manifest"]["bytes_per_second"] > 0
     load_model(folder)
     with weights.open("ab") as file:
         file.write(b"\0")

@@ -110,12 +110,12 @@ def test_int8_is_close_and_is_another_thing() -> None:
 
 
 def test_progress_climbs_to_the_whole_of_the_trunk_and_then_of_the_experts() -> None:
-    told: list[tuple[str, int, int]] = []
-    load_model(GLEAM, PlanArgs(), lambda *report: told.append(report)).close()
-    assert list(dict.fromkeys(what for what, _, _ in told)) == ["trunk", "experts"]
+    reports: list[tuple[str, int, int]] = []
+    load_model(GLEAM, PlanArgs(), lambda *report: reports.append(report)).close()
+    assert list(dict.fromkeys(what for what, _, _ in reports)) == ["trunk", "experts"]
     for what in ("trunk", "experts"):
-        done = [at for name, at, _ in told if name == what]
-        totals = {total for name, _, total in told if name == what}
+        done = [at for name, at, _ in reports if name == what]
+        totals = {total for name, _, total in reports if name == what}
         assert done == sorted(done)
         assert totals == {done[-1]}
         assert len(done) > 4
@@ -123,12 +123,12 @@ def test_progress_climbs_to_the_whole_of_the_trunk_and_then_of_the_experts() -> 
 
 def test_a_prompts_progress_climbs_layer_by_layer_to_its_new_tokens() -> None:
     with loaded(memory_bytes=smallest(context_tokens=1000), context_tokens=1000) as model:
-        session, told = model.session(), []
+        session, reports = model.session(), []
         session.sync(PROMPT[:20])
-        session.sync((PROMPT * 10)[:600], lambda *report: told.append(report))
+        session.sync((PROMPT * 10)[:600], lambda *report: reports.append(report))
         assert model.plan.division.prefill_tokens == 256
-    assert {total for _, total in told} == {580}
-    done = [at for at, _ in told]
+    assert {total for _, total in reports} == {580}
+    done = [at for at, _ in reports]
     assert done == sorted(done)
     assert len(done) == 3 * 5
     assert done[-1] == 580
@@ -136,7 +136,7 @@ def test_a_prompts_progress_climbs_layer_by_layer_to_its_new_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"context_tokens": 0}, "context of 0 tokens"),
         ({"context_tokens": 4097}, "1 to 4096"),
@@ -149,8 +149,8 @@ def test_a_prompts_progress_climbs_layer_by_layer_to_its_new_tokens() -> None:
     ],
     ids=str,
 )
-def test_options_that_can_not_be_are_refused(options: dict[str, object], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_options_that_can_not_be_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         load_model(GLEAM, PlanArgs(**options))
 
 

@@ -82,7 +82,7 @@ HUGE = 1 << 50
 
 
 @pytest.mark.parametrize(
-    ("division", "others", "said"),
+    ("division", "others", "message"),
     [
         ({"transit_slots": 300_000}, {}, "The plan takes .* but its budget is"),
         ({"transit_slots": HUGE}, {}, "The plan takes .* but its budget is"),
@@ -106,11 +106,11 @@ HUGE = 1 << 50
     ids=str,
 )
 def test_a_plan_that_does_not_fit_is_refused_whatever_its_file_says(
-    tmp_path: Path, plan: Plan, division: dict[str, Any], others: dict[str, Any], said: str
+    tmp_path: Path, plan: Plan, division: dict[str, Any], others: dict[str, Any], message: str
 ) -> None:
     """Before anything is read, and the reading threads have ended."""
     before, threads = memory_resident(), threading.active_count()
-    with pytest.raises(UsageError, match=said) as refusal:
+    with pytest.raises(UsageError, match=message) as refusal:
         load_model(GLEAM, replace(changed(plan, **division), **others))
     assert "\n" not in str(refusal.value)
     assert memory_resident() - before < 60 * MIB

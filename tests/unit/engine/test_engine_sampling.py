@@ -288,7 +288,7 @@ class TestWhatMayCome:
         with pytest.raises(EarthshineError, match=names):
             Sampler(SamplingParams(**fields), []).sample(self.LOGITS, allowed, stops)
 
-    def test_what_can_not_be_is_refused(self) -> None:
+    def test_impossible_sampling_parameters_are_refused(self) -> None:
         with pytest.raises(UsageError, match="min_tokens is 5, and at most 4"):
             SamplingParams(min_tokens=5, max_tokens=4)
         with pytest.raises(UsageError, match="vocabulary ends at 4"):

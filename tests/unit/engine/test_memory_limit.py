@@ -78,9 +78,9 @@ def test_over_it_without_slots_a_step_is_refused(held: int, slots: int) -> None:
     process = Process(held, slots=slots)
     with pytest.raises(BudgetError) as refusal:
         process.limit().check()
-    said = str(refusal.value)
-    assert "more than its budget of 1000.00 MiB, and every expert's slot is given back already" in said
-    assert "allow more with --memory" in said
+    message = str(refusal.value)
+    assert "more than its budget of 1000.00 MiB, and every expert's slot is given back already" in message
+    assert "allow more with --memory" in message
     assert process.slots == 0
     process.held = BUDGET
     process.limit().check()  # once the program has freed something, it goes on
@@ -205,16 +205,16 @@ def test_a_prompt_is_watched_layer_by_layer_and_a_refused_one_leaves_nothing(bal
     session.sync(PROMPT[:20])
     near(model)
     model.memory_limit.budget_bytes += 500 * MIB
-    told: list[float] = []
+    progress: list[float] = []
 
     def grow(done: float, total: int) -> None:
-        told.append(done)
-        if len(told) == 2:
+        progress.append(done)
+        if len(progress) == 2:
             model.memory_limit.budget_bytes -= 700 * MIB
 
     with pytest.raises(BudgetError):
         session.sync((PROMPT * 10)[:600], grow)
-    assert len(told) == 2, "of five layers"
+    assert len(progress) == 2, "of five layers"
     assert session.tokens == tuple(PROMPT[:20])
     model.memory_limit.budget_bytes += 700 * MIB
     assert answer(session) == wanted

@@ -11,15 +11,15 @@ from .scheduling import PAGE, PROMPTS, Bench, alone, reply
 
 def test_replies_together_are_what_they_are_alone():
     bench = Bench(prefill_tokens=7)
-    told = [bench.ask(prompt, max_tokens=3 + 2 * i) for i, prompt in enumerate(PROMPTS)]
+    replies = [bench.ask(prompt, max_tokens=3 + 2 * i) for i, prompt in enumerate(PROMPTS)]
     bench.run()
     for i, prompt in enumerate(PROMPTS):
-        assert reply(told[i]) == alone(prompt, 3 + 2 * i)
-        assert told[i][0] == Admitted(0)
+        assert reply(replies[i]) == alone(prompt, 3 + 2 * i)
+        assert replies[i][0] == Admitted(0)
     counts = bench.scheduler.counts
     assert counts.prompt_tokens == counts.prefix_queries == sum(map(len, PROMPTS))
-    assert counts.generated_tokens == sum(len(reply(each)) for each in told) - sum(
-        each[-1].reason != "stop" for each in told
+    assert counts.generated_tokens == sum(len(reply(each)) for each in replies) - sum(
+        each[-1].reason != "stop" for each in replies
     )
     assert bench.scheduler.durations.decode_seconds > 0
     bench.nothing_is_held()
@@ -56,12 +56,12 @@ def test_a_prefix_is_computed_once():
     assert reply(other) == alone(PROMPTS[1][:10])
 
 
-def test_what_a_reply_said_is_a_prefix_too():
+def test_generated_tokens_are_a_prefix_for_later_requests():
     bench = Bench()
     first = bench.ask(PROMPTS[0], 8)
     bench.run()
-    said = [event.token for event in first if isinstance(event, TokenEvent)]
-    whole = PROMPTS[0] + said + [1]
+    generated = [event.token for event in first if isinstance(event, TokenEvent)]
+    whole = PROMPTS[0] + generated + [1]
     again = bench.ask(whole)
     bench.run()
     assert again[0].reused >= (len(whole) - 2) // PAGE * PAGE
@@ -90,10 +90,10 @@ def test_tenants_share_nothing():
 
 def test_equal_prompts_at_once_are_computed_once():
     bench = Bench(prefill_tokens=8)
-    told = [bench.ask(PROMPTS[3], 4) for _ in range(4)]
+    replies = [bench.ask(PROMPTS[3], 4) for _ in range(4)]
     bench.run()
-    assert [each[0].reused for each in told] == [0, 28, 28, 28]
-    assert all(reply(each) == alone(PROMPTS[3], 4) for each in told)
+    assert [each[0].reused for each in replies] == [0, 28, 28, 28]
+    assert all(reply(each) == alone(PROMPTS[3], 4) for each in replies)
     prompt_tokens = sum(len(tokens) for tokens in bench.decoder.steps) - 4 * 3
     assert prompt_tokens == 30 + 3 * 2
 
@@ -105,7 +105,7 @@ def test_no_more_run_than_max_running():
     while bench.scheduler.queue.busy:
         bench.scheduler.step()
         assert len(bench.scheduler.queue.running) <= 2
-    assert all(reply(told) == alone(prompt, 6) for told, prompt in zip(bench.events, PROMPTS, strict=True))
+    assert all(reply(replies) == alone(prompt, 6) for replies, prompt in zip(bench.events, PROMPTS, strict=True))
 
 
 @pytest.mark.parametrize("n_pages", [16, 18, 20])
@@ -116,9 +116,9 @@ def test_sequences_are_preempted_when_pages_run_out_and_go_on(n_pages):
         bench.ask(prompt, 30, ignore_eos=True)
     bench.run()
     assert bench.scheduler.counts.preemptions > 0
-    for told, prompt in zip(bench.events, PROMPTS, strict=True):
-        assert reply(told) == alone(prompt, 30, ignore_eos=True)
-        assert sum(isinstance(event, Admitted) for event in told) == 1
+    for replies, prompt in zip(bench.events, PROMPTS, strict=True):
+        assert reply(replies) == alone(prompt, 30, ignore_eos=True)
+        assert sum(isinstance(event, Admitted) for event in replies) == 1
     bench.nothing_is_held()
 
 
@@ -140,12 +140,12 @@ def test_lower_numbers_go_first_and_push_others_aside():
 
 def test_a_cancelled_reply_ends_within_a_step():
     bench = Bench()
-    told, other = bench.ask(PROMPTS[0], 20, ignore_eos=True), bench.ask(PROMPTS[1], 8)
+    replies, other = bench.ask(PROMPTS[0], 20, ignore_eos=True), bench.ask(PROMPTS[1], 8)
     bench.run(4)
     bench.sequences[0].cancelled = True
     bench.scheduler.step()
-    assert told[-1] == Finished("cancelled")
-    assert not [event for event in told[:-1] if isinstance(event, Finished)]
+    assert replies[-1] == Finished("cancelled")
+    assert not [event for event in replies[:-1] if isinstance(event, Finished)]
     bench.run()
     assert reply(other) == alone(PROMPTS[1], 8)
     bench.nothing_is_held()
@@ -158,9 +158,9 @@ def test_prefill_pass_that_nobody_waits_for_is_closed():
         bench.sequences[0].cancelled = True
 
     bench.scheduler._poll = cancel
-    told = bench.ask(PROMPTS[3])
+    replies = bench.ask(PROMPTS[3])
     bench.run(1)
-    assert told == [Admitted(0), Finished("cancelled")]
+    assert replies == [Admitted(0), Finished("cancelled")]
     assert not bench.scheduler.queue.busy
     bench.nothing_is_held()
 

@@ -19,8 +19,8 @@ def test_a_reply_that_gave_way_finds_its_pages_on_disk(tmp_path):
         bench.ask(prompt, 30, ignore_eos=True)
     bench.run()
     assert files.stats.pages_read > 0
-    for told, prompt in zip(bench.events, PROMPTS, strict=True):
-        assert reply(told) == alone(prompt, 30, ignore_eos=True)
+    for events, prompt in zip(bench.events, PROMPTS, strict=True):
+        assert reply(events) == alone(prompt, 30, ignore_eos=True)
     files.close()
 
 
@@ -28,10 +28,10 @@ def test_a_prefix_comes_back_from_disk_after_a_restart(tmp_path):
     for run in range(2):
         files = PageFiles(tmp_path, LAYOUT, PAGE, 1 << 20)
         bench = Bench(files=files)
-        told = bench.ask(PROMPTS[3])
+        events = bench.ask(PROMPTS[3])
         bench.run()
-        assert told[0] == Admitted(28 if run else 0)
-        assert reply(told) == alone(PROMPTS[3])
+        assert events[0] == Admitted(28 if run else 0)
+        assert reply(events) == alone(PROMPTS[3])
         assert files.flush(10)
         files.close()
     assert files.stats.pages_read == 7

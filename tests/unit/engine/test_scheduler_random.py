@@ -218,11 +218,11 @@ class Run:
     def _ask(self, ask: Ask) -> None:
         extra = {"prompt_logprobs": 1} if ask.scores else {}
         params = PARAMS[ask.params] | extra
-        told = self.bench.ask(ask.tokens, ask.max_tokens, ask.tenant, ask.priority, **params)
+        events = self.bench.ask(ask.tokens, ask.max_tokens, ask.tenant, ask.priority, **params)
         if self.case.deaf and not self._asked:
 
-            def sink(said) -> None:
-                told.append(said)
+            def sink(generated) -> None:
+                events.append(generated)
                 raise RuntimeError("nobody listens")
 
             self.bench.sequences[-1]._sink = sink
@@ -263,33 +263,33 @@ class Run:
         assert not bench.scheduler._admission.loading
         assert bench.scheduler._prefill is None
         assert not bench.scheduler._again
-        for i, (ask, told) in enumerate(zip(self._asked, bench.events, strict=True)):
-            self._check_reply(i, ask, told)
+        for i, (ask, events) in enumerate(zip(self._asked, bench.events, strict=True)):
+            self._check_reply(i, ask, events)
         assert sum(bench.scheduler.queue.finished.values()) == len(self.case.asks)
         if self.files is not None:
             self.files.end()
         bench.nothing_is_held()
 
-    def _check_reply(self, i: int, ask: Ask, told: list) -> None:
-        last = [isinstance(each, Finished | Failed) for each in told]
+    def _check_reply(self, i: int, ask: Ask, events: list) -> None:
+        last = [isinstance(each, Finished | Failed) for each in events]
         assert last.count(True) == 1
         assert last[-1]
-        admitted = [at for at, each in enumerate(told) if isinstance(each, Admitted)]
+        admitted = [at for at, each in enumerate(events) if isinstance(each, Admitted)]
         assert admitted in ([], [0])
-        expected, said = lone(ask), reply(told)
-        if isinstance(told[-1], Finished) and told[-1].reason != "cancelled":
-            assert said == list(expected)
+        expected, generated = lone(ask), reply(events)
+        if isinstance(events[-1], Finished) and events[-1].reason != "cancelled":
+            assert generated == list(expected)
         else:
-            assert said[:-1] == list(expected[: len(said) - 1])
-            self._may_end_so(i, ask, told[-1])
-        self._check_scores(ask, told)
+            assert generated[:-1] == list(expected[: len(generated) - 1])
+            self._may_end_so(i, ask, events[-1])
+        self._check_scores(ask, events)
         if admitted:
             others = [at for at, other in enumerate(self._asked) if other.tenant == ask.tenant and at != i]
             known = max((common(ask.tokens, self.bench.sequences[at].tokens) for at in others), default=0)
-            assert told[0].reused <= min(known, len(ask.tokens) - 1)
-            if told[0].reused:
+            assert events[0].reused <= min(known, len(ask.tokens) - 1)
+            if events[0].reused:
                 event("a prefix was found")
-        event(f"a reply ended: {type(told[-1]).__name__}")
+        event(f"a reply ended: {type(events[-1]).__name__}")
 
     def _may_end_so(self, i: int, ask: Ask, last: Finished | Failed) -> None:
         case = self.case
@@ -300,14 +300,14 @@ class Run:
         else:
             assert case.broken_steps or case.broken_logits
 
-    def _check_scores(self, ask: Ask, told: list) -> None:
-        scores = [score for each in told if isinstance(each, PromptScores) for score in each.scores]
+    def _check_scores(self, ask: Ask, events: list) -> None:
+        scores = [score for each in events if isinstance(each, PromptScores) for score in each.scores]
         if not ask.scores:
             assert not scores
             return
         expected = lone_scores(tuple(ask.tokens))
         assert [(each.token, each.logprob) for each in scores] == list(expected[: len(scores)])
-        if any(isinstance(each, TokenEvent) for each in told):
+        if any(isinstance(each, TokenEvent) for each in events):
             assert len(scores) == len(expected)
 
 
@@ -347,5 +347,5 @@ def run(case: Case) -> None:
 
 @given(CASES)
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-def test_whatever_comes_each_reply_is_what_it_is_alone(case):
+def test_each_reply_under_random_load_is_that_of_the_request_alone(case):
     run(case)

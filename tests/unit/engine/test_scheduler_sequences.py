@@ -41,29 +41,29 @@ def test_logits_that_fail_end_only_whom_they_concern(failures):
         return working(hidden)
 
     bench.decoder.logits = logits
-    told = [bench.ask(tokens, 2) for tokens in ([1, 2, 3], [4, 5, 6])]
+    events = [bench.ask(tokens, 2) for tokens in ([1, 2, 3], [4, 5, 6])]
     bench.run()
     assert calls[:3] == [2, 1, 1]
-    assert isinstance(told[0][-1], Failed) == (failures == 2)
-    assert reply(told[1]) == alone([4, 5, 6], 2)
+    assert isinstance(events[0][-1], Failed) == (failures == 2)
+    assert reply(events[1]) == alone([4, 5, 6], 2)
     bench.nothing_is_held()
 
 
 def test_a_sink_that_fails_ends_its_reply_alone():
     bench = Bench()
-    heard: list = []
+    received: list = []
 
     def deaf(event) -> None:
-        heard.append(event)
+        received.append(event)
         raise RuntimeError("nobody listens")
 
     params = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
     bench.scheduler.queue.add(TokenSequence(-1, Request(PROMPTS[0], params), deaf, PAGE, frozenset({STOP})))
     other = bench.ask(PROMPTS[1])
     bench.run()
-    assert heard[0] == Admitted(0)
-    assert heard[-1] == Finished("cancelled")
-    assert len(heard) <= 3
+    assert received[0] == Admitted(0)
+    assert received[-1] == Finished("cancelled")
+    assert len(received) <= 3
     assert reply(other) == alone(PROMPTS[1])
     bench.nothing_is_held()
 
@@ -92,7 +92,7 @@ def test_decode_steps_run_beside_a_prefill_pass_that_is_taken_again():
     assert reply(bench.events[1]) == alone(PROMPTS[1], 2)
 
 
-def test_what_a_constraint_refuses_is_not_said():
+def test_tokens_that_a_constraint_refuses_are_not_generated():
     class Even:
         def __init__(self) -> None:
             self.seen: list[int] = []
@@ -108,9 +108,9 @@ def test_what_a_constraint_refuses_is_not_said():
 
     bench = Bench()
     even = Even()
-    told = bench.ask(PROMPTS[0], 8, constraint=even)
+    events = bench.ask(PROMPTS[0], 8, constraint=even)
     bench.run()
-    tokens = [event.token for event in told if isinstance(event, TokenEvent)]
+    tokens = [event.token for event in events if isinstance(event, TokenEvent)]
     assert tokens == even.seen[: len(tokens)]
     assert all(token % 2 == 0 for token in tokens)
 
@@ -163,9 +163,9 @@ def test_a_constraint_that_fails_ends_its_reply_alone():
         def accept(self, token: int) -> None: ...
 
     bench = Bench()
-    told, other = bench.ask(PROMPTS[0], constraint=Failing()), bench.ask(PROMPTS[1])
+    events, other = bench.ask(PROMPTS[0], constraint=Failing()), bench.ask(PROMPTS[1])
     bench.run()
-    assert str(told[-1].error) == "no such form"
+    assert str(events[-1].error) == "no such form"
     assert reply(other) == alone(PROMPTS[1])
 
 
@@ -173,33 +173,33 @@ def test_scores_of_a_prompt_are_a_sessions():
     bench = Bench(prefill_tokens=7)
     bench.ask(PROMPTS[3], 1)
     bench.run()
-    told = bench.ask(PROMPTS[3], 2, prompt_logprobs=2)
+    events = bench.ask(PROMPTS[3], 2, prompt_logprobs=2)
     bench.ask(PROMPTS[1], 9)
     bench.run()
-    scores = [score for event in told if isinstance(event, PromptScores) for score in event.scores]
+    scores = [score for event in events if isinstance(event, PromptScores) for score in event.scores]
     pool = PagePool(SPEC.kept, PAGE, 64, FakeDecoder().dtype)
     expected = Session(FakeDecoder(), pool, fingerprint="x").score(PROMPTS[3])
     assert [score.token for score in scores] == PROMPTS[3][1:]
     assert [score.logprob for score in scores] == expected.tolist()
     assert all(len(score.top) == 2 for score in scores)
-    assert told[0] == Admitted(0)
-    assert reply(told) == alone(PROMPTS[3], 2)
+    assert events[0] == Admitted(0)
+    assert reply(events) == alone(PROMPTS[3], 2)
 
 
 def test_scores_are_told_once_even_if_the_prompt_begins_anew():
     bench = Bench(prefill_tokens=8)
-    told = bench.ask(PROMPTS[3], 2, prompt_logprobs=0)
+    events = bench.ask(PROMPTS[3], 2, prompt_logprobs=0)
     bench.run(2)
     bench.scheduler._admission.preempt(bench.sequences[0])
     bench.run()
-    scores = [score for event in told if isinstance(event, PromptScores) for score in event.scores]
+    scores = [score for event in events if isinstance(event, PromptScores) for score in event.scores]
     assert [score.token for score in scores] == PROMPTS[3][1:]
-    assert reply(told) == alone(PROMPTS[3], 2)
+    assert reply(events) == alone(PROMPTS[3], 2)
 
 
 def test_a_context_that_is_full_ends_the_reply():
     bench = Bench(context_tokens=12)
-    told = bench.ask(PROMPTS[0], 30, ignore_eos=True)
+    events = bench.ask(PROMPTS[0], 30, ignore_eos=True)
     bench.run()
-    assert told[-1] == Finished("context")
-    assert sum(isinstance(event, TokenEvent) for event in told) == 3
+    assert events[-1] == Finished("context")
+    assert sum(isinstance(event, TokenEvent) for event in events) == 3

@@ -117,7 +117,7 @@ class TestTraces:
             ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03," + "9" * 5000 + ",6", "line 2, has"),
         ],
     )  # fmt: skip
-    def test_what_is_none_is_named_by_its_line(self, tmp_path, text, says):
+    def test_a_line_that_is_not_a_request_is_named(self, tmp_path, text, says):
         path = tmp_path / "trace"
         path.write_text(text)
         with pytest.raises(UsageError, match=says):

@@ -81,7 +81,7 @@ class TestFolder:
         with pytest.raises(UsageError, match=r"400.00 KiB free; .* 512.00 KiB or more are needed"):
             disk.measure_folder(folder)
 
-    def test_what_is_no_folder_is_refused(self, folder: Path, solid: Path) -> None:
+    def test_a_path_that_is_not_a_folder_is_refused(self, folder: Path, solid: Path) -> None:
         with pytest.raises(UsageError, match="can't be measured: No such file"):
             disk.measure_folder(folder / "absent")
         with pytest.raises(UsageError, match="can't be measured: Not a directory"):
@@ -114,7 +114,7 @@ class TestFile:
         with pytest.raises(UsageError, match=r"has 1000 B; 512.00 KiB or more are needed"):
             disk.measure_file(folder / "small")
 
-    def test_what_is_no_file_is_refused(self, folder: Path) -> None:
+    def test_a_path_that_is_not_a_file_is_refused(self, folder: Path) -> None:
         os.mkfifo(folder / "pipe")
         for name, text in (("pipe", "not a regular file"), (".", "not a regular file"), ("absent", "can't be opened")):
             with pytest.raises(UsageError, match=text):

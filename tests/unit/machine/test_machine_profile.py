@@ -145,7 +145,7 @@ INTEGERS = [
 class TestRefusals:
     @pytest.mark.parametrize("value", WRONG_NUMBERS, ids=repr)
     @pytest.mark.parametrize("field", NUMBERS + INTEGERS)
-    def test_what_is_no_number_in_bounds_is_refused_by_name(self, written, field: str, value: object) -> None:
+    def test_numbers_out_of_bounds_are_refused_by_name(self, written, field: str, value: object) -> None:
         if value is None and field in ("watts", "price_usd"):
             return
         with pytest.raises(UsageError) as refusal:
@@ -239,13 +239,13 @@ class TestRefusals:
         ],
         ids=lambda value: str(value[:12]),
     )
-    def test_what_is_no_such_file_is_refused(self, tmp_path: Path, raw: bytes, text: str) -> None:
+    def test_files_that_are_not_profiles_are_refused(self, tmp_path: Path, raw: bytes, text: str) -> None:
         file = tmp_path / "machine.json"
         file.write_bytes(raw)
         with pytest.raises(UsageError, match=text):
             read_machine(file)
 
-    def test_what_can_t_be_read_is_refused(self, tmp_path: Path) -> None:
+    def test_unreadable_files_are_refused(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
         for place, text in (("none", "No such file"), (".", "not a regular file"), ("pipe", "not a regular file")):
             with pytest.raises(UsageError, match=text):

@@ -69,7 +69,7 @@ def test_key_file_readable_by_others_is_refused(tmp_path, mode):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (b"", "holds no key"),
         (b"# nothing\n", "holds no key"),
@@ -80,11 +80,11 @@ def test_key_file_readable_by_others_is_refused(tmp_path, mode):
         (b"#" * ((1 << 20) + 1), "bytes"),
     ],
 )
-def test_key_file_without_valid_keys_is_refused(tmp_path, text, said):
+def test_key_file_without_valid_keys_is_refused(tmp_path, text, message):
     path = tmp_path / "keys"
     path.write_bytes(text)
     path.chmod(0o600)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         read_keys(path)
 
 

@@ -17,7 +17,7 @@ def test_port_in_use_is_named_in_the_error():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (ListenOptions(port=-1), "Port -1 does not exist"),
         (ListenOptions(port=65536), "Port 65536 does not exist"),
@@ -26,22 +26,22 @@ def test_port_in_use_is_named_in_the_error():
         (ListenOptions("198.51.100.1", 0), "can't be used"),
     ],
 )
-def test_an_address_that_cannot_be_used_is_refused(options, said):
-    with pytest.raises(UsageError, match=said):
+def test_an_address_that_cannot_be_used_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
         bind(options)
 
 
 def test_tls_files_that_are_not_a_pair_are_refused(certificate, tmp_path):
     cert, key = certificate
     (tmp_path / "empty.pem").touch()
-    for options, said in (
+    for options, message in (
         (ListenOptions(tls_cert=cert), "give --tls-cert and --tls-key"),
         (ListenOptions(tls_key=key), "give --tls-cert and --tls-key"),
         (ListenOptions(tls_cert=key, tls_key=cert), "are not a PEM certificate and its key"),
         (ListenOptions(tls_cert=cert, tls_key=tmp_path / "empty.pem"), "are not a PEM certificate"),
         (ListenOptions(tls_cert=tmp_path / "absent", tls_key=key), "can't be read: No such file"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             tls_context(options)
     locked = tmp_path / "locked.pem"
     subprocess.run(

@@ -185,9 +185,9 @@ def test_a_division_of_another_model_is_refused() -> None:
 def test_a_refusal_says_what_takes_the_memory() -> None:
     with pytest.raises(UsageError) as refusal:
         divide(K2_6, GIB, Wanted(PROCESS, 262_144, 4096, 3))
-    said = str(refusal.value)
-    assert "context of 4096 tokens for each of 3 conversations is " in said
-    assert "4.09 GiB are weights, 823.50 MiB the context, 459.88 MiB room to compute in, 300.00 MiB the process" in said
+    text = str(refusal.value)
+    assert "context of 4096 tokens for each of 3 conversations is " in text
+    assert "4.09 GiB are weights, 823.50 MiB the context, 459.88 MiB room to compute in, 300.00 MiB the process" in text
 
 
 @given(

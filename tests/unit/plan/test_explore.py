@@ -54,7 +54,7 @@ def test_no_improvement_makes_a_token_slower(shared_data: Path) -> None:
     assert tried > 30
 
 
-def test_what_helps_is_what_it_waits_for() -> None:
+def test_the_part_that_helps_is_the_one_waited_for() -> None:
     """A model that streams waits for the disk; with all in memory neither the disk nor more memory helps."""
     least = Case.of(big(), FLAT, PlanArgs(context_tokens=2048)).smallest
     slow = machine(disk=(DiskRate(1 << 20, 1, 1e7),))
@@ -138,7 +138,7 @@ def test_the_smallest_is_for_the_plans_own_context() -> None:
     assert found.smallest == asked.smallest == asked.plan.division.smallest
 
 
-def test_a_plan_decodes_at_its_own_context_unless_told() -> None:
+def test_a_plan_decodes_at_its_own_context_by_default() -> None:
     found = Case.of(big(), FLAT, PlanArgs(GIB + 300 * MIB, 8192, batch=2))
     assert found.decode() == found.decode(8192) == found.plan.forecast["decode at 8192"]
     assert found.decode(1) == found.plan.forecast["decode at 1"]

@@ -17,7 +17,7 @@ SMALL = machine(memory_bytes=2 * GIB)
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (PlanArgs(trunk="fp4"), "'fp4' is not a form of the trunk; choose one of bf16, int8"),
         (PlanArgs(dtype="fp16"), "'fp16' is not a dtype here; choose one of bf16, fp32"),
@@ -39,10 +39,10 @@ SMALL = machine(memory_bytes=2 * GIB)
     ],
     ids=str,
 )
-def test_plan_options_that_can_not_be_are_refused(args: PlanArgs, said: str) -> None:
+def test_plan_options_that_can_not_be_are_refused(args: PlanArgs, message: str) -> None:
     with pytest.raises(UsageError) as refusal:
         make_plan(SPEC, args, SMALL)
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
     assert str(refusal.value).endswith(".")
     assert "\n" not in str(refusal.value)
 

@@ -51,9 +51,9 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["input", "output", "cached_input"])
 @pytest.mark.parametrize("value", [-0.01, "1.5", True, [], 1e6 + 1, 10**400, {}], ids=lambda value: str(value)[:9])
 def test_a_price_that_is_none_is_refused_by_its_entry(tmp_path: Path, name: str, value: Any) -> None:
-    said = refused(table(tmp_path, GOOD, {**GOOD, "name": "second", name: value}))
-    assert "price 2, 'second'" in said
-    assert f"{name} is " in said
+    error = refused(table(tmp_path, GOOD, {**GOOD, "name": "second", name: value}))
+    assert "price 2, 'second'" in error
+    assert f"{name} is " in error
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -69,7 +69,7 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entries", "changed", "said"),
+    ("entries", "changed", "error"),
     [
         ([{**GOOD, "currency": "EUR"}], {}, "price 1 has 'currency'; it may have name"),
         ([GOOD, "free"], {}, "price 2 must be an object"),
@@ -87,12 +87,12 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str) -> None:
         ([GOOD], {"source": "two\nlines"}, "source is "),
     ],
 )
-def test_a_malformed_table_is_refused(tmp_path: Path, entries: list[Any], changed: dict[str, Any], said: str) -> None:
-    assert said in refused(table(tmp_path, *entries, **changed))
+def test_a_malformed_table_is_refused(tmp_path: Path, entries: list[Any], changed: dict[str, Any], error: str) -> None:
+    assert error in refused(table(tmp_path, *entries, **changed))
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"\xff", b"{", b'{"format": 1, "format": 2}', b" " * (2 << 20)])
-def test_what_is_no_table_at_all_is_refused(tmp_path: Path, raw: bytes) -> None:
+def test_files_that_are_not_tables_are_refused(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "prices.json"
     path.write_bytes(raw)
     refused(path)

@@ -45,15 +45,15 @@ def refused(path: Path, content: Any) -> str:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(UsageError) as refusal:
         read_plan(path)
-    said = str(refusal.value)
-    assert path.name in said
-    assert said.endswith(".")
-    return said
+    message = str(refusal.value)
+    assert path.name in message
+    assert message.endswith(".")
+    return message
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(found=PLANS)
-def test_what_is_written_reads_back(tmp_path: Path, found: Plan) -> None:
+def test_a_saved_plan_reads_back_equal(tmp_path: Path, found: Plan) -> None:
     path = tmp_path / "plan.json"
     path.write_text(plan_json(found), encoding="utf-8")
     again = read_plan(path)
@@ -94,8 +94,8 @@ def test_every_missing_key_is_named(tmp_path: Path, plan: Plan) -> None:
             found = json.loads(plan_json(plan))
             where, holder, _ = list(objects(found))[index]
             del holder[field.name]
-            said = refused(tmp_path / "plan.json", found)
-            assert f"{where} lacks {field.name};".strip() in said
+            message = refused(tmp_path / "plan.json", found)
+            assert f"{where} lacks {field.name};".strip() in message
 
 
 def test_every_unknown_key_is_named(tmp_path: Path, plan: Plan) -> None:
@@ -124,13 +124,13 @@ def test_every_mistyped_value_is_named(tmp_path: Path, plan: Plan) -> None:
                 found = json.loads(plan_json(plan))
                 where, holder, _ = list(objects(found))[index]
                 holder[field.name] = wrong
-                said = refused(tmp_path / "plan.json", found)
-                assert f"{where}: {field.name}" in said or (not where and f": {field.name}" in said), (wrong, said)
-                assert "it must be" in said or " lacks " in said or " has 'a'" in said
+                message = refused(tmp_path / "plan.json", found)
+                assert f"{where}: {field.name}" in message or (not where and f": {field.name}" in message), wrong
+                assert "it must be" in message or " lacks " in message or " has 'a'" in message
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("trunk", "fp4", "trunk is 'fp4'; it must be one of bf16, int8"),
         ("dtype", "fp16", "dtype is 'fp16'; it must be one of bf16, fp32"),
@@ -149,17 +149,17 @@ def test_every_mistyped_value_is_named(tmp_path: Path, plan: Plan) -> None:
         ("format", {}, "its format must be"),
     ],
 )
-def test_values_out_of_bounds_are_refused(tmp_path: Path, plan: Plan, name: str, value: Any, said: str) -> None:
+def test_values_out_of_bounds_are_refused(tmp_path: Path, plan: Plan, name: str, value: Any, message: str) -> None:
     found = json.loads(plan_json(plan))
     holder = found["division"] if name.startswith("division.") else found
     holder[name.removeprefix("division.")] = value
-    assert said in refused(tmp_path / "plan.json", found)
+    assert message in refused(tmp_path / "plan.json", found)
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "null", "{", '{"format": "earthshine plan 1"}', '{"a": NaN}', " " * (2 << 20)]
 )
-def test_what_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
+def test_files_that_are_not_plans_are_refused(tmp_path: Path, text: str) -> None:
     refused(tmp_path / "plan.json", text)
 
 

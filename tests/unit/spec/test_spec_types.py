@@ -95,12 +95,12 @@ def test_a_value_of_a_wrong_type_is_refused_by_its_key(config: Config) -> None:
     for path, value in changes:
         changed = copy.deepcopy(config)
         _holder(changed, path)[path[-1]] = value
-        said, keys = _refusal(changed, plain), [key for key in path if isinstance(key, str)]
-        if said:
+        message, keys = _refusal(changed, plain), [key for key in path if isinstance(key, str)]
+        if message:
             # Where two spellings of an object disagree, it is the object that is named.
-            named = keys[1] if "another spelling" in said and len(keys) > 1 else keys[-1]
-            assert re.search(rf"\b{re.escape(named)}\b", said), (path, value, said)
-            assert "differ" not in said, (path, value, said)
+            named = keys[1] if "another spelling" in message and len(keys) > 1 else keys[-1]
+            assert re.search(rf"\b{re.escape(named)}\b", message), (path, value, message)
+            assert "differ" not in message, (path, value, message)
             refused += 1
         else:
             nothing = value in (False, "", [], {}) and keys[-1] in ("eos_token_id", "kv_cache_scheme")

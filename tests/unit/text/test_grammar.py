@@ -170,7 +170,7 @@ def test_text_holds_no_control_token(house: House, rule: dict[str, Any]) -> None
             break
 
 
-def test_what_is_not_allowed_is_refused(house: House) -> None:
+def test_tokens_outside_the_grammar_are_refused(house: House) -> None:
     constraint = house.compile(format="choice", value=["yes"]).start()
     for token in (house.end, -1, house.vocab_size, 1 << 40):
         with pytest.raises(TextError, match="not one that"):

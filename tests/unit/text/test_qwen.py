@@ -148,7 +148,7 @@ def test_other_ways_to_write_the_same_call(tokenizer, body, name, arguments) -> 
 @pytest.mark.parametrize(
     "body", ["", "hm", "[1]", '{"name": 3, "arguments": {}}', '{"name": "f", "arguments": [1]}', "{" * 99]
 )
-def test_what_is_no_call_becomes_content(tokenizer, body) -> None:
+def test_malformed_calls_become_content(tokenizer, body) -> None:
     text = f"a\n<tool_call>\n{body}\n</tool_call>b"
     assert events_of(tokenizer, text) == [Content(text)]
 

@@ -36,10 +36,10 @@ def test_a_manifest_has_the_hash_of_every_expert_and_trunk_tensor(
 ) -> None:
     monkeypatch.setattr(manifest_module, "_CHUNK", chunk)
     checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32), shard_bytes=60_000)
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     with Reader() as reader:
-        write_manifest(checkpoint, reader, lambda done, total: told.append((done, total)))
-    assert told[-1] == (checkpoint.coverage().nbytes("trunk") + checkpoint.coverage().nbytes("experts"),) * 2
+        write_manifest(checkpoint, reader, lambda done, total: progress.append((done, total)))
+    assert progress[-1] == (checkpoint.coverage().nbytes("trunk") + checkpoint.coverage().nbytes("experts"),) * 2
     found = load_manifest(checkpoint)
     assert found is not None
     for layer in (1, 2):

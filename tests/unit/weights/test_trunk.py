@@ -255,11 +255,11 @@ def test_after_an_interruption_no_half_read_unit_is_used(tmp_path: Path, countdo
 
 
 def test_progress_is_told_in_bytes_to_the_end(checkpoint: Checkpoint, reader: Reader) -> None:
-    told: list[tuple[int, int]] = []
-    StoredTrunk(checkpoint, reader, streamed=frozenset(["layers.1"]), progress=lambda *pair: told.append(pair))
+    reports: list[tuple[int, int]] = []
+    StoredTrunk(checkpoint, reader, streamed=frozenset(["layers.1"]), progress=lambda *pair: reports.append(pair))
     sizes = {name: unit.nbytes for name, unit in units(checkpoint).items() if name != "layers.1"}
-    assert [done for done, _ in told] == [sum(list(sizes.values())[: i + 1]) for i in range(3)]
-    assert {total for _, total in told} == {sum(sizes.values())}
+    assert [done for done, _ in reports] == [sum(list(sizes.values())[: i + 1]) for i in range(3)]
+    assert {total for _, total in reports} == {sum(sizes.values())}
 
 
 def test_embedding_rows_from_disk_are_those_of_the_whole(checkpoint: Checkpoint, reader: Reader) -> None:

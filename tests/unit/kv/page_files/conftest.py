@@ -51,11 +51,11 @@ def make_files(tmp_path):
 
 def put(files: PageFiles, *pages: Page) -> list[bool]:
     """Write pages one after another and wait for each; what `done` was told."""
-    told: list[bool] = []
+    results: list[bool] = []
     for page in pages:
-        files.write(*page.named, lambda page=page: page.latents, told.append)
+        files.write(*page.named, lambda page=page: page.latents, results.append)
         assert files.flush(10)
-    return told
+    return results
 
 
 def holds(files: PageFiles, page: Page) -> bool:

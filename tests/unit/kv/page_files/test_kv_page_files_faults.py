@@ -59,7 +59,7 @@ class TestDamage:
         assert holds(theirs, page)
 
     @pytest.mark.parametrize("kind", ["link", "dangling", "folder", "full folder", "pipe"])
-    def test_what_is_no_file_is_neither_followed_nor_waited_for(self, make_files, tmp_path, kind):
+    def test_links_and_pipes_are_neither_followed_nor_waited_for(self, make_files, tmp_path, kind):
         files, page = make_files(), PAGES[0]
         put(files, page)
         path, aside = path_of(tmp_path / "cache", page), tmp_path / "aside"
@@ -121,26 +121,26 @@ class TestDamage:
 
 class TestFailures:
     def test_a_full_queue_refuses_at_once(self, make_files):
-        files, told, begun, go = make_files(most_waiting=2), [], threading.Event(), threading.Event()
+        files, results, begun, go = make_files(most_waiting=2), [], threading.Event(), threading.Event()
 
         def slow():
             begun.set()
             assert go.wait(300)
             return PAGES[0].latents
 
-        files.write(*PAGES[0].named, slow, told.append)
+        files.write(*PAGES[0].named, slow, results.append)
         assert begun.wait(300)
         for page in PAGES[1:5]:
-            files.write(*page.named, lambda page=page: page.latents, told.append)
-        assert told == [False, False]
+            files.write(*page.named, lambda page=page: page.latents, results.append)
+        assert results == [False, False]
         assert not files.flush(0.01)
         go.set()
         assert files.flush(10)
-        assert told == [False, False, True, True, True]
+        assert results == [False, False, True, True, True]
         assert (listed(files), files.stats.failed_writes) == ([0, 1, 2], 2)
 
     def test_closing_tells_those_that_wait_and_leaves_nothing_open(self, make_files):
-        files, told, begun, go = make_files(), [], threading.Event(), threading.Event()
+        files, results, begun, go = make_files(), [], threading.Event(), threading.Event()
 
         def slow():
             begun.set()
@@ -148,17 +148,17 @@ class TestFailures:
             return PAGES[0].latents
 
         for page in PAGES[:3]:
-            files.write(*page.named, slow, told.append)
+            files.write(*page.named, slow, results.append)
         assert begun.wait(300)
         threading.Timer(0.05, go.set).start()
         files.close()
-        assert told == [True, False, False]
+        assert results == [True, False, False]
         files.close()
         assert files.read(*PAGES[0].named) is None
         assert put(files, PAGES[4]) == [False]
         assert listed(make_files()) == [0]
 
-    def test_an_error_while_writing_rests_the_disk_and_is_told(self, make_files, tmp_path, monkeypatch):
+    def test_a_write_error_pauses_writing_and_is_reported(self, make_files, tmp_path, monkeypatch):
         now = [100.0]
         files = make_files(clock=lambda: now[0])
         put(files, *PAGES[:20])
@@ -205,10 +205,10 @@ class TestFailures:
         now = [0.0]
         files = make_files(folder=folder, clock=lambda: now[0])
         try:
-            told = put(files, *PAGES[:30])
-            good = told.index(False)
+            results = put(files, *PAGES[:30])
+            good = results.index(False)
             assert 5 < good < 17
-            assert told == [True] * good + [False] * (30 - good)
+            assert results == [True] * good + [False] * (30 - good)
             assert "No space left on device" in files.problem
             assert listed(files) == list(range(1, good))
             now[0] = 30.0
@@ -237,10 +237,10 @@ class TestFailures:
         readers = [threading.Thread(target=look, args=(first,)) for first in (0, 5)]
         for reader in readers:
             reader.start()
-        for turn in range(300):
-            page = PAGES[turn * 5 % 12]
+        for number in range(300):
+            page = PAGES[number * 5 % 12]
             files.write(*page.named, lambda page=page: page.latents, lambda good: None)
-            if turn % 10 == 0:
+            if number % 10 == 0:
                 assert files.flush(10)
             assert files.stats.bytes <= 6 * BLOCK
         stop.set()

@@ -67,11 +67,11 @@ class TestPages:
             files.read(replace(page.key, prior=bytes(32)), page.tokens)
 
     def test_latents_that_do_not_fit_cost_one_page_and_not_the_thread(self, make_files):
-        files, told = make_files(), []
+        files, results = make_files(), []
         for latents in (PAGES[0].latents[:2], tuple(each[:3] for each in PAGES[0].latents), None):
-            files.write(*PAGES[0].named, lambda latents=latents: latents, told.append)
+            files.write(*PAGES[0].named, lambda latents=latents: latents, results.append)
         assert files.flush(10)
-        assert told == [False, False, False]
+        assert results == [False, False, False]
         assert "could not be taken over" in files.problem
         assert listed(files) == []
         assert put(files, PAGES[0]) == [True]
@@ -91,7 +91,7 @@ class TestLimit:
             assert files.stats.bytes <= 4 * BLOCK
         assert files.stats.evicted == 4
 
-    def test_what_lies_on_the_disk_is_what_is_counted(self, make_files, tmp_path):
+    def test_counted_bytes_are_those_on_the_disk(self, make_files, tmp_path):
         files = make_files(5 * BLOCK)
         put(files, *PAGES[:12])
         found = list((tmp_path / "cache").rglob("*.kv"))
