@@ -23,6 +23,9 @@ CASES = [
     Qwen3(n_kv_heads=8, normalize=False),
     Qwen3(n_kv_heads=1, head_dim=20),
     Qwen3(n_kv_heads=4, head_dim=16, storage="fp8"),
+    Qwen3(n_kv_heads=4, storage="fp8", scales="bfloat16"),
+    Qwen3(yarn=True),
+    Qwen3(head_dim=20, yarn=True, attention_factor=1.5),
     KimiLinear(),
     KimiLinear(latent_layers=(1, 4), n_layers=5),
 ]

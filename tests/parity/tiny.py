@@ -7,6 +7,7 @@ Earthshine's reader, decoders or mathematics shows as a difference.
 
 import json
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,8 @@ YARN = {
     "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0,
     "original_max_position_embeddings": 32, "type": "yarn",
 }  # fmt: skip
+# As Qwen's cards write it, without the keys whose defaults it uses.
+QWEN_YARN: dict[str, Any] = {"factor": 4.0, "original_max_position_embeddings": 32, "rope_type": "yarn"}
 
 
 class Tiny(Protocol):
@@ -107,9 +110,15 @@ class Qwen3:
     normalize: bool = True
     storage: str = "bf16"
     n_experts: int = 16
+    yarn: bool = False
+    attention_factor: float | None = None  # of YaRN, where not its own
+    scales: str = "float32"  # of fp8
 
     def config(self) -> dict[str, Any]:
         quantization = published_quantization(STORAGES[self.storage])
+        yarn = dict(QWEN_YARN)
+        if self.attention_factor is not None:
+            yarn["attention_factor"] = self.attention_factor
         return {
             "architectures": ["Qwen3MoeForCausalLM"],
             "attention_bias": False,
@@ -131,7 +140,7 @@ class Qwen3:
             "num_hidden_layers": 3,
             "num_key_value_heads": self.n_kv_heads,
             "rms_norm_eps": 1e-2,  # large enough to be seen
-            "rope_scaling": None,
+            "rope_scaling": yarn if self.yarn else None,
             "rope_theta": 10000.0,
             "sliding_window": None,
             "tie_word_embeddings": False,
@@ -213,12 +222,19 @@ def _values(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     return (gain * noise).bfloat16()
 
 
+def _with_scales(case: Tiny, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """FP8's scales in the dtype that the case asks for, rounded."""
+    dtype = getattr(torch, getattr(case, "scales", "float32"))
+    for name, tensor in tensors:
+        yield name, tensor.to(dtype) if name.endswith("_scale_inv") else tensor
+
+
 def write_tiny(folder: Path, case: Tiny, seed: int = 0) -> Path:
     """config.json and shards of a random model; the same seed gives the same bytes."""
     generator = torch.Generator().manual_seed(seed)
     spec = spec_from_config(case.config())
     tensors = {name: _values(name, shape, generator) for name, shape in tensor_shapes(spec).items()}
-    write_checkpoint(folder, published_tensors(spec, tensors), shard_bytes=200_000)
+    write_checkpoint(folder, _with_scales(case, published_tensors(spec, tensors)), shard_bytes=200_000)
     (folder / "config.json").write_text(json.dumps(case.config()))
     return folder
 
@@ -235,7 +251,7 @@ def _decoded(stored: dict[str, Tensor]) -> dict[str, Tensor]:
         elif f"{name}_scale_inv" in stored:
             scale = stored[f"{name}_scale_inv"].repeat_interleave(128, 0).repeat_interleave(128, 1)
             rows, columns = tensor.shape
-            values[name] = (tensor.float() * scale[:rows, :columns]).bfloat16().float()
+            values[name] = (tensor.float() * scale[:rows, :columns].float()).bfloat16().float()
         elif part in ("weight", "e_score_correction_bias"):
             values[name] = tensor.float()
     return values

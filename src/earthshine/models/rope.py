@@ -1,4 +1,4 @@
-"""Rotary tables with DeepSeek's YaRN (arXiv 2309.00071, as in DeepSeek-V3's modeling code).
+"""Rotary tables with YaRN (arXiv 2309.00071, as in DeepSeek-V3's modeling code, and as in transformers for Qwen3).
 
 YaRN is static here: it applies at every length, as the published models were trained.
 """
@@ -44,6 +44,13 @@ def magnitude(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
+def attention_factor(yarn: YarnSpec) -> float:
+    """By how much YaRN enlarges cosines and sines, and so queries and keys."""
+    if yarn.attention_factor is not None:
+        return yarn.attention_factor
+    return magnitude(yarn.factor, yarn.mscale) / magnitude(yarn.factor, yarn.mscale_all_dim)
+
+
 def softmax_scale(attention: MlaSpec) -> float:
     """(nope + rope)^-0.5, times m^2 where mscale_all_dim is set."""
     yarn = attention.rope.yarn
@@ -60,8 +67,7 @@ class RotaryTable:
 
     def __init__(self, rope: RopeSpec) -> None:
         self._frequencies = frequencies(rope)
-        yarn = rope.yarn
-        self._gain = magnitude(yarn.factor, yarn.mscale) / magnitude(yarn.factor, yarn.mscale_all_dim) if yarn else 1.0
+        self._gain = attention_factor(rope.yarn) if rope.yarn else 1.0
         self._block = max(1, min(_BLOCK, _BLOCK_ANGLES // len(self._frequencies)))
         self._cos = self._sin = torch.empty(0, len(self._frequencies))
         self._asked: Tensor | None = None  # the positions of the last call, and its answer: a step asks in every layer

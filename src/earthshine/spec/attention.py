@@ -91,7 +91,10 @@ class AttentionSpec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class YarnSpec:
-    """Static YaRN as DeepSeek applies it: at every length (arXiv 2309.00071)."""
+    """Static YaRN: at every length (arXiv 2309.00071).
+
+    `attention_factor`, of cosines and sines; where None, it follows from `mscale` and `mscale_all_dim`.
+    """
 
     factor: float
     original_context: int
@@ -99,6 +102,7 @@ class YarnSpec:
     beta_slow: float
     mscale: float
     mscale_all_dim: float
+    attention_factor: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +226,7 @@ class GqaSpec:
             "n_kv_heads": self.n_kv_heads,
             "head_dim": self.head_dim,
             "rope_dim": self.rope.dim,
+            "yarn_factor": self.rope.yarn.factor if self.rope.yarn else None,
         }
 
     @property

@@ -15,6 +15,7 @@ from earthshine.spec import (
     Rows,
     Scoring,
     Storage,
+    YarnSpec,
     footprint,
     spec_from_config,
     trunk_tensors,
@@ -110,7 +111,7 @@ _NOT_SIZES: list[Any] = [0, -1, 1.5, True, "64", None, [], 2**40]
         ("hidden_act", ["gelu", None]),
         ("architectures", [["Qwen3ForCausalLM"]]),
         ("torch_dtype", ["float16"]),
-        ("rope_scaling", [YARN, {"rope_type": "linear", "factor": 2.0}, {"factor": 2.0}, "yarn", 4]),
+        ("rope_scaling", [{"rope_type": "linear", "factor": 2.0}, {"factor": 2.0}, "yarn", 4]),
         ("rope_theta", [None, 0, "1e6", True]),
         ("head_dim", [0, 127, -2, "128", 64.0]),
         ("num_attention_heads", [*_NOT_SIZES, 30]),
@@ -142,8 +143,35 @@ def test_other_values_are_refused_by_name(qwen3_30b: Config, key: str, values: l
             spec_from_config(qwen3_30b | {key: value})
 
 
-def test_yarn_is_named(qwen3_30b: Config) -> None:
-    with pytest.raises(Unsupported, match=r"rope_scaling\.rope_type is 'yarn'; only 'default' is implemented"):
-        spec_from_config(qwen3_30b | {"rope_scaling": YARN})
-    with pytest.raises(Unsupported, match=r"rope_parameters\.rope_type is 'yarn'"):
-        spec_from_config(qwen3_30b | {"rope_parameters": YARN | {"rope_theta": 1e6}})
+def test_yarn_as_the_cards_write_it(qwen3_30b: Config) -> None:
+    """max_position_embeddings may stay what it was; YaRN stretches the original context."""
+    for key in ("rope_scaling", "rope_parameters"):
+        spec = spec_from_config(qwen3_30b | {"rope_scaling": None} | {key: YARN | {"rope_theta": 1e6}})
+        assert spec.max_context == 131072
+        assert spec.layers[0].attention.rope == RopeSpec(128, 1e6, YarnSpec(4.0, 32768, 32.0, 1.0, 1.0, 0.0))
+    stretched = spec_from_config(qwen3_30b | {"rope_scaling": YARN, "max_position_embeddings": 262144})
+    assert stretched.max_context == 262144
+
+
+def test_yarn_with_keys_of_its_own(qwen3_30b: Config) -> None:
+    own = YARN | {"attention_factor": 1.25, "beta_fast": 16, "beta_slow": 2, "truncate": True, "mscale": None}
+    (yarn,) = {layer.attention.rope.yarn for layer in spec_from_config(qwen3_30b | {"rope_scaling": own}).layers}
+    assert yarn == YarnSpec(4.0, 32768, 16.0, 2.0, 1.0, 0.0, 1.25)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"factor": 0.5}, "rope_scaling.factor is 0.5; it must be a number from 1"),
+        ({"factor": None}, "rope_scaling.factor is null"),
+        ({"original_max_position_embeddings": None}, "rope_scaling.original_max_position_embeddings is null"),
+        ({"attention_factor": -1}, "rope_scaling.attention_factor is -1; it must be a number from 0.001"),
+        ({"beta_fast": 0.5}, "rope_scaling.beta_fast must be at least beta_slow"),
+        ({"truncate": False}, "rope_scaling.truncate is false; only true is implemented"),
+        ({"mscale": 0.7}, "unknown key rope_scaling.mscale"),
+        ({"rope_type": "longrope"}, "rope_scaling.rope_type is 'longrope'; only 'default' or 'yarn' is implemented"),
+    ],
+)
+def test_another_yarn_is_refused_by_name(qwen3_30b: Config, change: Config, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        spec_from_config(qwen3_30b | {"rope_scaling": YARN | change})

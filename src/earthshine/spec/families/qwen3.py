@@ -1,10 +1,10 @@
 """`qwen3_moe`: Qwen3-30B-A3B and Qwen3-235B-A22B, from the configs that Qwen publishes and that transformers saves.
 
-Anything but full attention in every layer, experts in every layer, plain RoPE and untied embeddings is refused by
-name. What the config leaves out is what transformers' Qwen3MoeConfig takes it for.
+Anything but full attention in every layer, experts in every layer, plain RoPE or static YaRN and untied embeddings is
+refused by name. What the config leaves out is what transformers' Qwen3MoeConfig takes it for.
 """
 
-from earthshine.spec.attention import GqaSpec, RopeSpec
+from earthshine.spec.attention import GqaSpec, RopeSpec, YarnSpec
 from earthshine.spec.families.bookkeeping import BOOKKEEPING, refuse_encoders
 from earthshine.spec.families.deepseek import MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, read_tokens
 from earthshine.spec.families.quantization import check_exceptions, read_quantization
@@ -24,12 +24,13 @@ def read_qwen3_moe(config: dict[str, object]) -> ModelSpec:
     quantization = read_quantization(keys)
     tokens = read_tokens(family, keys)
     hidden, norm_eps = keys.integer("hidden_size"), keys.number("rms_norm_eps", 1e-12, 0.1)
-    layer = LayerSpec(_read_attention(keys, hidden, norm_eps), _read_moe(keys))
+    attention = _read_attention(keys, hidden, norm_eps)
+    layer = LayerSpec(attention, _read_moe(keys))
     model = ModelSpec(
         family=family,
         hidden=hidden,
         vocab_size=keys.integer("vocab_size"),
-        max_context=keys.integer("max_position_embeddings"),
+        max_context=_read_context(keys, attention.rope.yarn),
         norm_eps=norm_eps,
         layers=(layer,) * n_layers,
         trunk_storage=quantization.trunk,
@@ -80,17 +81,44 @@ def _read_head_dim(keys: KeyReader, hidden: int, n_heads: int) -> int:
 
 
 def _read_rope(keys: KeyReader, dim: int) -> RopeSpec:
-    """Both forms: rope_theta beside an empty rope_scaling, and rope_parameters that holds both."""
-    levels = [keys]
+    """Both forms: rope_theta beside rope_scaling, and rope_parameters that holds both."""
+    levels, yarn = [keys], None
     if keys.has("rope_scaling"):
         levels.append(keys.block("rope_scaling"))
-        kind = levels[-1].equal("type", "default")
+        kind = levels[-1].equal("type", "default", "yarn")
         if kind != levels[-1].raw("type"):  # what a refused kind goes on to say needs no reader
             levels[-1].waive()
+        elif kind == "yarn":
+            yarn = _read_yarn(levels[-1])
     thetas = [level.number("rope_theta", 2, 1e12) for level in levels if level.has("rope_theta")]
     thetas = thetas or [keys.number("rope_theta", 2, 1e12)]
     keys.require(len(set(thetas)) == 1, f"{levels[-1].name('rope_theta')} and {keys.name('rope_theta')} differ")
-    return RopeSpec(dim, thetas[0], None)
+    return RopeSpec(dim, thetas[0], yarn)
+
+
+def _read_yarn(block: KeyReader) -> YarnSpec:
+    """As transformers computes it for models without an mscale of their own: queries and keys alike are enlarged by
+    attention_factor, which is 0.1 ln(factor) + 1 where the config does not give it."""
+    beta_slow = block.number("beta_slow", 1e-3, 1e6, default=1.0)
+    beta_fast = block.number("beta_fast", 1e-3, 1e6, default=32.0)
+    block.require(beta_fast >= beta_slow, f"{block.name('beta_fast')} must be at least beta_slow")
+    block.equal("truncate", True, optional=True)
+    given = block.has("attention_factor")
+    return YarnSpec(
+        factor=block.number("factor", 1, 1e6),
+        original_context=block.integer("original_max_position_embeddings"),
+        beta_fast=beta_fast,
+        beta_slow=beta_slow,
+        mscale=1.0,
+        mscale_all_dim=0.0,
+        attention_factor=block.number("attention_factor", 1e-3, 1e3) if given else None,
+    )
+
+
+def _read_context(keys: KeyReader, yarn: YarnSpec | None) -> int:
+    """YaRN stretches the original context; Qwen's cards leave max_position_embeddings as it was."""
+    published = keys.integer("max_position_embeddings")
+    return published if yarn is None else max(published, int(yarn.factor * yarn.original_context))
 
 
 def _read_moe(keys: KeyReader) -> MoeSpec:
