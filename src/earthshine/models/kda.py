@@ -84,5 +84,7 @@ class Kda:
         return mixed
 
     def _kda(self, qkv: Tensor, decay: Tensor, beta: Tensor, sequences: list[RecurrentTokens]) -> Tensor:
-        w = self.weights
-        return kernels.kda(qkv, decay, beta, sequences, conv=self._conv, a_log=w.a_log, dt_bias=w.dt_bias)
+        w, bound = self.weights, self.spec.gate_lower_bound
+        return kernels.kda(
+            qkv, decay, beta, sequences, conv=self._conv, a_log=w.a_log, dt_bias=w.dt_bias, lower_bound=bound
+        )

@@ -269,13 +269,15 @@ class GqaSpec:
 class KdaSpec:
     """Kimi Delta Attention (arXiv 2510.26692): a delta rule whose state decays per channel.
 
-    `conv_kernel`: of the short causal convolution on queries, keys and values.
+    `conv_kernel`: of the short causal convolution on queries, keys and values. `gate_lower_bound`: the least logarithm
+    of a channel's decay; None where it has no bound.
     """
 
     n_heads: int
     head_dim: int  # of keys and of values
     conv_kernel: int
     norm_eps: float  # of the norm over each head of the output
+    gate_lower_bound: float | None = None
 
     @property
     def dim(self) -> int:

@@ -57,6 +57,11 @@ def test_names_and_shapes_are_the_published_ones(config: Config) -> None:
     assert trunk_module("kimi_linear", "layers.0.ffn.up") == "model.layers.0.mlp.up_proj"
 
 
+def test_bound_of_the_decay_is_read(config: Config) -> None:
+    bounded = config | {"linear_attn_config": config["linear_attn_config"] | {"gate_lower_bound": -5.0}}
+    assert spec_from_config(bounded).layers[0].attention == KdaSpec(32, 128, 4, 1e-5, gate_lower_bound=-5.0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -65,7 +70,8 @@ def test_names_and_shapes_are_the_published_ones(config: Config) -> None:
         ({"full_attn_layers": [0, *FULL[1:]]}, "full_attn_layers is .* must be a list of integers from 1 to 27"),
         ({"kda_layers": "all"}, "linear_attn_config.kda_layers is 'all'; it must be a list of integers"),
         ({"num_heads": None}, "linear_attn_config.num_heads is null; it must be an integer"),
-        ({"gate_lower_bound": -5.0}, "linear_attn_config.gate_lower_bound is -5.0; only null is implemented"),
+        ({"gate_lower_bound": 5.0}, "linear_attn_config.gate_lower_bound is 5.0; it must be a number from -1000"),
+        ({"gate_lower_bound": False}, "linear_attn_config.gate_lower_bound is false; it must be a number from -1000"),
         ({"use_full_rank_gate": True}, "linear_attn_config.use_full_rank_gate is true; only false is implemented"),
         ({"kernel_dilation": 2}, "unknown key linear_attn_config.kernel_dilation"),
     ],

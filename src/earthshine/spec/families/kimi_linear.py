@@ -1,8 +1,8 @@
 """`kimi_linear`: Kimi-Linear-48B-A3B, from the config that Moonshot publishes.
 
 Layers are Kimi Delta Attention or latent attention without rotation (NoPE), by two lists that count from 1. Routing,
-latent attention and tokens are read as DeepSeek-V3's. Another gate of the decay, and values that the modelling code
-does not use, are refused or expected by name.
+latent attention and tokens are read as DeepSeek-V3's. A gate of full rank on the output, and values that the modelling
+code does not use, are refused or expected by name.
 """
 
 from earthshine.spec.attention import AttentionSpec, KdaSpec, MlaSpec, RopeSpec
@@ -77,13 +77,14 @@ def _read_layers(keys: KeyReader, n_layers: int, norm_eps: float) -> list[Attent
 
 
 def _read_delta(block: KeyReader, norm_eps: float) -> KdaSpec:
-    block.equal("gate_lower_bound", None, optional=True)
     block.equal("use_full_rank_gate", False, optional=True)
+    bounded = block.has("gate_lower_bound")
     return KdaSpec(
         n_heads=block.integer("num_heads", 1, MAX_HEADS),
         head_dim=block.integer("head_dim"),
         conv_kernel=block.integer("short_conv_kernel_size", 2, 16),
         norm_eps=norm_eps,
+        gate_lower_bound=block.number("gate_lower_bound", -1e3, -1e-3) if bounded else None,
     )
 
 
