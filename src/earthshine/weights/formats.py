@@ -16,6 +16,8 @@ from earthshine.kernels import Format, Matrix, Weight, raw_bytes
 from earthshine.kernels.matrix import INT8_GROUP
 from earthshine.spec.model import Storage
 from earthshine.untrusted import shown
+from earthshine.weights.header import TensorExtent
+from earthshine.weights.shards import view_bytes
 
 QUANTISED: dict[Storage | None, Format] = {
     Storage.FP8_BLOCK128: Format.FP8_BLOCK128,
@@ -27,8 +29,8 @@ QUANTISED: dict[Storage | None, Format] = {
 class StoredLinear:
     """[out, in] as published. `tensors` and their published `names` in the order of the storage:
 
-    bf16: weight; fp8: e4m3 [out, in], fp32 [ceil(out/128), ceil(in/128)]; int4: int32 [out, in/8], bf16 [out, in/32],
-    integer [2]. Shapes and dtypes were checked when the checkpoint was opened; `check` judges values.
+    bf16: weight; fp8: e4m3 [out, in], fp32, bf16 or fp16 [ceil(out/128), ceil(in/128)]; int4: int32 [out, in/8], bf16
+    [out, in/32], integer [2]. Shapes and dtypes were checked when the checkpoint was opened; `check` judges values.
     """
 
     shape: tuple[int, ...]
@@ -55,10 +57,18 @@ class StoredLinear:
     def decode(self) -> torch.Tensor:
         """The matrix [out, in]: bf16 from fp8 and int4, the stored dtype otherwise."""
         if self.storage is Storage.FP8_BLOCK128:
-            return kernels.decode(kernels.fp8_matrix(self.tensors[0], self.tensors[1]))
+            return kernels.decode(kernels.fp8_matrix(self.tensors[0], self.tensors[1].float()))
         if self.storage is Storage.INT4_GROUP32:
             return kernels.decode(kernels.int4_matrix(self.tensors[0], self.tensors[1]))
         return self.tensors[0].view(self.shape)
+
+
+def kernel_scales(form: Format, raw: torch.Tensor, extent: TensorExtent) -> torch.Tensor:
+    """The bytes of a matrix's scales as kernels take them: `raw` as they lie, but for FP8 scales in fewer bits than
+    fp32, which holds their values exactly."""
+    if form is not Format.FP8_BLOCK128 or extent.dtype == "F32":
+        return raw
+    return raw_bytes(view_bytes(raw, extent).float())
 
 
 def dense(weight: Weight, dtype: torch.dtype) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Where the bytes of one expert lie once they are read into a slot, and the matrices that they are there.
 
-The invariant: a matrix is a view of the published bytes, wherever they lie; what is checked once after a read (scales,
-stored shapes) holds for as long as the slot is the expert's. Refuses scales that are NaN or infinite, shape tensors
-that contradict the config, and an expert that takes more room than its layer's first one.
+The invariant: a matrix is a view of the published bytes, wherever they lie, but for FP8 scales that are widened to
+fp32; what is checked once after a read (scales, stored shapes) holds for as long as the slot is the expert's. Refuses
+scales that are NaN or infinite, shape tensors that contradict the config, and an expert that takes more room than its
+layer's first one.
 """
 
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from earthshine.spec.model import Storage
 from earthshine.untrusted import shown
 from earthshine.weights.checkpoint import ByteRange, Checkpoint, ExpertExtents
 from earthshine.weights.checkpoint.names import Published
-from earthshine.weights.formats import QUANTISED, exactly
+from earthshine.weights.formats import QUANTISED, exactly, kernel_scales
 from earthshine.weights.header import TensorExtent
 from earthshine.weights.reading import PAGE, padded
 
 # Of an unsigned view of the scales: where the exponent is all ones, and the bits below the sign.
-_NOT_FINITE = {"BF16": ("<u2", 0x7F80, 0x7FFF), "F32": ("<u4", 0x7F800000, 0x7FFFFFFF)}
+_NOT_FINITE = {
+    "BF16": ("<u2", 0x7F80, 0x7FFF), "F16": ("<u2", 0x7C00, 0x7FFF), "F32": ("<u4", 0x7F800000, 0x7FFFFFFF),
+}  # fmt: skip
 _SHAPE_DTYPES = {"I32": "<i4", "I64": "<i8"}
 
 
@@ -148,4 +151,4 @@ def _matrix(matrix: PlacedMatrix, slot: Tensor) -> Matrix:
     if len(matrix.parts) == 1:
         return Matrix(form, rows, cols, codes)
     extent, begin = matrix.parts[1]
-    return Matrix(form, rows, cols, codes, slot[begin : begin + extent.nbytes])
+    return Matrix(form, rows, cols, codes, kernel_scales(form, slot[begin : begin + extent.nbytes], extent))

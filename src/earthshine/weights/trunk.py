@@ -24,7 +24,7 @@ from earthshine.units import format_bytes
 from earthshine.untrusted import open_regular, shown
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.checkpoint.names import Published, published_trunk
-from earthshine.weights.formats import QUANTISED, StoredLinear, encode_int8, exactly
+from earthshine.weights.formats import QUANTISED, StoredLinear, encode_int8, exactly, kernel_scales
 from earthshine.weights.header import ITEM_BYTES, TensorExtent, read_exactly
 from earthshine.weights.manifest import Manifest, trunk_ranges
 from earthshine.weights.reading import PAGE, Reader, Segment, Ticket, padded
@@ -303,7 +303,8 @@ def _used(placed: _Placed, linear: StoredLinear, raw: list[Tensor]) -> Weight:
     tensor, storage = placed.tensor, placed.published.storage
     if storage in QUANTISED and tensor.use is Use.STORED:
         rows, columns = placed.published.shape
-        return Matrix(QUANTISED[storage], rows, columns, raw[0], raw[1])
+        form = QUANTISED[storage]
+        return Matrix(form, rows, columns, raw[0], kernel_scales(form, raw[1], placed.parts[1][0]))
     if tensor.published_fp32:
         return linear.decode().float()
     value = linear.decode()

@@ -12,6 +12,8 @@ from earthshine.errors import CheckpointError, UsageError
 from earthshine.spec.layout import trunk_tensors
 from earthshine.spec.model import Storage
 from earthshine.weights.checkpoint import Checkpoint, Share
+from earthshine.weights.reading import Reader
+from earthshine.weights.trunk import StoredTrunk
 from earthshine.weights.writer import encode_fp8, encode_int4, published_tensors, write_checkpoint
 
 from .tiny import HIDDEN, N_EXPERTS, expert_values, open_tiny, random_tensors, tiny_spec, write_tiny
@@ -156,6 +158,41 @@ def test_a_scale_that_is_not_finite_is_refused_by_name(tmp_path: Path, storage: 
     if storage is Storage.FP8_BLOCK128:
         with pytest.raises(CheckpointError, match=r"o_proj.weight_scale_inv' holds a scale"):
             checkpoint.trunk("layers.0.attention.o")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fp8_scales_in_fewer_bits_are_read_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
+    """As Qwen publishes them; the files' order puts some at odd places."""
+    spec = tiny_spec(Storage.FP8_BLOCK128, Storage.FP8_BLOCK128)
+    tensors = dict(published_tensors(spec, random_tensors(spec)))
+    for name in [name for name in tensors if name.endswith("_scale_inv")]:
+        tensors[name] = tensors[name].to(dtype)
+    write_checkpoint(tmp_path, tensors.items(), 2**40)
+    checkpoint = Checkpoint.open(tmp_path, spec)
+
+    def wanted(base: str) -> torch.Tensor:
+        scales = tensors[f"{base}.weight_scale_inv"].float()
+        return kernels.decode(kernels.fp8_matrix(tensors[f"{base}.weight"], scales))
+
+    for layer, expert in [(1, 0), (2, N_EXPERTS - 1)]:
+        for part, value in zip(("gate", "up", "down"), expert_values(checkpoint, layer, expert), strict=True):
+            assert same(value, wanted(f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj"))
+    assert same(checkpoint.trunk("layers.1.attention.o"), wanted("model.layers.1.self_attn.o_proj"))
+    with Reader() as reader:
+        trunk = StoredTrunk(checkpoint, reader, streamed=frozenset(("layers.1",)))
+        with trunk.layer(1) as weights:
+            assert same(kernels.decode(weights["attention.o"]), wanted("model.layers.1.self_attn.o_proj"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fp8_scales_in_fewer_bits_that_are_not_finite_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    spec = tiny_spec(Storage.FP8_BLOCK128, Storage.FP8_BLOCK128)
+    tensors = dict(published_tensors(spec, random_tensors(spec)))
+    name = "model.layers.1.mlp.experts.3.up_proj.weight_scale_inv"
+    tensors[name] = torch.full_like(tensors[name], -float("inf")).to(dtype)
+    write_checkpoint(tmp_path, tensors.items(), 2**40)
+    with pytest.raises(CheckpointError, match=r"experts.3.up_proj.weight_scale_inv' holds a scale that is NaN"):
+        expert_values(Checkpoint.open(tmp_path, spec), 1, 3)
 
 
 def test_zero_and_negative_scales_are_values(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ _INV_FREQ = ".self_attn.rotary_emb.inv_freq"  # left in some checkpoints; comput
 _ROUTER_BIAS = "e_score_correction_bias"
 # fp32 holds every bf16 value, so small checkpoints may be stored wide; the other way round would lose values.
 _PLAIN_DTYPES = ("BF16", "F32")
+_SCALE_DTYPES = ("F32", "BF16", "F16")  # of FP8's blocks: DeepSeek and Kimi publish the first, Qwen the others
 _INT4_PER_WORD = 8
 
 
@@ -52,7 +53,7 @@ def _parts(base: str, shape: tuple[int, ...], storage: Storage | None) -> tuple[
         blocks = (-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))
         return (
             PublishedTensor(f"{base}.weight", ("F8_E4M3",), shape),
-            PublishedTensor(f"{base}.weight_scale_inv", ("F32",), blocks),
+            PublishedTensor(f"{base}.weight_scale_inv", _SCALE_DTYPES, blocks),
         )
     if columns % INT4_GROUP:
         raise Unsupported(f"{base} has {columns} inputs; int4 in groups of 32 needs a multiple of 32.")
