@@ -162,6 +162,7 @@ class TestRequest:
     )
     def test_a_bound_of_thoughts(self, fields):
         assert request(**fields).thinking_tokens == 5
+        assert request(Served(("moon",), 0, 4096, False, False, lambda ids: ""), **fields).thinking_tokens == 5
         assert request(thinking_token_budget=-1).thinking_tokens is None
 
     def test_thoughts_can_be_hidden(self):

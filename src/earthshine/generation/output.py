@@ -56,7 +56,11 @@ class Choice:
         self._parser: RegionParser | _PlainText = _PlainText(tokenizer)
         if prepared.regions:
             self._parser = region_parser(
-                tokenizer, prepared.call_form, thinking=prepared.thinking, calls=prepared.calls
+                tokenizer,
+                prepared.call_form,
+                thinking=prepared.thinking,
+                calls=bool(prepared.tools),
+                schemas={tool.name: tool.parameters for tool in prepared.tools},
             )
         self._stops = StopStrings(prepared.params.stop)
         self._written = self._shown = 0  # characters of content: by the model, and emitted

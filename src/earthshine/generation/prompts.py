@@ -24,8 +24,8 @@ class Prepared:
 
     `params`: its own, with max_tokens within the context; `fills_context`: that is all the context has room for.
     `regions`: the answer is a conversation's and may hold reasoning and calls; `thinking`: it begins within a thought;
-    `calls`: tools were offered; `call_form`: how the model writes calls; `n_calls`: calls in the conversation so far.
-    `prompt_text` comes before the answer.
+    `tools`: those that were offered; `call_form`: how the model writes calls; `n_calls`: calls in the conversation so
+    far. `prompt_text` comes before the answer.
     `noticed_stops`: they end the answer, though the engine goes on.
     """
 
@@ -34,7 +34,7 @@ class Prepared:
     params: SamplingParams
     regions: bool
     thinking: bool
-    calls: bool
+    tools: Sequence[ToolRule]
     call_form: CallForm | None
     n_calls: int
     prompt_text: str
@@ -83,7 +83,7 @@ class Prompts:
             # Who scores a text asks for one token more and drops its score, so a stop token must have one as well.
             noticed = frozenset((*self._stop_tokens, *params.stop_token_ids))
             params = replace(params, ignore_eos=True)
-        regions = _is_conversation(request.prompt)
+        regions, tools = _is_conversation(request.prompt), [_tool_rule(tool) for tool in _offered(request)]
         thinking = regions and leaves_thinking_open(self._tokenizer, tokens)
         return Prepared(
             request=request,
@@ -91,17 +91,22 @@ class Prompts:
             params=params,
             regions=regions,
             thinking=thinking,
-            calls=bool(_offered(request)),
+            tools=tools,
             call_form=self._call_form,
             n_calls=n_calls,
             prompt_text=self._text(request.prompt) if request.echo else "",
             fills_context=asked is None or asked > room,
             noticed_stops=noticed,
-            constraint=self._constraint(request, tokens, thinking, n_calls),
+            constraint=self._constraint(request, tools, tokens, thinking, n_calls),
         )
 
     def _constraint(
-        self, request: GenerationRequest, tokens: Sequence[int], thinking: bool, n_calls: int
+        self,
+        request: GenerationRequest,
+        tools: Sequence[ToolRule],
+        tokens: Sequence[int],
+        thinking: bool,
+        n_calls: int,
     ) -> Callable[[], Constraint | None]:
         closed = tokens[-1] == self._tokenizer.special_id("</think>")
         rule = OutputRule(
@@ -111,7 +116,7 @@ class Prompts:
             format=None if request.format is None else request.format.kind,
             value=None if request.format is None else request.format.value,
             strict=request.format is not None and request.format.strict,
-            tools=[_tool_rule(tool) for tool in _offered(request)],
+            tools=tools,
             choice=request.tool_choice.kind,
             name=request.tool_choice.name,
             parallel=request.parallel_tool_calls,

@@ -10,6 +10,7 @@ from earthshine.text.grammar import Grammar, Grammars, OutputRule, ReplyConstrai
 from earthshine.text.grammar_calls import ToolRule
 from earthshine.text.history import repair_history
 from earthshine.text.load import has_template, load_template, load_tokenizer
+from earthshine.text.region_parser import region_parser
 from earthshine.text.regions import (
     Content,
     Event,
@@ -21,7 +22,6 @@ from earthshine.text.regions import (
     can_think,
     leaves_thinking_open,
 )
-from earthshine.text.regions_json import region_parser
 from earthshine.text.stream import Detokenizer, StopStrings
 from earthshine.text.tokenizer import Tokenizer
 from earthshine.text.tools import declare_tools

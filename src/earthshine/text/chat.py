@@ -6,6 +6,7 @@ compile, overspend or call raise_exception, and messages of another shape.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate
@@ -14,7 +15,14 @@ from typing import Any
 from jinja2 import TemplateError, nodes
 
 from earthshine.errors import TextError
-from earthshine.text.messages import check_messages, check_tools, map_texts, sort_keys, texts
+from earthshine.text.messages import (
+    check_messages,
+    check_tools,
+    map_texts,
+    objects_of_arguments,
+    sort_keys,
+    texts,
+)
 from earthshine.text.sandbox import Refused, compile_template, run_template
 from earthshine.text.tokenizer import Tokenizer
 from earthshine.text.tools import declare_tools
@@ -24,6 +32,8 @@ MAX_TEMPLATE_CHARS = 64 << 10
 # Signs of the Phaistos disc and of Linear A: printable, without case, not whitespace, and in no one's messages. A
 # private-use character would not do: Python escapes it where a template prints a list.
 _SENTINELS = tuple(map(chr, (*range(0x101D0, 0x101FD), *range(0x10600, 0x10737))))
+# Templates that write each argument of a call by itself, as Qwen3-Coder's does, need an object where clients give text.
+_ARGUMENTS_BY_NAME = re.compile(r"\barguments\s*(?:\|\s*items\b|\.items\()")
 
 
 def _name(name: str) -> nodes.Name:
@@ -111,7 +121,7 @@ class ChatTemplate:
         and `tools_ts_str` holds their TypeScript declaration, "" where only JSON can serve. K2.5's template does not
         know `preserve_thinking`; its syntax tree is changed as `_rewrite_history` says, the file stays as it is.
         """
-        checked = check_messages(messages), None if tools is None else check_tools(tools)
+        checked = self._checked(messages, tools)
         return self._render(*checked, thinking, preserve_thinking, add_generation_prompt, lambda text: text)
 
     def encode(
@@ -133,7 +143,7 @@ class ChatTemplate:
         one, so that pairs merge across the border between content and template. One case is not covered: a template
         that itself writes the first and last characters of a control token around a caller's text.
         """
-        checked = check_messages(messages), None if tools is None else check_tools(tools)
+        checked = self._checked(messages, tools)
         sentinel, escaped = self._sentinel(checked)
         text = self._render(
             *checked,
@@ -144,6 +154,15 @@ class ChatTemplate:
         )
         pieces = text.replace(escaped, sentinel).split(sentinel)
         return tokenizer.encode("".join(pieces), True, list(accumulate(map(len, pieces[:-1]))), limit)
+
+    def _checked(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+        """Copies in the form that the template takes."""
+        copied = check_messages(messages)
+        if _ARGUMENTS_BY_NAME.search(self._sources[bool(tools)]):
+            copied = objects_of_arguments(copied)
+        return copied, None if tools is None else check_tools(tools)
 
     def _sentinel(self, given: Any) -> tuple[str, str]:
         """A character that occurs nowhere, and its form where a template asks for ASCII JSON."""

@@ -14,16 +14,20 @@ class CallForm(StrEnum):
 
     SECTION = "section"  # Kimi: one section of calls, ids and arguments divided by control tokens
     JSON = "json"  # Qwen3: each call is <tool_call>, a JSON object with name and arguments, and </tool_call>
+    XML = "xml"  # Qwen3-Coder: between the same tokens, <function=NAME> and <parameter=NAME> around each value
 
 
 def call_form(tokenizer: Tokenizer, template: ChatTemplate | None) -> CallForm | None:
     """The form that this model was trained on, None where it has none that can be read.
 
-    `<tool_call>` alone does not say it: Qwen3-Coder and others put XML between the same tokens.
+    `<tool_call>` alone does not say it: what stands between the tokens is what the template shows the model.
     """
     if tokenizer.special_id(SECTION) is not None:
         return CallForm.SECTION
     if template is None or None in (tokenizer.special_id(CALL), tokenizer.special_id(CALL_END)):
         return None
-    json = template.mentions(CALL) and template.mentions('"arguments"') and not template.mentions("<function=")
-    return CallForm.JSON if json else None
+    if not template.mentions(CALL):
+        return None
+    if template.mentions("<function="):
+        return CallForm.XML if template.mentions("<parameter=") else None
+    return CallForm.JSON if template.mentions('"arguments"') else None

@@ -14,7 +14,16 @@ from typing import Any, Literal
 
 from earthshine.errors import TextError
 from earthshine.text.forms import CallForm
-from earthshine.text.grammar_calls import OPENINGS, Calls, JsonState, Steps, ToolRule, json_calls, section_calls
+from earthshine.text.grammar_calls import (
+    OPENINGS,
+    Calls,
+    JsonState,
+    Steps,
+    ToolRule,
+    json_calls,
+    section_calls,
+    xml_calls,
+)
 from earthshine.text.grammar_compile import Compiler, Pattern, lark_text, regex_text
 from earthshine.text.grammar_schema import schema_text
 from earthshine.text.grammar_tokens import Literals, Mask, Matching, TokenSets
@@ -233,8 +242,9 @@ class Grammars:
         """The calls of these tools in the model's form."""
         must_call = wanted.choice in ("required", "named")
         parallel = wanted.parallel and wanted.choice != "named"
-        if self._form is CallForm.JSON:
-            return json_calls(self._given[0], compiler, tools, must_call, parallel)
+        if self._form is not CallForm.SECTION:
+            marked = json_calls if self._form is CallForm.JSON else xml_calls
+            return marked(self._given[0], compiler, tools, must_call, parallel)
         return section_calls(self._given[0], compiler, tools, must_call, parallel, wanted.first_index)
 
     def _body(self, tokens: TokenSets, compiler: Compiler, wanted: OutputRule) -> Pattern | Literals | None:

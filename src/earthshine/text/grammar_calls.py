@@ -15,12 +15,13 @@ from earthshine.text.forms import CALL, CALL_END, SECTION, CallForm
 from earthshine.text.grammar_compile import Compiler, CompileTimeout, Kind, Pattern
 from earthshine.text.grammar_schema import schema_text
 from earthshine.text.grammar_tokens import Literals, Mask, TokenSets, Walk
+from earthshine.text.grammar_xml import call_rules, start_rules
 from earthshine.text.regions import SECTION_MARKERS
 from earthshine.text.tokenizer import Tokenizer
 from earthshine.untrusted import shown
 
 Steps = Generator[Mask, int, None]
-OPENINGS = {CallForm.SECTION: SECTION, CallForm.JSON: CALL}
+OPENINGS = {CallForm.SECTION: SECTION, CallForm.JSON: CALL, CallForm.XML: CALL}
 _ANYTHING = '{"type": "object"}'
 
 
@@ -94,8 +95,8 @@ class SectionCalls:
 
 
 @dataclass(frozen=True, slots=True)
-class JsonCalls:
-    """Qwen3's calls: each is a JSON object on its own line, between two markers; `call` is the line's grammar."""
+class MarkedCalls:
+    """Calls between two markers each; `call` is the grammar of what stands between them."""
 
     call: Pattern
     parallel: bool
@@ -141,8 +142,8 @@ def section_calls(
 
 def json_calls(
     tokenizer: Tokenizer, compiler: Compiler, tools: Sequence[ToolRule], must_call: bool, parallel: bool
-) -> JsonCalls:
-    """`must_call`: as in `section_calls`."""
+) -> MarkedCalls:
+    """Qwen3's calls: each is a JSON object on its own line. `must_call`: as in `section_calls`."""
     opening, call_end = _known(tokenizer, (CALL, CALL_END))
     chosen = [_arguments(compiler, tool, must_call) for tool in tools]
     # A schema that compiles as strict means the same as lenient.
@@ -150,8 +151,39 @@ def json_calls(
     branches = [_call_schema(tool.name, text) for tool, (_, text) in zip(tools, chosen, strict=True)]
     whole = schema_text("The schemas of the tools together", {"anyOf": branches}, annotated=lenient)
     call = compiler.compile("The tools together", "lenient call" if lenient else "call", whole)
-    newline = tokenizer.encode("\n", allow_special=False)
-    return JsonCalls(call, parallel, opening, call_end, newline[0])
+    return MarkedCalls(call, parallel, opening, call_end, _newline(tokenizer))
+
+
+def xml_calls(
+    tokenizer: Tokenizer, compiler: Compiler, tools: Sequence[ToolRule], must_call: bool, parallel: bool
+) -> MarkedCalls:
+    """Qwen3-Coder's calls: a function's tag around those of its arguments. `must_call`: as in `section_calls`."""
+    opening, call_end = _known(tokenizer, (CALL, CALL_END))
+    rules = [_xml_rules(compiler, number, tool, must_call) for number, tool in enumerate(tools)]
+    call = compiler.compile("The tools together", "grammar", start_rules(range(len(tools))) + "\n".join(rules))
+    return MarkedCalls(call, parallel, opening, call_end, _newline(tokenizer))
+
+
+def _newline(tokenizer: Tokenizer) -> int:
+    return tokenizer.encode("\n", allow_special=False)[0]
+
+
+def _xml_rules(compiler: Compiler, number: int, tool: ToolRule, must_call: bool) -> str:
+    """The rules of a tool's calls, which can be compiled: any arguments where no one asked for its schema to bind."""
+    what, free = _what(tool), call_rules("", number, tool.name, None, False)
+    if tool.parameters is None or not (tool.strict or must_call):
+        return free
+    try:
+        text = schema_text(what, _object_schema(what, tool.parameters), annotated=not tool.strict)
+        rules = call_rules(what, number, tool.name, json.loads(text), tool.strict)
+        compiler.compile(what, "grammar", start_rules([number]) + rules)
+    except CompileTimeout:
+        raise
+    except TextError:
+        if tool.strict:
+            raise
+        return free
+    return rules
 
 
 def _call_schema(name: str, arguments: str) -> dict[str, Any]:
@@ -182,11 +214,7 @@ def _arguments(compiler: Compiler, tool: ToolRule, must_call: bool) -> tuple[Kin
     what = _what(tool)
     if tool.parameters is None or not (tool.strict or must_call):
         return "schema", _ANYTHING
-    schema = {"type": "object", **tool.parameters}
-    kinds = schema["type"]
-    if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
-        raise TextError(f'{what} must have the type "object".')
-    schema["type"] = "object"
+    schema = _object_schema(what, tool.parameters)
     kind: Kind = "schema" if tool.strict else "lenient schema"
     try:
         text = schema_text(what, schema, annotated=not tool.strict)
@@ -198,3 +226,12 @@ def _arguments(compiler: Compiler, tool: ToolRule, must_call: bool) -> tuple[Kin
             raise
         return "schema", _ANYTHING  # the request did not ask for this schema to be enforced
     return kind, text
+
+
+def _object_schema(what: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of arguments, which are an object."""
+    schema = {"type": "object", **parameters}
+    kinds = schema["type"]
+    if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
+        raise TextError(f'{what} must have the type "object".')
+    return schema | {"type": "object"}

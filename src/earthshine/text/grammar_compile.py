@@ -25,6 +25,12 @@ from earthshine.text.grammar_tokens import JsonPlace, Matching, TokenSets, libra
 Kind = Literal["schema", "lenient schema", "call", "lenient call", "regex", "grammar"]
 _Key = tuple[Kind, str]
 
+JSON_OPTIONS = {
+    # Only the spaces that templates write: with any white space allowed, some models write it without end.
+    "whitespace_flexible": False,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+}
 MAX_REGEX_CHARS = 8 << 10
 MAX_GRAMMAR_CHARS = 16 << 10
 MAX_GRAMMAR_LINES = 500
@@ -115,14 +121,7 @@ def _source(kind: Kind, text: str) -> str:
         return LLMatcher.grammar_from_regex(text)
     if kind == "grammar":
         return LLMatcher.grammar_from_lark(text)
-    options = {
-        "lenient": kind.startswith("lenient"),
-        "coerce_one_of": kind.startswith("lenient"),
-        # Only the spaces that templates write: with any white space allowed, some models write it without end.
-        "whitespace_flexible": False,
-        "item_separator": ", ?",
-        "key_separator": ": ?",
-    }
+    options = {"lenient": kind.startswith("lenient"), "coerce_one_of": kind.startswith("lenient"), **JSON_OPTIONS}
     if kind.endswith("call"):
         schema = json.dumps({"x-guidance": options, **json.loads(text)})
         return LLMatcher.grammar_from_lark(f'start: "\\n" call "\\n"\ncall: %json {schema}')

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from earthshine.errors import TextError
-from earthshine.untrusted import shown
+from earthshine.untrusted import parse_object, shown
 
 ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "tool_declare"))
 _MEDIA = frozenset(("image", "image_url", "video", "video_url"))
@@ -77,6 +77,28 @@ def sort_keys(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: sort_keys(value[key]) for key in sorted(value)}
     return [sort_keys(item) for item in value] if isinstance(value, list) else value
+
+
+def objects_of_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A copy of checked messages in which the arguments of calls are objects. A text that is none becomes one argument
+    with the name `arguments`: a call that a reply broke off must not end the conversation."""
+    return [
+        message | {"tool_calls": [_with_object(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = function["arguments"]
+    if isinstance(arguments, str):
+        try:
+            arguments = parse_object(arguments.encode(errors="replace"), "The arguments of a tool call", TextError)
+        except TextError:
+            arguments = {"arguments": arguments}
+    return call | {"function": function | {"arguments": arguments}}
 
 
 def _check_content(where: str, content: Any) -> None:

@@ -1,16 +1,12 @@
-"""Streaming parser of replies in which each tool call is a JSON object: Qwen3, and models with the same form.
-
-The newlines that this form has around thoughts and calls are dropped. Invariant: no other text is lost and nothing
-raises; a call that does not parse becomes content, markers included.
-"""
+"""Streaming parser of replies in which each tool call is a JSON object: Qwen3, and models with the same form."""
 
 import json
 import re
-from typing import Any
 
 from earthshine.errors import TextError
-from earthshine.text.forms import CALL, CALL_END, CallForm
-from earthshine.text.regions import THINK, UNTHINK, Content, Reasoning, RegionParser, ToolCallEnd, ToolCallStart
+from earthshine.text.forms import CALL, CALL_END
+from earthshine.text.regions import ToolCallEnd
+from earthshine.text.regions_marked import MarkedCallParser
 from earthshine.text.tokenizer import Tokenizer
 from earthshine.untrusted import parse_object
 
@@ -19,61 +15,15 @@ _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"arguments"\
 _MAX_HEAD = 1024
 
 
-class JsonCallParser(RegionParser):
-    """Parses the ids of one reply to events. States: reasoning, content, and call (between a call's two markers)."""
-
-    _CALL_MARKERS = (CALL, CALL_END)
+class JsonCallParser(MarkedCallParser):
+    """Parses the ids of one reply to events."""
 
     def __init__(self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True) -> None:
         super().__init__(tokenizer, thinking=thinking, calls=calls)
-        self._trimmed = self._state == "reasoning"  # newlines that come next are dropped
-        self._newlines = ""  # held back: dropped if a marker follows
         self._call = _Call()
 
-    def flush(self) -> list[Any]:
-        """The remaining events, once the reply has ended. A call that lacks only its last marker is complete."""
-        self._text(self._detokenizer.flush())
-        if self._state == "call":
-            self._finish_call(closed=False)
-        self._emit(self._newlines)
-        self._newlines = ""
-        return self._take()
-
-    def _text(self, text: str) -> None:
-        if self._state == "call":
-            self._pass_on(text)
-            return
-        if self._trimmed:
-            text = text.lstrip("\n")
-            self._trimmed = not text
-        text = self._newlines + text
-        body = text.rstrip("\n")
-        self._newlines = text[len(body) :]
-        self._emit(body)
-
-    def _emit(self, text: str) -> None:
-        if text:
-            self._events.append(Reasoning(text) if self._state == "reasoning" else Content(text))
-            self._untouched = self._untouched and text.isspace()
-
-    def _step(self, marker: str) -> bool:
-        if self._state == "call":
-            if marker not in (CALL, CALL_END):
-                return False
-            self._finish_call(closed=marker == CALL_END)
-            if marker == CALL_END:
-                return True
-        known = (
-            marker == CALL
-            or (marker == THINK and self._untouched)
-            or (marker == UNTHINK and self._state == "reasoning")
-        )
-        if not known:
-            return False
-        if marker == CALL:
-            self._call = _Call(self._newlines)
-        self._newlines, self._trimmed = "", True
-        return self._enter({CALL: "call", THINK: "reasoning", UNTHINK: "content"}[marker])
+    def _open_call(self, before: str) -> None:
+        self._call = _Call(before)
 
     def _pass_on(self, text: str) -> None:
         call = self._call
@@ -83,15 +33,8 @@ class JsonCallParser(RegionParser):
             self._begin(call.name)
         self._write(arguments)
 
-    def _begin(self, name: str) -> None:
-        self._events.append(ToolCallStart(self._n_calls, f"functions.{name}:{self._n_calls}", name))
-        self._n_calls += 1
-
-    def _finish_call(self, closed: bool) -> None:
-        """Ends the call at its last marker (`closed`) or at the end of the reply."""
+    def _close_call(self, closed: bool) -> None:
         call, self._call = self._call, _Call()
-        self._enter("content")
-        self._trimmed = True
         if call.name is None:
             whole = call.whole()
             if whole is None:
@@ -163,9 +106,3 @@ class _Call:
         if not isinstance(name, str) or not name or not isinstance(arguments, (dict, str)):
             return None
         return name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-
-
-def region_parser(tokenizer: Tokenizer, form: CallForm | None, *, thinking: bool, calls: bool = True) -> RegionParser:
-    """The parser for a model that writes tool calls in `form`; other arguments as for RegionParser."""
-    made = JsonCallParser if form is CallForm.JSON else RegionParser
-    return made(tokenizer, thinking=thinking, calls=calls)

@@ -60,6 +60,70 @@ TEMPLATE = """
 {%- endif %}
 """
 
+# As Qwen3-Coder's release writes it: no thoughts, and calls as tags, whose values it prints one by one.
+CODER_TEMPLATE = """
+{%- macro render_item_list(items, tag_name) %}
+    {%- if items is not none and items is iterable %}
+        {%- for item in items %}{{- '\\n<' ~ tag_name ~ '>' ~ (item | string) ~ '</' ~ tag_name ~ '>' }}{%- endfor %}
+    {%- endif %}
+{%- endmacro %}
+{%- set tools = tools if tools is defined and tools is iterable and tools is not mapping else [] %}
+{%- if messages[0]["role"] == "system" %}
+    {%- set system_message = messages[0]["content"] %}{%- set loop_messages = messages[1:] %}
+{%- else %}{%- set loop_messages = messages %}{%- endif %}
+{%- if system_message is defined or tools | length > 0 %}
+    {{- "<|im_start|>system\\n" + (system_message if system_message is defined else "You are Qwen.") }}
+    {%- if tools | length > 0 %}
+        {{- "\\n\\n# Tools\\n\\n<tools>" }}
+        {%- for tool in tools %}
+            {%- set tool = tool.function if tool.function is defined else tool %}
+            {{- "\\n<function>\\n<name>" ~ tool.name ~ "</name>\\n<parameters>" }}
+            {%- if tool.parameters is mapping and tool.parameters.properties is mapping %}
+                {%- for name, fields in tool.parameters.properties | items %}
+                    {{- "\\n<parameter>\\n<name>" ~ name ~ "</name>" }}
+                    {%- if fields.type is defined %}{{- "\\n<type>" ~ (fields.type | string) ~ "</type>" }}{%- endif %}
+                    {{- render_item_list(fields.enum, "enum") if fields.enum is defined else "" }}
+                    {{- "\\n</parameter>" }}
+                {%- endfor %}
+            {%- endif %}
+            {{- "\\n</parameters>\\n</function>" }}
+        {%- endfor %}
+        {{- "\\n</tools>\\nReply in this form:\\n\\n<tool_call>\\n<function=example>\\n<parameter=example_1>\\n" }}
+        {{- "value_1\\n</parameter>\\n</function>\\n</tool_call>" }}
+    {%- endif %}
+    {{- "<|im_end|>\\n" }}
+{%- endif %}
+{%- for message in loop_messages %}
+    {%- if message.role == "assistant" and message.tool_calls is defined and message.tool_calls | length > 0 %}
+        {{- "<|im_start|>assistant" }}
+        {%- if message.content is defined and message.content is string and message.content | trim | length > 0 %}
+            {{- "\\n" + message.content | trim + "\\n" }}
+        {%- endif %}
+        {%- for tool_call in message.tool_calls %}
+            {%- if tool_call.function is defined %}{%- set tool_call = tool_call.function %}{%- endif %}
+            {{- "\\n<tool_call>\\n<function=" + tool_call.name + ">\\n" }}
+            {%- if tool_call.arguments is defined %}
+                {%- for name, value in tool_call.arguments | items %}
+                    {{- "<parameter=" + name + ">\\n" }}
+                    {%- set is_json = value is mapping or (value is sequence and value is not string) %}
+                    {%- set value = value | tojson | safe if is_json else value | string %}
+                    {{- value }}{{- "\\n</parameter>\\n" }}
+                {%- endfor %}
+            {%- endif %}
+            {{- "</function>\\n</tool_call>" }}
+        {%- endfor %}
+        {{- "<|im_end|>\\n" }}
+    {%- elif message.role == "tool" %}
+        {%- if loop.previtem and loop.previtem.role != "tool" %}{{- "<|im_start|>user\\n" }}{%- endif %}
+        {{- "<tool_response>\\n" + message.content + "\\n</tool_response>\\n" }}
+        {%- if loop.last or loop.nextitem.role != "tool" %}{{- "<|im_end|>\\n" }}{%- endif %}
+    {%- else %}
+        {{- "<|im_start|>" + message.role + "\\n" + message.content + "<|im_end|>\\n" }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- "<|im_start|>assistant\\n" }}{%- endif %}
+"""
+
 
 def _written(text: str) -> str:
     return "".join(_LETTERS[byte] for byte in text.encode())
@@ -92,9 +156,9 @@ def tokenizer() -> dict[str, Any]:
     }
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, template: str = TEMPLATE) -> Path:
     """The files of a release that words need."""
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
-    config = {"chat_template": TEMPLATE, "bos_token": None, "eos_token": "<|im_end|>", "add_bos_token": False}
+    config = {"chat_template": template, "bos_token": None, "eos_token": "<|im_end|>", "add_bos_token": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder

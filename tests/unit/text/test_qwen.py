@@ -89,8 +89,9 @@ def call(index: int, name: str, arguments: str) -> list[Event]:
 def test_the_form_is_that_of_the_template(tokenizer, template) -> None:
     assert call_form(tokenizer, template) is CallForm.JSON
     assert call_form(tokenizer, None) is None
-    xml = qwen.TEMPLATE.replace('{\\"name\\"', '<function=x>{\\"name\\"')
-    assert call_form(tokenizer, ChatTemplate(xml)) is None
+    assert call_form(tokenizer, ChatTemplate(qwen.CODER_TEMPLATE)) is CallForm.XML
+    other = qwen.TEMPLATE.replace('{\\"name\\"', '<function=x>{\\"name\\"')
+    assert call_form(tokenizer, ChatTemplate(other)) is None
     assert call_form(tokenizer, ChatTemplate("{{ messages[0].content }}")) is None
 
 

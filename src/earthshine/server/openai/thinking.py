@@ -97,7 +97,7 @@ def thoughts_of(
     })  # fmt: skip
     hides = reasoning.exclude is True or body.include_reasoning is False
     if not served.thinks:
-        return Thoughts(None, False, not hides, None)
+        return Thoughts(None, False, not hides, most)  # some models think without a word for it in their template
     if keeps and not served.can_preserve_thinking:
         raise Refused("This model's template can't keep past thoughts; leave preserve_thinking and thinking.keep out.",
                       param="preserve_thinking")  # fmt: skip

@@ -1,0 +1,90 @@
+"""Streaming parser of replies in which each tool call stands between `<tool_call>` and `</tool_call>`.
+
+A subclass reads what stands between the two, one for each form. The newlines that these forms have around thoughts and
+calls are dropped. Invariant: no other text is lost and nothing raises; a call that does not parse becomes content,
+markers included.
+"""
+
+from typing import Any
+
+from earthshine.text.forms import CALL, CALL_END
+from earthshine.text.regions import THINK, UNTHINK, Content, Reasoning, RegionParser, ToolCallStart
+from earthshine.text.tokenizer import Tokenizer
+
+
+class MarkedCallParser(RegionParser):
+    """Parses the ids of one reply to events. States: reasoning, content, and call (between a call's two markers)."""
+
+    _CALL_MARKERS = (CALL, CALL_END)
+
+    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True) -> None:
+        super().__init__(tokenizer, thinking=thinking, calls=calls)
+        self._trimmed = self._state == "reasoning"  # newlines that come next are dropped
+        self._newlines = ""  # held back: dropped if a marker follows
+
+    def _open_call(self, before: str) -> None:
+        """A call's first marker has come; `before`: the newlines that stood before it."""
+        raise NotImplementedError
+
+    def _pass_on(self, text: str) -> None:
+        """More of what stands between the markers."""
+        raise NotImplementedError
+
+    def _close_call(self, closed: bool) -> None:
+        """The second marker has come, or the reply has ended before it. Content that is no part of the form is emitted
+        here; newlines before it belong to the form unless `_trimmed` is taken back."""
+        raise NotImplementedError
+
+    def flush(self) -> list[Any]:
+        """The remaining events, once the reply has ended. A call that lacks only its last marker is complete."""
+        self._text(self._detokenizer.flush())
+        if self._state == "call":
+            self._finish_call(closed=False)
+        self._emit(self._newlines)
+        self._newlines = ""
+        return self._take()
+
+    def _text(self, text: str) -> None:
+        if self._state == "call":
+            self._pass_on(text)
+            return
+        if self._trimmed:
+            text = text.lstrip("\n")
+            self._trimmed = not text
+        text = self._newlines + text
+        body = text.rstrip("\n")
+        self._newlines = text[len(body) :]
+        self._emit(body)
+
+    def _emit(self, text: str) -> None:
+        if text:
+            self._events.append(Reasoning(text) if self._state == "reasoning" else Content(text))
+            self._untouched = self._untouched and text.isspace()
+
+    def _step(self, marker: str) -> bool:
+        if self._state == "call":
+            if marker not in (CALL, CALL_END):
+                return False
+            self._finish_call(closed=marker == CALL_END)
+            if marker == CALL_END:
+                return True
+        known = (
+            marker == CALL
+            or (marker == THINK and self._untouched)
+            or (marker == UNTHINK and self._state == "reasoning")
+        )
+        if not known:
+            return False
+        if marker == CALL:
+            self._open_call(self._newlines)
+        self._newlines, self._trimmed = "", True
+        return self._enter({CALL: "call", THINK: "reasoning", UNTHINK: "content"}[marker])
+
+    def _finish_call(self, closed: bool) -> None:
+        self._enter("content")
+        self._trimmed = True
+        self._close_call(closed)
+
+    def _begin(self, name: str) -> None:
+        self._events.append(ToolCallStart(self._n_calls, f"functions.{name}:{self._n_calls}", name))
+        self._n_calls += 1
