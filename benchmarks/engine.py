@@ -2,15 +2,17 @@
 
     python benchmarks/engine.py WHAT MODEL [--memory SIZE] [--tokens N] [--context N] [--threads N] [--trunk KIND]
 
-WHAT is decode, cold, prompt or kernels (which takes no model). The last line printed is one JSON document with the
-medians, their spread, the limits measured in the same run, the peak of resident memory over the budget, and the rows
-for `python tools/results.py add docs/results/engine.json`.
+WHAT is decode, cold, streamed, prompt or kernels (which takes no model). The last line printed is one JSON document
+with the medians, their spread, the limits measured in the same run, the peak of resident memory over the budget, and
+the rows for `python tools/results.py add docs/results/engine.json`.
 """
 
 import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,15 @@ from torch import Tensor
 from earthshine import kernels
 from earthshine.engine import LoadedModel, SamplingParams, Session, load_model
 from earthshine.engine.experts import RoutedExperts
+from earthshine.kv import PagePool
 from earthshine.machine import memory_peak
 from earthshine.plan import PlanArgs
+from earthshine.spec.attention import Rows
 from earthshine.spec.layout import moe_layers
 from earthshine.units import parse_bytes
+
+STEPS = 16  # of decoding at once, where experts stream
+DISK_READS, DISK_DEPTH = 96, 4
 
 
 class Timed:
@@ -123,16 +130,21 @@ def routed(model: LoadedModel) -> int:
 
 
 def fill(session: Session, n_tokens: int) -> None:
-    """Fills the session's cache with random latents, which decode at the speed of true ones."""
-    session.sync(prompt(1))
+    """Fills the session's cache with random rows and states, which decode at the speed of true ones."""
     page_table = session._page_table
-    page_table.reserve(n_tokens)
-    for layer in range(len(page_table.pool.kept)):
-        width = page_table.pool.kept[layer][0].width
-        page_table.write(layer, 1, torch.randn(n_tokens - 1, width).to(page_table.pool.dtype))
-    page_table.commit(n_tokens)
+    page_table.release()
+    page_table.fill(n_tokens, random_copies(page_table.pool, n_tokens))
     session._tokens = prompt(n_tokens)
     session._last = None
+
+
+def random_copies(pool: PagePool, n_tokens: int) -> Iterator[Tensor]:
+    """What `PageTable.copies` gives of a conversation of `n_tokens`, a part at a time."""
+    for part in chain.from_iterable(pool.kept):
+        if isinstance(part, Rows):
+            yield torch.randn(n_tokens, part.width).to(pool.dtype)
+        else:
+            yield torch.randn(part.size).to(torch.float32 if part.fp32 else pool.dtype)
 
 
 def cold(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -161,6 +173,43 @@ def cold(arguments: argparse.Namespace) -> dict[str, Any]:
     stats = model.experts.stats
     found = {"ratio": spread(ratios), "rate": spread(rates), "disk": spread(own), "seconds": spread(walls)}
     return found | {"hits": stats.hits, "misses": stats.misses}
+
+
+def streamed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Decoding after a prompt of `--tokens` (2,048) where experts stream: bytes read per second of decoding over the
+    disk's own rate for blocks of an expert, in turns A B B A with it; tokens per second, bytes per token; the prompt.
+    """
+    model, _ = open_model(arguments)
+    extents = model.experts._checkpoint.expert_extents
+    every = [extents(layer, e).ranges[0] for layer, moe in moe_layers(model.spec) for e in range(moe.n_experts)]
+    disk = Disk([(span.file, span.offset) for span in every], every[0].nbytes)
+    session = model.session()
+    began, before = time.perf_counter(), model.experts.stats
+    session.sync(prompt(arguments.tokens or 2048))
+    found: dict[str, Any] = {"prompt seconds": time.perf_counter() - began}
+    found["prompt bytes"] = read_bytes(model) - before.bytes_read
+    found["prompt seconds waiting"] = model.experts.stats.read_wait_seconds - before.read_wait_seconds
+    steps(session, STEPS)  # after which slots hold what they will
+    before, rounds, own, ratios = model.experts.stats, [], [], []
+    for _ in range(2):
+        beside = [disk.rate(1, DISK_READS, 0.0, DISK_DEPTH)]
+        for _ in range(2):
+            at = read_bytes(model)
+            rounds.append((sum(steps(session, STEPS)), read_bytes(model) - at))
+        beside.append(disk.rate(1, DISK_READS, 0.0, DISK_DEPTH))
+        ratios += [nbytes / seconds / statistics.mean(beside) for seconds, nbytes in rounds[-2:]]
+        own += beside
+    hits, misses = model.experts.stats.hits - before.hits, model.experts.stats.misses - before.misses
+    found["tokens per second"] = spread([STEPS / seconds for seconds, _ in rounds])
+    found["bytes per token"] = sum(nbytes for _, nbytes in rounds) / (len(rounds) * STEPS)
+    found |= {"rate": spread([nbytes / seconds for seconds, nbytes in rounds]), "disk": spread(own)}
+    return found | {"ratio": spread(ratios), "hits": hits / max(1, hits + misses)}
+
+
+def read_bytes(model: LoadedModel) -> int:
+    """From disk so far."""
+    nbytes: int = model.experts.stats.bytes_read + model.decoder.trunk.bytes_streamed  # type: ignore[attr-defined]
+    return nbytes
 
 
 def whole_prompt(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -209,7 +258,7 @@ def kernel_rates(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"flops": spread(rates)}
 
 
-WHAT = {"decode": decode, "cold": cold, "prompt": whole_prompt, "kernels": kernel_rates}
+WHAT = {"decode": decode, "cold": cold, "streamed": streamed, "prompt": whole_prompt, "kernels": kernel_rates}
 
 
 def main() -> None:

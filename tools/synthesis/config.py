@@ -57,6 +57,8 @@ def cut_config(published: dict[str, Any], cut: Cut) -> tuple[dict[str, Any], Mod
     for key, value in changes.items():
         if value is not None:
             _change(text, key, value)
+    if cut.n_layers is not None:
+        _cut_layer_lists(text.get("linear_attn_config"), cut.n_layers)
     spec = spec_from_config(config)
     _refuse_impossible(spec, cut)
     return config, spec
@@ -65,6 +67,13 @@ def cut_config(published: dict[str, Any], cut: Cut) -> tuple[dict[str, Any], Mod
 def _change(text: dict[str, Any], key: str, value: int) -> None:
     for spelling in [name for name in (key, *ALIASES.get(key, ())) if name in text] or [key]:
         text[spelling] = value
+
+
+def _cut_layer_lists(linear: Any, n_layers: int) -> None:
+    """Kimi-Linear's two lists of layers, which count from 1; a longer model repeats none of them and is refused."""
+    for key in ("full_attn_layers", "kda_layers"):
+        if isinstance(linear, dict) and isinstance(linear.get(key), list):
+            linear[key] = [layer for layer in linear[key] if layer <= n_layers]
 
 
 def _store(config: dict[str, Any], text: dict[str, Any], storage: Storage) -> None:

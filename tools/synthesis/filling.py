@@ -26,6 +26,7 @@ _NORM_SPREAD = 0.1
 _LOGIT_DEVIATION = 4.0
 _QUERY_GAIN = 1.6
 _SWIGLU_SIZE = 0.6  # root mean square of silu(g) * u for standard normal g and u
+_FP32 = (".router_bias", ".a_log", ".dt_bias")  # as DeepSeek and Kimi publish them
 BLOCK_BYTES = 4096  # of ext4, the least that a written piece takes
 
 
@@ -52,7 +53,7 @@ class Filling:
         """The published tensors of one of Earthshine's, declared; their bytes are made when they are written."""
         made = []
         for index, (part, make) in enumerate(zip(published.parts, self._makers(published), strict=True)):
-            wide = index == 0 and published.name.endswith(".router_bias")  # fp32, as DeepSeek and Kimi publish it
+            wide = index == 0 and published.name.endswith(_FP32)
             made.append((part.name, Streamed(TORCH_DTYPES["F32" if wide else part.dtypes[0]], part.shape, make)))
         return made
 
@@ -87,10 +88,17 @@ class Filling:
         return _placed(make(streams.Stream(self.seed, name), *what))
 
     def _vector(self, published: Published) -> Pieces:
-        name = published.parts[0].name
-        if not published.name.endswith(".router_bias"):
-            return self._made(streams.bf16_values, name, published.shape[0], _NORM_SPREAD, 1.0)
-        return [(0, self._bias(published).astype(np.float32).view(np.uint8).data)]
+        if not published.name.endswith(_FP32):
+            return self._made(streams.bf16_values, published.parts[0].name, published.shape[0], _NORM_SPREAD, 1.0)
+        make = self._bias if published.name.endswith(".router_bias") else self._decay
+        return [(0, make(published).astype(np.float32).view(np.uint8).data)]
+
+    def _decay(self, published: Published) -> np.ndarray:
+        """Of delta attention, in the ranges that it is trained from: rates of 1 to 16, steps of 0.001 to 0.1."""
+        drawn = self._generator(published).random(published.shape[0])
+        if published.name.endswith(".a_log"):
+            return np.asarray(np.log(1 + 15 * drawn))
+        return np.asarray(np.log(np.expm1(np.exp(np.log(0.001) + np.log(100) * drawn))))  # softplus gives the step
 
     def _bias(self, published: Published) -> np.ndarray:
         (n_experts,) = published.shape

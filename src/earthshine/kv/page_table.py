@@ -6,7 +6,7 @@ a page table; its pages do not return by themselves. A recurrent state can't be 
 the last checkpoint at or before the length asked for, and returns that length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -132,7 +132,7 @@ class PageTable:
                     assert self.pool.states is not None
                     yield self.pool.states.part(layer, index)[self.recurrence.slot].flatten().clone()
 
-    def fill(self, length: int, copies: Sequence[Tensor]) -> None:
+    def fill(self, length: int, copies: Iterable[Tensor]) -> None:
         """Hold in an empty page table what `copies` gave of one of `length` tokens. Raises ContextError."""
         self.reserve(length, checkpoint=False)
         given = iter(copies)
