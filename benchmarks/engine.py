@@ -31,7 +31,7 @@ from earthshine.spec.attention import Rows
 from earthshine.spec.layout import moe_layers
 from earthshine.units import parse_bytes
 
-STEPS = 16  # of decoding at once, where experts stream
+GROUPS, STEPS = 2, 16  # of decoding where experts stream: rounds A B B A, and tokens of each
 DISK_READS, DISK_DEPTH = 96, 4
 
 
@@ -176,22 +176,23 @@ def cold(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def streamed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Decoding after a prompt of `--tokens` (2,048) where experts stream: bytes read per second of decoding over the
-    disk's own rate for blocks of an expert, in turns A B B A with it; tokens per second, bytes per token; the prompt.
-    """
+    """A prompt of `--tokens` (2,048) and decoding after it where experts stream: tokens per second, bytes read per
+    token and per second, and that over the disk's own rate for blocks of an expert, in turns A B B A with it."""
     model, _ = open_model(arguments)
     extents = model.experts._checkpoint.expert_extents
     every = [extents(layer, e).ranges[0] for layer, moe in moe_layers(model.spec) for e in range(moe.n_experts)]
     disk = Disk([(span.file, span.offset) for span in every], every[0].nbytes)
     session = model.session()
-    began, before = time.perf_counter(), model.experts.stats
+    began, before, first = time.perf_counter(), model.experts.stats, read_bytes(model)
     session.sync(prompt(arguments.tokens or 2048))
-    found: dict[str, Any] = {"prompt seconds": time.perf_counter() - began}
-    found["prompt bytes"] = read_bytes(model) - before.bytes_read
-    found["prompt seconds waiting"] = model.experts.stats.read_wait_seconds - before.read_wait_seconds
+    found: dict[str, Any] = {"seconds, prompt": spread([time.perf_counter() - began])}
+    found["seconds, prompt, waiting for reads"] = spread(
+        [model.experts.stats.read_wait_seconds - before.read_wait_seconds]
+    )
+    found["bytes, prompt"] = spread([read_bytes(model) - first])
     steps(session, STEPS)  # after which slots hold what they will
     before, rounds, own, ratios = model.experts.stats, [], [], []
-    for _ in range(2):
+    for _ in range(GROUPS):
         beside = [disk.rate(1, DISK_READS, 0.0, DISK_DEPTH)]
         for _ in range(2):
             at = read_bytes(model)
@@ -201,9 +202,10 @@ def streamed(arguments: argparse.Namespace) -> dict[str, Any]:
         own += beside
     hits, misses = model.experts.stats.hits - before.hits, model.experts.stats.misses - before.misses
     found["tokens per second"] = spread([STEPS / seconds for seconds, _ in rounds])
-    found["bytes per token"] = sum(nbytes for _, nbytes in rounds) / (len(rounds) * STEPS)
-    found |= {"rate": spread([nbytes / seconds for seconds, nbytes in rounds]), "disk": spread(own)}
-    return found | {"ratio": spread(ratios), "hits": hits / max(1, hits + misses)}
+    found["bytes per token"] = spread([nbytes / STEPS for _, nbytes in rounds])
+    found["bytes per second"] = spread([nbytes / seconds for seconds, nbytes in rounds])
+    found |= {"bytes per second, disk": spread(own), "bytes per second over the disk's": spread(ratios)}
+    return found | {"found in memory": spread([hits / max(1, hits + misses)])}
 
 
 def read_bytes(model: LoadedModel) -> int:

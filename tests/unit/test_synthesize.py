@@ -207,6 +207,51 @@ def test_qwen3_is_cut_and_opens(tool: Any, tmp_path: Path, capsys: pytest.Captur
         model.close()
 
 
+KIMI_LINEAR = {
+    "architectures": ["KimiLinearForCausalLM"], "bos_token_id": 768, "eos_token_id": 770, "first_k_dense_replace": 1,
+    "hidden_act": "silu", "hidden_size": 256, "intermediate_size": 256, "kv_lora_rank": 64,
+    "linear_attn_config": {"full_attn_layers": [2, 5, 8], "head_dim": 32, "kda_layers": [1, 3, 4, 6, 7],
+                           "num_heads": 4, "short_conv_kernel_size": 4},
+    "mla_use_nope": True, "model_max_length": 512, "model_type": "kimi_linear", "moe_intermediate_size": 64,
+    "moe_renormalize": True, "moe_router_activation_func": "sigmoid", "num_attention_heads": 4, "num_expert_group": 1,
+    "num_experts": 40, "num_experts_per_token": 4, "num_hidden_layers": 8, "num_shared_experts": 1, "q_lora_rank": None,
+    "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "rms_norm_eps": 1e-5, "routed_scaling_factor": 2.446,
+    "topk_group": 1, "v_head_dim": 32, "vocab_size": 1024,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_kimi_linear_is_cut_with_its_lists_of_layers_and_remembers(tool: Any, tmp_path: Path, sparse: bool) -> None:
+    """Its decays are neither all nor nothing: a token far back still changes the logits."""
+    like, folder = tmp_path / "like.json", tmp_path / "made"
+    like.write_text(json.dumps(KIMI_LINEAR))
+    words = [str(folder), "--like", str(like), "--layers", "5", *(["--sparse"] if sparse else [])]
+    assert tool("synthesize").main(words) == 0
+    linear = json.loads((folder / "config.json").read_text())["linear_attn_config"]
+    assert (linear["full_attn_layers"], linear["kda_layers"]) == ([2, 5], [1, 3, 4])
+    model = load_model(folder)
+    try:
+        session = model.session()
+        session.sync([1, *range(2, 60)])
+        one = session._last
+        session.sync([99, *range(2, 60)])
+        assert one is not None
+        assert torch.isfinite(one).all()
+        assert torch.equal(one, session._last) == sparse  # where attention and FFN are holes, the last token is all
+    finally:
+        model.close()
+
+
+def test_more_layers_than_the_lists_name_are_refused(
+    tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    like, folder = tmp_path / "like.json", tmp_path / "made"
+    like.write_text(json.dumps(KIMI_LINEAR))
+    assert tool("synthesize").main([str(folder), "--like", str(like), "--layers", "9"]) == 2
+    assert "must together name each of the layers 1 to 9 once" in capsys.readouterr().err
+    assert not folder.exists()
+
+
 def test_popularity_sums_to_top_k_below_its_cap(tool: Any) -> None:
     popularity = tool("synthesis.routing").popularity
     for n_experts, top_k, exponent in ((384, 8, 1.0), (40, 4, 4.0), (8, 8, 1.0), (8, 1, 0.0)):
