@@ -3,11 +3,13 @@
 # make test CPU=avx2         the tests as on a processor whose best set this is; also portable, avx512, avx512_bf16, amx
 # make test CPU=amx_emulated the tests with AMX computed in C++, in an environment of its own beside .venv
 # make lint    ruff and mypy alone
+# make lock    requirements/tests.txt anew, by uv
 # make bench   the short form of the benchmarks, llama.cpp beside; builds that once, which takes minutes
 # make clean   removes .venv and everything built or cached
 
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
+LOCK := requirements/tests.txt
+TORCH ?= $(shell grep '^torch==' $(LOCK))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +18,7 @@ TESTED := $(BIN)/python
 EMULATED := build/amx_emulated
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find native -type f)
 
-.PHONY: demo test lint bench clean FORCE
+.PHONY: demo test lint lock bench clean FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -38,6 +40,13 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What only a GPU build of torch or another system needs is left out, with torch's own version kept.
+lock:
+	torch=$$(grep '^torch==' $(LOCK)) && heading=$$(grep '^#' $(LOCK)) && \
+	  echo "$$torch" | uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --strip-extras \
+	    --upgrade --no-annotate --no-header --quiet --constraint - > $(LOCK).new && \
+	  { echo "$$heading"; grep -vE '^(nvidia-|cuda-|triton=)|win32|emscripten' $(LOCK).new; } > $(LOCK) && rm $(LOCK).new
+
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py --short
 	$(BIN)/python benchmarks/versus_llama_cpp.py --short
@@ -48,12 +57,12 @@ clean:
 
 # Stamps: what is missing on the machine is said first, and a repeated call installs nothing unless something
 # that the installation reads has changed.
-$(VENV)/.installed: $(VENV)/.torch $(VENV)/.modules $(BUILD_INPUTS)
-	$(PIP) install -e .
+$(VENV)/.installed: $(VENV)/.torch $(VENV)/.constraints $(VENV)/.modules $(BUILD_INPUTS)
+	$(PIP) install -c $(VENV)/.constraints -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install -e ".[dev]"
+	$(PIP) install -c $(VENV)/.constraints -e ".[dev]"
 	@touch $@
 
 # Only Earthshine is installed again; what it needs is found in .venv.
@@ -67,6 +76,10 @@ $(EMULATED)/.installed: $(VENV)/.installed-dev
 # The editable installation maps modules to files, so it is renewed when a file comes, goes or moves.
 $(VENV)/.modules: $(VENV)/.created FORCE
 	@find src -name '*.py' | sort | cmp -s - $@ || find src -name '*.py' | sort > $@
+
+# The locked versions, without torch's: TORCH chooses that.
+$(VENV)/.constraints: $(LOCK) $(VENV)/.created
+	@grep -v '^torch==' $(LOCK) > $@
 
 $(VENV)/.torch: $(VENV)/.created
 	$(PIP) install "$(TORCH)"

@@ -7,6 +7,8 @@ import sys
 import tomllib
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from .source import PACKAGE, ROOT, modules
 from .test_house import FLOOR
@@ -89,3 +91,18 @@ def test_no_document_is_cited_that_is_not_here():
             for name in re.findall(r"[\w./-]+\.md\b", path.read_text(encoding="utf-8")):
                 known = name in own or (ROOT / name).exists() or (path.parent / name).exists()
                 assert known or (ROOT / "docs" / name).exists(), f"{path} cites {name}"
+
+
+def test_locked_versions_lie_within_the_declared_ranges():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "requirements" / "tests.txt").read_text(encoding="utf-8").splitlines()
+    locked = {line.partition("==")[0]: line.partition("==")[2].split()[0] for line in lines if "==" in line}
+    for requirement in map(Requirement, project["dependencies"] + project["optional-dependencies"]["dev"]):
+        version = locked[canonicalize_name(requirement.name)]
+        assert version in requirement.specifier, f"{requirement} is locked at {version}: run make lock"
+
+
+def test_wheels_are_built_for_every_supported_python():
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    versions = re.findall(r"Python :: 3\.(\d+)", " ".join(document["project"]["classifiers"]))
+    assert document["tool"]["cibuildwheel"]["build"] == [f"cp3{minor}-manylinux_x86_64" for minor in versions]
