@@ -54,7 +54,7 @@ class Budget:
         self.session.sync(prompt(SETTLING, 99))
         steps(self.session, SETTLING_STEPS)
         yield from self.contexts()
-        self.session.close()
+        self.session.clear()
         yield from self.batches()
 
     def prompts(self) -> Iterator[dict[str, Any]]:
@@ -63,7 +63,7 @@ class Budget:
         for n_tokens in self.request["prompts"]:
             seconds, before = [], self.read()
             for repeat in range(1 if streams else self.request["repeats"]):
-                self.session.close()
+                self.session.clear()
                 began = time.perf_counter()
                 self.session.sync(prompt(n_tokens, repeat))
                 seconds.append(time.perf_counter() - began)
@@ -72,7 +72,7 @@ class Budget:
 
     def contexts(self) -> Iterator[dict[str, Any]]:
         for context in self.request["contexts"]:
-            self.session.close()
+            self.session.clear()
             if context:
                 fill(self.session, context)
             else:

@@ -4,11 +4,12 @@
 
 One thread computes, and seconds are its processor time, so that what else runs matters little. Each repeat decodes N
 tokens. Python's calls are counted in a run of their own: functions written in Python, and those of C that they call.
-The last line printed is one JSON document, its figures per token.
+Prints a line a figure, per token, and last one JSON document with rows for docs/results.
 """
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections import Counter
@@ -16,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import fill, prompt, spread, steps
+from engine import fill, prompt, steps
+from result_rows import result_rows
 
-from earthshine import kernels
 from earthshine.engine import Session, load_model
 from earthshine.kernels import library
 from earthshine.plan import PlanArgs
@@ -51,20 +52,26 @@ class NativeCalls:
         return call
 
 
-def measure(session: Session, native: NativeCalls, tokens: int, repeats: int) -> dict[str, Any]:
-    seconds: dict[str, list[float]] = {"wall": [], "cpu": [], "outside": [], "outside_share": []}
+def measure(session: Session, native: NativeCalls, tokens: int, repeats: int) -> dict[str, list[float]]:
+    """Of the session's next tokens, each figure per token."""
+    cpu, outside, wall = [], [], []
     for _ in range(repeats):
         native.count, native.seconds, began = 0, 0.0, time.thread_time()
-        seconds["wall"].append(sum(steps(session, tokens)) / tokens)
-        cpu = time.thread_time() - began - native.count * native.cost
-        seconds["cpu"].append(cpu / tokens)
-        seconds["outside"].append((cpu - native.seconds) / tokens)
-        seconds["outside_share"].append((cpu - native.seconds) / cpu)
-    found: dict[str, Any] = {name: spread(values) for name, values in seconds.items()}
-    return found | {"native_calls": native.count / tokens} | python_calls(session, tokens, native.count / tokens)
+        wall.append(1e3 * sum(steps(session, tokens)) / tokens)
+        cpu.append((time.thread_time() - began - native.count * native.cost) * 1e3 / tokens)
+        outside.append(cpu[-1] - 1e3 * native.seconds / tokens)
+    count = native.count / tokens
+    return {
+        "processor time (ms)": cpu,
+        "processor time outside native calls (ms)": outside,
+        "share outside native calls": [part / whole for part, whole in zip(outside, cpu, strict=True)],
+        "wall time (ms)": wall,
+        "native calls": [count],
+        **python_calls(session, tokens, count),
+    }
 
 
-def python_calls(session: Session, tokens: int, timed: float) -> dict[str, float]:
+def python_calls(session: Session, tokens: int, timed: float) -> dict[str, list[float]]:
     """`timed`: calls that the measurement itself has put around the library's."""
     counts: Counter[str] = Counter()
     sys.setprofile(lambda frame, event, argument: counts.update((event,)))
@@ -72,7 +79,8 @@ def python_calls(session: Session, tokens: int, timed: float) -> dict[str, float
         steps(session, tokens)
     finally:
         sys.setprofile(None)
-    return {"python_calls": counts["call"] / tokens - timed, "c_calls": counts["c_call"] / tokens - 2 * timed}
+    found = {"calls of Python": counts["call"] / tokens - timed, "calls of C": counts["c_call"] / tokens - 2 * timed}
+    return {name: [count] for name, count in found.items()}
 
 
 def main() -> None:
@@ -85,17 +93,18 @@ def main() -> None:
     arguments = parser.parse_args()
     room = max(arguments.contexts) + (arguments.repeats + 2) * (arguments.tokens + 1) + 16
     model = load_model(arguments.model, PlanArgs(arguments.memory, room, 1, 1))
-    native, session, points = NativeCalls(), model.session(), []
+    native, session, figures = NativeCalls(), model.session(), {}
     for context in arguments.contexts:
-        session.close()
+        session.clear()
         if context:
             fill(session, context)
         else:
             session.sync(prompt(16))
         steps(session, 4)
-        points.append({"context": context, **measure(session, native, arguments.tokens, arguments.repeats)})
-    served = next(one.name for one in kernels.implementations() if one.operation == "linear")
-    print(json.dumps({"what": "overhead", "model": arguments.model.name, "served": served, "points": points}))
+        for name, values in measure(session, native, arguments.tokens, arguments.repeats).items():
+            figures[f"{arguments.model.name} at {context} tokens: {name}"] = values
+            print(f"{list(figures)[-1]:64} {statistics.median(values):10.3f}", flush=True)
+    print(json.dumps({"what": "overhead", "rows": result_rows(figures)}))
 
 
 if __name__ == "__main__":

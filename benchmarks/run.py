@@ -87,7 +87,7 @@ def gleam_rates(model: LoadedModel, repeats: int) -> dict[str, list[float]]:
     session = model.session(512)
 
     def prefill() -> None:
-        session.close()
+        session.clear()
         session.sync(prompt)
 
     def generate() -> None:

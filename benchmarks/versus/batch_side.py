@@ -29,7 +29,7 @@ def rows(request: dict) -> dict:
     vocab, decoder, pool = model.spec.vocab_size, model.decoder, session._page_table.pool
     if request.get("touch"):
         session.sync(prompt(request["touch"], vocab, 1))
-        session.close()
+        session.clear()
     page_tables = [PageTable(pool) for _ in range(batch)]
     new, seconds = [prompt(context, vocab, row) for row in range(batch)], []
     for _ in range(count + 1):  # the first is the prompt's

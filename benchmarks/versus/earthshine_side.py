@@ -39,7 +39,7 @@ def decode(request: dict) -> dict:
     vocab = model.spec.vocab_size
     if touch:
         session.sync(prompt(touch, vocab, 1))
-        session.close()
+        session.clear()
     if context and not request.get("computed"):
         fill(session, context)
     else:
@@ -55,7 +55,7 @@ def whole_prompt(request: dict) -> dict:
     if not request.get("cold"):
         session.sync(prompt(min(tokens, touch), model.spec.vocab_size, 1))
     for _ in range(repeats):
-        session.close()
+        session.clear()
         began = time.perf_counter()
         session.sync(ids)
         seconds.append(time.perf_counter() - began)
