@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import re
-import subprocess
 import sys
 import tomllib
 
@@ -53,9 +52,10 @@ def test_continuous_integration_runs_every_supported_python():
     assert re.findall(r'"(3\.\d+)"', workflow.partition("matrix:")[2].partition("steps:")[0]) == versions
 
 
-def test_the_example_in_the_readme_runs():
+def test_the_example_in_the_readme_runs(forker):
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = forker.run([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert "<" not in done.stdout
 

@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -118,15 +117,13 @@ print([(event.token, event.logprob) for event in events if isinstance(event, Tok
 """
 
 
-def test_a_saved_state_goes_on_with_the_same_bits_in_a_new_process(model, prompt, tmp_path):
+def test_a_saved_state_goes_on_with_the_same_bits_in_a_new_process(forker, model, prompt, tmp_path):
     session = model.session(512)
     session.sync(prompt(_user("extract a gzipped tar archive")))
     session.snapshot().save(tmp_path / "state")
     here = [(event.token, event.logprob) for event in session.generate(GREEDY) if isinstance(event, TokenEvent)]
-    there = subprocess.run(
-        [sys.executable, "-c", RESTORE, str(GLEAM), str(tmp_path / "state")], capture_output=True, check=True, text=True
-    )
-    assert there.stdout.strip() == str(here)
+    there = forker.run([sys.executable, "-c", RESTORE, str(GLEAM), str(tmp_path / "state")], text=True)
+    assert (there.stdout.strip(), there.returncode) == (str(here), 0), there.stderr
 
 
 def test_a_session_has_the_room_that_was_asked_for_and_no_more(model):

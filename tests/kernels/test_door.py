@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -162,12 +161,11 @@ def test_a_processor_without_better_sets_serves_every_operation_as_its_oracle(pr
 
 
 @pytest.mark.parametrize("name", ["portable", "avx2", "avx512", "avx512_bf16", "amx"])
-def test_a_processor_is_narrowed_by_the_environment_and_never_widened(name) -> None:
+def test_a_processor_is_narrowed_by_the_environment_and_never_widened(forker, name) -> None:
     """In a process of its own, as a person would."""
     code = "from earthshine.kernels import library\nprint(*library.instruction_sets())"
     environment = os.environ | {"EARTHSHINE_CPU": name}
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = forker.run([sys.executable, "-c", code], env=environment, text=True)
     library.narrow("auto")
     try:
         offered, refusal = library.instruction_sets(), library.refusal(name)

@@ -2,7 +2,6 @@
 
 import ctypes
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -262,10 +261,10 @@ class TestThreads:
                 library.set_threads(wrong)
         assert library.threads() == 2
 
-    def test_a_child_of_fork_has_one_thread_and_can_compute(self) -> None:
+    def test_a_child_of_fork_has_one_thread_and_can_compute(self, forker) -> None:
         """The parent's workers do not exist there, and a lock that one of them held would never be released."""
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], timeout=300, check=False)
-        assert done.returncode == 0
+        done = forker.run([sys.executable, "-c", FORK])
+        assert done.returncode == 0, done.stderr
 
 
 class TestLoading:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
+from httpx._transports import default
 
 from earthshine.cli.serve import APIS
 from earthshine.engine import Engine, load_model, sampling_defaults
@@ -22,6 +23,20 @@ from earthshine.server.http.run import Service
 from earthshine.text import load_template, load_tokenizer
 
 from .serving import HANG_SECONDS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clients_share_certificates() -> Iterator[None]:
+    """httpx reads the system's certificates for each client, in 20 ms, also for one that will not speak TLS."""
+    made = httpx.create_ssl_context()
+    with pytest.MonkeyPatch.context() as patch:
+        real = default.create_ssl_context
+        patch.setattr(
+            default,
+            "create_ssl_context",
+            lambda verify=True, **more: made if verify is True else real(verify=verify, **more),
+        )
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -105,7 +105,7 @@ class FakeGenerator:
                     raise self.errors[word[1:]]
                 if word == "gate":
                     while not self.gate.is_set():
-                        await asyncio.sleep(0.001)
+                        await asyncio.sleep(0.01)
                     continue
                 if not opened:
                     yield Started(len(words), at)

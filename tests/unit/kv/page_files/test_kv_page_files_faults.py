@@ -252,10 +252,10 @@ class TestFailures:
 
 
 @pytest.mark.parametrize("pages", [3, 17])
-def test_a_killed_writer_leaves_only_whole_pages(tmp_path, pages):
+def test_a_killed_writer_leaves_only_whole_pages(forker, tmp_path, pages):
     """Pages of 2 MiB and little else to do, so that the kill mostly falls into a write."""
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+    with forker.popen(command, stdout=subprocess.PIPE, text=True) as child:
         for _ in range(pages):
             assert child.stdout.readline()
         time.sleep(0.0005)
