@@ -53,21 +53,21 @@ class TestTools:
         assert engine.cancelled == engine.requests
 
     @pytest.mark.parametrize(
-        "request",
+        "asked",
         [
             wanted(HELLO, tools=[TOOL], tool_choice=ToolChoice("named", "look")),
             wanted(HELLO, tools=[TOOL], tool_choice=ToolChoice("required"), parallel_tool_calls=False),
             wanted(HELLO, tools=[TOOL], parallel_tool_calls=False),
         ],
     )
-    def test_no_second_call_is_allowed(self, asker, request):
+    def test_no_second_call_is_allowed(self, asker, asked):
         first, second = (call(f"functions.look:{number}", "{}") for number in (0, 1))
         asker.says(f"</think>{SECTION}{first}{SECTION_END}<|im_end|>")
-        assert ended(asker(request)).reason == "tool_calls"
+        assert ended(asker(asked)).reason == "tool_calls"
         constraint = asker.engine.requests[0].constraint
         assert constraint is not None
         asker.says([HOLD])
-        grammar = asker.replies()._prompts.prepare(request).constraint()
+        grammar = asker.replies()._prompts.prepare(asked).constraint()
         assert grammar is not None
         for token in asker.ids(f"</think>{SECTION}{first}"):
             grammar.accept(token)
@@ -81,11 +81,11 @@ class TestTools:
         with pytest.raises(TextError, match="not one that"):
             asker(wanted(HELLO, thinking_tokens=most))
 
-    @pytest.mark.parametrize("request", [wanted(HELLO), wanted(HELLO, tools=[TOOL], tool_choice=ToolChoice("none"))])
-    def test_without_tools_markers_are_text(self, asker, request):
+    @pytest.mark.parametrize("asked", [wanted(HELLO), wanted(HELLO, tools=[TOOL], tool_choice=ToolChoice("none"))])
+    def test_without_tools_markers_are_text(self, asker, asked):
         text = f"{SECTION}{call('functions.look:0', '{}')}{SECTION_END}"
         asker.says(f"</think>{text}<|im_end|>")
-        pieces = asker(request)
+        pieces = asker(asked)
         assert joined(pieces) == text
         assert ended(pieces).reason == "stop"
         assert asker.engine.requests[0].tokens == asker.template.encode(asker.tokenizer, HELLO)
