@@ -18,14 +18,15 @@ from result_rows import result_rows
 
 from earthshine.kernels import library
 from earthshine.kernels.attention import PagedTokens, paged_attention
+from earthshine.storage import PAGE_TOKENS, page_count
 
-RANK, ROPE, PAGE_TOKENS = 512, 64, 64
+RANK, ROPE = 512, 64
 CASES = {"prefill, last 256 of 8192": (256, 8192 - 256), "decode, after 32767": (1, 32767)}  # tokens, start
 
 
 def attention(n_heads: int, tokens: int, start: int) -> tuple[Callable[[], object], float]:
     """The work of one call on random latents, and its number of operations."""
-    n_pages = -(-(start + tokens) // PAGE_TOKENS)
+    n_pages = page_count(start + tokens)
     pool = torch.randn(n_pages, PAGE_TOKENS, RANK + ROPE).bfloat16()
     query = torch.randn(tokens, n_heads, RANK + ROPE).bfloat16()
     sequences = [PagedTokens(tokens, start, torch.arange(n_pages, dtype=torch.int32))]

@@ -29,6 +29,7 @@ from earthshine.machine import memory_peak
 from earthshine.plan import PlanArgs
 from earthshine.spec.attention import Rows
 from earthshine.spec.layout import moe_layers
+from earthshine.storage import Storage
 from earthshine.units import parse_bytes
 
 GROUPS, STEPS = 2, 16  # of decoding where experts stream: rounds A B B A, and tokens of each
@@ -235,7 +236,7 @@ def kernel_rates(arguments: argparse.Namespace) -> dict[str, Any]:
     def matrix(rows: int, columns: int) -> kernels.Matrix:
         codes = torch.randint(0, 256, (rows * columns // 2,), dtype=torch.uint8)
         scales = torch.full((rows, columns // 32), 0.01).bfloat16()
-        return kernels.Matrix(kernels.Format.INT4_GROUP32, rows, columns, codes, kernels.raw_bytes(scales))
+        return kernels.Matrix(Storage.INT4_GROUP32, rows, columns, codes, kernels.raw_bytes(scales))
 
     experts = [
         kernels.Expert(matrix(inner, hidden), matrix(inner, hidden), matrix(hidden, inner)) for _ in range(n_experts)

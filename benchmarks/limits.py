@@ -12,10 +12,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from earthshine.storage import ALIGNMENT
 from earthshine.weights.slots import Arena
 
 SOURCE = Path(__file__).with_name("limits.cc")
-PAGE = 4096
 
 
 @functools.cache
@@ -62,8 +62,8 @@ class Disk:
     """
 
     def __init__(self, places: list[tuple[Path, int]], block: int) -> None:
-        self._block = block // PAGE * PAGE
-        self._places = [(file, offset // PAGE * PAGE) for file, offset in places]
+        self._block = block // ALIGNMENT * ALIGNMENT
+        self._places = [(file, offset // ALIGNMENT * ALIGNMENT) for file, offset in places]
         self._files = {file: os.open(file, os.O_RDONLY | os.O_DIRECT) for file in {file for file, _ in places}}
         memory = Arena(self._block, 4)
         memory.touch()

@@ -28,7 +28,8 @@ from synthesis.filling import Filling, SparseFilling
 from synthesis.layout import shards, vision_shards
 
 from earthshine.errors import CheckpointError, EarthshineError, UsageError
-from earthshine.spec import ModelSpec, Storage, footprint, moe_layers, read_config
+from earthshine.spec import ModelSpec, footprint, moe_layers, read_config
+from earthshine.storage import Storage
 from earthshine.units import format_bytes
 from earthshine.untrusted import shown
 from earthshine.weights.writer import write_shards

@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from earthshine.errors import EarthshineError, UsageError
-from earthshine.spec import Storage, read_config, spec_from_config
+from earthshine.spec import read_config, spec_from_config
+from earthshine.storage import Storage
 from earthshine.units import parse_bytes
 from earthshine.weights import Checkpoint, write_checkpoint
 from earthshine.weights.formats import StoredLinear

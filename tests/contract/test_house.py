@@ -11,8 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from earthshine.kernels import reference
-from earthshine.spec import model
+from earthshine import storage
 
 from .source import PACKAGE, ROOT, Module, modules
 
@@ -32,6 +31,7 @@ TORCH_FREE = (
     "units",
     "settings",
     "untrusted",
+    "storage",
     "spec",
     "machine",
     "plan",
@@ -52,6 +52,9 @@ IMPORT_OWNERS = {
     "pickle": ({"pickle", "marshal", "shelve", "dill"}, ()),
     "an oracle of the tests": ({"transformers"}, ()),
 }  # fmt: skip
+STORAGE_USERS = {"kernels", "spec", "machine", "models", "weights", "kv", "plan", "engine", "cli"}
+STORAGE_FACTS = {name for name in vars(storage) if name.isupper()}
+STORAGE_NUMBERS = {storage.FP8_BLOCK, storage.INT4_GROUP, storage.INT8_GROUP, storage.PAGE_TOKENS, storage.ALIGNMENT}
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "manager", "common", "misc"}
 MOST_LINES, MOST_FUNCTION_LINES, MOST_LINES_OF_NINE_IN_TEN = 400, 60, 30
 MOST_NATIVE_LINES, MOST_NATIVE_COLUMNS = 420, 120
@@ -177,6 +180,16 @@ def test_packages_without_torch_do_not_load_it():
     assert not done.stdout, f"\n{done.stdout}"
 
 
-def test_block_sizes_agree():
-    """`kernels` and `spec` stand on one floor, so each states them; they must state the same."""
-    assert (reference.FP8_BLOCK, reference.INT4_GROUP) == (model.FP8_BLOCK, model.INT4_GROUP)
+def test_facts_of_stored_formats_are_defined_once():
+    """Constants of `storage` are imported under their names: not assigned again, and not written as divisors."""
+
+    def offenders() -> Iterator[str]:
+        for module in (module for module in modules() if module.room in STORAGE_USERS):
+            for node in module.nodes:
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in STORAGE_FACTS:
+                    yield f"{module.at(node.lineno)} defines {node.id}, a fact of storage"
+                divides = isinstance(node, ast.BinOp) and isinstance(node.op, ast.FloorDiv | ast.Mod)
+                if divides and isinstance(node.right, ast.Constant) and node.right.value in STORAGE_NUMBERS:
+                    yield f"{module.at(node.lineno)} divides by {node.right.value}; name the fact"
+
+    assert not (found := _listed(offenders())), found

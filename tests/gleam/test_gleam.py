@@ -16,7 +16,8 @@ from earthshine.hub import GLEAM
 from earthshine.kv import KVBlob
 from earthshine.plan import PlanArgs
 from earthshine.spec import load_spec
-from earthshine.spec.model import MoeSpec, Storage
+from earthshine.spec.model import MoeSpec
+from earthshine.storage import Storage
 from earthshine.text import load_template, load_tokenizer
 from earthshine.weights import Checkpoint
 from earthshine.weights.writer import encode_int4

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from earthshine.kernels import Format, Matrix, raw_bytes, stored_bytes
+from earthshine.kernels import Matrix, raw_bytes
+from earthshine.storage import Storage, matrix_bytes
 
-FORMATS = tuple(Format)
+FORMATS = tuple(Storage)
 
 
 def draw(*shape: int, seed: int = 0, gain: float = 1.0) -> Tensor:
@@ -31,17 +32,17 @@ def unaligned(raw: Tensor) -> Tensor:
     return moved
 
 
-def matrix(form: Format, rows: int, cols: int, seed: int = 0) -> Matrix:
+def matrix(form: Storage, rows: int, cols: int, seed: int = 0) -> Matrix:
     """Finite values, about 1 / sqrt(cols) large, as weights are."""
     size = max(cols, 1) ** -0.5
-    if form is Format.BF16:
+    if form is Storage.BF16:
         return Matrix(form, rows, cols, unaligned(raw_bytes(draw(rows, cols, seed=seed, gain=size))))
-    n_codes, n_scales = stored_bytes(form, rows, cols)
+    n_codes, n_scales = matrix_bytes(form, rows, cols)
     codes = raw_bytes(random_bits(-(-n_codes // 4), seed=seed))[:n_codes].clone()
-    if form is Format.FP8_BLOCK128:
+    if form is Storage.FP8_BLOCK128:
         codes[(codes & 127) == 127] = 0x38  # nan becomes one
-    largest = {Format.FP8_BLOCK128: 100.0, Format.INT4_GROUP32: 8.0, Format.INT8_GROUP128: 128.0}[form]
-    kind = torch.bfloat16 if form is Format.INT4_GROUP32 else torch.float32
+    largest = {Storage.FP8_BLOCK128: 100.0, Storage.INT4_GROUP32: 8.0, Storage.INT8_GROUP128: 128.0}[form]
+    kind = torch.bfloat16 if form is Storage.INT4_GROUP32 else torch.float32
     scales = draw(n_scales // kind.itemsize, seed=seed + 1, gain=2 * size / largest).to(kind)
     return Matrix(form, rows, cols, unaligned(codes), unaligned(raw_bytes(scales)))
 

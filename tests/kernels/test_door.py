@@ -12,13 +12,14 @@ from torch import Tensor
 
 from earthshine import kernels
 from earthshine.errors import KernelError, UsageError
-from earthshine.kernels import Expert, Format, library, reference
+from earthshine.kernels import Expert, library, reference
 from earthshine.settings import KERNEL_CHOICES, read_settings
+from earthshine.storage import Storage
 
 from .stored import FORMATS, draw, matrix
 
 CHOICES = ("auto", "reference", "portable", "avx2", "avx512", "avx512_bf16", "amx")
-EXPERTS = [Expert(*(matrix(Format.INT4_GROUP32, *s, seed=i) for s in ((64, 96), (64, 96), (96, 64)))) for i in (1, 2)]
+EXPERTS = [Expert(*(matrix(Storage.INT4_GROUP32, *s, seed=i) for s in ((64, 96), (64, 96), (96, 64)))) for i in (1, 2)]
 TOKEN = torch.tensor([0, 2, 5, 1, 2], dtype=torch.int32)
 
 
@@ -198,7 +199,7 @@ def test_an_absent_library_falls_back_aloud(monkeypatch) -> None:
     monkeypatch.delenv("EARTHSHINE_KERNELS", raising=False)
     monkeypatch.setattr(library, "_load", lambda: "It is not there.")
     assert served("linear") == kernels.Implementation("linear", "torch", "It is not there.")
-    stored, x = matrix(Format.INT4_GROUP32, 5, 64), draw(3, 64)
+    stored, x = matrix(Storage.INT4_GROUP32, 5, 64), draw(3, 64)
     assert torch.equal(kernels.decode(stored), reference.decode(stored))
     torch.testing.assert_close(kernels.linear(x, stored), reference.linear(x, stored))
     kernels.set_threads(2)  # as loading a model does

@@ -7,7 +7,8 @@ import torch
 
 from earthshine import kernels
 from earthshine.errors import KernelError
-from earthshine.kernels import Format, library, measure
+from earthshine.kernels import library, measure
+from earthshine.storage import Storage
 
 
 @pytest.fixture
@@ -89,21 +90,21 @@ class TestRates:
 
     @pytest.mark.usefixtures("_small")
     @pytest.mark.parametrize("rows", [1, 3])
-    @pytest.mark.parametrize("form", measure.FORMATS)
-    def test_a_product_is_twice_its_values_and_rows(self, monkeypatch, clock: Clock, form: str, rows: int) -> None:
+    @pytest.mark.parametrize("form", list(Storage))
+    def test_a_product_is_twice_its_values_and_rows(self, monkeypatch, clock: Clock, form: Storage, rows: int) -> None:
         used, linear = [], kernels.linear
 
         def seen(x: torch.Tensor, weight: kernels.Matrix) -> torch.Tensor:
             clock.now += 1
             assert x.shape == (rows, 256)
-            assert (weight.form, weight.shape) == (measure.FORMATS[form], (128, 256))
+            assert (weight.storage, weight.shape) == (form, (128, 256))
             used.append(weight.codes.data_ptr())
             return linear(x, weight)
 
         monkeypatch.setattr(kernels, "linear", seen)
         memory = measure.make_memory(300_000)
         assert measure.linear_rates(memory, form, rows, 4) == [2 * 128 * 256 * rows] * 4
-        there = {matrix.codes.data_ptr() for matrix in measure._matrices(memory, measure.FORMATS[form], 128, 256)}
+        there = {matrix.codes.data_ptr() for matrix in measure._matrices(memory, form, 128, 256)}
         assert len(there) >= 4
         if rows == 1:  # each repeat goes through all of the memory
             assert (set(used), len(used)) == (there, 1 + 4 * len(there))
@@ -126,12 +127,12 @@ class TestRates:
             moe_ffn(x, experts, token, begin, each)
 
         monkeypatch.setattr(kernels, "moe_ffn", seen)
-        rates = measure.expert_rates(memory, "int4", rows, 2)
+        rates = measure.expert_rates(memory, Storage.INT4_GROUP32, rows, 2)
         assert rates == [6 * 128 * 256 * rows * together] * 2
 
     @pytest.mark.usefixtures("_small")
     def test_experts_share_no_byte(self) -> None:
-        experts = list(measure._experts(measure.make_memory(200_000), Format.INT4_GROUP32))
+        experts = list(measure._experts(measure.make_memory(200_000), Storage.INT4_GROUP32))
         parts = [part for expert in experts for part in (expert.gate, expert.up, expert.down)]
         spans = sorted((tensor.data_ptr(), tensor.numel()) for part in parts for tensor in (part.codes, part.scales))
         assert len(experts) == 200_000 // (3 * (128 * 256 * 9 // 16))
@@ -170,8 +171,8 @@ class TestRates:
     def test_too_little_memory_is_refused(self) -> None:
         little = measure.make_memory(1 << 20)
         for call in (
-            lambda: measure.linear_rates(little, "bf16", 1, 1),
-            lambda: measure.expert_rates(little, "int4", 1, 1),
+            lambda: measure.linear_rates(little, Storage.BF16, 1, 1),
+            lambda: measure.expert_rates(little, Storage.INT4_GROUP32, 1, 1),
             lambda: measure.attention_rates(little, 16, 1, 1),
         ):
             with pytest.raises(KernelError, match="give more memory"):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from earthshine.errors import KernelError
-from earthshine.kernels import Expert, Format, Matrix, fp8_matrix, int4_matrix, library, native, reference, stored_bytes
+from earthshine.kernels import Expert, Matrix, fp8_matrix, int4_matrix, library, native, reference
+from earthshine.storage import Storage, matrix_bytes
 
 from .stored import FORMATS, assert_same_bits, bf16, draw, matrix, random_bits
 
@@ -67,18 +68,18 @@ class TestDecode:
     def test_int8_is_exact_for_every_code_and_unusual_scales(self) -> None:
         codes = torch.arange(-128, 128, dtype=torch.int8).repeat(len(WIDE_SCALES) // 2, 1)
         scales = WIDE_SCALES.view(-1, 2)
-        stored = Matrix(Format.INT8_GROUP128, *codes.shape, codes.view(-1).view(torch.uint8), _raw(scales))
+        stored = Matrix(Storage.INT8_GROUP128, *codes.shape, codes.view(-1).view(torch.uint8), _raw(scales))
         assert_same_bits(native.decode(stored), reference.decode_int8(codes, scales))
 
     def test_bf16_is_returned_as_it_is(self) -> None:
         values = bf16(torch.arange(65536)).view(128, 512)
-        decoded = native.decode(Matrix(Format.BF16, 128, 512, _raw(values)))
+        decoded = native.decode(Matrix(Storage.BF16, 128, 512, _raw(values)))
         assert torch.equal(decoded.view(torch.int16), values.view(torch.int16))
 
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("rows", [1, 15, 33])
-    def test_bytes_need_no_alignment(self, form: Format, rows: int) -> None:
-        for cols in (32, 288) if form is Format.INT4_GROUP32 else (1, 31, 32, 161, 289):
+    def test_bytes_need_no_alignment(self, form: Storage, rows: int) -> None:
+        for cols in (32, 288) if form is Storage.INT4_GROUP32 else (1, 31, 32, 161, 289):
             stored = matrix(form, rows, cols)
             assert stored.codes.data_ptr() % 2
             assert_same_bits(native.decode(stored), reference.decode(stored))
@@ -90,16 +91,16 @@ def _raw(tensor: torch.Tensor) -> torch.Tensor:
 
 class TestMatrix:
     @pytest.mark.parametrize("form", FORMATS)
-    def test_it_has_exactly_the_bytes_of_its_shape(self, form: Format) -> None:
-        codes, scales = stored_bytes(form, 130, 160)
+    def test_it_has_exactly_the_bytes_of_its_shape(self, form: Storage) -> None:
+        codes, scales = matrix_bytes(form, 130, 160)
         expected = {
-            Format.BF16: (130 * 160 * 2, 0),
-            Format.FP8_BLOCK128: (130 * 160, 2 * 2 * 4),
-            Format.INT4_GROUP32: (130 * 80, 130 * 5 * 2),
-            Format.INT8_GROUP128: (130 * 160, 130 * 2 * 4),
+            Storage.BF16: (130 * 160 * 2, 0),
+            Storage.FP8_BLOCK128: (130 * 160, 2 * 2 * 4),
+            Storage.INT4_GROUP32: (130 * 80, 130 * 5 * 2),
+            Storage.INT8_GROUP128: (130 * 160, 130 * 2 * 4),
         }
         assert (codes, scales) == expected[form]
-        held = None if form is Format.BF16 else torch.zeros(scales, dtype=torch.uint8)
+        held = None if form is Storage.BF16 else torch.zeros(scales, dtype=torch.uint8)
         assert Matrix(form, 130, 160, torch.zeros(codes, dtype=torch.uint8), held).nbytes == codes + scales
         with pytest.raises(KernelError, match=f"130 by 160 takes {codes} bytes of codes and {scales} of scales"):
             Matrix(form, 130, 160, torch.zeros(codes - 1, dtype=torch.uint8), held)
@@ -108,12 +109,12 @@ class TestMatrix:
         codes = torch.zeros(64, dtype=torch.uint8)
         for wrong in (torch.zeros(128, dtype=torch.uint8)[::2], codes.view(torch.int8), codes.to("meta")):
             with pytest.raises(KernelError, match="contiguous uint8 tensor in main memory"):
-                Matrix(Format.BF16, 1, 32, wrong)
+                Matrix(Storage.BF16, 1, 32, wrong)
 
     @pytest.mark.parametrize(("rows", "cols"), [(-1, 32), (1, -32), (1, 33)])
     def test_an_impossible_shape_is_refused(self, rows: int, cols: int) -> None:
-        with pytest.raises(KernelError, match="can't be stored as int4_group32"):
-            stored_bytes(Format.INT4_GROUP32, rows, cols)
+        with pytest.raises(KernelError, match="can't be stored as int4-g32"):
+            matrix_bytes(Storage.INT4_GROUP32, rows, cols)
 
     def test_published_tensors_of_another_kind_are_refused(self) -> None:
         packed, scale = torch.zeros(2, 8, dtype=torch.int32), torch.ones(2, 2).bfloat16()
@@ -158,8 +159,8 @@ class TestRefusals:
                 native.linear_by_head(*wrong)
 
     def test_experts_and_pairs_that_do_not_fit(self) -> None:
-        expert = Expert(matrix(Format.BF16, 48, 32), matrix(Format.BF16, 48, 32), matrix(Format.BF16, 32, 48))
-        odd = Expert(expert.gate, expert.up, matrix(Format.BF16, 32, 47))
+        expert = Expert(matrix(Storage.BF16, 48, 32), matrix(Storage.BF16, 48, 32), matrix(Storage.BF16, 32, 48))
+        odd = Expert(expert.gate, expert.up, matrix(Storage.BF16, 32, 47))
         x, token, each = draw(4, 32), torch.tensor([0, 3], dtype=torch.int32), torch.zeros(2, 32)
         right = (x, [expert], token, [0, 2], each)
         native.moe_ffn(*right)
@@ -290,7 +291,7 @@ class TestLoading:
         assert not library.available()
         assert library.reason() == "It is not there."
         with pytest.raises(KernelError, match="It is not there"):
-            native.decode(matrix(Format.BF16, 1, 32))
+            native.decode(matrix(Storage.BF16, 1, 32))
 
     def test_every_function_of_the_header_is_declared_and_no_other(self) -> None:
         header = Path(__file__).parents[2] / "native" / "include" / "earthshine.h"

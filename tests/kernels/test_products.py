@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from earthshine.kernels import Expert, Format, int4_matrix, library, native, reference
+from earthshine.kernels import Expert, int4_matrix, library, native, reference
+from earthshine.storage import Storage
 
 from .stored import FORMATS, assert_same_bits, bf16, draw, matrix, random_bits
 
@@ -22,7 +23,7 @@ SHAPES = [
 ]  # fmt: skip
 ODD_SHAPES = [(1, 1, 1), (5, 31, 3), (16, 33, 8), (17, 127, 9), (48, 161, 17), (130, 289, 33), (70, 5, 513)]
 CASES = [
-    (form, *shape) for form in FORMATS for shape in SHAPES + (ODD_SHAPES if form is not Format.INT4_GROUP32 else [])
+    (form, *shape) for form in FORMATS for shape in SHAPES + (ODD_SHAPES if form is not Storage.INT4_GROUP32 else [])
 ]
 
 
@@ -35,7 +36,7 @@ def elsewhere(instruction_set: str, compute: Callable[[], Tensor]) -> Tensor:
 
 
 @cache
-def on_portable(form: Format, rows: int, cols: int, m: int) -> Tensor:
+def on_portable(form: Storage, rows: int, cols: int, m: int) -> Tensor:
     return native.linear(draw(m, cols, seed=7), matrix(form, rows, cols), torch.float32)
 
 
@@ -62,7 +63,7 @@ def cuts(n: int) -> Sequence[Sequence[int]]:
 @pytest.mark.parametrize(("form", "rows", "cols", "m"), CASES)
 class TestLinear:
     def test_it_is_the_oracles_and_everywhere_the_same(
-        self, instruction_set: str, form: Format, rows: int, cols: int, m: int
+        self, instruction_set: str, form: Storage, rows: int, cols: int, m: int
     ) -> None:
         x, weight = draw(m, cols, seed=7), matrix(form, rows, cols)
         wide = native.linear(x, weight, torch.float32)
@@ -89,7 +90,7 @@ class TestLossless:
 
 class TestSameBits:
     @pytest.mark.parametrize("form", FORMATS)
-    def test_a_row_is_the_same_alone_among_others_and_on_any_threads(self, instruction_set: str, form: Format) -> None:
+    def test_a_row_is_the_same_alone_among_others_and_on_any_threads(self, instruction_set: str, form: Storage) -> None:
         for rows, cols in ((150, 288), (37, 2112)):
             weight, x = matrix(form, rows, cols), draw(35, cols)
             whole = native.linear(x, weight, torch.float32)
@@ -102,13 +103,13 @@ class TestSameBits:
             library.set_threads(1)
 
     def test_a_row_is_the_same_before_and_after_the_512th(self, instruction_set: str) -> None:
-        weight, x = matrix(Format.INT8_GROUP128, 20, 64), draw(600, 64)
+        weight, x = matrix(Storage.INT8_GROUP128, 20, 64), draw(600, 64)
         whole = native.linear(x, weight, torch.float32)
         assert_same_bits(native.linear(x.flip(0), weight, torch.float32).flip(0), whole)
         assert_same_bits(native.linear(x[500:], weight, torch.float32), whole[500:])
 
     def test_leading_axes_are_rows_and_strided_activations_are_read_as_they_stand(self, instruction_set: str) -> None:
-        weight, x = matrix(Format.BF16, 33, 64), draw(2, 3, 128)
+        weight, x = matrix(Storage.BF16, 33, 64), draw(2, 3, 128)
         out = native.linear(x[..., 32:96], weight, torch.bfloat16)
         assert out.shape == (2, 3, 33)
         assert_same_bits(out[1, 2], native.linear(x[1, 2, 32:96].clone(), weight, torch.bfloat16))
@@ -168,7 +169,7 @@ HIDDEN, INTERMEDIATE = 160, 96
 
 
 @cache
-def experts(form: Format, n: int, hidden: int = HIDDEN, intermediate: int = INTERMEDIATE) -> list[Expert]:
+def experts(form: Storage, n: int, hidden: int = HIDDEN, intermediate: int = INTERMEDIATE) -> list[Expert]:
     shapes = ((intermediate, hidden), (intermediate, hidden), (hidden, intermediate))
     return [Expert(*(matrix(form, *shape, seed=9 * i + j) for j, shape in enumerate(shapes))) for i in range(n)]
 
@@ -189,7 +190,7 @@ def outputs(x: Tensor, some: Sequence[Expert], token: Tensor, begin: Sequence[in
 class TestExperts:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("counts", [(1,), (0, 3, 0, 17, 1, 0), (2,) * 8], ids=str)
-    def test_an_expert_is_its_three_products(self, instruction_set: str, form: Format, counts: Sequence[int]) -> None:
+    def test_an_expert_is_its_three_products(self, instruction_set: str, form: Storage, counts: Sequence[int]) -> None:
         """gate and up stay fp32, what goes into down is bf16; experts without pairs change nothing."""
         x = draw(17, HIDDEN)
         token, begin = pairs_of(counts, len(x))
@@ -203,17 +204,17 @@ class TestExperts:
         assert_same(instruction_set, each, elsewhere(instruction_set, lambda: outputs(x, some, token, begin)), 400)
 
     def test_widths_need_be_no_multiples(self, instruction_set: str) -> None:
-        x, some = draw(5, 33), experts(Format.INT8_GROUP128, 2, 33, 45)
+        x, some = draw(5, 33), experts(Storage.INT8_GROUP128, 2, 33, 45)
         token, begin = pairs_of((3, 5), 5)
         expected = torch.zeros(8, 33)
         reference.moe_ffn(x, some, token, begin, expected)
         torch.testing.assert_close(outputs(x, some, token, begin), expected, rtol=2e-2, atol=4e-3)
 
     @pytest.mark.parametrize(
-        "forms", [(Format.INT4_GROUP32, Format.BF16), (Format.FP8_BLOCK128, Format.INT4_GROUP32)], ids=str
+        "forms", [(Storage.INT4_GROUP32, Storage.BF16), (Storage.FP8_BLOCK128, Storage.INT4_GROUP32)], ids=str
     )
     def test_gate_and_up_may_be_stored_in_different_formats(
-        self, instruction_set: str, forms: tuple[Format, Format]
+        self, instruction_set: str, forms: tuple[Storage, Storage]
     ) -> None:
         gate, up = (experts(form, 1)[0] for form in forms)
         x, some = draw(9, HIDDEN), [Expert(gate.gate, up.up, gate.down), Expert(up.gate, up.up, gate.down)]
@@ -227,7 +228,7 @@ class TestExperts:
     @pytest.mark.usefixtures("instruction_set")
     def test_a_dense_layer_is_the_one_expert_of_all_tokens(self) -> None:
         """270 tokens: more than are computed at once."""
-        x, one = draw(270, HIDDEN), experts(Format.FP8_BLOCK128, 1)[0]
+        x, one = draw(270, HIDDEN), experts(Storage.FP8_BLOCK128, 1)[0]
         out = native.ffn(x, one.gate, one.up, one.down)
         assert_same_bits(out, outputs(x, [one], torch.arange(270).int(), [0, 270]).bfloat16())
         expected = reference.ffn(x, one.gate, one.up, one.down)
@@ -240,7 +241,7 @@ class TestExperts:
         self, instruction_set: str, counts: Sequence[int]
     ) -> None:
         """More pairs an expert, and more experts, than are computed at once."""
-        form, tokens = Format.INT4_GROUP32, 600
+        form, tokens = Storage.INT4_GROUP32, 600
         x = draw(tokens, 64)
         some = experts(form, 3, 64, 32) * 30
         some = some[: len(counts)]
@@ -256,7 +257,7 @@ class TestExperts:
         assert whole.isfinite().all()
 
     def test_boundaries_may_begin_within_the_pairs(self, instruction_set: str) -> None:
-        x, some = draw(6, HIDDEN), experts(Format.BF16, 1)
+        x, some = draw(6, HIDDEN), experts(Storage.BF16, 1)
         token = torch.arange(6, dtype=torch.int32)
         each = outputs(x, some, token, [2, 5])
         assert each.isnan().all(1).tolist() == [True, True, False, False, False, True]

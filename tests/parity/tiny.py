@@ -24,8 +24,9 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from earthshine.spec import Storage, spec_from_config
+from earthshine.spec import spec_from_config
 from earthshine.spec.families.quantization import published_quantization
+from earthshine.storage import Storage
 from earthshine.weights import write_checkpoint
 from earthshine.weights.writer import published_tensors, tensor_shapes
 

@@ -13,7 +13,8 @@ import torch
 
 from earthshine import kernels
 from earthshine.engine import SamplingParams, load_model
-from earthshine.spec import Storage, load_spec, read_config, spec_from_config
+from earthshine.spec import load_spec, read_config, spec_from_config
+from earthshine.storage import Storage
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.checkpoint.names import published_trunk
 from earthshine.weights.header import read_header

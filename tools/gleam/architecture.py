@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from earthshine.spec import Storage
 from earthshine.spec.families.quantization import published_quantization
+from earthshine.storage import Storage
 from earthshine.text.tiktoken_model import N_RESERVED
 
 N_RANKS = 5888

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from earthshine.spec import ModelSpec
 from earthshine.spec.layout import moe_layers
-from earthshine.spec.model import INT4_GROUP
+from earthshine.storage import INT4_GROUP
 from earthshine.weights.writer import int4_codes
 
 BLOCK = 128  # tokens that one matrix product of an expert takes

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from earthshine.errors import SpecError, UsageError
-from earthshine.spec import ModelSpec, Storage, spec_from_config
+from earthshine.spec import ModelSpec, spec_from_config
 from earthshine.spec.families.quantization import published_quantization
 from earthshine.spec.families.reader import ALIASES
+from earthshine.storage import Storage
 
 STORAGES = {"bf16": Storage.BF16, "fp8": Storage.FP8_BLOCK128, "int4": Storage.INT4_GROUP32}
 _TRUNK_BESIDE = {Storage.BF16: Storage.BF16, Storage.FP8_BLOCK128: Storage.FP8_BLOCK128,

@@ -14,7 +14,8 @@ import torch
 from synthesis import streams
 from synthesis.routing import skewed_bias
 
-from earthshine.spec import ModelSpec, MoeSpec, Storage, trunk_tensors
+from earthshine.spec import ModelSpec, MoeSpec, trunk_tensors
+from earthshine.storage import Storage
 from earthshine.weights.checkpoint.names import Published
 from earthshine.weights.shards import TORCH_DTYPES
 from earthshine.weights.writer import Streamed

@@ -40,6 +40,7 @@ from earthshine.settings import read_settings
 from earthshine.spec import ModelSpec, footprint
 from earthshine.spec.footprint import expert_bytes
 from earthshine.spec.layout import moe_layers
+from earthshine.storage import QUANTISED, Storage
 from earthshine.units import format_bytes
 from earthshine.untrusted import shown
 
@@ -91,7 +92,7 @@ class _Found:
 
     disk: Rates
     read: Sequence[float]
-    products: Mapping[tuple[str, int], Sequence[float]]  # by format and rows
+    products: Mapping[tuple[Storage, int], Sequence[float]]  # by format and rows
     attention: Mapping[tuple[int, int], Sequence[float]]  # by heads and tokens
     layer: Sequence[float]
     network: Loopback | None
@@ -120,7 +121,7 @@ def _measure(options: BenchOptions, beside: Path, threads: int) -> _Found:
     _say("memory")
     memory = measure.make_memory(memory_bytes)
     read = measure.read_rates(memory, REPEATS)
-    products = {(form, rows): _product(memory, form, rows) for form in measure.FORMATS for rows in PRODUCT_ROWS}
+    products = {(kind, rows): _product(memory, kind, rows) for kind in Storage for rows in PRODUCT_ROWS}
     attention = {(heads, tokens): _attention(memory, heads, tokens) for heads, tokens in ATTENTION}
     read += measure.read_rates(memory, REPEATS)  # again, since a shared machine's changes within a minute
     del memory
@@ -152,8 +153,8 @@ def _machine(found: _Found, options: BenchOptions, threads: int) -> Machine:
         memory_read=_figure(found.read),
         disk=tuple(DiskRate(*key, _figure(samples)) for key, samples in sorted(found.disk.samples.items())),
         products={
-            form: tuple((rows, _figure(found.products[form, rows])) for rows in PRODUCT_ROWS)
-            for form in measure.FORMATS
+            kind.value_type: tuple((rows, _figure(found.products[kind, rows])) for rows in PRODUCT_ROWS)
+            for kind in Storage
         },
         attention=tuple((heads * tokens, _figure(rates)) for (heads, tokens), rates in found.attention.items()),
         layer_seconds=_figure(found.layer),
@@ -206,11 +207,11 @@ def _disk(options: BenchOptions, beside: Path) -> Rates:
     return measure_folder(folder)
 
 
-def _product(memory: measure.Memory, form: str, rows: int) -> list[float]:
-    _say(f"products of {form}, {rows} rows")
+def _product(memory: measure.Memory, storage: Storage, rows: int) -> list[float]:
+    _say(f"products of {storage.value_type}, {rows} rows")
     # What experts are published in is measured by the call that computes them: at one row FP8's takes a third longer.
-    rates = measure.expert_rates if form in ("int4", "fp8") else measure.linear_rates
-    return rates(memory, form, rows, REPEATS)
+    rates = measure.expert_rates if storage in QUANTISED else measure.linear_rates
+    return rates(memory, storage, rows, REPEATS)
 
 
 def _attention(memory: measure.Memory, heads: int, tokens: int) -> list[float]:
@@ -262,8 +263,8 @@ def _lines(found: _Found) -> Iterator[_Line]:
     for (block, depth), taken in sorted(found.disk.samples.items()):
         yield _Line(f"disk, {format_bytes(block)}, {depth} at once", taken, "GB/s", 1e9)
     yield _Line("memory", found.read, "GB/s", 1e9)
-    for (form, rows), samples in found.products.items():
-        yield _Line(f"{form}, {rows} row{'s' if rows > 1 else ''}", samples, "GFLOP/s", 1e9)
+    for (storage, rows), samples in found.products.items():
+        yield _Line(f"{storage.value_type}, {rows} row{'s' if rows > 1 else ''}", samples, "GFLOP/s", 1e9)
     for (heads, tokens), samples in found.attention.items():
         yield _Line(f"attention, {heads} heads, {tokens} token{'s' if tokens > 1 else ''}", samples, "GFLOP/s", 1e9)
     yield _Line("a layer, beside its bytes", found.layer, "us", 1e-6)

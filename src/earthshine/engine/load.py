@@ -25,10 +25,10 @@ from earthshine.kv import PagePool
 from earthshine.machine import Machine, memory_available, memory_resident, memory_total, processors
 from earthshine.models import Decoder, ResidentTrunk, Trunk
 from earthshine.plan import Plan, PlanArgs, check_args, check_division, make_plan, model_name
-from earthshine.plan.budget import PAGE_TOKENS
 from earthshine.plan.plan import PROCESS_BYTES
 from earthshine.spec import ModelSpec, load_spec, trunk_tensors
 from earthshine.spec.attention import STATES_PER_SEQUENCE
+from earthshine.storage import PAGE_TOKENS, page_count
 from earthshine.units import format_bytes
 from earthshine.untrusted import parse_object, read_file, resolve_in, shown
 from earthshine.weights import Checkpoint, ExpertStore, Manifest, Reader, StoredTrunk, exactly, load_manifest
@@ -81,7 +81,7 @@ class LoadedModel:
         if not 1 <= wanted <= division.pages * PAGE_TOKENS or wanted > spec.max_context:
             most = min(division.pages * PAGE_TOKENS, spec.max_context)
             raise UsageError(f"A context of {wanted} tokens is not possible; this model has room for 1 to {most}.")
-        n_pages = -(-wanted // PAGE_TOKENS)
+        n_pages = page_count(wanted)
         if n_pages > self.pages.left:
             raise UsageError(
                 f"A context of {wanted} tokens takes {n_pages} pages, and the sessions that are open leave "

@@ -16,8 +16,10 @@ from earthshine import kernels
 from earthshine.errors import UsageError
 from earthshine.kv import PageTable, Segment
 from earthshine.models import Recurrent, Run, States
-from earthshine.spec.attention import PIECE_TOKENS, State
+from earthshine.spec.attention import State
 from earthshine.spec.model import ModelSpec
+
+PIECE_TOKENS = 256  # whose absorbed queries exist at once: 18 MiB, and as much of results, in Kimi-K2.6
 
 
 class Model(Protocol):

@@ -25,7 +25,7 @@ from earthshine.kernels.layer import (
     MlaShape,
     RouteRule,
 )
-from earthshine.kernels.matrix import Format, Matrix, Weight, fp8_matrix, int4_matrix, raw_bytes, stored_bytes
+from earthshine.kernels.matrix import Matrix, Weight, fp8_matrix, int4_matrix, raw_bytes
 from earthshine.kernels.native import Expert
 from earthshine.kernels.recurrent import RecurrentTokens
 from earthshine.kernels.rows import attend
@@ -37,7 +37,6 @@ __all__ = [
     "Expert",
     "ExpertTable",
     "FfnLayer",
-    "Format",
     "GqaShape",
     "Implementation",
     "Matrix",
@@ -70,7 +69,6 @@ __all__ = [
     "rotate",
     "route",
     "set_threads",
-    "stored_bytes",
     "swiglu",
     "threads",
 ]

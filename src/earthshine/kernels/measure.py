@@ -19,20 +19,14 @@ from earthshine import kernels
 from earthshine.errors import KernelError
 from earthshine.kernels import library
 from earthshine.kernels.attention import PagedTokens
-from earthshine.kernels.matrix import Format, Matrix, stored_bytes
+from earthshine.kernels.matrix import Matrix
 from earthshine.kernels.native import Expert
+from earthshine.storage import BF16_BYTES, PAGE_TOKENS, Storage, matrix_bytes
 
 # Kimi-K2.6's expert, and its latents.
 HIDDEN, INTERMEDIATE = 7168, 2048
-RANK, ROPE, PAGE_TOKENS = 512, 64, 64
+RANK, ROPE = 512, 64
 CONTEXT_TOKENS = 8192
-
-FORMATS = {
-    "bf16": Format.BF16,
-    "int4": Format.INT4_GROUP32,
-    "fp8": Format.FP8_BLOCK128,
-    "int8": Format.INT8_GROUP128,
-}
 
 _SAMPLE_SECONDS = 0.03  # of one repeat, so that a clock and an interruption matter little
 _MOST_SECONDS = 2.0  # of all repeats at one point, after which no further one begins
@@ -79,18 +73,18 @@ def read_rates(memory: Memory, repeats: int) -> list[float]:
     return [memory.numel() * rate for rate in _rates(cycle([lambda: read_word(memory)]), 1, repeats)]
 
 
-def linear_rates(memory: Memory, form: str, rows: int, repeats: int) -> list[float]:
+def linear_rates(memory: Memory, storage: Storage, rows: int, repeats: int) -> list[float]:
     """FLOP/s of `kernels.linear`: bf16 [rows, 7168] by [2048, 7168] of a format, a different matrix every call."""
-    matrices = list(_matrices(memory, FORMATS[form], INTERMEDIATE, HIDDEN))
+    matrices = list(_matrices(memory, storage, INTERMEDIATE, HIDDEN))
     x = torch.randn(rows, HIDDEN).bfloat16()
     calls = [lambda m=matrix: kernels.linear(x, m) for matrix in matrices]
     flops = 2.0 * INTERMEDIATE * HIDDEN * rows
     return [flops * rate for rate in _rates(cycle(calls), len(calls) if rows == 1 else 1, repeats)]
 
 
-def expert_rates(memory: Memory, form: str, rows: int, repeats: int) -> list[float]:
+def expert_rates(memory: Memory, storage: Storage, rows: int, repeats: int) -> list[float]:
     """FLOP/s of `kernels.moe_ffn` over experts of a format, `rows` each; up to eight experts per call."""
-    experts = list(_experts(memory, FORMATS[form]))
+    experts = list(_experts(memory, storage))
     n = min(_TOGETHER if rows < 64 else 1, len(experts))
     groups = [experts[first : first + n] for first in range(0, len(experts) - n + 1, n)]
     x = torch.randn(rows, HIDDEN).bfloat16()
@@ -107,10 +101,10 @@ def attention_rates(memory: Memory, n_heads: int, tokens: int, repeats: int) -> 
     An operation is a multiplication or an addition that a query and a latent that it sees need.
     """
     latent, n_pages = RANK + ROPE, CONTEXT_TOKENS // PAGE_TOKENS
-    pages = memory.numel() // (2 * PAGE_TOKENS * latent)
+    pages = memory.numel() // (BF16_BYTES * PAGE_TOKENS * latent)
     if pages < n_pages:
         raise KernelError(f"{memory.numel()} bytes hold no {CONTEXT_TOKENS} latents; give more memory.")
-    pool = memory[: pages * 2 * PAGE_TOKENS * latent].view(torch.bfloat16).view(pages, PAGE_TOKENS, latent)
+    pool = memory[: pages * BF16_BYTES * PAGE_TOKENS * latent].view(torch.bfloat16).view(pages, PAGE_TOKENS, latent)
     query = torch.randn(tokens, n_heads, latent).bfloat16()
     start = CONTEXT_TOKENS - tokens
     firsts = range(0, pages - n_pages + 1, n_pages)
@@ -135,24 +129,24 @@ def _rates(calls: Iterator[Callable[[], object]], least: int, repeats: int) -> l
     return rates
 
 
-def _matrices(memory: Memory, form: Format, rows: int, cols: int) -> Iterator[Matrix]:
+def _matrices(memory: Memory, storage: Storage, rows: int, cols: int) -> Iterator[Matrix]:
     """Matrices one behind the other, as many as there is room for. Raises KernelError where there is room for none."""
-    sizes = [-(-size // _SPARE) * _SPARE for size in stored_bytes(form, rows, cols)]
+    sizes = [-(-size // _SPARE) * _SPARE for size in matrix_bytes(storage, rows, cols)]
     if memory.numel() < sum(sizes):
         raise KernelError(f"{memory.numel()} bytes hold no matrix of {rows} by {cols}; give more memory.")
     for first in range(0, memory.numel() - sum(sizes) + 1, sum(sizes)):
-        yield _matrix(memory[first : first + sum(sizes)], form, rows, cols)
+        yield _matrix(memory[first : first + sum(sizes)], storage, rows, cols)
 
 
-def _matrix(memory: Memory, form: Format, rows: int, cols: int) -> Matrix:
-    codes, scales = stored_bytes(form, rows, cols)
+def _matrix(memory: Memory, storage: Storage, rows: int, cols: int) -> Matrix:
+    codes, scales = matrix_bytes(storage, rows, cols)
     after = -(-codes // _SPARE) * _SPARE
-    return Matrix(form, rows, cols, memory[:codes], memory[after : after + scales] if scales else None)
+    return Matrix(storage, rows, cols, memory[:codes], memory[after : after + scales] if scales else None)
 
 
-def _experts(memory: Memory, form: Format) -> Iterator[Expert]:
-    up, down = list(_matrices(memory, form, INTERMEDIATE, HIDDEN)), (HIDDEN, INTERMEDIATE)
+def _experts(memory: Memory, storage: Storage) -> Iterator[Expert]:
+    up, down = list(_matrices(memory, storage, INTERMEDIATE, HIDDEN)), (HIDDEN, INTERMEDIATE)
     if len(up) < 3:
         raise KernelError(f"{memory.numel()} bytes hold no expert; give more memory.")
     for gate, other, last in zip(up[::3], up[1::3], up[2::3], strict=False):
-        yield Expert(gate, other, Matrix(form, *down, last.codes, last.scales))
+        yield Expert(gate, other, Matrix(storage, *down, last.codes, last.scales))

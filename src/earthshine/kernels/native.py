@@ -14,9 +14,16 @@ from torch import Tensor
 
 from earthshine.errors import KernelError
 from earthshine.kernels.library import check_status, library
-from earthshine.kernels.matrix import Format, Matrix, Weight
+from earthshine.kernels.matrix import Matrix, Weight
+from earthshine.storage import Storage
 
 _BF16 = torch.bfloat16
+_FORMATS = {  # by their numbers in native/include/earthshine.h
+    Storage.BF16: 0,
+    Storage.FP8_BLOCK128: 1,
+    Storage.INT4_GROUP32: 2,
+    Storage.INT8_GROUP128: 3,
+}
 _FFN_TOKENS = 256  # whose fp32 results exist at once: 7 MiB at Kimi-K2.6's width
 
 
@@ -168,7 +175,7 @@ def describe(weight: Weight) -> CMatrix:
     """A weight as the library takes it; it must stay where it is."""
     if isinstance(weight, Matrix):
         scales = None if weight.scales is None else weight.scales.data_ptr()
-        return CMatrix(weight.form, weight.rows, weight.cols, weight.codes.data_ptr(), scales)
+        return CMatrix(_FORMATS[weight.storage], weight.rows, weight.cols, weight.codes.data_ptr(), scales)
     if weight.dtype != _BF16 or weight.ndim != 2 or not weight.is_contiguous() or not weight.is_cpu:
         raise KernelError(f"A weight must be a contiguous bf16 matrix in main memory, not {weight.dtype}.")
-    return CMatrix(Format.BF16, *weight.shape, weight.data_ptr(), None)
+    return CMatrix(_FORMATS[Storage.BF16], *weight.shape, weight.data_ptr(), None)

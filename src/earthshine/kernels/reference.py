@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from earthshine.kernels.matrix import FP8_BLOCK, INT4_GROUP, INT8_GROUP, Format, Matrix, Weight
+from earthshine.kernels.matrix import Matrix, Weight
+from earthshine.storage import FP8_BLOCK, INT4_GROUP, INT8_GROUP, Storage
 
 Scoring = Literal["sigmoid", "softmax"]
 
@@ -251,9 +252,9 @@ def decode(matrix: Matrix) -> Tensor:
     if matrix.scales is None:
         return matrix.codes.clone().view(torch.bfloat16).view(rows, cols)
     codes, scales = matrix.codes.clone(), matrix.scales.clone()  # a copy is aligned, the bytes may not be
-    if matrix.form is Format.INT4_GROUP32:
+    if matrix.storage is Storage.INT4_GROUP32:
         return decode_int4(codes.view(torch.int32).view(rows, -1), scales.view(torch.bfloat16).view(rows, -1))
-    if matrix.form is Format.FP8_BLOCK128:
+    if matrix.storage is Storage.FP8_BLOCK128:
         wide = scales.view(torch.float32).view(-(-rows // FP8_BLOCK), -1)
         return decode_fp8(codes.view(torch.float8_e4m3fn).view(rows, cols), wide)
     return decode_int8(codes.view(torch.int8).view(rows, cols), scales.view(torch.float32).view(rows, -1))

@@ -1,8 +1,8 @@
 """How fast this machine reads a file past the page cache: blocks of several sizes, several reads at once.
 
 The file is one that is given, or one written for the purpose and unlinked at once, so that it is gone however the
-process ends. Every read is of a whole block at a multiple of 4096, in an order drawn from a seed, and lands in memory
-that no cache holds, as a model's does. Refuses a file that is too small or mostly holes, a folder without room, and
+process ends. Every read is of a whole, aligned block, in an order drawn from a seed, and lands in memory that no cache
+holds, as a model's does. Refuses a file that is too small or mostly holes, a folder without room, and
 what lies in memory. Where a file system has no O_DIRECT, the page cache is asked to forget the file before each round,
 and `Rates.direct` is False.
 """
@@ -24,11 +24,11 @@ from pathlib import Path
 
 from earthshine.errors import UsageError
 from earthshine.machine.profile import DiskRate, real_path
+from earthshine.storage import ALIGNMENT
 from earthshine.units import format_bytes
 from earthshine.untrusted import open_regular, shown
 
-PAGE = 4096
-BLOCKS = (1 << 20, 8 << 20, 6048 * PAGE)  # the last one is Kimi-K2.6's expert, rounded down to pages
+BLOCKS = (1 << 20, 8 << 20, 6048 * ALIGNMENT)  # the last is Kimi-K2.6's expert, rounded down
 DEPTHS = (1, 2, 4)
 MOST_BYTES = 2 << 30  # of a file written for the purpose
 LEAST_BYTES = 256 << 20  # of any file: ten of the largest blocks
@@ -78,7 +78,7 @@ def measure_folder(folder: Path, repeats: int = 3, most_bytes: int = MOST_BYTES)
     try:
         _refuse_memory(folder, os.stat(folder).st_dev)
         system = os.statvfs(folder)
-        size = min(most_bytes, int(system.f_bavail * system.f_frsize * _SHARE_OF_FREE)) // PAGE * PAGE
+        size = min(most_bytes, int(system.f_bavail * system.f_frsize * _SHARE_OF_FREE)) // ALIGNMENT * ALIGNMENT
         if size < LEAST_BYTES:
             free = format_bytes(system.f_bavail * system.f_frsize)
             raise UsageError(f"{shown(folder)} has {free} free; a quarter of it is used, and {_enough()} are needed.")
@@ -114,7 +114,7 @@ def _written(folder: Path, size: int) -> Iterator[int]:
             left = size - turn * _PATTERN_BYTES
             if left <= 0:
                 break
-            at = turn * 17 * PAGE % _PATTERN_BYTES  # no two parts begin alike
+            at = turn * 17 * ALIGNMENT % _PATTERN_BYTES  # no two parts begin alike
             for part in (pattern[at:], pattern[:at]):
                 _write(descriptor, part[: max(0, left)])
                 left -= len(part)
@@ -137,7 +137,7 @@ def _measure(descriptor: int, size: int, repeats: int) -> Rates:
     samples: dict[tuple[int, int], list[float]] = {key: [] for key in keys}
     draw = random.Random(0)
     with mmap.mmap(-1, _TARGET_BYTES) as memory, ThreadPoolExecutor(max(DEPTHS)) as pool:
-        memory[::PAGE] = bytes(len(memory) // PAGE)  # touched: a read into new pages takes twice as long
+        memory[:: mmap.PAGESIZE] = bytes(len(memory) // mmap.PAGESIZE)  # reads into untouched pages take twice as long
         whole = memoryview(memory)
         try:
             # In turns, so that a disk which is slow for a minute is so for all.

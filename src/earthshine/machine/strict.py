@@ -11,10 +11,11 @@ from types import MappingProxyType
 from typing import Any
 
 from earthshine.errors import UsageError
+from earthshine.storage import ALIGNMENT, Storage
 from earthshine.units import parse_bytes
 from earthshine.untrusted import shown
 
-FORMATS = ("bf16", "int4", "fp8", "int8")
+FORMATS = tuple(storage.value_type for storage in Storage)
 IDENTITY = ("cpu_model", "processors", "memory_bytes", "instruction_set")
 
 # Least and most of each kind of figure.
@@ -26,7 +27,7 @@ NETWORK_RATE = (1e4, 1e12)
 FLOPS = (1e8, 1e18)
 LAYER_SECONDS = (1e-9, 1.0)
 ROUND_TRIP_SECONDS = (1e-7, 10.0)
-BLOCK_BYTES = (4096, 1 << 30)
+BLOCK_BYTES = (ALIGNMENT, 1 << 30)
 DEPTH = (1, 1024)
 ROWS = (1, 1 << 24)
 WATTS = (1.0, 1e6)

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from earthshine.errors import UsageError
 from earthshine.plan.sizes import Sizes
 from earthshine.spec.attention import STATES_PER_SEQUENCE
+from earthshine.storage import PAGE_TOKENS, page_count
 from earthshine.units import format_bytes
 
 MARGIN_BYTES = 224 << 20  # allocators' rest, tokenizer, sampling; measured peaks lie below their sum (docs/numbers.md)
 WORKSPACE_BYTES = 192 << 20  # 64 MiB of experts' outputs, 64 of attention's partial sums, and the kernels' packed rows
 TRANSIT_SLOTS = 8  # experts on their way from disk: two keep it busy, and a token's misses fit at once
-PAGE_TOKENS = 64  # of a page
 CONTEXT_TOKENS, LEAST_CONTEXT = 32768, 2048  # of a conversation, where no number was asked for
 PREFILL_TOKENS = (256, 8192)  # of a prompt that pass through the model together: fewest, most
 EASY_PREFILL = 2048  # of them before anything else has its share
@@ -58,8 +58,8 @@ class Wanted:
 
     def pages(self, context: int) -> int:
         """At least those of one conversation of `context` tokens."""
-        each = -(-context // PAGE_TOKENS)
-        return self.batch * each if self.cache_tokens is None else max(each, -(-self.cache_tokens // PAGE_TOKENS))
+        each = page_count(context)
+        return self.batch * each if self.cache_tokens is None else max(each, page_count(self.cache_tokens))
 
 
 def divide(sizes: Sizes, budget_bytes: int, wanted: Wanted) -> Division:

@@ -14,14 +14,12 @@ from earthshine.machine import Machine
 from earthshine.plan.budget import Division
 from earthshine.plan.routing import SKEW, Routing
 from earthshine.plan.sizes import Sizes
-from earthshine.spec.attention import PIECE_TOKENS
 from earthshine.spec.footprint import expert_bytes, expert_params
 from earthshine.spec.layout import layer_tensors
-from earthshine.spec.model import LayerSpec, ModelSpec, MoeSpec, Storage
+from earthshine.spec.model import LayerSpec, ModelSpec, MoeSpec
 from earthshine.spec.tensor import Use
 
 READ_DEPTH = 2  # the store's reading threads
-_FORMS = {Storage.BF16: "bf16", Storage.FP8_BLOCK128: "fp8", Storage.INT4_GROUP32: "int4"}
 _COMPUTE_SHARE = 0.6  # of a format's best rate, from which on a product is bound by computing, not by memory
 
 
@@ -89,7 +87,7 @@ class Forecaster:
         self, spec: ModelSpec, sizes: Sizes, division: Division, machine: Machine, trunk: str = "bf16"
     ) -> None:
         self._spec, self._sizes, self._division, self._machine = spec, sizes, division, machine
-        form = "int8" if trunk == "int8" else _FORMS[spec.trunk_storage]
+        form = "int8" if trunk == "int8" else spec.trunk_storage.value_type
         self._head_form = "int8" if trunk == "int8" else "bf16"
         self._kinds = [
             _Kind(layer, count, _values(layer, spec.hidden, form)) for layer, count in Counter(spec.layers).items()
@@ -109,7 +107,7 @@ class Forecaster:
             last = 1 if end == n_tokens else 0
             held = self._held() if begin or not self._streams_experts() else 0
             attended = (end - begin) * (begin + end + 1) / 2
-            self._pass(clock, end - begin, attended, min(PIECE_TOKENS, end - begin), last, skew, held)
+            self._pass(clock, end - begin, attended, end - begin, last, skew, held)
         return clock.cost(n_tokens)
 
     def _held(self) -> int:
@@ -161,7 +159,7 @@ class Forecaster:
         moe = kind.layer.ffn
         assert isinstance(moe, MoeSpec)
         values = kind.count * expert_params(self._spec.hidden, moe) * distinct
-        form = _FORMS[self._spec.expert_storage]
+        form = self._spec.expert_storage.value_type
         computing = self._product(clock, "experts", form, values, rows * moe.top_k / distinct)
         return max(computing, kind.count * read + computing / distinct) if misses else computing
 

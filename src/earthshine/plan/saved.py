@@ -13,8 +13,9 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from earthshine.errors import UsageError
-from earthshine.plan.budget import PAGE_TOKENS, PREFILL_TOKENS
+from earthshine.plan.budget import PREFILL_TOKENS
 from earthshine.plan.plan import DTYPES, MOST_BATCH, MOST_CACHE_TOKENS, MOST_THREADS, TRUNKS, Plan
+from earthshine.storage import page_count
 from earthshine.untrusted import parse_object, read_file, shown
 
 FORMAT = "earthshine plan 1"
@@ -42,7 +43,7 @@ def read_plan(path: Path) -> Plan:
         ("threads", plan.threads, 1, MOST_THREADS),
         ("division.batch", division.batch, 1, MOST_BATCH),
         ("division.context_tokens", division.context_tokens, 1, 1 << 31),
-        ("division.pages", division.pages, -(-division.context_tokens // PAGE_TOKENS), MOST_CACHE_TOKENS),
+        ("division.pages", division.pages, page_count(division.context_tokens), MOST_CACHE_TOKENS),
         ("division.prefill_tokens", division.prefill_tokens, 1, PREFILL_TOKENS[1]),
     ):
         if not least <= number <= most:

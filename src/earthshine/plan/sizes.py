@@ -9,13 +9,10 @@ from their headers by the engine, which raises the counts.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from earthshine.spec.footprint import expert_bytes, stored_bytes
-from earthshine.spec.layout import moe_layers, trunk_tensors
-from earthshine.spec.model import INT8_GROUP, DenseSpec, LayerSpec, ModelSpec, MoeSpec, Storage
+from earthshine.spec.layout import expert_shapes, moe_layers, trunk_tensors, trunk_units
+from earthshine.spec.model import DenseSpec, LayerSpec, ModelSpec, MoeSpec
 from earthshine.spec.tensor import TensorSpec, Use
-
-PAGE = 4096
-_PARTS = {Storage.BF16: 1, Storage.FP8_BLOCK128: 2, Storage.INT4_GROUP32: 3}  # published tensors a matrix
+from earthshine.storage import BF16_BYTES, FP32_BYTES, Storage, aligned, matrix_parts, scattered, stored_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,67 +45,56 @@ def sizes_of(spec: ModelSpec, dtype: str = "bf16", trunk: str = "bf16") -> Sizes
 
     With fp32 activations all of the trunk is decoded to fp32 and stays.
     """
-    wide = 2 if dtype == "fp32" else 1
-    groups: dict[str, list[TensorSpec]] = {}
-    for tensor in trunk_tensors(spec):
-        if tensor.name not in ("embed", "norm"):
-            groups.setdefault(_unit_of(tensor.name), []).append(tensor)
+    wide = 2 if dtype == "fp32" else 1  # times the bytes of bf16
+    value = BF16_BYTES * wide
+    groups = trunk_units(spec)
     published = {name: sum(_buffer_bytes(spec, t) for t in tensors) for name, tensors in groups.items()}
     resident = published
     if wide == 2:
-        resident = {name: sum(4 * t.size for t in tensors) for name, tensors in groups.items()}
+        resident = {name: sum(FP32_BYTES * t.size for t in tensors) for name, tensors in groups.items()}
     elif trunk == "int8":
-        resident = {name: sum(_int8_bytes(t) for t in tensors) for name, tensors in groups.items()}
-    embedding = 2 * spec.vocab_size * spec.hidden * wide
+        resident = {name: sum(t.int8_bytes for t in tensors) for name, tensors in groups.items()}
+    embedding = in_memory = value * spec.vocab_size * spec.hidden
     if wide == 2:  # then neither streams
-        resident, embedding = {**resident, "embed": embedding}, 0
+        resident, in_memory = {**resident, "embed": embedding}, 0
     return Sizes(
         units=resident,
-        streamed_units={**published, "embed": 2 * spec.vocab_size * spec.hidden * wide},
-        embedding=embedding,
+        streamed_units={**published, "embed": embedding},
+        embedding=in_memory,
         expert=_slot_bytes(spec),
         experts=tuple(moe.n_experts for _, moe in moe_layers(spec)),
-        kept=spec.row_values * 2 * wide,
-        state=spec.state_bytes(2 * wide),
-        activation=max(_activation_values(spec, layer, wide) for layer in spec.layers) * 2 * wide,
-        logits=spec.vocab_size * 4 * 4,  # and what sampling makes of them
+        kept=spec.row_values * value,
+        state=spec.state_bytes(value),
+        activation=max(_activation_values(spec, layer, wide) for layer in spec.layers) * value,
+        logits=spec.vocab_size * 4 * FP32_BYTES,  # and what sampling makes of them
         loading=_loading(spec, published, resident, wide, trunk),
-        gathered=0 if wide == 1 else 4 * max(layer.attention.gathered_values for layer in spec.layers),
+        gathered=0 if wide == 1 else FP32_BYTES * max(layer.attention.gathered_values for layer in spec.layers),
     )
-
-
-def _unit_of(name: str) -> str:
-    return ".".join(name.split(".")[:2]) if name.startswith("layers.") else name
 
 
 def _buffer_bytes(spec: ModelSpec, tensor: TensorSpec) -> int:
     """Of a trunk tensor as published, with what is made of it where it is not used as stored."""
     storage = spec.trunk_storage if tensor.linear else Storage.BF16
     rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.size)
-    nbytes = tensor.plain_bytes if storage is Storage.BF16 else stored_bytes(rows, columns, storage)
+    nbytes = tensor.plain_bytes if storage is Storage.BF16 else stored_bytes(storage, rows, columns)
     if storage is not Storage.BF16 and tensor.use is not Use.STORED:
-        nbytes += 2 * tensor.size
-    return nbytes + 2 * PAGE * (_PARTS[storage] + 1)
-
-
-def _int8_bytes(tensor: TensorSpec) -> int:
-    """With matrices rounded, but for the router and what attention takes apart."""
-    if tensor.rounds_to_int8:
-        rows, columns = tensor.shape
-        return rows * columns + 4 * rows * -(-columns // INT8_GROUP)
-    return tensor.plain_bytes
+        nbytes += BF16_BYTES * tensor.size
+    return scattered(nbytes, len(matrix_parts(storage, rows, columns)) + 1)
 
 
 def _slot_bytes(spec: ModelSpec) -> int:
     """The largest expert as published and two pages for each of its tensors, 0.3% of an expert of Kimi-K2.6."""
-    parts = 3 * _PARTS[spec.expert_storage]
-    most = max((expert_bytes(spec.hidden, moe, spec.expert_storage) for _, moe in moe_layers(spec)), default=0)
-    return -(-(most + 2 * PAGE * parts) // PAGE) * PAGE if most else 0
+    most = 0
+    for _, moe in moe_layers(spec):
+        shapes = expert_shapes(spec.hidden, moe).values()
+        parts = [part for shape in shapes for part in matrix_parts(spec.expert_storage, *shape)]
+        most = max(most, scattered(sum(part.nbytes for part in parts), len(parts)))
+    return aligned(most)
 
 
 def _loading(spec: ModelSpec, published: Mapping[str, int], resident: Mapping[str, int], wide: int, trunk: str) -> int:
     if wide == 2:  # tensor by tensor, in order
-        return _most_at_once((4 * t.size, _decoded_bytes(spec, t)) for t in trunk_tensors(spec))
+        return _most_at_once((FP32_BYTES * t.size, _decoded_bytes(spec, t)) for t in trunk_tensors(spec))
     if trunk != "int8":
         return 0
     largest_first = sorted(published, key=lambda name: -published[name])
@@ -128,7 +114,7 @@ def _most_at_once(steps: Iterable[tuple[int, int]]) -> int:
 def _decoded_bytes(spec: ModelSpec, tensor: TensorSpec) -> int:
     """Of a trunk tensor as published, and in bf16 where that is another form."""
     storage = spec.trunk_storage if tensor.linear else Storage.BF16
-    return _buffer_bytes(spec, tensor) + (0 if storage is Storage.BF16 else 2 * tensor.size)
+    return _buffer_bytes(spec, tensor) + (0 if storage is Storage.BF16 else BF16_BYTES * tensor.size)
 
 
 def _activation_values(spec: ModelSpec, layer: LayerSpec, wide: int) -> int:

@@ -22,9 +22,9 @@ from earthshine.spec.model import (
     MoeSpec,
     RouterSpec,
     Scoring,
-    Storage,
 )
 from earthshine.spec.tensor import TensorSpec, Use
+from earthshine.storage import Storage
 
 __all__ = [
     "AttentionSpec",

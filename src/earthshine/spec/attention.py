@@ -13,7 +13,6 @@ from earthshine.spec.tensor import TensorSpec, Use
 
 MOST_CHECKPOINTS = 2  # of a sequence's recurrent state: lengths at which it can be cut
 STATES_PER_SEQUENCE = MOST_CHECKPOINTS + 2  # and the state that a step reads and the one that it writes
-PIECE_TOKENS = 256  # whose absorbed queries exist at once: 18 MiB, and as much of results, in Kimi-K2.6
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from earthshine.errors import UsageError
 from earthshine.spec.attention import Rows
 from earthshine.spec.layout import expert_shapes, moe_layers, trunk_tensors
-from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, INT8_GROUP, ModelSpec, MoeSpec, Storage
+from earthshine.spec.model import ModelSpec, MoeSpec
 from earthshine.spec.tensor import TensorSpec
+from earthshine.storage import BF16_BYTES, FP32_BYTES, Storage, stored_bytes
 
-_FP32, _BF16, _I32 = 4, 2, 4
 _MAX_CONTEXT = 2**31
 
 
@@ -60,7 +60,7 @@ def footprint(spec: ModelSpec) -> Footprint:
         experts_bytes=sum(moe.n_experts * size for moe, size in zip(moes, bytes_each, strict=True)),
         trunk_bytes={kind: _trunk_bytes(trunk, kind) for kind in ("bf16", "fp8", "int8")},
         cache_bytes_per_token=_cache_bytes(spec),
-        state_bytes=spec.state_bytes(_BF16),
+        state_bytes=spec.state_bytes(BF16_BYTES),
     )
 
 
@@ -71,7 +71,7 @@ def expert_params(hidden: int, moe: MoeSpec) -> int:
 
 def expert_bytes(hidden: int, moe: MoeSpec, storage: Storage) -> int:
     """Published bytes of one routed expert: 24,772,632 for Kimi-K2.6 (int4), 44,050,944 for Kimi-K2-Instruct (fp8)."""
-    return sum(stored_bytes(out, inner, storage) for out, inner in expert_shapes(hidden, moe).values())
+    return sum(stored_bytes(storage, out, inner) for out, inner in expert_shapes(hidden, moe).values())
 
 
 def prefill_flops_per_token(spec: ModelSpec, context: int) -> float:
@@ -120,30 +120,18 @@ def _active_expert_params(spec: ModelSpec) -> int:
     return sum(moe.top_k * expert_params(spec.hidden, moe) for _, moe in moe_layers(spec))
 
 
-def stored_bytes(out: int, inner: int, storage: Storage) -> int:
-    """Bytes of one linear layer [out, in] with what is stored beside its values."""
-    size = out * inner
-    if storage is Storage.FP8_BLOCK128:
-        return size + _FP32 * -(-out // FP8_BLOCK) * -(-inner // FP8_BLOCK)
-    if storage is Storage.INT4_GROUP32:
-        return size // 2 + _BF16 * out * (inner // INT4_GROUP) + 2 * _I32  # nibbles, scales, weight_shape
-    return _BF16 * size
-
-
 def _trunk_bytes(trunk: list[TensorSpec], kind: str) -> int:
     return sum(_trunk_tensor_bytes(tensor, kind) for tensor in trunk)
 
 
 def _trunk_tensor_bytes(tensor: TensorSpec, kind: str) -> int:
-    if kind == "int8" and tensor.rounds_to_int8:
-        out, inner = tensor.shape
-        return out * inner + _FP32 * out * -(-inner // INT8_GROUP)
-    if not tensor.linear:
+    if kind == "int8":
+        return tensor.int8_bytes
+    if kind == "bf16" or not tensor.linear:
         return tensor.plain_bytes
-    out, inner = tensor.shape
-    return stored_bytes(out, inner, Storage.FP8_BLOCK128 if kind == "fp8" else Storage.BF16)
+    return stored_bytes(Storage.FP8_BLOCK128, *tensor.shape)
 
 
 def _cache_bytes(spec: ModelSpec) -> dict[str, int]:
     values, parts = spec.row_values, sum(isinstance(part, Rows) for layer in spec.kept for part in layer)
-    return {"fp32": _FP32 * values, "bf16": _BF16 * values, "int8": values + _FP32 * parts}
+    return {"fp32": FP32_BYTES * values, "bf16": BF16_BYTES * values, "int8": values + FP32_BYTES * parts}

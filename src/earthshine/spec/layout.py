@@ -51,6 +51,16 @@ def trunk_tensors(model: ModelSpec) -> Iterator[TensorSpec]:
     yield TensorSpec("head", (model.vocab_size, model.hidden))
 
 
+def trunk_units(model: ModelSpec) -> dict[str, list[TensorSpec]]:
+    """What of the trunk is read and kept together, in the order of a forward pass: "layers.0" and so on, and "head"."""
+    units: dict[str, list[TensorSpec]] = {}
+    for tensor in trunk_tensors(model):
+        if tensor.name not in ("embed", "norm"):
+            name = ".".join(tensor.name.split(".")[:2])
+            units.setdefault(name, []).append(tensor)
+    return units
+
+
 def moe_layers(model: ModelSpec) -> Iterator[tuple[int, MoeSpec]]:
     for index, layer in enumerate(model.layers):
         if isinstance(layer.ffn, MoeSpec):

@@ -8,18 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from earthshine.spec.attention import AttentionSpec, Rows, State
-
-FP8_BLOCK = 128  # rows and columns that share one scale
-INT4_GROUP = 32  # consecutive columns that share one scale
-INT8_GROUP = 128  # the same where the trunk is held in int8, which is not a published form
-
-
-class Storage(StrEnum):
-    """How a linear layer's values are stored."""
-
-    BF16 = "bf16"
-    FP8_BLOCK128 = "fp8-128x128"  # e4m3 [out, in], fp32 scale [ceil(out/128), ceil(in/128)]
-    INT4_GROUP32 = "int4-g32"  # 8 offset-binary nibbles an int32 [out, in/8], bf16 scale [out, in/32]
+from earthshine.storage import FP32_BYTES, Storage
 
 
 class Scoring(StrEnum):
@@ -101,4 +90,4 @@ class ModelSpec:
     def state_bytes(self, value_bytes: int) -> int:
         """Of a sequence's recurrent state, all layers together; `value_bytes`: of an activation."""
         states = [part for layer in self.kept for part in layer if isinstance(part, State)]
-        return sum(state.size * (4 if state.fp32 else value_bytes) for state in states)
+        return sum(state.size * (FP32_BYTES if state.fp32 else value_bytes) for state in states)

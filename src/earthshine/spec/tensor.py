@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from earthshine.storage import BF16_BYTES, FP32_BYTES, Storage, stored_bytes
+
 
 class Use(StrEnum):
     """The form in which a tensor enters a computation."""
@@ -44,4 +46,9 @@ class TensorSpec:
     @property
     def plain_bytes(self) -> int:
         """As published without quantisation: bf16, or fp32."""
-        return self.size * (4 if self.published_fp32 else 2)
+        return self.size * (FP32_BYTES if self.published_fp32 else BF16_BYTES)
+
+    @property
+    def int8_bytes(self) -> int:
+        """In an int8 trunk."""
+        return stored_bytes(Storage.INT8_GROUP128, *self.shape) if self.rounds_to_int8 else self.plain_bytes

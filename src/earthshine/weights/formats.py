@@ -12,17 +12,11 @@ from torch.nn import functional
 
 from earthshine import kernels
 from earthshine.errors import CheckpointError
-from earthshine.kernels import Format, Matrix, Weight, raw_bytes
-from earthshine.kernels.matrix import INT8_GROUP
-from earthshine.spec.model import Storage
+from earthshine.kernels import Matrix, Weight, raw_bytes
+from earthshine.storage import INT8_GROUP, Storage
 from earthshine.untrusted import shown
 from earthshine.weights.header import TensorExtent
 from earthshine.weights.shards import view_bytes
-
-QUANTISED: dict[Storage | None, Format] = {
-    Storage.FP8_BLOCK128: Format.FP8_BLOCK128,
-    Storage.INT4_GROUP32: Format.INT4_GROUP32,
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,10 +57,10 @@ class StoredLinear:
         return self.tensors[0].view(self.shape)
 
 
-def kernel_scales(form: Format, raw: torch.Tensor, extent: TensorExtent) -> torch.Tensor:
+def kernel_scales(storage: Storage, raw: torch.Tensor, extent: TensorExtent) -> torch.Tensor:
     """The bytes of a matrix's scales as kernels take them: `raw` as they lie, but for FP8 scales in fewer bits than
     fp32, which holds their values exactly."""
-    if form is not Format.FP8_BLOCK128 or extent.dtype == "F32":
+    if storage is not Storage.FP8_BLOCK128 or extent.dtype == "F32":
         return raw
     return raw_bytes(view_bytes(raw, extent).float())
 
@@ -101,4 +95,4 @@ def encode_int8(weight: Weight) -> Matrix:
         whole = (groups / torch.where(scale == 0, 1.0, scale)[..., None]).round_()
         codes[first : first + step] = whole.view(len(block), -1)[:, :columns]
         scales[first : first + step] = scale
-    return Matrix(Format.INT8_GROUP128, rows, columns, raw_bytes(codes), raw_bytes(scales))
+    return Matrix(Storage.INT8_GROUP128, rows, columns, raw_bytes(codes), raw_bytes(scales))

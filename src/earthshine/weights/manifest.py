@@ -17,10 +17,11 @@ from blake3 import blake3
 
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.spec.layout import moe_layers, trunk_tensors
+from earthshine.storage import ALIGNMENT, padded
 from earthshine.untrusted import parse_object, read_file, resolve_in, shown
 from earthshine.weights.checkpoint import ByteRange, Checkpoint
 from earthshine.weights.checkpoint.names import published_trunk
-from earthshine.weights.reading import PAGE, Reader, Ticket, padded
+from earthshine.weights.reading import Reader, Ticket
 from earthshine.weights.shards import read_bytes
 from earthshine.weights.slots import Arena
 
@@ -165,7 +166,7 @@ def write_manifest(checkpoint: Checkpoint, reader: Reader, progress: Progress) -
 
 def _digests(blocks: Sequence[Sequence[ByteRange]], reader: Reader, progress: Progress) -> Iterator[bytes]:
     """The hash of each block in turn, while the reads of what follows are under way."""
-    arena = Arena(_CHUNK + 2 * PAGE, _AHEAD)
+    arena = Arena(_CHUNK + 2 * ALIGNMENT, _AHEAD)
     total = sum(span.nbytes for block in blocks for span in block)
     pieces = _pieces(blocks)
     waiting: list[tuple[Ticket, int, ByteRange, bool]] = []
@@ -185,7 +186,7 @@ def _digests(blocks: Sequence[Sequence[ByteRange]], reader: Reader, progress: Pr
             return
         ticket, slot, span, last = waiting.pop(0)
         ticket.wait()
-        begin = span.offset % PAGE
+        begin = span.offset % ALIGNMENT
         digest.update(arena.view(slot)[begin : begin + span.nbytes])
         free.append(slot)
         done += span.nbytes

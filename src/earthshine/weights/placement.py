@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 
 from earthshine.errors import CheckpointError
-from earthshine.kernels import Expert, Format, Matrix, Weight, raw_bytes, stored_bytes
+from earthshine.kernels import Expert, Matrix, Weight, raw_bytes
 from earthshine.spec.layout import moe_layers
-from earthshine.spec.model import Storage
+from earthshine.storage import ALIGNMENT, QUANTISED, Storage, aligned, matrix_bytes, padded, scattered
 from earthshine.untrusted import shown
 from earthshine.weights.checkpoint import ByteRange, Checkpoint, ExpertExtents
 from earthshine.weights.checkpoint.names import Published
-from earthshine.weights.formats import QUANTISED, exactly, kernel_scales
+from earthshine.weights.formats import exactly, kernel_scales
 from earthshine.weights.header import TensorExtent
-from earthshine.weights.reading import PAGE, padded
 
 # Of an unsigned view of the scales: where the exponent is all ones, and the bits below the sign.
 _NOT_FINITE = {
@@ -50,7 +49,7 @@ class PlacedExpert:
 
     def published(self, slot: memoryview) -> list[memoryview]:
         """The published bytes of each range, without the rest of the pages they lie in."""
-        begins = [at + span.offset % PAGE for span, at in self.ranges]
+        begins = [at + span.offset % ALIGNMENT for span, at in self.ranges]
         return [slot[begin : begin + span.nbytes] for begin, (span, _) in zip(begins, self.ranges, strict=True)]
 
 
@@ -60,8 +59,8 @@ def slot_bytes(checkpoint: Checkpoint) -> int:
     The largest expert as published and two pages for each of its tensors, 0.3% of an expert of Kimi-K2.6.
     """
     firsts = [checkpoint.expert_extents(layer, 0) for layer, _ in moe_layers(checkpoint.spec)]
-    most = max((first.nbytes + 2 * PAGE * len(first.extents) for first in firsts), default=0)
-    return -(-most // PAGE) * PAGE
+    most = max((scattered(first.nbytes, len(first.extents)) for first in firsts), default=0)
+    return aligned(most)
 
 
 def place(extents: ExpertExtents, room: int) -> PlacedExpert:
@@ -86,7 +85,7 @@ def _begin(part: TensorExtent, ranges: list[tuple[ByteRange, int]]) -> int:
     for span, at in ranges:
         inside = part.offset - span.offset
         if span.file == part.file and 0 <= inside <= span.nbytes - part.nbytes:
-            return at + span.offset % PAGE + inside
+            return at + span.offset % ALIGNMENT + inside
     raise AssertionError("an expert's ranges hold all its parts")
 
 
@@ -143,12 +142,12 @@ def _wide(matrix: PlacedMatrix, slot: Tensor) -> Tensor:
 def _matrix(matrix: PlacedMatrix, slot: Tensor) -> Matrix:
     rows, cols = matrix.published.shape
     extent, begin = matrix.parts[0]
-    form = QUANTISED.get(matrix.published.storage, Format.BF16)
+    storage = matrix.published.storage or Storage.BF16
     codes = slot[begin : begin + extent.nbytes]
     if extent.dtype == "F32":
-        codes = codes[: stored_bytes(form, rows, cols)[0]]
+        codes = codes[: matrix_bytes(storage, rows, cols)[0]]
         codes.copy_(raw_bytes(exactly(_wide(matrix, slot), torch.bfloat16, extent.name)))
     if len(matrix.parts) == 1:
-        return Matrix(form, rows, cols, codes)
+        return Matrix(storage, rows, cols, codes)
     extent, begin = matrix.parts[1]
-    return Matrix(form, rows, cols, codes, kernel_scales(form, slot[begin : begin + extent.nbytes], extent))
+    return Matrix(storage, rows, cols, codes, kernel_scales(storage, slot[begin : begin + extent.nbytes], extent))

@@ -22,9 +22,9 @@ from typing import Self
 import numpy as np
 
 from earthshine.errors import CheckpointError, UsageError
+from earthshine.storage import ALIGNMENT, padded
 from earthshine.untrusted import open_regular, shown
 
-PAGE = 4096  # what O_DIRECT wants offsets, lengths and addresses to be multiples of
 # A decoded layer that misses 5 experts of 24.8 MB, medians of five runs that took turns: 1, 2 and 3 threads take 32.5,
 # 33.4 and 35.7 ms, and 53.9, 49.0 and 50.3 where each expert is held against its checksum. More in flight bring the
 # first expert later; fewer leave the disk idle during a check.
@@ -42,21 +42,16 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """`nbytes` bytes of `file` from `offset`, to arrive at `buffer[offset % PAGE:]`.
+    """`nbytes` bytes of `file` from `offset`, to arrive at `buffer[offset % ALIGNMENT:]`.
 
-    The buffer begins at a multiple of PAGE in memory and has `padded(offset, nbytes)` bytes or more; those around the
-    ones asked for are overwritten too.
+    The buffer begins at a multiple of ALIGNMENT in memory and has `padded(offset, nbytes)` bytes or more; those
+    around the ones that are read are overwritten too.
     """
 
     file: Path
     offset: int
     nbytes: int
     buffer: memoryview
-
-
-def padded(offset: int, nbytes: int) -> int:
-    """Bytes of buffer that a read takes: whole pages around what is asked for."""
-    return -(-(offset % PAGE + nbytes) // PAGE) * PAGE
 
 
 class Ticket:
@@ -312,12 +307,12 @@ class Reader:
 
     def _read(self, segment: Segment) -> None:
         file = self._files[segment.file]
-        lead = segment.offset % PAGE
+        lead = segment.offset % ALIGNMENT
         start, needed = segment.offset - lead, lead + segment.nbytes
         view = segment.buffer[: padded(segment.offset, segment.nbytes)]
         done = 0
         while done < needed:
-            whole = done - done % PAGE  # O_DIRECT goes on at a page, after a short read too
+            whole = done - done % ALIGNMENT  # O_DIRECT goes on at a multiple, after a short read too
             direct = file.direct
             try:
                 count = os.preadv(file.descriptor, [view[whole:]], start + whole)
@@ -347,8 +342,10 @@ def _require_room(segment: Segment) -> None:
     if segment.offset < 0 or segment.nbytes < 0:
         raise UsageError("A read begins at a byte of the file and has a length.")
     where = np.frombuffer(segment.buffer, dtype=np.uint8)
-    if where.ctypes.data % PAGE or len(where) < padded(segment.offset, segment.nbytes):
-        raise UsageError(f"A read's buffer begins at a multiple of {PAGE} and holds whole pages around what is read.")
+    if where.ctypes.data % ALIGNMENT or len(where) < padded(segment.offset, segment.nbytes):
+        raise UsageError(
+            f"A read's buffer begins at a multiple of {ALIGNMENT} and holds whole pages around what is read."
+        )
 
 
 def _require_unchanged(file: _File) -> None:

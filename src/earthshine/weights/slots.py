@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from earthshine.errors import UsageError
+from earthshine.storage import aligned
 from earthshine.units import format_bytes
-from earthshine.weights.reading import PAGE
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; Python has no name for it
 _TOUCHED_AT_ONCE = 64 << 20  # so that an interrupt is noticed
@@ -23,7 +23,7 @@ class Arena:
     def __init__(self, slot_bytes: int, n_slots: int) -> None:
         if slot_bytes < 1 or n_slots < 1:
             raise UsageError("An arena needs one slot of one byte or more.")
-        self.slot_bytes = -(-slot_bytes // PAGE) * PAGE
+        self.slot_bytes = aligned(slot_bytes)
         self.n_slots = n_slots
         self.nbytes = self.slot_bytes * n_slots
         try:

@@ -17,17 +17,18 @@ from torch.nn import functional
 
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.kernels import Matrix, Weight
-from earthshine.spec.layout import trunk_tensors
+from earthshine.spec.layout import trunk_tensors, trunk_units
 from earthshine.spec.model import ModelSpec
 from earthshine.spec.tensor import TensorSpec, Use
+from earthshine.storage import ALIGNMENT, BF16_BYTES, QUANTISED, padded
 from earthshine.units import format_bytes
 from earthshine.untrusted import open_regular, shown
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.checkpoint.names import Published, published_trunk
-from earthshine.weights.formats import QUANTISED, StoredLinear, encode_int8, exactly, kernel_scales
+from earthshine.weights.formats import StoredLinear, encode_int8, exactly, kernel_scales
 from earthshine.weights.header import ITEM_BYTES, TensorExtent, read_exactly
 from earthshine.weights.manifest import Manifest, trunk_ranges
-from earthshine.weights.reading import PAGE, Reader, Segment, Ticket, padded
+from earthshine.weights.reading import Reader, Segment, Ticket
 from earthshine.weights.shards import view_bytes
 from earthshine.weights.slots import Arena
 from earthshine.weights.streaming import StreamedUnits, UnitWeights, finish
@@ -57,16 +58,13 @@ class Unit:
 def units(checkpoint: Checkpoint) -> dict[str, Unit]:
     """The layers as "layers.0" and so on, and "head", in the order of a forward pass."""
     published = {tensor.name: tensor for tensor in published_trunk(checkpoint.spec)}
-    groups: dict[str, list[TensorSpec]] = {}
-    for tensor in trunk_tensors(checkpoint.spec):
-        if tensor.name not in ("embed", "norm"):
-            groups.setdefault(_unit_of(tensor.name), []).append(tensor)
-    return {name: _unit(checkpoint, name, tensors, published) for name, tensors in groups.items()}
+    groups = trunk_units(checkpoint.spec).items()
+    return {name: _unit(checkpoint, name, tensors, published) for name, tensors in groups}
 
 
 def embedding_bytes(spec: ModelSpec) -> int:
     """Of the embedding in bf16."""
-    return 2 * spec.vocab_size * spec.hidden
+    return BF16_BYTES * spec.vocab_size * spec.hidden
 
 
 class StoredTrunk:
@@ -202,7 +200,7 @@ class StoredTrunk:
         if manifest is None:
             return None
         ordered = sorted(placed.parts, key=lambda part: (part[0].file, part[0].offset))
-        starts = [(at + extent.offset % PAGE, extent.nbytes) for extent, at in ordered]
+        starts = [(at + extent.offset % ALIGNMENT, extent.nbytes) for extent, at in ordered]
         where = self._ranges[name][0]
 
         def check() -> None:
@@ -245,10 +243,6 @@ class _Rows:
         return exactly(rows, torch.bfloat16, "embed")[inverse]
 
 
-def _unit_of(name: str) -> str:
-    return ".".join(name.split(".")[:2]) if name.startswith("layers.") else name
-
-
 def _short(name: str) -> str:
     return name.split(".", 2)[2] if name.startswith("layers.") else name
 
@@ -270,7 +264,7 @@ def _unit(checkpoint: Checkpoint, name: str, tensors: list[TensorSpec], publishe
 def _own_bytes(tensor: TensorSpec, published: Published, extent: TensorExtent) -> int:
     """Bytes of a tensor that can't be used as it lies: decoded, converted, or not aligned to its type. Else 0."""
     if published.storage in QUANTISED:
-        return 0 if tensor.use is Use.STORED else 2 * tensor.size
+        return 0 if tensor.use is Use.STORED else BF16_BYTES * tensor.size
     wanted = "BF16"
     if tensor.published_fp32:
         wanted = "F32"
@@ -285,7 +279,8 @@ def _views(unit: Unit, memory: Tensor) -> dict[str, Weight]:
     weights: dict[str, Weight] = {}
     for placed in unit.placed:
         raw = [
-            memory[at + extent.offset % PAGE : at + extent.offset % PAGE + extent.nbytes] for extent, at in placed.parts
+            memory[at + extent.offset % ALIGNMENT : at + extent.offset % ALIGNMENT + extent.nbytes]
+            for extent, at in placed.parts
         ]
         tensors = tuple(view_bytes(part, extent) for part, (extent, _) in zip(raw, placed.parts, strict=True))
         names = tuple(extent.name for extent, _ in placed.parts)
@@ -303,8 +298,7 @@ def _used(placed: _Placed, linear: StoredLinear, raw: list[Tensor]) -> Weight:
     tensor, storage = placed.tensor, placed.published.storage
     if storage in QUANTISED and tensor.use is Use.STORED:
         rows, columns = placed.published.shape
-        form = QUANTISED[storage]
-        return Matrix(form, rows, columns, raw[0], kernel_scales(form, raw[1], placed.parts[1][0]))
+        return Matrix(storage, rows, columns, raw[0], kernel_scales(storage, raw[1], placed.parts[1][0]))
     if tensor.published_fp32:
         return linear.decode().float()
     value = linear.decode()

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from earthshine.errors import CheckpointError, UsageError
-from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, ModelSpec, Storage
+from earthshine.spec.model import ModelSpec
+from earthshine.storage import FP8_BLOCK, INT4_GROUP, Storage
 from earthshine.untrusted import shown
 from earthshine.weights.checkpoint.names import Published, published_experts, published_trunk
 from earthshine.weights.shards import INDEX_NAME, SINGLE_NAME, TORCH_DTYPES

@@ -12,8 +12,9 @@ from versus import model_options
 from versus.bf16 import plain_config, write_bf16
 
 from earthshine.errors import UsageError
-from earthshine.spec import Storage, spec_from_config
+from earthshine.spec import spec_from_config
 from earthshine.spec.families.quantization import published_quantization
+from earthshine.storage import Storage
 from earthshine.weights import write_checkpoint
 from earthshine.weights.writer import published_tensors, tensor_shapes
 

@@ -12,7 +12,8 @@ from earthshine.engine import Session
 from earthshine.kv import PagePool
 from earthshine.models import LayerState, States
 from earthshine.spec.attention import MlaSpec, RopeSpec
-from earthshine.spec.model import DenseSpec, LayerSpec, ModelSpec, Storage
+from earthshine.spec.model import DenseSpec, LayerSpec, ModelSpec
+from earthshine.storage import Storage
 
 HIDDEN, VOCAB, STOP, CONTEXT = 6, 40, 39, 64
 MLA = MlaSpec(1, None, 4, 4, HIDDEN, RopeSpec(2, 10000.0, None), 1e-6)

@@ -15,7 +15,7 @@ from earthshine.engine.experts import RoutedExperts
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.kernels import reference
 from earthshine.models import result_of
-from earthshine.spec.model import Storage
+from earthshine.storage import Storage
 from earthshine.weights import ExpertStore
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.placement import slot_bytes

@@ -10,7 +10,8 @@ import torch
 from earthshine.engine.experts import RoutedExperts
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.machine import memory_resident
-from earthshine.spec.model import ModelSpec, MoeSpec, Storage
+from earthshine.spec.model import ModelSpec, MoeSpec
+from earthshine.storage import Storage
 from earthshine.weights.placement import slot_bytes
 from earthshine.weights.reading import Reader
 from earthshine.weights.slots import Arena

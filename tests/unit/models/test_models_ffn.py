@@ -7,7 +7,8 @@ from earthshine.models import Decoder
 from earthshine.models.ffn import Ffn, Moe
 from earthshine.spec import trunk_tensors
 from earthshine.spec.attention import MlaSpec, RopeSpec
-from earthshine.spec.model import LayerSpec, ModelSpec, MoeSpec, RouterSpec, Storage
+from earthshine.spec.model import LayerSpec, ModelSpec, MoeSpec, RouterSpec
+from earthshine.storage import Storage
 
 
 class Recorder:

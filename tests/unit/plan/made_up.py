@@ -9,8 +9,9 @@ import torch
 
 from earthshine.machine import DiskRate, Machine
 from earthshine.plan import Division, Sizes
-from earthshine.spec import ModelSpec, Storage, spec_from_config
+from earthshine.spec import ModelSpec, spec_from_config
 from earthshine.spec.families.quantization import published_quantization
+from earthshine.storage import Storage
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.writer import published_tensors, tensor_shapes, write_checkpoint
 

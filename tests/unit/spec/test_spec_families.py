@@ -14,11 +14,11 @@ from earthshine.spec import (
     MoeSpec,
     RopeSpec,
     RouterSpec,
-    Storage,
     YarnSpec,
     load_spec,
     spec_from_config,
 )
+from earthshine.storage import Storage
 
 Config = dict[str, Any]
 

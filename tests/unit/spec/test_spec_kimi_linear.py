@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from earthshine.errors import SpecError, Unsupported
-from earthshine.spec import KdaSpec, MlaSpec, RopeSpec, Rows, State, Storage, footprint, spec_from_config
+from earthshine.spec import KdaSpec, MlaSpec, RopeSpec, Rows, State, footprint, spec_from_config
 from earthshine.spec.families.modules import trunk_module
+from earthshine.storage import Storage
 from earthshine.weights.checkpoint.names import published_expert, published_trunk
 
 Config = dict[str, Any]

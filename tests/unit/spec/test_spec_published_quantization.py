@@ -2,8 +2,9 @@
 
 import pytest
 
-from earthshine.spec import Storage, spec_from_config
+from earthshine.spec import spec_from_config
 from earthshine.spec.families.quantization import published_quantization
+from earthshine.storage import Storage
 
 
 def test_int4_is_kimis_block(k26):

@@ -14,12 +14,12 @@ from earthshine.spec import (
     RouterSpec,
     Rows,
     Scoring,
-    Storage,
     YarnSpec,
     footprint,
     spec_from_config,
     trunk_tensors,
 )
+from earthshine.storage import Storage
 
 Config = dict[str, Any]
 

@@ -9,7 +9,8 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig
 from transformers import CONFIG_MAPPING, FineGrainedFP8Config
 
 from earthshine.errors import Unsupported
-from earthshine.spec import Storage, load_spec, spec_from_config
+from earthshine.spec import load_spec, spec_from_config
+from earthshine.storage import Storage
 
 Config = dict[str, Any]
 

@@ -10,7 +10,7 @@ import torch
 from earthshine import kernels
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.spec.layout import trunk_tensors
-from earthshine.spec.model import Storage
+from earthshine.storage import Storage
 from earthshine.weights.checkpoint import Checkpoint, Share
 from earthshine.weights.reading import Reader
 from earthshine.weights.trunk import StoredTrunk

@@ -12,7 +12,7 @@ from blake3 import blake3
 from earthshine.engine.experts import RoutedExperts
 from earthshine.errors import CheckpointError
 from earthshine.spec.layout import trunk_tensors
-from earthshine.spec.model import Storage
+from earthshine.storage import Storage
 from earthshine.weights import manifest as manifest_module
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.experts import ExpertStore

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from earthshine.errors import CheckpointError, UsageError
-from earthshine.weights.reading import PAGE, Priority, Reader, Segment, padded
+from earthshine.storage import ALIGNMENT as PAGE
+from earthshine.storage import padded
+from earthshine.weights.reading import Priority, Reader, Segment
 from earthshine.weights.slots import Arena
 
 SIZE = 5 * PAGE + 777

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from earthshine.errors import CheckpointError, UsageError
-from earthshine.kernels import Format, Matrix, Weight, decode
+from earthshine.kernels import Matrix, Weight, decode
 from earthshine.spec.layout import trunk_tensors
-from earthshine.spec.model import Storage
+from earthshine.storage import Storage
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.formats import encode_int8
 from earthshine.weights.manifest import load_manifest, trunk_ranges, write_manifest
@@ -156,7 +156,7 @@ def test_stored_matrices_stay_as_published(tmp_path: Path, reader: Reader) -> No
 
 def assert_as_published(layer: Mapping[str, Weight]) -> None:
     assert isinstance(layer["attention.o"], Matrix)
-    assert layer["attention.o"].form is Format.FP8_BLOCK128
+    assert layer["attention.o"].storage is Storage.FP8_BLOCK128
     assert isinstance(layer["attention.kv_b"], torch.Tensor)
     assert layer["router_bias"].dtype == torch.float32
     assert layer["attention_norm"].dtype == torch.bfloat16
@@ -308,7 +308,7 @@ def test_int8_halves_a_large_matrix_and_keeps_what_it_can_represent() -> None:
     whole[5] = 0
     weight = (whole * 2.0**-9).bfloat16()
     encoded = encode_int8(weight)
-    assert encoded.form is Format.INT8_GROUP128
+    assert encoded.storage is Storage.INT8_GROUP128
     assert torch.equal(decode(encoded), weight)
     big = torch.randn(256, 2048, generator=generator).bfloat16()
     assert encode_int8(big).nbytes == 256 * 2048 + 256 * 16 * 4

@@ -10,7 +10,7 @@ import torch
 
 from earthshine import kernels
 from earthshine.errors import CheckpointError, Unsupported, UsageError
-from earthshine.spec.model import Storage
+from earthshine.storage import Storage
 from earthshine.weights.header import read_header
 from earthshine.weights.shards import open_shards, read_tensor
 from earthshine.weights.writer import (

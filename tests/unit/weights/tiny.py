@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from earthshine.spec.attention import MlaSpec, RopeSpec
-from earthshine.spec.model import DenseSpec, LayerSpec, ModelSpec, MoeSpec, RouterSpec, Storage
+from earthshine.spec.model import DenseSpec, LayerSpec, ModelSpec, MoeSpec, RouterSpec
+from earthshine.storage import Storage
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.formats import dense
 from earthshine.weights.placement import check_values, place, slot_bytes, stored_expert

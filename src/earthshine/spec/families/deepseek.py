@@ -11,15 +11,8 @@ from earthshine.spec.attention import MlaSpec, RopeSpec, YarnSpec
 from earthshine.spec.families.bookkeeping import BOOKKEEPING, refuse_encoders
 from earthshine.spec.families.quantization import Quantization, check_exceptions, read_quantization
 from earthshine.spec.families.reader import SIZE_MAX, KeyReader
-from earthshine.spec.model import (
-    INT4_GROUP,
-    DenseSpec,
-    LayerSpec,
-    ModelSpec,
-    MoeSpec,
-    RouterSpec,
-    Storage,
-)
+from earthshine.spec.model import DenseSpec, LayerSpec, ModelSpec, MoeSpec, RouterSpec
+from earthshine.storage import INT4_GROUP, Storage
 
 MAX_LAYERS = 4096
 MAX_EXPERTS = 65536

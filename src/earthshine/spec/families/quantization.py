@@ -27,7 +27,8 @@ from earthshine.spec.families.patterns import (
 )
 from earthshine.spec.families.reader import KeyReader, Problems
 from earthshine.spec.layout import EXPERT_PARTS, moe_layers, trunk_tensors
-from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, ModelSpec, Storage
+from earthshine.spec.model import ModelSpec
+from earthshine.storage import FP8_BLOCK, INT4_GROUP, Storage
 from earthshine.untrusted import shown
 
 _PUBLISHED_IGNORE = [

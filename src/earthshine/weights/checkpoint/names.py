@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from earthshine.errors import Unsupported
 from earthshine.spec.families.modules import LAYERS, PARAMETERS, expert_module, prefix_of, trunk_module
 from earthshine.spec.layout import EXPERT_PARTS, expert_shapes, moe_layers, trunk_tensors
-from earthshine.spec.model import FP8_BLOCK, INT4_GROUP, ModelSpec, MoeSpec, Storage
+from earthshine.spec.model import ModelSpec, MoeSpec
 from earthshine.spec.tensor import TensorSpec
+from earthshine.storage import INT4_GROUP, Storage, matrix_parts
 
 _IGNORED_MODULES = {"kimi_k25": ("vision_tower.", "mm_projector.")}
 _INV_FREQ = ".self_attn.rotary_emb.inv_freq"  # left in some checkpoints; computed from the config instead
@@ -22,7 +23,14 @@ _ROUTER_BIAS = "e_score_correction_bias"
 # fp32 holds every bf16 value, so small checkpoints may be stored wide; the other way round would lose values.
 _PLAIN_DTYPES = ("BF16", "F32")
 _SCALE_DTYPES = ("F32", "BF16", "F16")  # of FP8's blocks: DeepSeek and Kimi publish the first, Qwen the others
-_INT4_PER_WORD = 8
+_PARTS = {  # spellings and dtypes of a quantised matrix's tensors, in the order of `storage.matrix_parts`
+    Storage.FP8_BLOCK128: (("weight", ("F8_E4M3",)), ("weight_scale_inv", _SCALE_DTYPES)),
+    Storage.INT4_GROUP32: (
+        ("weight_packed", ("I32",)),
+        ("weight_scale", ("BF16",)),
+        ("weight_shape", ("I32", "I64")),  # newer compressed-tensors writes I64
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +57,10 @@ def _parts(base: str, shape: tuple[int, ...], storage: Storage | None) -> tuple[
     if storage is None or storage is Storage.BF16:
         return (PublishedTensor(f"{base}.weight", _PLAIN_DTYPES, shape),)
     rows, columns = shape
-    if storage is Storage.FP8_BLOCK128:
-        blocks = (-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))
-        return (
-            PublishedTensor(f"{base}.weight", ("F8_E4M3",), shape),
-            PublishedTensor(f"{base}.weight_scale_inv", _SCALE_DTYPES, blocks),
-        )
-    if columns % INT4_GROUP:
+    if storage is Storage.INT4_GROUP32 and columns % INT4_GROUP:
         raise Unsupported(f"{base} has {columns} inputs; int4 in groups of 32 needs a multiple of 32.")
-    return (
-        PublishedTensor(f"{base}.weight_packed", ("I32",), (rows, columns // _INT4_PER_WORD)),
-        PublishedTensor(f"{base}.weight_scale", ("BF16",), (rows, columns // INT4_GROUP)),
-        PublishedTensor(f"{base}.weight_shape", ("I32", "I64"), (2,)),  # newer compressed-tensors writes I64
-    )
+    parts = zip(_PARTS[storage], matrix_parts(storage, rows, columns), strict=True)
+    return tuple(PublishedTensor(f"{base}.{name}", dtypes, part.shape) for (name, dtypes), part in parts)
 
 
 def _published(spec: ModelSpec, tensor: TensorSpec) -> Published:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.spec.layout import moe_layers
-from earthshine.spec.model import ModelSpec, MoeSpec, Storage
+from earthshine.spec.model import ModelSpec, MoeSpec
+from earthshine.storage import Storage
 from earthshine.untrusted import shown
 from earthshine.weights.checkpoint.names import (
     Published,
