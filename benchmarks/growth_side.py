@@ -44,10 +44,10 @@ class Budget:
         self.plan = plan_for(checkpoint, PlanArgs(memory, room, skew=request["skew"]), machine)
         self.spec, self.machine = checkpoint.spec, machine
         self.sizes = stored_sizes(checkpoint, "bf16", "bf16")
-        self.costs = Forecaster(self.spec, self.sizes, self.plan.division, machine)
+        self.costs = Forecaster(self.spec, self.sizes, self.plan.memory, machine)
         self.model = load_model(Path(request["model"]), self.plan)
         self.session = self.model.session()
-        self.disk = experts_on_disk(checkpoint) if self.plan.division.transit_slots else None
+        self.disk = experts_on_disk(checkpoint) if self.plan.memory.transit_slots else None
 
     def points(self) -> Iterator[dict[str, Any]]:
         yield from self.prompts()
@@ -59,7 +59,7 @@ class Budget:
 
     def prompts(self) -> Iterator[dict[str, Any]]:
         """Where experts stream, slots are empty at first, so only the first run counts."""
-        streams = self.plan.division.transit_slots > 0
+        streams = self.plan.memory.transit_slots > 0
         for n_tokens in self.request["prompts"]:
             seconds, before = [], self.read()
             for repeat in range(1 if streams else self.request["repeats"]):
@@ -108,7 +108,7 @@ class Budget:
             reads = max(1, round(nbytes / layers / self.sizes.expert))
             own = self.disk.rate(4 * layers, reads, statistics.median(seconds) / layers / 2)
             machine = replace(self.machine, disk=(DiskRate(self.sizes.expert, 2, own),))
-            cost = Forecaster(self.spec, self.sizes, self.plan.division, machine).decode(load)
+            cost = Forecaster(self.spec, self.sizes, self.plan.memory, machine).decode(load)
         found = point(what, at, seconds, cost.seconds, nbytes, cost.disk_bytes)
         return found | {"profile_forecast": by_profile.seconds}
 
@@ -145,8 +145,8 @@ def main() -> None:
     budget = Budget(json.loads(sys.argv[1]))
     points = list(budget.points())
     peak = memory_peak()
-    division = budget.plan.division
-    found = {"budget": division.budget_bytes, "planned": division.planned_bytes, "peak": peak, "points": points}
+    memory = budget.plan.memory
+    found = {"budget": memory.budget_bytes, "planned": memory.planned_bytes, "peak": peak, "points": points}
     print(json.dumps(found))
 
 

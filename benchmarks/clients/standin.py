@@ -21,11 +21,11 @@ from agent_clients import CONTEXT_TOKENS
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from earthshine.cli import serve
-from earthshine.cli.options import Holding
 from earthshine.engine import Admitted, Engine, Failed, Finished, Request, Sink, TokenEvent
 from earthshine.errors import EarthshineError
 from earthshine.hub import GLEAM
 from earthshine.net.listen import ListenOptions
+from earthshine.plan import PlanArgs
 from earthshine.text import load_tokenizer
 
 _BEGIN, _END = "<plan>", "</plan>"
@@ -155,7 +155,7 @@ def main() -> None:
         return app
 
     serve.Engine, serve.make_app = ScriptedEngine, captured  # type: ignore[misc]
-    serve.run_serve(None, serve.ServeOptions(ListenOptions(port=arguments.port), Holding()))
+    serve.run_serve(None, serve.ServeOptions(ListenOptions(port=arguments.port), PlanArgs()))
 
 
 _TOKENIZER = load_tokenizer(GLEAM)

@@ -27,8 +27,8 @@ def plan(tmp_path_factory) -> Path:
     """All of the trunk streams, and each layer holds one expert."""
     checkpoint = Checkpoint.open(GLEAM, load_spec(GLEAM))
     made = plan_for(checkpoint, PlanArgs(2 << 30, CONTEXT, 3))
-    division = dataclasses.replace(
-        made.division,
+    memory = dataclasses.replace(
+        made.memory,
         streamed=(*(f"layers.{layer}" for layer in range(checkpoint.spec.n_layers)), "head"),
         embedding_on_disk=True,
         slots_per_layer=1,
@@ -37,7 +37,7 @@ def plan(tmp_path_factory) -> Path:
         prefill_tokens=512,
     )
     path = tmp_path_factory.mktemp("plan") / "plan.json"
-    path.write_text(plan_json(dataclasses.replace(made, division=division)))
+    path.write_text(plan_json(dataclasses.replace(made, memory=memory)))
     return path
 
 

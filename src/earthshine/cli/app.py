@@ -73,10 +73,10 @@ def chat(
 ) -> None:
     """Talk with a model: in a terminal a conversation; with -p, or with text on standard input, one answer."""
     from earthshine.cli.chat import ChatOptions, run_chat
-    from earthshine.cli.options import Holding
+    from earthshine.cli.options import plan_or_args
 
-    holding = Holding(dtype, memory, threads, trunk, context, plan)
-    options = ChatOptions(prompt, system, thinking, tuple(stop or ()), holding, stats)
+    held = plan_or_args(memory, context, threads, trunk, dtype, plan)
+    options = ChatOptions(prompt, system, thinking, tuple(stop or ()), held, stats)
     sampling = {
         "max_tokens": max_tokens,
         "top_k": top_k,
@@ -134,16 +134,16 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model to OpenAI's and Anthropic's clients, and a page to this machine's browser, until Ctrl-C."""
-    from earthshine.cli.options import Holding
+    from earthshine.cli.options import plan_or_args
     from earthshine.cli.serve import ServeOptions, run_serve
     from earthshine.net.listen import ListenOptions
 
     at_once = (1, None) if plan is not None and batch is None else (8 if batch is None else batch, 0)
-    holding = Holding(dtype, memory, threads, trunk, context, plan, *at_once)
+    held = plan_or_args(memory, context, threads, trunk, dtype, plan, *at_once)
     who = (tuple(name or ()), api_keys, tuple(allow_host or ()), tuple(allow_origin or ()))
     waits = (max_stall, max_queue, drain_seconds, hang_seconds)
     listen = ListenOptions(host, port, tls_cert, tls_key)
-    run_serve(model, ServeOptions(listen, holding, *who, disk_cache, disk_cache_folder, *waits, log_text))
+    run_serve(model, ServeOptions(listen, held, *who, disk_cache, disk_cache_folder, *waits, log_text))
 
 
 @app.command()
@@ -178,10 +178,10 @@ def score(
     plan: PlanFile = None,
 ) -> None:
     """Log-likelihood, perplexity and bits per byte of a text under a model."""
-    from earthshine.cli.options import Holding
+    from earthshine.cli.options import plan_or_args
     from earthshine.cli.score import run_score
 
-    run_score(model, file, json, Holding(dtype, memory, threads, trunk, context, plan))
+    run_score(model, file, json, plan_or_args(memory, context, threads, trunk, dtype, plan))
 
 
 @app.command()

@@ -35,7 +35,7 @@ from earthshine.machine.disk import Rates, measure_file, measure_folder
 from earthshine.machine.network import Loopback, measure_loopback
 from earthshine.machine.probe import busy_seconds, identity, last_cache_bytes
 from earthshine.plan import PlanArgs
-from earthshine.plan.plan import MOST_THREADS
+from earthshine.plan.args import MOST_THREADS
 from earthshine.settings import read_settings
 from earthshine.spec import ModelSpec, footprint
 from earthshine.spec.footprint import expert_bytes

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from earthshine.cli.options import Holding, read_text, standard_input
+from earthshine.cli.options import load_with_progress, read_text, standard_input
 from earthshine.cli.progress import TokenProgress
 from earthshine.cli.stats import Tally
 from earthshine.cli.terminal import Terminal
 from earthshine.engine import Finished, LoadedModel, SamplingParams, TokenEvent, sampling_defaults
 from earthshine.errors import EarthshineError, TextError, UsageError
 from earthshine.hub import find_readable
+from earthshine.plan import Plan, PlanArgs
 from earthshine.text import (
     ChatTemplate,
     Content,
@@ -51,13 +52,12 @@ class ChatOptions:
     system: str | None
     thinking: bool
     stop: tuple[str, ...]
-    holding: Holding
+    plan: Plan | PlanArgs
     stats: bool = False
 
 
 def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> None:
     """Answer -p or standard input, or converse. Wrong options are refused before a model is loaded."""
-    options.holding.planned()
     SamplingParams(**sampling)
     StopStrings(options.stop)
     question = _question(options)
@@ -72,7 +72,7 @@ def _open(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> 
     folder, tokenizer = find_readable(model)
     template = load_template(folder)
     params = replace(sampling_defaults(folder), **sampling)
-    model_in_use = options.holding.load(folder)
+    model_in_use = load_with_progress(folder, options.plan)
     return Conversation(model_in_use, tokenizer, template, options, params)
 
 
@@ -114,7 +114,7 @@ class Conversation:
         params: SamplingParams,
     ) -> None:
         self._tokenizer, self._template, self._options, self._params = tokenizer, template, options, params
-        self._model, self._room = model, model.plan.division.context_tokens
+        self._model, self._room = model, model.plan.memory.context_tokens
         self._session = model.session()
         self.clear()
 

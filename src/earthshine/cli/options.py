@@ -1,7 +1,6 @@
 """What several commands take in the same way: how a model is held, and text."""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,41 +14,36 @@ from earthshine.untrusted import shown
 MAX_TEXT_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What a person said about how to hold a model: the options of every command that loads one. `batch` conversations
-    computed at once share pages for `cache_tokens`, as in plan.PlanArgs."""
+def plan_or_args(
+    memory: str | None = None,
+    context: int | None = None,
+    threads: int | None = None,
+    trunk: str = "bf16",
+    dtype: str = "bf16",
+    plan: Path | None = None,
+    batch: int = 1,
+    cache_tokens: int | None = None,
+) -> Plan | PlanArgs:
+    """The plan that --plan names, or what the other options ask of a plan to be made.
 
-    dtype: str = "bf16"
-    memory: str | None = None
-    threads: int | None = None
-    trunk: str = "bf16"
-    context: int | None = None
-    plan: Path | None = None
-    batch: int = 1
-    cache_tokens: int | None = None
+    Raises UsageError for options that contradict each other, a memory size that is none, a context without room for an
+    answer, and a file that is not a plan.
+    """
+    if context is not None and context < 2:
+        raise UsageError(f"A context of {shown(context)} tokens is not possible; give 2 or more.")
+    memory_bytes = None if memory is None else parse_bytes(memory)
+    args = PlanArgs(memory_bytes, context, batch, threads, trunk, dtype, cache_tokens=cache_tokens)
+    if plan is None:
+        return args
+    if args != PlanArgs():
+        raise UsageError("--plan says all about how the model is held; leave out the other options about that.")
+    return read_plan(plan)
 
-    def plan_args(self) -> PlanArgs:
-        """Raises UsageError for a size that is none, and for a context without room for an answer."""
-        if self.context is not None and self.context < 2:
-            raise UsageError(f"A context of {shown(self.context)} tokens is not possible; give 2 or more.")
-        memory = None if self.memory is None else parse_bytes(self.memory)
-        return PlanArgs(
-            memory, self.context, self.batch, self.threads, self.trunk, self.dtype, cache_tokens=self.cache_tokens
-        )
 
-    def planned(self) -> Plan | PlanArgs:
-        """The saved plan of --plan, or what the other options ask of a plan to be made."""
-        if self.plan is None:
-            return self.plan_args()
-        if self != Holding(plan=self.plan):
-            raise UsageError("--plan says all about how the model is held; leave out the other options about that.")
-        return read_plan(self.plan)
-
-    def load(self, folder: Path) -> LoadedModel:
-        """The model in `folder`; where it takes a while, a terminal sees how far it is."""
-        with ByteProgress() as progress:
-            return load_model(folder, self.planned(), progress.report)
+def load_with_progress(folder: Path, plan: Plan | PlanArgs) -> LoadedModel:
+    """The model in `folder`; where loading takes a while, a terminal shows how far it is."""
+    with ByteProgress() as progress:
+        return load_model(folder, plan, progress.report)
 
 
 def standard_input() -> BinaryIO | None:

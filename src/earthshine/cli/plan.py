@@ -111,7 +111,7 @@ def _cost(cost: Cost) -> dict[str, Any]:
 
 def _usd(case: Case, own: Ownership) -> dict[str, float]:
     """For a million tokens of prompt and of reply, the machine doing nothing else."""
-    half = max(1, case.plan.division.context_tokens // 2)
+    half = max(1, case.plan.memory.context_tokens // 2)
     return {
         "input": own.usd_per_million(case.prompt(half).tokens_per_second),
         "output": own.usd_per_million(case.decode(half).tokens_per_second),
@@ -119,13 +119,13 @@ def _usd(case: Case, own: Ownership) -> dict[str, float]:
 
 
 def _print(case: Case, own: Ownership | None, table: PriceTable) -> None:
-    console, division = Console(markup=False, emoji=False), case.plan.division  # names in files are no markup
+    console, memory = Console(markup=False, emoji=False), case.plan.memory  # names in files are no markup
     console.print(f"{case.spec.family} on {case.machine.name}: a forecast", highlight=False)
     places = _table("what the memory holds", ("part", "size", ""))
-    for name, nbytes in division.parts.items():
+    for name, nbytes in memory.parts.items():
         if nbytes:
             places.add_row(name, format_bytes(nbytes), _note(case, name))
-    places.add_row("total", format_bytes(division.planned_bytes), f"of {format_bytes(division.budget_bytes)}")
+    places.add_row("total", format_bytes(memory.planned_bytes), f"of {format_bytes(memory.budget_bytes)}")
     places.add_row("smallest budget", format_bytes(case.smallest), "with this context and batch")
     console.print(places)
     batch = f"batch {case.args.batch}"
@@ -135,7 +135,7 @@ def _print(case: Case, own: Ownership | None, table: PriceTable) -> None:
         rates.add_row(f"{at:,}", _rate(decode), _limit(decode), _seconds(prompt.seconds), _limit(prompt))
     console.print(rates)
     columns = ("memory", "decode tokens/s", "limited by", "bytes read per token", "cache hits")
-    budgets = _table(f"by memory budget, {division.context_tokens:,} tokens of context, {batch}", columns)
+    budgets = _table(f"by memory budget, {memory.context_tokens:,} tokens of context, {batch}", columns)
     for at, decode, _ in case.by_budget():
         read = format_bytes(decode.disk_bytes / case.args.batch)
         budgets.add_row(format_bytes(at), _rate(decode), _limit(decode), read, f"{decode.hit_share:.0%}")
@@ -149,15 +149,15 @@ def _print(case: Case, own: Ownership | None, table: PriceTable) -> None:
 
 
 def _note(case: Case, part: str) -> str:
-    division = case.plan.division
-    if part == "trunk" and division.streamed:
-        return f"{len(division.streamed)} of {len(case.sizes.units)} parts stream from disk"
+    memory = case.plan.memory
+    if part == "trunk" and memory.streamed:
+        return f"{len(memory.streamed)} of {len(case.sizes.units)} parts stream from disk"
     if part == "expert slots":
-        return f"{division.slots_per_layer} of {max(case.sizes.experts)} experts of each layer"
+        return f"{memory.slots_per_layer} of {max(case.sizes.experts)} experts of each layer"
     if part == "cache pages":
-        return f"{division.batch} x {division.context_tokens:,} tokens"
+        return f"{memory.batch} x {memory.context_tokens:,} tokens"
     if part == "activations":
-        return f"{division.prefill_tokens:,} tokens of a prompt at once"
+        return f"{memory.prefill_tokens:,} tokens of a prompt at once"
     return ""
 
 

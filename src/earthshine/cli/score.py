@@ -11,23 +11,23 @@ from pathlib import Path
 
 import torch
 
-from earthshine.cli.options import Holding, read_text, standard_input
+from earthshine.cli.options import load_with_progress, read_text, standard_input
 from earthshine.engine import Session
 from earthshine.errors import UsageError
 from earthshine.hub import find_readable
+from earthshine.plan import Plan, PlanArgs
 
 _MOST_NATS = 700.0  # a token; beyond it a perplexity is not a number
 
 
-def run_score(model: str, file: Path, as_json: bool, holding: Holding) -> None:
-    holding.planned()
+def run_score(model: str, file: Path, as_json: bool, plan: Plan | PlanArgs) -> None:
     text = _read(file)
     folder, tokenizer = find_readable(model)
     tokens = tokenizer.encode(text, allow_special=False)
     if len(tokens) < 2:
         raise UsageError("The text has fewer than two tokens, so there is nothing to score.")
-    loaded = holding.load(folder)
-    window = max(2, loaded.plan.division.context_tokens)
+    loaded = load_with_progress(folder, plan)
+    window = max(2, loaded.plan.memory.context_tokens)
     logprobs = score_windows(loaded.session(min(window, len(tokens))), tokens, window)
     total = float(logprobs.double().sum())
     scored_bytes = len(tokenizer.decode_bytes(tokens[1:]))

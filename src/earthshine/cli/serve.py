@@ -13,13 +13,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from earthshine.cli.options import Holding
+from earthshine.cli.options import load_with_progress
 from earthshine.engine import Engine, EngineOptions, LoadedModel, sampling_defaults
 from earthshine.errors import UsageError
 from earthshine.generation.prompts import Prompts
 from earthshine.hub import GLEAM, find_readable
 from earthshine.net.access import Access, make_access
 from earthshine.net.listen import ListenOptions, bind, tls_context
+from earthshine.plan import Plan, PlanArgs
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES
 from earthshine.server.api import Served
 from earthshine.server.generator import TextGenerator
@@ -50,7 +51,7 @@ class ServeOptions:
     """What a person said: where to listen, who may ask, how the model is held, and how long things may take."""
 
     listen: ListenOptions
-    holding: Holding
+    plan: Plan | PlanArgs
     names: tuple[str, ...] = ()
     api_keys: Path | None = None
     allow_hosts: tuple[str, ...] = ()
@@ -66,7 +67,6 @@ class ServeOptions:
 
 def run_serve(model: str | None, options: ServeOptions) -> None:
     """Serve until a signal. Whatever is wrong with the options is said before a model is loaded."""
-    options.holding.planned()
     access = make_access(options.listen.host, options.api_keys, options.allow_hosts, options.allow_origins)
     engine_options = _engine_options(options)
     tls, bound = tls_context(options.listen), bind(options.listen)
@@ -74,7 +74,7 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
         folder, tokenizer = find_readable(model)
         names = _names(options.names, folder)
         template = load_template(folder) if has_template(folder) else None  # a base model completes texts alone
-        loaded = options.holding.load(folder)
+        loaded = load_with_progress(folder, options.plan)
         try:
             engine = Engine(loaded, engine_options)
             generator = _generator(loaded, engine, tokenizer, template)
@@ -148,15 +148,15 @@ def _address(listen: ListenOptions, port: int) -> str:
 
 
 def _greet(loaded: LoadedModel, names: tuple[str, ...], address: str, access: Access) -> None:
-    key, division = "YOUR-KEY" if access.keys else "none", loaded.plan.division
+    key, memory = "YOUR-KEY" if access.keys else "none", loaded.plan.memory
     print(
-        f"{names[0]} is served at {address}, with {division.context_tokens} tokens of context, up to {division.batch} "
-        f"replies at once, and at most {format_bytes(division.budget_bytes)} of memory.\n\n"
+        f"{names[0]} is served at {address}, with {memory.context_tokens} tokens of context, up to {memory.batch} "
+        f"replies at once, and at most {format_bytes(memory.budget_bytes)} of memory.\n\n"
         "# for OpenAI's clients\n"
         f"export OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={key}\n\n"
         "# for Claude Code\n"
         f"export ANTHROPIC_BASE_URL={address} ANTHROPIC_AUTH_TOKEN={key} {_models(names[0])} "
-        f"CLAUDE_CODE_MAX_CONTEXT_TOKENS={division.context_tokens} CLAUDE_CODE_ATTRIBUTION_HEADER=0\n\n"
+        f"CLAUDE_CODE_MAX_CONTEXT_TOKENS={memory.context_tokens} CLAUDE_CODE_ATTRIBUTION_HEADER=0\n\n"
         f"In a browser, {address} is a page to talk with it.\n"
         "Ctrl-C ends it once replies are finished; a second one at once.",
         flush=True,

@@ -41,7 +41,7 @@ class Tally:
             f"reply    {self._tokens} tokens, {_rate(self._tokens, now - self._first)}",
             f"experts  {hits} of {hits + misses} found in memory ({hits / wanted:.0%}), {read}, "
             f"{waited:.2f} s waited for{'' if stats.direct else '; ' + self._model.reader.reason}",
-            f"memory   {format_bytes(peak)} at most, of {format_bytes(self._model.plan.division.budget_bytes)}",
+            f"memory   {format_bytes(peak)} at most, of {format_bytes(self._model.plan.memory.budget_bytes)}",
         ]
         return "\n".join(lines)
 

@@ -93,7 +93,7 @@ class Engine:
 
     def __init__(self, model: LoadedModel, options: EngineOptions | None = None) -> None:
         self._model, self.options = model, options or EngineOptions()
-        division = model.plan.division
+        memory = model.plan.memory
         self._pool = model.pool()
         if self._pool.states is not None and self.options.disk_cache_bytes:
             raise UsageError(
@@ -111,10 +111,10 @@ class Engine:
             model.decoder,
             self._pool,
             self._cache,
-            max_running=division.batch,
-            context_tokens=division.context_tokens,
-            prefill_tokens=division.prefill_tokens,
-            streams=bool(division.transit_slots),
+            max_running=memory.batch,
+            context_tokens=memory.context_tokens,
+            prefill_tokens=memory.prefill_tokens,
+            streams=bool(memory.transit_slots),
             max_stall=self.options.max_stall,
             memory_limit=model.memory_limit,
             poll=self._poll,
@@ -131,7 +131,7 @@ class Engine:
     @property
     def context_tokens(self) -> int:
         """Of one conversation."""
-        return self._model.plan.division.context_tokens
+        return self._model.plan.memory.context_tokens
 
     @property
     def alive(self) -> bool:
@@ -148,7 +148,7 @@ class Engine:
         with self._changed:
             if not self._accepting or not self.alive:
                 raise OverloadError("The server is about to end; ask again once it is back.", _RETRY_SECONDS[0])
-            waiting = self._open - self._model.plan.division.batch  # those that need not wait are no queue
+            waiting = self._open - self._model.plan.memory.batch  # those that need not wait are no queue
             if waiting >= self.options.max_queue:
                 raise OverloadError(
                     f"{waiting} requests are waiting, the most that may; ask again later.",
@@ -194,7 +194,7 @@ class Engine:
             pages_written=files.pages_written,
             damaged_pages=files.damaged,
             resident_bytes=memory_resident(),
-            budget_bytes=self._model.plan.division.budget_bytes,
+            budget_bytes=self._model.plan.memory.budget_bytes,
             finished=dict(queue.finished),
             problem=self._files.problem,
         )

@@ -24,7 +24,7 @@ from earthshine.errors import CheckpointError, UsageError
 from earthshine.kv import PagePool
 from earthshine.machine import Machine, memory_available, memory_resident, memory_total, processors
 from earthshine.models import Decoder, ResidentTrunk, Trunk
-from earthshine.plan import Plan, PlanArgs, check_args, check_division, make_plan, model_name
+from earthshine.plan import Plan, PlanArgs, check_args, check_memory, make_plan, model_name
 from earthshine.plan.plan import PROCESS_BYTES
 from earthshine.spec import ModelSpec, load_spec, trunk_tensors
 from earthshine.spec.attention import STATES_PER_SEQUENCE
@@ -76,10 +76,10 @@ class LoadedModel:
         All open sessions share the plan's pages; `Session.close` gives them back. Raises UsageError for a context that
         the plan has no room for, or has none left for.
         """
-        spec, division = self.spec, self.plan.division
-        wanted = division.context_tokens if context_tokens is None else context_tokens
-        if not 1 <= wanted <= division.pages * PAGE_TOKENS or wanted > spec.max_context:
-            most = min(division.pages * PAGE_TOKENS, spec.max_context)
+        spec, memory = self.spec, self.plan.memory
+        wanted = memory.context_tokens if context_tokens is None else context_tokens
+        if not 1 <= wanted <= memory.pages * PAGE_TOKENS or wanted > spec.max_context:
+            most = min(memory.pages * PAGE_TOKENS, spec.max_context)
             raise UsageError(f"A context of {wanted} tokens is not possible; this model has room for 1 to {most}.")
         n_pages = page_count(wanted)
         if n_pages > self.pages.left:
@@ -89,7 +89,7 @@ class LoadedModel:
             )
         if self.pages.states_left < STATES_PER_SEQUENCE:
             raise UsageError(
-                f"The plan has room for the recurrent states of {division.batch} sequences, and the sessions that are "
+                f"The plan has room for the recurrent states of {memory.batch} sequences, and the sessions that are "
                 "open have taken it; close one, or plan for a larger batch."
             )
         pool = PagePool(spec.kept, PAGE_TOKENS, n_pages, self.decoder.dtype, STATES_PER_SEQUENCE)
@@ -98,7 +98,7 @@ class LoadedModel:
             pool,
             fingerprint=self.fingerprint,
             context_tokens=wanted,
-            prefill_tokens=division.prefill_tokens,
+            prefill_tokens=memory.prefill_tokens,
             memory_limit=self.memory_limit,
             on_close=self.pages.take(pool),
         )
@@ -106,7 +106,7 @@ class LoadedModel:
     def pool(self) -> PagePool:
         """All pages that the sessions have left, in one pool. Raises UsageError where that is not one context."""
         states = self.pages.states_left
-        if self.pages.left * PAGE_TOKENS < self.plan.division.context_tokens or states < STATES_PER_SEQUENCE:
+        if self.pages.left * PAGE_TOKENS < self.plan.memory.context_tokens or states < STATES_PER_SEQUENCE:
             raise UsageError("The sessions that are open leave too few pages for one context; close them first.")
         pool = PagePool(self.spec.kept, PAGE_TOKENS, self.pages.left, self.decoder.dtype, states)
         self.pages.take(pool)
@@ -133,24 +133,24 @@ def load_model(folder: Path, plan: Plan | PlanArgs | None = None, progress: Prog
     reader = Reader()
     try:
         trunk = _trunk(checkpoint, reader, manifest, plan, progress)
-        division = plan.division
+        memory = plan.memory
         store = ExpertStore(
             checkpoint,
-            slots_per_layer=division.slots_per_layer,
-            transit_slots=division.transit_slots,
+            slots_per_layer=memory.slots_per_layer,
+            transit_slots=memory.transit_slots,
             reader=reader,
             dtype=_dtype(plan),
             manifest=manifest,
         )
-        if division.transit_slots == 0 and division.slots_per_layer:
+        if memory.transit_slots == 0 and memory.slots_per_layer:
             store.preload(_named(progress, "experts"))
     except BaseException:
         reader.close()
         raise
     trunk_form = "-int8" if plan.trunk == "int8" else ""  # its latents are others
     fingerprint = f"{checkpoint.fingerprint()}{trunk_form}-{kernels.numerics(_dtype(plan))}"
-    pages, experts = _Pages(division.pages, division.batch * STATES_PER_SEQUENCE), RoutedExperts(store)
-    memory_limit = MemoryLimit(division.budget_bytes, store.shrink)
+    pages, experts = _Pages(memory.pages, memory.batch * STATES_PER_SEQUENCE), RoutedExperts(store)
+    memory_limit = MemoryLimit(memory.budget_bytes, store.shrink)
     return LoadedModel(spec, Decoder(spec, trunk, experts), experts, fingerprint, plan, reader, memory_limit, pages)
 
 
@@ -179,23 +179,23 @@ def _checked(checkpoint: Checkpoint, plan: Plan) -> Plan:
     wanted = model_name(checkpoint.spec)
     if plan.model != wanted:
         raise UsageError(f"The plan is for {shown(plan.model)}, and this model is {wanted}; make one with --save.")
-    if plan.division.budget_bytes > memory_total():
+    if plan.memory.budget_bytes > memory_total():
         raise UsageError(
-            f"The plan's budget of {format_bytes(plan.division.budget_bytes)} is more than this process may use here, "
+            f"The plan's budget of {format_bytes(plan.memory.budget_bytes)} is more than this process may use here, "
             f"{format_bytes(memory_total())}; make one for this machine."
         )
-    division = plan.division
+    memory = plan.memory
     check_args(
-        PlanArgs(None, division.context_tokens, division.batch, plan.threads, plan.trunk, plan.dtype),
+        PlanArgs(None, memory.context_tokens, memory.batch, plan.threads, plan.trunk, plan.dtype),
         checkpoint.spec,
     )
-    if division.streamed and (plan.trunk, plan.dtype) != ("bf16", "bf16"):
+    if memory.streamed and (plan.trunk, plan.dtype) != ("bf16", "bf16"):
         raise UsageError(
             "The plan streams layers of a trunk that is rounded or used in fp32, and such a trunk stays whole in "
             "memory; make it anew with earthshine plan."
         )
     sizes = stored_sizes(checkpoint, plan.dtype, plan.trunk)
-    check_division(plan.division, sizes, max(memory_resident(), plan.process_bytes))
+    check_memory(plan.memory, sizes, max(memory_resident(), plan.process_bytes))
     return plan
 
 
@@ -215,8 +215,8 @@ def _trunk(
     return StoredTrunk(
         checkpoint,
         reader,
-        streamed=frozenset(plan.division.streamed),
-        embedding_on_disk=plan.division.embedding_on_disk,
+        streamed=frozenset(plan.memory.streamed),
+        embedding_on_disk=plan.memory.embedding_on_disk,
         int8=plan.trunk == "int8",
         manifest=manifest,
         progress=_named(progress, "trunk"),

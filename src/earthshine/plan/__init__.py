@@ -4,29 +4,29 @@
 else by way of configuration.
 """
 
-from earthshine.plan.budget import Division, Wanted, check_division, divide
+from earthshine.plan.args import PlanArgs, check_args
+from earthshine.plan.budget import MemoryPlan, check_memory, plan_memory
 from earthshine.plan.forecast import Cost, Forecaster, Load
-from earthshine.plan.plan import Plan, PlanArgs, check_args, make_plan, model_name
+from earthshine.plan.plan import Plan, make_plan, model_name
 from earthshine.plan.routing import Routing
 from earthshine.plan.saved import plan_json, read_plan
 from earthshine.plan.sizes import Sizes, sizes_of
 
 __all__ = [
     "Cost",
-    "Division",
     "Forecaster",
     "Load",
+    "MemoryPlan",
     "Plan",
     "PlanArgs",
     "Routing",
     "Sizes",
-    "Wanted",
     "check_args",
-    "check_division",
-    "divide",
+    "check_memory",
     "make_plan",
     "model_name",
     "plan_json",
+    "plan_memory",
     "read_plan",
     "sizes_of",
 ]

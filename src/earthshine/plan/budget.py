@@ -1,14 +1,15 @@
-"""The division of the memory that a person grants: the process, pages, activations, the trunk, then experts.
+"""How a memory budget is divided: the process, pages, activations, the trunk, then experts.
 
-The invariant: the parts of a Division add up to no more than the budget. The trunk comes before experts, since a token
-needs all of the trunk and 2% of the experts; where it does not fit, as many layers as do stay and the others stream.
-Refuses a budget that can't work, naming the smallest that does and what takes it.
+Invariant: the parts of a MemoryPlan add up to no more than the budget. The trunk comes before experts, since a token
+needs all of the trunk and 2% of the experts; where it does not fit, as many layers as possible stay and the others
+stream. Refuses a budget that can't work, naming the smallest that does and what takes it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from earthshine.errors import UsageError
+from earthshine.plan.args import PlanArgs
 from earthshine.plan.sizes import Sizes
 from earthshine.spec.attention import STATES_PER_SEQUENCE
 from earthshine.storage import PAGE_TOKENS, page_count
@@ -17,20 +18,20 @@ from earthshine.units import format_bytes
 MARGIN_BYTES = 224 << 20  # allocators' rest, tokenizer, sampling; measured peaks lie below their sum (docs/numbers.md)
 WORKSPACE_BYTES = 192 << 20  # 64 MiB of experts' outputs, 64 of attention's partial sums, and the kernels' packed rows
 TRANSIT_SLOTS = 8  # experts on their way from disk: two keep it busy, and a token's misses fit at once
-CONTEXT_TOKENS, LEAST_CONTEXT = 32768, 2048  # of a conversation, where no number was asked for
-PREFILL_TOKENS = (256, 8192)  # of a prompt that pass through the model together: fewest, most
+CONTEXT_TOKENS, LEAST_CONTEXT = 32768, 2048  # of a sequence: most and least that are chosen by default
+PREFILL_TOKENS = (256, 8192)  # of one prefill pass: fewest, most
 EASY_PREFILL = 2048  # of them before anything else has its share
 
 
 @dataclass(frozen=True, slots=True)
-class Division:
-    """What goes where. `parts` adds up to `planned_bytes`; `smallest` is the least budget that would do as well."""
+class MemoryPlan:
+    """What the budget is spent on. `parts` adds up to `planned_bytes`; `smallest`: the least budget that works."""
 
     budget_bytes: int
-    context_tokens: int  # of one conversation
-    batch: int  # conversations that are computed at once
-    pages: int  # of PAGE_TOKENS tokens, which all conversations share
-    prefill_tokens: int
+    context_tokens: int  # of one sequence
+    batch: int  # sequences that a step computes together
+    pages: int  # of storage.PAGE_TOKENS tokens, shared by all sequences
+    prefill_tokens: int  # of one prefill pass
     streamed: tuple[str, ...]  # units of the trunk
     embedding_on_disk: bool
     slots_per_layer: int
@@ -43,79 +44,47 @@ class Division:
         return sum(self.parts.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a division is asked for. `context_tokens` None: what the budget allows easily; `cache_tokens`: of all
-    conversations' pages, None for as many as `batch` full contexts have, 0 for those of one and of an eighth of the
-    budget; `process`: bytes that the process holds before the model; `may_stream`: whether units of the trunk may."""
+def plan_memory(sizes: Sizes, budget_bytes: int, args: PlanArgs, process_bytes: int, max_context: int) -> MemoryPlan:
+    """`budget_bytes` among the parts of a model. `process_bytes`: held before the model is; `max_context`: the model's.
 
-    process: int
-    max_context: int
-    context_tokens: int | None = None
-    batch: int = 1
-    may_stream: bool = True
-    cache_tokens: int | None = None
-
-    def pages(self, context: int) -> int:
-        """At least those of one conversation of `context` tokens."""
-        each = page_count(context)
-        return self.batch * each if self.cache_tokens is None else max(each, page_count(self.cache_tokens))
-
-
-def divide(sizes: Sizes, budget_bytes: int, wanted: Wanted) -> Division:
-    """Raises UsageError, naming the smallest budget that works and what takes it, where `budget_bytes` is less."""
-    context = wanted.context_tokens or min(wanted.max_context, LEAST_CONTEXT)
-    least = _fixed(sizes, wanted, context, PREFILL_TOKENS[0])
-    ways = _ways(sizes, wanted.may_stream)
-    smallest = max(sum(least.values()) + min(ways), wanted.process + MARGIN_BYTES + sizes.loading)
+    Raises UsageError, naming the smallest budget that works and what takes it, where `budget_bytes` is less.
+    """
+    context, ways = args.context_tokens or min(max_context, LEAST_CONTEXT), _ways(sizes, args.may_stream)
+    least = _fixed(sizes, process_bytes, args.batch, context, _pages(args, context), PREFILL_TOKENS[0])
+    smallest = max(sum(least.values()) + min(ways), process_bytes + MARGIN_BYTES + sizes.loading)
     if budget_bytes < smallest:
-        raise UsageError(_refusal(budget_bytes, smallest, context, wanted, least, min(ways)))
-    if wanted.context_tokens is None:
-        context = _easy_context(sizes, budget_bytes, wanted, context, budget_bytes - smallest)
-    if wanted.cache_tokens == 0:
-        taken = max(smallest, sum(_fixed(sizes, wanted, context, PREFILL_TOKENS[0]).values()) + min(ways))
-        spare = min(budget_bytes // 8, max(0, budget_bytes - taken) // 2)
-        wanted = replace(wanted, cache_tokens=_shared_tokens(sizes, wanted, context, spare))
-    left = budget_bytes - sum(_fixed(sizes, wanted, context, PREFILL_TOKENS[0]).values())
-    spare = min(left - min(ways), budget_bytes // 10)
-    prefill = PREFILL_TOKENS[0] + _more_prefill(sizes, EASY_PREFILL - PREFILL_TOKENS[0], spare)
-    left -= (prefill - PREFILL_TOKENS[0]) * sizes.activation
-    # What is left once the best way has its least: half of it for longer prompts, unless nothing else wants it.
-    way = next(i for i, nbytes in enumerate(ways) if nbytes <= left)
-    spare = min((left - ways[way]) // (1 if way == 0 else 2), budget_bytes // 10)
-    prefill += _more_prefill(sizes, PREFILL_TOKENS[1] - prefill, spare)
-    fixed = _fixed(sizes, wanted, context, prefill)
-    trunk = _least_trunk(sizes) if wanted.may_stream else sum(sizes.units.values())
-    streamed, on_disk, slots, transit = _placed(sizes, budget_bytes - sum(fixed.values()), trunk)
-    parts = fixed | weight_parts(sizes, streamed, on_disk, slots, transit)
-    return Division(
-        budget_bytes,
-        context,
-        wanted.batch,
-        wanted.pages(context),
-        prefill,
-        tuple(streamed),
-        on_disk,
-        slots,
-        transit,
-        parts,
-        smallest,
-    )
+        raise UsageError(_refusal(budget_bytes, smallest, context, args, least, min(ways)))
+    if args.context_tokens is None:
+        context = _easy_context(sizes, budget_bytes, args, context, max_context, budget_bytes - smallest)
+    pages = _pages(args, context)
+    if args.cache_tokens == 0:
+        fixed = sum(_fixed(sizes, process_bytes, args.batch, context, pages, PREFILL_TOKENS[0]).values())
+        spare = min(budget_bytes // 8, max(0, budget_bytes - max(smallest, fixed + min(ways))) // 2)
+        pages = _shared_pages(sizes, args.batch, pages, spare)
+    fixed = sum(_fixed(sizes, process_bytes, args.batch, context, pages, PREFILL_TOKENS[0]).values())
+    prefill = _prefill_tokens(sizes, budget_bytes, budget_bytes - fixed, ways)
+    parts = _fixed(sizes, process_bytes, args.batch, context, pages, prefill)
+    trunk = _least_trunk(sizes) if args.may_stream else sum(sizes.units.values())
+    streamed, on_disk, slots, transit = _placed(sizes, budget_bytes - sum(parts.values()), trunk)
+    parts |= weight_parts(sizes, streamed, on_disk, slots, transit)
+    places = (tuple(streamed), on_disk, slots, transit)
+    return MemoryPlan(budget_bytes, context, args.batch, pages, prefill, *places, parts, smallest)
 
 
-def check_division(division: Division, sizes: Sizes, process: int) -> None:
-    """Raises UsageError where what `division` asks for takes more than its budget, as with files of another layout."""
-    if set(division.streamed) - set(sizes.units):
+def check_memory(memory: MemoryPlan, sizes: Sizes, process_bytes: int) -> None:
+    """Raises UsageError where what `memory` holds exceeds its budget, as it may with files of another layout."""
+    if set(memory.streamed) - set(sizes.units):
         raise UsageError("The plan streams layers that this model does not have; make it anew with earthshine plan.")
-    wanted = Wanted(process, 0, division.context_tokens, division.batch, cache_tokens=division.pages * PAGE_TOKENS)
-    parts = _fixed(sizes, wanted, division.context_tokens, division.prefill_tokens) | weight_parts(
-        sizes, list(division.streamed), division.embedding_on_disk, division.slots_per_layer, division.transit_slots
+    parts = _fixed(
+        sizes, process_bytes, memory.batch, memory.context_tokens, memory.pages, memory.prefill_tokens
+    ) | weight_parts(
+        sizes, list(memory.streamed), memory.embedding_on_disk, memory.slots_per_layer, memory.transit_slots
     )
-    needed = max(sum(parts.values()), process + MARGIN_BYTES + sizes.loading)
-    if needed > division.budget_bytes:
+    needed = max(sum(parts.values()), process_bytes + MARGIN_BYTES + sizes.loading)
+    if needed > memory.budget_bytes:
         raise UsageError(
             f"The plan takes {format_bytes(needed)} with these files in this process, but its budget is "
-            f"{format_bytes(division.budget_bytes)}; make it anew with earthshine plan."
+            f"{format_bytes(memory.budget_bytes)}; make it anew with earthshine plan."
         )
 
 
@@ -131,44 +100,62 @@ def weight_parts(sizes: Sizes, streamed: list[str], on_disk: bool, slots: int, t
     }
 
 
-def _fixed(sizes: Sizes, wanted: Wanted, context: int, prefill: int) -> dict[str, int]:
+def _fixed(sizes: Sizes, process_bytes: int, batch: int, context: int, pages: int, prefill: int) -> dict[str, int]:
     """All but the weights."""
     return {
-        "process": wanted.process,
+        "process": process_bytes,
         "margin": MARGIN_BYTES,
-        "workspace": WORKSPACE_BYTES + wanted.batch * sizes.logits + context * sizes.gathered,
-        "cache pages": wanted.pages(context) * PAGE_TOKENS * sizes.kept,
-        "recurrent states": wanted.batch * STATES_PER_SEQUENCE * sizes.state,
+        "workspace": WORKSPACE_BYTES + batch * sizes.logits + context * sizes.gathered,
+        "cache pages": pages * PAGE_TOKENS * sizes.kept,
+        "recurrent states": batch * STATES_PER_SEQUENCE * sizes.state,
         "activations": prefill * sizes.activation,
     }
 
 
 def _refusal(
-    budget_bytes: int, smallest: int, context: int, wanted: Wanted, least: Mapping[str, int], weights: int
+    budget_bytes: int, smallest: int, context: int, args: PlanArgs, least: Mapping[str, int], weights: int
 ) -> str:
-    pages = least["cache pages"]
-    pages += least["recurrent states"]
-    others = sum(least.values()) - pages - wanted.process
-    each = f" for each of {wanted.batch} conversations" if wanted.batch > 1 and wanted.cache_tokens is None else ""
+    cache = least["cache pages"] + least["recurrent states"]
+    others = sum(least.values()) - cache - least["process"]
+    each = f" for each of {args.batch} sequences" if args.batch > 1 and args.cache_tokens is None else ""
     return (
         f"{format_bytes(budget_bytes)} of memory are too few for this model; the smallest budget that works with a "
         f"context of {context} tokens{each} is {format_bytes(smallest)}: --memory {-(-smallest >> 20) + 1}MiB. Of it "
-        f"{format_bytes(weights)} are weights, {format_bytes(pages)} the context, {format_bytes(others)} room to "
-        f"compute in, {format_bytes(wanted.process)} the process itself."
+        f"{format_bytes(weights)} are weights, {format_bytes(cache)} the context, {format_bytes(others)} room to "
+        f"compute in, {format_bytes(least['process'])} the process itself."
     )
 
 
-def _shared_tokens(sizes: Sizes, wanted: Wanted, context: int, spare: int) -> int:
-    """Of one conversation and of `spare` bytes more, but no more than all conversations could fill."""
-    one = wanted.pages(context) * PAGE_TOKENS
-    return min(one + spare // max(sizes.kept, 1), wanted.batch * one)
+def _pages(args: PlanArgs, context: int) -> int:
+    """Of all sequences together: at least those of one with `context` tokens."""
+    each = page_count(context)
+    return args.batch * each if args.cache_tokens is None else max(each, page_count(args.cache_tokens))
 
 
-def _easy_context(sizes: Sizes, budget_bytes: int, wanted: Wanted, least: int, spare: int) -> int:
-    """To 32768 tokens, and all conversations together to an eighth of the budget."""
-    each = max(sizes.kept, 1) * (wanted.batch if wanted.cache_tokens is None else 1)
+def _shared_pages(sizes: Sizes, batch: int, one: int, spare: int) -> int:
+    """Those of one sequence and what `spare` bytes hold, but no more than `batch` sequences could fill."""
+    return min(page_count(one * PAGE_TOKENS + spare // max(sizes.kept, 1)), batch * one)
+
+
+def _easy_context(sizes: Sizes, budget_bytes: int, args: PlanArgs, least: int, most: int, spare: int) -> int:
+    """Up to 32768 tokens, all sequences together in up to an eighth of the budget."""
+    each = max(sizes.kept, 1) * (args.batch if args.cache_tokens is None else 1)
     affordable = min(budget_bytes // 8 // each, least + spare // (each + sizes.gathered)) // PAGE_TOKENS * PAGE_TOKENS
-    return max(least, min(wanted.max_context, CONTEXT_TOKENS, affordable))
+    return max(least, min(most, CONTEXT_TOKENS, affordable))
+
+
+def _prefill_tokens(sizes: Sizes, budget_bytes: int, left: int, ways: tuple[int, ...]) -> int:
+    """Tokens of a prefill pass, of which the fewest are paid for, where `left` bytes are left for more and the weights.
+
+    First 2048 of them; then, of what is left once the best way of holding the weights has its least, half, or all where
+    nothing else wants it.
+    """
+    fewest, most = PREFILL_TOKENS
+    prefill = fewest + _more_prefill(sizes, EASY_PREFILL - fewest, min(left - min(ways), budget_bytes // 10))
+    left -= (prefill - fewest) * sizes.activation
+    way = next(i for i, nbytes in enumerate(ways) if nbytes <= left)
+    spare = min((left - ways[way]) // (1 if way == 0 else 2), budget_bytes // 10)
+    return prefill + _more_prefill(sizes, most - prefill, spare)
 
 
 def _ways(sizes: Sizes, may_stream: bool) -> tuple[int, ...]:

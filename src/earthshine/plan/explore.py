@@ -11,8 +11,9 @@ from typing import Any
 from earthshine.errors import UsageError
 from earthshine.machine import DiskRate, Machine
 from earthshine.machine.profile import Points
+from earthshine.plan.args import PlanArgs
 from earthshine.plan.forecast import Cost, Forecaster, Load
-from earthshine.plan.plan import Plan, PlanArgs, make_plan
+from earthshine.plan.plan import Plan, make_plan
 from earthshine.plan.sizes import Sizes, sizes_of
 from earthshine.spec import ModelSpec
 
@@ -40,15 +41,15 @@ class Case:
     @property
     def smallest(self) -> int:
         """The least budget that works with the plan's context; the plan's own `smallest` may be for a shorter one."""
-        return (self._otherwise() or self).plan.division.smallest
+        return (self._otherwise() or self).plan.memory.smallest
 
     def costs(self) -> Forecaster:
         """What this plan costs."""
-        return Forecaster(self.spec, self.sizes, self.plan.division, self.machine, self.args.trunk)
+        return Forecaster(self.spec, self.sizes, self.plan.memory, self.machine, self.args.trunk)
 
     def decode(self, context_tokens: int | None = None) -> Cost:
         """Of one step at a context of that length, by default the longest that there is room for."""
-        at = context_tokens or self.plan.division.context_tokens
+        at = context_tokens or self.plan.memory.context_tokens
         return self.costs().decode(Load(at, self.args.batch, self.args.skew))
 
     def prompt(self, n_tokens: int) -> Cost:
@@ -57,7 +58,7 @@ class Case:
 
     def by_context(self) -> Iterator[tuple[int, Cost, Cost]]:
         """Each context that there can be: the cost of a step there, and of a first prompt of that length."""
-        for context in sorted({*CONTEXTS, self.plan.division.context_tokens}):
+        for context in sorted({*CONTEXTS, self.plan.memory.context_tokens}):
             other = self._otherwise(context_tokens=context)
             if other is not None:
                 yield context, other.decode(), other.prompt(context)
@@ -67,17 +68,17 @@ class Case:
 
         Their context is the plan's.
         """
-        division, smallest = self.plan.division, self.smallest
+        memory, smallest = self.plan.memory, self.smallest
         ratio = self.machine.memory_bytes / smallest
         steps = [int(smallest * ratio ** (i / _BUDGETS)) >> 20 << 20 for i in range(1, _BUDGETS + 1)]
-        for budget in sorted({*steps, smallest, division.budget_bytes}):
+        for budget in sorted({*steps, smallest, memory.budget_bytes}):
             other = self._otherwise(memory_bytes=budget)
             if other is not None:
-                yield budget, other.decode(), other.prompt(max(1, division.context_tokens // 2))
+                yield budget, other.decode(), other.prompt(max(1, memory.context_tokens // 2))
 
     def what_if(self) -> Iterator[tuple[str, float]]:
         """What would change, and how many times as fast a token then comes."""
-        now, budget = self.decode().seconds, self.plan.division.budget_bytes
+        now, budget = self.decode().seconds, self.plan.memory.budget_bytes
         disk = tuple(DiskRate(d.block_bytes, d.depth, 2 * d.bytes_per_second) for d in self.machine.disk)
         for name, machine, more in (
             ("one more GiB of memory", replace(self.machine, memory_bytes=self.machine.memory_bytes + _GIB), _GIB),
@@ -90,8 +91,8 @@ class Case:
 
     def _otherwise(self, machine: Machine | None = None, **changed: Any) -> "Case | None":
         """The same plan but for what changed; None where that can't be."""
-        division = self.plan.division
-        fixed = {"memory_bytes": division.budget_bytes, "context_tokens": division.context_tokens}
+        memory = self.plan.memory
+        fixed = {"memory_bytes": memory.budget_bytes, "context_tokens": memory.context_tokens}
         try:
             return Case.of(self.spec, machine or self.machine, replace(self.args, **(fixed | changed)))
         except UsageError:

@@ -1,6 +1,6 @@
 """What a step costs on a machine: seconds of a decoded token and of a prompt, and what bounds them.
 
-Invariant: a forecast follows from the spec, a division of memory and a machine's measured rates alone; every second in
+Invariant: a forecast follows from the spec, a memory plan and a machine's measured rates alone; every second in
 it belongs to one part and one bound. Weights are read from memory once per step and multiplied at the machine's rate
 for that number of rows; attention reads cached rows as they lie (latents absorbed); experts that are not held come from
 disk while those that are held compute.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from earthshine.machine import Machine
-from earthshine.plan.budget import Division
+from earthshine.plan.budget import MemoryPlan
 from earthshine.plan.routing import SKEW, Routing
 from earthshine.plan.sizes import Sizes
 from earthshine.spec.footprint import expert_bytes, expert_params
@@ -81,12 +81,12 @@ class _Kind:
 
 
 class Forecaster:
-    """Costs of one model on one machine under one division of memory."""
+    """Costs of one model on one machine under one memory plan."""
 
     def __init__(
-        self, spec: ModelSpec, sizes: Sizes, division: Division, machine: Machine, trunk: str = "bf16"
+        self, spec: ModelSpec, sizes: Sizes, memory: MemoryPlan, machine: Machine, trunk: str = "bf16"
     ) -> None:
-        self._spec, self._sizes, self._division, self._machine = spec, sizes, division, machine
+        self._spec, self._sizes, self._memory, self._machine = spec, sizes, memory, machine
         form = "int8" if trunk == "int8" else spec.trunk_storage.value_type
         self._head_form = "int8" if trunk == "int8" else "bf16"
         self._kinds = [
@@ -100,8 +100,8 @@ class Forecaster:
         return clock.cost(load.batch)
 
     def prompt(self, n_tokens: int, skew: float = SKEW) -> Cost:
-        """A first prompt, from empty slots to its first token's logits, in as many chunks as the division makes."""
-        clock, chunk = _Clock(), self._division.prefill_tokens
+        """A first prompt, from empty slots to its first token's logits, in passes of the plan's length."""
+        clock, chunk = _Clock(), self._memory.prefill_tokens
         for begin in range(0, n_tokens, chunk):
             end = min(begin + chunk, n_tokens)
             last = 1 if end == n_tokens else 0
@@ -111,17 +111,17 @@ class Forecaster:
         return clock.cost(n_tokens)
 
     def _held(self) -> int:
-        return self._division.slots_per_layer
+        return self._memory.slots_per_layer
 
     def _streams_experts(self) -> bool:
-        return self._division.transit_slots > 0
+        return self._memory.transit_slots > 0
 
     def _pass(
         self, clock: _Clock, rows: int, attended: float, together: int, head_rows: int, skew: float, held: int
     ) -> None:
         """`rows` tokens through every layer, attending to `attended` latents, `together` of them to the same at once;
         then the head for `head_rows` of them."""
-        seconds, streamed = 0.0, sum(self._sizes.streamed_units[name] for name in self._division.streamed)
+        seconds, streamed = 0.0, sum(self._sizes.streamed_units[name] for name in self._memory.streamed)
         reading = streamed / self._machine.disk_rate(8 << 20, READ_DEPTH)
         clock.disk_bytes += streamed
         for kind in self._kinds:

@@ -13,12 +13,15 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from earthshine.errors import UsageError
+from earthshine.plan.args import DTYPES, MOST_BATCH, MOST_CACHE_TOKENS, MOST_THREADS, TRUNKS
 from earthshine.plan.budget import PREFILL_TOKENS
-from earthshine.plan.plan import DTYPES, MOST_BATCH, MOST_CACHE_TOKENS, MOST_THREADS, TRUNKS, Plan
+from earthshine.plan.plan import Plan
 from earthshine.storage import page_count
 from earthshine.untrusted import parse_object, read_file, shown
 
-FORMAT = "earthshine plan 1"
+_ANY_FORMAT = "earthshine plan "
+FORMAT = f"{_ANY_FORMAT}2"
+_REMEDY = "make it anew with earthshine plan --save"
 _MAX_BYTES = 1 << 20
 _MOST = 1 << 60
 
@@ -32,19 +35,22 @@ def read_plan(path: Path) -> Plan:
     """The plan in `path`; raises UsageError that names the file, the field and what would be right."""
     where = shown(path)
     found = parse_object(read_file(Path(os.path.realpath(path)), where, _MAX_BYTES, UsageError), where, UsageError)
-    if found.pop("format", None) != FORMAT:
-        raise UsageError(f"{where} is not a plan of this version; its format must be {FORMAT!r}.")
+    saved_as = found.pop("format", None)
+    if saved_as != FORMAT:
+        if isinstance(saved_as, str) and saved_as.startswith(_ANY_FORMAT):
+            raise UsageError(f"{where} is a plan of another version ({shown(saved_as)}, not {FORMAT!r}); {_REMEDY}.")
+        raise UsageError(f"{where} is not a plan; its format must be {FORMAT!r}. {_REMEDY.capitalize()}.")
     plan: Plan = _built(Plan, found, where)
     for name, value, choices in (("trunk", plan.trunk, TRUNKS), ("dtype", plan.dtype, DTYPES)):
         if value not in choices:
             raise UsageError(f"{where}: {name} is {shown(value)}; it must be one of {', '.join(choices)}.")
-    division = plan.division
+    memory = plan.memory
     for name, number, least, most in (
         ("threads", plan.threads, 1, MOST_THREADS),
-        ("division.batch", division.batch, 1, MOST_BATCH),
-        ("division.context_tokens", division.context_tokens, 1, 1 << 31),
-        ("division.pages", division.pages, page_count(division.context_tokens), MOST_CACHE_TOKENS),
-        ("division.prefill_tokens", division.prefill_tokens, 1, PREFILL_TOKENS[1]),
+        ("memory.batch", memory.batch, 1, MOST_BATCH),
+        ("memory.context_tokens", memory.context_tokens, 1, 1 << 31),
+        ("memory.pages", memory.pages, page_count(memory.context_tokens), MOST_CACHE_TOKENS),
+        ("memory.prefill_tokens", memory.prefill_tokens, 1, PREFILL_TOKENS[1]),
     ):
         if not least <= number <= most:
             raise UsageError(f"{where}: {name} is {number}; it must be {least} to {most}.")
@@ -79,10 +85,10 @@ def _built_dataclass(kind: type, value: Any, where: str) -> Any:
     names = [field.name for field in dataclasses.fields(kind)]
     for name in names:
         if name not in found:
-            raise UsageError(f"{where} lacks {name}; make the plan anew with earthshine plan --save.")
+            raise UsageError(f"{where} lacks {name}; {_REMEDY}.")
     for name in found:
         if name not in names:
-            raise UsageError(f"{where} has {shown(name)}, which no plan has; make it anew with earthshine plan --save.")
+            raise UsageError(f"{where} has {shown(name)}, which no plan has; {_REMEDY}.")
     return kind(**{name: _built(hints[name], found[name], f"{where}: {name}") for name in names})
 
 

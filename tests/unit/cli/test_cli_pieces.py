@@ -9,11 +9,11 @@ import torch
 
 from earthshine.cli.chat import ChatOptions, Conversation, _Screen
 from earthshine.cli.inspect import context_tokens
-from earthshine.cli.options import Holding
 from earthshine.cli.score import score_windows
 from earthshine.engine import SamplingParams, Session, load_model
 from earthshine.errors import SourceError, UsageError
 from earthshine.hub import GLEAM, find_model
+from earthshine.plan import PlanArgs
 from earthshine.spec import load_spec
 from earthshine.text import Content, Reasoning, load_template, load_tokenizer
 
@@ -50,7 +50,7 @@ def test_a_conversation_holds_its_system_message_its_turns_and_its_way_of_thinki
     monkeypatch.setattr(
         Session, "sync", lambda self, tokens, *more: (synced.append(tokens), sync(self, tokens, *more))[1]
     )
-    options = ChatOptions(None, "Be brief.", thinking, (), Holding(context=512))
+    options = ChatOptions(None, "Be brief.", thinking, (), PlanArgs(context_tokens=512))
     conversation = Conversation(*gleam, options, SamplingParams(temperature=0, max_tokens=30))
     conversation.ask("hello")
     reply = {"role": "assistant", "content": capsys.readouterr().out.removesuffix("\n")}
@@ -66,7 +66,8 @@ def test_a_question_without_a_word_of_reply_is_forgotten(gleam, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Session, "generate", interrupted)
-    conversation = Conversation(*gleam, ChatOptions(None, None, True, (), Holding(context=512)), SamplingParams())
+    options = ChatOptions(None, None, True, (), PlanArgs(context_tokens=512))
+    conversation = Conversation(*gleam, options, SamplingParams())
     assert not conversation.ask("hello")
     assert conversation._messages == []
 

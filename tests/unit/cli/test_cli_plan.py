@@ -48,13 +48,13 @@ def facts(run) -> dict:
 def test_k2_6_is_planned_for_every_machine_that_ships(earthshine, k2_6, machine):
     found = facts(earthshine("plan", k2_6, "--machine", machine, "--json"))
     computer = read_machine(described()[machine])
-    division = found["plan"]["division"]
+    memory = found["plan"]["memory"]
     assert found["machine"] == found["plan"]["machine"] == computer.name
-    assert division["budget_bytes"] == int(0.85 * computer.memory_bytes)
-    assert sum(division["parts"].values()) <= division["budget_bytes"]
-    assert division["context_tokens"] == 32_768
-    assert (len(division["streamed"]) > 0) == (machine == "mini-24gb")
-    assert found["budgets"][0]["at"] == found["smallest_budget"] > division["smallest"]
+    assert memory["budget_bytes"] == int(0.85 * computer.memory_bytes)
+    assert sum(memory["parts"].values()) <= memory["budget_bytes"]
+    assert memory["context_tokens"] == 32_768
+    assert (len(memory["streamed"]) > 0) == (machine == "mini-24gb")
+    assert found["budgets"][0]["at"] == found["smallest_budget"] > memory["smallest"]
     for row in found["contexts"] + found["budgets"]:
         for cost in (row["decode"], row["first_token"]):
             assert cost["tokens_per_second"] == pytest.approx(cost["tokens"] / cost["seconds"])
@@ -80,7 +80,7 @@ def test_k2_6_is_planned_for_every_machine_that_ships(earthshine, k2_6, machine)
 def test_the_smallest_budget_printed_is_one_that_works(earthshine, k2_6):
     found = facts(earthshine("plan", k2_6, "--machine", "mini-24gb", "--json"))
     at = ("plan", k2_6, "--machine", "mini-24gb", "--context", 32768, "--json", "--memory")
-    assert facts(earthshine(*at, found["smallest_budget"]))["plan"]["division"]["context_tokens"] == 32_768
+    assert facts(earthshine(*at, found["smallest_budget"]))["plan"]["memory"]["context_tokens"] == 32_768
     code, _, err = earthshine(*at, found["smallest_budget"] - 1)
     assert code == 2
     assert "smallest budget that works" in err
@@ -89,8 +89,8 @@ def test_the_smallest_budget_printed_is_one_that_works(earthshine, k2_6):
 def test_plan_options_reach_the_plan(earthshine, k2_6):
     options = ("--memory", "100GiB", "--context", 2000, "--batch", 4, "--threads", 3, "--trunk", "int8", "--skew", 0.5)
     found = facts(earthshine("plan", k2_6, "--machine", "desktop-128gb", *options, "--json"))
-    division = found["plan"]["division"]
-    assert (division["budget_bytes"], division["context_tokens"], division["batch"]) == (100 << 30, 2000, 4)
+    memory = found["plan"]["memory"]
+    assert (memory["budget_bytes"], memory["context_tokens"], memory["batch"]) == (100 << 30, 2000, 4)
     assert (found["plan"]["threads"], found["plan"]["trunk"], found["skew"]) == (3, "int8", 0.5)
     assert found["contexts"][0]["decode"]["tokens"] == 4
 
@@ -138,7 +138,7 @@ def test_this_machines_plan_starts_from_what_is_free(earthshine):
     save_machine(measured(name="this one"), profile)
     found = facts(earthshine("plan", "--json"))
     assert found["machine"] == "this one"
-    assert found["plan"]["division"]["budget_bytes"] <= memory_total()
+    assert found["plan"]["memory"]["budget_bytes"] <= memory_total()
     save_machine(measured(identity={**identity(), "cpu_model": "another"}), profile)
     code, _, err = earthshine("plan")
     assert code == 2
@@ -148,7 +148,7 @@ def test_this_machines_plan_starts_from_what_is_free(earthshine):
 def test_what_is_free_here_says_nothing_about_a_machine_measured_elsewhere(earthshine, tmp_path):
     elsewhere = measured(identity={**identity(), "cpu_model": "another"}, memory_bytes=900 << 30)
     found = facts(earthshine("plan", "--machine", written(tmp_path, elsewhere), "--json"))
-    assert found["plan"]["division"]["budget_bytes"] == int(0.85 * (900 << 30))
+    assert found["plan"]["memory"]["budget_bytes"] == int(0.85 * (900 << 30))
 
 
 def test_a_saved_plan_gives_the_answers_of_none(earthshine, tmp_path):
@@ -158,7 +158,7 @@ def test_a_saved_plan_gives_the_answers_of_none(earthshine, tmp_path):
         "plan", "--machine", "mini-24gb", "--memory", "2GiB", "--context", 300, "--threads", 2, "--save", file
     )
     assert (code, err) == (0, "")
-    assert read_plan(file).division.budget_bytes == 2 << 30
+    assert read_plan(file).memory.budget_bytes == 2 << 30
     asked = ("chat", "-p", "How do I list files?", "--max-tokens", 12, "--temperature", 0)
     plain, planned = earthshine(*asked), earthshine(*asked, "--plan", file)
     assert plain == planned

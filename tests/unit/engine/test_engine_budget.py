@@ -68,15 +68,15 @@ def smallest(**options) -> int:
 def test_every_budget_gives_the_same_bits() -> None:
     """From a trunk and experts that stream to all of them in memory, over what lies between."""
     with loaded(context_tokens=200) as model:
-        least, wanted = model.plan.division.smallest, answer(model)
-        assert (model.plan.division.streamed, model.plan.division.transit_slots) == ((), 0)
+        least, wanted = model.plan.memory.smallest, answer(model)
+        assert (model.plan.memory.streamed, model.plan.memory.transit_slots) == ((), 0)
         assert model.experts.stats.misses == 4 * 96, "all were read ahead, and nothing since"
     seen = set()
     for more in (0, 2, 10, 40, 100):
         with loaded(memory_bytes=least + (more << 20), context_tokens=200) as model:
-            assert answer(model) == wanted, model.plan.division
-            seen.add((len(model.plan.division.streamed), model.plan.division.slots_per_layer))
-            assert model.plan.division.planned_bytes <= least + (more << 20)
+            assert answer(model) == wanted, model.plan.memory
+            seen.add((len(model.plan.memory.streamed), model.plan.memory.slots_per_layer))
+            assert model.plan.memory.planned_bytes <= least + (more << 20)
     assert len(seen) >= 3
     assert any(streamed for streamed, _ in seen)
 
@@ -87,8 +87,8 @@ def test_a_streamed_trunk_gives_the_same_bits() -> None:
     units = ("layers.0", "layers.1", "layers.2", "layers.3", "layers.4", "head")
     plan = planned()
     for streamed in (units, units[2:3], units[::2]):
-        division = replace(plan.division, streamed=streamed, embedding_on_disk=True)
-        with loaded(replace(plan, division=division)) as model:
+        memory = replace(plan.memory, streamed=streamed, embedding_on_disk=True)
+        with loaded(replace(plan, memory=memory)) as model:
             assert answer(model) == wanted
             assert model.decoder.trunk.bytes_streamed > 0
 
@@ -126,7 +126,7 @@ def test_a_prompts_progress_climbs_layer_by_layer_to_its_new_tokens() -> None:
         session, reports = model.session(), []
         session.sync(PROMPT[:20])
         session.sync((PROMPT * 10)[:600], lambda *report: reports.append(report))
-        assert model.plan.division.prefill_tokens == 256
+        assert model.plan.memory.prefill_tokens == 256
     assert {total for _, total in reports} == {580}
     done = [at for at, _ in reports]
     assert done == sorted(done)
@@ -158,7 +158,7 @@ def test_fp32_needs_all_of_the_trunk() -> None:
     """So the smallest budget that is named for it is more than twice bf16's trunk, and works."""
     least = smallest(dtype="fp32")
     with loaded(dtype="fp32", memory_bytes=least) as model:
-        assert not model.plan.division.streamed
+        assert not model.plan.memory.streamed
         assert len(answer(model)[0]) > 0
     with pytest.raises(UsageError, match="the smallest budget"):
         load_model(GLEAM, PlanArgs(dtype="fp32", memory_bytes=least - (64 << 20)))
@@ -167,15 +167,15 @@ def test_fp32_needs_all_of_the_trunk() -> None:
 def test_a_trunk_in_int8_stays() -> None:
     """Were a part of it to stream, as published, the answer would depend on the budget."""
     with loaded(trunk="int8", memory_bytes=smallest(trunk="int8")) as tight, loaded(trunk="int8") as roomy:
-        assert not tight.plan.division.streamed
+        assert not tight.plan.memory.streamed
         assert answer(tight) == answer(roomy)
 
 
 def test_a_session_has_room_for_what_the_budget_allows_and_no_more() -> None:
     with loaded() as model:
-        least = model.plan.division.smallest
+        least = model.plan.memory.smallest
     with loaded(memory_bytes=least) as model:
-        room = model.plan.division.context_tokens
+        room = model.plan.memory.context_tokens
         assert room == 2048
         for wrong in (0, room + 1, -5):
             with pytest.raises(UsageError, match=f"1 to {room}"):

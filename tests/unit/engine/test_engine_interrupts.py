@@ -23,8 +23,8 @@ UNITS = (*(f"layers.{i}" for i in range(5)), "head")
 @pytest.fixture
 def streaming() -> Iterator[LoadedModel]:
     plan = plan_for(Checkpoint.open(GLEAM, load_spec(GLEAM)), PlanArgs(threads=1))
-    little = replace(plan.division, streamed=UNITS, embedding_on_disk=True, slots_per_layer=20, transit_slots=2)
-    model = load_model(GLEAM, replace(plan, division=little))
+    little = replace(plan.memory, streamed=UNITS, embedding_on_disk=True, slots_per_layer=20, transit_slots=2)
+    model = load_model(GLEAM, replace(plan, memory=little))
     yield model
     model.close()
 

@@ -58,8 +58,8 @@ def answer(model: LoadedModel) -> list[tuple[int, float]]:
     return [(event.token, event.logprob) for event in events if isinstance(event, TokenEvent)]
 
 
-def changed(plan: Plan, **division: Any) -> Plan:
-    return replace(plan, division=replace(plan.division, **division))
+def changed(plan: Plan, **memory: Any) -> Plan:
+    return replace(plan, memory=replace(plan.memory, **memory))
 
 
 def test_a_saved_plan_is_what_the_engine_then_uses(tmp_path: Path, plan: Plan) -> None:
@@ -75,14 +75,14 @@ def test_a_saved_plan_is_what_the_engine_then_uses(tmp_path: Path, plan: Plan) -
         assert set(store._home.n_slots.values()) == {20}
         assert store._arena.n_slots == 4 * 20 + 3
         assert model.decoder.trunk.bytes_streamed > 0
-        assert model.memory_limit.budget_bytes == plan.division.budget_bytes
+        assert model.memory_limit.budget_bytes == plan.memory.budget_bytes
 
 
 HUGE = 1 << 50
 
 
 @pytest.mark.parametrize(
-    ("division", "others", "message"),
+    ("memory", "others", "message"),
     [
         ({"transit_slots": 300_000}, {}, "The plan takes .* but its budget is"),
         ({"transit_slots": HUGE}, {}, "The plan takes .* but its budget is"),
@@ -106,12 +106,12 @@ HUGE = 1 << 50
     ids=str,
 )
 def test_a_plan_that_does_not_fit_is_refused_whatever_its_file_says(
-    tmp_path: Path, plan: Plan, division: dict[str, Any], others: dict[str, Any], message: str
+    tmp_path: Path, plan: Plan, memory: dict[str, Any], others: dict[str, Any], message: str
 ) -> None:
     """Before anything is read, and the reading threads have ended."""
     before, threads = memory_resident(), threading.active_count()
     with pytest.raises(UsageError, match=message) as refusal:
-        load_model(GLEAM, replace(changed(plan, **division), **others))
+        load_model(GLEAM, replace(changed(plan, **memory), **others))
     assert "\n" not in str(refusal.value)
     assert memory_resident() - before < 60 * MIB
     assert threading.active_count() == threads
@@ -119,7 +119,7 @@ def test_a_plan_that_does_not_fit_is_refused_whatever_its_file_says(
 
 def test_more_slots_than_fit_pass_the_reader_but_not_the_engine(tmp_path: Path, plan: Plan) -> None:
     """A file's numbers are sound one by one; that they fit the budget together is found by adding up."""
-    tight = changed(plan, budget_bytes=plan.division.planned_bytes - 1)
+    tight = changed(plan, budget_bytes=plan.memory.planned_bytes - 1)
     (tmp_path / "plan.json").write_text(plan_json(tight))
     found = read_plan(tmp_path / "plan.json")
     assert found == tight
@@ -137,8 +137,8 @@ def test_a_plan_is_for_one_model(tmp_path: Path, plan: Plan, checkpoint: Checkpo
 def test_plan_options_are_planned_for_this_process(checkpoint: Checkpoint) -> None:
     plan = plan_for(checkpoint, PlanArgs())
     assert plan.process_bytes >= 288 * MIB
-    assert plan.division.parts["process"] == plan.process_bytes
-    assert plan.division.budget_bytes <= memory_total()
+    assert plan.memory.parts["process"] == plan.process_bytes
+    assert plan.memory.budget_bytes <= memory_total()
     assert (plan.machine, plan.forecast) == ("rates unknown", {})
     with pytest.raises(UsageError, match=r"more than this process may use here, .*; give that or less\."):
         plan_for(checkpoint, PlanArgs(memory_bytes=memory_total() + 1))
@@ -209,9 +209,9 @@ from earthshine.spec import load_spec
 from earthshine.weights import Checkpoint
 dtype, folder = sys.argv[1], Path(sys.argv[2])
 args = dict(dtype=dtype, threads=1, context_tokens=1600)
-least = plan_for(Checkpoint.open(folder, load_spec(folder)), PlanArgs(**args)).division.smallest
+least = plan_for(Checkpoint.open(folder, load_spec(folder)), PlanArgs(**args)).memory.smallest
 model = load_model(folder, PlanArgs(least, **args))
-assert model.plan.division.budget_bytes == least
+assert model.plan.memory.budget_bytes == least
 model.session().sync([(7 * i * i + 3 * i + 11) % 5000 for i in range(1599)])
 status = Path("/proc/self/status").read_text()  # ru_maxrss would count the process that started this one
 print(1024 * int(status.partition("VmHWM:")[2].split()[0]), least)

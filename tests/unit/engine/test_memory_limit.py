@@ -149,9 +149,9 @@ def test_a_ballast_takes_slots_until_none_is_left_and_no_answer_changes(
     if slots == "some":
         plan = model.plan
         model.close()
-        model = load_model(GLEAM, replace(plan, division=replace(plan.division, slots_per_layer=40, transit_slots=4)))
+        model = load_model(GLEAM, replace(plan, memory=replace(plan.memory, slots_per_layer=40, transit_slots=4)))
     home, session = model.experts.store._home, model.session()
-    assert (model.plan.division.transit_slots == 0) == (slots == "all")
+    assert (model.plan.memory.transit_slots == 0) == (slots == "all")
     wanted = answer(session)
     n_slots = sum(home.n_slots.values())
     size = n_slots * model.experts.store._arena.slot_bytes // 8  # 4.7 or 2 MiB

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from earthshine.machine import DiskRate, Machine
-from earthshine.plan import Division, Sizes
+from earthshine.plan import MemoryPlan, Sizes
 from earthshine.spec import ModelSpec, spec_from_config
 from earthshine.spec.families.quantization import published_quantization
 from earthshine.storage import Storage
@@ -85,11 +85,11 @@ def machine(**changed: Any) -> Machine:
     return replace(FLAT, **changed)
 
 
-def division(sizes: Sizes, **changed: Any) -> Division:
+def memory_plan(sizes: Sizes, **changed: Any) -> MemoryPlan:
     """Everything in memory, but for what is changed."""
     held = {"streamed": (), "embedding_on_disk": False, "slots_per_layer": max(sizes.experts, default=0)}
     counts = {"budget_bytes": GIB, "context_tokens": 1024, "batch": 1, "pages": 16, "prefill_tokens": 512}
-    return Division(**(held | counts | {"transit_slots": 0, "parts": {}, "smallest": GIB} | changed))
+    return MemoryPlan(**(held | counts | {"transit_slots": 0, "parts": {}, "smallest": GIB} | changed))
 
 
 def k2_6(shared_data: Path) -> ModelSpec:

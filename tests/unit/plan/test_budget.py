@@ -1,4 +1,4 @@
-"""The division of a budget: it never exceeds it, the smallest works, and more memory is never worse."""
+"""Memory plans: a budget's division never exceeds it, the smallest works, and more memory is never worse."""
 
 import re
 from dataclasses import replace
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthshine.errors import UsageError
-from earthshine.plan import Division, Sizes, Wanted, check_division, divide
+from earthshine.plan import MemoryPlan, PlanArgs, Sizes, check_memory, plan_memory
 from earthshine.plan.budget import MARGIN_BYTES, PREFILL_TOKENS, WORKSPACE_BYTES
 from earthshine.units import parse_bytes
 
@@ -24,8 +24,21 @@ K2_6_INT8 = replace(K2_6, units={name: size * 17 // 32 for name, size in _LAYERS
 TINY = Sizes({"layers.0": 9000, "head": 50_000}, {"layers.0": 9000, "head": 50_000}, 50_000, 8192, (6,), 96, 700, 800)
 
 
-def parts(sizes: Sizes, found: Division) -> int:
-    """All that the division will hold, added up anew."""
+def divided(
+    sizes: Sizes,
+    budget: int,
+    context: int | None = None,
+    batch: int = 1,
+    *,
+    cache: int | None = None,
+    max_context: int = 262_144,
+) -> MemoryPlan:
+    args = PlanArgs(context_tokens=context, batch=batch, cache_tokens=cache)
+    return plan_memory(sizes, budget, args, PROCESS, max_context)
+
+
+def parts(sizes: Sizes, found: MemoryPlan) -> int:
+    """All that the plan holds, added up anew."""
     trunk = sum(size for name, size in sizes.units.items() if name not in found.streamed)
     buffers = 2 * max((sizes.streamed_units[name] for name in found.streamed), default=0)
     slots = sum(min(found.slots_per_layer, n) for n in sizes.experts) + found.transit_slots
@@ -38,27 +51,27 @@ def parts(sizes: Sizes, found: Division) -> int:
 def test_recurrent_states_are_counted_for_each_sequence_of_the_batch() -> None:
     """One that a step reads, one or two that it writes, and checkpoints: four."""
     recurrent = replace(K2_6, state=40 << 20)
-    one, eight = (divide(recurrent, 64 * GIB, Wanted(PROCESS, 262_144, 4096, batch)) for batch in (1, 8))
+    one, eight = (divided(recurrent, 64 * GIB, 4096, batch) for batch in (1, 8))
     assert one.parts["recurrent states"] == 4 * (40 << 20)
     assert eight.parts["recurrent states"] == 8 * 4 * (40 << 20)
     assert eight.planned_bytes <= 64 * GIB
-    assert divide(K2_6, 64 * GIB, Wanted(PROCESS, 262_144, 4096, 8)).parts["recurrent states"] == 0
+    assert divided(K2_6, 64 * GIB, 4096, 8).parts["recurrent states"] == 0
 
 
-def resident(sizes: Sizes, found: Division) -> int:
+def resident(sizes: Sizes, found: MemoryPlan) -> int:
     return sum(size for name, size in sizes.units.items() if name not in found.streamed)
 
 
 def smallest(sizes: Sizes, context: int | None = None, max_context: int = 262_144) -> int:
     """The budget that a refusal names, in bytes."""
     with pytest.raises(UsageError) as refusal:
-        divide(sizes, 1, Wanted(PROCESS, max_context, context))
+        divided(sizes, 1, context, max_context=max_context)
     named = re.search(r"--memory ([0-9]+MiB)", str(refusal.value))
     assert named is not None
     return parse_bytes(named[1])
 
 
-def check(sizes: Sizes, found: Division, max_context: int) -> None:
+def check(sizes: Sizes, found: MemoryPlan, max_context: int) -> None:
     assert parts(sizes, found) == found.planned_bytes <= found.budget_bytes
     assert found.smallest <= found.budget_bytes
     assert 0 <= found.slots_per_layer <= max(sizes.experts, default=0)
@@ -92,25 +105,25 @@ def some_sizes(draw: st.DrawFn) -> Sizes:
 @given(some_sizes(), st.one_of(st.none(), st.integers(1, 5000)), st.integers(0, 10**12), st.sampled_from([0, 1, 7]))
 def test_the_parts_never_exceed_the_budget(sizes: Sizes, context: int | None, more: int, shift: int) -> None:
     """At the smallest budget, right above it, and at any other."""
-    least = divide(sizes, 1 << 62, Wanted(PROCESS, 5000, context)).smallest
+    least = divided(sizes, 1 << 62, context, max_context=5000).smallest
     for budget in (least, least + shift, least + (more >> shift * 5)):
-        found = divide(sizes, budget, Wanted(PROCESS, 5000, context))
+        found = divided(sizes, budget, context, max_context=5000)
         check(sizes, found, 5000)
         assert context is None or found.context_tokens == context
         assert found.smallest == least
     with pytest.raises(UsageError):
-        divide(sizes, least - 1, Wanted(PROCESS, 5000, context))
+        divided(sizes, least - 1, context, max_context=5000)
 
 
 @pytest.mark.parametrize("sizes", [K2_6, K2_6_INT8, TINY], ids=["K2.6", "K2.6 int8", "tiny"])
 @pytest.mark.parametrize("context", [None, 1, 4096, 131_072])
 def test_the_smallest_budget_is_named_and_works(sizes: Sizes, context: int | None) -> None:
     named = smallest(sizes, context)
-    found = divide(sizes, named, Wanted(PROCESS, 262_144, context))
+    found = divided(sizes, named, context)
     check(sizes, found, 262_144)
     assert named - 2 * MIB < found.smallest <= named
     with pytest.raises(UsageError, match=f"{context or 2048} tokens is .*MiB"):
-        divide(sizes, found.smallest - 1, Wanted(PROCESS, 262_144, context))
+        divided(sizes, found.smallest - 1, context)
 
 
 @pytest.mark.parametrize("sizes", [K2_6, K2_6_INT8, TINY], ids=["K2.6", "K2.6 int8", "tiny"])
@@ -119,8 +132,8 @@ def test_more_memory_never_means_less_of_anything(sizes: Sizes) -> None:
     all of it is there, no less stays in memory with half a GiB more; within that the steps of context and prefill may
     take what one layer needs."""
     start = smallest(sizes)
-    found = [divide(sizes, start + i * (GIB // 2), Wanted(PROCESS, 262_144)) for i in range(400)]
-    found += [divide(sizes, start + (220 + i * 20) * GIB, Wanted(PROCESS, 262_144)) for i in range(40)]
+    found = [divided(sizes, start + i * (GIB // 2)) for i in range(400)]
+    found += [divided(sizes, start + (220 + i * 20) * GIB) for i in range(40)]
     for less, more in pairwise(found):
         check(sizes, more, 262_144)
         assert more.context_tokens >= less.context_tokens
@@ -136,7 +149,7 @@ def test_more_memory_never_means_less_of_anything(sizes: Sizes) -> None:
 
 
 def test_k2_6_streams_its_trunk_at_8_gib_and_keeps_it_at_32() -> None:
-    little, much = (divide(K2_6, gib * GIB, Wanted(PROCESS, 262_144)) for gib in (8, 32))
+    little, much = (divided(K2_6, gib * GIB) for gib in (8, 32))
     assert len(little.streamed) > 40
     assert "head" not in little.streamed, "the head alone is as large as eight layers, and a token needs it too"
     assert little.transit_slots > 4
@@ -147,46 +160,46 @@ def test_k2_6_streams_its_trunk_at_8_gib_and_keeps_it_at_32() -> None:
 
 def test_streamed_units_lie_apart() -> None:
     """Between two that stream others compute, so that reading hides behind them."""
-    found = divide(K2_6, 18 * GIB, Wanted(PROCESS, 262_144))
+    found = divided(K2_6, 18 * GIB)
     streamed = [name in found.streamed for name in K2_6.units]
     assert 5 < sum(streamed) < 30
     assert not any(a and b for a, b in pairwise(streamed))
 
 
 def test_a_model_that_fits_is_wholly_in_memory() -> None:
-    found = divide(TINY, 2 * GIB, Wanted(PROCESS, 1024))
+    found = divided(TINY, 2 * GIB, max_context=1024)
     assert (found.streamed, found.embedding_on_disk) == ((), False)
     assert (found.slots_per_layer, found.transit_slots) == (6, 0)
     assert found.context_tokens == 1024
-    dense = divide(replace(TINY, experts=(), expert=0), 2 * GIB, Wanted(PROCESS, 1024))
+    dense = divided(replace(TINY, experts=(), expert=0), 2 * GIB, max_context=1024)
     assert (dense.slots_per_layer, dense.transit_slots) == (0, 0)
 
 
 @settings(max_examples=100, deadline=None)
 @given(some_sizes(), st.integers(1, 5000), st.integers(0, 10**11), st.integers(1, 9))
-def test_many_conversations_have_pages_each_and_what_is_divided_is_found_to_fit(
+def test_sequences_of_a_batch_have_pages_each_and_the_plan_fits(
     sizes: Sizes, context: int, more: int, batch: int
 ) -> None:
-    least = divide(sizes, 1 << 62, Wanted(PROCESS, 5000, context, batch)).smallest
-    found = divide(sizes, least + more, Wanted(PROCESS, 5000, context, batch))
+    least = divided(sizes, 1 << 62, context, batch, max_context=5000).smallest
+    found = divided(sizes, least + more, context, batch, max_context=5000)
     assert found.parts["cache pages"] == batch * -(-context // 64) * 64 * sizes.kept
     assert sum(found.parts.values()) == found.planned_bytes <= found.budget_bytes
-    check_division(found, sizes, PROCESS)
+    check_memory(found, sizes, PROCESS)
     with pytest.raises(UsageError, match="make it anew"):
-        check_division(found, sizes, PROCESS + found.budget_bytes - found.planned_bytes + 1)
+        check_memory(found, sizes, PROCESS + found.budget_bytes - found.planned_bytes + 1)
 
 
-def test_a_division_of_another_model_is_refused() -> None:
-    found = divide(K2_6, 8 * GIB, Wanted(PROCESS, 4096))
+def test_a_memory_plan_of_another_model_is_refused() -> None:
+    found = divided(K2_6, 8 * GIB, max_context=4096)
     with pytest.raises(UsageError, match="does not have"):
-        check_division(found, TINY, PROCESS)
+        check_memory(found, TINY, PROCESS)
 
 
 def test_a_refusal_says_what_takes_the_memory() -> None:
     with pytest.raises(UsageError) as refusal:
-        divide(K2_6, GIB, Wanted(PROCESS, 262_144, 4096, 3))
+        divided(K2_6, GIB, 4096, 3)
     text = str(refusal.value)
-    assert "context of 4096 tokens for each of 3 conversations is " in text
+    assert "context of 4096 tokens for each of 3 sequences is " in text
     assert "4.09 GiB are weights, 823.50 MiB the context, 459.88 MiB room to compute in, 300.00 MiB the process" in text
 
 
@@ -198,9 +211,8 @@ def test_a_refusal_says_what_takes_the_memory() -> None:
 )
 @settings(max_examples=150, deadline=None)
 def test_shared_pages_hold_one_context_at_least_and_all_at_most(budget, context, batch, cache):
-    wanted = Wanted(PROCESS, 262_144, context, batch, cache_tokens=cache)
     try:
-        found = divide(K2_6, budget, wanted)
+        found = divided(K2_6, budget, context, batch, cache=cache)
     except UsageError:
         return
     each = -(-found.context_tokens // 64)
@@ -210,11 +222,11 @@ def test_shared_pages_hold_one_context_at_least_and_all_at_most(budget, context,
         assert found.pages == max(each, -(-cache // 64))
     else:
         assert each <= found.pages <= batch * each
-    check_division(found, K2_6, PROCESS)
+    check_memory(found, K2_6, PROCESS)
 
 
-def test_shared_pages_leave_each_conversation_a_longer_context():
-    shared = divide(K2_6, 48 * GIB, Wanted(PROCESS, 262_144, None, 8, cache_tokens=0))
-    apart = divide(K2_6, 48 * GIB, Wanted(PROCESS, 262_144, None, 8))
+def test_shared_pages_leave_each_sequence_a_longer_context():
+    shared = divided(K2_6, 48 * GIB, batch=8, cache=0)
+    apart = divided(K2_6, 48 * GIB, batch=8)
     assert shared.context_tokens == 32_768 > 2 * apart.context_tokens
     assert shared.pages > shared.context_tokens // 64

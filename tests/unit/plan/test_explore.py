@@ -79,11 +79,11 @@ def test_a_change_keeps_all_else(shared_data: Path) -> None:
     """One more GiB is the plan with one more GiB: the same context, whether or not that was asked for."""
     computer = MACHINES["desktop-128gb"]
     found = Case.of(k2_6(shared_data), computer, PlanArgs())
-    division = found.plan.division
-    more = PlanArgs(division.budget_bytes + GIB, division.context_tokens)
+    memory = found.plan.memory
+    more = PlanArgs(memory.budget_bytes + GIB, memory.context_tokens)
     larger = replace(computer, memory_bytes=computer.memory_bytes + GIB)
     other = Case.of(k2_6(shared_data), larger, more)
-    assert other.plan.division.context_tokens == division.context_tokens
+    assert other.plan.memory.context_tokens == memory.context_tokens
     times = found.decode().seconds / other.decode().seconds
     assert dict(found.what_if())["one more GiB of memory"] == pytest.approx(times)
 
@@ -113,29 +113,29 @@ def test_each_context_is_a_plan_of_its_own() -> None:
 def test_budgets_run_from_the_smallest_for_this_context_to_the_machines_memory(context: int | None) -> None:
     computer = machine(memory_bytes=6 * GIB)
     found = Case.of(big(), computer, PlanArgs(context_tokens=context))
-    division = found.plan.division
+    memory = found.plan.memory
     budgets = list(found.by_budget())
     sizes = [at for at, _, _ in budgets]
     assert sizes == sorted(sizes)
     assert sizes[0] == found.smallest
     assert sizes[-1] == 6 * GIB
-    assert division.budget_bytes in sizes
+    assert memory.budget_bytes in sizes
     assert len(sizes) == 6
     with pytest.raises(UsageError):
-        make_plan(big(), PlanArgs(found.smallest - 1, division.context_tokens), computer)
+        make_plan(big(), PlanArgs(found.smallest - 1, memory.context_tokens), computer)
     for at, decode, prompt in budgets:
-        other = Case.of(big(), computer, PlanArgs(at, division.context_tokens))
-        assert (decode, prompt) == (other.decode(), other.prompt(division.context_tokens // 2))
+        other = Case.of(big(), computer, PlanArgs(at, memory.context_tokens))
+        assert (decode, prompt) == (other.decode(), other.prompt(memory.context_tokens // 2))
     assert all(more[1].seconds <= less[1].seconds * 1.001 for less, more in pairwise(budgets))
 
 
 def test_the_smallest_is_for_the_plans_own_context() -> None:
     """A context that nobody asked for grows with the budget, and the least budget for it is more than that for 2048."""
     found = Case.of(big(), machine(memory_bytes=6 * GIB), PlanArgs())
-    assert found.plan.division.context_tokens == 32_768
-    assert found.smallest > found.plan.division.smallest + 25_000 * found.sizes.kept
+    assert found.plan.memory.context_tokens == 32_768
+    assert found.smallest > found.plan.memory.smallest + 25_000 * found.sizes.kept
     asked = Case.of(big(), machine(memory_bytes=6 * GIB), PlanArgs(context_tokens=32_768))
-    assert found.smallest == asked.smallest == asked.plan.division.smallest
+    assert found.smallest == asked.smallest == asked.plan.memory.smallest
 
 
 def test_a_plan_decodes_at_its_own_context_by_default() -> None:

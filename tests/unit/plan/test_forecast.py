@@ -9,13 +9,12 @@ from itertools import pairwise
 import pytest
 
 from earthshine.machine import DiskRate
-from earthshine.plan import Cost, Forecaster, Load, PlanArgs, Sizes, divide, make_plan, sizes_of
-from earthshine.plan.budget import Wanted
+from earthshine.plan import Cost, Forecaster, Load, PlanArgs, Sizes, make_plan, plan_memory, sizes_of
 from earthshine.plan.routing import Routing
 from earthshine.spec import ModelSpec
 from earthshine.spec.footprint import expert_bytes, expert_params
 
-from .made_up import FLAT, GIB, MIB, division, machine, made
+from .made_up import FLAT, GIB, MIB, machine, made, memory_plan
 
 SPEC = made()
 SIZES = sizes_of(SPEC)
@@ -35,7 +34,7 @@ def at(rows: float) -> float:
 
 def forecaster(spec: ModelSpec = SPEC, trunk: str = "bf16", changed_machine=FLAT, **changed) -> Forecaster:
     sizes = sizes_of(spec, trunk=trunk)
-    return Forecaster(spec, sizes, division(sizes, **changed), changed_machine, trunk)
+    return Forecaster(spec, sizes, memory_plan(sizes, **changed), changed_machine, trunk)
 
 
 def test_a_token_with_all_in_memory() -> None:
@@ -194,7 +193,7 @@ def planned(memory: int, disk: float = 1e9, batch: int = 1) -> tuple[Cost, Cost]
 
 def test_more_memory_and_a_faster_disk_are_never_slower() -> None:
     sizes: Sizes = sizes_of(made("int4", moe_intermediate_size=4096, num_hidden_layers=9, n_routed_experts=96))
-    least = divide(sizes, 64 * GIB, Wanted(288 * MIB, 4096, 1024)).smallest
+    least = plan_memory(sizes, 64 * GIB, PlanArgs(context_tokens=1024), 288 * MIB, 4096).smallest
     budgets = [least, *range(least + 40 * MIB, least + 1400 * MIB, 90 * MIB)]
     decodes, prompts = zip(*(planned(budget) for budget in budgets), strict=True)
     assert decodes[-1].disk_bytes == 0 < decodes[0].disk_bytes

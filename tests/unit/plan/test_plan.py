@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from earthshine.errors import UsageError
-from earthshine.plan import Plan, PlanArgs, check_division, make_plan, model_name, plan_json, sizes_of
+from earthshine.plan import Plan, PlanArgs, check_memory, make_plan, model_name, plan_json, sizes_of
 from earthshine.plan.plan import MEMORY_SHARE, PROCESS_BYTES
 
 from .made_up import FLAT, GIB, MIB, machine, made
@@ -35,7 +35,7 @@ SMALL = machine(memory_bytes=2 * GIB)
         (PlanArgs(memory_bytes=0), "the smallest budget that works"),
         (PlanArgs(memory_bytes=-5), "the smallest budget that works"),
         (PlanArgs(memory_bytes=400 * MIB), "the smallest budget that works"),
-        (PlanArgs(batch=4096), "for each of 4096 conversations"),
+        (PlanArgs(batch=4096), "for each of 4096 sequences"),
     ],
     ids=str,
 )
@@ -50,21 +50,21 @@ def test_plan_options_that_can_not_be_are_refused(args: PlanArgs, message: str) 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_smallest_budget_named_is_one_that_works(dtype: str, batch: int) -> None:
-    found = make_plan(SPEC, PlanArgs(2 * GIB, 1000, batch, dtype=dtype), SMALL).division.smallest
+    found = make_plan(SPEC, PlanArgs(2 * GIB, 1000, batch, dtype=dtype), SMALL).memory.smallest
     plan = make_plan(SPEC, PlanArgs(found, 1000, batch, dtype=dtype), SMALL)
-    assert plan.division.planned_bytes <= found == plan.division.budget_bytes
+    assert plan.memory.planned_bytes <= found == plan.memory.budget_bytes
     with pytest.raises(UsageError, match="smallest"):
         make_plan(SPEC, PlanArgs(found - 1, 1000, batch, dtype=dtype), SMALL)
 
 
 def test_without_a_budget_there_is_one_from_what_is_free_else_from_the_machine() -> None:
-    assert make_plan(SPEC, PlanArgs(), FLAT).division.budget_bytes == int(MEMORY_SHARE * 64 * GIB)
+    assert make_plan(SPEC, PlanArgs(), FLAT).memory.budget_bytes == int(MEMORY_SHARE * 64 * GIB)
     process = 300 * MIB
     free = make_plan(SPEC, PlanArgs(), FLAT, process_bytes=process, available_bytes=GIB)
-    assert free.division.budget_bytes == process + int(MEMORY_SHARE * GIB)
-    assert free.process_bytes == free.division.parts["process"] == process
+    assert free.memory.budget_bytes == process + int(MEMORY_SHARE * GIB)
+    assert free.process_bytes == free.memory.parts["process"] == process
     named = make_plan(SPEC, PlanArgs(3 * GIB), FLAT, available_bytes=GIB)
-    assert named.division.budget_bytes == 3 * GIB
+    assert named.memory.budget_bytes == 3 * GIB
     with pytest.raises(UsageError, match="needs a budget; name one with --memory"):
         make_plan(SPEC, PlanArgs())
 
@@ -72,14 +72,14 @@ def test_without_a_budget_there_is_one_from_what_is_free_else_from_the_machine()
 def test_without_a_machine_there_is_no_forecast() -> None:
     plan = make_plan(SPEC, PlanArgs(2 * GIB), processors=3)
     assert (plan.machine, plan.threads, dict(plan.forecast)) == ("rates unknown", 3, {})
-    assert plan.division == make_plan(SPEC, PlanArgs(2 * GIB), SMALL).division
+    assert plan.memory == make_plan(SPEC, PlanArgs(2 * GIB), SMALL).memory
 
 
 def test_a_plan_says_what_was_asked_for() -> None:
     plan = make_plan(SPEC, PlanArgs(GIB, 512, 4, 7, "int8", skew=0.5), SMALL)
-    division = plan.division
+    memory = plan.memory
     assert (plan.machine, plan.trunk, plan.dtype, plan.threads) == ("made up", "int8", "bf16", 7)
-    assert (division.budget_bytes, division.context_tokens, division.batch) == (GIB, 512, 4)
+    assert (memory.budget_bytes, memory.context_tokens, memory.batch) == (GIB, 512, 4)
     assert plan.process_bytes == PROCESS_BYTES
     assert set(plan.forecast) == {"decode at 1", "decode at 512", "first token of 256"}
     assert plan.forecast["decode at 512"].tokens == 4
@@ -89,41 +89,41 @@ def test_a_plan_says_what_was_asked_for() -> None:
 
 
 def test_the_skew_changes_the_forecast_alone() -> None:
-    tight = make_plan(SPEC, PlanArgs(GIB, 512), SMALL).division.smallest
+    tight = make_plan(SPEC, PlanArgs(GIB, 512), SMALL).memory.smallest
     even, skewed = (make_plan(SPEC, PlanArgs(tight, 512, skew=skew), SMALL) for skew in (0.0, 0.9))
-    assert even.division == skewed.division
+    assert even.memory == skewed.memory
     assert dataclasses.replace(even, forecast={}) == dataclasses.replace(skewed, forecast={})
 
 
 @pytest.mark.parametrize(("trunk", "dtype"), [("int8", "bf16"), ("bf16", "fp32")])
 def test_a_trunk_in_another_form_stays(trunk: str, dtype: str) -> None:
     args = PlanArgs(64 * GIB, 512, trunk=trunk, dtype=dtype)
-    least = make_plan(SPEC, args, FLAT).division.smallest
-    assert make_plan(SPEC, dataclasses.replace(args, memory_bytes=least), FLAT).division.streamed == ()
+    least = make_plan(SPEC, args, FLAT).memory.smallest
+    assert make_plan(SPEC, dataclasses.replace(args, memory_bytes=least), FLAT).memory.streamed == ()
 
 
 def test_fp32_has_room_for_a_contexts_latents_once_more() -> None:
     """Of one conversation at a time."""
     sizes = sizes_of(SPEC, "fp32")
     spaces = [
-        make_plan(SPEC, PlanArgs(64 * GIB, context, batch, dtype="fp32"), FLAT).division.parts["workspace"]
+        make_plan(SPEC, PlanArgs(64 * GIB, context, batch, dtype="fp32"), FLAT).memory.parts["workspace"]
         for context, batch in ((4096, 1), (1, 1), (4096, 3), (1, 3))
     ]
     assert spaces[0] - spaces[1] == spaces[2] - spaces[3] == 4095 * sizes.gathered > 0
     for memory in range(711, 1100, 13):
         plan = make_plan(SPEC, PlanArgs(memory * MIB, dtype="fp32"), FLAT)
-        assert plan.division.planned_bytes <= memory * MIB
+        assert plan.memory.planned_bytes <= memory * MIB
 
 
 def test_a_plan_too_small_to_load_what_it_holds_is_refused() -> None:
     """Though its parts fit: a trunk that is rounded takes more on the way than in the end."""
     sizes = dataclasses.replace(sizes_of(SPEC, trunk="int8"), loading=GIB)
-    division = make_plan(SPEC, PlanArgs(3 * GIB, 512, trunk="int8"), FLAT, sizes=sizes).division
-    check_division(division, sizes, PROCESS_BYTES)
-    tight = dataclasses.replace(division, budget_bytes=PROCESS_BYTES + GIB)
+    memory = make_plan(SPEC, PlanArgs(3 * GIB, 512, trunk="int8"), FLAT, sizes=sizes).memory
+    check_memory(memory, sizes, PROCESS_BYTES)
+    tight = dataclasses.replace(memory, budget_bytes=PROCESS_BYTES + GIB)
     assert tight.planned_bytes < tight.budget_bytes
     with pytest.raises(UsageError, match="make it anew"):
-        check_division(tight, sizes, PROCESS_BYTES)
+        check_memory(tight, sizes, PROCESS_BYTES)
 
 
 def test_the_same_inputs_give_the_same_plan_in_another_process() -> None:
@@ -140,7 +140,7 @@ def test_the_same_inputs_give_the_same_plan_in_another_process() -> None:
 
 def test_a_plan_is_frozen() -> None:
     plan: Plan = make_plan(SPEC, PlanArgs(GIB), SMALL)
-    for value, name in ((plan, "threads"), (plan.division, "batch"), (plan.forecast["decode at 1"], "seconds")):
+    for value, name in ((plan, "threads"), (plan.memory, "batch"), (plan.forecast["decode at 1"], "seconds")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, name, 1)
 
@@ -158,4 +158,4 @@ def test_sizes_may_be_given() -> None:
     sizes = sizes_of(SPEC)
     bigger = dataclasses.replace(sizes, expert=sizes.expert + MIB)
     plain, other = (make_plan(SPEC, PlanArgs(2 * GIB), SMALL, sizes=given) for given in (None, bigger))
-    assert other.division.parts["expert slots"] - plain.division.parts["expert slots"] == 32 * MIB
+    assert other.memory.parts["expert slots"] - plain.memory.parts["expert slots"] == 32 * MIB

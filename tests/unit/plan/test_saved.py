@@ -12,21 +12,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from earthshine.errors import UsageError
-from earthshine.plan import Cost, Division, Plan, PlanArgs, make_plan, plan_json, read_plan
+from earthshine.plan import Cost, MemoryPlan, Plan, PlanArgs, make_plan, plan_json, read_plan
 
 from .made_up import FLAT, GIB, made
 
 WHOLE = st.integers(0, 1 << 60)
 RATE = st.floats(0, allow_nan=False, allow_infinity=False)
 COSTS = st.builds(Cost, WHOLE, RATE, st.text(), RATE, RATE, st.dictionaries(st.text(), RATE, max_size=4))
-DIVISIONS = st.builds(
-    Division, WHOLE, st.integers(1, 1 << 31), st.integers(1, 4096), st.integers(1 << 25, 1 << 40), st.integers(1, 8192),
-    st.lists(st.text(), max_size=5).map(tuple), st.booleans(), WHOLE, WHOLE,
+MEMORIES = st.builds(
+    MemoryPlan, WHOLE, st.integers(1, 1 << 31), st.integers(1, 4096), st.integers(1 << 25, 1 << 40),
+    st.integers(1, 8192), st.lists(st.text(), max_size=5).map(tuple), st.booleans(), WHOLE, WHOLE,
     st.dictionaries(st.text(), WHOLE, max_size=5), WHOLE,
 )  # fmt: skip
 PLANS = st.builds(
     Plan, st.text(), st.text(), st.sampled_from(["bf16", "int8"]), st.sampled_from(["bf16", "fp32"]),
-    st.integers(1, 512), WHOLE, DIVISIONS, st.dictionaries(st.text(), COSTS, max_size=3),
+    st.integers(1, 512), WHOLE, MEMORIES, st.dictionaries(st.text(), COSTS, max_size=3),
 )  # fmt: skip
 
 
@@ -34,10 +34,10 @@ PLANS = st.builds(
 def plan() -> Plan:
     """One that streams, so that nothing in it is empty."""
     spec = made("int4", moe_intermediate_size=4096, num_hidden_layers=9, n_routed_experts=96, vocab_size=400_000)
-    smallest = make_plan(spec, PlanArgs(64 * GIB, 2048), FLAT).division.smallest
+    smallest = make_plan(spec, PlanArgs(64 * GIB, 2048), FLAT).memory.smallest
     found = make_plan(spec, PlanArgs(smallest + (30 << 20), 2048), FLAT)
-    assert found.division.streamed
-    assert found.division.transit_slots
+    assert found.memory.streamed
+    assert found.memory.transit_slots
     return found
 
 
@@ -58,7 +58,7 @@ def test_a_saved_plan_reads_back_equal(tmp_path: Path, found: Plan) -> None:
     path.write_text(plan_json(found), encoding="utf-8")
     again = read_plan(path)
     assert again == found
-    assert isinstance(again.division.streamed, tuple)
+    assert isinstance(again.memory.streamed, tuple)
     assert plan_json(again) == plan_json(found)
 
 
@@ -70,7 +70,7 @@ def test_a_real_plan_reads_back_through_a_link(tmp_path: Path, plan: Plan) -> No
 
 def test_two_plans_differ_by_line(plan: Plan) -> None:
     """One value a line, in a settled order, so that only the lines of what changed are shown."""
-    changed = replace(plan, threads=plan.threads + 1, division=replace(plan.division, slots_per_layer=77))
+    changed = replace(plan, threads=plan.threads + 1, memory=replace(plan.memory, slots_per_layer=77))
     lines = [line for line in difflib.ndiff(plan_json(plan).splitlines(), plan_json(changed).splitlines())]
     shown = [line.strip() for line in lines if line[0] in "+-"]
     assert [line.split(":")[0] for line in shown] == ['-     "slots_per_layer"', '+     "slots_per_layer"',
@@ -83,7 +83,7 @@ def test_two_plans_differ_by_line(plan: Plan) -> None:
 def objects(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], type]]:
     """Every object of a plan's file that stands for a dataclass, with what the file's messages call it."""
     yield "", found, Plan
-    yield "division", found["division"], Division
+    yield "memory", found["memory"], MemoryPlan
     for name in found["forecast"]:
         yield f"forecast.'{name}'", found["forecast"][name], Cost
 
@@ -136,28 +136,31 @@ def test_every_mistyped_value_is_named(tmp_path: Path, plan: Plan) -> None:
         ("dtype", "fp16", "dtype is 'fp16'; it must be one of bf16, fp32"),
         ("threads", 0, "threads is 0; it must be 1 to 512"),
         ("threads", 513, "threads is 513"),
-        ("division.batch", 0, "division.batch is 0; it must be 1 to 4096"),
-        ("division.batch", 4097, "division.batch is 4097"),
-        ("division.context_tokens", 0, "division.context_tokens is 0"),
-        ("division.context_tokens", (1 << 31) + 1, "division.context_tokens is 2147483649"),
-        ("division.pages", 31, "division.pages is 31; it must be 32"),
-        ("division.prefill_tokens", 0, "division.prefill_tokens is 0; it must be 1 to 8192"),
-        ("division.prefill_tokens", 8193, "division.prefill_tokens is 8193"),
-        ("division.streamed", ["layers.0", 1], "division: streamed is 1; it must be a text"),
-        ("division.parts", {"trunk": -1}, "division: parts.'trunk' is -1; it must be a whole number from 0 up"),
-        ("format", "earthshine plan 2", "its format must be 'earthshine plan 1'"),
+        ("memory.batch", 0, "memory.batch is 0; it must be 1 to 4096"),
+        ("memory.batch", 4097, "memory.batch is 4097"),
+        ("memory.context_tokens", 0, "memory.context_tokens is 0"),
+        ("memory.context_tokens", (1 << 31) + 1, "memory.context_tokens is 2147483649"),
+        ("memory.pages", 31, "memory.pages is 31; it must be 32"),
+        ("memory.prefill_tokens", 0, "memory.prefill_tokens is 0; it must be 1 to 8192"),
+        ("memory.prefill_tokens", 8193, "memory.prefill_tokens is 8193"),
+        ("memory.streamed", ["layers.0", 1], "memory: streamed is 1; it must be a text"),
+        ("memory.parts", {"trunk": -1}, "memory: parts.'trunk' is -1; it must be a whole number from 0 up"),
+        ("format", "earthshine plan 1", "is a plan of another version ('earthshine plan 1', not 'earthshine plan 2')"),
+        ("format", "earthshine plan 1", "make it anew with earthshine plan --save"),
+        ("format", "earthshine plan 3", "is a plan of another version ('earthshine plan 3'"),
+        ("format", "", "is not a plan; its format must be 'earthshine plan 2'. Make it anew"),
         ("format", {}, "its format must be"),
     ],
 )
 def test_values_out_of_bounds_are_refused(tmp_path: Path, plan: Plan, name: str, value: Any, message: str) -> None:
     found = json.loads(plan_json(plan))
-    holder = found["division"] if name.startswith("division.") else found
-    holder[name.removeprefix("division.")] = value
+    holder = found["memory"] if name.startswith("memory.") else found
+    holder[name.removeprefix("memory.")] = value
     assert message in refused(tmp_path / "plan.json", found)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "null", "{", '{"format": "earthshine plan 1"}', '{"a": NaN}', " " * (2 << 20)]
+    "text", ["", "[]", "null", "{", '{"format": "earthshine plan 2"}', '{"a": NaN}', " " * (2 << 20)]
 )
 def test_files_that_are_not_plans_are_refused(tmp_path: Path, text: str) -> None:
     refused(tmp_path / "plan.json", text)
@@ -177,3 +180,11 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refusal:
         read_plan(tmp_path / "\x1b[31mred")
     assert "\x1b" not in str(refusal.value)
+
+
+def test_a_plan_that_an_earlier_version_saved_is_refused_with_the_remedy(tmp_path: Path, plan: Plan) -> None:
+    """The first version kept the memory plan under another key."""
+    found = json.loads(plan_json(plan))
+    found |= {"format": "earthshine plan 1", "division": found.pop("memory")}
+    said = refused(tmp_path / "plan.json", found)
+    assert "another version ('earthshine plan 1', not 'earthshine plan 2'); make it anew with earthshine plan" in said
