@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from checkpoints.writer import write_shards
 from synthesis.config import STORAGES, Cut, cut_config
 from synthesis.filling import Filling, SparseFilling
 from synthesis.layout import shards, vision_shards
@@ -32,7 +33,6 @@ from earthshine.spec import ModelSpec, footprint, moe_layers, read_config
 from earthshine.storage import Storage
 from earthshine.units import format_bytes
 from earthshine.untrusted import shown
-from earthshine.weights.writer import write_shards
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _TOKENIZER_FILES = ("tiktoken.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",

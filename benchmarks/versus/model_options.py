@@ -76,7 +76,7 @@ def bf16_copy(options: argparse.Namespace, model: Path) -> Path:
         return copy
     say(f"Writing {copy}, the values of {model} in bf16.")
     options.work.mkdir(parents=True, exist_ok=True)
-    _checked([sys.executable, str(HERE / "bf16.py"), str(model), str(copy)])
+    _checked([sys.executable, str(_TOOLS / "write_bf16.py"), str(model), str(copy)])
     return copy
 
 

@@ -1,4 +1,4 @@
-"""transformers as a worker, on a bf16 copy of the checkpoint (bf16.py), in the setting that the request names.
+"""transformers as a worker, on a bf16 copy of the checkpoint (tools/write_bf16.py), in the setting of the request.
 
 Request, in addition to the measurement's: model (the copy), threads, attention (sdpa or eager), experts (transformers'
 name of how a layer's experts are computed), cache (dynamic or static), dtype (bf16, or fp32 where logits are compared).

@@ -1,7 +1,6 @@
 """The trainer on a toy shape: it learns, balances its experts, and a resumed run goes on as if it had not stopped."""
 
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,7 @@ from earthshine.text import load_template, load_tokenizer
 
 
 @pytest.fixture
-def tools(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+def tools():
     return lambda name: importlib.import_module(f"gleam.{name}")
 
 

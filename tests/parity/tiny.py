@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from checkpoints.quantization import published_quantization
+from checkpoints.writer import published_tensors, tensor_shapes, write_checkpoint
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -25,10 +27,7 @@ from transformers import (
 )
 
 from earthshine.spec import spec_from_config
-from earthshine.spec.families.quantization import published_quantization
 from earthshine.storage import Storage
-from earthshine.weights import write_checkpoint
-from earthshine.weights.writer import published_tensors, tensor_shapes
 
 VOCAB = 160
 PROMPT = [(7 * i * i + 3 * i + 11) % (VOCAB - 1) for i in range(100)]

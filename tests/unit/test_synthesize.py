@@ -36,9 +36,8 @@ VISION = {
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
+def tool() -> Any:
     """Imports a module of tools/."""
-    monkeypatch.syspath_prepend(str(TOOLS))
     return importlib.import_module
 
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from earthshine.spec.families.quantization import published_quantization
+from checkpoints.quantization import published_quantization
+
 from earthshine.storage import Storage
 from earthshine.text.tiktoken_model import N_RESERVED
 

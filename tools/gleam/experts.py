@@ -5,13 +5,13 @@ gradient passes the rounding unchanged (straight-through).
 """
 
 import torch
+from checkpoints.writer import int4_codes
 from torch import Tensor
 from torch.nn import functional
 
 from earthshine.spec import ModelSpec
 from earthshine.spec.layout import moe_layers
 from earthshine.storage import INT4_GROUP
-from earthshine.weights.writer import int4_codes
 
 BLOCK = 128  # tokens that one matrix product of an expert takes
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from checkpoints.writer import published_tensors, tensor_shapes, write_checkpoint
 from gleam.architecture import N_RANKS, VOCAB_SIZE, config
 from gleam.training import Run
 from torch import Tensor
 
 from earthshine.spec import ModelSpec
 from earthshine.text import Tokenizer, load_tokenizer
-from earthshine.weights import write_checkpoint
-from earthshine.weights.writer import published_tensors, tensor_shapes
 
 _TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 

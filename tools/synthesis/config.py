@@ -8,9 +8,10 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from checkpoints.quantization import published_quantization
+
 from earthshine.errors import SpecError, UsageError
 from earthshine.spec import ModelSpec, spec_from_config
-from earthshine.spec.families.quantization import published_quantization
 from earthshine.spec.families.reader import ALIASES
 from earthshine.storage import Storage
 

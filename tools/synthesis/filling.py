@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from checkpoints.writer import Streamed
 from synthesis import streams
 from synthesis.routing import skewed_bias
 
@@ -18,7 +19,6 @@ from earthshine.spec import ModelSpec, MoeSpec, trunk_tensors
 from earthshine.storage import Storage
 from earthshine.weights.checkpoint.names import Published
 from earthshine.weights.shards import TORCH_DTYPES
-from earthshine.weights.writer import Streamed
 
 Pieces = Iterable[tuple[int, streams.Piece]]
 Maker = Callable[[], Pieces]

@@ -10,11 +10,11 @@ from itertools import chain, groupby
 from typing import Any
 
 import torch
+from checkpoints.writer import Streamed, shards_by_size
 from synthesis.filling import Filling
 
 from earthshine.spec import ModelSpec, MoeSpec
 from earthshine.weights.checkpoint.names import Published, published_expert, published_trunk
-from earthshine.weights.writer import Streamed, shards_by_size
 
 Entry = tuple[str, Streamed]
 Shapes = dict[str, tuple[int, ...]]

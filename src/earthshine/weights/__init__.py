@@ -1,6 +1,6 @@
 """Bytes on disk to tensors: published checkpoints read in place, and routed experts fetched as tokens need them.
 
-Owns the safetensors reader and writer, the published names of tensors, the reads past the page cache, the checksums,
+Owns the safetensors reader, the published names of tensors, the reads past the page cache, the checksums,
 the expert store and the trunk that stays or streams. Values leave as published, quantised ones as the bytes that
 kernels take, but for a trunk that was asked for in int8. No pickle, no memory map of a file, no unchecked length: a
 file that is damaged, unsafe or does not fit its config is refused with a CheckpointError.
@@ -14,7 +14,6 @@ from earthshine.weights.manifest import Manifest, load_manifest, write_manifest
 from earthshine.weights.placement import slot_bytes
 from earthshine.weights.reading import Reader
 from earthshine.weights.trunk import StoredTrunk, embedding_bytes, units
-from earthshine.weights.writer import write_checkpoint
 
 __all__ = [
     "Checkpoint",
@@ -31,6 +30,5 @@ __all__ = [
     "load_manifest",
     "slot_bytes",
     "units",
-    "write_checkpoint",
     "write_manifest",
 ]

@@ -7,16 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from checkpoints.quantization import published_quantization
+from checkpoints.writer import published_tensors, tensor_shapes, write_checkpoint
 from safetensors.torch import load_file
 from versus import model_options
-from versus.bf16 import plain_config, write_bf16
+from write_bf16 import plain_config, write_bf16
 
 from earthshine.errors import UsageError
 from earthshine.spec import spec_from_config
-from earthshine.spec.families.quantization import published_quantization
 from earthshine.storage import Storage
-from earthshine.weights import write_checkpoint
-from earthshine.weights.writer import published_tensors, tensor_shapes
 
 CONFIG = {
     "architectures": ["DeepseekV3ForCausalLM"], "attention_bias": False, "bos_token_id": 60, "eos_token_id": 61,

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from checkpoints.quantization import published_quantization
+from checkpoints.writer import published_tensors, tensor_shapes, write_checkpoint
 
 from earthshine.machine import DiskRate, Machine
 from earthshine.plan import MemoryPlan, Sizes
 from earthshine.spec import ModelSpec, spec_from_config
-from earthshine.spec.families.quantization import published_quantization
 from earthshine.storage import Storage
 from earthshine.weights.checkpoint import Checkpoint
-from earthshine.weights.writer import published_tensors, tensor_shapes, write_checkpoint
 
 GIB, MIB = 1 << 30, 1 << 20
 STORAGES = {"bf16": Storage.BF16, "fp8": Storage.FP8_BLOCK128, "int4": Storage.INT4_GROUP32}

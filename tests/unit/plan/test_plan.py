@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -129,12 +130,13 @@ def test_a_plan_too_small_to_load_what_it_holds_is_refused() -> None:
 def test_the_same_inputs_give_the_same_plan_in_another_process() -> None:
     here = plan_json(make_plan(SPEC, PlanArgs(GIB, 1000), SMALL))
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from unit.plan.made_up import *; "
+        "import sys; sys.path[:0] = sys.argv[1:]; from unit.plan.made_up import *; "
         "from earthshine.plan import *; "
         "print(plan_json(make_plan(made(), PlanArgs(GIB, 1000), machine(memory_bytes=2 * GIB))), end='')"
     )
-    tests = __file__.rsplit("/unit/", 1)[0]
-    done = subprocess.run([sys.executable, "-c", code, tests], capture_output=True, text=True, check=True, timeout=300)
+    tests = Path(__file__).parents[2]
+    command = [sys.executable, "-c", code, str(tests), str(tests.with_name("tools"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout == here
 
 

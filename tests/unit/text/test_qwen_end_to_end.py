@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints.writer import published_tensors, tensor_shapes, write_checkpoint
 
 from earthshine import LLM, SamplingParams
 from earthshine.spec import spec_from_config
-from earthshine.weights import write_checkpoint
-from earthshine.weights.writer import published_tensors, tensor_shapes
 
 from . import qwen
 from .grammars import WEATHER, is_weather

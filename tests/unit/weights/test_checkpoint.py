@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints.writer import encode_fp8, encode_int4, published_tensors, write_checkpoint
 
 from earthshine import kernels
 from earthshine.errors import CheckpointError, UsageError
@@ -14,7 +15,6 @@ from earthshine.storage import Storage
 from earthshine.weights.checkpoint import Checkpoint, Share
 from earthshine.weights.reading import Reader
 from earthshine.weights.trunk import StoredTrunk
-from earthshine.weights.writer import encode_fp8, encode_int4, published_tensors, write_checkpoint
 
 from .tiny import HIDDEN, N_EXPERTS, expert_values, open_tiny, random_tensors, tiny_spec, write_tiny
 

@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from earthshine import kernels
-from earthshine.errors import CheckpointError, Unsupported, UsageError
-from earthshine.storage import Storage
-from earthshine.weights.header import read_header
-from earthshine.weights.shards import open_shards, read_tensor
-from earthshine.weights.writer import (
+from checkpoints.writer import (
     Streamed,
     encode_fp8,
     encode_int4,
@@ -21,6 +15,12 @@ from earthshine.weights.writer import (
     write_checkpoint,
     write_shards,
 )
+
+from earthshine import kernels
+from earthshine.errors import CheckpointError, Unsupported, UsageError
+from earthshine.storage import Storage
+from earthshine.weights.header import read_header
+from earthshine.weights.shards import open_shards, read_tensor
 
 from .tiny import random_tensors, tiny_spec
 

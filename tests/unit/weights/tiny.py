@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from checkpoints.writer import published_tensors, tensor_shapes, write_checkpoint
 
 from earthshine.spec.attention import MlaSpec, RopeSpec
 from earthshine.spec.model import DenseSpec, LayerSpec, ModelSpec, MoeSpec, RouterSpec
@@ -16,7 +17,6 @@ from earthshine.weights.formats import dense
 from earthshine.weights.placement import check_values, place, slot_bytes, stored_expert
 from earthshine.weights.reading import Reader, Segment
 from earthshine.weights.slots import Arena
-from earthshine.weights.writer import published_tensors, tensor_shapes, write_checkpoint
 
 N_EXPERTS = 6
 HIDDEN = 160  # a multiple of int4's group of 32, and more than one fp8 block of 128

@@ -31,12 +31,6 @@ from earthshine.spec.model import ModelSpec
 from earthshine.storage import FP8_BLOCK, INT4_GROUP, Storage
 from earthshine.untrusted import shown
 
-_PUBLISHED_IGNORE = [
-    "lm_head",
-    "re:.*self_attn.*",
-    "re:.*shared_experts.*",
-    r"re:.*mlp\.(gate|up|gate_up|down)_proj.*",
-]
 _MOST_EXCEPTIONS = 4096  # entries; a list of each module of Kimi-K2.6 that stays in bf16 has 489
 # compressed-tensors matches the classes of layers too, and every quantised layer is one of these.
 _LAYER_CLASSES = frozenset(("Linear", "Module"))
@@ -133,36 +127,6 @@ def _read(patterns: Patterns, state: State, name: str) -> State:
     for piece in pieces:
         state = patterns.after(state, piece + ".")
     return patterns.after(state, last) if last else state
-
-
-def published_quantization(storage: Storage) -> dict[str, object] | None:
-    """The block as publishers write it for experts in `storage`; None for bf16. What `read_quantization` reads back."""
-    if storage is Storage.BF16:
-        return None
-    if storage is Storage.FP8_BLOCK128:
-        blocks = [FP8_BLOCK, FP8_BLOCK]
-        return {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": blocks}
-    weights: dict[str, object] = {
-        "actorder": None,
-        "block_structure": None,
-        "dynamic": False,
-        "group_size": INT4_GROUP,
-        "num_bits": 4,
-        "observer": "minmax",
-        "observer_kwargs": {},
-        "strategy": "group",
-        "symmetric": True,
-        "type": "int",
-    }
-    group = {"input_activations": None, "output_activations": None, "targets": ["Linear"], "weights": weights}
-    return {
-        "config_groups": {"group_0": group},
-        "format": "pack-quantized",
-        "ignore": list(_PUBLISHED_IGNORE),
-        "kv_cache_scheme": None,
-        "quant_method": "compressed-tensors",
-        "quantization_status": "compressed",
-    }
 
 
 def _refused_method(block: KeyReader, method: object) -> str:

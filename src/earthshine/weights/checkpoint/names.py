@@ -1,4 +1,4 @@
-"""Earthshine's names to published ones: one table for the reader and the writer.
+"""Earthshine's names to published ones: one table for reading and writing.
 
 The invariant: every tensor of `spec.layout` has exactly one published spelling, with the shapes and dtypes that its
 storage allows. Covers DeepSeek-V3, Kimi-K2, K2-Thinking, Moonlight, Qwen3-MoE, Kimi-Linear and, behind a prefix,

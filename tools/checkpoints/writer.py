@@ -1,9 +1,8 @@
 """Tensors to a published checkpoint: the encoders, the inverse of the reader's names, and safetensors shards.
 
-The invariant: a folder holds either a whole checkpoint or none; files are written under temporary names, synced and
-renamed, the index last, and removed on any failure. A tensor may be declared first and made piece by piece when its
-turn comes. Refuses to overwrite a checkpoint, values that are not finite, and tensors that do not fit the spec.
-Used by the trainer of the shipped model, the synthesiser and tests.
+Invariant: a folder holds either a whole checkpoint or none; files are written under temporary names, synced and
+renamed, the index last, and removed on any failure. A tensor may be declared first and made piece by piece as it is
+written. Refuses to overwrite a checkpoint, values that are not finite, and tensors that do not fit the spec.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Copies a published checkpoint in bf16, with the same values, for peers that can't read its INT4 or FP8.
 
-    python benchmarks/versus/bf16.py MODEL COPY [--shard-bytes SIZE]
+    python tools/write_bf16.py MODEL COPY [--shard-bytes SIZE]
 
 A published INT4 or FP8 value is its code times its scale, rounded to bf16: what Earthshine computes with, and what is
 written. What was bf16 or fp32 stays as it is. One shard is in memory at a time. COPY must be new or hold no
@@ -15,16 +15,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoints.writer import published_tensors, tensor_shapes, write_checkpoint
 from torch import Tensor
 
 from earthshine.errors import EarthshineError, UsageError
 from earthshine.spec import read_config, spec_from_config
 from earthshine.storage import Storage
 from earthshine.units import parse_bytes
-from earthshine.weights import Checkpoint, write_checkpoint
+from earthshine.weights import Checkpoint
 from earthshine.weights.formats import StoredLinear
 from earthshine.weights.shards import read_tensor
-from earthshine.weights.writer import published_tensors, tensor_shapes
 
 
 class Decoded(Mapping[str, Tensor]):
