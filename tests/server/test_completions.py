@@ -154,7 +154,7 @@ class TestLogprobs:
     def test_the_chosen_token_is_always_there(self, server):
         server.says([70])
         assert server(prompt="x", logprobs=0)["choices"][0]["logprobs"]["top_logprobs"] == [
-            {server.tokenizer.token_text(70): logprob_of(70)}
+            {server.tokenizer.decode([70]): logprob_of(70)}
         ]
 
     @pytest.mark.parametrize("body", [{"max_tokens": 0}, {"max_tokens": 1}])
@@ -166,13 +166,13 @@ class TestLogprobs:
         answer = server(prompt=tokens if ids else text, echo=True, logprobs=1, temperature=0, **body)
         (choice,) = answer["choices"]
         logprobs, extra = choice["logprobs"], body["max_tokens"]
-        assert choice["text"] == text + server.tokenizer.token_text(70) * extra
+        assert choice["text"] == text + server.tokenizer.decode([70]) * extra
         assert logprobs["token_logprobs"][0] is None
         assert logprobs["top_logprobs"][0] is None
         assert len(logprobs["tokens"]) == len(logprobs["text_offset"]) == len(tokens) + extra
         assert logprobs["token_logprobs"][1 : len(tokens)] == [logprob_of(token) for token in tokens[1:]]
         assert [max(top.values()) for top in logprobs["top_logprobs"][1:]] == logprobs["token_logprobs"][1:]
-        assert logprobs["text_offset"][1] == len(server.tokenizer.token_text(tokens[0]))
+        assert logprobs["text_offset"][1] == len(server.tokenizer.decode([tokens[0]]))
         assert answer["usage"]["completion_tokens"] == extra
 
     def test_a_stop_token_is_scored_too(self, server):
@@ -187,10 +187,8 @@ class TestLogprobs:
         (choice,) = server(prompt=[65, 66], prompt_logprobs=1, logprobs=0, max_tokens=1)["choices"]
         first, second = choice["prompt_logprobs"]
         assert first is None
-        assert second == {
-            "66": {"logprob": logprob_of(66), "rank": 1, "decoded_token": server.tokenizer.token_text(66)}
-        }
-        assert choice["text"] == server.tokenizer.token_text(70)
+        assert second == {"66": {"logprob": logprob_of(66), "rank": 1, "decoded_token": server.tokenizer.decode([66])}}
+        assert choice["text"] == server.tokenizer.decode([70])
         assert choice["logprobs"]["tokens"] == [choice["text"]]
 
     def test_the_chosen_one_beyond_the_alternatives_has_no_rank(self):
@@ -355,6 +353,6 @@ def test_the_engine_scores_a_prompt_as_it_scored_the_reply(live_server, tokenize
 
         reply = complete(prompt=prompt, max_tokens=8)
         ids = tokenizer.encode(reply["text"], False)
-        assert [tokenizer.token_text(token) for token in ids] == reply["logprobs"]["tokens"]
+        assert [tokenizer.decode([token]) for token in ids] == reply["logprobs"]["tokens"]
         echoed = complete(prompt=[*prompt, *ids], max_tokens=1, echo=True)
     assert echoed["logprobs"]["token_logprobs"][len(prompt) : -1] == reply["logprobs"]["token_logprobs"]

@@ -45,9 +45,9 @@ class _Trained(Mapping[str, Tensor]):
 
 def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     named = {
-        str(token): {"content": tokenizer.token_text(token), "special": tokenizer.is_special(token)}
+        str(token): {"content": tokenizer.decode([token]), "special": tokenizer.is_special(token)}
         for token in range(N_RANKS, VOCAB_SIZE)
-        if not tokenizer.token_text(token).startswith("<|reserved_token_")
+        if not tokenizer.decode([token]).startswith("<|reserved_token_")
     }
     return {
         "added_tokens_decoder": named,

@@ -57,10 +57,6 @@ class Tokenizer(ABC):
         token = self.controls.by_id.get(token_id)
         return token is not None and token.special
 
-    def token_text(self, token_id: int) -> str:
-        """The text of one id alone; TextError where the vocabulary has no such id."""
-        return self.token_bytes(token_id).decode("utf-8", errors="replace")
-
     def require_fit(self, vocab_size: int, stop_tokens: Sequence[int]) -> None:
         """Raises TextError unless all ids are below `vocab_size` and `<|im_end|>`, if it exists, is a stop token."""
         end = self.special_id("<|im_end|>")

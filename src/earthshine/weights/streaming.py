@@ -91,12 +91,6 @@ class StreamedUnits:
         self._read_ahead(name)
         return lease
 
-    def forget(self) -> None:
-        """Whatever is not leased is read anew when it is asked for."""
-        for buffer in self._buffers:
-            if not buffer.leases:
-                buffer.settle()
-
     def _read_ahead(self, name: str) -> None:
         follower = self._names[(self._names.index(name) + 1) % len(self._names)]
         if any(buffer.unit == follower for buffer in self._buffers):

@@ -34,7 +34,7 @@ def test_control_tokens_follow_the_ranks(tiny: Tokenizer, tiny_tokens: list[byte
     assert tiny.special_id("hello") is None
     assert [tiny.is_special(first + offset) for offset in (2, 5, 11, 22, 255)] == [True, True, False, False, True]
     assert tiny.is_special(0) is False
-    assert tiny.token_text(first + 5) == f"<|reserved_token_{first + 5}|>"
+    assert tiny.decode([first + 5]) == f"<|reserved_token_{first + 5}|>"
 
 
 def test_pairs_of_lowest_rank_merge_first(tiny: Tokenizer, tiny_tokens: list[bytes]) -> None:
@@ -216,7 +216,7 @@ def test_names_come_from_the_tokenizer_config(tmp_path: Path, ranks: Ranks, tiny
     assert (tokenizer.special_id("<|x|>"), tokenizer.is_special(first + 9)) == (first + 9, False)
     assert (tokenizer.special_id("[B]"), tokenizer.is_special(first)) == (first, True)
     assert tokenizer.special_id("[EOS]") is None
-    assert tokenizer.token_text(first + 1) == f"<|reserved_token_{first + 1}|>"
+    assert tokenizer.decode([first + 1]) == f"<|reserved_token_{first + 1}|>"
 
 
 @pytest.mark.parametrize(
