@@ -96,7 +96,7 @@ def expert_rates(memory: Memory, storage: Storage, rows: int, repeats: int) -> l
 
 
 def attention_rates(memory: Memory, n_heads: int, tokens: int, repeats: int) -> list[float]:
-    """FLOP/s of the last `tokens` of 8192 over a conversation's latents, another conversation every call.
+    """FLOP/s of the last `tokens` of 8192 over a sequence's latents, another sequence every call.
 
     An operation is a multiplication or an addition that a query and a latent that it sees need.
     """
@@ -108,8 +108,8 @@ def attention_rates(memory: Memory, n_heads: int, tokens: int, repeats: int) -> 
     query = torch.randn(tokens, n_heads, latent).bfloat16()
     start = CONTEXT_TOKENS - tokens
     firsts = range(0, pages - n_pages + 1, n_pages)
-    turns = [[PagedTokens(tokens, start, torch.arange(f, f + n_pages, dtype=torch.int32))] for f in firsts]
-    calls = [lambda s=s: kernels.paged_attention(query, pool, s, latent**-0.5, value_dim=RANK) for s in turns]
+    sequences = [[PagedTokens(tokens, start, torch.arange(f, f + n_pages, dtype=torch.int32))] for f in firsts]
+    calls = [lambda s=s: kernels.paged_attention(query, pool, s, latent**-0.5, value_dim=RANK) for s in sequences]
     flops = 2.0 * n_heads * (latent + RANK) * sum(start + token + 1 for token in range(tokens))
     return [flops * rate for rate in _rates(cycle(calls), len(calls) if tokens == 1 else 1, repeats)]
 

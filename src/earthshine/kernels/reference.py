@@ -21,7 +21,7 @@ Scoring = Literal["sigmoid", "softmax"]
 
 
 def linear(x: Tensor, weight: Weight, out_dtype: torch.dtype | None = None) -> Tensor:
-    """[..., in] by [out, in] to [..., out], in x's dtype unless another is asked for."""
+    """[..., in] by [out, in] to [..., out], in x's dtype unless `out_dtype` is given."""
     wide = decode(weight) if isinstance(weight, Matrix) else weight
     return functional.linear(x.float(), wide.float()).to(out_dtype or x.dtype)
 
@@ -88,7 +88,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True) -> Tensor:
-    """Rotary embedding: the pair (x[2i], x[2i+1]), or (x[i], x[i + dim/2]) if not interleaved, turns by angle i.
+    """Rotary embedding: the pair (x[2i], x[2i+1]), or (x[i], x[i + dim/2]) if not interleaved, is rotated by angle i.
 
     x: [..., dim]; cos, sin: fp32, broadcastable to [..., dim/2].
     """

@@ -1,10 +1,10 @@
-"""How fast this machine reads a file past the page cache: blocks of several sizes, several reads at once.
+"""How fast this machine reads a file past the page cache: blocks of several sizes, several concurrent reads.
 
 The file is one that is given, or one written for the purpose and unlinked at once, so that it is gone however the
 process ends. Every read is of a whole, aligned block, in an order drawn from a seed, and lands in memory that no cache
-holds, as a model's does. Refuses a file that is too small or mostly holes, a folder without room, and
-what lies in memory. Where a file system has no O_DIRECT, the page cache is asked to forget the file before each round,
-and `Rates.direct` is False.
+holds, as a model's does. Refuses a file that is too small or mostly holes, a folder without room, and file systems in
+memory. Where a file system has no O_DIRECT, the page cache is asked to drop the file before each round, and
+`Rates.direct` is False.
 """
 
 import fcntl
@@ -110,11 +110,11 @@ def _written(folder: Path, size: int) -> Iterator[int]:
     try:
         os.unlink(name)
         pattern = memoryview(random.Random(0).randbytes(_PATTERN_BYTES))
-        for turn in itertools.count():
-            left = size - turn * _PATTERN_BYTES
+        for part_number in itertools.count():
+            left = size - part_number * _PATTERN_BYTES
             if left <= 0:
                 break
-            at = turn * 17 * ALIGNMENT % _PATTERN_BYTES  # no two parts begin alike
+            at = part_number * 17 * ALIGNMENT % _PATTERN_BYTES  # no two parts begin alike
             for part in (pattern[at:], pattern[:at]):
                 _write(descriptor, part[: max(0, left)])
                 left -= len(part)
@@ -140,7 +140,7 @@ def _measure(descriptor: int, size: int, repeats: int) -> Rates:
         memory[:: mmap.PAGESIZE] = bytes(len(memory) // mmap.PAGESIZE)  # reads into untouched pages take twice as long
         whole = memoryview(memory)
         try:
-            # In turns, so that a disk which is slow for a minute is so for all.
+            # Interleaved, so that a slow minute of the disk affects every figure.
             for _, (block, depth) in itertools.product(range(repeats), keys):
                 if not direct:
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -165,14 +165,14 @@ def _round(
 ) -> float:
     """Bytes per second of reads by `depth` threads until there are enough, into one part of `memory` after another."""
     targets = itertools.cycle(range(0, len(memory) - block + 1, block))
-    turns = deque(zip(places[: max(depth, _ROUND_BYTES // block)], targets, strict=False))
+    reads = deque(zip(places[: max(depth, _ROUND_BYTES // block)], targets, strict=False))
     began = time.perf_counter()
 
     def read(_: int) -> int:
         done = 0
         while True:
             try:
-                place, target = turns.popleft()
+                place, target = reads.popleft()
             except IndexError:
                 return done
             done += _read(descriptor, memory[target : target + block], place * block)

@@ -1,8 +1,8 @@
-"""Facts of this computer from the system's own files: processors, memory, and what a measured profile belongs to.
+"""Facts of this computer from the system's own files: processors, memory, and the identity of a measured profile.
 
-What EARTHSHINE_CPU and EARTHSHINE_KERNELS ask for is part of the last. A limit of the control group that this process
-runs in lowers what there is. Where the system says nothing, modest figures stand in. `root` is where the system's
-files lie, so that tests can put others there.
+EARTHSHINE_CPU and EARTHSHINE_KERNELS are part of the identity. Limits of this process's control group are applied.
+Where the system gives no figure, a modest default is used. `root` is where the system's files are, so that tests can
+use others.
 """
 
 import os
@@ -23,7 +23,7 @@ _SETS = (
 
 
 def processors(root: Path = ROOT) -> int:
-    """Processors that this process may run on, or as many as its group's time is worth where those are fewer."""
+    """Processors that this process may run on, at most what its control group's quota of processor time amounts to."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(allowed, processors_quota(root) or allowed)
 

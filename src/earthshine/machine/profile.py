@@ -1,7 +1,7 @@
 """The seam between measuring and planning: one frozen value of a computer's rates, and its JSON file.
 
 A measured profile is dated and says which machine it belongs to; a described one is written from data sheets, and its
-`source` says from which. Files are not believed: every key is known, every rate lies within what hardware can do, rows
+`source` says from which. Files are not trusted: every key is known, every rate lies within what hardware can do, rows
 ascend. What breaks a rule raises UsageError, which names the file, the field, and what would be right.
 """
 
@@ -47,8 +47,8 @@ class Network:
 class Machine:
     """A computer's rates.
 
-    FLOP/s of a product at some rows of activations are 2 * the weight's values * rows / seconds, so that the bytes a
-    second at one row follow from the format's bytes a value.
+    FLOP/s of a product at some rows of activations are 2 * the weight's values * rows / seconds, so that bytes per
+    second at one row follow from the format's bytes per value.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Machine:
     memory_read: float  # bytes per second, all processors reading together
     disk: tuple[DiskRate, ...]  # by block, then depth
     products: Mapping[str, Points]  # by format: bf16, int4, fp8, int8; rows of activations ascend from 1
-    attention: Points  # query rows that share a cached latent, heads * tokens of a block, ascending
+    attention: Points  # query rows that share a cached latent, heads * tokens, ascending
     layer_seconds: float  # of a decoded token in one layer, beside bytes and FLOPs: calls, norms, routing
     network: Network | None = None
     watts: float | None = None  # the whole machine under load
@@ -187,7 +187,7 @@ def described() -> Mapping[str, Path]:
 
 
 def own_machine(path: Path) -> Machine | None:
-    """The measured profile of this machine, with the memory that this process may use now; None where there is no file.
+    """The measured profile of this machine, with the memory that this process may use now; None if there is no file.
 
     Raises UsageError, which names the field, for a profile that was measured on another machine than this.
     """

@@ -140,7 +140,7 @@ def _disk(field: str, value: object) -> tuple[tuple[int, int, float], ...]:
         at = f"{field}[{index}]"
         found = _keys(at, entry, ("block_bytes", "depth", "bytes_per_second"))
         block = _integer(f"{at}.block_bytes", found["block_bytes"], BLOCK_BYTES, "bytes")
-        depth = _integer(f"{at}.depth", found["depth"], DEPTH, "reads at once")
+        depth = _integer(f"{at}.depth", found["depth"], DEPTH, "concurrent reads")
         rate = _number(f"{at}.bytes_per_second", found["bytes_per_second"], DISK_RATE, "bytes per second")
         if rates and (block, depth) <= rates[-1][:2]:
             raise _wrong(at, [block, depth], f"after {list(rates[-1][:2])}: entries ascend by block_bytes, then depth")

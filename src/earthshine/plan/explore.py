@@ -1,7 +1,7 @@
-"""Forecasts beside one another: over contexts, over budgets, and what a change of the machine would buy.
+"""Forecasts compared: over contexts, over budgets, and what a change of the machine would buy.
 
-The invariant: every figure is the forecast of a plan that could be carried out; contexts and budgets that can't be are
-left out. Nothing is interpolated between plans.
+Every figure is the forecast of a plan that would work; contexts and budgets that do not fit are left out. Nothing is
+interpolated between plans.
 """
 
 from collections.abc import Iterator

@@ -25,7 +25,7 @@ _COMPUTE_SHARE = 0.6  # of a format's best rate, from which on a product is boun
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the engine is to do at once. `skew`: see plan.routing."""
+    """One step's work: sequences that decode together, each attending to `context_tokens`. `skew`: see plan.routing."""
 
     context_tokens: int
     batch: int = 1
@@ -36,12 +36,12 @@ class Load:
 class Cost:
     """Of one step of decoding, or of one whole prompt."""
 
-    tokens: int  # that come of it: one a conversation, or the prompt's
+    tokens: int  # generated, one per sequence; or of the prompt
     seconds: float
     bound: str  # "disk", "memory", "compute" or "calls": what takes most of the time
     disk_bytes: float  # of experts and of the trunk
-    hit_share: float  # of the experts that were asked for, in memory already
-    parts: Mapping[str, float]  # seconds that each part would take alone; reading and computing overlap
+    hit_share: float  # of the experts that were chosen, those already in memory
+    parts: Mapping[str, float]  # seconds of each part by itself; reading and computing overlap
 
     @property
     def tokens_per_second(self) -> float:
@@ -94,7 +94,7 @@ class Forecaster:
         ]
 
     def decode(self, load: Load) -> Cost:
-        """One step that gives every conversation of `load` a token, the caches in their steady state."""
+        """One decode step, a token for every sequence of `load`, with the expert cache in its steady state."""
         clock, attended = _Clock(), float(load.context_tokens * load.batch)
         self._pass(clock, load.batch, attended, 1, load.batch, load.skew, self._held())
         return clock.cost(load.batch)
@@ -119,8 +119,10 @@ class Forecaster:
     def _pass(
         self, clock: _Clock, rows: int, attended: float, together: int, head_rows: int, skew: float, held: int
     ) -> None:
-        """`rows` tokens through every layer, attending to `attended` latents, `together` of them to the same at once;
-        then the head for `head_rows` of them."""
+        """Adds `rows` tokens through every layer, then the head for `head_rows` of them.
+
+        attended: cached rows that they attend to, all added up. together: tokens that attend to the same rows.
+        """
         seconds, streamed = 0.0, sum(self._sizes.streamed_units[name] for name in self._memory.streamed)
         reading = streamed / self._machine.disk_rate(8 << 20, READ_DEPTH)
         clock.disk_bytes += streamed

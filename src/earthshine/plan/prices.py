@@ -1,7 +1,7 @@
 """What a million tokens cost: here, from power and the machine's price over its life, and at services, from a table.
 
-The invariant: every price is a finite number of US dollars from 0 up, and a table says when and where it was read. The
-table that ships can be replaced by a file of the same form. Refuses negative prices, by name.
+Every price is a finite number of US dollars from 0 up, and a table gives its date and source. The table that ships can
+be replaced by a file of the same form. Refuses negative prices, by name.
 """
 
 import os

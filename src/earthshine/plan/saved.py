@@ -1,7 +1,7 @@
 """A plan as a file: indented JSON with sorted keys, one value a line, so that two plans can be compared by `diff`.
 
-The invariant: what is written reads back as an equal plan. Nothing in a file is believed: every key is required and
-none is unknown, every number is checked, and the engine checks anew that the parts fit the budget.
+A plan that is written reads back as an equal one. Nothing in a file is trusted: every key is required and none is
+unknown, every number is checked, and the engine checks again that the parts fit the budget.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """How many bytes each part of a model takes in memory, from its spec alone: what a plan starts from.
 
-The invariant: for files that store what their config says, no part takes more than is counted here. A buffer that a
-read arrives in counts as its bytes and two pages for each published tensor, since the pages of a file begin where they
-like; activations count at the widest point of a layer. Files that need more (a trunk published in fp32) are measured
-from their headers by the engine, which raises the counts.
+Invariant: for files that store what their config says, no part takes more than is counted here. A buffer for a read
+counts as its bytes and two aligned blocks for each published tensor, since tensors begin anywhere in a file;
+activations count at the widest point of a layer. For files that need more (a trunk published in fp32) the engine raises
+the counts by what their headers say.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from earthshine.storage import BF16_BYTES, FP32_BYTES, Storage, aligned, matrix_
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """A model's parts in bytes, in the form in which they would lie in memory."""
+    """A model's parts in bytes of memory."""
 
     units: Mapping[str, int]  # of the trunk: each layer and the head, in order
     streamed_units: Mapping[str, int]  # the same as published, which is how they stream
@@ -27,12 +27,12 @@ class Sizes:
     kept: int  # rows of one token in all layers
     activation: int  # of one token of a prompt on its way through the model
     logits: int  # of one token
-    loading: int = 0  # the most that the trunk takes while it is brought into this form, before anything else is there
-    gathered: int = 0  # of one token of a context, while it is attended to elsewhere than where it lies
+    loading: int = 0  # peak while the trunk is converted to this form, before anything else is allocated
+    gathered: int = 0  # of one token of a context, where attention copies it out of its page (fp32)
     state: int = 0  # the recurrent state of one sequence, all layers together
 
     def at_least(self, units: Mapping[str, int], expert: int) -> "Sizes":
-        """The same, for files whose units (as published) or experts take more than their config makes one expect."""
+        """The same with larger units (as published) and experts, where the files' headers say more than the config."""
         streamed = {name: max(size, units.get(name, 0)) for name, size in self.streamed_units.items()}
         more = {name: streamed[name] - size for name, size in self.streamed_units.items()}
         resident = {name: size + more[name] for name, size in self.units.items()}
@@ -102,8 +102,7 @@ def _loading(spec: ModelSpec, published: Mapping[str, int], resident: Mapping[st
 
 
 def _most_at_once(steps: Iterable[tuple[int, int]]) -> int:
-    """The most bytes that exist while parts are read one after the other: what each leaves, and what it takes beside
-    that and all before it."""
+    """Peak bytes of steps in a row, each given as (bytes that stay, bytes needed during the step alone)."""
     done = most = 0
     for left, beside in steps:
         done += left
@@ -118,15 +117,15 @@ def _decoded_bytes(spec: ModelSpec, tensor: TensorSpec) -> int:
 
 
 def _activation_values(spec: ModelSpec, layer: LayerSpec, wide: int) -> int:
-    """Numbers that exist at once for one token of a prompt, whether in attention or in the feed-forward layer."""
+    """The most values that exist together for one token of a prompt, in attention or in the feed-forward layer."""
     return spec.hidden * 4 + max(layer.attention.activation_values, _ffn_values(spec.hidden, layer.ffn, wide))
 
 
 def _ffn_values(hidden: int, ffn: DenseSpec | MoeSpec, wide: int) -> int:
-    """In fp32 five rows of the inner width exist at once, as gate is activated in blocks: 5.3 with all else were
-    measured where it is wide, and 0.7 of bf16, whose kernels keep none of it."""
+    """In fp32 five rows of the inner width exist together (5.3 with all else were measured for wide layers); native
+    bf16 kernels keep none of it (0.7 measured), and three rows are counted."""
     inner = 3 if wide == 1 else 5
     if isinstance(ffn, MoeSpec):
-        routed = 0 if wide == 1 else hidden + inner * ffn.intermediate  # should all tokens choose one expert
+        routed = 0 if wide == 1 else hidden + inner * ffn.intermediate  # if all tokens choose one expert
         return 4 * hidden + max(inner * ffn.shared_intermediate, routed) + 4 * ffn.n_experts + 16 * ffn.top_k
     return hidden + inner * ffn.intermediate

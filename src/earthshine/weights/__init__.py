@@ -1,8 +1,8 @@
 """Bytes on disk to tensors: published checkpoints read in place, and routed experts fetched as tokens need them.
 
 Owns the safetensors reader, the published names of tensors, the reads past the page cache, the checksums,
-the expert store and the trunk that stays or streams. Values leave as published, quantised ones as the bytes that
-kernels take, but for a trunk that was asked for in int8. No pickle, no memory map of a file, no unchecked length: a
+the expert store, and the trunk, resident or streamed. Values leave as published, quantised ones as the bytes that
+kernels take; only an int8 trunk is rounded. No pickle, no memory map of a file, no unchecked length: a
 file that is damaged, unsafe or does not fit its config is refused with a CheckpointError.
 """
 

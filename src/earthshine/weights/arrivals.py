@@ -1,8 +1,8 @@
 """Reads that bring routed experts into slots.
 
 Invariant: a slot is known here before its read can begin, so `cancel` finds every read that could still write into a
-slot, whatever was interrupted. Refuses what a checkpoint refuses: bytes that can't be read, scales that are no numbers,
-an expert that differs from its checksum.
+slot, whatever was interrupted. Refuses what a checkpoint refuses: bytes that can't be read, scales that are NaN or
+infinite, an expert that differs from its checksum.
 """
 
 import time

@@ -1,7 +1,7 @@
 """Routed experts on loan: from their slots in memory, or read from the checkpoint.
 
-Invariant: what is lent is one whole expert with its published values, and stays in place until it is released. A loan
-that failed or was interrupted is cleaned up by the next call. Not for two threads at once.
+Invariant: a lent expert is whole, has its published values, and stays in place until it is released. A loan that failed
+or was interrupted is cleaned up by the next call. For one thread at a time.
 """
 
 from collections import deque
@@ -37,7 +37,7 @@ class ExpertStats:
     bytes_read: int  # published bytes of the misses
     read_wait_seconds: float  # in which nothing was computed
     direct: bool  # whether every read went past the page cache
-    rereads: int  # reads repeated because what came first did not pass its check
+    rereads: int  # reads repeated after a failed check
 
 
 class ExpertStore:
@@ -90,7 +90,7 @@ class ExpertStore:
         return ExpertStats(hits, read.misses, read.bytes_read, read.wait_seconds, reader.direct, reader.rereads)
 
     def all_of(self, layer: int, experts: Sequence[int]) -> list[Held] | None:
-        """The experts, where every one of the layer has a slot for good; None elsewhere."""
+        """The experts, where every one of the layer has a permanent slot; None otherwise."""
         resident = self._whole(layer)
         if resident is None:
             return None
@@ -140,7 +140,7 @@ class ExpertStore:
         """
         home, arrivals = self._home, self._arrivals
         if not home.whole:
-            raise UsageError("Experts can be loaded ahead only where each has a slot of its own.")
+            raise UsageError("Experts can be loaded ahead only where every one has a slot.")
         self._begin()
         counts = home.n_experts.items()
         missing = [(layer, e) for layer, count in counts for e in range(count) if e not in home.resident(layer)]
@@ -154,14 +154,14 @@ class ExpertStore:
         self._end()
 
     def _begin(self) -> None:
-        """Before slots change hands; makes good what was left in the middle."""
+        """Before slots are reassigned; cleans up what a failed loan left."""
         if self._lending:
             self._arrivals.cancel()
             self._home.recover()
         self._lending = True
 
     def _end(self) -> None:
-        """After slots have changed hands and all went well."""
+        """After slots were reassigned without an error."""
         self._lending = False
 
 

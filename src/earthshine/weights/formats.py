@@ -1,8 +1,8 @@
 """A stored linear layer and its values: the tensors as published, what must hold of them, the decoded matrix, and the
 one form of our own, int8.
 
-The invariant: decoding yields exactly the published values, in bf16 for the quantised storages and as stored for the
-plain ones. Refuses scales that are NaN or infinite and shape tensors that contradict the config, naming the tensor.
+Invariant: decoding yields exactly the published values, in bf16 for quantised formats and as stored otherwise. Refuses
+scales that are NaN or infinite and shape tensors that contradict the config, naming the tensor.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Checksums of a checkpoint's blocks, in a small file beside its shards: one of each routed expert and trunk tensor.
 
-The invariant: a manifest that is loaded has a BLAKE3 hash of every block of exactly these shards, by size. A block's
+Invariant: a loaded manifest has a BLAKE3 hash of every block of exactly these shards, by size. A block's
 hash covers its published bytes in the order of their files and offsets. Refuses a manifest that is malformed or was
-made of other files, rather than ignoring it. A manifest tells damage from what it was made of; it is not a signature.
+made from other files, rather than ignoring it. A manifest detects damage since it was made; it is not a signature.
 """
 
 import json
@@ -64,7 +64,7 @@ class Manifest:
             raise _damaged(f"the trunk tensor {name}", where)
 
     def check_stored(self, name: str, ranges: Sequence[ByteRange]) -> None:
-        """The same for a trunk tensor that nobody has read yet: read here, 32 MiB at a time, and forgotten."""
+        """The same for a trunk tensor on disk, which is read here, 32 MiB at a time, and not kept."""
         for _ in range(2):
             digest = blake3()
             for span in ranges:

@@ -1,9 +1,9 @@
 """Where the bytes of one expert lie once they are read into a slot, and the matrices that they are there.
 
-The invariant: a matrix is a view of the published bytes, wherever they lie, but for FP8 scales that are widened to
-fp32; what is checked once after a read (scales, stored shapes) holds for as long as the slot is the expert's. Refuses
-scales that are NaN or infinite, shape tensors that contradict the config, and an expert that takes more room than its
-layer's first one.
+Invariant: a matrix is a view of the published bytes, at any address, but for FP8 scales that are widened to fp32; what
+is checked once after a read (scales, stored shapes) holds for as long as the slot belongs to the expert. Refuses scales
+that are NaN or infinite, shape tensors that contradict the config, and an expert that takes more room than its layer's
+first one.
 """
 
 from dataclasses import dataclass
@@ -125,7 +125,7 @@ def stored_expert(expert: PlacedExpert, slot: Tensor) -> Expert:
 
 
 def weights(expert: PlacedExpert, slot: Tensor) -> tuple[Weight, Weight, Weight]:
-    """Gate, up and down over the slot's bytes, for activations in fp32: plain weights in fp32 stay as they are."""
+    """Gate, up and down as views of the slot, for fp32 activations: unquantised fp32 weights stay fp32."""
     gate, up, down = (
         _wide(matrix, slot) if matrix.parts[0][0].dtype == "F32" else _matrix(matrix, slot)
         for matrix in expert.matrices

@@ -1,9 +1,9 @@
 """Reads of published bytes, past the page cache where the file system can, by a few threads with a queue.
 
-The invariant: a ticket that ends well has put the file's bytes, as they were when the file was opened, where they were
-asked for; all else is a CheckpointError that names the file. A file that shrank, grew or was written to since is
-refused. Demand goes before prefetch. A buffer is the caller's again only once its ticket has ended: after an
-interrupted wait, `cancel` or `wait` tells when.
+Invariant: a ticket that succeeds has filled its buffers with the file's bytes as they were when the file was opened;
+anything else is a CheckpointError that names the file. A file that shrank, grew or was written to since is refused.
+Demand reads go before prefetches. A buffer belongs to the reader until its ticket has ended: after an interrupted wait,
+call `cancel` or `wait` before using it.
 """
 
 import errno
@@ -25,7 +25,7 @@ from earthshine.errors import CheckpointError, UsageError
 from earthshine.storage import ALIGNMENT, padded
 from earthshine.untrusted import open_regular, shown
 
-# A decoded layer that misses 5 experts of 24.8 MB, medians of five runs that took turns: 1, 2 and 3 threads take 32.5,
+# A decoded layer that misses 5 experts of 24.8 MB, medians of five interleaved runs: 1, 2 and 3 threads take 32.5,
 # 33.4 and 35.7 ms, and 53.9, 49.0 and 50.3 where each expert is held against its checksum. More in flight bring the
 # first expert later; fewer leave the disk idle during a check.
 THREADS = 2
@@ -34,7 +34,7 @@ Check = Callable[[], None]  # judges what was read; raises CheckpointError
 
 
 class Priority(IntEnum):
-    """Who waits for a read: lower numbers go first, and equal ones in the order in which they were asked for."""
+    """Whether a caller waits for the read: lower numbers go first, equal ones in order of submission."""
 
     DEMAND = 0
     PREFETCH = 1
@@ -72,11 +72,11 @@ class Ticket:
 
     @property
     def ended(self) -> bool:
-        """Whether the reader is done with the buffers, well or not."""
+        """Whether the reader is done with the buffers, successfully or not."""
         return self._done
 
     def wait(self) -> None:
-        """Returns once the bytes are there. Raises CheckpointError where they can't be had, as often as it is asked.
+        """Returns once the bytes are there. Raises CheckpointError where they can't be read, at every call.
 
         What is waited for is no longer a prefetch: it goes before those that are.
         """
@@ -90,13 +90,13 @@ class Ticket:
         self._reader._hasten(self)
 
     def settle(self) -> None:
-        """Returns once the reader is done with the buffers, well or not."""
+        """Returns once the reader is done with the buffers, successfully or not."""
         while not self._done:
             with self._gate:
                 pass
 
     def cancel(self) -> bool:
-        """Whether the buffers are free now: true for a read that had not begun, which then never does."""
+        """Cancels the read if it has not begun; returns whether the buffers are free now."""
         return self._reader._cancel(self)
 
     def _end(self, error: BaseException | None) -> None:
@@ -130,7 +130,7 @@ class Reader:
         self._wake: SimpleQueue[None] = SimpleQueue()  # one entry or more for each read that waits, put first
         self._threads: list[threading.Thread] = []
         self._closed = False
-        self._reason = "" if direct else "Reads past the page cache were not asked for."
+        self._reason = "" if direct else "Reads past the page cache are turned off."
         self._rereads = 0
 
     @property
@@ -181,10 +181,10 @@ class Reader:
         return ticket
 
     def ticket(self, segments: Sequence[Segment], check: Check | None = None) -> Ticket:
-        """A read that is not queued yet, so that its owner can note whose buffers it has before it begins.
+        """A read that is not queued yet, so that its owner can record its buffers before it begins.
 
         `check` is called in the reading thread. Where it raises, everything is read and checked once more, and the
-        second CheckpointError is the ticket's. UsageError for a buffer that is too small or not at a page.
+        second CheckpointError is the ticket's. UsageError for a buffer that is too small or not aligned.
         """
         for segment in segments:
             self.open(segment.file)

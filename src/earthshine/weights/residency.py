@@ -33,7 +33,7 @@ class Residency:
         self.n_slots = {layer: min(slots_per_layer, count) for layer, count in n_experts.items()}
         self.whole = self.n_slots == self.n_experts
         if slots_per_layer < 0 or transit_slots < (0 if self.whole else 1):
-            raise UsageError("Experts need one transit slot or more, unless every expert has a slot of its own.")
+            raise UsageError("Experts need one transit slot or more, unless every expert has a slot.")
         self.n_all = max(1, sum(self.n_slots.values()) + transit_slots)
         self._policy: dict[int, LayerPolicy] = {}
         for layer in n_experts:

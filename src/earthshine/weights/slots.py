@@ -1,6 +1,6 @@
 """Memory that reads arrive in: one region, cut in equal slots.
 
-The invariant: a slot begins at a page and never moves; memory is touched as slots are used, or all at once, and goes
+Invariant: a slot begins at a page and never moves; memory is touched as slots are used, or all at once, and goes
 back to the system a slot at a time, if at all. Refuses a region that the machine can't map.
 """
 

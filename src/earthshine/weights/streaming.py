@@ -1,7 +1,7 @@
 """Units of the trunk that pass through two buffers: leased while a forward pass uses them, and read ahead.
 
-The invariant: a buffer that is leased is not written to. So a pass may be paused anywhere, and another may run through
-any units meanwhile: with one buffer leased, the other serves it, without reading ahead. Refuses a third pass.
+Invariant: a leased buffer is not written to. So a pass may be paused anywhere while another runs through any units: it
+uses the other buffer, without reading ahead. Refuses a third pass.
 """
 
 from collections.abc import Callable, Mapping, Sequence

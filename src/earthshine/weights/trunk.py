@@ -1,9 +1,9 @@
 """The trunk from disk: units (the layers, the head) that stay in memory, or that stream through two buffers.
 
-The invariant: weights are the published values wherever they lie, but for a trunk that was asked for in int8, which
-rounds them; a streamed unit is checked anew each time it is read, and stays in place while it is leased. Units are
-asked for in order, so the next one that streams is read while the present one computes, and reads of experts go first.
-Embeddings may stay on disk, a row being all that a token needs. Refuses what the checkpoint refuses.
+Invariant: weights have the published values whether they are resident or streamed; only an int8 trunk rounds them. A
+streamed unit is checked each time it is read, and stays in place while it is leased. Units are used in order, so the
+next one that streams is read while the present one computes; reads of experts go first. Embeddings may stay on disk,
+since a token needs one row. Refuses what the checkpoint refuses.
 """
 
 import os
@@ -43,7 +43,7 @@ class _Placed:
     tensor: TensorSpec
     published: Published
     parts: tuple[tuple[TensorExtent, int], ...]
-    own: int | None  # the page where its values go once they are decoded or converted; None for what is used as it lies
+    own: int | None  # the page of its converted copy; None for what is used as published
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class StoredTrunk:
         return value if unit.placed[0].own is None else value.clone()  # without what it was made from
 
     def _load(self, progress: Progress | None) -> None:
-        """Reads every resident unit, one ahead of the one that is looked at, but none where memory is for rounding."""
+        """Reads every resident unit, one ahead of the one that is checked; for int8 none ahead, to save memory."""
         names = [name for name in self._units if name not in self._streamed]
         if self._int8:
             names.sort(key=lambda name: -self._units[name].nbytes)
@@ -216,7 +216,7 @@ def _only(unit: AbstractContextManager[UnitWeights], name: str) -> Iterator[Weig
 
 
 class _Rows:
-    """Embedding rows, read when they are asked for: 14 KB each in Kimi-K2.6, through the page cache."""
+    """Embedding rows, read as tokens need them: 14 KB each in Kimi-K2.6, through the page cache."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         extent = checkpoint.shards[next(p for p in published_trunk(checkpoint.spec) if p.name == "embed").parts[0].name]
@@ -262,7 +262,7 @@ def _unit(checkpoint: Checkpoint, name: str, tensors: list[TensorSpec], publishe
 
 
 def _own_bytes(tensor: TensorSpec, published: Published, extent: TensorExtent) -> int:
-    """Bytes of a tensor that can't be used as it lies: decoded, converted, or not aligned to its type. Else 0."""
+    """Bytes of a converted copy, for a tensor that is decoded, cast or not aligned to its type; 0 for others."""
     if published.storage in QUANTISED:
         return 0 if tensor.use is Use.STORED else BF16_BYTES * tensor.size
     wanted = "BF16"
@@ -275,7 +275,7 @@ def _own_bytes(tensor: TensorSpec, published: Published, extent: TensorExtent) -
 
 
 def _views(unit: Unit, memory: Tensor) -> dict[str, Weight]:
-    """The unit's weights where its reads have put them; what is not used as it is published is converted."""
+    """The unit's weights in the buffer they were read into; those used in another form than published are converted."""
     weights: dict[str, Weight] = {}
     for placed in unit.placed:
         raw = [

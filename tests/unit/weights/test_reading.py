@@ -47,7 +47,7 @@ def test_a_short_read_goes_on_where_it_stopped(file: Path, monkeypatch: pytest.M
     with Reader(direct=False) as reader:
         reader.submit(file, 5, SIZE - 5, buffer).wait()
         assert buffer[5:SIZE] == file.read_bytes()[5:]
-        assert (reader.direct, reader.reason) == (False, "Reads past the page cache were not asked for.")
+        assert (reader.direct, reader.reason) == (False, "Reads past the page cache are turned off.")
 
 
 def test_a_file_that_ends_early_or_changed_is_named(file: Path) -> None:

@@ -1,6 +1,6 @@
 """Earthshine's names to published ones: one table for reading and writing.
 
-The invariant: every tensor of `spec.layout` has exactly one published spelling, with the shapes and dtypes that its
+Invariant: every tensor of `spec.layout` has exactly one published spelling, with the shapes and dtypes that its
 storage allows. Covers DeepSeek-V3, Kimi-K2, K2-Thinking, Moonlight, Qwen3-MoE, Kimi-Linear and, behind a prefix,
 Kimi-K2.5 and later. Names of modules are those of `spec.families.modules`, shapes those of the published checkpoints.
 Refuses widths that a format can't hold.

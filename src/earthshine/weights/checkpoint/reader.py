@@ -1,6 +1,6 @@
-"""One opened checkpoint: a folder of shards held against a model's spec, tensors by Earthshine's names.
+"""One opened checkpoint: a folder of shards checked against a model's spec, tensors by Earthshine's names.
 
-The invariant: once open, every tensor that the spec needs is there with a permitted dtype and the right shape, and
+Invariant: once open, every tensor that the spec needs is there with a permitted dtype and the right shape, and
 nothing unknown is. Missing, unexpected, misshapen and mistyped tensors are reported together in one CheckpointError.
 Values are judged when they are read: a scale that is NaN, or a stored shape that lies, is refused by name.
 """
