@@ -134,7 +134,7 @@ def _pages(args: PlanArgs, context: int) -> int:
 
 def _shared_pages(sizes: Sizes, batch: int, one: int, spare: int) -> int:
     """Those of one sequence and what `spare` bytes hold, but no more than `batch` sequences could fill."""
-    return min(page_count(one * PAGE_TOKENS + spare // max(sizes.kept, 1)), batch * one)
+    return min(one + spare // max(PAGE_TOKENS * sizes.kept, 1), batch * one)
 
 
 def _easy_context(sizes: Sizes, budget_bytes: int, args: PlanArgs, least: int, most: int, spare: int) -> int:

@@ -230,3 +230,13 @@ def test_shared_pages_leave_each_sequence_a_longer_context():
     apart = divided(K2_6, 48 * GIB, batch=8)
     assert shared.context_tokens == 32_768 > 2 * apart.context_tokens
     assert shared.pages > shared.context_tokens // 64
+
+
+@pytest.mark.parametrize("context", [None, 4096])
+def test_a_budget_just_above_the_smallest_that_works_works_too(context: int | None) -> None:
+    """Shared pages are taken from what is left in whole pages, and so never from what the weights need."""
+    least = divided(K2_6, 64 * GIB, context, 8, cache=0).smallest
+    page = 64 * K2_6.kept
+    for more in range(0, 10 * page, page // 8):
+        found = divided(K2_6, least + more, context, 8, cache=0)
+        assert found.planned_bytes <= found.budget_bytes
