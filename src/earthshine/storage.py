@@ -24,10 +24,10 @@ class Storage(StrEnum):
     """How the values of a matrix [rows, cols], that is [out, in], are stored: its tensors, in order."""
 
     BF16 = "bf16"  # bf16 [rows, cols]
-    FP8_BLOCK128 = "fp8-128x128"  # e4m3 [rows, cols]; fp32 scales [ceil(rows / 128), ceil(cols / 128)]
     # 8 values plus 8 in an int32, the first in its lowest bits, [rows, cols / 8]; bf16 scales [rows, cols / 32]; the
     # shape, [2]
     INT4_GROUP32 = "int4-g32"
+    FP8_BLOCK128 = "fp8-128x128"  # e4m3 [rows, cols]; fp32 scales [ceil(rows / 128), ceil(cols / 128)]
     INT8_GROUP128 = "int8-g128"  # int8 [rows, cols]; fp32 scales [rows, ceil(cols / 128)]. Our own; never published
 
     @property

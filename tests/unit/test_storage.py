@@ -48,7 +48,7 @@ def test_a_shape_that_a_format_cannot_hold_is_refused_by_its_name(storage: Stora
 
 
 def test_formats_are_named_by_the_type_of_their_values() -> None:
-    assert [storage.value_type for storage in Storage] == ["bf16", "fp8", "int4", "int8"]
+    assert [storage.value_type for storage in Storage] == ["bf16", "int4", "fp8", "int8"]
     assert {storage.value_type for storage in QUANTISED} == {"fp8", "int4"}
 
 

@@ -308,7 +308,7 @@ def test_everything_can_be_loaded_ahead(tmp_path: Path) -> None:
     assert (len(progress), progress[-1]) == (2 * N_EXPERTS, (total, total))
     outputs(experts)
     assert experts.stats.misses == 2 * N_EXPERTS
-    with pytest.raises(UsageError, match="only where each has a slot"):
+    with pytest.raises(UsageError, match="only where every one has a slot"):
         store(checkpoint, 2).preload(lambda done, total: None)
 
 
