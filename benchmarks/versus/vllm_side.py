@@ -1,6 +1,6 @@
 """vLLM on the CPU as a worker, in one process, in the setting that the request names.
 
-Request, in addition to the measurement's: model (a bf16 copy of the checkpoint, by write_bf16.py), threads, latent (keep
+Request, in addition to the measurement's: model (a bf16 copy of it, by write_bf16.py), threads, latent (keep
 latents and use vLLM's MLA; otherwise heads are expanded and cached, which vLLM's CPU kernels do faster), zen (let vLLM
 use AMD's zentorch), eager (no compilation), batch (sequences at once, for `decode`). Contexts are true prompts. A
 prompt's time ends with its first token, so it includes one row of the head. See worker.py.
