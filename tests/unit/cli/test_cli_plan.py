@@ -183,7 +183,8 @@ def test_plans_that_chat_can_not_use_are_refused(earthshine, tmp_path, k2_6):
     earthshine("plan", k2_6, "--machine", "mini-24gb", "--save", file)
     for content, message in (
         (file.read_text(), "The plan is for 'kimi_k25-"),
-        ("{}", "is not a plan of this version"),
+        ("{}", "is not a plan; its format must be"),
+        ('{"format": "earthshine plan 1"}', "is a plan of another version"),
         (None, "can't be opened"),
     ):
         file.unlink()
