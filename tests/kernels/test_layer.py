@@ -10,13 +10,14 @@ from torch import Tensor
 
 from earthshine import kernels
 from earthshine.errors import KernelError
-from earthshine.kernels import LAYER_TOKENS, Expert, Format, Matrix, PagedBatch, PagedTokens, Weight, library
+from earthshine.kernels import LAYER_TOKENS, Expert, Matrix, PagedBatch, PagedTokens, Weight, library
 from earthshine.models import Ffn, Moe, Run, attention_of
 from earthshine.models.few import FewTokens
 from earthshine.models.rope import RotaryTables
 from earthshine.spec import GqaSpec, MlaSpec, RopeSpec, YarnSpec
 from earthshine.spec.model import MoeSpec, RouterSpec, Scoring
 from earthshine.spec.tensor import Use
+from earthshine.storage import Storage
 
 from .stored import assert_same_bits, draw, matrix
 
@@ -65,12 +66,12 @@ class Pages:
         return self._pool
 
 
-def attention_weights(spec: MlaSpec | GqaSpec, form: Format) -> dict[str, Weight]:
+def attention_weights(spec: MlaSpec | GqaSpec, form: Storage) -> dict[str, Weight]:
     weights: dict[str, Weight] = {}
     for seed, tensor in enumerate(spec.tensors(HIDDEN)):
         if len(tensor.shape) == 1:
             weights[tensor.name] = 1 + draw(*tensor.shape, seed=seed, gain=0.2)
-        elif tensor.use is Use.PLAIN or form is Format.BF16:
+        elif tensor.use is Use.PLAIN or form is Storage.BF16:
             weights[tensor.name] = draw(*tensor.shape, seed=seed, gain=2 * tensor.shape[1] ** -0.5)
         else:
             weights[tensor.name] = matrix(form, *tensor.shape, seed=seed)
@@ -86,14 +87,14 @@ def few(spec: MlaSpec | GqaSpec, weights: dict[str, Weight], ffn: Moe | Ffn) -> 
     return FewTokens(spec, norms, EPS, weights, ffn, RotaryTables())
 
 
-def dense(form: Format = Format.BF16, inner: int = 64) -> Ffn:
+def dense(form: Storage = Storage.BF16, inner: int = 64) -> Ffn:
     shapes = ((inner, HIDDEN), (inner, HIDDEN), (HIDDEN, inner))
     return Ffn(*(matrix(form, *shape, seed=70 + i) for i, shape in enumerate(shapes)))
 
 
 @pytest.mark.parametrize("tokens", STEPS, ids=["one", "several", "most"])
 @pytest.mark.parametrize("spec", ATTENTION.values(), ids=ATTENTION)
-@pytest.mark.parametrize("form", [Format.BF16, Format.INT8_GROUP128], ids=["bf16", "int8"])
+@pytest.mark.parametrize("form", [Storage.BF16, Storage.INT8_GROUP128], ids=["bf16", "int8"])
 def test_attention_has_the_bits_of_its_operations_and_is_near_the_oracle(instruction_set, spec, tokens, form) -> None:
     weights = attention_weights(spec, form)
     width = spec.kept[0].width
@@ -136,14 +137,14 @@ class Mixture(NamedTuple):
     n_experts: int
     top_k: int
     rule: RouterSpec
-    form: Format
+    form: Storage
     shared: int  # inner width; 0 for none
 
 
 MIXTURES = {
-    "sigmoid, groups, shared": Mixture(12, 4, RouterSpec(3, 2, True, 2.5), Format.INT4_GROUP32, 40),
-    "softmax": Mixture(10, 3, RouterSpec(1, 1, True, 1.0, Scoring.SOFTMAX), Format.BF16, 0),
-    "one of one": Mixture(1, 1, RouterSpec(1, 1, False, 1.5), Format.FP8_BLOCK128, 64),
+    "sigmoid, groups, shared": Mixture(12, 4, RouterSpec(3, 2, True, 2.5), Storage.INT4_GROUP32, 40),
+    "softmax": Mixture(10, 3, RouterSpec(1, 1, True, 1.0, Scoring.SOFTMAX), Storage.BF16, 0),
+    "one of one": Mixture(1, 1, RouterSpec(1, 1, False, 1.5), Storage.FP8_BLOCK128, 64),
 }
 
 
@@ -167,7 +168,7 @@ def test_a_mixture_has_the_bits_of_its_operations_and_is_near_the_oracle(instruc
     for threads in (1, 3):
         library.set_threads(threads)
         before = experts.table(5).used
-        out = few(GQA, attention_weights(GQA, Format.BF16), moe).feed(x.clone(), mixed, experts)
+        out = few(GQA, attention_weights(GQA, Storage.BF16), moe).feed(x.clone(), mixed, experts)
         total, normed = kernels.add_rms_norm(x.clone(), mixed, norm, EPS)
         assert_same_bits(out, total + moe(normed, experts))
         chosen, _ = moe._route(normed)
@@ -194,11 +195,11 @@ def oracle_of(moe: Moe, experts: Resident, total: Tensor, normed: Tensor, chosen
     return out
 
 
-@pytest.mark.parametrize("form", list(Format), ids=lambda form: form.name.lower())
+@pytest.mark.parametrize("form", list(Storage), ids=lambda form: form.name.lower())
 def test_a_dense_network_has_the_bits_of_its_operations(instruction_set, form) -> None:
     network, norm = dense(form), 1 + draw(HIDDEN, seed=51, gain=0.2)
     x, mixed = draw(5, HIDDEN, seed=4), draw(5, HIDDEN, seed=5)
-    out = few(GQA, attention_weights(GQA, Format.BF16), network).feed(x.clone(), mixed, Resident([]))
+    out = few(GQA, attention_weights(GQA, Storage.BF16), network).feed(x.clone(), mixed, Resident([]))
     total, normed = kernels.add_rms_norm(x.clone(), mixed, norm, EPS)
     assert_same_bits(out, total + network(normed))
 
@@ -206,7 +207,7 @@ def test_a_dense_network_has_the_bits_of_its_operations(instruction_set, form) -
 class TestWhatDoesNotFitIsRefused:
     def test_of_attention(self) -> None:
         pages = Pages(48, [(2, 14)])
-        x, layer = draw(2, HIDDEN), few(MLA, attention_weights(MLA, Format.BF16), dense())._attention
+        x, layer = draw(2, HIDDEN), few(MLA, attention_weights(MLA, Storage.BF16), dense())._attention
         angles = torch.zeros(2, 4), torch.zeros(2, 4)
         batch = pages.pieces[0].sequences
         layer(x, pages.pool(), batch, angles)
@@ -225,14 +226,14 @@ class TestWhatDoesNotFitIsRefused:
 
     def test_of_a_feed_forward_layer(self) -> None:
         moe, experts = mixture(MIXTURES["softmax"])
-        layer = few(GQA, attention_weights(GQA, Format.BF16), moe)._ffn
+        layer = few(GQA, attention_weights(GQA, Storage.BF16), moe)._ffn
         x = draw(2, HIDDEN)
         for added, table in ((draw(3, HIDDEN), experts.table(5)), (x, None), (x, kernels.ExpertTable([]))):
             with pytest.raises(KernelError, match="2 tokens take as many rows to add, and 10 experts"):
                 layer(x, added, table)
 
     def test_of_weights(self) -> None:
-        weights = attention_weights(MLA, Format.BF16)
+        weights = attention_weights(MLA, Storage.BF16)
         with pytest.raises(KernelError, match="kv_b is"):
             few(MLA, weights | {"kv_b": weights["kv_b"][:60]}, dense())
         with pytest.raises(KernelError, match=r"bfloat16 \[40\]"):
@@ -240,7 +241,7 @@ class TestWhatDoesNotFitIsRefused:
 
 
 def test_one_operation_after_the_other_serves_where_the_library_does_not(monkeypatch) -> None:
-    weights = attention_weights(MLA, Format.BF16)
+    weights = attention_weights(MLA, Storage.BF16)
     in_fp32 = few(MLA, {name: wide(weight) for name, weight in weights.items()}, dense())
     assert in_fp32.attend(draw(1, HIDDEN), torch.zeros(1).long(), Pages(48, [(1, 0)])) is None
     monkeypatch.setenv("EARTHSHINE_KERNELS", "reference")
