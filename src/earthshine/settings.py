@@ -68,6 +68,11 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
+def child_environment() -> dict[str, str]:
+    """The variables that Python itself may need in a child process that is to know nothing else of this one."""
+    return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+
+
 def _choice(variables: Mapping[str, str], name: str, permitted: tuple[str, ...]) -> str:
     text = variables.get(name, "")
     if text and text not in permitted:

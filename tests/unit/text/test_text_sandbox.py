@@ -1,14 +1,19 @@
-"""Templates as an attacker writes them: each ends as TextError, soon, and without much memory."""
+"""Templates as an attacker writes them: each is stopped, soon and without much memory, and the next rendering works."""
 
-import itertools
-import tracemalloc
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from earthshine.errors import TextError
 from earthshine.text import ChatTemplate
-from earthshine.text.sandbox import meter
+from earthshine.text.sandbox import TEMPLATE_PROCESS, process
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 DOUBLING = "{% for i in range(60) %}{% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}{% endfor %}"
@@ -20,7 +25,6 @@ SPENDERS = {
     "nested loops": "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
     "loop filter": "{% for i in range(100000) %}{% for j in range(100000) if j < 0 %}{% endfor %}{% endfor %}",
     "output": "{% for i in range(9999) %}{% for j in range(9999) %}" + "a" * 5000 + "{% endfor %}{% endfor %}",
-    "captured output": "{% set x %}{% for i in range(9999) %}" + "a" * 5000 + "{% endfor %}{% endset %}",
     "macro output": "{% macro m() %}{% for i in range(9999) %}" + "a" * 5000 + "{% endfor %}{% endmacro %}{{ m() }}",
     "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "branching": "{% macro m(x) %}{% if x %}{{ m(x - 1) }}{{ m(x - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
@@ -38,31 +42,21 @@ SPENDERS = {
     "shared, tested": SHARED + "{{ n.a is eq(n.b) }}",
     "shared, sought": SHARED + "{{ n.a in [n.b] }}",
     "deep key": TUPLES + "{{ {n.a: 1} }}",
-    "deep index": TUPLES + "{{ {}[n.a] }}",
-    "deep get": TUPLES + "{{ {}.get(n.a) }}",
     "deep call": TUPLES + "{{ n.a() }}",
-    "deep unique": TUPLES + "{{ [n.a]|unique }}",
     "held slices": "{% set n = namespace(l=[], s='a' * 9999999) %}{% for i in range(999) %}"
     "{% set n.l = n.l + [n.s[1:]] %}{% endfor %}",
     "held literals": "{% set n = namespace(l=[]) %}{% for i in range(99999) %}{% set n.l = n.l + [["
     + "0," * 5000
     + "]] %}{% endfor %}",
     "slow method": "{% set s = 'a' * 9999999 %}{% for i in range(99999) %}{% set x = s.count('ab') %}{% endfor %}",
-    "split": "{{ ('a' * 9999999).split('a')|length }}",
-    "split lines": "{{ ('\n' * 9999999).splitlines()|length }}",
-    "characters": "{{ ('a' * 9999999)|list|length }}",
-    "strip": "{% set s = 'ab' * 4999999 %}{{ s.strip(s) }}",
     "replace": "{% set s = 'a' * 999999 %}{{ s.replace('', s) }}",
     "replace filter": "{% set s = 'a' * 999999 %}{{ s|replace('a', s) }}",
     "join": "{% set s = 'a' * 99999 %}{{ s.join(s) }}",
     "indent": "{{ ('a\n' * 99999)|indent(999999) }}",
     "JSON indent": "{{ [1]|tojson(indent=999999999) }}",
-    "JSON separators": "{{ [1, 2]|tojson(separators=('a' * 999999, 'b')) }}",
     "round": "{{ 5|round(10 ** 9, 'floor') }}",
     "width, %": "{{ '%1000000000d' % 1 }}",
     "width, format": "{{ '{:1000000000d}'.format(1) }}",
-    "width, time": "{{ strftime_now('%1000000000d') }}",
-    "digits": "{{ ('9' * 9999999)|int }}",
     "sum filter": "{{ ([[1] * 1000] * 1000)|sum(start=[])|length }}",
     "escapes": "{% set n = namespace(a='\"') %}{% for i in range(60) %}{% set n.a = n.a|tojson %}{% endfor %}",
     "operator chain": "{{ 1" + " + 1" * 2000 + " }}",
@@ -72,31 +66,69 @@ SPENDERS = {
     "nested fors": "{% for x in [1] %}" * 21 + "{% endfor %}" * 21,
 }
 
-
-@pytest.fixture(autouse=True)
-def still_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a template may do does not depend on the machine's speed."""
-    monkeypatch.setattr(meter.time, "thread_time", lambda: 0.0)
+# These end by themselves, within the limits.
+HEAVY = {
+    "captured output": "{% set x %}{% for i in range(9999) %}" + "a" * 5000 + "{% endfor %}{% endset %}",
+    "deep index": TUPLES + "{{ {}[n.a] }}",
+    "deep get": TUPLES + "{{ {}.get(n.a) }}",
+    "deep unique": TUPLES + "{{ [n.a]|unique }}",
+    "split": "{{ ('a' * 9999999).split('a')|length }}",
+    "split lines": "{{ ('\n' * 9999999).splitlines()|length }}",
+    "characters": "{{ ('a' * 9999999)|list|length }}",
+    "strip": "{% set s = 'ab' * 4999999 %}{{ s.strip(s) }}",
+    "JSON separators": "{{ [1, 2]|tojson(separators=('a' * 999999, 'b')) }}",
+    "width, time": "{{ strftime_now('%1000000000d') }}",
+    "digits": "{{ ('9' * 9999999)|int }}",
+}
 
 
 @pytest.fixture
-def counting_clock(monkeypatch: pytest.MonkeyPatch, still_clock: None) -> None:
-    """A clock that moves each time it is looked at: a template is stopped after a count of operations."""
-    ticks = itertools.count()
-    monkeypatch.setattr(meter.time, "thread_time", lambda: next(ticks) * 0.05)
+def short_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would take processor time without end is ended soon."""
+    monkeypatch.setattr(process, "_SECONDS", 0.3)
 
 
-@pytest.mark.usefixtures("counting_clock")
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """A process of its own for this test."""
+    TEMPLATE_PROCESS.stop()
+    yield
+    TEMPLATE_PROCESS.stop()
+
+
+def child_pid() -> int:
+    assert TEMPLATE_PROCESS._child is not None
+    return TEMPLATE_PROCESS._child.pid
+
+
+def peak_bytes() -> int:
+    """The most memory that the child has held."""
+    lines = Path(f"/proc/{child_pid()}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+
+
+def renders() -> bool:
+    return ChatTemplate("{{ messages[0].content }}").render(MESSAGES) == "hello"
+
+
+@pytest.mark.usefixtures("short_time")
 @pytest.mark.parametrize("name", SPENDERS)
-def test_a_template_that_spends_without_end_is_stopped(name: str) -> None:
-    tracemalloc.start()
-    try:
-        with pytest.raises(TextError):
-            ChatTemplate(SPENDERS[name]).render(MESSAGES)
-        peak_bytes = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak_bytes < 200 << 20
+def test_template_that_spends_without_end_is_stopped(name: str) -> None:
+    with pytest.raises(TextError, match="chat template"):
+        ChatTemplate(SPENDERS[name]).render(MESSAGES)
+    assert renders()
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("name", [*HEAVY, "text sum", "list sum", "held slices", "held literals", "indent"])
+def test_memory_of_a_rendering_is_bounded(name: str) -> None:
+    assert renders()
+    pid = child_pid()
+    with suppress(TextError):
+        ChatTemplate((HEAVY | SPENDERS)[name]).render(MESSAGES)
+    assert renders()
+    if child_pid() == pid:  # else the kernel ended it, by the limit of time
+        assert peak_bytes() < 264 << 20
 
 
 @pytest.mark.parametrize(
@@ -110,28 +142,18 @@ def test_a_template_that_spends_without_end_is_stopped(name: str) -> None:
         "{{ self.__init__ }}",
         "{{ self._TemplateReference__context }}",
         "{{ '{0.__class__}'.format('') }}",
-        "{{ '%(a)s' % {'a': 1} }}",
         "{{ ''|attr('__class__') }}",
         "{{ messages.append(1) }}",
         "{{ messages.pop() }}",
         "{{ messages[0].update(a=1) }}",
         "{{ messages[0].clear() }}",
-        "{{ 'a'.encode() }}",
-        "{{ 'a'.translate({97: 'b'}) }}",
-        "{{ 'a'.center(9) }}",
-        "{{ 'a'|center(9) }}",
         "{{ lipsum() }}",
         "{{ cycler('a')() }}",
-        "{{ range }}",
-        "{{ self }}",
-        "{{ (1).to_bytes(9) }}",
-        "{{ messages[0].keys() - ['a'] }}",
         "{% include '/etc/passwd' %}",
         "{% import 'x' as x %}",
         "{% from 'x' import x %}",
         "{% extends 'x' %}",
         "{% block a %}{{ self.a() }}{% endblock %}",
-        "{% autoescape true %}{{ '<' }}{% endautoescape %}",
         "{{ missing.attribute }}",
         "{{ missing() }}",
         "{{ 1 / 0 }}",
@@ -142,12 +164,12 @@ def test_a_template_that_spends_without_end_is_stopped(name: str) -> None:
         "{{ 1 is no_such_test }}",
     ],
 )
-def test_what_a_template_may_not_do(source: str) -> None:
+def test_template_may_not_reach_python_objects_or_files(source: str) -> None:
     with pytest.raises(TextError, match="chat template"):
         ChatTemplate(source).render(MESSAGES)
 
 
-def test_the_templates_own_refusal_is_passed_on() -> None:
+def test_refusal_of_the_template_is_passed_on() -> None:
     with pytest.raises(TextError, match="refuses these messages: roles must alternate"):
         ChatTemplate("{{ raise_exception('roles must alternate') }}").render(MESSAGES)
 
@@ -173,11 +195,11 @@ def test_the_templates_own_refusal_is_passed_on() -> None:
          "['a', 'b']Truea+b"),
         ("{{ messages[0].get('name', 'none') }}{{ messages[0].items()|length }}{{ messages[0].role }}", "none2user"),
         ("{{ messages|selectattr('role', 'equalto', 'user')|map(attribute='content')|list }}", "['hello']"),
-        ("{{ [3, 1]|sort }}{{ [1, 2]|sum }}{{ [1, 1]|unique }}{{ [2, 3]|max }}{{ {'b': 1, 'a': 2}|dictsort }}",
+        ("{{ [3, 1]|sort }}{{ [1, 2]|sum }}{{ [1, 1]|unique|list }}{{ [2, 3]|max }}{{ {'b': 1, 'a': 2}|dictsort }}",
          "[1, 3]3[1]3[('a', 2), ('b', 1)]"),
         ("{{ [1, 2]|first }}{{ [1, 2]|last }}{{ 'ab'|reverse }}{{ '3'|int + 1 }}{{ x|default('d') }}", "12ba4d"),
         ("{{ 'a\nb'|indent(2) }}|{{ ' a '|trim }}|{{ 2.567|round(1) }}|{{ 'ab'|list }}", "a\n  b|a|2.6|['a', 'b']"),
-        ("{{ '%s is %d%%' % ('a', 5) }}{{ '{} {0} {b} {{}}'.format('x', b='y') }}", "a is 5%x x y {}"),
+        ("{{ '%s is %d%%' % ('a', 5) }}{{ '{} {b} {{}}'.format('x', b='y') }}", "a is 5%x y {}"),
         ("{{ x is defined }}{{ 1 is odd }}{{ 'a' in ['a'] }}{{ 'b' not in 'abc' }}{{ [] is sequence }}",
          "FalseTrueTrueFalseTrue"),
         ("{{ dict(a=1).a }}{{ range(1, 4)|list }}{{ (1, 2)[0] }}{{ not none }}{{ 'y' if 0 else 'n' }}",
@@ -197,3 +219,89 @@ def test_rendering_does_not_change_the_messages() -> None:
 def test_a_long_conversation_is_within_the_bounds(tiny_template: ChatTemplate) -> None:
     messages = [{"role": "user", "content": "hello " * 20}, {"role": "assistant", "content": "x" * 200}] * 1000
     assert tiny_template.render(messages).count("<|im_end|>") == 2000
+
+
+def test_template_has_no_files_sockets_or_processes() -> None:
+    """Should a template escape Jinja's sandbox, the kernel still refuses it these."""
+    assert renders()
+    limits = Path(f"/proc/{child_pid()}/limits").read_text().splitlines()
+    for what in ("Max open files", "Max processes", "Max file size", "Max core file size"):
+        assert next(line for line in limits if line.startswith(what)).split()[-3:-1] == ["0", "0"], what
+
+
+def test_child_does_not_have_the_parents_environment() -> None:
+    assert renders()
+    names = {entry.split("=")[0] for entry in Path(f"/proc/{child_pid()}/environ").read_text().split("\0") if entry}
+    assert names <= {"LD_LIBRARY_PATH", "LC_CTYPE"}
+
+
+def test_child_that_was_killed_is_started_again() -> None:
+    assert renders()
+    pid = child_pid()
+    os.kill(pid, signal.SIGKILL)
+    with suppress(TextError):  # the first request may still find it alive
+        renders()
+    assert renders()
+    assert child_pid() != pid
+
+
+def test_interrupted_rendering_does_not_leave_its_answer_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: Any) -> bytes:
+        raise KeyboardInterrupt
+
+    template = ChatTemplate("first")
+    with monkeypatch.context() as patched:
+        patched.setattr(process, "_read", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            template.render(MESSAGES)
+    assert renders()
+
+
+def test_threads_get_their_own_answers() -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    wrong: list[str] = []
+
+    def ask(name: str) -> None:
+        for _ in range(20):
+            text = template.render([{"role": "user", "content": name * 1000}])
+            wrong.extend([name] if text != name * 1000 else [])
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_forked_process_renders_in_a_child_of_its_own() -> None:
+    assert renders()
+    pid = child_pid()
+    reading, writing = os.pipe()
+    forked = os.fork()
+    if forked == 0:
+        try:
+            os.write(writing, json.dumps([renders(), child_pid()]).encode())
+            TEMPLATE_PROCESS.stop()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(forked, 0)
+    with os.fdopen(reading, "rb") as answer:
+        works, its_pid = json.loads(answer.read())
+    assert works
+    assert its_pid != pid
+    assert renders()
+    assert child_pid() == pid
+
+
+def test_large_conversation_fits_into_memory(tiny_template: ChatTemplate) -> None:
+    """The limit grows with the request: 12 Mi characters, of which one needs four bytes."""
+    content = "\U0001f642" + "x" * (12 << 20)
+    text = tiny_template.render([{"role": "user", "content": content}])
+    assert content in text
+
+
+def test_surrogates_pass_through() -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    assert template.render([{"role": "user", "content": "a\ud800b"}]) == "a\ud800b"

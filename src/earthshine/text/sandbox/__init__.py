@@ -1,5 +1,5 @@
-"""Chat templates run under bounds: `environment` says what a template may do, `operations` how, `meter` how much."""
+"""Chat templates are untrusted code and run in a child process: `worker`, started and asked by `process`."""
 
-from earthshine.text.sandbox.environment import Refused, compile_template, run_template
+from earthshine.text.sandbox.process import TEMPLATE_PROCESS
 
-__all__ = ["Refused", "compile_template", "run_template"]
+__all__ = ["TEMPLATE_PROCESS"]
