@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from earthshine.errors import UsageError
-from earthshine.settings import CPU_CHOICES, KERNEL_CHOICES, Settings, read_settings
+from earthshine.settings import CPU_CHOICES, KERNEL_CHOICES, Settings, child_environment, read_settings
 
 
 def test_nothing_set_is_the_defaults():
@@ -96,3 +96,11 @@ def test_without_a_home_the_profile_has_no_place(monkeypatch):
     with pytest.raises(UsageError, match="set XDG_STATE_HOME"):
         _ = Settings().profile
     assert read_settings({"XDG_STATE_HOME": "/srv"}).profile.is_relative_to("/srv")
+
+
+def test_child_process_gets_only_the_path_of_libraries(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/python/lib")
+    assert child_environment() == {"LD_LIBRARY_PATH": "/opt/python/lib"}
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    assert child_environment() == {}
