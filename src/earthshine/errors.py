@@ -7,7 +7,7 @@ EarthshineError
 ├── CheckpointError     the weight files are damaged, unsafe or do not fit the config
 ├── TextError           a tokenizer file, chat template, tool declaration or message is malformed
 ├── KernelError         the native library is missing, too old or was misused
-├── BlobError           a stored conversation state is damaged or belongs to another model
+├── BlobError           a sequence's stored state is damaged or belongs to another model
 ├── BudgetError         the memory that was granted does not suffice, and nothing is left to give back
 ├── ContextError        a conversation does not fit the model's context or the cache's pages
 ├── OverloadError       the queue of requests is full; later there is room again
@@ -53,7 +53,7 @@ class KernelError(EarthshineError):
 
 
 class BlobError(EarthshineError):
-    """A stored conversation state is damaged or belongs to another model, format or version."""
+    """A sequence's stored state is damaged or belongs to another model, format or version."""
 
 
 class BudgetError(EarthshineError):

@@ -1,4 +1,4 @@
-"""Sessions over a model: what a conversation holds, one forward step, and sampling. Knows token ids, never text.
+"""Requests and sessions over a model: scheduling, one forward step, and sampling. Knows token ids, never text.
 
 `load_model` opens a published checkpoint; a session syncs to a prefix of tokens and generates after it.
 """

@@ -130,7 +130,7 @@ class Engine:
 
     @property
     def context_tokens(self) -> int:
-        """Of one conversation."""
+        """Of one sequence, its reply included."""
         return self._model.plan.memory.context_tokens
 
     @property

@@ -1,4 +1,4 @@
-"""One forward step over several conversations: a flat batch of new tokens, each row over its own page table.
+"""One forward step over several sequences: a flat batch of new tokens, each row over its own page table.
 
 Invariant: a row's result depends on its own tokens and page table alone, so rows that share a step get what each
 would get by itself. A step that fails or is closed leaves every page table as it was.
@@ -46,7 +46,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepRow:
-    """The new tokens of one conversation, which follow what its page table holds."""
+    """The new tokens of one sequence, which follow what its page table holds."""
 
     page_table: PageTable
     tokens: Sequence[int]

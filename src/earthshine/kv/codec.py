@@ -1,4 +1,4 @@
-"""The one form in which a conversation's state is stored and sent; little-endian, version 5.
+"""The one form in which a sequence's state is stored and sent; little-endian, version 5.
 
     0      8   magic "ESHKV\\r\\n\\x1a", which a transfer in text mode would damage
     8      4   version, 5
@@ -151,7 +151,7 @@ class BlobReader:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KVBlob:
-    """A whole conversation's state in memory.
+    """A whole sequence's state in memory.
 
     Raises BlobError for a piece that other tokens precede, and where a tensor does not have the header's shape and
     format.

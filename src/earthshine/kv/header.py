@@ -1,4 +1,4 @@
-"""The header of a stored conversation state: what it is of, how it is laid out, and whether that can be true.
+"""The header of a sequence's stored state: what it is of, how it is laid out, and whether that can be true.
 
 The bytes are described in `codec`. A header value that exists is consistent and within the format's bounds; one
 that was read has also passed its checksum.
@@ -133,7 +133,7 @@ class BlobLayout:
 class BlobHeader:
     """All that is known before the first layer is computed. Raises BlobError where its numbers contradict.
 
-    A whole conversation has start 0. A later piece of one says what it follows, since its rows mean nothing after
+    A whole sequence has start 0. A later piece of one says what it follows, since its rows mean nothing after
     other tokens; a first piece may also give a `prior`, which then says whose it is.
     """
 
@@ -141,7 +141,7 @@ class BlobHeader:
     n_tokens: int  # that were computed
     token_ids: tuple[int, ...]  # n_tokens, or one more: sampled, but not yet computed
     tail_dim: int  # the model's hidden size where a tail follows the layers, 0 where none does
-    start: int = 0  # tokens of the conversation before this piece; they are not among token_ids
+    start: int = 0  # tokens of the sequence before this piece; they are not among token_ids
     prior: bytes = _NO_PRIOR  # PRIOR_BYTES: the digest that names those tokens and their tenant
     with_states: bool = True  # whether the layout's recurrent states after the last token follow too
 
@@ -212,7 +212,7 @@ def unpack_header(file: BinaryIO, limit_bytes: int) -> tuple[BlobHeader, bytes]:
     start = read_exactly(file, _START.size, "its header")
     magic, version, body_bytes = _START.unpack(start)
     if magic != _MAGIC:
-        raise BlobError("This is not a stored conversation state; its first bytes are not ESHKV.")
+        raise BlobError("This is not a sequence's stored state; its first bytes are not ESHKV.")
     if version != VERSION:
         raise BlobError(f"The state has version {version}; this Earthshine reads version {VERSION}.")
     most = _FIXED.size + _MOST_FINGERPRINT_BYTES + _MOST_PARTS * _PART.size + 4 * (_MOST["n_tokens"] + 1)

@@ -12,7 +12,7 @@ from .conftest import SPEC, FakeDecoder
 from .scheduling import LAYOUT, PAGE, PROMPTS, Bench, alone, reply
 
 
-def test_a_reply_that_gave_way_finds_its_pages_on_disk(tmp_path):
+def test_preempted_sequence_finds_its_pages_on_disk(tmp_path):
     files = PageFiles(tmp_path, LAYOUT, PAGE, 1 << 20)
     bench = Bench(n_pages=16, files=files, keep_all=False)
     for prompt in PROMPTS:
@@ -37,7 +37,7 @@ def test_a_prefix_comes_back_from_disk_after_a_restart(tmp_path):
     assert files.stats.pages_read == 7
 
 
-def test_a_prompt_that_gives_way_before_its_pages_are_read_counts_once(tmp_path):
+def test_prompt_preempted_before_its_pages_are_read_counts_once(tmp_path):
     files = PageFiles(tmp_path, LAYOUT, PAGE, 1 << 20)
     bench = Bench(files=files)
     bench.ask(PROMPTS[3])

@@ -186,7 +186,7 @@ def test_scores_of_a_prompt_are_a_sessions():
     assert reply(events) == alone(PROMPTS[3], 2)
 
 
-def test_scores_are_told_once_even_if_the_prompt_begins_anew():
+def test_scores_are_sent_once_though_the_prompt_is_computed_twice():
     bench = Bench(prefill_tokens=8)
     events = bench.ask(PROMPTS[3], 2, prompt_logprobs=0)
     bench.run(2)

@@ -95,7 +95,7 @@ def piece(blob: KVBlob, start: int, prior: bytes) -> bytes:
     return file.getvalue()
 
 
-def test_a_piece_comes_back_with_its_place_but_is_no_whole_conversation():
+def test_piece_comes_back_with_its_place_but_is_no_whole_sequence():
     blob = make_blob()
     data = piece(blob, 640, PRIOR)
     reader = BlobReader(io.BytesIO(data), len(data))
@@ -236,7 +236,7 @@ def test_an_unknown_version_and_a_foreign_file_are_named():
     data = make_blob().to_bytes()
     with pytest.raises(BlobError, match="version 1; this Earthshine reads version 5"):
         KVBlob.from_bytes(data[:8] + struct.pack("<I", 1) + data[12:])
-    with pytest.raises(BlobError, match="not a stored conversation state"):
+    with pytest.raises(BlobError, match="not a sequence's stored state"):
         KVBlob.from_bytes(b"\x7fELF" + data)
 
 
