@@ -56,10 +56,16 @@ class Admission:
         """It waits again, and its pages move to disk if others need the room."""
         if sequence.page_table is not None:
             fetched = self._pool.page_tokens * len(self.loading.get(sequence, ()))
-            self._cache.spill(sequence.keys(max(fetched, sequence.page_table.length)))
+            keys = sequence.keys(max(fetched, sequence.page_table.length))
+            self._cache.spill(keys, _checkpoints(sequence))
         self.release(sequence)
         self._queue.stop(sequence)
         self._counts.preemptions += 1
+
+    def end(self, sequence: TokenSequence) -> None:
+        """A sequence that does not go on gives back what it holds."""
+        self._cache.keep(_checkpoints(sequence))
+        self.release(sequence)
 
     def release(self, sequence: TokenSequence) -> None:
         """Its pages are free, or the cache's alone."""
@@ -118,3 +124,9 @@ class Admission:
             self._counts.prefix_queries += 0 if sequence.scoring else sequence.n_prompt
             self._counts.prefix_hits += sequence.page_table.length
         sequence.admit(sequence.page_table.length)
+
+
+def _checkpoints(sequence: TokenSequence) -> list[PageKey]:
+    """The pages of a sequence after which it keeps a recurrent state."""
+    lengths = sequence.page_table.checkpoints if sequence.page_table is not None else []
+    return [sequence.keys(length)[-1] for length in lengths]

@@ -25,6 +25,7 @@ from earthshine.kv import BlobLayout, PageFiles, PrefixCache
 from earthshine.machine import memory_resident
 
 _FLUSH_SECONDS = 60.0
+_IDLE_SECONDS = 0.1  # between two looks at what is being written while no request is there
 SPILL_BYTES = 1 << 20
 _SPILL = "earthshine-pages-"
 _RETRY_SECONDS = (1, 60)  # the least and the most that a refused request is asked to wait
@@ -95,15 +96,11 @@ class Engine:
         self._model, self.options = model, options or EngineOptions()
         memory = model.plan.memory
         self._pool = model.pool()
-        if self._pool.states is not None and self.options.disk_cache_bytes:
-            raise UsageError(
-                "A disk cache of a model with recurrent layers is not implemented: pages alone do not say where such a "
-                "layer stands. Leave --disk-cache out; prefixes are found again in memory."
-            )
         kept = self.options.disk_cache_folder if self.options.disk_cache_bytes else None
         self._folder = kept or _spill_folder()
         layout = BlobLayout.of(model.spec.kept, model.fingerprint, self._pool.dtype)
-        limit = self.options.disk_cache_bytes or 2 * self._pool.bytes + SPILL_BYTES
+        states_bytes = 0 if self._pool.states is None else self._pool.states.bytes
+        limit = self.options.disk_cache_bytes or 2 * (self._pool.bytes + states_bytes) + SPILL_BYTES
         self._files = PageFiles(self._folder, layout, self._pool.page_tokens, limit)
         keep_all = bool(self.options.disk_cache_bytes)
         self._cache = PrefixCache(self._pool, [self._files], self._files, keep_all=keep_all)
@@ -214,9 +211,8 @@ class Engine:
             self._changed.notify_all()
         self._thread.join()
         if self.options.disk_cache_bytes:
-            self._files.flush(_FLUSH_SECONDS)
+            self._cache.flush(_FLUSH_SECONDS)
         self._cache.close()
-        self._files.close()  # also where the cache does not use it
         if not self.options.disk_cache_bytes:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -269,7 +265,11 @@ class Engine:
         """Waits for something to do; False once nothing more will come."""
         with self._changed:
             self._busy = self._scheduler.queue.busy
-            self._changed.wait_for(lambda: self._mail or self._scheduler.queue.busy or self._closing)
+            while not self._changed.wait_for(
+                lambda: self._mail or self._scheduler.queue.busy or self._closing,
+                _IDLE_SECONDS if self._cache.is_writing else None,
+            ):
+                self._cache.settle()  # so that recurrent states are written one after the other
             self._sign, self._busy = time.monotonic(), True
         self._poll()
         if self._scheduler.queue.busy:

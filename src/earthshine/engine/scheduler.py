@@ -236,7 +236,7 @@ class Scheduler:
 
     def _remove_ended(self) -> None:
         for sequence in self.queue.remove_ended(self._in_prefill):
-            self._admission.release(sequence)
+            self._admission.end(sequence)
 
     # --- its computation
 

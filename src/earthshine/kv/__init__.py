@@ -10,7 +10,7 @@ from earthshine.kv.page_files import PageFiles, PageFilesStats
 from earthshine.kv.page_key import PageKey, PageKeys
 from earthshine.kv.page_reads import PageFetch
 from earthshine.kv.page_table import PageTable
-from earthshine.kv.page_tier import PageStore, PageTier
+from earthshine.kv.page_tier import PageParts, PageStore, PageTier
 from earthshine.kv.pages import PagePool
 from earthshine.kv.prefix import common_prefix
 from earthshine.kv.prefix_cache import PrefixCache
@@ -29,6 +29,7 @@ __all__ = [
     "PageFilesStats",
     "PageKey",
     "PageKeys",
+    "PageParts",
     "PagePool",
     "PageStore",
     "PageTable",

@@ -4,15 +4,17 @@ What is read is the page that was asked for: checksums, model, place in the sequ
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import BinaryIO
 
 from torch import Tensor
 
 from earthshine.errors import BlobError, UsageError
 from earthshine.kv.codec import BlobReader, BlobWriter
-from earthshine.kv.header import BlobHeader, BlobLayout
+from earthshine.kv.header import BlobHeader, BlobLayout, PartKind
 from earthshine.kv.page_folder import KEY_BYTES
 from earthshine.kv.page_key import PageKey
+from earthshine.kv.page_tier import PageParts
 
 
 class PageBlobs:
@@ -22,28 +24,53 @@ class PageBlobs:
         if page_tokens < 1:
             raise UsageError(f"A page has at least 1 token, not {page_tokens}.")
         self._layout, self._page_tokens = layout, page_tokens
-        self.pattern = BlobHeader(layout, page_tokens, (0,) * page_tokens, 0)  # of the size that all have
+        self._has_states = any(part.kind is not PartKind.ROWS for part in layout.parts)
+        self.pattern = BlobHeader(layout, page_tokens, (0,) * page_tokens, 0)
 
-    def header(self, key: PageKey, tokens: Sequence[int]) -> BlobHeader:
+    @property
+    def sizes(self) -> dict[int, bool]:
+        """The bytes that a page may have, and whether the recurrent state after it is among them."""
+        whole = self.pattern.blob_bytes
+        return (
+            {replace(self.pattern, with_states=False).blob_bytes: False, whole: True}
+            if self._has_states
+            else {whole: False}
+        )
+
+    def header(self, key: PageKey, tokens: Sequence[int], with_state: bool = False) -> BlobHeader:
         """Raises UsageError or BlobError for arguments that name no page."""
         if len(key.key) != KEY_BYTES or len(tokens) != self._page_tokens:
             raise UsageError(f"A page has a key of {KEY_BYTES} bytes and {self._page_tokens} tokens.")
-        return BlobHeader(self._layout, self._page_tokens, tuple(tokens), 0, key.start, key.prior)
+        with_states = with_state or not self._has_states
+        own = tuple(tokens)
+        return BlobHeader(self._layout, self._page_tokens, own, 0, key.start, key.prior, with_states)
 
     @staticmethod
-    def write(file: BinaryIO, header: BlobHeader, rows: Sequence[Tensor]) -> None:
-        """rows: each part's [page_tokens, width]. Raises BlobError for others, and what the file does."""
+    def write(file: BinaryIO, header: BlobHeader, parts: PageParts) -> None:
+        """Raises BlobError for parts that are not the header's, and what the file does."""
         writer = BlobWriter(file, header)
-        for index, part in enumerate(rows):
-            writer.part(index, part)
+        rows, state = list(parts.rows), list(parts.state or ())
+        for index in header.stored:
+            given = rows if header.layout.parts[index].kind is PartKind.ROWS else state
+            if not given:
+                break
+            part = given.pop(0)
+            writer.part(index, part if given is rows else part.flatten())
         writer.close()
+        if rows or state:
+            raise BlobError(f"The page has {len(rows) + len(state)} parts too many.")
 
     @staticmethod
-    def read(file: BinaryIO, header: BlobHeader) -> list[Tensor]:
-        """Each part's rows [page_tokens, width] of the page that `header` describes. Raises BlobError for any other."""
-        reader = BlobReader(file, limit_bytes=header.blob_bytes)
-        if reader.header != header:
+    def read(file: BinaryIO, header: BlobHeader) -> PageParts:
+        """The page that `header` describes, with or without a state. Raises BlobError for any other."""
+        whole = replace(header, with_states=True)
+        reader = BlobReader(file, limit_bytes=whole.blob_bytes)
+        found = reader.header
+        if replace(found, with_states=True) != whole:
             raise BlobError("The blob holds another page than was asked for.")
-        parts = list(reader.parts())
+        rows: list[Tensor] = []
+        state: list[Tensor] = []
+        for index, part in zip(found.stored, reader.parts(), strict=True):
+            (rows if found.layout.parts[index].kind is PartKind.ROWS else state).append(part)
         reader.end()
-        return parts
+        return PageParts(rows, state or None)

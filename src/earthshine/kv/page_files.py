@@ -10,7 +10,7 @@ own, which one process at a time may use; the limit is that folder's. Folders of
 import errno
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,13 @@ from threading import Condition, Thread
 from typing import BinaryIO
 
 from blake3 import blake3
-from torch import Tensor
 
 from earthshine.errors import BlobError, UsageError
 from earthshine.kv.header import VERSION, BlobHeader, BlobLayout, pack_header
 from earthshine.kv.page_blob import PageBlobs
 from earthshine.kv.page_folder import MOST_FILES, PageFolder, folder_name, occupied_bytes, remove_older
 from earthshine.kv.page_key import PageKey
+from earthshine.kv.page_tier import PageParts
 from earthshine.units import format_bytes
 from earthshine.untrusted import shown
 
@@ -52,11 +52,18 @@ class PageFilesStats:
 class _Job:
     key: PageKey
     header: BlobHeader
-    rows: Callable[[], Sequence[Tensor]]
+    parts: Callable[[], PageParts]
     done: Callable[[bool], None]
+    with_state: bool
 
     def write(self, file: BinaryIO) -> None:
-        PageBlobs.write(file, self.header, self.rows())
+        PageBlobs.write(file, self.header, self.parts())
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    occupied: int  # bytes of the disk
+    has_state: bool
 
 
 class PageFiles:
@@ -78,14 +85,13 @@ class PageFiles:
     ) -> None:
         self._blobs = PageBlobs(layout, page_tokens)
         pattern = self._blobs.pattern
-        self._room_bytes = -(-pattern.blob_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
-        if limit_bytes < self._room_bytes:
+        if limit_bytes < (least := _room_bytes(pattern)):
             raise UsageError(
                 f"A disk cache of {format_bytes(limit_bytes)} holds no page of this model; "
-                f"one takes {format_bytes(self._room_bytes)}."
+                f"one takes {format_bytes(least)}."
             )
         self._limit_bytes, self._most_waiting, self._clock = limit_bytes, most_waiting, clock
-        self._pages: OrderedDict[bytes, int] = OrderedDict()  # bytes on the disk; the longest unused first
+        self._pages: OrderedDict[bytes, _File] = OrderedDict()  # the longest unused first
         self._bytes = self._read = self._written = self._damaged = self._failed = self._evicted = 0
         self._jobs: deque[_Job] = deque()
         self._busy = self._closed = False
@@ -97,7 +103,7 @@ class PageFiles:
         self._folder = PageFolder(folder / folder_name(VERSION, blake3(pack_header(pattern)).digest(16)))
         remove_older(folder, VERSION)
         try:
-            self._adopt(pattern.blob_bytes)
+            self._adopt(self._blobs.sizes)
         except BaseException as error:
             self._folder.close()
             if isinstance(error, OSError):
@@ -111,6 +117,11 @@ class PageFiles:
         with self._changed:
             return key.key in self._pages
 
+    def has_state(self, key: PageKey) -> bool:
+        """Whether the file with this name has the length of a page with the recurrent state after it."""
+        with self._changed:
+            return key.key in self._pages and self._pages[key.key].has_state
+
     @property
     def problem(self) -> str | None:
         """One sentence about why pages are not written, or None once one was."""
@@ -122,8 +133,8 @@ class PageFiles:
             counts = (self._read, self._written, self._damaged, self._failed, self._evicted)
             return PageFilesStats(self._bytes, len(self._pages), *counts)
 
-    def read(self, key: PageKey, tokens: Sequence[int]) -> list[Tensor] | None:
-        """Each part's [page_tokens, width]: the page `key`, if it is there, sound, and of just these tokens.
+    def read(self, key: PageKey, tokens: Sequence[int]) -> PageParts | None:
+        """The page `key`, if it is there, sound, and of just these tokens.
 
         Anything else with that name is deleted. Raises UsageError or BlobError only for arguments that name no page.
         """
@@ -162,18 +173,20 @@ class PageFiles:
         self,
         key: PageKey,
         tokens: Sequence[int],
-        rows: Callable[[], Sequence[Tensor]],
+        parts: Callable[[], PageParts],
         done: Callable[[bool], None],
+        *,
+        with_state: bool = False,
     ) -> None:
-        """Queue a page for the writing thread, which calls `rows`, each part's [page_tokens, width], and then `done`
-        with whether the page is in the cache.
+        """Queue a page for the writing thread, which calls `parts` and then `done` with whether the page is in the
+        cache, as PageStore.write says.
 
         `done` must not raise; it is called here and at once where the page is there already, where the disk rests
         after a failure, and where too many wait. Raises UsageError or BlobError for arguments that name no page.
         """
-        job = _Job(key, self._blobs.header(key, tokens), rows, done)
+        job = _Job(key, self._blobs.header(key, tokens, with_state), parts, done, with_state)
         with self._changed:
-            known = key in self
+            known = self._has(job)
             if not known and not self._resting() and len(self._jobs) < self._most_waiting:
                 self._jobs.append(job)
                 self._changed.notify_all()
@@ -206,24 +219,28 @@ class PageFiles:
     def _resting(self) -> bool:
         return self._closed or self._clock() < self._paused_until
 
-    def _adopt(self, file_bytes: int) -> None:
+    def _has(self, job: _Job) -> bool:
+        return self.has_state(job.key) if job.with_state else job.key in self
+
+    def _adopt(self, sizes: Mapping[int, bool]) -> None:
         """Take over the files that an earlier process left; one of another length can't be a page."""
         for key, state in self._folder.scan():
-            if state.st_size == file_bytes:
-                self._insert(key, occupied_bytes(state))
+            if state.st_size in sizes:
+                self._insert(key, _File(occupied_bytes(state), sizes[state.st_size]))
             else:
                 self._discard(key)
         self._make_room(0)
 
-    def _insert(self, key: bytes, occupied: int) -> None:
+    def _insert(self, key: bytes, file: _File) -> None:
         with self._changed:
-            self._bytes += occupied - self._pages.get(key, 0)
-            self._pages[key] = occupied
-            self._pages.move_to_end(key)
+            self._forget(key)
+            self._bytes += file.occupied
+            self._pages[key] = file
 
     def _forget(self, key: bytes) -> None:
         with self._changed:
-            self._bytes -= self._pages.pop(key, 0)
+            if key in self._pages:
+                self._bytes -= self._pages.pop(key).occupied
 
     def _discard(self, key: bytes) -> None:
         self._forget(key)
@@ -239,15 +256,15 @@ class PageFiles:
 
     def _evict(self) -> None:
         with self._changed:
-            key, occupied = self._pages.popitem(last=False)
-            self._bytes -= occupied
+            key, file = self._pages.popitem(last=False)
+            self._bytes -= file.occupied
         try:
             self._folder.remove(key)
         except OSError:
             with self._changed:
-                self._pages[key] = occupied
+                self._pages[key] = file
                 self._pages.move_to_end(key, last=False)
-                self._bytes += occupied
+                self._bytes += file.occupied
             raise
         with self._changed:
             self._evicted += 1
@@ -278,13 +295,13 @@ class PageFiles:
         return True
 
     def _store(self, job: _Job) -> bool:
-        if job.key in self:
+        if self._has(job):
             return True
         if not self._resting():
             try:
-                self._make_room(self._room_bytes)
+                self._make_room(_room_bytes(job.header))
                 name = job.key.key
-                self._insert(name, self._folder.write(name, job.write, self._stamp()))
+                self._insert(name, _File(self._folder.write(name, job.write, self._stamp()), job.with_state))
                 self._problem = None
                 self._written += 1
                 with suppress(OSError):
@@ -309,3 +326,8 @@ class PageFiles:
             with suppress(OSError):
                 for _ in range(-(-len(self._pages) // 16)):
                     self._evict()
+
+
+def _room_bytes(header: BlobHeader) -> int:
+    """Of the disk, for one page."""
+    return -(-header.blob_bytes // _BLOCK_BYTES) * _BLOCK_BYTES

@@ -22,22 +22,33 @@ _END_SECONDS = 10  # that a read under way has when all of it is closed
 
 @dataclass(frozen=True, slots=True)
 class PageRead:
-    """One page of a fetch: what it holds, and the page of the pool that it goes to, or is in already."""
+    """One page of a fetch: what it holds, and the page of the pool that it goes to, or is in already (`in_pool`).
+
+    `state`: the slot of the recurrent state after it, where that is asked for; likewise (`state_in_pool`).
+    """
 
     key: PageKey
     tokens: Sequence[int]
     page: int
     in_pool: bool = False
+    state: int | None = None
+    state_in_pool: bool = False
+
+    @property
+    def reads_state(self) -> bool:
+        return self.state is not None and not self.state_in_pool
+
+    @property
+    def is_there(self) -> bool:
+        return self.in_pool and not self.reads_state
 
 
 class PageFetch:
-    """Pages that were asked for together, in order, each with a holder for the fetch. Made by PageReads.fetch.
+    """Pages that were asked for together, in order; it is a holder of each, and of their states' slots. Made by
+    PageReads.fetch."""
 
-    `state`: the slot of the recurrent state after the last of them, held likewise, where there is one.
-    """
-
-    def __init__(self, wanted: Sequence[PageRead], changed: Condition, state: int | None = None) -> None:
-        self._changed, self._wanted, self.state = changed, tuple(wanted), state
+    def __init__(self, wanted: Sequence[PageRead], changed: Condition) -> None:
+        self._changed, self._wanted = changed, tuple(wanted)
         self._n_arrived = self._n_taken = 0
         self._ended = self._closed = False
         self._skip()
@@ -79,7 +90,7 @@ class PageFetch:
 
     def _skip(self) -> None:
         """Past what the pool has, to the next page that must be read."""
-        while self._n_arrived < len(self._wanted) and self._next.in_pool:
+        while self._n_arrived < len(self._wanted) and self._next.is_there:
             self._n_arrived += 1
         self._ended = self._ended or self._n_arrived == len(self._wanted)
 
@@ -91,27 +102,27 @@ class PageReads:
         self._pool, self._tiers, self._threaded = pool, tiers, threaded
         self._queues: list[deque[PageFetch]] = [deque() for _ in tiers]  # whose next page that tier is asked for
         self._reading: dict[int, PageFetch] = {}  # by the tier's number
-        self._returned: list[int] = []
+        self._returned: list[PageRead] = []
         self._n_changes = 0
         self._ending = False
         self._changed = Condition()  # guards all of the above and fetches; never held while a page is read
         self._threads: dict[int, Thread] = {}
 
-    def fetch(self, wanted: Sequence[PageRead], state: int | None = None) -> PageFetch:
+    def fetch(self, wanted: Sequence[PageRead]) -> PageFetch:
         """Begin to read pages, whose pages of the pool the fetch holds from now on."""
-        fetch = PageFetch(wanted, self._changed, state)
+        fetch = PageFetch(wanted, self._changed)
         with self._changed:
             self._ask(fetch, 0)
         return fetch
 
-    def close_fetch(self, fetch: PageFetch) -> list[int]:
-        """End a fetch. Returns its pages that have not arrived, but for one that is being read: see `returned`."""
+    def close_fetch(self, fetch: PageFetch) -> tuple[PageRead, ...]:
+        """End a fetch. Returns what has not arrived, but for a page that is being read: see `returned`."""
         with self._changed:
             fetch._ended = fetch._closed = True
             for fetches in self._queues:
                 if fetch in fetches:
                     fetches.remove(fetch)
-            left = fetch.pages[fetch._n_arrived :]
+            left = fetch._wanted[fetch._n_arrived :]
             return left[1:] if fetch in self._reading.values() else left
 
     @property
@@ -120,11 +131,11 @@ class PageReads:
         with self._changed:
             return sum(fetch._closed for fetch in self._reading.values())
 
-    def returned(self) -> list[int]:
+    def returned(self) -> list[PageRead]:
         """Those whose read has ended since the last call; the caller holds them from now on."""
         with self._changed:
-            pages, self._returned = self._returned, []
-        return pages
+            returned, self._returned = self._returned, []
+        return returned
 
     def wake(self) -> None:
         """Ends a `wait`."""
@@ -165,7 +176,7 @@ class PageReads:
         with self._changed:
             del self._reading[tier]
             if fetch._closed:
-                self._returned.append(wanted.page)
+                self._returned.append(wanted)
             elif found:
                 fetch._arrive()
                 self._ask(fetch, 0)
@@ -178,12 +189,9 @@ class PageReads:
         """Queue a fetch at the first tier from number `first` on that has its next page; it ends where none does."""
         if fetch._ended:
             return
-        key = fetch._next.key
-        found = (
-            None
-            if self._ending
-            else next((n for n, tier in enumerate(self._tiers) if n >= first and key in tier), None)
-        )
+        wanted = fetch._next
+        having = (n for n, tier in enumerate(self._tiers) if n >= first and _has(tier, wanted))
+        found = None if self._ending else next(having, None)
         if found is None:
             fetch._ended = True
             return
@@ -198,9 +206,13 @@ class PageReads:
     def _read_page(self, tier: PageTier, wanted: PageRead) -> bool:
         try:
             parts = tier.read(wanted.key, wanted.tokens)
-            if parts is None:
+            if parts is None or (wanted.reads_state and parts.state is None):
                 return False
-            self._pool.write_page(wanted.page, parts)
+            if not wanted.in_pool:
+                self._pool.write_page(wanted.page, parts.rows)
+            if wanted.state is not None and wanted.reads_state:
+                assert self._pool.states is not None
+                self._pool.states.write_slot(wanted.state, parts.state or ())
         except Exception as error:  # the thread must outlive it, and the page can be computed instead
             _LOGGER.error("A page could not be read.", exc_info=error)
             return False
@@ -213,3 +225,7 @@ class PageReads:
                 if self._ending:
                     return
             self.read_next(tier)
+
+
+def _has(tier: PageTier, wanted: PageRead) -> bool:
+    return tier.has_state(wanted.key) if wanted.reads_state else wanted.key in tier

@@ -154,6 +154,11 @@ class PageTable:
         if self.recurrence is not None:
             self.recurrence.commit(length)
 
+    @property
+    def checkpoints(self) -> list[int]:
+        """The lengths after which a recurrent state is kept, the shortest first."""
+        return sorted(self.recurrence.checkpoints) if self.recurrence is not None else []
+
     def checkpoint(self, length: int) -> int | None:
         """The slot of the recurrent state after `length` tokens, if it is kept."""
         return self.recurrence.checkpoints.get(length) if self.recurrence is not None else None

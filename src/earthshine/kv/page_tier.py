@@ -5,11 +5,21 @@ other tokens is None, never an error for the request that wanted it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from earthshine.kv.page_key import PageKey
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PageParts:
+    """Rows [page_tokens, width] of each part, as `PagePool.page` orders them; and of models with recurrent layers the
+    state after the page's last token, as `StatePool.slot` orders it, in any shape of that size, where it is kept."""
+
+    rows: Sequence[Tensor]
+    state: Sequence[Tensor] | None = None
 
 
 class PageTier(Protocol):
@@ -19,8 +29,12 @@ class PageTier(Protocol):
         """Whether a read is expected to find the page. Returns at once and raises nothing."""
         ...
 
-    def read(self, key: PageKey, tokens: Sequence[int]) -> Sequence[Tensor] | None:
-        """Rows [page_tokens, width] of each part, as `PagePool.page` orders them, or None. May take its time.
+    def has_state(self, key: PageKey) -> bool:
+        """Whether it is expected to find the recurrent state after the page too. Returns at once and raises nothing."""
+        ...
+
+    def read(self, key: PageKey, tokens: Sequence[int]) -> PageParts | None:
+        """The page, or None. May take its time.
 
         `tokens`: the page's own, which the tier compares. What is raised counts as None and is logged.
         """
@@ -38,12 +52,15 @@ class PageStore(PageTier, Protocol):
         self,
         key: PageKey,
         tokens: Sequence[int],
-        rows: Callable[[], Sequence[Tensor]],
+        parts: Callable[[], PageParts],
         done: Callable[[bool], None],
+        *,
+        with_state: bool = False,
     ) -> None:
-        """Queue a page. `rows` is called later, by another thread; then `done`, once, with whether the page is kept.
+        """Queue a page. `parts` is called later, by another thread; then `done`, once, with whether the page is kept.
 
-        Returns at once. What is refused has called `done` by then.
+        `with_state`: whether `parts` gives a state; a page that was kept without one is replaced. Returns at once. What
+        is refused has called `done` by then.
         """
         ...
 

@@ -7,37 +7,25 @@ thread that owns the pool.
 """
 
 import time
-from collections import OrderedDict, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
 from earthshine.kv.page_key import PageKey
 from earthshine.kv.page_reads import PageFetch, PageRead, PageReads
 from earthshine.kv.page_tier import PageStore, PageTier
+from earthshine.kv.page_writes import CachedPage, PageWrites
 from earthshine.kv.pages import PagePool
 
 _TRIES = 2  # at once, and when the page is evicted
 _STUCK_SECONDS = 5.0  # without one page written: then those that wait for a tier are not counted on any more
 
 
-@dataclass(slots=True)
-class _Held:
-    """A page in the pool. `tries`: how often it may still be offered to the store; `state`: the slot of the recurrent
-    state after its last token, if that is kept."""
-
-    key: PageKey
-    page: int
-    tokens: Sequence[int]
-    tries: int
-    state: int | None = None
-
-
 class PrefixCache:
     """`tiers`: where pages are looked for that the pool lacks, in this order. `store`: the one of them that pages are
     written to: with `keep_all` as soon as they are full, so that evicting one costs no more than reading it; else only
-    those that `spill` names. Of models with recurrent layers, pages stay in memory, and what is found ends where a
-    state is kept. `threaded` as in PageReads."""
+    those that `spill` names. Of models with recurrent layers, what is found ends where a state is kept. `threaded` as
+    in PageReads."""
 
     def __init__(
         self,
@@ -48,37 +36,38 @@ class PrefixCache:
         keep_all: bool = True,
         threaded: bool = True,
     ) -> None:
-        in_memory = pool.states is not None
-        self._pool, self._store = pool, None if in_memory else store
-        self._tiers = () if in_memory else tuple(tiers)
+        self._pool, self._store, self._tiers, self._keeps_all = pool, store, tuple(tiers), keep_all
         self._reads = PageReads(pool, self._tiers, threaded=threaded)
-        self._tries = _TRIES if keep_all and self._store is not None else 0
+        self._writes = PageWrites(pool, store, self._reads.wake)
         if pool.states is not None:
             pool.states.reclaim = self._drop_state
-        self._held: OrderedDict[bytes, _Held] = OrderedDict()  # the longest unused first
-        self._writing: set[int] = set()  # pages that the store holds until they are written
-        self._written: deque[int] = deque()  # pages that the store is done with; its thread alone appends
+        self._cached: OrderedDict[bytes, CachedPage] = OrderedDict()  # the longest unused first
         self._waiting_since: float | None = None  # for a page to come back from a tier, and none has since
         self._stuck = False
 
     @property
     def idle_pages(self) -> int:
         """Pages that are in no sequence now. May be asked by any thread."""
-        return sum(self._idle(held.page) for held in list(self._held.values()))
+        return sum(self._idle(cached.page) for cached in list(self._cached.values()))
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether something is on its way to the store, or waits for `settle` to be."""
+        return self._writes.is_busy
 
     def pages(self, keys: Sequence[PageKey]) -> list[int]:
         """The pages in the pool that `keys` begin with, as they are now."""
-        found = [self._held[each.key] for each in takewhile(lambda each: each.key in self._held, keys)]
+        found = [self._cached[each.key] for each in takewhile(lambda each: each.key in self._cached, keys)]
         while self._pool.states is not None and found and found[-1].state is None:
             found.pop()
-        return [held.page for held in found]
+        return [cached.page for cached in found]
 
     def touch(self, keys: Sequence[PageKey]) -> None:
         """Count these pages of one sequence as used just now, so that its first is evicted last."""
         used = keys[::-1]
         for each in used:
-            if each.key in self._held:
-                self._held.move_to_end(each.key)
+            if each.key in self._cached:
+                self._cached.move_to_end(each.key)
         if self._store is not None:
             self._store.used(used)
 
@@ -91,85 +80,96 @@ class PrefixCache:
         `tokens`: of the whole sequence. None while there is only room for them once other pages have been written: ask
         again later. The caller ends a fetch with `end_fetch`, or with `drop_fetch`.
         """
-        keys = keys[: self._n_known(keys)]
-        found = [self._held.get(each.key) for each in keys]
-        in_pool = [held.page for held in found if held is not None]
+        keys = self._within_reach(keys)
+        found = [self._cached.get(each.key) for each in keys]
+        in_pool = [cached.page for cached in found if cached is not None]
         self._pool.hold(in_pool)
-        count = min(found.count(None), self.room())
-        if not self.make_room(count):
+        if not self.make_room(found.count(None)):
             self._pool.release(in_pool)
             return None
-        new, wanted = iter(self._pool.allocate(count)), []
-        for key, held in zip(keys, found, strict=True):
-            page = next(new, None) if held is None else held.page
-            if page is None:
-                break
+        new = iter(self._pool.allocate(found.count(None)))
+        state = self._state_after(keys) if self._pool.states is not None and keys else None
+        wanted = []
+        for key, cached in zip(keys, found, strict=True):
             own = tokens[key.start : key.start + self._pool.page_tokens]
-            wanted.append(PageRead(key, own, page, held is not None))
-        self._pool.release([held.page for held in found[len(wanted) :] if held is not None])
-        return self._reads.fetch(wanted, self._hold_state(keys))
+            page, after = cached.page if cached else next(new), state if key is keys[-1] else None
+            has_state = cached is not None and cached.state is not None
+            wanted.append(PageRead(key, own, page, cached is not None, after, has_state))
+        return self._reads.fetch(wanted)
 
     def share(self, fetch: PageFetch) -> None:
         """Let others find what has arrived of a fetch so far."""
         for each in fetch.take():
-            if not each.in_pool:
-                self.add(each.key, each.page, each.tokens)
+            if not each.in_pool or each.reads_state:
+                self.add(each.key, each.page, each.tokens, each.state)
 
     def end_fetch(self, fetch: PageFetch) -> tuple[list[int], int | None]:
-        """The pages that have arrived and the state after them, which are the caller's from now on."""
+        """The pages that have arrived and the recurrent state after them, which are the caller's from now on.
+
+        Of a model with recurrent layers and a fetch that has not arrived as a whole, what the pool has to go on from.
+        """
         unread = self._reads.close_fetch(fetch)
         self.share(fetch)
-        self._pool.release(unread)
-        return [each.page for each in fetch.arrived], fetch.state
+        self._release_reads(unread)
+        arrived = fetch.arrived
+        if self._pool.states is None or len(arrived) == len(fetch):
+            return [each.page for each in arrived], arrived[-1].state if arrived else None
+        self._release_reads(arrived)
+        keys = [each.key for each in arrived]
+        pages = self.pages(keys)
+        self._pool.hold(pages)
+        return pages, self._state_after(keys[: len(pages)]) if pages else None
 
     def drop_fetch(self, fetch: PageFetch) -> None:
         """End a fetch that nobody waits for any more."""
         pages, state = self.end_fetch(fetch)
         self._pool.release(pages)
-        if state is not None:
-            assert self._pool.states is not None
-            self._pool.states.release([state])
+        self._release_state(state)
 
     def add(self, key: PageKey, page: int, tokens: Sequence[int], state: int | None = None) -> None:
         """Share a full page of `tokens`; what is known by the same key already stays.
 
         `state`: the slot of the recurrent state after it, where there is one.
         """
-        held = self._held.get(key.key)
-        if held is None:
+        cached = self._cached.get(key.key)
+        if cached is None:
             self._pool.hold([page])
-            self._held[key.key] = held = _Held(key, page, tokens, self._tries)
-            self._offer(held)
-        if state is not None and held.state is None:
+            cached = CachedPage(key, page, tokens, _TRIES if self._keeps_all else 0)
+            self._cached[key.key] = cached
+            if self._is_to_write(cached):
+                self._writes.write(cached)
+        if state is not None and cached.state is None:
             assert self._pool.states is not None
             self._pool.states.hold([state])
-            held.state = state
+            cached.state = state
 
-    def spill(self, keys: Sequence[PageKey]) -> None:
-        """These will be needed again, as after a preemption: they go to the store before they are evicted."""
+    def keep(self, last: Iterable[PageKey]) -> None:
+        """A sequence has ended; with `keep_all` the recurrent states after these of its pages go to the store."""
+        if self._keeps_all:
+            self._write_states(last)
+
+    def spill(self, keys: Sequence[PageKey], last: Iterable[PageKey] = ()) -> None:
+        """These will be needed again, as after a preemption: they go to the store before they are evicted, and the
+        recurrent states after those in `last` at once."""
         for each in keys:
-            held = self._held.get(each.key)
-            if held is not None and self._store is not None:
-                held.tries = _TRIES
+            if each.key in self._cached:
+                self._cached[each.key].tries = _TRIES
+        self._write_states(last)
 
     # --- room for others
 
     def settle(self) -> None:
-        """Takes back the pages that tiers have written, or read for nobody, meanwhile."""
+        """Takes back what tiers have written, or read for nobody, meanwhile."""
         returned = self._reads.returned()
-        if returned or self._written:
+        if self._writes.settle() or returned:
             self._waiting_since, self._stuck = None, False
-        self._pool.release(returned)
-        while self._written:
-            page = self._written.popleft()
-            self._pool.release([page])
-            self._writing.discard(page)
+        self._release_reads(returned)
 
     def room(self, besides: Sequence[int] = ()) -> int:
         """Pages that are free or could be, without evicting `besides`: at once, or once they have been written."""
         coming = 0 if self._stuck else self._reads.n_closing
-        idle = sum(self._evictable(held.page) for held in self._held.values())
-        return self._pool.free_pages + coming + idle - sum(map(self._evictable, besides))
+        idle = sum(self._is_evictable(cached.page) for cached in self._cached.values())
+        return self._pool.free_pages + coming + idle - sum(map(self._is_evictable, besides))
 
     def make_room(self, count: int) -> bool:
         """Whether `count` pages are free now, after as many as it takes were evicted; none is where that is too few.
@@ -190,14 +190,22 @@ class PrefixCache:
 
     def wait(self, seconds: float) -> None:
         """Until a page has been read or written, at most this long; returns at once where none is on its way."""
-        if not self._written:
-            self._reads.wait(seconds, bool(self._writing))
+        if not self._writes.n_done:
+            self._reads.wait(seconds, self._writes.is_busy)
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until everything that is to be written was tried; False if that takes longer than `seconds`."""
+        until = time.monotonic() + seconds
+        self.settle()
+        while self._writes.is_busy and time.monotonic() < until:
+            self.wait(until - time.monotonic())
+            self.settle()
+        return not self._writes.is_busy
 
     def clear(self) -> None:
         """Evict all pages from the pool; what tiers have stays."""
-        for held in self._held.values():
-            self._release(held)
-        self._held.clear()
+        for cached in list(self._cached.values()):
+            self._drop(cached)
 
     def close(self) -> None:
         """End the reading threads, then the tiers."""
@@ -205,90 +213,104 @@ class PrefixCache:
         for tier in self._tiers:
             tier.close()
 
-    def _n_known(self, keys: Sequence[PageKey]) -> int:
-        """How many leading `keys` are in the pool, or in a tier as far as that can say."""
-        if self._pool.states is not None:
-            return len(self.pages(keys))
-        known = takewhile(lambda each: each.key in self._held or any(each in tier for tier in self._tiers), keys)
-        return sum(1 for _ in known)
+    def _within_reach(self, keys: Sequence[PageKey]) -> Sequence[PageKey]:
+        """The leading `keys` that are in the pool, or in a tier as far as that can say and as there is room for them;
+        of a model with recurrent layers up to the last one after which a state is."""
+        known = list(
+            takewhile(lambda each: each.key in self._cached or any(each in tier for tier in self._tiers), keys)
+        )
+        missing = [at for at, each in enumerate(known) if each.key not in self._cached]
+        room = self.room([self._cached[each.key].page for each in known if each.key in self._cached])
+        if len(missing) > room:
+            del known[missing[room] :]
+        while self._pool.states is not None and known and not self._has_state(known[-1]):
+            known.pop()
+        return known
 
-    def _hold_state(self, keys: Sequence[PageKey]) -> int | None:
-        """The slot of the recurrent state after the last of the pages, held for the caller."""
-        if self._pool.states is None or not keys:
-            return None
-        slot = self._held[keys[-1].key].state
-        assert slot is not None
-        self._pool.states.hold([slot])
-        return slot
+    def _has_state(self, key: PageKey) -> bool:
+        """Whether the state after a page is kept, or in a tier where there is a slot to read it into."""
+        if key.key in self._cached and self._cached[key.key].state is not None:
+            return True
+        states = self._pool.states
+        assert states is not None
+        room = states.free or any(
+            states.holders(each.state) == 1 for each in self._cached.values() if each.state is not None
+        )
+        return bool(room) and any(tier.has_state(key) for tier in self._tiers)
+
+    def _state_after(self, keys: Sequence[PageKey]) -> int:
+        """The slot of the recurrent state after the last page, or a free one to read it into, held for the caller."""
+        states, cached = self._pool.states, self._cached.get(keys[-1].key)
+        assert states is not None
+        if cached is None or cached.state is None:
+            return states.take()
+        states.hold([cached.state])
+        return cached.state
+
+    def _write_states(self, keys: Iterable[PageKey]) -> None:
+        for each in keys:
+            if each.key in self._cached:
+                self._writes.write_state(self._cached[each.key])
 
     def _idle(self, page: int) -> bool:
         """Whether nobody but the cache, and the store while it writes it, holds this page of the cache."""
-        return self._pool.holders(page) == 1 + (page in self._writing)
+        return self._pool.holders(page) == 1 + self._writes.holders(page)
 
-    def _evictable(self, page: int) -> bool:
-        return self._idle(page) and not (self._stuck and page in self._writing)
+    def _is_evictable(self, page: int) -> bool:
+        return self._idle(page) and not (self._stuck and self._writes.holders(page))
+
+    def _is_to_write(self, cached: CachedPage) -> bool:
+        """Before it is evicted."""
+        return not self._stuck and self._writes.wants(cached)
 
     def _evict(self, count: int) -> bool:
         """Whether `count` pages are free; if not, enough others are on their way to the store.
 
         What need not be written goes first, though it was used later.
         """
-        for held in list(self._held.values()):
+        for cached in list(self._cached.values()):
             if self._pool.free_pages >= count:
                 return True
-            if self._pool.holders(held.page) == 1 and not self._to_write(held):
-                self._drop(held)
-        coming = 0 if self._stuck else self._reads.n_closing + sum(map(self._idle, self._writing))
-        for held in list(self._held.values()):
+            if self._pool.holders(cached.page) == 1 and not self._is_to_write(cached):
+                self._drop(cached)
+        coming = 0 if self._stuck else self._reads.n_closing + sum(map(self._idle, self._writes.pages))
+        for cached in list(self._cached.values()):
             if self._pool.free_pages + coming >= count:
                 break
-            if self._pool.holders(held.page) > 1:
+            if self._pool.holders(cached.page) > 1:
                 continue
-            while self._pool.holders(held.page) == 1:
-                if self._offer(held):
+            while self._pool.holders(cached.page) == 1:
+                if self._is_to_write(cached):
+                    self._writes.write(cached)
                     self.settle()  # what the store refuses at once comes back at once
                 else:
-                    self._drop(held)
-            coming += held.page in self._writing
+                    self._drop(cached)
+            coming += self._writes.holders(cached.page) > 0
         return self._pool.free_pages >= count
 
-    def _drop(self, held: _Held) -> None:
-        del self._held[held.key.key]
-        self._release(held)
-
-    def _release(self, held: _Held) -> None:
-        self._pool.release([held.page])
-        if held.state is not None:
-            assert self._pool.states is not None
-            self._pool.states.release([held.state])
+    def _drop(self, cached: CachedPage) -> None:
+        del self._cached[cached.key.key]
+        self._pool.release([cached.page])
+        self._release_state(cached.state)
+        cached.state = None
 
     def _drop_state(self) -> bool:
         """Frees the slot of the state that was unused longest and that no sequence holds, if there is one."""
         states = self._pool.states
         assert states is not None
-        for held in self._held.values():
-            if held.state is not None and states.holders(held.state) == 1:
-                states.release([held.state])
-                held.state = None
+        for cached in self._cached.values():
+            if cached.state is not None and states.holders(cached.state) == 1:
+                states.release([cached.state])
+                cached.state = None
                 return True
         return False
 
-    def _to_write(self, held: _Held) -> bool:
-        """Whether the page goes to the store before it is evicted."""
-        return self._store is not None and not self._stuck and held.tries > 0 and held.key not in self._store
+    def _release_reads(self, reads: Iterable[PageRead]) -> None:
+        for each in reads:
+            self._pool.release([each.page])
+            self._release_state(each.state)
 
-    def _offer(self, held: _Held) -> bool:
-        """Whether the page is on its way to the store now."""
-        store, page = self._store, held.page
-        if store is None or not self._to_write(held):
-            return False
-        held.tries -= 1
-        self._pool.hold([page])  # until it is written
-        self._writing.add(page)
-
-        def done(_: bool) -> None:
-            self._written.append(page)
-            self._reads.wake()
-
-        store.write(held.key, held.tokens, lambda: self._pool.page(page), done)
-        return True
+    def _release_state(self, slot: int | None) -> None:
+        if slot is not None:
+            assert self._pool.states is not None
+            self._pool.states.release([slot])

@@ -4,12 +4,12 @@ A state has a constant size and can only be extended, so a sequence's step reads
 before stays valid until the step is committed. A slot with several holders is a checkpoint and is never written.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from earthshine.errors import ContextError
+from earthshine.errors import ContextError, UsageError
 from earthshine.kv.places import Places
 from earthshine.spec.attention import Kept, State
 from earthshine.units import format_bytes
@@ -43,6 +43,14 @@ class StatePool(Places):
     def slot(self, slot: int) -> list[Tensor]:
         """Views of a slot's parts, by layer and in order."""
         return [part[slot] for part in self._parts.values()]
+
+    def write_slot(self, slot: int, parts: Sequence[Tensor]) -> None:
+        """`parts`: as `slot` gives them, in any shape of their size. Raises UsageError for others."""
+        own = self.slot(slot)
+        if [(part.numel(), part.dtype) for part in parts] != [(mine.numel(), mine.dtype) for mine in own]:
+            raise UsageError("These are not the parts of a recurrent state of this pool.")
+        for mine, part in zip(own, parts, strict=True):
+            mine.copy_(part.view_as(mine))
 
     def take(self) -> int:
         """A free slot with one holder; one is reclaimed where none is free. Raises ContextError."""

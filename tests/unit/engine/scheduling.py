@@ -54,8 +54,7 @@ class Bench:
 
     def forget(self) -> None:
         """All pages in memory; those on their way to disk get there first."""
-        self.files.flush(10)
-        self.cache.settle()
+        self.cache.flush(60)
         self.cache.clear()
 
     def nothing_is_held(self) -> None:

@@ -10,7 +10,6 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-import torch
 
 import earthshine
 from earthshine.engine import Admitted, Finished, Request, SamplingParams, Session, TokenEvent, load_model
@@ -18,7 +17,7 @@ from earthshine.engine.load import LoadedModel
 from earthshine.engine.scheduler import Scheduler
 from earthshine.engine.sequence import TokenSequence
 from earthshine.errors import BlobError
-from earthshine.kv import BlobLayout, PageBlobs, PageFiles, PageKey, PagePool, PrefixCache
+from earthshine.kv import BlobLayout, PageBlobs, PageFiles, PageKey, PageParts, PagePool, PrefixCache
 from earthshine.plan import PlanArgs
 
 GLEAM = Path(earthshine.__file__).parent / "gleam"
@@ -64,7 +63,10 @@ class Peer:
     def __contains__(self, key: PageKey) -> bool:
         return key in self._pages
 
-    def read(self, key: PageKey, tokens: Sequence[int]) -> list[torch.Tensor] | None:
+    def has_state(self, key: PageKey) -> bool:
+        return False
+
+    def read(self, key: PageKey, tokens: Sequence[int]) -> PageParts | None:
         place = key.start // PAGE
         self.asked.set()
         assert self.open.wait(60)
@@ -89,9 +91,9 @@ class Peer:
 
     # What the other machine does with the pages that it computes.
 
-    def write(self, key: PageKey, tokens, rows, done) -> None:
+    def write(self, key: PageKey, tokens, parts, done, *, with_state=False) -> None:
         file = BytesIO()
-        self._blobs.write(file, self._blobs.header(key, tokens), rows())
+        self._blobs.write(file, self._blobs.header(key, tokens), parts())
         self._pages[key] = file.getvalue()
         done(True)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from earthshine.engine import Admitted, Finished
-from earthshine.kv import PageFiles, PageKey, PageKeys, PagePool, PrefixCache, prefix_cache
+from earthshine.kv import PageFiles, PageKey, PageKeys, PageParts, PagePool, PrefixCache, prefix_cache
 
 from .conftest import SPEC, FakeDecoder
 from .scheduling import LAYOUT, PAGE, PROMPTS, Bench, alone, reply
@@ -123,27 +123,30 @@ class SlowFiles:
     """Writes a page whenever `work` is called."""
 
     def __init__(self) -> None:
-        self.written: dict[PageKey, list] = {}
+        self.written: dict[PageKey, PageParts] = {}
         self.jobs: list = []
         self.n_writes = 0
 
     def __contains__(self, key: PageKey) -> bool:
         return key in self.written
 
+    def has_state(self, key: PageKey) -> bool:
+        return False
+
     def read(self, key, tokens):
         return self.written[key]
 
-    def write(self, key, tokens, rows, done) -> None:
+    def write(self, key, tokens, parts, done, *, with_state=False) -> None:
         self.n_writes += 1
-        self.jobs.append((key, rows, done))
+        self.jobs.append((key, parts, done))
 
     def used(self, keys) -> None: ...
 
     def close(self) -> None: ...
 
     def work(self) -> None:
-        key, rows, done = self.jobs.pop(0)
-        self.written[key] = [part.clone() for part in rows()]
+        key, parts, done = self.jobs.pop(0)
+        self.written[key] = PageParts([part.clone() for part in parts().rows])
         done(True)
 
 
@@ -280,8 +283,8 @@ def test_disk_that_hangs_holds_up_no_reply_for_good(monkeypatch):
     now[0] += 5.1
     assert not cache.make_room(1)
     assert cache.room() == 0
-    for key, rows, done in hung:
-        files.written[key] = rows()
+    for key, parts, done in hung:
+        files.written[key] = parts()
         done(True)
     assert cache.make_room(4)
     assert cache.room() == 6

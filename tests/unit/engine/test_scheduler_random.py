@@ -18,7 +18,7 @@ from earthshine.engine import Admitted, Failed, Finished, PromptScores, Session,
 from earthshine.engine import scheduler as scheduler_module
 from earthshine.engine import sequence as sequence_module
 from earthshine.errors import ContextError
-from earthshine.kv import PageKey, PagePool
+from earthshine.kv import PageKey, PageParts, PagePool
 from earthshine.kv import prefix_cache as prefix_cache_module
 
 from .conftest import CONTEXT, SPEC, VOCAB, FakeDecoder
@@ -113,7 +113,7 @@ class Files:
 
     def __init__(self, case: Case) -> None:
         self._case = case
-        self._pages: dict[PageKey, tuple[list[int], list[torch.Tensor]]] = {}
+        self._pages: dict[PageKey, tuple[list[int], list[torch.Tensor]]] = {}  # by key: tokens, rows
         self._jobs: list[Callable[[], None]] = []
         self._never: list[Callable[[], None]] = []
         self.writes = self.reads = 0
@@ -125,7 +125,10 @@ class Files:
 
     def close(self) -> None: ...
 
-    def read(self, key: PageKey, tokens: Sequence[int]) -> list[torch.Tensor] | None:
+    def has_state(self, key: PageKey) -> bool:
+        return False
+
+    def read(self, key: PageKey, tokens: Sequence[int]) -> PageParts | None:
         self.reads += 1
         if key not in self._pages or self.reads in self._case.damaged:
             self._pages.pop(key, None)
@@ -133,15 +136,15 @@ class Files:
         own, layers = self._pages[key]
         assert own == list(tokens)
         event("a page was read")
-        return layers
+        return PageParts(layers)
 
-    def write(self, key, tokens, rows, done) -> None:
+    def write(self, key, tokens, parts, done, *, with_state=False) -> None:
         answer = self._case.answers[self.writes % len(self._case.answers)]
         self.writes += 1
-        before = [part.clone() for part in rows()]
+        before = [part.clone() for part in parts().rows]
 
         def finish() -> None:
-            layers = [layer.clone() for layer in rows()]
+            layers = [layer.clone() for layer in parts().rows]
             assert all(map(torch.equal, layers, before))
             if answer != "fails":
                 self._pages[key] = (list(tokens), layers)
@@ -247,8 +250,8 @@ class Run:
         cache, pool = self.bench.cache, self.bench.pool
         cache.settle()
         held = Counter(page for each in self.bench.scheduler.queue.running for page in each.page_table.pages)
-        held.update(each.page for each in cache._held.values())
-        held.update(cache._writing)
+        held.update(each.page for each in cache._cached.values())
+        held.update(cache._writes._holders)
         held.update(page for fetch in self.bench.scheduler._admission.loading.values() for page in fetch.pages)
         assert {page: pool.holders(page) for page in range(pool.n_pages)} == {
             page: held[page] for page in range(pool.n_pages)

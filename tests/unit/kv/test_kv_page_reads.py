@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from earthshine.kv import PageKey, PageKeys, PagePool
+from earthshine.kv import PageKey, PageKeys, PageParts, PagePool
 from earthshine.kv.page_reads import PageRead, PageReads
 from earthshine.spec.attention import Rows
 
@@ -34,12 +34,15 @@ class Tier:
     def __contains__(self, key: PageKey) -> bool:
         return self._keys is None or key in self._keys
 
+    def has_state(self, key: PageKey) -> bool:
+        return False
+
     def close(self) -> None: ...
 
 
-def values(key: PageKey, tokens: Sequence[int]) -> list[torch.Tensor]:
+def values(key: PageKey, tokens: Sequence[int]) -> PageParts:
     """The page that the tier has: its tokens, twice."""
-    return [torch.tensor(tokens, dtype=torch.float32)[:, None].expand(PAGE, 2)]
+    return PageParts([torch.tensor(tokens, dtype=torch.float32)[:, None].expand(PAGE, 2)])
 
 
 def test_pages_arrive_in_order_with_what_they_hold():
@@ -53,8 +56,8 @@ def test_pages_arrive_in_order_with_what_they_hold():
     found += fetch.take()
     assert found == asked
     for each in found:
-        assert torch.equal(pool.page(each.page)[0], values(each.key, each.tokens)[0])
-    assert reads.close_fetch(fetch) == []
+        assert torch.equal(pool.page(each.page)[0], values(each.key, each.tokens).rows[0])
+    assert reads.close_fetch(fetch) == ()
     reads.close()
 
 
@@ -62,7 +65,7 @@ def test_fetches_are_served_a_page_each_in_rotation():
     """A long fetch before it does not hold up a short one."""
     pool, order = make_pool(), []
 
-    def read(key: PageKey, tokens: Sequence[int]) -> list[torch.Tensor]:
+    def read(key: PageKey, tokens: Sequence[int]) -> PageParts:
         order.append(key)
         return values(key, tokens)
 
@@ -83,7 +86,7 @@ def test_absent_page_ends_its_fetch_alone(fails, caplog):
     pool = make_pool()
     one, other = wanted(pool, "one", 3), wanted(pool, "other", 3)
 
-    def read(key: PageKey, tokens: Sequence[int]) -> list[torch.Tensor] | None:
+    def read(key: PageKey, tokens: Sequence[int]) -> PageParts | None:
         if key == one[1].key:
             if fails:
                 raise RuntimeError("no such tier")
@@ -96,7 +99,7 @@ def test_absent_page_ends_its_fetch_alone(fails, caplog):
         pass
     assert first.ended
     assert first.take() == (one[0],)
-    assert reads.close_fetch(first) == [one[1].page, one[2].page]
+    assert reads.close_fetch(first) == tuple(one[1:])
     assert second.take() == tuple(other)
     assert len(caplog.records) == fails
 
@@ -106,7 +109,7 @@ def test_closing_a_fetch_does_not_wait_for_the_page_that_is_being_read():
     pool, begun, go_on = make_pool(), threading.Event(), threading.Event()
     done = []
 
-    def read(key: PageKey, tokens: Sequence[int]) -> list[torch.Tensor]:
+    def read(key: PageKey, tokens: Sequence[int]) -> PageParts:
         begun.set()
         go_on.wait(60)
         done.append(key)
@@ -116,12 +119,12 @@ def test_closing_a_fetch_does_not_wait_for_the_page_that_is_being_read():
     asked = wanted(pool, "", 3)
     fetch = reads.fetch(asked)
     assert begun.wait(60)
-    assert reads.close_fetch(fetch) == [each.page for each in asked[1:]]
+    assert reads.close_fetch(fetch) == tuple(asked[1:])
     assert (fetch.ended, reads.n_closing, reads.returned()) == (True, 1, [])
     go_on.set()
     while reads.n_closing:
         reads.wait(60)
-    assert reads.returned() == [asked[0].page]
+    assert reads.returned() == [asked[0]]
     assert reads.returned() == []
     assert done == [asked[0].key]
     reads.close()
@@ -134,7 +137,7 @@ def test_page_that_one_tier_lacks_is_read_from_the_next():
     order = []
 
     def tier(number: int, said: list[PageKey], had: list[PageKey]) -> Tier:
-        def read(key: PageKey, tokens: Sequence[int]) -> list[torch.Tensor] | None:
+        def read(key: PageKey, tokens: Sequence[int]) -> PageParts | None:
             order.append((number, keys.index(key)))
             return values(key, tokens) if key in had else None
 
@@ -149,14 +152,14 @@ def test_page_that_one_tier_lacks_is_read_from_the_next():
     assert fetch.arrived == tuple(asked[:4])
     assert fetch.ended
     for each in fetch.arrived:
-        assert torch.equal(pool.page(each.page)[0], values(each.key, each.tokens)[0])
+        assert torch.equal(pool.page(each.page)[0], values(each.key, each.tokens).rows[0])
 
 
 def test_pages_in_the_pool_are_not_read():
     pool, order = make_pool(), []
     asked = [replace(each, in_pool=number in (0, 2, 3)) for number, each in enumerate(wanted(pool, "", 4))]
 
-    def read(key: PageKey, tokens: Sequence[int]) -> list[torch.Tensor]:
+    def read(key: PageKey, tokens: Sequence[int]) -> PageParts:
         order.append(key)
         return values(key, tokens)
 
@@ -174,7 +177,7 @@ def test_tier_that_hangs_holds_up_no_other():
     pool, begun, go_on = make_pool(), threading.Event(), threading.Event()
     slow, fast = wanted(pool, "slow", 3), wanted(pool, "fast", 3)
 
-    def hang(key: PageKey, tokens: Sequence[int]) -> list[torch.Tensor]:
+    def hang(key: PageKey, tokens: Sequence[int]) -> PageParts:
         begun.set()
         go_on.wait(60)
         return values(key, tokens)
@@ -209,12 +212,12 @@ def test_page_of_another_shape_is_not_taken(wrong, caplog):
     """Not even one that would fit if it were repeated."""
     pool = make_pool()
     asked = wanted(pool, "", 2)
-    reads = PageReads(pool, [Tier(lambda key, tokens: wrong)], threaded=False)
+    reads = PageReads(pool, [Tier(lambda key, tokens: PageParts(wrong))], threaded=False)
     fetch = reads.fetch(asked)
     assert reads.read_next()
     assert fetch.ended
     assert fetch.arrived == ()
-    assert reads.close_fetch(fetch) == [each.page for each in asked]
+    assert reads.close_fetch(fetch) == tuple(asked)
     assert "could not be read" in caplog.text
 
 

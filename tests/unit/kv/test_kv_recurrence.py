@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from earthshine.errors import ContextError, UsageError
-from earthshine.kv import PagePool, PageTable
-from earthshine.spec.attention import Rows, State
+from earthshine.kv import PageKey, PageKeys, PagePool, PageTable, PrefixCache
+from earthshine.spec.attention import STATES_PER_SEQUENCE, Rows, State
 
 PAGE = 4
 KEPT = ((Rows("latent", 1),), (State("sum", (2, 1), fp32=True), State("tail", (3,), fp32=False)))
@@ -198,3 +198,67 @@ def test_any_sequence_of_operations_keeps_states_and_accounts_for_slots(actions,
     for page_table in page_tables:
         page_table.release()
     assert (pool.free_pages, pool.states.free) == (64, n_states)
+
+
+class SlowStore:
+    """A store that refuses pages without a state and writes the others when `work` is called."""
+
+    def __init__(self) -> None:
+        self.jobs: list = []
+
+    def __contains__(self, key: PageKey) -> bool:
+        return False
+
+    def has_state(self, key: PageKey) -> bool:
+        return False
+
+    def used(self, keys) -> None: ...
+
+    def write(self, key, tokens, parts, done, *, with_state=False) -> None:
+        state = parts().state
+        if with_state:
+            self.jobs.append((done, parts, [part.clone() for part in state]))
+        else:
+            done(False)
+
+    def work(self) -> None:
+        done, parts, before = self.jobs.pop(0)
+        assert all(map(torch.equal, parts().state, before)), "nobody writes to a slot that is being written to disk"
+        done(True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["extend", "extend", "decode", "keep", "work"]), st.integers(0, 1), st.integers(1, 9)
+        ),
+        max_size=60,
+    )
+)
+@example([("extend", 0, 6), ("extend", 1, 6), ("keep", 0, 1), ("keep", 1, 1)] * 6)
+def test_running_sequences_find_a_slot_while_states_are_written(actions):
+    pool = make_pool(1000, 2 * STATES_PER_SEQUENCE)
+    store = SlowStore()
+    cache = PrefixCache(pool, [store], store, threaded=False)
+    page_tables = [PageTable(pool) for _ in range(2)]
+    models: list[list[int]] = [[], []]
+    for mark, (action, which, n) in enumerate(actions):
+        page_table, model = page_tables[which], models[which]
+        if action in ("extend", "decode"):
+            tokens = [(mark * 7 + i) % 50 for i in range(1 if action == "decode" else n)]
+            extend(page_table, tokens)
+            model += tokens
+            keys = PageKeys(str(which), PAGE).of(model, len(model) // PAGE)
+            for key in keys:
+                state = page_table.checkpoint(key.start + PAGE)
+                if state is not None:
+                    cache.add(key, page_table.pages[key.start // PAGE], model[key.start : key.start + PAGE], state)
+        elif action == "keep":
+            keys = PageKeys(str(which), PAGE).of(model, len(model) // PAGE)
+            cache.spill([], [keys[length // PAGE - 1] for length in page_table.checkpoints])
+        elif store.jobs:
+            store.work()
+            cache.settle()
+        for each, tokens in zip(page_tables, models, strict=True):
+            assert held(each) == after(tokens)

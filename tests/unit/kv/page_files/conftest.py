@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from earthshine.kv import BlobLayout, PageFiles, PageKey, Part, ValueFormat
+from earthshine.kv import BlobLayout, PageFiles, PageKey, PageParts, Part, ValueFormat
 
 PARTS = tuple(Part(layer, 6) for layer in range(3))
 LAYOUT = BlobLayout("moon-1", ValueFormat.BF16, PARTS)
@@ -50,21 +50,22 @@ def make_files(tmp_path):
 
 
 def put(files: PageFiles, *pages: Page) -> list[bool]:
-    """Write pages one after another and wait for each; what `done` was told."""
+    """Write pages one after another and wait for each; what `done` got."""
     results: list[bool] = []
     for page in pages:
-        files.write(*page.named, lambda page=page: page.latents, results.append)
+        files.write(*page.named, lambda page=page: PageParts(page.latents), results.append)
         assert files.flush(10)
     return results
 
 
 def holds(files: PageFiles, page: Page) -> bool:
     """Whether the page is read; what is read must be right."""
-    layers = files.read(*page.named)
-    if layers is not None:
+    parts = files.read(*page.named)
+    if parts is not None:
+        layers = parts.rows
         assert len(layers) == len(page.latents)
         assert all(a.dtype is b.dtype and torch.equal(a, b) for a, b in zip(layers, page.latents, strict=True))
-    return layers is not None
+    return parts is not None
 
 
 def path_of(folder: Path, page: Page) -> Path:
@@ -82,7 +83,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import torch
-from earthshine.kv import BlobLayout, PageFiles, PageKey, Part, ValueFormat
+from earthshine.kv import BlobLayout, PageFiles, PageKey, PageParts, Part, ValueFormat
 
 files = PageFiles(
     Path(sys.argv[1]), BlobLayout("moon-1", ValueFormat.FP32, tuple(Part(i, 2048) for i in range(4))), 64, 1 << 30
@@ -91,7 +92,7 @@ tokens = tuple(range(64))
 for number in range(10**6):
     name = number.to_bytes(32, "big")
     latents = [torch.full((64, 1), float(number + layer)).expand(64, 2048) for layer in range(4)]
-    files.write(PageKey(name, name, 0), tokens, lambda: latents, lambda good: None)
+    files.write(PageKey(name, name, 0), tokens, lambda: PageParts(latents), lambda good: None)
     files.flush(10)
     print(number, flush=True)
 """

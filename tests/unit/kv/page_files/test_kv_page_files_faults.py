@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from earthshine.kv import BlobLayout, BlobWriter, PageFiles, PageKey, Part, ValueFormat, page_folder
+from earthshine.kv import BlobLayout, BlobWriter, PageFiles, PageKey, PageParts, Part, ValueFormat, page_folder
 
 from .conftest import BLOCK, KILLED, PAGES, PARTS, holds, listed, path_of, put
 
@@ -126,12 +126,12 @@ class TestFailures:
         def slow():
             begun.set()
             assert go.wait(300)
-            return PAGES[0].latents
+            return PageParts(PAGES[0].latents)
 
         files.write(*PAGES[0].named, slow, results.append)
         assert begun.wait(300)
         for page in PAGES[1:5]:
-            files.write(*page.named, lambda page=page: page.latents, results.append)
+            files.write(*page.named, lambda page=page: PageParts(page.latents), results.append)
         assert results == [False, False]
         assert not files.flush(0.01)
         go.set()
@@ -145,7 +145,7 @@ class TestFailures:
         def slow():
             begun.set()
             assert go.wait(300)
-            return PAGES[0].latents
+            return PageParts(PAGES[0].latents)
 
         for page in PAGES[:3]:
             files.write(*page.named, slow, results.append)
@@ -239,7 +239,7 @@ class TestFailures:
             reader.start()
         for number in range(300):
             page = PAGES[number * 5 % 12]
-            files.write(*page.named, lambda page=page: page.latents, lambda good: None)
+            files.write(*page.named, lambda page=page: PageParts(page.latents), lambda good: None)
             if number % 10 == 0:
                 assert files.flush(10)
             assert files.stats.bytes <= 6 * BLOCK
@@ -268,7 +268,7 @@ def test_a_killed_writer_leaves_only_whole_pages(forker, tmp_path, pages):
     assert files.stats.pages >= pages
     for number in range(files.stats.pages):
         name = number.to_bytes(32, "big")
-        layers = files.read(PageKey(name, name, 0), tuple(range(64)))
+        layers = files.read(PageKey(name, name, 0), tuple(range(64))).rows
         assert all(bool((latents == number + layer).all()) for layer, latents in enumerate(layers))
     assert files.stats.damaged == 0
     files.close()

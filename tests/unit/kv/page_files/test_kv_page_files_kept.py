@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from earthshine.errors import BlobError, UsageError
-from earthshine.kv import BlobLayout, ValueFormat, page_folder
+from earthshine.kv import BlobLayout, PageParts, ValueFormat, page_folder
 
 from .conftest import BLOCK, PAGES, PARTS, holds, listed, path_of, put
 
@@ -40,7 +40,7 @@ class TestPages:
         files, seen = make_files(), []
         files.write(
             *PAGES[0].named,
-            lambda: PAGES[0].latents,
+            lambda: PageParts(PAGES[0].latents),
             lambda good: seen.append((good, PAGES[0].key in files, threading.current_thread().name)),
         )
         assert files.flush(10)
@@ -62,14 +62,14 @@ class TestPages:
         with pytest.raises(UsageError, match="a key of 32 bytes and 8 tokens"):
             files.read(replace(page.key, key=page.key.key[:31]), page.tokens)
         with pytest.raises(UsageError, match="8 tokens"):
-            files.write(page.key, page.tokens[:7], lambda: [], lambda good: None)
+            files.write(page.key, page.tokens[:7], lambda: PageParts([]), lambda good: None)
         with pytest.raises(BlobError, match="does not name them"):
             files.read(replace(page.key, prior=bytes(32)), page.tokens)
 
     def test_latents_that_do_not_fit_cost_one_page_and_not_the_thread(self, make_files):
         files, results = make_files(), []
         for latents in (PAGES[0].latents[:2], tuple(each[:3] for each in PAGES[0].latents), None):
-            files.write(*PAGES[0].named, lambda latents=latents: latents, results.append)
+            files.write(*PAGES[0].named, lambda latents=latents: PageParts(latents), results.append)
         assert files.flush(10)
         assert results == [False, False, False]
         assert "could not be taken over" in files.problem

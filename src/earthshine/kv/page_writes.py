@@ -1,0 +1,111 @@
+"""Pages of the prefix cache on their way to the store, which writes them with a thread of its own.
+
+Invariant: a page that is being written has a holder for that, and so has the slot of a recurrent state. Slots are few
+and a state takes as much as many pages, so states are written one at a time, and one that its owner drops while it
+waits is not written: then a running sequence always finds a slot.
+"""
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from earthshine.kv.page_key import PageKey
+from earthshine.kv.page_tier import PageParts, PageStore
+from earthshine.kv.pages import PagePool
+
+
+@dataclass(slots=True)
+class CachedPage:
+    """A page in the pool. `tries`: how often it may still be offered to the store; `state`: the slot of the recurrent
+    state after its last token, if that is kept."""
+
+    key: PageKey
+    page: int
+    tokens: Sequence[int]
+    tries: int
+    state: int | None = None
+
+
+class PageWrites:
+    """`store` None: nothing is written. `wake` is called by the store's thread after each page."""
+
+    def __init__(self, pool: PagePool, store: PageStore | None, wake: Callable[[], None]) -> None:
+        self._pool, self._store, self._wake = pool, store, wake
+        self._holders: Counter[int] = Counter()  # by page, of those that are being written
+        self._done: deque[tuple[int, int | None]] = deque()  # pages and states; the store's thread alone appends
+        self._states: OrderedDict[bytes, CachedPage] = OrderedDict()  # whose states wait
+        self._writes_state = False
+
+    def holders(self, page: int) -> int:
+        """How many writes hold this page."""
+        return self._holders[page]
+
+    @property
+    def pages(self) -> Iterable[int]:
+        """Those that are being written."""
+        return self._holders.keys()
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._holders or self._states)
+
+    @property
+    def n_done(self) -> int:
+        """Writes that have ended and wait for `settle`."""
+        return len(self._done)
+
+    def wants(self, cached: CachedPage) -> bool:
+        """Whether the page is to be written before it is evicted."""
+        return self._store is not None and cached.tries > 0 and cached.key not in self._store
+
+    def write(self, cached: CachedPage) -> None:
+        """Begin to write a page that is wanted."""
+        cached.tries -= 1
+        self._begin(cached, None)
+
+    def write_state(self, cached: CachedPage) -> None:
+        """Write a page with the state after it, once those before it are written, if its state is still kept then."""
+        if self._store is not None:
+            self._states[cached.key.key] = cached
+            self._next_state()
+
+    def settle(self) -> bool:
+        """Takes back what has been written; whether there was any. Then the next state is written."""
+        any_done = bool(self._done)
+        while self._done:
+            page, state = self._done.popleft()
+            self._pool.release([page])
+            self._holders[page] -= 1
+            if not self._holders[page]:
+                del self._holders[page]
+            if state is not None and self._pool.states is not None:
+                self._pool.states.release([state])
+                self._writes_state = False
+        self._next_state()
+        return any_done
+
+    def _next_state(self) -> None:
+        while self._states and not self._writes_state:
+            _, cached = self._states.popitem(last=False)
+            assert self._store is not None
+            if cached.state is not None and not self._store.has_state(cached.key):
+                self._writes_state = True
+                self._begin(cached, cached.state)
+
+    def _begin(self, cached: CachedPage, state: int | None) -> None:
+        page, states = cached.page, self._pool.states
+        self._pool.hold([page])
+        self._holders[page] += 1
+        if state is not None and states is not None:
+            states.hold([state])
+
+        def parts() -> PageParts:
+            kept = None if state is None or states is None else states.slot(state)
+            return PageParts(self._pool.page(page), kept)
+
+        def done(_: bool) -> None:
+            self._done.append((page, state))
+            self._wake()
+
+        assert self._store is not None
+        self._store.write(cached.key, cached.tokens, parts, done, with_state=state is not None)
