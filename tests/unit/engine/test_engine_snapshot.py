@@ -109,7 +109,7 @@ def test_a_refused_restore_leaves_the_session_as_it_was(make_session, make_decod
         (altered(blob, token_ids=(*PROMPT, 8, 40)), BlobError, "vocabulary of 40"),
         (KVBlob(dataclasses.replace(blob.header, tail_dim=5), blob.parts, tail), BlobError, "tail has 5 values"),
         (longer.snapshot(), ContextError, "70 tokens, but the model's context ends at 64"),
-        (blob, ContextError, "12 tokens, but the latent cache's free pages hold 8"),
+        (blob, ContextError, "12 tokens, but the cache's free pages hold 8"),
     ]
     pool = make_pool(n_pages=2)
     session, fresh = make_session(pool=pool), make_session()
