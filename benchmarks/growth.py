@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from result_rows import result_row
+
 from earthshine.units import format_bytes
 
 SIDE = Path(__file__).with_name("growth_side.py")
@@ -56,7 +58,19 @@ def main() -> None:
         show(runs[-1])
     if options.png:
         draw(options.png, options.model.name, runs)
-    print(json.dumps({"what": "growth", "model": options.model.name, "runs": runs}))
+    rows = [row(options.model.name, run, point) for run in runs for point in run["points"]]
+    print(json.dumps({"what": "growth", "model": options.model.name, "runs": runs, "rows": rows}))
+
+
+def row(model: str, run: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    """A point as a row of docs/results/forecast_L.json."""
+    seconds = point["seconds"]
+    more = {
+        "memory": format_bytes(run["budget"]),
+        "forecast over measurement": round(point["forecast"] / seconds["median"], 2),
+    }
+    figures = (1e3 * seconds[name] for name in ("median", "least", "most"))
+    return result_row(f"*{model}*, {point['what']} {point['at']:,}", *figures, "ms", **more)
 
 
 def show(run: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import httpx
+from result_rows import result_rows
 from served import serving
 
 
@@ -70,7 +71,9 @@ def main() -> int:
     more = ["--batch", "2", "--context", str(options.prompt + 1024), "--max-stall", str(options.max_stall)]
     with serving(str(options.model), more + (["--memory", options.memory] if options.memory else [])) as (url, _):
         found = measured(url, options)
-    print(json.dumps({"max_stall": options.max_stall, **found}))
+    about = f"*{options.model.name}*, `--max-stall {options.max_stall:g}`, prompts of {options.prompt}: "
+    rows = result_rows({f"{about}{name.replace('_', ' ')} (s)": [value] for name, value in found.items()})
+    print(json.dumps({"max_stall": options.max_stall, **found, "rows": rows}))
     return 0
 
 

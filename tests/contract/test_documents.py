@@ -93,6 +93,18 @@ def test_no_document_is_cited_that_is_not_here():
                 assert known or (ROOT / "docs" / name).exists(), f"{path} cites {name}"
 
 
+def test_changelog_entries_have_one_form():
+    """Keep a Changelog's sections, and "Known limits"; an entry is a list item of whole sentences."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert re.search(rf"^## \[(Unreleased\]: )?{re.escape(version)}\b", text, re.MULTILINE)
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security", "Known limits"}
+    assert set(re.findall(r"^### (.*)$", text, re.MULTILINE)) <= kinds
+    entries = [line for line in text.partition("\n## ")[2].splitlines()[1:] if line and not line.startswith("#")]
+    assert entries
+    assert [line for line in entries if not re.fullmatch(r"- [A-Z`\w].*[.]", line)] == []
+
+
 def test_locked_versions_lie_within_the_declared_ranges():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = (ROOT / "requirements" / "tests.txt").read_text(encoding="utf-8").splitlines()
