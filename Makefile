@@ -2,7 +2,7 @@
 # make test    what .ci/run runs: lint, types, tests
 # make test CPU=avx2         the tests as on a processor whose best set this is; also portable, avx512, avx512_bf16, amx
 # make test CPU=amx_emulated the tests with AMX computed in C++, in an environment of its own beside .venv
-# make lint    ruff and mypy alone
+# make lint    ruff, mypy and clang-format alone
 # make lock    requirements/tests.txt anew, by uv
 # make bench   the short form of the benchmarks, llama.cpp beside; builds that once, which takes minutes
 # make clean   removes .venv and everything built or cached
@@ -39,6 +39,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find native -name '*.h' -o -name '*.cc')
 
 # What only a GPU build of torch or another system needs is left out, with torch's own version kept.
 lock:

@@ -21,6 +21,7 @@ struct Candidate {
 };
 
 // Best first. AMX is faster than VDPBF16PS wherever both exist.
+// clang-format off: one candidate per line
 const Candidate candidates[] = {
 #if defined(EARTHSHINE_X86_64)
     {&amx, amx_or_why_not},
@@ -30,6 +31,7 @@ const Candidate candidates[] = {
 #endif
     {&portable, always},
 };
+// clang-format on
 
 #if defined(EARTHSHINE_X86_64)
 // Whether tiles add in the order that the manual gives and that the other instances follow.

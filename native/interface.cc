@@ -117,8 +117,7 @@ int32_t es_moe_ffn(const es_expert* experts, int64_t n_experts, const int64_t* b
   if (begin[n_experts] == begin[0]) return ES_OK;
   if (x == nullptr || token == nullptr || each == nullptr) return ES_NULL_POINTER;
   if (!within(token + begin[0], begin[n_experts] - begin[0], tokens)) return ES_BAD_INDEX;
-  return done(
-      earthshine::serving().moe_ffn(experts, n_experts, begin, x, token, hidden, intermediate, each));
+  return done(earthshine::serving().moe_ffn(experts, n_experts, begin, x, token, hidden, intermediate, each));
 }
 
 int32_t es_moe_sum(const float* each, const int32_t* token, const float* weight, int64_t pairs, int64_t tokens,
@@ -131,9 +130,9 @@ int32_t es_moe_sum(const float* each, const int32_t* token, const float* weight,
   return ES_OK;
 }
 
-int32_t es_rms_norm(void* x, int32_t x_is_fp32, int64_t x_row, int64_t x_head, const uint16_t* added,
-                    int64_t added_row, const uint16_t* weight, float eps, int64_t rows, int64_t n_heads, int64_t dim,
-                    uint16_t* out, int64_t out_row, int64_t out_head) {
+int32_t es_rms_norm(void* x, int32_t x_is_fp32, int64_t x_row, int64_t x_head, const uint16_t* added, int64_t added_row,
+                    const uint16_t* weight, float eps, int64_t rows, int64_t n_heads, int64_t dim, uint16_t* out,
+                    int64_t out_row, int64_t out_head) {
   const bool adds = added != nullptr;
   if (!by_head(rows, n_heads, dim, x_row, x_head, adds) || !by_head(rows, n_heads, dim, out_row, out_head, true)) {
     return ES_BAD_SHAPE;
@@ -141,8 +140,8 @@ int32_t es_rms_norm(void* x, int32_t x_is_fp32, int64_t x_row, int64_t x_head, c
   if (adds && (n_heads > 1 || !strided(rows, dim, added_row, false))) return ES_BAD_SHAPE;
   if (rows == 0 || n_heads == 0 || dim == 0) return ES_OK;
   if (x == nullptr || weight == nullptr || out == nullptr) return ES_NULL_POINTER;
-  earthshine::serving().rms_norm({x, x_is_fp32 != 0, x_row, x_head, added, added_row, weight, eps, rows, n_heads, dim,
-                                  out, out_row, out_head});
+  earthshine::serving().rms_norm(
+      {x, x_is_fp32 != 0, x_row, x_head, added, added_row, weight, eps, rows, n_heads, dim, out, out_row, out_head});
   return ES_OK;
 }
 
@@ -222,9 +221,9 @@ int32_t es_kda(const es_kda_shape* shape, const es_recurrent* sequences, int64_t
     end = sequences[i].first + sequences[i].rows;
   }
   if (end == 0) return ES_OK;
-  for (const void* part : {static_cast<const void*>(qkv), gate, beta, static_cast<const void*>(conv),
-                           static_cast<const void*>(a_log), static_cast<const void*>(dt_bias),
-                           static_cast<const void*>(out)}) {
+  for (const void* part :
+       {static_cast<const void*>(qkv), gate, beta, static_cast<const void*>(conv), static_cast<const void*>(a_log),
+        static_cast<const void*>(dt_bias), static_cast<const void*>(out)}) {
     if (part == nullptr) return ES_NULL_POINTER;
   }
   const float scale = 1.0f / std::sqrt(static_cast<float>(shape->head_dim));

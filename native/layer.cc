@@ -106,8 +106,8 @@ int32_t check(const es_gqa& s, const es_batch& batch, es_attention* shape) {
   if (const int32_t status = check_all({&s.q, &s.k, &s.v, &s.o})) return status;
   if (!sized(s.n_heads, s.n_kv_heads, s.head_dim, s.o.rows) || s.rope_dim > s.head_dim) return ES_BAD_SHAPE;
   const int64_t hidden = s.o.rows, keys = s.n_kv_heads * s.head_dim;
-  if (!is(s.o, hidden, s.n_heads * s.head_dim) || !is(s.q, s.n_heads * s.head_dim, hidden) ||
-      !is(s.k, keys, hidden) || !is(s.v, keys, hidden)) {
+  if (!is(s.o, hidden, s.n_heads * s.head_dim) || !is(s.q, s.n_heads * s.head_dim, hidden) || !is(s.k, keys, hidden) ||
+      !is(s.v, keys, hidden)) {
     return ES_BAD_SHAPE;
   }
   if (s.norm == nullptr || s.q_norm == nullptr || s.k_norm == nullptr) return ES_NULL_POINTER;

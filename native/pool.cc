@@ -18,7 +18,7 @@ constexpr uint32_t closed = 1u << 31;
 struct Pool {
   std::recursive_mutex busy;  // held for a whole operation
   std::vector<pthread_t> workers;
-  std::atomic<uint32_t> round{0};  // changes when there is work, or when workers should end
+  std::atomic<uint32_t> round{0};      // changes when there is work, or when workers should end
   std::atomic<uint32_t> gate{closed};  // of the current round: `closed` or open, and how many workers are inside
   std::atomic<int64_t> next{0};
   int64_t n_tasks = 0;

@@ -14,9 +14,7 @@ namespace earthshine {
 #if defined(__x86_64__)
 namespace {
 
-struct Features {
-  bool avx2, avx512, avx512_bf16, amx, amx_enabled;
-};
+struct Features { bool avx2, avx512, avx512_bf16, amx, amx_enabled; };
 
 uint64_t enabled_state() {
   uint32_t low, high;

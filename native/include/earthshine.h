@@ -90,9 +90,7 @@ ES_API int32_t es_linear_by_head(const es_heads* shape, const uint8_t* matrices,
                                  uint16_t* y);
 
 /* One routed expert: gate and up are [intermediate, hidden], down is [hidden, intermediate]. */
-typedef struct {
-  es_matrix gate, up, down;
-} es_expert;
+typedef struct { es_matrix gate, up, down; } es_expert;
 
 /* each[p] = down(bf16(silu(gate x) * up x)) with x = x[token[p]], for the pairs begin[i] <= p < begin[i + 1] of expert
  * i. gate x and up x are fp32. Unweighted: es_moe_sum weighs. */

@@ -29,7 +29,7 @@ struct Instance {
 };
 
 extern const Instance portable;
-extern const Instance avx2;         // only in builds for x86-64, like those below
+extern const Instance avx2;  // only in builds for x86-64, like those below
 extern const Instance avx512;
 extern const Instance avx512_bf16;
 extern const Instance amx;

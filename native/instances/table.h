@@ -20,10 +20,12 @@ constexpr earthshine::Instance table(const char* name) {
       Linear<Tile>::run,
       Linear<Tile>::by_head,
       Linear<Exact>::decode,
+      // clang-format off: a lambda's head on lines of its own
       [](const es_expert* experts, int64_t n_experts, const int64_t* begin, const uint16_t* x, const int32_t* token,
          int64_t hidden, int64_t intermediate, float* each) {
         return MoeFfn<Tile>::run({experts, x, token, hidden, intermediate, each}, n_experts, begin);
       },
+      // clang-format on
       MoeFfn<Tile>::sum,
       PagedAttention<Tile>::run,
       Elementwise<Tile>::rms_norm,

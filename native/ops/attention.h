@@ -30,8 +30,8 @@ struct PagedAttention : Tile {
 
   struct Plan {
     AttentionCall call;
-    int64_t dims;    // value_dim up to strips
-    int64_t rows;    // of the largest block, up to sixteens
+    int64_t dims;  // value_dim up to strips
+    int64_t rows;  // of the largest block, up to sixteens
     int64_t n_blocks, n_slots;
     int64_t window;  // spans kept at once; 0 where tasks are blocks
     RowBlock* blocks;

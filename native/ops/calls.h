@@ -74,7 +74,9 @@ struct RouteCall {
   float* weight;
 };
 
-constexpr int64_t most_experts = 4096;  // room for one token's scores on the stack
-constexpr int64_t most_kda_dim = 256, most_kda_kernel = 8;  // room for a chunk of tokens on the stack
+// Room for one token's scores on the stack.
+constexpr int64_t most_experts = 4096;
+// Room for a chunk of tokens on the stack.
+constexpr int64_t most_kda_dim = 256, most_kda_kernel = 8;
 
 }  // namespace earthshine

@@ -19,7 +19,7 @@ constexpr int64_t chunk_blocks = 32;  // of 32 columns
 template <class T>
 struct Bf16Rows {
   static constexpr bool decodes = false;
-  static constexpr int at_once = 1;  // two, where nothing is decoded, make 5 to 8% less for many rows of a
+  static constexpr int at_once = 1;    // two, where nothing is decoded, make 5 to 8% less for many rows of a
   static constexpr int together = 16;  // rows of the matrix that stay in the first cache for many rows of a
   const uint8_t* codes[4];
   int64_t at = 0;

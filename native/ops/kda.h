@@ -161,7 +161,9 @@ struct Kda : Lanes16<T> {
   }
 
   template <int n>
-  struct Columns { F of[n]; };
+  struct Columns {
+    F of[n];
+  };
 
   // The chunk's tokens over 16 * n columns of S; out: [token][head_dim] with `stride`. Several tokens work on a copy
   // without gaps: pieces of rows 512 bytes apart use half of the nearest cache's sets, and the copy makes a prompt 1.44

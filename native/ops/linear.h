@@ -86,8 +86,8 @@ struct Linear : Product<Tile> {
         const int64_t cols = at_most(w.cols - first * tile_cols, panel_tiles * tile_cols);
         for (int64_t r = 0; r < rows; ++r) {
           for (int64_t c = 0; c < cols; ++c) {
-            out[(row + r) * w.cols + first * tile_cols + c] =
-                static_cast<uint16_t>(words[c / 2 * 16 + r] >> (c % 2 * 16));
+            out[(row + r) * w.cols + first * tile_cols + c] = static_cast<uint16_t>(words[c / 2 * 16 + r] >>
+                                                                                    (c % 2 * 16));
           }
         }
       }

@@ -28,9 +28,7 @@ struct MoeFfn : Product<Tile> {
   };
 
   // Packed rows: what gate takes, what up takes, the same unless an expert mixes formats, and what down takes.
-  struct Rows {
-    A *gate, *up, *down;
-  };
+  struct Rows { A *gate, *up, *down; };
 
   static bool run(const Call& call, int64_t n_experts, const int64_t* begin) {
     earthshine::Exclusive lock;

@@ -49,9 +49,7 @@ constexpr int64_t most_fetched = 512 * 1024;  // half of a second-level cache
 inline int64_t strip_width(int64_t rows) { return rows <= 32 ? narrow : wide; }
 
 // Room for a strip's results: rows come in sixteens for AMX, and of a few rows strips may be longer.
-struct Sums {
-  alignas(64) float value[many_rows * wide];
-};
+struct Sums { alignas(64) float value[many_rows * wide]; };
 
 template <class Tile>
 struct Product : Tile {

@@ -50,12 +50,12 @@ inline int64_t row_of(const AttentionCall& call, const RowBlock& rows, int64_t r
 // What a task needs to itself.
 template <class A>
 struct Scratch {
-  uint32_t* queries;  // panels of the rows: [panels][tiles of key_dim][16][16]
-  uint8_t* gathered;  // [16][key_dim] bf16: rows of a panel that do not lie one after the other
-  float* scores;      // [span_keys][rows up to sixteens]
-  A* shares;          // [rows up to sixteens][span_keys], softmax before its division
-  A* keys;            // [block_keys][key_dim up to tiles], for blocks that can't be read where they lie
-  float* mixed;       // [rows up to sixteens][value_dim up to strips], over the spans so far
+  uint32_t* queries;   // panels of the rows: [panels][tiles of key_dim][16][16]
+  uint8_t* gathered;   // [16][key_dim] bf16: rows of a panel that do not lie one after the other
+  float* scores;       // [span_keys][rows up to sixteens]
+  A* shares;           // [rows up to sixteens][span_keys], softmax before its division
+  A* keys;             // [block_keys][key_dim up to tiles], for blocks that can't be read where they lie
+  float* mixed;        // [rows up to sixteens][value_dim up to strips], over the spans so far
   const uint8_t** at;  // [span_keys]: where each key of the span lies
 };
 

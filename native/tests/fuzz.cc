@@ -67,8 +67,8 @@ uint64_t linear_by_head(Random& random, Breaks* broken) {
     return es_linear_by_head(&shape, matrices.data(), x.data(), n, y.data());
   };
   if (broken != nullptr) {
-    int64_t es_heads::*const sizes[] = {&es_heads::n_heads, &es_heads::rows,   &es_heads::cols,   &es_heads::head_bytes,
-                                        &es_heads::x_row,   &es_heads::x_head, &es_heads::y_row, &es_heads::y_head};
+    int64_t es_heads::* const sizes[] = {&es_heads::n_heads, &es_heads::rows,   &es_heads::cols,  &es_heads::head_bytes,
+                                         &es_heads::x_row,   &es_heads::x_head, &es_heads::y_row, &es_heads::y_head};
     es_heads bad = s;
     bad.*sizes[random.below(8)] = -random.from(1, 1 << 30);
     broken->refuse("a negative size", [&] { return call(bad, m); });
@@ -220,8 +220,8 @@ uint64_t rotate(Random& random, Breaks* broken) {
     return 0;
   }
   want_ok("es_rotate", call(rows, heads, dim, x_row, out.data()));
-  want_ok("es_rotate in place", es_rotate(x.data(), x_row, x_head, cos.data(), sin.data(), pairs, rows, heads, dim,
-                                          x.data(), x_row, x_head));
+  want_ok("es_rotate in place",
+          es_rotate(x.data(), x_row, x_head, cos.data(), sin.data(), pairs, rows, heads, dim, x.data(), x_row, x_head));
   return wild ? 0 : hash(out) ^ hash(x);
 }
 
@@ -316,11 +316,21 @@ struct Operation {
   uint64_t (*call)(Random&, Breaks*);
 };
 
-const Operation operations[] = {{"linear", linear}, {"linear_by_head", linear_by_head}, {"moe", moe},
-                                {"rms_norm", rms_norm}, {"gated_norm", gated_norm}, {"rotate", rotate},
-                                {"swiglu", swiglu}, {"route", route}, {"attention", attention}, {"kda", kda},
-                                {"mla_layer", mla_layer}, {"gqa_layer", gqa_layer}, {"ffn_layer", ffn_layer},
-                                {"read", read}, {"choice", choice}};
+const Operation operations[] = {{"linear", linear},
+                                {"linear_by_head", linear_by_head},
+                                {"moe", moe},
+                                {"rms_norm", rms_norm},
+                                {"gated_norm", gated_norm},
+                                {"rotate", rotate},
+                                {"swiglu", swiglu},
+                                {"route", route},
+                                {"attention", attention},
+                                {"kda", kda},
+                                {"mla_layer", mla_layer},
+                                {"gqa_layer", gqa_layer},
+                                {"ffn_layer", ffn_layer},
+                                {"read", read},
+                                {"choice", choice}};
 
 Random of_call(uint64_t seed, int64_t round, const Operation& operation) {
   return {seed * 1000003u + static_cast<uint64_t>(round) * 101u + static_cast<uint64_t>(&operation - operations)};

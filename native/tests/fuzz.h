@@ -42,7 +42,8 @@ template <class Value>
 class Heap {
  public:
   explicit Heap(int64_t n, int64_t shift = 0)
-      : n_(n), memory_(std::malloc(static_cast<size_t>(n) * sizeof(Value) + static_cast<size_t>(shift)), std::free),
+      : n_(n),
+        memory_(std::malloc(static_cast<size_t>(n) * sizeof(Value) + static_cast<size_t>(shift)), std::free),
         data_(reinterpret_cast<Value*>(static_cast<char*>(memory_.get()) + shift)) {}
   Value* data() const { return data_; }
   int64_t size() const { return n_; }

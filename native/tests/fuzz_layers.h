@@ -28,8 +28,14 @@ Step random_step(Random& random, int64_t rope_dim, bool rotates) {
     tokens += rows;
   }
   step.cos = random_floats(random, tokens * rope_dim / 2), step.sin = random_floats(random, tokens * rope_dim / 2);
-  step.batch = {step.sequences.data(), n, tokens, rotates ? step.cos.data() : nullptr,
-                rotates ? step.sin.data() : nullptr, nullptr, page_tokens, n_pool};
+  step.batch = {step.sequences.data(),
+                n,
+                tokens,
+                rotates ? step.cos.data() : nullptr,
+                rotates ? step.sin.data() : nullptr,
+                nullptr,
+                page_tokens,
+                n_pool};
   return step;
 }
 
@@ -41,8 +47,8 @@ int32_t random_format(Random& random) {
 // What must be refused of any layer over a batch. `call` takes the batch.
 template <class Call>
 void break_batch(Breaks* broken, Random& random, const Step& step, const Call& call) {
-  int64_t es_batch::*const sizes[] = {&es_batch::n_sequences, &es_batch::tokens, &es_batch::page_tokens,
-                                      &es_batch::n_pool_pages};
+  int64_t es_batch::* const sizes[] = {&es_batch::n_sequences, &es_batch::tokens, &es_batch::page_tokens,
+                                       &es_batch::n_pool_pages};
   es_batch bad = step.batch;
   bad.*sizes[random.below(4)] = broken->absurd();
   broken->refuse("an absurd size of a batch", [&] { return call(bad); });
@@ -78,20 +84,20 @@ uint64_t mla_layer(Random& random, Breaks* broken) {
   const Heap<uint16_t> kv_a_norm = random_bf16(random, rank), x = random_bf16(random, n * hidden);
   const Heap<uint16_t> kv_b = random_bf16(random, s.n_heads * (s.nope_dim + s.v_dim) * rank);
   const Heap<uint16_t> out = filled<uint16_t>(n * hidden);
-  const Heap<uint16_t> pool =
-      random_bf16(random, step.batch.n_pool_pages * step.batch.page_tokens * (rank + s.rope_dim));
+  const Heap<uint16_t> pool = random_bf16(random,
+                                          step.batch.n_pool_pages * step.batch.page_tokens * (rank + s.rope_dim));
   s.norm = norm.data(), s.q_a_norm = q_a_norm.data(), s.kv_a_norm = kv_a_norm.data(), s.kv_b = kv_b.data();
   s.q_a = q_a.matrix, s.q = q.matrix, s.kv_a = kv_a.matrix, s.o = o.matrix, step.batch.pool = pool.data();
   if (broken != nullptr) {
-    int64_t es_mla::*const sizes[] = {&es_mla::n_heads, &es_mla::kv_lora_rank, &es_mla::nope_dim, &es_mla::rope_dim,
-                                      &es_mla::v_dim};
+    int64_t es_mla::* const sizes[] = {&es_mla::n_heads, &es_mla::kv_lora_rank, &es_mla::nope_dim, &es_mla::rope_dim,
+                                       &es_mla::v_dim};
     const auto call = [&](const es_mla& layer) { return es_mla_layer(&layer, &step.batch, x.data(), out.data()); };
     es_mla bad = s;
     bad.*sizes[random.below(5)] = broken->absurd();
     broken->refuse("an absurd size", [&] { return call(bad); });
     bad = s, bad.*sizes[random.below(5)] += 2;
     broken->refuse("a size that does not fit", [&] { return call(bad); });
-    es_matrix es_mla::*const matrices[] = {&es_mla::q, &es_mla::kv_a, &es_mla::o};
+    es_matrix es_mla::* const matrices[] = {&es_mla::q, &es_mla::kv_a, &es_mla::o};
     bad = s, (bad.*matrices[random.below(3)]).codes = nullptr;
     broken->refuse("a matrix without codes", [&] { return call(bad); });
     bad = s, (random.chance(2) ? bad.norm : bad.kv_b) = nullptr;
@@ -128,7 +134,7 @@ uint64_t gqa_layer(Random& random, Breaks* broken) {
   s.q = q.matrix, s.k = k.matrix, s.v = v.matrix, s.o = o.matrix;
   const auto call = [&](const es_gqa& layer) { return es_gqa_layer(&layer, &step.batch, x.data(), out.data()); };
   if (broken != nullptr) {
-    int64_t es_gqa::*const sizes[] = {&es_gqa::n_heads, &es_gqa::n_kv_heads, &es_gqa::head_dim, &es_gqa::rope_dim};
+    int64_t es_gqa::* const sizes[] = {&es_gqa::n_heads, &es_gqa::n_kv_heads, &es_gqa::head_dim, &es_gqa::rope_dim};
     es_gqa bad = s;
     bad.*sizes[random.below(4)] = broken->absurd();
     broken->refuse("an absurd size", [&] { return call(bad); });

@@ -33,8 +33,8 @@ uint64_t attention(Random& random, Breaks* broken) {
   };
   if (broken != nullptr) {
     using A = es_attention;
-    int64_t A::*const sizes[] = {&A::n_heads,   &A::n_kv_heads,  &A::key_dim,     &A::value_offset,
-                                 &A::value_dim, &A::page_tokens, &A::n_pool_pages};
+    int64_t A::* const sizes[] = {&A::n_heads,   &A::n_kv_heads,  &A::key_dim,     &A::value_offset,
+                                  &A::value_dim, &A::page_tokens, &A::n_pool_pages};
     es_attention bad = s;
     bad.*sizes[random.below(7)] = broken->absurd();
     broken->refuse("an absurd size", [&] { return call(bad, n_sequences, tokens); });
@@ -65,9 +65,13 @@ uint64_t attention(Random& random, Breaks* broken) {
 }
 
 uint64_t kda(Random& random, Breaks* broken) {
-  es_kda_shape s = {random.from(1, 3), 16 * random.from(1, random.chance(3) ? 16 : 4), random.from(1, 8),
-                    static_cast<int32_t>(random.below(2)), static_cast<int32_t>(random.below(2)),
-                    static_cast<int32_t>(random.below(2)), -5.0f};
+  es_kda_shape s = {random.from(1, 3),
+                    16 * random.from(1, random.chance(3) ? 16 : 4),
+                    random.from(1, 8),
+                    static_cast<int32_t>(random.below(2)),
+                    static_cast<int32_t>(random.below(2)),
+                    static_cast<int32_t>(random.below(2)),
+                    -5.0f};
   const int64_t width = s.n_heads * s.head_dim, n_sequences = random.from(1, 3);
   std::vector<Heap<float>> states;
   std::vector<Heap<uint16_t>> tails;
@@ -90,7 +94,7 @@ uint64_t kda(Random& random, Breaks* broken) {
                   dt_bias.data(), out.data());
   };
   if (broken != nullptr) {
-    int64_t es_kda_shape::*const sizes[] = {&es_kda_shape::n_heads, &es_kda_shape::head_dim, &es_kda_shape::kernel};
+    int64_t es_kda_shape::* const sizes[] = {&es_kda_shape::n_heads, &es_kda_shape::head_dim, &es_kda_shape::kernel};
     es_kda_shape bad = s;
     bad.*sizes[random.below(3)] = broken->absurd();
     broken->refuse("an absurd size", [&] { return call(bad, n_sequences, tokens); });

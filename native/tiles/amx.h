@@ -47,8 +47,8 @@ struct AmxTile : PairLanes {
 
  private:
   template <bool two_rows, bool two_panels>
-  static void block(const A* a, int64_t a_stride, const uint32_t* words, int64_t panel_words, int64_t n_tiles,
-                    float* c, int64_t c_stride) {
+  static void block(const A* a, int64_t a_stride, const uint32_t* words, int64_t panel_words, int64_t n_tiles, float* c,
+                    int64_t c_stride) {
     const A* a2 = a + 16 * a_stride;
     float* c2 = c + 16 * c_stride;
     _tile_loadd(0, c, c_stride * 4);

@@ -6,9 +6,7 @@
 
 namespace {
 
-struct EmulatedTiles {
-  uint8_t tile[8][16][64];
-};
+struct EmulatedTiles { uint8_t tile[8][16][64]; };
 inline thread_local EmulatedTiles emulated = {};
 
 inline void emulated_load(int tile, const void* from, int64_t stride) {

@@ -47,7 +47,8 @@ struct Avx512Bf16Tile : PairLanes {
     values[0] = choose(table, lower);
     values[1] = choose(table, either(_mm512_srli_epi16(bytes, 4), group));
   }
-  static void even_first(A* columns) {  // of 64
+  // Of 64 columns.
+  static void even_first(A* columns) {
     const I even = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32,  //
                                     30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     const I p = load_int(columns), q = load_int(columns + 32);
@@ -82,8 +83,8 @@ struct Avx512Bf16Tile : PairLanes {
   }
 
   template <int rows, int panels>
-  static void block(const A* a, int64_t a_stride, const uint32_t* words, int64_t panel_words, int64_t n_tiles,
-                    float* c, int64_t c_stride) {
+  static void block(const A* a, int64_t a_stride, const uint32_t* words, int64_t panel_words, int64_t n_tiles, float* c,
+                    int64_t c_stride) {
     F sum[rows][panels];
     for (int r = 0; r < rows; ++r) {
       for (int p = 0; p < panels; ++p) sum[r][p] = load(c + r * c_stride + p * 16);

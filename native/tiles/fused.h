@@ -59,8 +59,8 @@ struct Fused : L {
   }
 
   template <int rows, int panels>
-  static void block(const A* a, int64_t a_stride, const uint32_t* words, int64_t panel_words, int64_t n_tiles,
-                    float* c, int64_t c_stride) {
+  static void block(const A* a, int64_t a_stride, const uint32_t* words, int64_t panel_words, int64_t n_tiles, float* c,
+                    int64_t c_stride) {
     for (int64_t t = 0; t < n_tiles; ++t, a += tile_cols, words += tile_words) {
       F even[rows][panels], odd[rows][panels];
       for (int r = 0; r < rows; ++r) {

@@ -20,6 +20,7 @@ struct PortableLanes {
     return out;
   }
 
+  // clang-format off: one line per operation
   static F load(const float* from) { F out; std::memcpy(&out, from, sizeof out); return out; }
   static I load_int(const void* from) { I out; std::memcpy(&out, from, sizeof out); return out; }
   static I load16(const void* from) {
@@ -52,6 +53,7 @@ struct PortableLanes {
   static I plus(I a, I b) { return each<I>([&](int i) { return a.v[i] + b.v[i]; }); }
   template <int n> static I left(I a) { return each<I>([&](int i) { return a.v[i] << n; }); }
   template <int n> static I right(I a) { return each<I>([&](int i) { return a.v[i] >> n; }); }
+  // clang-format on
   template <int n> static I right_signed(I a) {
     return each<I>([&](int i) { return static_cast<uint32_t>(static_cast<int32_t>(a.v[i]) >> n); });
   }
