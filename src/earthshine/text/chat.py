@@ -32,6 +32,8 @@ MAX_TEMPLATE_CHARS = 64 << 10
 _SENTINELS = tuple(map(chr, (*range(0x101D0, 0x101FD), *range(0x10600, 0x10737))))
 # Templates that write each argument of a call by itself, as Qwen3-Coder's does, need an object where clients give text.
 _ARGUMENTS_BY_NAME = re.compile(r"\barguments\s*(?:\|\s*items\b|\.items\()")
+_THINK, _UNTHINK = "<think>", "</think>"
+_QUESTION: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
 
 
 def _is_split(source: str) -> bool:
@@ -70,6 +72,7 @@ class ChatTemplate:
             _compile(each)
         self._tokens = dict(tokens or {})
         self._clock = clock
+        self._heeds: dict[str, bool] = {}  # by source, whether `thinking` changes the prompt
 
     @property
     def can_preserve_thinking(self) -> bool:
@@ -93,6 +96,9 @@ class ChatTemplate:
 
         Null keys of messages are dropped. For Kimi's templates (they contain `tool_declare`) the keys of tools are
         sorted, and `tools_ts_str` is their TypeScript declaration, or "" if they have none.
+
+        With `thinking` False the prompt ends in a closed thought also where the template can't write one:
+        DeepSeek-R1's always opens a thought, Kimi-K2-Thinking's leaves that to the model.
         """
         checked = self._checked(messages, tools)
         return self._render(*checked, thinking, preserve_thinking, add_generation_prompt, lambda text: text)
@@ -170,4 +176,28 @@ class ChatTemplate:
         }
         if thinking is not None:  # Kimi's templates read the first name, Qwen's and others the second
             variables |= {"thinking": thinking, "enable_thinking": thinking}
+        text = self._run(source, variables)
+        return text + self._closing(source, text) if thinking is False and add_generation_prompt else text
+
+    def _closing(self, source: str, prompt: str) -> str:
+        """What a prompt without thinking lacks at its end, as templates write it that have a switch for thinking."""
+        body = prompt.rstrip()
+        if body.endswith(_THINK):
+            newlines = prompt[len(body) :]
+            return newlines + _UNTHINK + 2 * newlines
+        return _THINK + _UNTHINK if _THINK in source and not self._heeds_thinking(source) else ""
+
+    def _heeds_thinking(self, source: str) -> bool:
+        if source not in self._heeds:
+            given = self._tokens | {"messages": _QUESTION, "tools": None, "add_generation_prompt": True}
+            try:
+                prompts = {
+                    self._run(source, given | {"thinking": each, "enable_thinking": each}) for each in (True, False)
+                }
+            except TextError:  # it refuses this question, so nothing is known about it
+                return True
+            self._heeds[source] = len(prompts) > 1
+        return self._heeds[source]
+
+    def _run(self, source: str, variables: dict[str, Any]) -> str:
         return TEMPLATE_PROCESS.render(source, _lacks_flag(source), variables, self._clock())

@@ -72,16 +72,15 @@ def leaves_thinking_open(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
 
 
 def can_think(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
-    """Whether `thinking` has an effect in this template. Kimi's opens a thought unless it is false; Qwen3's leaves that
-    to the model, and writes an empty thought if it is false."""
+    """Whether `thinking` changes what this template asks of the model, as `ChatTemplate.render` says."""
     question = [{"role": "user", "content": "?"}]
     with_thoughts, without = (template.encode(tokenizer, question, thinking=each) for each in (True, False))
-    return with_thoughts != without or leaves_thinking_open(tokenizer, with_thoughts)
+    return with_thoughts != without
 
 
 class RegionParser:
     """Parses the ids of one reply to events. `thinking`: the reply begins as reasoning. `calls`: tools were offered;
-    without, the markers of calls are text.
+    without, the markers of calls are text. `skip_special`: as for Detokenizer.
 
     States: reasoning, content, section (between calls), call (its id is being written), arguments, and broken (a call
     whose id did not parse, which is content up to its end). A marker that is not expected in a state is text.
@@ -89,10 +88,10 @@ class RegionParser:
 
     _CALL_MARKERS: tuple[str, ...] = SECTION_MARKERS
 
-    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True, skip_special: bool = True) -> None:
         ids = {tokenizer.special_id(text): text for text in (THINK, UNTHINK, *(self._CALL_MARKERS if calls else ()))}
         self._markers = {token_id: text for token_id, text in ids.items() if token_id is not None}
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, skip_special)
         self._state = "reasoning" if thinking and UNTHINK in self._markers.values() else "content"
         self._untouched = True  # only whitespace has come since the state began
         self._marker = ""  # the section's first marker, until a call has started or it was emitted as content

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from earthshine.errors import TextError
-from earthshine.text import ChatTemplate, Tokenizer, load_template
+from earthshine.text import ChatTemplate, Tokenizer, can_think, load_template
 
 USER = {"role": "user", "content": "hi"}
 PIECES = ("<|im_end|>", "<think>", "<|im_", "end|>", "<", ">", "|>", "th", "ink>", "[EOS]", "[", " ", "\n", "hello")
@@ -74,6 +74,45 @@ def test_names_for_thinking() -> None:
     template = ChatTemplate("{{ thinking is defined }} {{ enable_thinking }} {{ tools }} {{ add_generation_prompt }}")
     assert template.render([USER]) == "False  None True"
     assert template.render([USER], thinking=False, add_generation_prompt=False) == "True False None False"
+
+
+HEAD = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "on", "off"),
+    [
+        (HEAD + "{% if add_generation_prompt %}<bot><think>\n{% endif %}", "<think>\n", "<think>\n\n</think>\n\n"),
+        (HEAD + "{% if add_generation_prompt %}<bot><think>{% endif %}", "<think>", "<think></think>"),
+        (
+            "{# <think>{{ reasoning }}</think> #}" + HEAD + "{% if add_generation_prompt %}<bot>{% endif %}",
+            "<bot>",
+            "<bot><think></think>",
+        ),
+        (HEAD + "{% if add_generation_prompt %}<bot>{% endif %}", "<bot>", "<bot>"),
+        (
+            HEAD
+            + "{% if add_generation_prompt %}<bot>{% if thinking %}<think>{% else %}</think>{% endif %}{% endif %}",
+            "<think>",
+            "<bot></think>",
+        ),
+    ],
+    ids=["always opened, as DeepSeek-R1's", "the same in Kimi's form", "left to the model", "no thoughts", "a switch"],
+)
+def test_thinking_false_ends_the_prompt_in_a_closed_thought(source: str, on: str, off: str) -> None:
+    template = ChatTemplate(source)
+    assert template.render([USER], thinking=True).endswith(on)
+    assert template.render([USER], thinking=False).endswith(off)
+    assert "think" not in template.render([USER], thinking=False, add_generation_prompt=False)
+
+
+def test_a_thought_that_is_closed_for_the_template_is_control_tokens(tiny: Tokenizer) -> None:
+    template = ChatTemplate("{{ messages[0].content }}<|im_middle|><think>")
+    typed = {"role": "user", "content": "<think>"}
+    ids = template.encode(tiny, [typed], thinking=False)
+    assert _controls(tiny, ids) == [tiny.special_id(text) for text in ("<|im_middle|>", "<think>", "</think>")]
+    assert can_think(tiny, template)
+    assert not can_think(tiny, ChatTemplate("{{ messages[0].content }}<|im_middle|>"))
 
 
 @given(content=CONTENT)
