@@ -72,7 +72,7 @@ def live_server() -> Iterator[LiveServer]:
     )
     spec = model.spec
     prompts = Prompts(tokenizer, template, spec.vocab_size, spec.stop_tokens, engine.context_tokens)
-    replies = TextGenerator(engine, tokenizer, prompts)
+    replies = TextGenerator(engine, prompts)
     lifetime, ready, bound = Lifetime(), threading.Event(), bind(ListenOptions(port=0))
     app = make_app(replies, engine, served, APIS, make_access("127.0.0.1"), lifetime=lifetime)
     service = Service(app, engine, lifetime, 5.0, ready=ready.set)

@@ -230,7 +230,7 @@ class TestRequest:
             ("add_generation_prompt", {"add_generation_prompt": False}),
             ("messages", {"continue_final_message": True}),
             ("n", {"n": 0}),
-            ("stop", {"stop": ["x"] * 17}),
+            ("stop", {"stop": ["x"] * 65}),
             ("logit_bias", {"logit_bias": {"the": 1}}),
             ("temperature", {"temperature": "warm"}),
         ],

@@ -2,17 +2,17 @@
 
 import dataclasses
 import json
+import re
 
 import httpx
 import pytest
 
 from earthshine.engine import SamplingParams
-from earthshine.errors import UsageError
 from earthshine.generation.request import Format
 from earthshine.hub import GLEAM
 from earthshine.server.api import Refused, Served
 from earthshine.server.dialects import OBEYED_AS, REFUSED
-from earthshine.server.http.body import parse_body, unknown_fields
+from earthshine.server.http.body import as_sent, parse_body, unknown_fields
 from earthshine.server.openai import chat, completions, responses
 from earthshine.text import load_tokenizer
 
@@ -85,8 +85,57 @@ def test_bounds_on_tokens_are_obeyed_on_every_path(path):
     assert sampling(path, min_tokens=3, allowed_token_ids=[7, 5]) == {"min_tokens": 3, "allowed_token_ids": (7, 5)}
     assert sampling(path, min_new_tokens=3) == {"min_tokens": 3}
     assert sampling(path, min_tokens=0, allowed_token_ids=[]) == {}
-    with pytest.raises(UsageError, match="no stop texts"):
-        request(path, min_tokens=3, stop=["x"])
+    assert sampling(path, min_tokens=3, stop=["x"]) == {"min_tokens": 3, "stop": ("x",)}
+
+
+def test_special_tokens_are_shown_on_request(path):
+    assert sampling(path, skip_special_tokens=False) == {"skip_special_tokens": False}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"temperature": -1}, "temperature", "temperature must be a number 0 or more, not -1"),
+        ({"options": {"temperature": -1}}, "options.temperature", r"options\.temperature must be a number 0 or more"),
+        ({"repeat_penalty": -1}, "repeat_penalty", "repeat_penalty must be a number 0 or more, not -1"),
+        ({"options": {"repeat_penalty": 0}}, "options.repeat_penalty", r"options\.repeat_penalty must be above 0"),
+        ({"random_seed": 1 << 63}, "random_seed", "random_seed must be a whole number between"),
+        ({"stop": None, "stop_sequences": [""]}, "stop_sequences", "stop_sequences must be up to 64 texts"),
+        ({"max_tokens": -5}, "max_tokens", "max_tokens must be a whole number 1 or more, not -5"),
+        ({"max_completion_tokens": -5, "max_tokens": 3}, "max_completion_tokens", "max_completion_tokens must be"),
+        ({"n_predict": -5}, "n_predict", "n_predict must be a whole number 1 or more"),
+        ({"min_new_tokens": 5, "max_tokens": 3}, "min_new_tokens", "min_new_tokens is 5, and at most 3"),
+        ({"logit_bias": {"3": 101}}, "logit_bias", "logit_bias must be a number between -100 and 100"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids", "stop_token_ids must be a whole number 0 or more"),
+        ({"top_p": 0}, "top_p", "top_p must be above 0"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_the_clients_name(path, fields, param, message):
+    api, needed = PATHS[path]
+    checked, body = parse_body(json.dumps(needed | fields).encode(), api.body)
+    with pytest.raises(Refused) as caught:
+        api.begin(checked, SERVED)
+    problem = as_sent(caught.value, body, api.body)
+    assert problem.param == param
+    assert re.match(message, str(problem))
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ("chat", {"max_tokens": 0}, "max_tokens"),
+        ("chat", {"max_completion_tokens": 0}, "max_completion_tokens"),
+        ("responses", {"max_output_tokens": 0}, "max_output_tokens"),
+        ("responses", {"top_logprobs": -1}, "top_logprobs"),
+        ("completions", {"logprobs": 21}, "logprobs"),
+        ("completions", {"max_completion_tokens": 0}, "max_completion_tokens"),
+    ],
+)
+def test_limits_are_refused_by_the_paths_own_name(path, fields, param):
+    with pytest.raises(Refused, match=f"^{param} ") as caught:
+        request(path, **fields)
+    assert caught.value.param == param
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def counted(monkeypatch):
 def test_a_long_prompt_is_refused_without_encoding_it_whole(counted, prompt):
     prompts, encoded = counted
     with pytest.raises(ContextError, match=f"length is {CONTEXT} tokens; the prompt has more"):
-        prompts.prepare(GenerationRequest(prompt))
+        prompts.choices(GenerationRequest(prompt))
     assert sum(encoded) < 30_000
 
 

@@ -166,7 +166,7 @@ def test_replies_that_outlast_the_drain_end_with_an_error_and_the_exit_is_clean(
     held = server.post({"prompt": "a hold", "stream": True})
     assert b"200 OK" in held.recv(4096)
     process.send_signal(signal.SIGTERM)
-    assert b"The server has ended before the reply did." in received(held)
+    assert b"The server was shut down before the reply ended." in received(held)
     assert process.wait(HANG_SECONDS) == 0
     assert process.stdout.read() == "closed True\n"
     held.close()

@@ -68,7 +68,7 @@ def calling(exchange, name, *arguments, end=True):
 
 def may_be_called(request, name, arguments):
     """Whether a reply that calls this is allowed to its end."""
-    constraint = PROMPTS.prepare(request).constraint()
+    constraint = PROMPTS.choices(request)[0].request.constraint
     call = f"<|tool_call_begin|>functions.{name}:0<|tool_call_argument_begin|>{arguments}<|tool_call_end|>"
     text = f"<|tool_calls_section_begin|>{call}<|tool_calls_section_end|><|im_end|>"
     for token in [] if constraint is None else TOKENIZER.encode(text, allow_special=True):
@@ -144,7 +144,7 @@ class TestCustom:
     def test_a_regex_that_can_not_be_read_is_refused(self):
         form = {"type": "grammar", "syntax": "regex", "definition": "(one"}
         with pytest.raises(TextError, match="patch"):
-            PROMPTS.prepare(respond(tools=[PATCH | {"format": form}]).requests[0])
+            PROMPTS.choices(respond(tools=[PATCH | {"format": form}]).requests[0])
 
     @pytest.mark.parametrize(
         ("arguments", "expected"),
@@ -191,7 +191,7 @@ class TestLeftOut:
                 httpx.post(f"{server.url}/v1/echo", json={"prompt": "a"}).raise_for_status()
         assert [line for line in server.lines if "tool" in line] == [
             "a tool that this server can't run was left out: 'web_search'",
-            "a tool's Lark grammar is shown to the model and not enforced: 'patch'",
+            "a tool's Lark grammar is shown to the model but not enforced: 'patch'",
         ]
 
     def test_tools_that_nobody_runs_are_named_for_the_log(self):
@@ -205,7 +205,7 @@ class TestLeftOut:
         assert anthropic(("user", "Hi"), tools=theirs).left_out == ["bash_20250124", "mcp_toolset"]
 
     def test_required_call_needs_a_tool_that_is_left(self):
-        with pytest.raises(Refused, match="no tools to call"):
+        with pytest.raises(Refused, match="needs tools to choose from"):
             respond(tools=[{"type": "web_search"}], tool_choice="required")
 
     def test_deferred_tools_are_all_there_where_anthropic_would_search_them(self):

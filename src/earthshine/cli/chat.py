@@ -1,7 +1,7 @@
 """`earthshine chat`: a conversation in the terminal, or one answer for -p and standard input.
 
-The session keeps what was computed, so each turn costs its new tokens only. Reasoning is shown dimmed in a terminal
-and left out of a pipe. What a model writes is untrusted: control characters never reach a terminal.
+The session keeps the state of the conversation, so only new tokens are computed for each message. Reasoning is dimmed
+in a terminal and left out of other output. A model's text is untrusted: control characters never reach a terminal.
 """
 
 import re
@@ -36,14 +36,14 @@ from earthshine.untrusted import shown
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _INTERRUPTED = "interrupted"
-_GREETING = "Ask away; /clear starts anew, /help lists more, and /bye or Ctrl-D ends."
+_GREETING = "Ask a question. /clear starts a new conversation, /help shows more, and /bye or Ctrl-D ends."
 _COMMAND = re.compile(r"/[A-Za-z?_-]*([ \t].*)?")  # one line; a path or a pasted text is a message
 _ENDS = ("/bye", "/exit", "/quit")
-_HELP = """/clear  starts a new conversation
-/bye    ends, and so do /exit, /quit and Ctrl-D
-/help   shows this, and so does /?
-Ctrl-C stops a reply. A pasted text is one message, with its empty lines.
-A message that begins with such a word takes a space before it: " /help"."""
+_HELP = """/clear  start a new conversation
+/bye    end; also /exit, /quit and Ctrl-D
+/help   show this; also /?
+Ctrl-C stops a reply. A pasted text is one message, including its empty lines.
+To send a message that begins with a command, put a space before it: " /help"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,8 @@ class ChatOptions:
 
 
 def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> None:
-    """Answer -p or standard input, or converse. Wrong options are refused before a model is loaded."""
-    SamplingParams(**sampling)
-    StopStrings(options.stop)
+    """Answer -p or standard input, or chat in the terminal. Invalid options are refused before a model is loaded."""
+    SamplingParams(**sampling, stop=options.stop)
     question = _question(options)
     if question is None:
         with Terminal() as terminal:
@@ -77,24 +76,24 @@ def _open(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> 
 
 
 def _question(options: ChatOptions) -> str | None:
-    """The one question to answer, or None for a conversation. What is piped in comes before what -p asks about it."""
+    """The question to answer, or None for a conversation. Standard input comes before the text of -p."""
     asked = options.prompt
     terminal = sys.stdin is not None and sys.stdin.isatty()
     if asked is None and terminal:
         return None
     if asked is not None and not asked.strip():
-        raise UsageError("There is no question; give one with -p or on standard input.")
+        raise UsageError("The question is empty; give one with -p or on standard input.")
     parts = [] if asked is None else [_encodable(asked.strip(), "The question")]
     if not terminal and (asked is None or sys.stdin is not None):
         parts.insert(0, read_text(standard_input(), "Standard input").strip())
     question = "\n\n".join(filter(None, parts))
     if not question:
-        raise UsageError("There is no question; give one with -p or on standard input.")
+        raise UsageError("The question is empty; give one with -p or on standard input.")
     return question
 
 
 def _encodable(text: str, what: str) -> str:
-    """Arguments and terminal lines may hold bytes that are not UTF-8, which Python carries as lone surrogates."""
+    """The text. Raises TextError for bytes that are not UTF-8, which Python represents as lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -103,7 +102,7 @@ def _encodable(text: str, what: str) -> str:
 
 
 class Conversation:
-    """Messages so far, and a session that holds their tokens."""
+    """The messages so far, and a session with their tokens."""
 
     def __init__(
         self,
@@ -125,9 +124,9 @@ class Conversation:
             self._messages.append({"role": "system", "content": _encodable(system, "The system message")})
 
     def ask(self, question: str) -> bool:
-        """Print the reply as it is written; False if it was interrupted. Raises ContextError.
+        """Print the reply as it is generated. Returns False if it was interrupted. Raises ContextError.
 
-        An interrupted reply counts as far as it came; a question that got no word of one is forgotten.
+        The text of an interrupted reply stays in the conversation; without any text the question is removed too.
         """
         messages = [*self._messages, {"role": "user", "content": question}]
         prompt = self._template.encode(self._tokenizer, messages, thinking=self._options.thinking)
@@ -145,7 +144,7 @@ class Conversation:
         except KeyboardInterrupt:
             screen.notice = _INTERRUPTED
         except EarthshineError:
-            if screen.begun:  # else the terminal would stay in the middle of a line, perhaps a dim one
+            if screen.begun:  # end the line, which may be dimmed
                 screen.finish()
             raise
         reply = screen.finish()
@@ -169,22 +168,22 @@ class Conversation:
 
 
 class _Screen:
-    """One reply on its way to standard output. `notice` is said on standard error at the end."""
+    """Writes one reply to standard output. `notice` is printed on standard error at the end."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stops = StopStrings(stop)
         self._terminal = sys.stdout.isatty()
-        self._said: list[str] = []
+        self._text: list[str] = []
         self._dimmed = False
         self.notice = ""
 
     @property
     def begun(self) -> bool:
-        """Whether anything was written."""
-        return self._dimmed or any(self._said)
+        """Whether anything has been written."""
+        return self._dimmed or any(self._text)
 
     def show(self, event: TextEvent) -> bool:
-        """True when a stop text has ended the reply."""
+        """Write an event. Returns whether a stop text has ended the reply."""
         if isinstance(event, Reasoning):
             if self._terminal:
                 self._write(event.text, dim=True)
@@ -192,19 +191,19 @@ class _Screen:
         if not isinstance(event, Content):
             return False
         text, stopped = self._stops.push(event.text)
-        self._say(text)
+        self._show_text(text)
         return stopped
 
     def finish(self) -> str:
-        """Ends the line; returns the reply's text."""
-        self._say(self._stops.flush())
+        """End the line and return the reply's text."""
+        self._show_text(self._stops.flush())
         self._write("\n", dim=False)
         if self.notice:
             print(f"({self.notice})", file=sys.stderr)
-        return "".join(self._said)
+        return "".join(self._text)
 
-    def _say(self, text: str) -> None:
-        self._said.append(text)
+    def _show_text(self, text: str) -> None:
+        self._text.append(text)
         self._write(text, dim=False)
 
     def _write(self, text: str, *, dim: bool) -> None:
@@ -218,13 +217,13 @@ class _Screen:
 
 
 def _converse(conversation: Conversation, terminal: Terminal) -> None:
-    """Read questions from the terminal until it ends."""
+    """Answer questions from the terminal until its end."""
     print(_GREETING, file=sys.stderr)
     while True:
         try:
-            line = _encodable(terminal.ask("> "), "That line")
+            line = _encodable(terminal.ask("> "), "The line")
             if _COMMAND.fullmatch(line):
-                if not _obey(line.strip(), conversation):
+                if not _run_command(line.strip(), conversation):
                     return
             elif line.strip():
                 conversation.ask(line.strip())
@@ -234,20 +233,20 @@ def _converse(conversation: Conversation, terminal: Terminal) -> None:
         except KeyboardInterrupt:
             print()
         except UnicodeDecodeError:
-            print("That line is not UTF-8 text; it was left out.", file=sys.stderr)
-        except EarthshineError as error:  # a read that failed too: the conversation goes on from where it was
+            print("That line is not UTF-8 text and was ignored.", file=sys.stderr)
+        except EarthshineError as error:  # also a failed read: the conversation can continue
             print(error, file=sys.stderr)
 
 
-def _obey(command: str, conversation: Conversation) -> bool:
-    """False where the conversation ends."""
+def _run_command(command: str, conversation: Conversation) -> bool:
+    """Returns False for a command that ends the conversation."""
     if command in _ENDS:
         return False
     if command == "/clear":
         conversation.clear()
-        print("A new conversation begins.", file=sys.stderr)
+        print("New conversation.", file=sys.stderr)
     elif command in ("/help", "/?"):
         print(_HELP, file=sys.stderr)
     else:
-        print(f"There is no command {shown(command)}.\n{_HELP}", file=sys.stderr)
+        print(f"Unknown command {shown(command)}.\n{_HELP}", file=sys.stderr)
     return True

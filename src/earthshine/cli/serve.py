@@ -1,8 +1,8 @@
-"""`earthshine serve`: a model behind the APIs that clients already speak, on a socket of this machine.
+"""`earthshine serve`: a model behind OpenAI's and Anthropic's APIs.
 
-The socket is bound first, so that a port in use is known before a model is loaded. Standard output gets what to paste
-into another terminal; standard error one line per request. Refuses names that clients can't write, and to be reached by
-other machines without keys.
+The socket is bound first, so that a port in use is reported before a model is loaded. The settings for clients are
+printed on standard output, and one line per request on standard error. Refused: model names that clients can't use,
+and addresses that other machines can reach without API keys.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ _SECONDS = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What a person said: where to listen, who may ask, how the model is held, and how long things may take."""
+    """The options of the command: address, access, how the model is loaded, and limits."""
 
     listen: ListenOptions
     plan: Plan | PlanArgs
@@ -66,7 +66,7 @@ class ServeOptions:
 
 
 def run_serve(model: str | None, options: ServeOptions) -> None:
-    """Serve until a signal. Whatever is wrong with the options is said before a model is loaded."""
+    """Serve until a signal. Invalid options are refused before a model is loaded."""
     access = make_access(options.listen.host, options.api_keys, options.allow_hosts, options.allow_origins)
     engine_options = _engine_options(options)
     tls, bound = tls_context(options.listen), bind(options.listen)
@@ -101,7 +101,7 @@ def _engine_options(options: ServeOptions) -> EngineOptions:
             raise UsageError(f"--{name}-seconds {seconds:g} is not possible; choose 0 to {_SECONDS:g}.")
     size = 0 if options.disk_cache is None else parse_bytes(options.disk_cache)
     if not size and options.disk_cache_folder is not None:
-        raise UsageError("--disk-cache-folder says where; say how much with --disk-cache, such as 50GiB.")
+        raise UsageError("--disk-cache-folder needs --disk-cache with a size, such as 50GiB.")
     folder = None
     if size:
         folder = options.disk_cache_folder or read_settings().pages
@@ -109,7 +109,7 @@ def _engine_options(options: ServeOptions) -> EngineOptions:
 
 
 def _names(given: tuple[str, ...], folder: Path) -> tuple[str, ...]:
-    """Names that clients may call the model by: a person's own, or the model's."""
+    """The names of the model for clients: those of --name, or else the model's own."""
     for name in given:
         if not _NAME.fullmatch(name):
             raise UsageError(f"--name {shown(name)} is not possible; use up to 128 letters, digits and . _ : - /")
@@ -118,7 +118,7 @@ def _names(given: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     whole = folder.resolve()
     if whole == GLEAM:
         return ("gleam",)
-    above = whole.parent.parent.name if whole.parent.name == "snapshots" else ""  # of the hub's cache
+    above = whole.parent.parent.name if whole.parent.name == "snapshots" else ""  # in Hugging Face's cache
     plain = above.rpartition("--")[2] if above.startswith("models--") else whole.name
     return (re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:128] or "model",)
 
@@ -128,7 +128,7 @@ def _generator(
 ) -> TextGenerator:
     spec = loaded.spec
     prompts = Prompts(tokenizer, template, spec.vocab_size, spec.stop_tokens, engine.context_tokens)
-    return TextGenerator(engine, tokenizer, prompts)
+    return TextGenerator(engine, prompts)
 
 
 def _service(
@@ -141,7 +141,7 @@ def _service(
 
 
 def _address(listen: ListenOptions, port: int) -> str:
-    """What other programs of this machine call the server by."""
+    """The server's address for programs on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(listen.host, listen.host)
     host = f"[{host}]" if ":" in host and not host.startswith("[") else host
     return f"http{'s' if listen.tls_cert else ''}://{host}:{port}"
@@ -150,31 +150,31 @@ def _address(listen: ListenOptions, port: int) -> str:
 def _greet(loaded: LoadedModel, names: tuple[str, ...], address: str, access: Access) -> None:
     key, memory = "YOUR-KEY" if access.keys else "none", loaded.plan.memory
     print(
-        f"{names[0]} is served at {address}, with {memory.context_tokens} tokens of context, up to {memory.batch} "
-        f"replies at once, and at most {format_bytes(memory.budget_bytes)} of memory.\n\n"
+        f"{names[0]} is served at {address}: {memory.context_tokens} tokens of context, up to {memory.batch} "
+        f"requests at once, at most {format_bytes(memory.budget_bytes)} of memory.\n\n"
         "# for OpenAI's clients\n"
         f"export OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={key}\n\n"
         "# for Claude Code\n"
         f"export ANTHROPIC_BASE_URL={address} ANTHROPIC_AUTH_TOKEN={key} {_models(names[0])} "
         f"CLAUDE_CODE_MAX_CONTEXT_TOKENS={memory.context_tokens} CLAUDE_CODE_ATTRIBUTION_HEADER=0\n\n"
-        f"In a browser, {address} is a page to talk with it.\n"
-        "Ctrl-C ends it once replies are finished; a second one at once.",
+        f"For a chat page, open {address} in a browser.\n"
+        "Ctrl-C ends the server after running requests; a second Ctrl-C ends it at once.",
         flush=True,
     )
 
 
 def _models(name: str) -> str:
-    """Claude Code's names for models: its sub-agents and titles may ask for one of a size, whatever the main one is."""
+    """Claude Code's variables for models: it uses other sizes than the main model for sub-agents and titles."""
     sizes = (f"DEFAULT_{size}_MODEL" for size in ("HAIKU", "SONNET", "OPUS"))
     return " ".join(f"ANTHROPIC_{variable}={name}" for variable in ("MODEL", *sizes))
 
 
 def _log(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it any more, which must not end replies
+    with contextlib.suppress(OSError):  # a closed standard error must not end replies
         if sys.stderr is not None:
             print(line, file=sys.stderr, flush=True)
 
 
 def _configure_log() -> None:
-    """Faults with their tracebacks go to standard error; clients' mistakes are reported to them alone."""
+    """Log faults with their tracebacks on standard error. Invalid requests are reported to their clients only."""
     logging.basicConfig(level=logging.ERROR, format="%(asctime)s  %(message)s", stream=sys.stderr)

@@ -1,4 +1,4 @@
-"""From text to text: prompts become token ids, the engine's tokens become text, calls and log-probabilities.
+"""From text to text: prompts become token ids; the engine's tokens become text, calls and log-probabilities.
 
-What the HTTP server and `LLM` share. Knows no API and no network.
+The HTTP server and `LLM` share this package. It has no API and no network.
 """

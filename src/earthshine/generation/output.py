@@ -1,9 +1,9 @@
-"""One choice of a reply: the engine's events to pieces of text, calls and scores, until it ends.
+"""One choice of an answer: the engine's events as pieces of text, calls and scores, until it ends.
 
-Stop strings act on content alone, and nothing after one is emitted. Calls get the ids that Kimi's templates want,
-functions.NAME:INDEX, counted over the whole conversation whatever the model wrote. A reply that ends by itself with
-nothing but a thought gives the thought's text once more as content: clients take a reply without content for a fault
-and ask again. No input or output, no waiting; raises nothing.
+Stop strings act on content alone, and nothing after one is emitted. Calls get the ids that Kimi's templates expect,
+functions.NAME:INDEX, counted over the whole conversation whatever the model wrote. An answer that the model ends with
+nothing but a thought gives the thought's text once more as content: clients treat an answer without content as a fault
+and repeat the request. Does no input or output and never waits.
 """
 
 from collections import deque
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from earthshine.engine import Admitted, Finished, PromptScores, TokenEvent
+from earthshine.engine import Admitted, Finished, PromptScores, Request, TokenEvent
 from earthshine.errors import TextError
-from earthshine.generation.prompts import Prepared
-from earthshine.generation.request import Delta, Ended, Piece, Scored
+from earthshine.generation.request import Delta, Ended, GenerationRequest, Piece, Scored
 from earthshine.text import (
+    CallForm,
     Content,
     Detokenizer,
     Event,
@@ -26,6 +26,7 @@ from earthshine.text import (
     ToolCallArguments,
     ToolCallEnd,
     ToolCallStart,
+    ToolRule,
     region_parser,
 )
 
@@ -33,12 +34,12 @@ _Reason = Literal["stop", "length", "context", "tool_calls"]
 
 
 class _PlainText:
-    """What RegionParser is to conversations, for plain completions: content only."""
+    """The parser of plain completions: content only."""
 
     thinking = False
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._detokenizer = Detokenizer(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+        self._detokenizer = Detokenizer(tokenizer, skip_special)
 
     def push(self, token_id: int) -> list[Event]:
         return [Content(self._detokenizer.push(token_id))]
@@ -48,21 +49,35 @@ class _PlainText:
 
 
 class Choice:
-    """`number` counts the choices of all requests. Once `ended`, further events of the engine are ignored."""
+    """One of the choices that `asked` wants.
 
-    def __init__(self, number: int, prepared: Prepared, tokenizer: Tokenizer) -> None:
-        self.number, self.ended = number, False
-        self._prepared, self._params, self._tokenizer = prepared, prepared.params, tokenizer
-        self._parser: RegionParser | _PlainText = _PlainText(tokenizer)
-        if prepared.regions:
-            self._parser = region_parser(
-                tokenizer,
-                prepared.call_form,
-                thinking=prepared.thinking,
-                calls=bool(prepared.tools),
-                schemas={tool.name: tool.parameters for tool in prepared.tools},
-            )
-        self._stops = StopStrings(prepared.params.stop)
+    `request`: what the engine computes, with this choice's seed and max_tokens within the context. `call_form`: how the
+    model writes calls; `tools`: those that were offered; `thinking`: the answer begins within a thought; `n_calls`:
+    calls in the conversation so far; `prompt_text` comes before the answer; `noticed_stops`: tokens that end the
+    answer, though the engine continues.
+
+    `number` counts the choices of a submission. Once `ended`, further events of the engine are ignored.
+    """
+
+    def __init__(
+        self,
+        asked: GenerationRequest,
+        request: Request,
+        tokenizer: Tokenizer,
+        *,
+        call_form: CallForm | None = None,
+        tools: Sequence[ToolRule] = (),
+        thinking: bool = False,
+        n_calls: int = 0,
+        prompt_text: str = "",
+        noticed_stops: frozenset[int] = frozenset(),
+    ) -> None:
+        self.asked, self.request, self._tokenizer = asked, request, tokenizer
+        self.params, self.number, self.ended = request.params, 0, False
+        self._prompt_text, self._noticed_stops = prompt_text, noticed_stops
+        self._first_call = n_calls
+        self._parser = _parser(asked, tokenizer, call_form, tools, thinking)
+        self._stops = StopStrings(self.params.stop)
         self._written = self._shown = 0  # characters of content: by the model, and emitted
         self._waiting: deque[tuple[int, int, Scored]] = deque()  # content before and after a token; its score
         self._thoughts: list[str] | None = []  # None once there was anything else
@@ -78,7 +93,7 @@ class Choice:
         self._release()
         pieces, self._pieces = self._pieces, []
         if self._events or self._scores:
-            pieces.append(Delta(self.number, self._events, self._scores))
+            pieces.append(Delta(self.number, self._events, self._scores, self._n_tokens))
             self._events, self._scores = [], []
         if self._last is not None:
             pieces.append(self._last)
@@ -86,37 +101,38 @@ class Choice:
         return pieces
 
     def push(self, event: Admitted | PromptScores | TokenEvent | Finished) -> None:
-        """The engine's next event, until `ended`. Not Finished by cancellation: who cancels reads no further."""
+        """The engine's next event, until `ended`; not Finished by cancellation, after which nothing is read."""
         if isinstance(event, Admitted):
-            if self._params.prompt_logprobs is None or len(self._prepared.tokens) == 1:
+            if self.params.prompt_logprobs is None or len(self.request.tokens) == 1:
                 self._emit_prompt()
         elif isinstance(event, PromptScores):
             self._prompt += [self._scored(score) for score in event.scores]
-            if len(self._prompt) == len(self._prepared.tokens) - 1:
+            if len(self._prompt) == len(self.request.tokens) - 1:
                 self._emit_prompt()
         elif isinstance(event, TokenEvent):
             self._token(event)
         else:
             self._n_tokens += event.reason == "stop"
-            full = event.reason == "context" or (event.reason == "length" and self._prepared.fills_context)
+            cut = self.params.max_tokens != self.asked.params.max_tokens  # by the end of the context
+            full = event.reason == "context" or (event.reason == "length" and cut)
             self._finish("context" if full else "stop" if event.reason == "stop" else "length")
 
     def _emit_prompt(self) -> None:
-        first, text, scores = self._prepared.tokens[0], self._prepared.prompt_text, self._prompt
-        if self._params.prompt_logprobs is not None:
+        first, text, scores = self.request.tokens[0], self._prompt_text, self._prompt
+        if self.params.prompt_logprobs is not None:
             scores = [Scored(first, self._raw(first), None), *scores]
         if text or scores:
             self._pieces.append(Delta(self.number, [Content(text)] if text else [], scores))
         self._prompt = []
-        if self._prepared.request.prompt_only:
+        if self.asked.prompt_only:
             self._end("length")
 
     def _token(self, event: TokenEvent) -> None:
-        before, stops = self._written, event.token in self._prepared.noticed_stops
+        before, stops = self._written, event.token in self._noticed_stops
         self._n_tokens += 1
         self._n_reasoning += self._parser.thinking
         self._take_events(() if stops else self._parsed(event.token))
-        if self._params.logprobs is not None:
+        if self.params.logprobs is not None:
             self._waiting.append((before, self._written, self._scored(event)))
         if stops:
             self._finish("stop")
@@ -149,10 +165,10 @@ class Choice:
         if text.strip():
             self._thoughts = None
         self._written += len(text)
-        text, met = self._stops.push(text)
+        text, met = self._stops.push(text, may_end=self._n_tokens > self.params.min_tokens)
         self._show(text)
         if met:
-            self._show(self._stops.met if self._params.include_stop_str_in_output else "")
+            self._show(self._stops.met if self.params.include_stop_str_in_output else "")
             self._end("stop", self._stops.met)
 
     def _other(self, event: Event) -> None:
@@ -160,11 +176,11 @@ class Choice:
             self._thoughts.append(event.text)
         elif isinstance(event, ToolCallStart):
             self._thoughts = None
-            event = replace(event, id=f"functions.{event.name}:{self._prepared.n_calls + event.index}")
+            event = replace(event, id=f"functions.{event.name}:{self._first_call + event.index}")
         self._emit(event)
         if isinstance(event, ToolCallEnd):
             self._n_calls += 1
-            if not self._prepared.request.parallel_tool_calls:
+            if not self.asked.parallel_tool_calls:
                 self._end("tool_calls")
 
     def _show(self, text: str) -> None:
@@ -173,7 +189,7 @@ class Choice:
             self._emit(Content(text))
 
     def _emit(self, event: Event) -> None:
-        """Neighbours of one kind become one event."""
+        """Consecutive events of one kind become one."""
         last = self._events[-1] if self._events else None
         if isinstance(event, Content) and isinstance(last, Content):
             self._events[-1] = Content(last.text + event.text)
@@ -185,7 +201,8 @@ class Choice:
             self._events.append(event)
 
     def _release(self) -> None:
-        """Scores wait for their text while it may become a stop string; those that begin in one are never emitted."""
+        """A score is emitted with its token's text, which is held back while it may become a stop string; the scores of
+        tokens that begin in a stop string are never emitted."""
         while self._waiting:
             begin, end, score = self._waiting[0]
             if end > self._shown and not (self.ended and begin < self._shown):
@@ -206,3 +223,23 @@ class Choice:
             return self._tokenizer.token_bytes(token)
         except TextError:
             return b""
+
+
+def _parser(
+    asked: GenerationRequest,
+    tokenizer: Tokenizer,
+    call_form: CallForm | None,
+    tools: Sequence[ToolRule],
+    thinking: bool,
+) -> RegionParser | _PlainText:
+    skip_special = asked.params.skip_special_tokens
+    if not asked.is_conversation:
+        return _PlainText(tokenizer, skip_special)
+    return region_parser(
+        tokenizer,
+        call_form,
+        thinking=thinking,
+        calls=bool(tools),
+        schemas={tool.name: tool.parameters for tool in tools},
+        skip_special=skip_special,
+    )

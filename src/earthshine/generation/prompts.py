@@ -1,50 +1,26 @@
-"""From a request to what the engine computes: the prompt's tokens, each choice's parameters, the rule of its output.
+"""From a GenerationRequest to the engine's: the prompt's tokens, each choice's parameters, its answer's grammar.
 
-Typed control tokens are text, in messages and in raw prompts alike. Refused: prompts that are empty or longer than
-the context, token ids outside the vocabulary, and parameters without meaning. Slow for a long prompt, so it runs
-beside the event loop.
+Control tokens that are typed in messages or raw prompts are text. Refused: prompts that are empty or longer than the
+context, token ids outside the vocabulary, and formats that can't be compiled. Slow for a long prompt, so the server
+runs it on a thread of its own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
-from earthshine.engine import Constraint, SamplingParams
+from earthshine.engine import Request, SamplingParams
 from earthshine.errors import ContextError, UsageError
+from earthshine.generation.output import Choice
 from earthshine.generation.request import GenerationRequest, Messages
-from earthshine.text import CallForm, ChatTemplate, StopStrings, Tokenizer, call_form, leaves_thinking_open
-from earthshine.text.grammar import Grammars, OutputRule
+from earthshine.text import ChatTemplate, Tokenizer, call_form, leaves_thinking_open
+from earthshine.text.grammar import Grammar, Grammars, OutputRule
 from earthshine.text.grammar_calls import ToolRule
 from earthshine.text.history import repair_history
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """A request as the engine takes it, and what reading its answer needs.
-
-    `params`: its own, with max_tokens within the context; `fills_context`: that is all the context has room for.
-    `regions`: the answer is a conversation's and may hold reasoning and calls; `thinking`: it begins within a thought;
-    `tools`: those that were offered; `call_form`: how the model writes calls; `n_calls`: calls in the conversation so
-    far. `prompt_text` comes before the answer.
-    `noticed_stops`: they end the answer, though the engine goes on.
-    """
-
-    request: GenerationRequest
-    tokens: Sequence[int]
-    params: SamplingParams
-    regions: bool
-    thinking: bool
-    tools: Sequence[ToolRule]
-    call_form: CallForm | None
-    n_calls: int
-    prompt_text: str
-    fills_context: bool
-    noticed_stops: frozenset[int]
-    constraint: Callable[[], Constraint | None]  # a new one for each choice
-
-
 class Prompts:
-    """Prepares requests for a model with these facts. Without a template only texts and token ids are completed.
+    """Prepares requests for one model. Without a template only texts and token ids can be completed.
 
     Safe to share between threads.
     """
@@ -63,51 +39,63 @@ class Prompts:
         self._vocab_size, self._stop_tokens, self._context_tokens = vocab_size, tuple(stop_tokens), context_tokens
 
     def count(self, request: GenerationRequest) -> int:
-        """How many tokens the prompt has. Raises TextError and UsageError."""
+        """The number of tokens in the prompt. Raises TextError and UsageError."""
         return len(self._encoded(request)[0])
 
-    def prepare(self, request: GenerationRequest) -> Prepared:
-        """Raises TextError, UsageError and ContextError."""
-        params = request.params
-        StopStrings(params.stop)
-        self._require_ids([*params.stop_token_ids, *params.allowed_token_ids, *params.logit_bias])
+    def choices(self, request: GenerationRequest, tenant: str = "") -> list[Choice]:
+        """One for each of `params.n`, with the engine's Request. Raises TextError, UsageError and ContextError."""
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            self._require_ids(list(getattr(request.params, name)), name)
         tokens, n_calls = self._encoded(request, self._context_tokens)
-        room, asked = self._context_tokens - len(tokens), params.max_tokens
-        if not tokens:
-            raise UsageError("The prompt is empty; an answer needs at least one token to continue.")
-        if room < 1:
-            raise self._too_long(len(tokens))
-        params = replace(params, max_tokens=room if asked is None else min(asked, room))
+        params = self._within_context(request.params, len(tokens))
         noticed: frozenset[int] = frozenset()
         if request.echo and params.logprobs is not None and params.max_tokens == 1 and not params.ignore_eos:
-            # Who scores a text asks for one token more and drops its score, so a stop token must have one as well.
+            # Whoever scores a text asks for one token more and drops its score, so a stop token needs a score too.
             noticed = frozenset((*self._stop_tokens, *params.stop_token_ids))
             params = replace(params, ignore_eos=True)
-        regions, tools = _is_conversation(request.prompt), [_tool_rule(tool) for tool in _offered(request)]
-        thinking = regions and leaves_thinking_open(self._tokenizer, tokens)
-        return Prepared(
-            request=request,
-            tokens=tokens,
-            params=params,
-            regions=regions,
-            thinking=thinking,
-            tools=tools,
-            call_form=self._call_form,
-            n_calls=n_calls,
-            prompt_text=self._text(request.prompt) if request.echo else "",
-            fills_context=asked is None or asked > room,
-            noticed_stops=noticed,
-            constraint=self._constraint(request, tools, tokens, thinking, n_calls),
-        )
+        thinking = request.is_conversation and leaves_thinking_open(self._tokenizer, tokens)
+        tools = [_tool_rule(tool) for tool in request.offered_tools]
+        grammar = self._grammar(request, tools, tokens, thinking, n_calls)
+        prompt_text = self._text(request.prompt) if request.echo else ""
+        found = []
+        for index in range(params.n):
+            own = replace(params, seed=params.choice_seed(index))
+            constraint = None if grammar is None else grammar.start()
+            choice = Choice(
+                request,
+                Request(tokens, own, tenant, request.priority, constraint),
+                self._tokenizer,
+                call_form=self._call_form,
+                tools=tools,
+                thinking=thinking,
+                n_calls=n_calls,
+                prompt_text=prompt_text,
+                noticed_stops=noticed,
+            )
+            found.append(choice)
+        return found
 
-    def _constraint(
+    def _within_context(self, params: SamplingParams, n_prompt: int) -> SamplingParams:
+        """The parameters with max_tokens limited to the rest of the context."""
+        if not n_prompt:
+            raise UsageError("The prompt is empty; an answer needs at least one token to continue.")
+        room = self._context_tokens - n_prompt
+        if room < 1:
+            has = str(n_prompt) if n_prompt <= self._context_tokens else "more"  # encoding stopped there
+            raise ContextError(
+                f"This model's maximum context length is {self._context_tokens} tokens; the prompt has {has}, and a "
+                "reply needs at least one more. Shorten it."
+            )
+        return replace(params, max_tokens=room if params.max_tokens is None else min(params.max_tokens, room))
+
+    def _grammar(
         self,
         request: GenerationRequest,
         tools: Sequence[ToolRule],
         tokens: Sequence[int],
         thinking: bool,
         n_calls: int,
-    ) -> Callable[[], Constraint | None]:
+    ) -> Grammar | None:
         closed = tokens[-1] == self._tokenizer.special_id("</think>")
         rule = OutputRule(
             thinking=thinking,
@@ -122,32 +110,24 @@ class Prompts:
             parallel=request.parallel_tool_calls,
             first_index=n_calls,
         )
-        grammar = self._grammars.compile(rule)
-        return (lambda: None) if grammar is None else grammar.start
+        return self._grammars.compile(rule)
 
-    def _too_long(self, n_tokens: int) -> ContextError:
-        has = str(n_tokens) if n_tokens <= self._context_tokens else "more"  # counting stopped there
-        return ContextError(
-            f"This model's maximum context length is {self._context_tokens} tokens; the prompt has {has}, and a "
-            "reply needs at least one more. Shorten it."
-        )
-
-    def _require_ids(self, tokens: Sequence[int]) -> None:
+    def _require_ids(self, tokens: Sequence[int], param: str) -> None:
         if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocab_size:
-            raise UsageError(f"Token ids lie between 0 and {self._vocab_size - 1} in this model.")
+            raise UsageError(f"Token ids lie between 0 and {self._vocab_size - 1} in this model.", param)
 
     def _text(self, prompt: Messages | str | list[int]) -> str:
         return prompt if isinstance(prompt, str) else self._tokenizer.decode(cast(list[int], prompt))
 
     def _encoded(self, request: GenerationRequest, limit: int | None = None) -> tuple[Sequence[int], int]:
-        """The prompt's tokens, and how many calls the conversation holds; `limit` as Tokenizer.encode has it."""
+        """The prompt's tokens, and the number of calls in the conversation; `limit` as Tokenizer.encode has it."""
         prompt = request.prompt
         if isinstance(prompt, str):
             return self._tokenizer.encode(prompt, False, limit=limit), 0
-        if _is_conversation(prompt):
+        if request.is_conversation:
             return self._conversation(request, cast(Messages, prompt), limit)
         ids = cast(list[int], prompt)
-        self._require_ids(ids)
+        self._require_ids(ids, "prompt")
         return ids, 0
 
     def _conversation(self, request: GenerationRequest, messages: Messages, limit: int | None) -> tuple[list[int], int]:
@@ -158,7 +138,7 @@ class Prompts:
         tokens = self._template.encode(
             self._tokenizer,
             messages[:-1] if request.continue_final_message else messages,
-            tools=list(_offered(request)) or None,
+            tools=list(request.offered_tools) or None,
             thinking=request.thinking,
             preserve_thinking=request.preserve_thinking,
             limit=limit,
@@ -181,12 +161,7 @@ class Prompts:
 
 
 def _may_think(request: GenerationRequest) -> bool:
-    return _is_conversation(request.prompt) and not request.continue_final_message and request.thinking is not False
-
-
-def _offered(request: GenerationRequest) -> Sequence[dict[str, Any]]:
-    """Kimi's templates have no way to say that tools must rest, so tool_choice none leaves them out."""
-    return () if request.tool_choice.kind == "none" else request.tools
+    return request.is_conversation and not request.continue_final_message and request.thinking is not False
 
 
 def _tool_rule(tool: Mapping[str, Any]) -> ToolRule:
@@ -194,7 +169,3 @@ def _tool_rule(tool: Mapping[str, Any]) -> ToolRule:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise UsageError("Each tool must be a function with a name.", param="tools")
     return ToolRule(function["name"], function.get("parameters"), bool(function.get("strict")))
-
-
-def _is_conversation(prompt: Messages | str | list[int]) -> bool:
-    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)

@@ -1,25 +1,22 @@
-"""Requests on the engine: choices are submitted, their events become pieces of text, and all are cancelled at once.
+"""Submits choices to the engine, turns the engine's events into pieces of text, and cancels what is left.
 
-Knows no event loop, so that the HTTP server and `LLM` share it: the submitter says where events go.
+Knows no event loop, so that the HTTP server and `LLM` can share it: the caller passes where events go.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 from earthshine.engine import Admitted, Failed, Finished, ReplyEvent, Request, Sink
 from earthshine.errors import OverloadError
 from earthshine.generation.output import Choice
-from earthshine.generation.prompts import Prepared
 from earthshine.generation.request import Piece, Started
-from earthshine.text import Tokenizer
 
 _RETRY_SECONDS = 10
 
 
 class Computes(Protocol):
-    """What is asked of engine.Engine."""
+    """The part of engine.Engine that is used here."""
 
     def submit(self, request: Request, sink: Sink) -> Any: ...
 
@@ -27,26 +24,27 @@ class Computes(Protocol):
 
 
 class Submission:
-    """Requests that are submitted together, each with one or more choices, numbered over all of them.
+    """Requests that are submitted together; their choices are numbered over all of them.
 
-    `put(choice, event)` gets the engine's events on the engine's thread; hand them to `pieces` on another, in order.
+    `put(number, event)` is called on the engine's thread; pass these events to `pieces` on another thread, in order.
     `live`: tickets of the choices that the engine still computes.
     """
 
-    def __init__(self, engine: Computes, tokenizer: Tokenizer, put: Callable[[int, ReplyEvent], None]) -> None:
-        self._engine, self._tokenizer, self._put = engine, tokenizer, put
+    def __init__(self, engine: Computes, put: Callable[[int, ReplyEvent], None]) -> None:
+        self._engine, self._put = engine, put
         self.live: dict[int, Any] = {}
-        self._choices: list[tuple[Choice, Prepared]] = []
-        self._admitted: set[Prepared] = set()
+        self._choices: list[Choice] = []
+        self._firsts: list[int] = []  # of each choice, the number of its request's first
+        self._admitted: set[int] = set()  # requests, by that number
 
-    def add(self, prepared: Prepared, tenant: str = "") -> range:
-        """Submit a request's choices; their numbers. Raises as the engine's `submit`."""
-        first, params = len(self._choices), prepared.params
-        for choice in range(params.n):
-            number, own = first + choice, replace(params, seed=params.choice_seed(choice))
-            request = Request(prepared.tokens, own, tenant, prepared.request.priority, prepared.constraint())
-            self._choices.append((Choice(number, prepared, self._tokenizer), prepared))
-            self.live[number] = self._engine.submit(request, partial(self._put, number))
+    def add(self, choices: Sequence[Choice]) -> range:
+        """Submit a request's choices and return their numbers. Raises as the engine's `submit`."""
+        first = len(self._choices)
+        for number, choice in enumerate(choices, first):
+            choice.number = number
+            self._choices.append(choice)
+            self._firsts.append(first)
+            self.live[number] = self._engine.submit(choice.request, partial(self._put, number))
         return range(first, len(self._choices))
 
     def pieces(self, events: Sequence[tuple[int, ReplyEvent]]) -> list[Piece]:
@@ -56,7 +54,7 @@ class Submission:
         """
         found: list[Piece] = []
         for number, event in events:
-            choice, prepared = self._choices[number]
+            choice, first = self._choices[number], self._firsts[number]
             if isinstance(event, (Finished, Failed)):
                 self.live.pop(number, None)
             if choice.ended:
@@ -65,12 +63,12 @@ class Submission:
                 raise event.error
             if isinstance(event, Finished) and event.reason == "cancelled":
                 raise OverloadError("The engine was closed before the request finished.", _RETRY_SECONDS)
-            if isinstance(event, Admitted) and prepared not in self._admitted:
-                self._admitted.add(prepared)  # the other choices share what this one has computed
-                found.append(Started(len(prepared.tokens), event.reused))
+            if isinstance(event, Admitted) and first not in self._admitted:
+                self._admitted.add(first)  # the other choices share what this one has computed
+                found.append(Started(len(choice.request.tokens), event.reused))
             choice.push(event)
         for number in dict.fromkeys(number for number, _ in events):
-            choice = self._choices[number][0]
+            choice = self._choices[number]
             found += choice.take()
             if choice.ended and number in self.live:
                 self._engine.cancel(self.live.pop(number))

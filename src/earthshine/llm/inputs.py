@@ -1,4 +1,4 @@
-"""What callers of `LLM` may pass, in its several forms, as the fields of a GenerationRequest."""
+"""Checks the arguments of `LLM` and converts them to the fields of a GenerationRequest."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ from earthshine.untrusted import parse_object, shown
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
-_UNREAD = ("multi_modal_data", "prompt_embeds")  # parts of a prompt in vLLM's form that no model here reads
+_UNREAD = ("multi_modal_data", "prompt_embeds")  # parts of a prompt in vLLM's form that are not supported
 
 
 def plan_args(
     memory: str | int | None, context: int | None, batch: int, threads: int | None, trunk: str, dtype: str
 ) -> PlanArgs:
-    """LLM's arguments for `make_plan`, which checks their values. Raises UsageError for those of other types."""
+    """The arguments of `make_plan`, which checks their values. Raises UsageError for values of other types."""
     for name, value in (("memory", memory), ("context", context), ("batch", batch), ("threads", threads)):
         optional, text = name != "batch", name == "memory" and isinstance(value, str)
         if not (text or _is_integer(value) or (optional and value is None)):
@@ -32,21 +32,21 @@ def plan_args(
 
 
 def path_of(name: str, given: object) -> Path:
-    """Raises UsageError for what is neither a text nor a path."""
+    """The path. Raises UsageError for what is neither a text nor a path."""
     if not isinstance(given, str | Path):
         raise UsageError(f"{name} must be a text or a path, not {shown(given)}.", name)
     return Path(given)
 
 
 def flag_of(name: str, given: object) -> bool:
-    """Raises UsageError for anything but True and False."""
+    """The flag. Raises UsageError for anything but True and False."""
     if not isinstance(given, bool):
         raise UsageError(f"{name} must be True or False, not {shown(given)}.", name)
     return given
 
 
 def params_of(given: Params, n_prompts: int, defaults: SamplingParams) -> list[SamplingParams]:
-    """Those of each prompt. Raises UsageError for other types, and for more or fewer than there are prompts."""
+    """One for each prompt. Raises UsageError for other types, and for a list of another length."""
     if given is None or isinstance(given, SamplingParams):
         return [given or defaults] * n_prompts
     if not isinstance(given, Sequence) or not all(isinstance(each, SamplingParams) for each in given):
@@ -57,7 +57,7 @@ def params_of(given: Params, n_prompts: int, defaults: SamplingParams) -> list[S
 
 
 def is_one_prompt(prompts: Any) -> bool:
-    """Whether `prompts` is one prompt and no list of them. Raises UsageError for neither."""
+    """Whether `prompts` is a single prompt, not a list of prompts. Raises UsageError for anything else."""
     if isinstance(prompts, str | Mapping):
         return True
     if not _is_list(prompts):
@@ -70,7 +70,7 @@ def prompt_of(prompt: Any) -> str | list[int]:
     if isinstance(prompt, Mapping):
         unread = [key for key in _UNREAD if prompt.get(key)]
         if unread:
-            raise UsageError(f"A prompt's {unread[0]} can't be read; models here read text and token ids.", "prompts")
+            raise UsageError(f"A prompt's {unread[0]} can't be read; give text or token ids.", "prompts")
         ids = prompt.get("prompt_token_ids")
         prompt = prompt.get("prompt") if ids is None else ids
     if isinstance(prompt, str):
@@ -81,7 +81,7 @@ def prompt_of(prompt: Any) -> str | list[int]:
 
 
 def tool_choice_of(choice: str, tools: Sequence[Mapping[str, Any]]) -> ToolChoice:
-    """ "auto", "none", "required" or a function's name. Raises UsageError for a tool that is not there."""
+    """From "auto", "none", "required" or a function's name. Raises UsageError for a function that is not in `tools`."""
     if choice in ("auto", "none", "required"):
         if choice == "required" and not tools:
             raise UsageError('tool_choice "required" needs tools to choose from.', "tool_choice")
@@ -98,7 +98,7 @@ def tool_choice_of(choice: str, tools: Sequence[Mapping[str, Any]]) -> ToolChoic
 
 
 def format_of(given: Mapping[str, Any] | None) -> Format | None:
-    """`structured_outputs` as a Format; what a schema or grammar itself may say is checked with the prompts."""
+    """`structured_outputs` as a Format. Schemas and grammars themselves are checked where they are compiled."""
     if given is None:
         return None
     match dict(given) if isinstance(given, Mapping) else None:
@@ -122,7 +122,7 @@ def format_of(given: Mapping[str, Any] | None) -> Format | None:
 
 
 def _name_of(tool: object) -> object:
-    """A tool's name, if it has one; what else a tool must be is checked with the prompts."""
+    """A tool's name, if it has one. Tools themselves are checked with the prompts."""
     function = tool.get("function") if isinstance(tool, Mapping) else None
     return function.get("name") if isinstance(function, Mapping) else None
 
@@ -132,5 +132,5 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_list(value: object) -> bool:
-    """Whether it is a sequence whose entries are prompts or token ids, which bytes are not."""
+    """Whether it is a sequence that may hold prompts or token ids; bytes and texts are not."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)

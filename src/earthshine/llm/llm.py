@@ -1,7 +1,7 @@
-"""`LLM`: a model in this process, for lists of prompts. It runs the server's engine, so prompts share its batches.
+"""`LLM`: a model in this process that answers lists of prompts. It uses the server's engine and batches prompts.
 
-Invalid parameters and prompts are refused before anything is computed. The first failure of any prompt is raised, and
-whatever else the call asked for is cancelled.
+Invalid parameters and prompts are refused before anything is computed. If a prompt fails, its error is raised and the
+other prompts of the call are cancelled.
 """
 
 import itertools
@@ -14,7 +14,8 @@ from typing import Any, Self, TypedDict, Unpack
 from earthshine.engine import Engine, EngineOptions, LoadedModel, ReplyEvent, SamplingParams, load_model
 from earthshine.engine import sampling_defaults as default_sampling_params
 from earthshine.errors import UsageError
-from earthshine.generation.prompts import Prepared, Prompts
+from earthshine.generation.output import Choice
+from earthshine.generation.prompts import Prompts
 from earthshine.generation.request import GenerationRequest
 from earthshine.generation.submission import Submission
 from earthshine.hub import find_readable
@@ -36,13 +37,13 @@ from earthshine.text import Tokenizer, has_template, load_template
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Messages = Sequence[Mapping[str, Any]]
 
-_IN_FLIGHT = 256  # choices of one call that the engine holds at once; the others wait here
+_IN_FLIGHT = 256  # choices of one call that are submitted at once
 
 
 class ChatOptions(TypedDict, total=False):
-    """Options of `chat`. `tools` have OpenAI's form; `tool_choice`: "auto", "none", "required" or a function's name;
-    `thinking`: whether the model thinks first, by default as its template has it; `continue_final_message`: the last
-    message is the assistant's and is continued; `structured_outputs`: as `generate` has it."""
+    """Options of `chat`. `tools`: in OpenAI's form; `tool_choice`: "auto", "none", "required" or a function's name;
+    `thinking`: whether the model thinks first, by default as its template does; `continue_final_message`: the last
+    message is the assistant's and is continued; `structured_outputs`: as in `generate`."""
 
     tools: Sequence[dict[str, Any]]
     tool_choice: str
@@ -55,17 +56,18 @@ class LLM:
     """Loads a model and answers prompts and conversations.
 
     Args:
-        model: a folder, a Hugging Face id (downloaded first), or "gleam", the small model that ships inside.
-        memory: what the process may hold, such as "16GiB" or a number of bytes; by default what suits the machine.
-        context: tokens of each sequence (vLLM's `max_model_len`); by default what the memory allows.
-        batch: sequences that are decoded together (vLLM's `max_num_seqs`).
-        threads: of the kernels; by default the machine's cores.
-        trunk: "bf16" as published, or "int8", which is lossy.
-        dtype: of activations, "bf16" or "fp32".
-        plan: a file that `earthshine plan --save` wrote, instead of memory, context, batch, threads, trunk and dtype.
+        model: a folder, a Hugging Face id (downloaded first), or "gleam", the small model that is included.
+        memory: the memory that the process may use, such as "16GiB" or a number of bytes; by default most of what is
+            free.
+        context: the most tokens of a sequence (vLLM's `max_model_len`); by default what the memory allows.
+        batch: the most sequences that are decoded together (vLLM's `max_num_seqs`).
+        threads: threads of the kernels; by default one per core.
+        trunk: the format of all weights but the experts: "bf16" as published, or "int8", which is lossy.
+        dtype: the type of activations: "bf16" or "fp32".
+        plan: a file written by `earthshine plan --save`, instead of memory, context, batch, threads, trunk and dtype.
 
     Raises SourceError, SpecError, Unsupported, CheckpointError and TextError for a model that can't be used, and
-    UsageError for options that have no meaning or for too little memory; the message names the least that works.
+    UsageError for invalid options and for too little memory; the message gives the smallest memory that works.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class LLM:
         saved = None if plan is None else path_of("plan", plan)
         path_of("model", model)
         if saved is not None and args != PlanArgs(batch=8, cache_tokens=0):
-            raise UsageError("A plan says all about how the model is held; leave out the other options.")
+            raise UsageError("A plan has all options for loading the model; leave out the other options.")
         folder, self._tokenizer = find_readable(str(model))
         template = load_template(folder) if has_template(folder) else None
         self._defaults = default_sampling_params(folder)
@@ -110,13 +112,13 @@ class LLM:
         """Complete prompts; one output for each, in their order.
 
         Args:
-            prompts: a text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; or a list of these. Control
-                tokens that are written in a text are text; give token ids to use them.
-            sampling_params: for all prompts, or one for each; by default the model's own.
-            structured_outputs: the form that each answer must have, in vLLM's words: one of {"json": schema},
-                {"json_object": True}, {"regex": text}, {"grammar": text in Lark} and {"choice": [text, ...]}.
+            prompts: a text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; or a list of these. A control
+                token that is written in a text is text; give token ids to use control tokens.
+            sampling_params: one for all prompts, or a list of one for each; by default the model's own.
+            structured_outputs: the format of each answer, as in vLLM: one of {"json": schema}, {"json_object": True},
+                {"regex": text}, {"grammar": text in Lark} and {"choice": [text, ...]}.
 
-        Raises UsageError, ContextError and TextError for invalid parameters and prompts, before any is computed.
+        Raises UsageError, ContextError and TextError for invalid parameters and prompts, before anything is computed.
         """
         return self._whole(self._requests(prompts, sampling_params, structured_outputs))
 
@@ -127,9 +129,9 @@ class LLM:
         *,
         structured_outputs: Mapping[str, Any] | None = None,
     ) -> Iterator[RequestOutput]:
-        """As `generate`, but yields outputs as they come: each holds what is new, `request_id` says of which prompt.
+        """As `generate`, but yields outputs as they come. Each has what is new of the prompt named by `request_id`.
 
-        Closing the iterator cancels what is still computed.
+        Closing the iterator cancels the prompts that have not finished.
         """
         return self._stream(self._requests(prompts, sampling_params, structured_outputs))
 
@@ -140,10 +142,10 @@ class LLM:
 
         Args:
             messages: in OpenAI's form, such as [{"role": "user", "content": "Hello"}]; or a list of conversations.
-            sampling_params: for all conversations, or one for each; by default the model's own.
+            sampling_params: one for all conversations, or a list of one for each; by default the model's own.
             options: see ChatOptions.
 
-        Raises UsageError, ContextError and TextError for invalid parameters and messages, before any is computed.
+        Raises UsageError, ContextError and TextError for invalid parameters and messages, before anything is computed.
         """
         return self._whole(self._conversations(messages, sampling_params, **options))
 
@@ -154,14 +156,14 @@ class LLM:
         return self._stream(self._conversations(messages, sampling_params, **options))
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """The model's own: what its publisher recommends, or greedy where nothing is recommended."""
+        """What the model's generation_config.json recommends; greedy where it recommends nothing."""
         return self._defaults
 
     def get_tokenizer(self) -> Tokenizer:
         return self._tokenizer
 
     def close(self) -> None:
-        """End the engine and free the model. Requests of other threads end with an OverloadError."""
+        """Stop the engine and free the model. Requests of other threads end with an OverloadError."""
         self._close()
 
     def __enter__(self) -> Self:
@@ -216,25 +218,25 @@ class LLM:
 
     def _whole(self, requests: Sequence[GenerationRequest]) -> list[RequestOutput]:
         builders: dict[int, OutputBuilder] = {}
-        for at, builder in self._run(self._prepared(requests)):
+        for at, builder in self._run(self._choices(requests)):
             builders[at] = builder
         return [builders[at].take() for at in range(len(requests))]
 
     def _stream(self, requests: Sequence[GenerationRequest]) -> Iterator[RequestOutput]:
-        """What is invalid is refused by this call; what it returns computes as it is advanced."""
-        news = self._run(self._prepared(requests))
+        """Invalid requests are refused by this call; the iterator that it returns computes as it is advanced."""
+        news = self._run(self._choices(requests))
         return (builder.take() for _, builder in news if builder.has_news)
 
-    def _prepared(self, requests: Sequence[GenerationRequest]) -> list[Prepared]:
+    def _choices(self, requests: Sequence[GenerationRequest]) -> list[list[Choice]]:
         if not self._close.alive:
             raise UsageError("This LLM is closed; make another one.")
-        return list(map(self._prompts.prepare, requests))
+        return list(map(self._prompts.choices, requests))
 
-    def _run(self, requests: Sequence[Prepared]) -> Iterator[tuple[int, OutputBuilder]]:
-        """The place and the builder of whichever request has news, again and again until all have finished."""
+    def _run(self, requests: Sequence[Sequence[Choice]]) -> Iterator[tuple[int, OutputBuilder]]:
+        """For each event, the index of its request and that request's builder, until all requests have finished."""
         waiting = iter(list(enumerate(requests)))
         events: SimpleQueue[tuple[int, ReplyEvent]] = SimpleQueue()
-        submission = Submission(self._engine, self._tokenizer, lambda number, event: events.put((number, event)))
+        submission = Submission(self._engine, lambda number, event: events.put((number, event)))
         places: dict[int, tuple[int, int, OutputBuilder]] = {}  # by the submission's number
         try:
             while True:
@@ -250,11 +252,15 @@ class LLM:
             submission.cancel()
 
     def _submit(
-        self, submission: Submission, at: int, prepared: Prepared, places: dict[int, tuple[int, int, OutputBuilder]]
+        self,
+        submission: Submission,
+        at: int,
+        choices: Sequence[Choice],
+        places: dict[int, tuple[int, int, OutputBuilder]],
     ) -> None:
-        builder = OutputBuilder(str(next(self._ids)), prepared, self._tokenizer)
-        for choice, number in enumerate(submission.add(prepared)):
-            places[number] = at, choice, builder
+        builder = OutputBuilder(str(next(self._ids)), choices[0], self._tokenizer)
+        for index, number in enumerate(submission.add(choices)):
+            places[number] = at, index, builder
 
 
 def _close(engine: Engine, loaded: LoadedModel) -> None:

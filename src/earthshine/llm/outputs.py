@@ -1,6 +1,6 @@
 """What `LLM` returns: a RequestOutput for each prompt, with a CompletionOutput for each choice, as in vLLM.
 
-Beyond vLLM, `text` holds the answer alone; what the model thought and the tools that it called stand beside it.
+Unlike in vLLM, `text` is the answer alone; thoughts are in `reasoning` and tool calls in `tool_calls`.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from typing import Literal
 
 from earthshine.engine import Admitted, Finished, PromptScores, ReplyEvent, TokenEvent
 from earthshine.errors import TextError
-from earthshine.generation.prompts import Prepared
+from earthshine.generation.output import Choice
 from earthshine.generation.request import Delta, Ended, Piece
 from earthshine.text import Content, Reasoning, Tokenizer, ToolCallArguments, ToolCallStart
 from earthshine.text import Event as TextEvent
@@ -17,7 +17,7 @@ from earthshine.text import Event as TextEvent
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """`rank`: 1 for the most likely token; None for a chosen token that is not among the reported alternatives."""
+    """`rank`: 1 for the most likely token; None for a generated token that is not among the reported alternatives."""
 
     logprob: float
     rank: int | None
@@ -35,13 +35,13 @@ class ToolCall:
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One choice. In a stream, what is new since the output before.
+    """One choice. In a stream, what is new since the previous output.
 
-    `text`: the answer, without its thoughts and tool calls; `token_ids`: all tokens, the stop token included;
-    `cumulative_logprob`: the sum over them, the stop token excluded; `logprobs`: for each token, token id to Logprob.
-    `finish_reason`: "stop": by itself, or at a stop text or token; "tool_calls": by itself, after a tool call;
-    "length": at max_tokens or at the end of the context; None while it goes on. `stop_reason`: the stop text or one of
-    stop_token_ids that ended it.
+    `text`: the answer, without thoughts and tool calls; `token_ids`: all tokens, the stop token included;
+    `cumulative_logprob`: the sum of their log-probabilities without the stop token's; `logprobs`: for each token a map
+    from token id to Logprob. `finish_reason`: "stop": the model ended the answer, or a stop text or token came;
+    "tool_calls": the model ended it after a tool call; "length": max_tokens or the end of the context was reached; None
+    while it is not finished. `stop_reason`: the stop text, or the one of stop_token_ids, that ended it.
     """
 
     index: int
@@ -61,8 +61,8 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """One prompt and its choices. `prompt`: its text, None for messages and token ids; `prompt_logprobs`: None for the
-    first token; `num_cached_tokens`: tokens of the prompt that were found in the prefix cache."""
+    """One prompt and its choices. `prompt`: its text, None for messages and token ids; `prompt_logprobs`: of each token
+    of the prompt, None for the first; `num_cached_tokens`: tokens of the prompt found in the prefix cache."""
 
     request_id: str
     prompt: str | None
@@ -74,11 +74,14 @@ class RequestOutput:
 
 
 class OutputBuilder:
-    """Builds one prompt's output from the engine's events and the pieces of text that follow from them."""
+    """Builds one prompt's output from the engine's events and the pieces of text that follow from them.
 
-    def __init__(self, request_id: str, prepared: Prepared, tokenizer: Tokenizer) -> None:
-        self._id, self._prepared, self._tokenizer = request_id, prepared, tokenizer
-        self._params = prepared.params
+    `first`: the request's first choice.
+    """
+
+    def __init__(self, request_id: str, first: Choice, tokenizer: Tokenizer) -> None:
+        self._id, self._first, self._tokenizer = request_id, first, tokenizer
+        self._params = first.params
         self._outputs: dict[int, CompletionOutput] = {}
         self._ended: set[int] = set()
         self._cached = 0
@@ -92,9 +95,9 @@ class OutputBuilder:
         return len(self._ended) == self._params.n
 
     def add(self, choice: int, event: ReplyEvent, pieces: Iterable[Piece]) -> None:
-        """An event of choice `choice`, and its pieces."""
+        """Add an event of choice `choice`, and its pieces."""
         if choice in self._ended:
-            return  # the engine went on for a moment
+            return  # the engine computed a little more before it was cancelled
         if isinstance(event, Admitted) and not self._admitted:
             self._admitted, self._cached = True, event.reused
         elif isinstance(event, PromptScores) and choice == 0 and self._prompt_scores is not None:
@@ -113,13 +116,13 @@ class OutputBuilder:
             self._add_piece(choice, piece)
 
     def take(self) -> RequestOutput:
-        """Everything since the last call."""
+        """The output since the last call."""
         outputs, self._outputs = self._outputs, {}
-        prompt = self._prepared.request.prompt
+        prompt = self._first.asked.prompt
         return RequestOutput(
             request_id=self._id,
             prompt=prompt if isinstance(prompt, str) else None,
-            prompt_token_ids=list(self._prepared.tokens),
+            prompt_token_ids=list(self._first.request.tokens),
             prompt_logprobs=self._prompt_scores,
             outputs=[outputs[choice] for choice in sorted(outputs)],
             finished=self.finished,
@@ -155,7 +158,7 @@ class OutputBuilder:
         elif isinstance(event, ToolCallStart):
             output.tool_calls.append(ToolCall(event.id, event.name))
         elif isinstance(event, ToolCallArguments):
-            if not output.tool_calls:  # its beginning was in the output before
+            if not output.tool_calls:  # its beginning was in the previous output
                 output.tool_calls.append(ToolCall("", ""))
             output.tool_calls[-1].arguments += event.text
 

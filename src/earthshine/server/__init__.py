@@ -1,5 +1,5 @@
-"""HTTP: OpenAI's and Anthropic's requests in, events out.
+"""The HTTP server: OpenAI's and Anthropic's APIs.
 
-Everything that arrives is untrusted: bounded before it is parsed, checked before it is believed, never logged unless
-asked for, and no address in it is ever contacted.
+Requests are untrusted: limited before they are parsed and checked before they are used. Their texts are logged only
+with --log-text, and no address in them is ever contacted.
 """

@@ -3,26 +3,29 @@
 An exchange does no input or output and never waits, so each API is tested without a server or a model.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from earthshine.engine import SamplingParams
-from earthshine.errors import EarthshineError
+from earthshine.engine.sampling_params import INTEGER_RANGES, RANGES
+from earthshine.errors import EarthshineError, UsageError
 from earthshine.generation.request import GenerationRequest, Piece
 
 Kind = Literal[
-    "invalid",  # 400: the request has no meaning; the message says what to change
+    "invalid",  # 400: the request is not valid; the message says what to change
     "context",  # 400: more tokens than the context has room for
     "unauthorized",  # 401
-    "not_found",  # 404: another path or model
+    "not_found",  # 404: an unknown path or model
     "method",  # 405
-    "too_large",  # 413: more bytes than a body may have
+    "too_large",  # 413: the body has too many bytes
     "rate",  # 429: the queue is full
-    "internal",  # 500: this server's fault
-    "unavailable",  # 503: it is about to end, or hangs
+    "internal",  # 500: a fault of this server
+    "unavailable",  # 503: the server is shutting down, hangs or has no room
 ]
 STATUS: dict[Kind, int] = {
     "invalid": 400,
@@ -35,6 +38,7 @@ STATUS: dict[Kind, int] = {
     "internal": 500,
     "unavailable": 503,
 }
+_ABOVE_ZERO = ("top_p", "repetition_penalty")
 
 
 class Refused(EarthshineError):
@@ -50,11 +54,33 @@ class Refused(EarthshineError):
     def status(self) -> int:
         return STATUS[self.kind]
 
+    def named(self, name: str) -> "Refused":
+        """The same refusal where the client calls the field `name`."""
+        message = re.sub(rf"\b{re.escape(self.param or '')}\b", lambda match: name, str(self), count=1)
+        return Refused(message, self.kind, name, self.retry_seconds)
+
+
+def make_params(defaults: SamplingParams, names: Mapping[str, str], **values: Any) -> SamplingParams:
+    """The defaults with these values in their place. Raises Refused for an invalid value. `names`: what the API calls a
+    parameter, where it has another name for it."""
+    try:
+        return replace(defaults, **values)
+    except UsageError as error:
+        problem, param = Refused(str(error), param=error.param), error.param
+        raise (problem.named(names[param]) if param is not None and param in names else problem) from None
+
+
+def documented(name: str) -> Any:
+    """The range of a SamplingParams field for the OpenAPI document. It is checked by SamplingParams alone."""
+    least, most = (RANGES | INTEGER_RANGES)[name]
+    shown: dict[str, Any] = {"exclusiveMinimum" if name in _ABOVE_ZERO else "minimum": least}
+    return Field(json_schema_extra=shown if most == math.inf else shown | {"maximum": most})
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What APIs say about the model. `names`: every name that clients may call it by, its own first; `created`: seconds
-    since 1970 when this server began; `thinks`: `thinking` has a meaning for its template."""
+    """What APIs say about the model. `names`: every name that clients may use for it, its own first; `created`: seconds
+    since 1970 when this server started; `thinks`: `thinking` changes what its template asks for."""
 
     names: tuple[str, ...]
     created: int
@@ -62,12 +88,12 @@ class Served:
     thinks: bool
     can_preserve_thinking: bool
     decode: Callable[[Sequence[int]], str]  # token ids to text, for prompts that came as ids
-    defaults: SamplingParams = field(default_factory=SamplingParams)  # where a request says nothing
+    defaults: SamplingParams = field(default_factory=SamplingParams)  # for fields that a request leaves out
 
 
 @dataclass(frozen=True, slots=True)
 class ServerEvent:
-    """One server-sent event: `event: name` if there is one, then `data:` with JSON, or with the text itself."""
+    """One server-sent event: `event: name` if it has one, then `data:` with JSON, or with the text itself."""
 
     data: dict[str, Any] | str
     name: str | None = None
@@ -80,15 +106,15 @@ class Exchange(Protocol):
     stream: bool
 
     def push(self, piece: Piece) -> list[ServerEvent]:
-        """What the client is to see of this piece, if it reads a stream; keeps it for `whole` in any case."""
+        """Adds the piece to the answer; returns the events that a stream has for it."""
         ...
 
     def end(self) -> list[ServerEvent]:
-        """After the last piece."""
+        """The events after the last piece."""
         ...
 
     def failed(self, problem: Refused) -> list[ServerEvent]:
-        """Instead of the rest, once a stream has begun."""
+        """The events that end a stream that has begun and can't be completed."""
         ...
 
     def whole(self) -> dict[str, Any]:
@@ -96,13 +122,13 @@ class Exchange(Protocol):
         ...
 
     def counted(self, tokens: Sequence[int]) -> dict[str, Any]:
-        """The answer of an API that only counts: tokens of each prompt."""
+        """The answer of an API that only counts; `tokens`: of each prompt."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """`begin` raises Refused; `error` is the body of an answer that refuses; `counts`: no reply is computed."""
+    """`begin` raises Refused; `error` makes the body of an error; `counts`: prompts are counted and not answered."""
 
     path: str
     summary: str

@@ -1,8 +1,8 @@
-"""Requests in, pieces out, on the event loop: joins text generation and the engine's thread to asyncio.
+"""Requests in, pieces out, on the event loop: connects text generation and the engine's thread to asyncio.
 
-Prompts are made on threads of their own. The engine's events cross to the event loop many at a time and wait there
-for a slow reader, at most all of a reply. Invariant: when `answer` has ended, however it ended, nothing that
-it asked for is still computed. Errors of prompts and of the engine pass as they are.
+Prompts are prepared on threads of their own. The engine's events reach the event loop in batches and wait there for a
+slow reader, at most a whole reply. Invariant: when `answer` has ended, however it ended, nothing that it asked for is
+still computed. Errors of prompts and of the engine are raised unchanged.
 """
 
 import asyncio
@@ -14,57 +14,58 @@ from typing import TypeVar
 
 from earthshine.engine import ReplyEvent
 from earthshine.errors import UsageError
-from earthshine.generation.prompts import Prepared, Prompts
+from earthshine.generation.output import Choice
+from earthshine.generation.prompts import Prompts
 from earthshine.generation.request import GenerationRequest, Piece
 from earthshine.generation.submission import Computes, Submission
-from earthshine.text import Tokenizer
 
 MOST_SCORES = 1 << 19  # tokens of prompts, alternatives included, that one request may ask for
-_THREADS = 2  # that make prompts; tokenizing is bound by one core each
-_BATCH = 64  # events that are dealt with before anything else on the event loop has its request
+_THREADS = 2  # that prepare prompts; tokenizing uses one core each
+_BATCH = 64  # events that are processed before the event loop runs anything else
 _T = TypeVar("_T")
 
 
 class TextGenerator:
     """Belongs to one event loop."""
 
-    def __init__(self, engine: Computes, tokenizer: Tokenizer, prompts: Prompts) -> None:
-        self._engine, self._tokenizer, self._prompts = engine, tokenizer, prompts
+    def __init__(self, engine: Computes, prompts: Prompts) -> None:
+        self._engine, self._prompts = engine, prompts
         self._threads = ThreadPoolExecutor(_THREADS, "prompt")
 
     def close(self) -> None:
-        """Ends the threads; prompts that wait for one are given up."""
+        """End the threads. Prompts that wait for one are dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def count(self, requests: Sequence[GenerationRequest]) -> list[int]:
-        """Tokens of each request's prompt; nothing is computed. Raises TextError, UsageError and Refused."""
-        return await self._beside(lambda: [self._prompts.count(request) for request in requests])
+        """The number of tokens in each request's prompt. Raises TextError and UsageError."""
+        return await self._in_thread(lambda: [self._prompts.count(request) for request in requests])
 
     async def answer(self, requests: Sequence[GenerationRequest], user: str) -> AsyncGenerator[Piece]:
         """The pieces of all requests' answers as they come: a Started for each request, an Ended for each choice.
 
-        `user` and each request's salt name the cache. Closing the iterator, or cancelling the task that waits for it,
-        ends what is computed. Raises Refused or another EarthshineError, also between pieces.
+        Prefixes are shared among requests of the same `user` and salt. Closing the iterator, or cancelling the task
+        that waits for it, cancels the requests. Raises EarthshineError, also between pieces.
         """
-        prepared = await self._beside(lambda: [self._prompts.prepare(request) for request in requests])
-        _require_few_scores(prepared)
+        tenants = [_tenant(user, request.cache_salt) for request in requests]
+        choices = await self._in_thread(lambda: list(map(self._prompts.choices, requests, tenants)))
+        _require_few_scores(choices)
         mailbox = _Mailbox(asyncio.get_running_loop())
-        submission = Submission(self._engine, self._tokenizer, mailbox.put)
+        submission = Submission(self._engine, mailbox.put)
         try:
-            for one in prepared:
-                submission.add(one, _tenant(user, one.request.cache_salt))
+            for own in choices:
+                submission.add(own)
             while submission.live:
                 for piece in submission.pieces(await mailbox.take()):
                     yield piece
         finally:
             submission.cancel()
 
-    async def _beside(self, work: Callable[[], _T]) -> _T:
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 class _Mailbox:
-    """From the engine's thread to the event loop: one wake-up however many events come before it is acted on."""
+    """From the engine's thread to the event loop: one wake-up for all events that come before it is handled."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop, self._ready, self._awake = loop, asyncio.Event(), False
@@ -73,11 +74,11 @@ class _Mailbox:
     def put(self, number: int, event: ReplyEvent) -> None:
         """On the engine's thread."""
         self._events.append((number, event))
-        if not self._awake:  # written in this order, and read in the other one, no event is missed
+        if not self._awake:  # `take` reads in the opposite order, so no event is missed
             self._awake = True
             try:
                 self._loop.call_soon_threadsafe(self._ready.set)
-            except RuntimeError:  # the loop is closed: nobody reads any more
+            except RuntimeError:  # the loop is closed
                 return
 
     async def take(self) -> list[tuple[int, ReplyEvent]]:
@@ -92,19 +93,20 @@ class _Mailbox:
 
 
 def _tenant(user: str, salt: str) -> str:
-    """A name that no other pair has: the first text's length comes before it."""
+    """A name that no other pair has, since the length of the first text comes before it."""
     named = f"{len(user)}:{user}{salt}".encode("utf-8", "surrogatepass")
     return blake2b(named, digest_size=32).hexdigest()
 
 
-def _require_few_scores(prepared: Sequence[Prepared]) -> None:
+def _require_few_scores(requests: Sequence[Sequence[Choice]]) -> None:
     asked = sum(
-        len(one.tokens) * one.params.n * (1 + (one.params.prompt_logprobs or 0))
-        for one in prepared
-        if one.request.echo or one.params.prompt_logprobs is not None
+        len(choice.request.tokens) * (1 + (choice.params.prompt_logprobs or 0))
+        for choices in requests
+        for choice in choices
+        if choice.asked.echo or choice.params.prompt_logprobs is not None
     )
     if asked > MOST_SCORES:
         raise UsageError(
-            f"The prompts would come back with {asked} tokens and alternatives; {MOST_SCORES} are the most that one "
-            "request gets. Ask for fewer prompts, choices or alternatives at once."
+            f"The prompts would come back with {asked} tokens and alternatives; one request may ask for {MOST_SCORES}. "
+            "Ask for fewer prompts, choices or alternatives at once."
         )

@@ -1,8 +1,7 @@
-"""What the model can't read, as a short text in its place: clients send the whole conversation each time, so a picture
-that were refused in it would end the conversation for good.
+"""Placeholders for content that the model can't read, such as pictures.
 
-Invariant: nothing is fetched or decoded, and a placeholder names what was left out. What the newest user message holds
-may be refused instead, which is the caller's to decide.
+Clients send the whole conversation each time, so refusing a picture in it would end the conversation. Nothing is
+fetched or decoded; a placeholder names what was left out. In the newest user message the caller may refuse instead.
 """
 
 import re
@@ -14,14 +13,14 @@ _ODD = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def placeholder(kind: str, title: object = None) -> str:
-    """The text for a part, block or item of this kind; `title` may be a file's name."""
+    """The text in place of a part, block or item of this kind. `title`: a file's name, for example."""
     named = f" {shown(title[:_MOST_TITLE])}" if isinstance(title, str) and title.strip() else ""
     return f"[{_ODD.sub('_', kind)[:_MOST_KIND]}{named}: left out, since this model reads text only]"
 
 
 def refusal(kind: str) -> str:
-    """The message about a part that the newest user message holds."""
+    """The error message about a part of the newest user message."""
     return (
-        f"This model reads text only, and {shown(kind)} is none; nothing is fetched from an address. Leave such parts "
+        f"This model reads text only, not {shown(kind)}, and nothing is fetched from an address. Leave such parts "
         "out, or send their content as text."
     )

@@ -73,7 +73,7 @@ class ReplyConstraint:
 
     def __init__(self, tokens: TokenSets, steps: Steps, json: JsonState) -> None:
         self._tokens, self._steps, self._json = tokens, steps, json
-        self._mask = next(steps)
+        self._mask: Mask | None = None  # until the first token: many replies may wait, each with a matcher's memory
         self._token: int | None = None  # accepted, but not yet sent to the steps
 
     def allowed(self, likeliest: int | None = None) -> Mask:
@@ -87,6 +87,8 @@ class ReplyConstraint:
         return json.walk.brief(mask, json.ends) if json.ended else mask
 
     def _full(self) -> Mask:
+        if self._mask is None:
+            self._mask = next(self._steps)
         if self._token is not None:
             token, self._token = self._token, None
             try:

@@ -8,11 +8,19 @@ from earthshine.text.tokenizer import Tokenizer
 
 
 def region_parser(
-    tokenizer: Tokenizer, form: CallForm | None, *, thinking: bool, calls: bool = True, schemas: Schemas | None = None
+    tokenizer: Tokenizer,
+    form: CallForm | None,
+    *,
+    thinking: bool,
+    calls: bool = True,
+    schemas: Schemas | None = None,
+    skip_special: bool = True,
 ) -> RegionParser:
     """The parser for a model that writes tool calls in `form`. `schemas`: of the arguments of the functions that were
     offered, which give types to values in forms that have none; other arguments as for RegionParser."""
     if form is CallForm.XML:
-        return XmlCallParser(tokenizer, thinking=thinking, calls=calls, schemas=schemas or {})
+        return XmlCallParser(
+            tokenizer, thinking=thinking, calls=calls, schemas=schemas or {}, skip_special=skip_special
+        )
     made = JsonCallParser if form is CallForm.JSON else RegionParser
-    return made(tokenizer, thinking=thinking, calls=calls)
+    return made(tokenizer, thinking=thinking, calls=calls, skip_special=skip_special)

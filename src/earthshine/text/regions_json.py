@@ -18,8 +18,8 @@ _MAX_HEAD = 1024
 class JsonCallParser(MarkedCallParser):
     """Parses the ids of one reply to events."""
 
-    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True) -> None:
-        super().__init__(tokenizer, thinking=thinking, calls=calls)
+    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True, skip_special: bool = True) -> None:
+        super().__init__(tokenizer, thinking=thinking, calls=calls, skip_special=skip_special)
         self._call = _Call()
 
     def _open_call(self, before: str) -> None:

@@ -17,8 +17,8 @@ class MarkedCallParser(RegionParser):
 
     _CALL_MARKERS = (CALL, CALL_END)
 
-    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True) -> None:
-        super().__init__(tokenizer, thinking=thinking, calls=calls)
+    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True, skip_special: bool = True) -> None:
+        super().__init__(tokenizer, thinking=thinking, calls=calls, skip_special=skip_special)
         self._trimmed = self._state == "reasoning"  # newlines that come next are dropped
         self._newlines = ""  # held back: dropped if a marker follows
 

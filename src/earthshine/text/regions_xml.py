@@ -31,8 +31,10 @@ _MOST_TAG, _MOST_GAP = 300, 64  # characters of a tag, and of white space betwee
 class XmlCallParser(MarkedCallParser):
     """One answer's ids to events. `schemas`: of the functions that were offered."""
 
-    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True, schemas: Schemas) -> None:
-        super().__init__(tokenizer, thinking=thinking, calls=calls)
+    def __init__(
+        self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True, schemas: Schemas, skip_special: bool = True
+    ) -> None:
+        super().__init__(tokenizer, thinking=thinking, calls=calls, skip_special=skip_special)
         self._schemas = schemas
         self._open_call("")
 

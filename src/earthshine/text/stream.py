@@ -1,16 +1,11 @@
 """Streaming text: detokenization, and the search for stop strings across pieces.
 
-Invariant: text that `push` has returned is final, and with `flush` no text is lost. Refused: stop strings that are
-empty or too long, and more than 64 of them.
+Invariant: text that `push` has returned is final, and with `flush` no text is lost.
 """
 
 from collections.abc import Sequence
 
-from earthshine.errors import UsageError
 from earthshine.text.tokenizer import Tokenizer
-
-_MAX_STOPS = 64
-_MAX_STOP_CHARS = 1024
 
 
 class Detokenizer:
@@ -35,36 +30,43 @@ class Detokenizer:
 class StopStrings:
     """Ends a stream before the first stop string; `met` is that string, "" until it is found.
 
-    The result does not depend on how the text is cut into pieces. If several stop strings match, the one that ends
-    first counts; of those that end together, the one that begins first.
+    `stops`: texts, none of them empty. The result does not depend on how the text is cut into pieces. If several stop
+    strings match, the one that ends first counts; of those that end together, the one that begins first.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        sound = not isinstance(stops, str) and len(stops) <= _MAX_STOPS
-        if not sound or not all(isinstance(stop, str) and 0 < len(stop) <= _MAX_STOP_CHARS for stop in stops):
-            raise UsageError(f"Stop strings must be at most {_MAX_STOPS} texts of 1 to {_MAX_STOP_CHARS} characters.")
         self._stops = tuple(stops)
         self._held = ""
+        self._passed = 0  # characters of the held text in which no stop string may end
         self.met = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """(text that can't be part of a stop string, whether one was found); after one was found, ("", True)."""
+    def push(self, text: str, *, may_end: bool = True) -> tuple[str, bool]:
+        """(text that can't be part of a stop string, whether one was found); after one was found, ("", True).
+
+        `may_end` False: stop strings that are complete within this text do not count.
+        """
         if self.met:
             return "", True
         text = self._held + text
-        hits = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if not may_end:
+            self._passed = len(text)
+        hits = [(at + len(stop), at) for stop in self._stops if (at := self._find(text, stop)) >= 0]
         if hits:
             end, start = min(hits)
             self._held, self.met = "", text[start:end]
             return text[:start], True
         keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
+        self._passed = max(0, self._passed - (len(text) - keep))
         return text[: len(text) - keep], False
 
     def flush(self) -> str:
         """The text held back when the stream ends without a stop string; "" after one."""
-        held, self._held = self._held, ""
+        held, self._held, self._passed = self._held, "", 0
         return held
+
+    def _find(self, text: str, stop: str) -> int:
+        return text.find(stop, max(0, self._passed - len(stop) + 1))
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:

@@ -79,7 +79,7 @@ class Asker:
 
     def replies(self, **changed: Any) -> TextGenerator:
         facts = {"vocab_size": VOCAB, "stop_tokens": (END,), "context_tokens": CONTEXT} | changed
-        return TextGenerator(self.engine, self.tokenizer, Prompts(self.tokenizer, self.template, **facts))
+        return TextGenerator(self.engine, Prompts(self.tokenizer, self.template, **facts))
 
     def with_replies(self, work: Callable[[TextGenerator], Awaitable[Any]], **changed: Any) -> Any:
         async def run() -> Any:

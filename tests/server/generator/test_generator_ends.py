@@ -109,14 +109,14 @@ class TestCancellation:
         entered, go_on = threading.Event(), threading.Event()
 
         async def work(replies: TextGenerator) -> None:
-            prepare = replies._prompts.prepare
+            choices = replies._prompts.choices
 
-            def slow(request: GenerationRequest) -> Any:
+            def slow(request: GenerationRequest, tenant: str) -> Any:
                 entered.set()
                 go_on.wait(300)
-                return prepare(request)
+                return choices(request, tenant)
 
-            replies._prompts.prepare = slow
+            replies._prompts.choices = slow
             task = asyncio.ensure_future(anext(replies.answer([wanted(HELLO)], "")))
             while not entered.is_set():
                 await asyncio.sleep(0.001)  # the loop is free meanwhile

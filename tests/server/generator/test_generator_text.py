@@ -169,10 +169,54 @@ class TestStopStrings:
         pieces = asker(wanted(HELLO, stop=[" two three"], logprobs=0))
         assert b"".join(score.raw for score in scores(pieces)) == b"</think>one two"
 
-    @pytest.mark.parametrize("stop", [[""], ["x"] * 65])
-    def test_refused(self, asker, stop):
-        with pytest.raises(UsageError, match="Stop strings"):
-            asker(wanted(HELLO, stop=stop))
+    def test_one_that_is_complete_within_min_tokens_does_not_count(self, asker):
+        text = "</think>one two one two<|im_end|>"
+        before, first = len(asker.ids("</think>one")), len(asker.ids("</think>one two"))
+        for min_tokens, expected in ((before, "one "), (first, "one two one "), (first - 1, "one ")):
+            asker.says(text)
+            pieces = asker(wanted(HELLO, stop=["two"], min_tokens=min_tokens))
+            assert joined(pieces) == expected
+            assert (ended(pieces).reason, ended(pieces).stop_text) == ("stop", "two")
+        asker.says(text)
+        pieces = asker(wanted(HELLO, stop=["two"], min_tokens=len(asker.ids(text))))
+        assert joined(pieces) == "one two one two"
+        assert (ended(pieces).reason, ended(pieces).stop_text) == ("stop", None)
+
+    def test_one_that_begins_within_min_tokens_counts(self, asker):
+        ids = [asker.ids("</think>")[0], *(next(iter(asker.ids(letter))) for letter in "abc")]
+        asker.says([*ids, END])
+        assert joined(asker(wanted(HELLO, stop=["bc"], min_tokens=3))) == "a"
+        asker.says([*ids, END])
+        assert joined(asker(wanted(HELLO, stop=["bc"], min_tokens=4))) == "abc"
+
+
+class TestTemplatesThatAlwaysThink:
+    """As DeepSeek-R1's: the prompt opens a thought whatever the request says."""
+
+    @pytest.fixture
+    def template(self) -> ChatTemplate:
+        return ChatTemplate("{{ messages[-1].content }}<|im_middle|>{{ '<think>\\n' }}")
+
+    def test_thinking_false_closes_the_thought(self, asker):
+        asker.says("An answer.<|im_end|>")
+        pieces = asker(wanted(HELLO, thinking=False))
+        assert list(asker.engine.requests[0].tokens) == asker.ids("Hello<|im_middle|><think>\n\n</think>\n\n")
+        assert (joined(pieces, Reasoning), joined(pieces)) == ("", "An answer.")
+
+    def test_thinking_true_and_the_default_leave_it_open(self, asker):
+        for thinking in (True, None):
+            asker.says("Hm.</think>An answer.<|im_end|>")
+            pieces = asker(wanted(HELLO, thinking=thinking))
+            assert list(asker.engine.requests[0].tokens) == asker.ids("Hello<|im_middle|><think>\n")
+            assert (joined(pieces, Reasoning), joined(pieces)) == ("Hm.", "An answer.")
+
+
+class TestSpecialTokens:
+    def test_they_are_left_out_unless_asked_for(self, asker):
+        for prompt, begin in (("x", ""), (HELLO, "</think>")):
+            for skip, expected in ((True, "ac"), (False, "a<|im_middle|>c")):
+                asker.says(f"{begin}a<|im_middle|>c<|im_end|>")
+                assert joined(asker(wanted(prompt, skip_special_tokens=skip))) == expected
 
 
 class TestRawPrompts:

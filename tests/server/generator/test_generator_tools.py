@@ -67,7 +67,7 @@ class TestTools:
         constraint = asker.engine.requests[0].constraint
         assert constraint is not None
         asker.says([HOLD])
-        grammar = asker.replies()._prompts.prepare(asked).constraint()
+        grammar = asker.replies()._prompts.choices(asked)[0].request.constraint
         assert grammar is not None
         for token in asker.ids(f"</think>{SECTION}{first}"):
             grammar.accept(token)
@@ -171,6 +171,6 @@ class TestScores:
 
     def test_too_many(self, asker):
         prompt = [65] * 4000
-        with pytest.raises(UsageError, match="the most that one request gets"):
+        with pytest.raises(UsageError, match="one request may ask for"):
             asker(*[wanted(prompt, echo=True, prompt_logprobs=20, prompt_only=True, max_tokens=1)] * 7)
         assert asker.engine.requests == []

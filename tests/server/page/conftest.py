@@ -258,7 +258,7 @@ def page(browser: Browser, server: Server) -> Browser:
 
 
 DONE = "document.querySelector('.reply:last-child .acts:not([hidden])') && !document.getElementById('send').hidden"
-REPLY = "document.querySelector('.reply:last-child .said').innerText"
+REPLY = "document.querySelector('.reply:last-child .text').innerText"
 
 
 # Of every visible text: its size, and the contrast between its colour and the nearest background behind it (WCAG 2).

@@ -12,7 +12,7 @@ class TestConversation:
         hold = threading.Event()
         server.steps.insert(12, hold)
         page.ask("What is earthshine?")
-        page.until("document.querySelector('.reply .said strong')?.textContent === 'sunlight'")
+        page.until("document.querySelector('.reply .text strong')?.textContent === 'sunlight'")
         assert "albedo" not in page.run(REPLY)
         assert page.run("document.getElementById('log').ariaBusy") == "true"
         hold.set()
@@ -22,7 +22,7 @@ class TestConversation:
         assert "onerror=alert(2)>" in page.run(REPLY)
         assert page.run("document.querySelectorAll('#log script, #log img').length") == 0
         assert page.run("document.querySelector('.reply pre').textContent") == "def albedo():\n    return 0.3"
-        assert page.run("document.querySelector('.reply .said h3').textContent") == "Moonlight"
+        assert page.run("document.querySelector('.reply .text h3').textContent") == "Moonlight"
         assert page.run("document.querySelector('.reply p code').textContent") == "reflects"
         assert "48 tokens" in page.run("document.querySelector('.acts p').textContent")
         assert "96 of 120 prompt tokens" in page.run("document.querySelector('.reply .acts p').textContent")
@@ -68,7 +68,7 @@ class TestConversation:
     def test_stop(self, page, server, way):
         server.steps.insert(12, threading.Event())
         page.ask("Long, please")
-        page.until("document.querySelector('.reply .said strong')")
+        page.until("document.querySelector('.reply .text strong')")
         if way == "button":
             page.run("document.getElementById('stop').click()")
         else:
@@ -102,7 +102,7 @@ class TestConversation:
         hold = threading.Event()
         server.steps[3:-2] = [chunk(content="line\n\n" * 200), hold, chunk(content="the last one")]
         page.ask("Long, please")
-        page.until("document.querySelectorAll('.reply .said p').length === 200")
+        page.until("document.querySelectorAll('.reply .text p').length === 200")
         page.run("document.getElementById('log').scrollTop = 100")
         hold.set()
         page.until(DONE)
@@ -138,7 +138,7 @@ class TestConversation:
         if busy:
             server.steps.insert(12, threading.Event())
             page.ask("Second")
-            page.until("document.querySelector('.reply:last-child .said strong')")
+            page.until("document.querySelector('.reply:last-child .text strong')")
         count = page.run("document.querySelectorAll('article').length")
         page.run("document.getElementById('new').click()")
         assert page.run("document.querySelectorAll('article').length") == 0

@@ -13,7 +13,7 @@ from .conftest import CONTRASTS, DONE, PAGE
 class TestTrouble:
     @pytest.mark.parametrize(
         ("status", "words"),
-        [(400, "edit a question"), (429, "as much to do as it takes"), (500, "Ask again"), (503, "Ask again")],
+        [(400, "edit a question"), (429, "is busy"), (500, "Try again"), (503, "Try again")],
     )
     def test_a_refusal_says_what_to_do(self, page, server, status, words):
         server.failure = status, "It <b>can't</b>."
@@ -46,7 +46,7 @@ class TestTrouble:
         page.press("Enter")
         assert page.run("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
         page.run("document.querySelector('.reply button').click()")
-        page.until("document.querySelector('.reply .said h3') && " + DONE)
+        page.until("document.querySelector('.reply .text h3') && " + DONE)
         assert page.run("document.getElementById('key').hidden")
         page.run("sessionStorage.clear()")
 

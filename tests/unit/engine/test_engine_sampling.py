@@ -1,8 +1,10 @@
 """Sampling against distributions computed by definition, in plain Python."""
 
+import copy
 import math
 import random
 import struct
+from dataclasses import replace
 from hashlib import blake2b
 
 import pytest
@@ -231,16 +233,54 @@ def test_extreme_values_still_choose_a_token(options):
         ({"logit_bias": [(1, 2)]}, "logit_bias must map token ids to numbers"),
         ({"logit_bias": {-1: 2}}, "A token of logit_bias"),
         ({"logit_bias": {1: 101}}, "logit_bias must be a number between -100 and 100"),
-        ({"min_tokens": 3, "stop": "x"}, "min_tokens holds back stop tokens"),
+        ({"stop": ""}, "stop must be up to 64 texts of 1 to 1024 characters"),
+        ({"stop": [5]}, "stop must be up to"),
+        ({"stop": ["x" * 1025]}, "stop must be up to"),
+        ({"stop": ["x"] * 65}, "stop must be up to"),
         ({"max_tokens": 0}, "max_tokens must be a whole number 1 or more"),
         ({"ignore_eos": "yes"}, "ignore_eos must be True or False"),
         ({"include_stop_str_in_output": 1}, "include_stop_str_in_output must be True or False"),
+        ({"skip_special_tokens": None}, "skip_special_tokens must be True or False"),
     ],
 )
 def test_values_without_meaning_are_refused_by_name(options, message):
     with pytest.raises(UsageError, match=message) as caught:
         SamplingParams(**options)
     assert caught.value.param == next(iter(options))
+
+
+VLLM_ONLY = {
+    "bad_words": ["x"], "best_of": 2, "use_beam_search": True, "length_penalty": 1.0, "early_stopping": False,
+    "logits_processors": [], "detokenize": False, "output_kind": 1, "structured_outputs": {}, "guided_decoding": {},
+    "truncate_prompt_tokens": 5, "spaces_between_special_tokens": True, "extra_args": {}, "thinking_token_budget": 3,
+    "repetition_detection": None, "logprob_token_ids": [1], "prompt_logprob_token_ids": [1], "flat_logprobs": True,
+    "stream_interval": 2, "skip_reading_prefix_cache": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VLLM_ONLY)
+def test_parameters_of_vllm_that_are_not_implemented_are_refused_by_name(name):
+    with pytest.raises(UsageError, match=f"^SamplingParams has no parameter {name}: .*[^.]\\.$") as caught:
+        SamplingParams(temperature=0, **{name: VLLM_ONLY[name]})
+    assert caught.value.param == name
+
+
+def test_parameters_of_vllm_that_are_implemented():
+    given = {
+        "n": 2, "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.5, "temperature": 0.5,
+        "top_p": 0.5, "top_k": 5, "min_p": 0.5, "seed": 5, "stop": ("x",), "stop_token_ids": (5,), "ignore_eos": True,
+        "max_tokens": 5, "min_tokens": 3, "logprobs": 5, "prompt_logprobs": 5, "skip_special_tokens": False,
+        "include_stop_str_in_output": True, "logit_bias": {5: 5.0}, "allowed_token_ids": (5,),
+    }  # fmt: skip
+    params = SamplingParams(**given)
+    assert {name: getattr(params, name) for name in given} == given
+    assert replace(params, n=3) == SamplingParams(**given | {"n": 3})
+    assert copy.copy(params) == params
+
+
+def test_none_is_an_empty_sequence_or_mapping():
+    params = SamplingParams(stop=None, stop_token_ids=None, allowed_token_ids=None, logit_bias=None)
+    assert params == SamplingParams()
 
 
 def test_values_are_normalised():

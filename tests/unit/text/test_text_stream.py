@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earthshine.errors import TextError, UsageError
+from earthshine.errors import TextError
 from earthshine.text import Detokenizer, StopStrings, Tokenizer
 
 
@@ -84,7 +84,26 @@ def test_nothing_is_lost_and_nothing_passes_a_stop(pieces: list[str], stops: lis
     assert any(stopped for _, stopped in results) is (expected is not None)
 
 
-@pytest.mark.parametrize("stops", ["END", [""], [5], ["x" * 1025], ["x"] * 65])
-def test_unusable_stop_strings_are_refused(stops: list[str]) -> None:
-    with pytest.raises(UsageError):
-        StopStrings(stops)
+def test_a_stop_that_is_complete_too_early_is_text() -> None:
+    stops = StopStrings(["END", "\n"])
+    assert stops.push("END\nEN", may_end=False) == ("END\n", False)
+    assert stops.push("D more") == ("", True)
+    early = StopStrings(["END"])
+    assert early.push("END", may_end=False) == ("END", False)
+    assert early.push(" of it. END.") == (" of it. ", True)
+
+
+@given(
+    pieces=st.lists(st.text("ab", max_size=4), max_size=8),
+    stops=st.lists(st.text("ab", min_size=1, max_size=4)),
+    n_early=st.integers(0, 8),
+)
+def test_only_stops_that_end_after_the_early_pieces_count(pieces: list[str], stops: list[str], n_early: int) -> None:
+    search, text, early = StopStrings(stops), "".join(pieces), len("".join(pieces[:n_early]))
+    results = [search.push(piece, may_end=at >= n_early) for at, piece in enumerate(pieces)]
+    out = "".join(shown for shown, _ in results) + search.flush()
+    ends = [
+        (end, end - len(stop)) for end in range(early + 1, len(text) + 1) for stop in stops if text[:end].endswith(stop)
+    ]
+    assert out == (text[: min(ends)[1]] if ends else text)
+    assert any(stopped for _, stopped in results) is bool(ends)

@@ -1,13 +1,15 @@
-"""The bodies of /v1/messages and /v1/messages/count_tokens, as far as this server reads them.
+"""The fields of /v1/messages and /v1/messages/count_tokens that this server reads.
 
-Invariant: types are strict and numbers and lists bounded. Fields that are not named here are ignored, but for those of
-other APIs that would change an answer, which the conversion refuses (server/dialects.py). A content block of another
-type is let through as `Other`, so that the conversion can say in a sentence why it is refused.
+Types are strict and lists are bounded; values of sampling fields are checked by SamplingParams. Other fields are
+ignored, except those of other APIs that would change an answer: the conversion refuses them (server/dialects.py). A
+content block of an unknown type becomes `Other`, and the conversion puts a placeholder in its place.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from earthshine.server.api import documented
 
 MOST_MESSAGES = 100_000  # Anthropic's own limit
 
@@ -125,9 +127,9 @@ class Message(_Part):
 
 
 class Tool(_Part):
-    """`type` names one of Anthropic's own tools unless it is "custom"; those have no schema and are left out. A tool
-    with `defer_loading` is declared once a search has found it. `function` and `parameters` are OpenAI's, and read only
-    to say so."""
+    """A `type` other than "custom" names one of Anthropic's own tools, which have no schema and are left out. A tool
+    with `defer_loading` is declared once a search has found it. `function` and `parameters` are OpenAI's and are read
+    only to refuse them."""
 
     type: str | None = None
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_-]+$")] | None = None
@@ -146,7 +148,7 @@ class ToolChoice(_Part):
 
 
 class ThinkingConfig(_Part):
-    """How long a thought may be is the model's choice: `budget_tokens` is read by nobody."""
+    """`budget_tokens` is not read: Anthropic's servers treat it as a target and not as a limit."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
 
@@ -161,7 +163,7 @@ class OutputConfig(_Part):
 
 
 class CountBody(_Part):
-    """A conversation whose tokens are to be counted."""
+    """A conversation whose tokens are counted."""
 
     model: Annotated[str, Field(max_length=1024)]
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
@@ -174,16 +176,14 @@ class CountBody(_Part):
 
 
 class MessagesBody(CountBody):
-    """A conversation that is to be continued. `cache_salt` is our own: caches are shared among equal salts only."""
+    """A conversation to continue. `cache_salt` is an extension: only requests with the same salt share pages."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)  # the others: for require_absent
 
-    max_tokens: Annotated[int, Field(ge=1, le=1 << 31)]
-    stop_sequences: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=1024)]] | None, Field(max_length=64)
-    ] = None
-    temperature: Annotated[float | None, Field(ge=0, le=1)] = None
-    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
-    top_k: Annotated[int | None, Field(ge=0, le=1 << 31)] = None
+    max_tokens: Annotated[int, documented("max_tokens")]
+    stop_sequences: list[str] | None = None
+    temperature: Annotated[float, documented("temperature")] | None = None
+    top_p: Annotated[float, documented("top_p")] | None = None
+    top_k: Annotated[int, documented("top_k")] | None = None
     stream: bool | None = None
     cache_salt: Annotated[str | None, Field(min_length=1, max_length=1024)] = None

@@ -1,16 +1,16 @@
-"""Anthropic's conversations in OpenAI's form, which chat templates take, and the rest of a body as a GenerationRequest.
+"""From a body of the Messages API to a GenerationRequest, with the conversation in OpenAI's form for the chat template.
 
-Blocks of system and user messages and of tool results are separated by an empty line; an assistant's are joined as
-they are, as it wrote them. Results of tools come before the texts of the same message, right after their calls. What
-is not text becomes a placeholder, and nothing is ever fetched. It is never refused: Claude Code sends a message that
-was refused again, as one with the next, so such a conversation would end for good.
-Claude Code opens its system prompt with a line "x-anthropic-billing-header: ..." that differs between requests; it is
-taken out, for it would keep every prefix from being found. Tools that Anthropic's servers run are left out. Refused:
-blocks in the wrong role, a last message that waits for tools, tools without a name or schema or in another API's form.
+Blocks of system and user messages and of tool results are joined with an empty line between them, blocks of the
+assistant without. Results of tools come before the texts of the same message, right after their calls. Blocks that are
+not text become placeholders; nothing is fetched. They are not refused, since Claude Code sends a refused message again
+with every later one, so the conversation could not continue.
+Claude Code begins its system prompt with a line "x-anthropic-billing-header: ..." that differs between requests. It is
+removed, since no prefix would be found in the cache otherwise. Tools that Anthropic's servers run are left out.
+Refused: blocks in the wrong role, a last message that waits for tool results, and tools without a name or schema or in
+the form of another API.
 """
 
 import json
-from dataclasses import replace
 from typing import Any
 
 from earthshine.engine import SamplingParams
@@ -31,7 +31,7 @@ from earthshine.server.anthropic.body import (
     ToolResult,
     ToolUse,
 )
-from earthshine.server.api import Refused, Served
+from earthshine.server.api import Refused, Served, make_params
 from earthshine.server.dialects import require_absent
 from earthshine.server.unread import placeholder
 from earthshine.untrusted import shown
@@ -42,10 +42,10 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "named"}
 
 
 def generation_request(body: CountBody, served: Served) -> GenerationRequest:
-    """What the body asks for; raises Refused. A thought is asked for only where the model's template can open one."""
+    """The body as a GenerationRequest; `thinking` is ignored for a model without thoughts. Raises Refused."""
     if body.model not in served.names:
         names = ", ".join(map(shown, served.names))
-        raise Refused(f"There is no model {shown(body.model)} here; ask for {names}.", "not_found", "model")
+        raise Refused(f"The model {shown(body.model)} is not served here; ask for {names}.", "not_found", "model")
     thinking = None if body.thinking is None or not served.thinks else _thinks(body.thinking.type)
     form = (body.output_config and body.output_config.format) or body.output_format
     tools, left_out = _tools(body)
@@ -73,14 +73,9 @@ def generation_request(body: CountBody, served: Served) -> GenerationRequest:
 
 
 def _sampling_params(body: MessagesBody, defaults: SamplingParams) -> SamplingParams:
-    return replace(
-        defaults,
-        max_tokens=body.max_tokens,
-        temperature=defaults.temperature if body.temperature is None else body.temperature,
-        top_p=defaults.top_p if body.top_p is None else body.top_p,
-        top_k=defaults.top_k if body.top_k is None else body.top_k,
-        stop=body.stop_sequences or (),
-    )
+    given = {name: value for name in ("temperature", "top_p", "top_k") if (value := getattr(body, name)) is not None}
+    stop = body.stop_sequences
+    return make_params(defaults, {"stop": "stop_sequences"}, max_tokens=body.max_tokens, stop=stop, **given)
 
 
 def _thinks(kind: str) -> bool | None:
@@ -88,7 +83,7 @@ def _thinks(kind: str) -> bool | None:
 
 
 def _tools(body: CountBody) -> tuple[list[dict[str, Any]], list[str]]:
-    """The tools that are declared to the model, and the types of those that only Anthropic's servers know."""
+    """The tools that are declared to the model, and the types of those that only Anthropic's servers can run."""
     searches = any((tool.type or "").startswith("tool_search") for tool in body.tools or ())
     found, left_out = [], []
     names = _referred(body)
@@ -97,20 +92,20 @@ def _tools(body: CountBody) -> tuple[list[dict[str, Any]], list[str]]:
             left_out.append(str(tool.type))
         elif (
             searches or not tool.defer_loading or tool.name in names
-        ):  # a search that only Anthropic runs finds nothing here
+        ):  # Anthropic's search is not run, so finds nothing
             found.append(_tool(f"tools[{number}]", tool))
     return found, left_out
 
 
 def _referred(body: CountBody) -> set[str]:
-    """The tools that searches of this conversation have found."""
+    """The names of the tools that searches in this conversation have found."""
     blocks = [block for message in body.messages for block in _blocks(message.content)]
     results = [inner for block in blocks if isinstance(block, ToolResult) for inner in _blocks(block.content or "")]
     return {block.tool_name for block in (*blocks, *results) if isinstance(block, ToolReference)}
 
 
 def _is_anthropics(tool: Tool) -> bool:
-    """Whether it is one of Anthropic's own, which have a type of their own and no schema."""
+    """Whether it is one of Anthropic's own tools, which have a type of their own and no schema."""
     others = tool.type == "function" or tool.function is not None or tool.parameters is not None
     return tool.type not in (None, "", "custom") and tool.input_schema is None and not others
 
@@ -137,16 +132,16 @@ def _tool(where: str, tool: Tool) -> dict[str, Any]:
 
 
 def _tool_choice(body: CountBody, names: list[str]) -> tuple[ToolChoice, bool]:
-    """What must be called, and whether several calls may stand in one answer."""
+    """The tool choice, and whether one answer may have several calls."""
     if len(set(names)) < len(names):
-        raise Refused("Two tools have one name; names must differ.", param="tools")
+        raise Refused("Two tools have the same name; names must differ.", param="tools")
     given = body.tool_choice
     if given is None:
         return ToolChoice(), True
     if given.type in ("any", "tool") and not names:
         raise Refused(f'tool_choice "{given.type}" needs tools to choose from.', param="tool_choice")
     if given.type == "tool" and given.name not in names:
-        raise Refused(f"tool_choice names {shown(given.name)}, which is none of the tools.", param="tool_choice.name")
+        raise Refused(f"tool_choice names {shown(given.name)}, which is not among the tools.", param="tool_choice.name")
     name = given.name or "" if given.type == "tool" else ""
     return ToolChoice(_CHOICES[given.type], name), not given.disable_parallel_tool_use  # type: ignore[arg-type]
 
@@ -183,7 +178,7 @@ def _others(message: Message, where: str) -> Messages:
 
 def _result(block: ToolResult, where: str) -> str:
     text = "\n\n".join(_texts(_blocks(block.content or ""), where))
-    return f"Error: {text}" if block.is_error else text  # chat templates have no other place for it
+    return f"Error: {text}" if block.is_error else text  # chat templates have no field for errors
 
 
 def _assistant(message: Message, where: str) -> Messages:
@@ -194,7 +189,7 @@ def _assistant(message: Message, where: str) -> Messages:
         elif isinstance(block, ToolUse):
             function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
             calls.append({"id": block.id, "type": "function", "function": function})
-        elif not isinstance(block, RedactedThinking):  # nobody but its maker can read that one
+        elif not isinstance(block, RedactedThinking):  # encrypted
             texts.append(_text(block, where))
     found: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
     if thoughts:
@@ -210,7 +205,7 @@ def _texts(blocks: list[Block], where: str) -> list[str]:
 
 
 def _text(block: Block, where: str) -> str:
-    """What the model reads of a block. Raises Refused for one that has no meaning here."""
+    """The text of a block for the model. Raises Refused for a block that can't be in this role."""
     if isinstance(block, Text):
         return block.text
     if isinstance(block, SearchResult):
@@ -221,12 +216,12 @@ def _text(block: Block, where: str) -> str:
         text = _document(block)
         return text if text is not None else placeholder("document", block.title)
     if not isinstance(block, Other):
-        raise Refused(f"A block of type {block.type} has no meaning in this place.", param=where)
+        raise Refused(f"A block of type {block.type} is not possible here.", param=where)
     return placeholder(block.type)
 
 
 def _document(block: Document) -> str | None:
-    """The document's text, below its title; None where its source is not text."""
+    """The document's title and text; None where its source is not text."""
     source = block.source
     given = source.data if source.type == "text" else source.content if source.type == "content" else None
     if isinstance(given, list):

@@ -1,8 +1,8 @@
 """One request to the Messages API and its answer: pieces to content blocks, as a stream of events or as one message.
 
-Invariant: blocks follow one another, each closed before the next begins, and deltas of a stream add up to the whole.
-Ids of tool calls are our own, unlike in any other message: clients want [a-zA-Z0-9_-] and tell calls apart by them, so
-Kimi's `functions.NAME:N` would not do. A thought's signature says that there is none: this server verifies no thoughts.
+Invariant: each block is closed before the next begins, and the deltas of a stream add up to the whole message. Ids of
+tool calls are random and unique: clients accept only [a-zA-Z0-9_-] and identify calls by them, so Kimi's
+`functions.NAME:N` can't be used. A thought's signature is "unsigned": this server does not verify thoughts.
 """
 
 import json
@@ -40,7 +40,7 @@ _ERRORS: dict[Kind, str] = {
 
 
 def error(problem: Refused) -> dict[str, Any]:
-    """The body of an answer that refuses. Claude Code knows a full context by the words "prompt is too long"."""
+    """The body of an error. Claude Code recognizes a full context by the words "prompt is too long"."""
     message = str(problem)
     if problem.kind == "context":
         message = f"prompt is too long: {message}"
@@ -54,8 +54,8 @@ def _event(kind: str, **fields: Any) -> ServerEvent:
 
 
 def _input(text: str) -> dict[str, Any]:
-    """A call's arguments as the object that SDKs want. What is none, because the answer was cut or the model erred,
-    stays readable: a tool refuses it, and the model sees what it wrote."""
+    """A call's arguments as the object that SDKs expect. Text that is not an object, because the answer was cut or the
+    model made a mistake, is kept under "unparsed": the tool refuses it, and the model sees what it wrote."""
     try:
         value = parse_object(text.strip().encode() or b"{}", "The input", Refused)
         json.dumps(value, ensure_ascii=False).encode()  # JSON can spell half a surrogate pair, UTF-8 can't
@@ -65,7 +65,7 @@ def _input(text: str) -> dict[str, Any]:
 
 
 class MessagesExchange:
-    """Implements Exchange for one message. `named`: the model as the client calls it."""
+    """Implements Exchange for one message. `named`: the model's name in the answer."""
 
     def __init__(self, asked: GenerationRequest, named: str, stream: bool) -> None:
         self.requests: Sequence[GenerationRequest] = (asked,)
@@ -115,7 +115,7 @@ class MessagesExchange:
         return {"stop_reason": reason, "stop_sequence": sequence, "usage": self._usage()}
 
     def _usage(self) -> dict[str, Any]:
-        """input_tokens are those that were computed; Anthropic counts found ones apart."""
+        """Anthropic's input_tokens do not include the tokens that were found in the cache."""
         ended = self._ended
         return {
             "input_tokens": self._prompt.prompt_tokens - self._prompt.cached_tokens,
@@ -152,7 +152,7 @@ class MessagesExchange:
         return _event("content_block_delta", index=len(self._blocks) - 1, delta={"type": kind, field: text})
 
     def _close(self) -> list[ServerEvent]:
-        """Completes the open block, if there is one; a call without arguments gets an empty object."""
+        """Closes the open block, if there is one. A call without arguments gets an empty object."""
         if not self._open:
             return []
         events, block = [], self._blocks[-1]

@@ -1,4 +1,4 @@
-"""How requests come in and answers go out: sockets, limits, keys, streams, and what is served beside the APIs.
+"""HTTP, whatever the API: routes, limits, access, streams, metrics, and the page.
 
-`app.make_app` joins the parts and `run.Service` gives them a socket; neither knows any API's words.
+`app.make_app` makes the application and `run.Service` serves it on a socket. The APIs are passed in as `Api` values.
 """

@@ -1,7 +1,7 @@
-"""The web application: one POST route an API, the same care for each.
+"""The web application: one POST route per API, all handled in the same way.
 
-A request is authorised, read within bounds, parsed, checked and begun before anything is computed; then its answer goes
-out whole or as events. Errors that can be known by then are answered before the answer begins.
+A request is authorized, read within limits, parsed and checked before anything is computed; then its answer is sent
+whole or as events. Errors that are found before the first event get an HTTP status of their own.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from earthshine.generation.request import Piece
 from earthshine.net.access import Access
 from earthshine.server.api import Api, Exchange, Refused, Served
-from earthshine.server.http.body import Bodies, unknown_fields
+from earthshine.server.http.body import Bodies, as_sent, unknown_fields
 from earthshine.server.http.context import RequestContext
 from earthshine.server.http.documents import DocumentedRoute, document_route, post_operation
 from earthshine.server.http.endpoints import DRAIN_RETRY_SECONDS, Endpoints, Handler, Lifetime, Options, TextGenerator
@@ -25,14 +25,14 @@ from earthshine.server.http.metrics import Engine, Metrics
 from earthshine.server.http.pages import page_routes
 from earthshine.untrusted import shown
 
-_MOST_UNKNOWN = 100  # names that the log mentions
-_FIELD = "a field that is not known was ignored"
+_MOST_UNKNOWN = 100  # names that are logged
+_FIELD = "an unknown field was ignored"
 _TOOL = "a tool that this server can't run was left out"
-_GRAMMAR = "a tool's Lark grammar is shown to the model and not enforced"
+_GRAMMAR = "a tool's Lark grammar is shown to the model but not enforced"
 
 
 class _Origins(CORSMiddleware):
-    """Allowed origins may also ask from the internet for a server of a local network, by both names that this has."""
+    """Also answers preflights of private network access, under both names that browsers use."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         response = super().preflight_response(request_headers)
@@ -42,22 +42,25 @@ class _Origins(CORSMiddleware):
 
 
 class _ApiRoutes:
-    """Answers APIs. One for a server."""
+    """The handlers of the APIs' routes. One per server."""
 
     def __init__(self, endpoints: Endpoints) -> None:
         self._endpoints, self._bodies = endpoints, Bodies(endpoints.options.limits)
         self._unknown: set[str] = set()
 
     def route(self, api: Api) -> Handler:
-        """The route of an API."""
+        """The handler of an API's route."""
 
         async def answer(request: Request, user: str, context: RequestContext) -> Response:
             if self._endpoints.lifetime.draining:
-                raise Refused("The server is about to end.", "unavailable", None, DRAIN_RETRY_SECONDS)
+                raise Refused("The server is shutting down.", "unavailable", None, DRAIN_RETRY_SECONDS)
             checked, body = await self._bodies.read(request, api.body)
             self._endpoints.check_model(body.get("model"))
-            exchange = api.begin(checked, self._endpoints.served)
-            self._mention(unknown_fields(body, api.body))  # what is left once nothing was refused
+            try:
+                exchange = api.begin(checked, self._endpoints.served)
+            except Refused as problem:
+                raise as_sent(problem, body, api.body) from None
+            self._mention(unknown_fields(body, api.body))
             self._mention([kind for each in exchange.requests for kind in each.left_out], _TOOL)
             self._mention([name for each in exchange.requests for name in each.unenforced], _GRAMMAR)
             self._check_choices(exchange)
@@ -75,9 +78,9 @@ class _ApiRoutes:
         asked = [each.params.n for each in exchange.requests]
         n, choices = max(asked, default=0), sum(asked)
         if n > limits.n:
-            raise Refused(f"n is {n}, and this server computes up to {limits.n} choices.", "invalid", "n")
+            raise Refused(f"n is {n}; this server computes up to {limits.n} choices of a prompt.", "invalid", "n")
         if choices > limits.choices:
-            raise Refused(f"The request asks for {choices} choices in all; ask for up to {limits.choices} at once.")
+            raise Refused(f"The request asks for {choices} choices in all; {limits.choices} is the limit.")
 
     def _mention(self, names: Sequence[str], sentence: str = _FIELD) -> None:
         for name in names:
@@ -96,7 +99,7 @@ class _ApiRoutes:
 
     async def _stream(self, exchange: Exchange, pieces: AsyncIterator[Piece], context: RequestContext) -> Response:
         events = stream_events(exchange, pieces, context, self._endpoints.options.limits, self._endpoints.refusal)
-        first = await anext(events)  # what is refused before it still gets a status of its own
+        first = await anext(events)  # an error before it still gets an HTTP status
         return EventStream(first, events, context, self._endpoints.options.limits)
 
 
@@ -109,7 +112,7 @@ def make_app(
     options: Options | None = None,
     lifetime: Lifetime | None = None,
 ) -> Starlette:
-    """The application that serves `apis`. Ending it is the caller's: through `lifetime`."""
+    """The application that serves `apis`. The caller ends it through `lifetime`."""
     options = options or Options()
     metrics = Metrics(engine, served.names[0])
     endpoints = Endpoints(generator, engine, served, apis, access, options, lifetime or Lifetime(), metrics)

@@ -1,8 +1,8 @@
-"""From the bytes of a request to a checked value: bounded in size and time before they are parsed.
+"""From the bytes of a request to a checked value: limited in size and time before they are parsed.
 
 A body is one JSON object in UTF-8 that repeats no key and nests at most 32 levels deep. An invalid field is reported
-in one sentence that names it by its path, such as messages[0].content. Half surrogate pairs become U+FFFD, as in every
-UTF-8 encoder: clients that cut texts in the middle of a character send them.
+in one sentence that names it by its path, such as messages[0].content, and by the name that the client used. Half
+surrogate pairs become U+FFFD, as in every UTF-8 encoder: clients that cut texts in the middle of a character send them.
 """
 
 import asyncio
@@ -19,21 +19,21 @@ from earthshine.server.api import Refused
 from earthshine.units import format_bytes
 from earthshine.untrusted import parse_object, shown
 
-_LARGE_BYTES = 64 << 10  # beyond it, parsing would hold up other requests' events for milliseconds
+_LARGE_BYTES = 64 << 10  # parsing a larger body would delay other requests' events by milliseconds
 _MAX_VALUES = 1 << 19  # in one body, a text being one; checking them takes 400 bytes each where all are wrong
-_SHOULD = "Input should be "  # how pydantic begins
-_BOUNDS = {  # pydantic's names for a value of the right type that is too much or too little
+_SHOULD = "Input should be "  # the beginning of pydantic's messages
+_BOUNDS = {  # pydantic's error types for a value of the right type that is out of range
     "too_long", "too_short", "string_too_long", "string_too_short",
     "greater_than", "greater_than_equal", "less_than", "less_than_equal",
 }  # fmt: skip
 _SIZE = re.compile(r"[A-Z][a-z]+ (should have at (?:least|most) [0-9]+ [a-z]+)(?: after validation, not .*)?")
-_MOST_ERRORS = 1000  # that are looked at: one takes a kilobyte
+_MOST_ERRORS = 1000  # that are examined: each takes a kilobyte
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on what one request may ask, and on what all of them may hold at once; bytes and seconds."""
+    """Limits for one request and for all requests together."""
 
     body_bytes: int = 32 << 20
     all_bodies_bytes: int = 256 << 20
@@ -41,13 +41,13 @@ class Limits:
     body_seconds: float = 600.0
     n: int = 16
     choices: int = 128  # over all prompts
-    first_seconds: float = 5.0  # before a stream begins without anything to say
+    first_seconds: float = 5.0  # until a stream begins with a ping
     ping_seconds: float = 10.0
     stalled_send_seconds: float = 120.0
 
 
 class BodyTimeout(Refused):
-    """408: the rest of a body did not come."""
+    """408: the rest of a body did not arrive in time."""
 
     @property
     def status(self) -> int:
@@ -55,23 +55,23 @@ class BodyTimeout(Refused):
 
 
 class ClientGone(Exception):
-    """The client has closed its connection; nobody is left to answer."""
+    """The client has closed its connection."""
 
 
 class Bodies:
-    """Reads bodies, and counts the bytes that all requests hold. One for a server."""
+    """Reads bodies, and counts the bytes that all of them take. One per server."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._held = limits, 0
         self._parsing = asyncio.Lock()
 
     async def read(self, request: Request, model: type[BaseModel]) -> tuple[BaseModel, dict[str, Any]]:
-        """The body as `model` takes it, and as it came. Raises Refused and ClientGone."""
+        """The body as a `model`, and as it was sent. Raises Refused and ClientGone."""
         with self._reserved() as reserve:
             raw = await self._receive(request, reserve)
             if len(raw) <= _LARGE_BYTES:
                 return parse_body(raw, model)
-            async with self._parsing:  # one large body at a time, beside the loop
+            async with self._parsing:  # one large body at a time, off the event loop
                 return await asyncio.to_thread(parse_body, raw, model)
 
     @contextmanager
@@ -81,7 +81,8 @@ class Bodies:
         def reserve(nbytes: int) -> None:
             nonlocal taken
             if self._held + nbytes > self._limits.all_bodies_bytes:
-                raise Refused("Other requests' bodies fill the room that there is; try again.", "unavailable", None, 1)
+                raise Refused("The bodies of other requests take all the memory for bodies; try again.",
+                              "unavailable", None, 1)  # fmt: skip
             self._held += nbytes
             taken += nbytes
 
@@ -96,7 +97,7 @@ class Bodies:
         if declared.isdecimal() and (len(declared) > 15 or int(declared) > limit):
             raise _too_large(limit)
         if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
-            raise Refused("The body is compressed, which this server does not take; send it as it is.")
+            raise Refused("The body is compressed, which is not supported; send it uncompressed.")
         parts: list[bytes] = []
         received, end = 0, loop.time() + self._limits.body_seconds
         while True:
@@ -104,7 +105,7 @@ class Bodies:
                 async with asyncio.timeout_at(min(end, loop.time() + self._limits.stalled_body_seconds)):
                     message = await request.receive()
             except TimeoutError:
-                raise BodyTimeout(f"The rest of the body did not come: {received} bytes have; send it again.") from None
+                raise BodyTimeout(f"The body stopped arriving after {received} bytes; send it again.") from None
             if message["type"] == "http.disconnect":
                 raise ClientGone
             part = message.get("body", b"")
@@ -118,11 +119,11 @@ class Bodies:
 
 
 def _too_large(limit: int) -> Refused:
-    return Refused(f"The body has more than {format_bytes(limit)}, the most that this server takes.", "too_large")
+    return Refused(f"The body has more than {format_bytes(limit)}, the limit of this server.", "too_large")
 
 
 def parse_body(raw: bytes, model: type[BaseModel]) -> tuple[BaseModel, dict[str, Any]]:
-    """The body as `model` takes it, and the object that it is. Raises Refused."""
+    """The body as a `model`, and as the JSON object that was sent. Raises Refused."""
     body = parse_object(raw, "The body", Refused)
     _require_few(body)
     if _HALF.search(raw):
@@ -140,7 +141,7 @@ def parse_body(raw: bytes, model: type[BaseModel]) -> tuple[BaseModel, dict[str,
 
 
 def _make_whole(body: dict[str, Any], error: ValidationError, also_read: Mapping[str, str]) -> bool:
-    """Makes integers of whole numbers written with a point, 8.0, where integers are due; whether there were any."""
+    """Turns 8.0 into 8 where an integer is expected. Returns whether there was any."""
     if error.error_count() > _MOST_ERRORS:
         return False
     wrong = [each for each in error.errors(include_url=False) if each["type"] == "int_type"]
@@ -152,7 +153,7 @@ def _make_whole(body: dict[str, Any], error: ValidationError, also_read: Mapping
 
 
 def _put(body: Any, loc: tuple[int | str, ...], value: int) -> bool:
-    """Puts a value where the steps of `loc` lead that exist; names of a union's forms do not."""
+    """Replaces the value at `loc`. Steps of `loc` that name a form of a union are not in the body and are skipped."""
     here, place = body, None
     for step in loc:
         inside = step in here if isinstance(here, dict) else isinstance(here, list) and step in range(len(here))
@@ -186,18 +187,17 @@ def _whole_characters(value: Any) -> Any:
 
 
 def unknown_fields(body: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
-    """Fields of `body` that `model` does not know and that are ignored therefore."""
+    """Fields of `body` that `model` does not have; they are ignored."""
     known = {name for field, info in model.model_fields.items() for name in (field, info.alias, info.validation_alias)}
     known.update(getattr(model, "also_read", {}))
     return [name for name in body if name not in known]
 
 
 def _refusal(error: ValidationError, body: dict[str, Any], also_read: Mapping[str, str]) -> Refused:
-    """The error that tells most. Where a field may take several forms, that is a bound that was passed, since the form
-    was right then, or else the error that lies deepest. `also_read`: other names that fields may have, and what they
-    are here."""
+    """The most informative of the errors. Where a field may have several forms, that is a value out of range, since its
+    form is right, or else the deepest error. `also_read`: other names of fields, to this server's names."""
     if error.error_count() > _MOST_ERRORS:
-        return Refused(f"The body is wrong in {error.error_count()} places; its fields are not those of this path.")
+        return Refused(f"The body has {error.error_count()} errors; its fields are not those of this path.")
     found = [
         (_path(_as_sent(each["loc"], body, also_read), body, each["type"] == "missing"), each)
         for each in error.errors(include_url=False)
@@ -213,25 +213,33 @@ def _refusal(error: ValidationError, body: dict[str, Any], also_read: Mapping[st
     forms = [each["msg"].removeprefix(_SHOULD) for each in alike if each["msg"].startswith(_SHOULD)]
     size = _SIZE.fullmatch(message)
     other = f"{subject} {size[1]}" if size else f"{subject}: {message}"
-    said = f"{subject} should be {' or '.join(dict.fromkeys(forms))}" if forms else other
-    return Refused(f"{said}, and is {shown(worst['input'])}.", "invalid", path or None)
+    rule = f"{subject} should be {' or '.join(dict.fromkeys(forms))}" if forms else other
+    return Refused(f"{rule}, and is {shown(worst['input'])}.", "invalid", path or None)
+
+
+def as_sent(problem: Refused, body: dict[str, Any], model: type[BaseModel]) -> Refused:
+    """The refusal with the name that the client used for its field."""
+    if problem.param is None:
+        return problem
+    sent = ".".join(map(str, _as_sent((problem.param,), body, getattr(model, "also_read", {}))))
+    return problem if sent == problem.param else problem.named(sent)
 
 
 def _as_sent(loc: tuple[int | str, ...], body: dict[str, Any], also_read: Mapping[str, str]) -> tuple[int | str, ...]:
-    """The place by the name that the client used, which may stand in `options`."""
-    if not loc or loc[0] in body:
+    """The place by the name that the client used, which may be in `options`."""
+    if not loc or body.get(str(loc[0])) is not None:
         return loc
     options = body.get("options")
     for held, outer in ((body, ()), (options if isinstance(options, dict) else {}, ("options",))):
         for name in held:
-            if loc[0] in (name, also_read.get(name)):
+            if loc[0] in (name, also_read.get(name)) and held[name] is not None:
                 return (*outer, name, *loc[1:])
     return loc
 
 
 def _path(loc: tuple[int | str, ...], body: Any, missing: bool) -> str:
-    """A place as a client knows it. Names of a union's forms, which pydantic puts in between, lead nowhere in the body
-    and are left out."""
+    """The place as a path such as messages[0].content. Names of a union's forms, which pydantic puts in between, are
+    left out."""
     path, here = "", body
     for at, step in enumerate(loc):
         if isinstance(here, dict) and isinstance(step, str) and (step in here or (missing and at == len(loc) - 1)):

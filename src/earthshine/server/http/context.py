@@ -1,6 +1,6 @@
 """One HTTP request from its arrival to its end: its metrics, its line in the log, and what may end it early.
 
-The log has one line for each that computes or is refused, and never a word of its text unless that was asked for.
+The log has one line for each request that computes or is refused. Texts are logged only with `log_text`.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from earthshine.server.http.metrics import Metrics
 from earthshine.untrusted import shown
 
 Log = Callable[[str], None]
-CLIENT_GONE = 499  # in the log only: nobody got it
+CLIENT_GONE = 499  # in the log only
 
 
 @dataclass(eq=False, slots=True)
 class RequestContext:
-    """`fate` is done once the answer is of no more use: with ClientGone, or with the refusal that the client gets."""
+    """`fate` is done once the answer is to end early: with ClientGone, or with the refusal that the client gets."""
 
     path: str
     client: str
@@ -41,13 +41,14 @@ class RequestContext:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     reply_tokens: int = 0
-    _first: float | None = None
-    _last: float = 0.0
+    _first: float | None = None  # when the first tokens came
+    _first_tokens: int = 0  # how many these were
+    _last: float = 0.0  # when the last tokens came, or the end
     _watch: asyncio.Task[None] | None = None
     _closed: bool = False
 
     def watch(self, receive: Receive) -> None:
-        """From now on a client that closes its connection ends the reply."""
+        """End the reply if the client closes its connection."""
 
         async def until_gone() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -57,12 +58,12 @@ class RequestContext:
         self._watch = asyncio.get_running_loop().create_task(until_gone())
 
     def end(self, reason: ClientGone | Refused) -> None:
-        """The reply ends now, if it has not yet."""
+        """End the reply, if it has not ended yet."""
         if not self.fate.done():
             self.fate.set_result(reason)
 
     def observe(self, piece: Piece) -> None:
-        """Counts a piece, and observes how long it took."""
+        """Count a piece and observe its time."""
         now = time.monotonic()
         if isinstance(piece, Started):
             self.prompt_tokens += piece.prompt_tokens
@@ -70,16 +71,17 @@ class RequestContext:
             self.metrics.queue_time.observe(now - self.began)
         elif isinstance(piece, Delta):
             if self._first is None:
-                self._first = now
+                self._first, self._first_tokens = now, piece.completion_tokens
                 self.metrics.first_token_time.observe(now - self.began)
             else:
                 self.metrics.token_gap.observe(now - self._last)
             self._last = now
         elif isinstance(piece, Ended):
             self.reply_tokens += piece.completion_tokens
+            self._last = now
 
     def close(self) -> None:
-        """Observes the whole and writes the log's line; a second time nothing."""
+        """Observe the whole request and log its line, once."""
         if self._closed:
             return
         self._closed = True
@@ -101,11 +103,18 @@ class RequestContext:
         if self.prompt_tokens:
             parts.append(f"{self.prompt_tokens} tokens ({self.cached_tokens} cached)")
         if self.reply_tokens:
-            rate = self.reply_tokens / max(time.monotonic() - (self._first or self.began), 1e-3)
-            parts.append(f"{self.reply_tokens} generated, {rate:.1f} per second")
+            rate = self._rate()
+            parts.append(f"{self.reply_tokens} generated" + ("" if rate is None else f", {rate:.1f} per second"))
         return "  ".join([*parts, f"{seconds:.2f} s"])
+
+    def _rate(self) -> float | None:
+        """Tokens after the first per second, between the first and the end; None if there are none."""
+        further = self.reply_tokens - self._first_tokens
+        if self._first is None or further <= 0 or self._last <= self._first:
+            return None
+        return further / (self._last - self._first)
 
 
 def shown_path(path: str) -> str:
-    """A path that belongs to nothing, as the log and messages may show it."""
+    """A path without a route, in a form that is safe for logs and messages."""
     return shown(path)[1:-1]

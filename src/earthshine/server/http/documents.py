@@ -1,6 +1,6 @@
-"""/openapi.json: every route with the form of its request, and each status that it answers with.
+"""/openapi.json: every route with the schema of its request and the statuses of its answers.
 
-Request forms come from the models that check them, so the document can't say other than what is taken.
+Schemas are made from the pydantic models that check requests, so the document agrees with what is accepted.
 """
 
 import re
@@ -18,17 +18,17 @@ from earthshine.server.api import Api
 
 _VERSION = "3.1.0"  # of OpenAPI
 _REFUSALS = {
-    400: "The request has no meaning here; the message says what to change.",
-    401: "A key is missing or wrong.",
-    404: "There is no such model or path.",
-    408: "The body did not come in time.",
+    400: "The request is not valid; the message says what to change.",
+    401: "The API key is missing or wrong.",
+    404: "The model or the path does not exist.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
-    429: "The queue is full; Retry-After says when to ask again.",
+    429: "The queue is full; Retry-After says when to try again.",
     500: "A fault of the server.",
-    503: "The server is about to end, or has no room; Retry-After says when to ask again.",
+    503: "The server is shutting down or has no room; Retry-After says when to try again.",
 }
 _OBJECT = {"application/json": {"schema": {"type": "object"}}}
-_STREAM: dict[str, Any] = {"text/event-stream": {}}  # tools take a schema here for that of each event
+_STREAM: dict[str, Any] = {"text/event-stream": {}}  # tools would read a schema here as that of each event
 _TEMPLATE = "#/components/schemas/{model}"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -54,12 +54,12 @@ def post_operation(api: Api) -> dict[str, Any]:
 
 
 def get_operation(path: str, summary: str, needs_key: bool) -> dict[str, Any]:
-    """The operation of a route that is looked up."""
+    """The operation of a GET route."""
     content = {"text/plain": {"schema": {"type": "string"}}} if path == "/metrics" else _OBJECT
     refusals = (400, 401, 500, 503) if needs_key else (400, 503)
     operation: dict[str, Any] = {
         "summary": summary,
-        "responses": {"200": {"description": "What was looked up.", "content": content}}
+        "responses": {"200": {"description": "The answer.", "content": content}}
         | _refusals(*refusals, *((404,) if "{" in path else ())),
     }
     if "{" in path:
@@ -73,7 +73,7 @@ def _refusals(*statuses: int) -> dict[str, dict[str, Any]]:
 
 
 def document_route(app: Starlette, wrap: Callable[..., Endpoint], apis: Sequence[Api], keys: bool) -> DocumentedRoute:
-    """The route /openapi.json, made at its first use."""
+    """The route /openapi.json; the document is made at its first use."""
     made: dict[str, Any] = {}
 
     async def answer(request: Request, user: str, context: Any) -> Response:
@@ -85,7 +85,7 @@ def document_route(app: Starlette, wrap: Callable[..., Endpoint], apis: Sequence
 
 
 def document(app: Starlette, apis: Sequence[Api], keys: bool) -> dict[str, Any]:
-    """The OpenAPI document of the application's routes; `keys`: they ask for an API key."""
+    """The OpenAPI document of the application's routes. `keys`: they need an API key."""
     paths: dict[str, dict[str, Any]] = {}
     for route in app.routes:
         if isinstance(route, DocumentedRoute) and route.operation is not None:

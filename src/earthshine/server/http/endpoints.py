@@ -1,7 +1,8 @@
 """What every route shares: access is checked, each request is counted and logged, and errors become answers.
 
-Every refusal has the form of the API that was asked. Any other failure is a 500 with an id that the log repeats beside
-the traceback. If there are keys, every route asks for one except those opened by name; so does a path without a route.
+An error has the form of the API that the request's path belongs to. An unexpected failure is a 500 with an id that is
+also logged beside the traceback. With API keys, every path needs one, also one without a route, except the routes that
+are open to all.
 """
 
 import logging
@@ -28,16 +29,16 @@ from earthshine.untrusted import shown
 _LOGGER = logging.getLogger("earthshine.server")
 _RETRY_SECONDS = 1
 DRAIN_RETRY_SECONDS = 10
-UNCROWDED = ("/health", "/ping", "/metrics")  # answered however many connections are open
+UNCROWDED = ("/health", "/ping", "/metrics")  # answered whatever the number of open connections
 
 Handler = Callable[[Request, str, RequestContext], Awaitable[Response]]
 
 
 class TextGenerator(Protocol):
-    """What the server asks of generator.TextGenerator."""
+    """The part of generator.TextGenerator that is used here."""
 
     def answer(self, requests: Sequence[GenerationRequest], user: str) -> AsyncIterator[Piece]:
-        """Raises Refused or another EarthshineError, at the first piece or later. Closing it ends the replies."""
+        """Raises EarthshineError, at the first piece or later. Closing the iterator ends the replies."""
         ...
 
     async def count(self, requests: Sequence[GenerationRequest]) -> Sequence[int]:
@@ -47,21 +48,22 @@ class TextGenerator(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Lifetime:
-    """How the server ends: first it drains, then `cut` ends what is left."""
+    """The shutdown: while draining nothing more is accepted, then `cut` ends what is left."""
 
     draining: bool = False
     requests: set[RequestContext] = field(default_factory=set)
 
     def cut(self) -> None:
-        """Ends every reply that is under way, with an error that says so."""
+        """End every reply that is still computed with an error."""
         for context in self.requests:
-            context.end(Refused("The server has ended before the reply did.", "unavailable", None, DRAIN_RETRY_SECONDS))
+            context.end(Refused("The server was shut down before the reply ended.", "unavailable", None,
+                                DRAIN_RETRY_SECONDS))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`log` gets one line per request; `log_text`: the text too. After `hang_seconds` without a sign of progress the
-    server counts as hung."""
+    """`log` is called with one line per request, with `log_text` also with the texts. After `hang_seconds` without
+    progress the server is reported as hung."""
 
     limits: Limits = field(default_factory=Limits)
     log: Log = lambda line: None
@@ -71,7 +73,7 @@ class Options:
 
 @dataclass(eq=False, slots=True)
 class Endpoints:
-    """State that all routes share, one per server, and the wrapper around each route's handler."""
+    """The state that all routes share, and the wrapper around each route's handler. One per server."""
 
     generator: TextGenerator
     engine: Engine
@@ -83,7 +85,7 @@ class Endpoints:
     metrics: Metrics
 
     def wrap(self, handler: Handler, *, open_to_all: bool = False) -> Callable[[Request], Awaitable[Response]]:
-        """A route's function: access is checked, then `handler` answers, and what it raises becomes an answer."""
+        """The function of a route: checks access, calls `handler`, and turns an exception into an answer."""
 
         async def answer(request: Request) -> Response:
             context = self._context(request)
@@ -127,7 +129,7 @@ class Endpoints:
             raise Refused("Too many connections are open; try again.", "unavailable", None, _RETRY_SECONDS)
 
     def refusal(self, error: Exception) -> Refused:
-        """The refusal that a client gets for an error."""
+        """The refusal that the client gets for an error."""
         if isinstance(error, Refused):
             return error
         if isinstance(error, Unauthorized):
@@ -143,10 +145,10 @@ class Endpoints:
         known = isinstance(error, EarthshineError)
         name = secrets.token_hex(6)
         _LOGGER.error("error %s: %s", name, error, exc_info=None if known else error)
-        return Refused(f"Something went wrong in this server; its log has more under {name}.", "internal")
+        return Refused(f"An internal error occurred; the server's log has it under {name}.", "internal")
 
     def error_response(self, request: Request, problem: Refused, headers: dict[str, str] | None = None) -> Response:
-        """A refusal in the shape of the API that was asked, or of the one whose paths are nearest."""
+        """The answer for a refusal, in the form of the API of this path, or of the one whose paths are most similar."""
         sent = dict(headers or {})
         if problem.kind in ("rate", "unavailable"):
             sent["retry-after"] = str(max(1, problem.retry_seconds or _RETRY_SECONDS))
@@ -161,14 +163,14 @@ class Endpoints:
         return found.error if found is not None else plain_error
 
     async def missing(self, request: Request, error: Exception) -> Response:
-        """The answer if no route fits. Without a key nobody learns which routes exist."""
+        """The answer where no route matches. It needs a key too, so as not to show which routes exist."""
 
         async def refuse(request: Request, user: str, context: RequestContext) -> Response:
             path = shown_path(request.scope["path"])
             if not isinstance(error, HTTPException) or error.status_code != 405:
                 meant = _meant(request)
-                hint = f"; {shown_path(meant)} is meant, so correct the base URL" if meant else ""
-                raise Refused(f"There is nothing at {path}{hint}.", "not_found")
+                hint = f"; {shown_path(meant)} is probably meant, so correct the base URL" if meant else ""
+                raise Refused(f"The path {path} does not exist{hint}.", "not_found")
             context.status = 405
             allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
             problem = Refused(f"{path} takes {allowed}, not {shown(request.method)}.", "method")
@@ -177,14 +179,16 @@ class Endpoints:
         return await self.wrap(refuse)(request)
 
     def check_model(self, name: Any) -> None:
-        """Raises Refused for a model that is not the one served; no name means it."""
+        """Raises Refused for a model that is not served; None means the one that is."""
         if name is not None and name not in self.served.names:
             listed = ", ".join(self.served.names)
-            raise Refused(f"There is no model {shown(name)} here; this server has {listed}.", "not_found", "model")
+            raise Refused(
+                f"The model {shown(name)} is not served here; this server has {listed}.", "not_found", "model"
+            )
 
 
 def _meant(request: Request) -> str | None:
-    """The path of a route that differs only in slashes, and in how often it begins with /v1."""
+    """The path of a route that differs only in slashes and in the number of leading /v1."""
     parts = [part for part in request.scope["path"].split("/") if part]
     while parts[:1] == ["v1"]:
         del parts[0]
@@ -196,5 +200,5 @@ def _meant(request: Request) -> str | None:
 
 
 def plain_error(problem: Refused) -> dict[str, Any]:
-    """A refusal where no API's shape is at hand."""
+    """The body of an error on a path that belongs to no API."""
     return {"error": {"message": str(problem), "type": problem.kind, "param": problem.param, "code": None}}

@@ -1,7 +1,7 @@
-"""Server-sent events: pieces of a reply as they come, pings while there are none, and an end at once when it is due.
+"""Server-sent events: pieces of a reply as they come, with pings in between.
 
-Whatever happens, the source of the pieces is closed before anything else goes on, so that nobody computes for a client
-that has gone. A client that takes nothing for too long counts as gone, and its connection is cut.
+The source of the pieces is always closed, so that nothing is computed for a client that has gone. The connection of a
+client that does not read for too long is aborted.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _HEADERS = [
 
 
 def encode_events(events: Sequence[ServerEvent]) -> bytes:
-    """As they go over the wire; b"" for none."""
+    """The events as bytes; b"" for none."""
     parts = []
     for event in events:
         data = event.data
@@ -41,8 +41,10 @@ def encode_events(events: Sequence[ServerEvent]) -> bytes:
 async def follow(
     pieces: AsyncIterator[Piece], context: RequestContext, first: float, silence: float
 ) -> AsyncGenerator[Piece | None]:
-    """Every piece, and None for each `silence` seconds without one; `first` is how long the first word may take. When
-    the context's fate is decided it raises that. Closes `pieces` in any case."""
+    """Every piece, and None after each `silence` seconds without one, at the beginning after `first` seconds.
+
+    Raises the context's fate once that is decided. Always closes `pieces`.
+    """
     pending: asyncio.Task[Piece | None] | None = None
     loop = asyncio.get_running_loop()
     until = loop.time() + first
@@ -83,7 +85,7 @@ async def stream_events(
     limits: Limits,
     refusal: Callable[[Exception], Refused],
 ) -> AsyncGenerator[bytes]:
-    """The answer's events as bytes. What goes wrong before the first of them is raised, later it is an event."""
+    """The answer's events as bytes. An error before the first event is raised; a later one becomes an event."""
     begun = False
     try:
         async with aclosing(follow(pieces, context, limits.first_seconds, limits.ping_seconds)) as followed:
@@ -115,7 +117,7 @@ class _Sending:
 
 
 class EventStream(Response):
-    """Sends `first` and all that follows. A send that does not end in time cuts the connection."""
+    """Sends `first` and all that follows. A send that does not end in time aborts the connection."""
 
     def __init__(self, first: bytes, rest: AsyncGenerator[bytes], context: RequestContext, limits: Limits) -> None:
         super().__init__()
@@ -123,7 +125,7 @@ class EventStream(Response):
         self._finally: Callable[[], None] = lambda: None
 
     def finally_do(self, action: Callable[[], None]) -> None:
-        """Called once after everything, however it ends."""
+        """`action` is called once at the end, however the response ends."""
         self._finally = action
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,7 +147,7 @@ class EventStream(Response):
 
 
 def _cut(scope: Scope) -> None:
-    """Ends the connection without waiting for what the client did not take."""
+    """Abort the connection without sending what the client has not read."""
     abort = scope.get("state", {}).get("abort")
     if abort is not None:
         abort()

@@ -1,6 +1,7 @@
-"""What monitoring reads: Prometheus metrics by vLLM's names where the meaning is the same, and rates for the page.
+"""Prometheus metrics, with vLLM's names where the meaning is the same, and the gauges of the page.
 
-Counters come from the engine at the moment of reading; histograms are observed a request. Nothing is kept by user.
+Counters are read from the engine when they are asked for; histograms are observed per request. Nothing is stored per
+user.
 """
 
 import time
@@ -19,16 +20,16 @@ _WINDOW_SECONDS, _SAMPLE_SECONDS = 10.0, 0.5
 
 _ENDS = {"cancelled": "abort"}  # what vLLM calls it
 _GAUGES = (
-    ("vllm:num_requests_running", "Requests that are being computed.", "running"),
+    ("vllm:num_requests_running", "Requests that are computed.", "running"),
     ("vllm:num_requests_waiting", "Requests in the queue.", "waiting"),
-    ("earthshine:disk_cache_bytes", "Bytes of conversations on disk.", "disk_cache_bytes"),
-    ("earthshine:disk_cache_pages", "Pages of conversations on disk.", "disk_cache_pages"),
-    ("earthshine:resident_bytes", "Memory of this process.", "resident_bytes"),
-    ("earthshine:budget_bytes", "Memory that it was granted.", "budget_bytes"),
+    ("earthshine:disk_cache_bytes", "Bytes of pages on disk.", "disk_cache_bytes"),
+    ("earthshine:disk_cache_pages", "Pages on disk.", "disk_cache_pages"),
+    ("earthshine:resident_bytes", "Resident memory of this process.", "resident_bytes"),
+    ("earthshine:budget_bytes", "Memory that this process may use.", "budget_bytes"),
 )
 _COUNTERS = (
-    ("vllm:prefix_cache_queries", "Prompt tokens that were looked up.", "prefix_queries"),
-    ("vllm:prefix_cache_hits", "Prompt tokens that were found.", "prefix_hits"),
+    ("vllm:prefix_cache_queries", "Prompt tokens that were looked up in the prefix cache.", "prefix_queries"),
+    ("vllm:prefix_cache_hits", "Prompt tokens that were found in the prefix cache.", "prefix_hits"),
     ("vllm:num_preemptions", "Requests that were preempted.", "preemptions"),
     ("vllm:prompt_tokens", "Tokens of prompts.", "prompt_tokens"),
     ("vllm:prompt_tokens_cached", "Tokens of prompts that were not computed.", "prefix_hits"),
@@ -36,14 +37,14 @@ _COUNTERS = (
     ("earthshine:expert_hits", "Experts found in memory.", "expert_hits"),
     ("earthshine:expert_misses", "Experts read from disk.", "expert_misses"),
     ("earthshine:expert_bytes_read", "Bytes of experts read from disk.", "expert_bytes_read"),
-    ("earthshine:disk_cache_pages_read", "Pages of conversations read from disk.", "pages_read"),
-    ("earthshine:disk_cache_pages_written", "Pages of conversations written to disk.", "pages_written"),
-    ("earthshine:disk_cache_damaged_pages", "Pages that failed their checksum.", "damaged_pages"),
+    ("earthshine:disk_cache_pages_read", "Pages read from disk.", "pages_read"),
+    ("earthshine:disk_cache_pages_written", "Pages written to disk.", "pages_written"),
+    ("earthshine:disk_cache_damaged_pages", "Pages on disk that failed their checksum.", "damaged_pages"),
 )
 
 
 class Engine(Protocol):
-    """What is asked of an engine here."""
+    """The part of engine.Engine that is used here."""
 
     @property
     def alive(self) -> bool: ...
@@ -54,12 +55,12 @@ class Engine(Protocol):
 
 
 def pages_used(gauges: Any) -> float:
-    """The share of pages that conversations under way hold; what is only cached can be given up at once."""
+    """The share of pages that running sequences hold; pages that are only cached can be evicted at once."""
     return float((gauges.pages - gauges.pages_free - gauges.pages_cached) / max(gauges.pages, 1))
 
 
 class _FromEngine(Collector):
-    """Families of metrics from one reading of the engine."""
+    """The metrics that come from the engine's gauges."""
 
     def __init__(self, engine: Engine, model: str) -> None:
         self._engine, self._model = engine, model
@@ -94,11 +95,11 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(_FromEngine(engine, model))
         self._samples: deque[tuple[float, int, int]] = deque()
-        self._reported: tuple[str | None, int] = (None, 0)  # by `news`: the problem, and how many damaged pages
-        self.first_token_time = self._histogram("time_to_first_token_seconds", "Until the first words.", _SECONDS)
-        self.token_gap = self._histogram("inter_token_latency_seconds", "Between words and the next.", _SECONDS)
-        self.request_time = self._histogram("e2e_request_latency_seconds", "From arrival to end.", _SECONDS)
-        self.queue_time = self._histogram("request_queue_time_seconds", "Until the prompt is admitted.", _SECONDS)
+        self._reported: tuple[str | None, int] = (None, 0)  # by `news`: the problem, and the number of damaged pages
+        self.first_token_time = self._histogram("time_to_first_token_seconds", "Time to the first text.", _SECONDS)
+        self.token_gap = self._histogram("inter_token_latency_seconds", "Time between pieces of text.", _SECONDS)
+        self.request_time = self._histogram("e2e_request_latency_seconds", "Time from arrival to end.", _SECONDS)
+        self.queue_time = self._histogram("request_queue_time_seconds", "Time until admission.", _SECONDS)
         self.prompt_size = self._histogram("request_prompt_tokens", "Tokens of a request's prompts.", _TOKENS)
         self.reply_size = self._histogram("request_generation_tokens", "Tokens of a request's replies.", _TOKENS)
 
@@ -111,20 +112,20 @@ class Metrics:
         return generate_latest(self._registry)
 
     def news(self) -> list[str]:
-        """What has happened to the disk cache since the last call, in sentences for the log."""
+        """Problems of the disk cache since the last call, as sentences for the log."""
         gauges = self._engine.gauges()
         problem, damaged = self._reported
         self._reported = gauges.problem, gauges.damaged_pages
         found = [gauges.problem] if gauges.problem and gauges.problem != problem else []
         if problem and not gauges.problem:
-            found.append("Pages are written to the disk cache again.")
+            found.append("Writing pages to the disk cache works again.")
         if gauges.damaged_pages > damaged:
             count = gauges.damaged_pages - damaged
-            found.append(f"{count} stored page{'s' * (count > 1)} were damaged, deleted, and computed again.")
+            found.append(f"{count} damaged page{'s' * (count > 1)} on disk: deleted, and computed again.")
         return found
 
     def summary(self) -> dict[str, Any]:
-        """The engine's state and its rates over the last seconds, for the page."""
+        """The engine's gauges and its rates over the last seconds, for the page."""
         gauges, now = self._engine.gauges(), time.monotonic()
         samples = self._samples
         while samples and now - samples[0][0] > _WINDOW_SECONDS:

@@ -1,7 +1,7 @@
-"""What may be looked up: the model, whether the server is well, its metrics, its version, and the page at /.
+"""The GET routes: models, health, metrics, gauges, version, and the page at /.
 
-Open to all, with or without keys, are only /health, /ping, and the page with its files, which hold nothing of anyone's.
-The page may run its own scripts and ask its own server, and nothing else.
+Only /health, /ping and the page's files need no API key; they hold no user's data. The page's content security policy
+permits its own scripts and requests to its own server, and nothing else.
 """
 
 import datetime
@@ -30,18 +30,18 @@ PAGE_HEADERS = {
 
 
 def page_routes(endpoints: Endpoints) -> Iterator[DocumentedRoute]:
-    """The GET routes. Each of the page's files has its own name as its path, index.html also /."""
-    looks = _Looks(endpoints)
+    """The GET routes. The path of each of the page's files is its name; index.html is also at /."""
+    handlers = _Handlers(endpoints)
     for path, handler, summary in (
-        ("/v1/models", looks.models, "The model that is served."),
-        ("/v1/models/{model_id:path}", looks.model, "The model, by one of its names."),
-        ("/version", looks.version, "Of this software."),
-        ("/metrics", looks.metrics, "For Prometheus."),
-        ("/v1/gauges", looks.gauges, "The state and rates that the page shows."),
+        ("/v1/models", handlers.models, "The model that is served."),
+        ("/v1/models/{model_id:path}", handlers.model, "The model, by one of its names."),
+        ("/version", handlers.version, "The version of this software."),
+        ("/metrics", handlers.metrics, "Metrics for Prometheus."),
+        ("/v1/gauges", handlers.gauges, "The gauges and rates that the page shows."),
     ):
         yield DocumentedRoute(path, endpoints.wrap(handler), "GET", get_operation(path, summary, True))
-    health = endpoints.wrap(looks.health, open_to_all=True)
-    summary = "200 while replies are computed; 503 with the reason else."
+    health = endpoints.wrap(handlers.health, open_to_all=True)
+    summary = "200 while requests can be computed; else 503 with the reason."
     for path in ("/health", "/ping"):
         yield DocumentedRoute(path, health, "GET", get_operation(path, summary, False))
     for file in sorted(_FOLDER.iterdir()) if _FOLDER.is_dir() else ():
@@ -60,9 +60,7 @@ def _page(file: Path) -> Handler:
     return answer
 
 
-class _Looks:
-    """Handlers over what all routes share."""
-
+class _Handlers:
     def __init__(self, endpoints: Endpoints) -> None:
         self._endpoints = endpoints
 
@@ -104,9 +102,9 @@ class _Looks:
     async def health(self, request: Request, user: str, context: RequestContext) -> Response:
         endpoints = self._endpoints
         if endpoints.lifetime.draining:
-            return _unwell("draining", "The server is about to end and takes nothing more.")
+            return _unwell("draining", "The server is shutting down and accepts no more requests.")
         if not endpoints.engine.alive:
-            return _unwell("failed", "What computes has ended; start the server anew.")
+            return _unwell("failed", "The engine has ended; restart the server.")
         seconds = endpoints.engine.stalled_seconds()
         if seconds > endpoints.options.hang_seconds:
             return _unwell("hung", f"There has been no progress for {seconds:.0f} seconds.")

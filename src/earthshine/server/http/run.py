@@ -1,7 +1,7 @@
-"""From an application to a server on a socket: signals, and an orderly end.
+"""An application as a server on a socket, with a graceful shutdown.
 
-The first SIGTERM or Ctrl-C stops accepting, lets requests finish for a while, ends the rest with an error,
-and closes the engine; a second one ends the process at once.
+After the first SIGTERM or Ctrl-C no more requests are accepted and those under way may finish for a while; then the
+rest end with an error and the engine is closed. A second signal ends the process at once.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from earthshine.server.http.endpoints import Lifetime
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KEEP_ALIVE_SECONDS = 60
-_BACKLOG = 256  # also accepted at once, which with those that are open must stay below 1,024 files
-_LAST_SECONDS = 2  # for the last events and for connections to close
+_BACKLOG = 256  # accepted at once too, so with open connections they must stay below 1,024 files
+_LAST_SECONDS = 2  # for the last events, and for connections to close
 _POLL_SECONDS = 0.02
 
 
 class Ending(Protocol):
-    """What is asked of an engine at the end."""
+    """The part of engine.Engine that a shutdown uses."""
 
     def drain(self, seconds: float) -> object: ...
 
@@ -37,7 +37,7 @@ class Ending(Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals alone, and says when it listens."""
+    """Does not handle signals, and calls `ready` once it listens."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -52,14 +52,14 @@ class _Server(uvicorn.Server):
         self._ready()
 
     def stop_listening(self) -> None:
-        """Connections that are open stay so."""
+        """Open connections stay open."""
         for server in self.servers:
             server.close()
 
 
 @dataclass(eq=False, slots=True)
 class Service:
-    """An application on its socket. `stop` may be called from any thread, as a signal would."""
+    """An application on its socket. `stop` may be called from any thread and has the effect of a signal."""
 
     app: Starlette
     engine: Ending
@@ -72,7 +72,7 @@ class Service:
     _stopping: asyncio.Event | None = None
 
     def run(self, bound: socket.socket, *, signals: bool = True) -> None:
-        """Serve until a signal, or `stop`. The engine is closed at the end, in any case."""
+        """Serve until a signal or `stop`, and always close the engine at the end."""
         try:
             with asyncio.Runner() as runner:
                 runner.run(self._run(bound, signals))
@@ -80,7 +80,7 @@ class Service:
             self.engine.close()
 
     def stop(self) -> None:
-        """The orderly end begins; no harm before the beginning or after the end."""
+        """Begin the shutdown. Has no effect before the server runs and after it has ended."""
         if self._loop is not None and self._stopping is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stopping.set)
 
@@ -108,11 +108,11 @@ class Service:
         server.stop_listening()
         if self.lifetime.requests:
             self.log(
-                f"ending; {len(self.lifetime.requests)} requests under way have {self.drain_seconds:g} s to finish"
+                f"shutting down; {len(self.lifetime.requests)} running requests have {self.drain_seconds:g} s to finish"
             )
         end = loop.time() + self.drain_seconds
         await asyncio.to_thread(self.engine.drain, self.drain_seconds)
-        while self.lifetime.requests and loop.time() < end:  # what is computed must still be read
+        while self.lifetime.requests and loop.time() < end:  # answers that are computed are still sent
             await asyncio.sleep(_POLL_SECONDS)
         self.lifetime.cut()
         last = loop.time() + _LAST_SECONDS
@@ -125,7 +125,7 @@ class Service:
         return uvicorn.Config(
             self.app,
             loop="asyncio",
-            http=partial(Connection, waiting=Waiting()),  # type: ignore[arg-type]  # a class is only called
+            http=partial(Connection, waiting=Waiting()),  # type: ignore[arg-type]  # uvicorn only calls it
             ws="none",
             lifespan="off",
             log_config=None,

@@ -1,4 +1,4 @@
-"""OpenAI's APIs as clients speak them: completions, chat completions and responses.
+"""OpenAI's APIs as clients use them: completions, chat completions and responses.
 
-Each module is one `Api`: the form of its request, and the translation of pieces into its answer.
+Each is one `Api`: the form of its request, and the translation of pieces into its answer.
 """

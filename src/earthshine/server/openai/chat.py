@@ -1,7 +1,7 @@
 """POST /v1/chat/completions: the form of its request, and its translation to a GenerationRequest.
 
-chat_answer.py goes the other way. Refused: options that contradict each other, and by name those that would change the
-answer and are not implemented.
+The answer is made in chat_answer.py. Refused by name: fields that contradict each other, and fields that would change
+the answer and are not implemented.
 """
 
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from earthshine.generation.request import GenerationRequest
-from earthshine.server.api import Api, Refused, Served
+from earthshine.server.api import Api, Refused, Served, documented
 from earthshine.server.openai.chat_answer import ChatExchange
 from earthshine.server.openai.fields import error_body, includes_usage, model_of, sampling_params, token_limit
 from earthshine.server.openai.formats import format_of
@@ -19,7 +19,7 @@ from earthshine.server.openai.tools import MOST_TOOLS, NestedTool, choose, decla
 
 
 class ChatBody(ThinkingFields):
-    """The request."""
+    """The request's body."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=10_000, fail_fast=True)]
     tools: Annotated[list[NestedTool], Field(max_length=MOST_TOOLS)] | None = None
@@ -28,19 +28,19 @@ class ChatBody(ThinkingFields):
     reasoning_effort: Effort | None = None
     reasoning: Reasoning | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, documented("logprobs")] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     modalities: list[str] | None = None
 
 
 def _continues(body: ChatBody) -> bool:
-    """Whether the answer continues the last message. Raises Refused."""
+    """Whether the answer is to continue the last message. Raises Refused."""
     last = body.messages[-1]
     asked = bool(body.continue_final_message or last.partial)
     if asked and body.add_generation_prompt:
-        raise Refused("An answer continues the last message or begins anew; give continue_final_message or "
-                      "add_generation_prompt.", param="add_generation_prompt")  # fmt: skip
+        raise Refused("An answer either continues the last message or is a new one; give continue_final_message or "
+                      "add_generation_prompt, not both.", param="add_generation_prompt")  # fmt: skip
     if not asked and body.add_generation_prompt is False:
         raise Refused("Without add_generation_prompt an answer needs continue_final_message.",
                       param="add_generation_prompt")  # fmt: skip
@@ -51,7 +51,7 @@ def _continues(body: ChatBody) -> bool:
 
 def _logprobs(body: ChatBody) -> int | None:
     if body.top_logprobs and not body.logprobs:
-        raise Refused("top_logprobs has a meaning only where logprobs is true.", param="top_logprobs")
+        raise Refused("top_logprobs needs logprobs to be true.", param="top_logprobs")
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
@@ -61,7 +61,7 @@ def _check(body: ChatBody) -> None:
     if body.modalities not in (None, [], ["text"]):
         raise Refused('This model answers with text only; modalities must be ["text"].', param="modalities")
     if body.stream_options is not None and not body.stream:
-        raise Refused("stream_options has a meaning only where stream is true.", param="stream_options")
+        raise Refused("stream_options needs stream to be true.", param="stream_options")
 
 
 def begin(body: ChatBody, served: Served) -> ChatExchange:
@@ -72,7 +72,9 @@ def begin(body: ChatBody, served: Served) -> ChatExchange:
     thoughts = thoughts_of(body, body.reasoning, served, body.reasoning_effort)
     request = GenerationRequest(
         prompt=plain(body.messages),
-        params=sampling_params(body, served, max_tokens=token_limit(body), logprobs=_logprobs(body)),
+        params=sampling_params(
+            body, served, {"logprobs": "top_logprobs"}, max_tokens=token_limit(body), logprobs=_logprobs(body)
+        ),
         tools=tools,
         tool_choice=tool_choice,
         parallel_tool_calls=body.parallel_tool_calls is not False,

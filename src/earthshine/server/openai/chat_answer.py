@@ -1,8 +1,8 @@
 """The answer of a chat: pieces to one ChatCompletion, or to ChatCompletionChunks as they come.
 
-Invariant: the deltas of a stream add up to the message of the whole. A thought stands under one name,
-`reasoning_content`, which clients look for first, since Kimi Code shows each that it finds. A call that the end of the
-answer broke off stays broken.
+Invariant: the deltas of a stream add up to the message of the whole answer. Thoughts are sent in one field,
+`reasoning_content`, which clients look for first; Kimi Code would show them once for each field. A tool call that the
+end of the answer cut off is sent as it is.
 """
 
 import time
@@ -27,7 +27,7 @@ class _Call:
     name: str
     custom: bool
     arguments: list[str] = field(default_factory=list)
-    sent: bool = False  # a custom tool's input, which goes out at once
+    sent: bool = False  # a custom tool's input, which is sent whole
 
     def whole(self) -> dict[str, Any]:
         if self.custom:
@@ -41,7 +41,7 @@ class _Call:
 
 @dataclass(slots=True)
 class _Choice:
-    """What one choice holds so far. `unsent`: tokens whose text has not become an event yet."""
+    """One choice so far. `unsent`: tokens whose text has not become an event yet."""
 
     custom: frozenset[str]
     content: list[str] = field(default_factory=list)
@@ -54,7 +54,7 @@ class _Choice:
     n_thought_tokens: int = 0
 
     def take(self, event: Event) -> dict[str, Any] | None:
-        """Keeps the event; its delta, if it has one."""
+        """Adds the event; returns its delta, if it has one."""
         if isinstance(event, Content):
             self.content.append(event.text)
             return {"content": event.text}
@@ -68,11 +68,11 @@ class _Choice:
             kind = "custom" if call.custom else "function"
             return {"tool_calls": [{"index": event.index, "id": event.id, "type": kind, kind: empty}]}
         call = self.calls[event.index]
-        # At a call's end nothing is left to say, but clients parse its arguments, and nothing is not JSON.
+        # A call without arguments gets {}, since clients parse its arguments as JSON.
         text = event.text if isinstance(event, ToolCallArguments) else "" if call.arguments else "{}"
         if text:
             call.arguments.append(text)
-        if call.custom:  # its text lies within an object that is not complete yet
+        if call.custom:  # its text is within an object that is not complete yet
             return self.input_of(event.index) if isinstance(event, ToolCallEnd) else None
         return {"tool_calls": [{"index": event.index, "function": {"arguments": text}}]} if text else None
 
@@ -81,8 +81,8 @@ class _Choice:
         self.calls[index].sent = True
         return {"tool_calls": [{"index": index, "custom": {"input": self.calls[index].input()}}]}
 
-    def untold(self) -> list[dict[str, Any]]:
-        """Deltas of custom tools' calls that the end of the answer broke off."""
+    def cut_off(self) -> list[dict[str, Any]]:
+        """Deltas of custom tools' calls that the end of the answer cut off."""
         return [self.input_of(at) for at, call in enumerate(self.calls) if call.custom and not call.sent]
 
     def message(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class _Choice:
 
 
 class ChatExchange:
-    """One chat and its answer. `custom`: names of tools that take one text."""
+    """One chat and its answer. `custom`: names of the custom tools, which take one text."""
 
     def __init__(
         self,
@@ -123,10 +123,10 @@ class ChatExchange:
             return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(self._choices))]
         choice = self._choices[piece.choice]
         if isinstance(piece, Delta):
-            return self._said(piece, choice)
+            return self._extended(piece, choice)
         return self._ended(piece, choice)
 
-    def _said(self, piece: Delta, choice: _Choice) -> list[ServerEvent]:
+    def _extended(self, piece: Delta, choice: _Choice) -> list[ServerEvent]:
         events = [event for event in piece.events if self._with_thoughts or not isinstance(event, Reasoning)]
         if events or not piece.events:  # the tokens of a hidden thought are hidden too
             choice.tokens += piece.tokens
@@ -139,10 +139,10 @@ class ChatExchange:
         return chunks
 
     def _ended(self, piece: Ended, choice: _Choice) -> list[ServerEvent]:
-        untold = [self._chunk(piece.choice, delta) for delta in choice.untold()]
+        inputs = [self._chunk(piece.choice, delta) for delta in choice.cut_off()]
         choice.finish = "length" if piece.reason == "context" else piece.reason
         choice.n_tokens, choice.n_thought_tokens = piece.completion_tokens, piece.reasoning_tokens
-        return [*untold, self._chunk(piece.choice, {})]
+        return [*inputs, self._chunk(piece.choice, {})]
 
     def _chunk(self, index: int, delta: dict[str, Any]) -> ServerEvent:
         choice = self._choices[index]

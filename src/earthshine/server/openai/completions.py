@@ -1,7 +1,8 @@
 """POST /v1/completions: texts or token ids to be continued, in OpenAI's form with vLLM's additions.
 
 With `echo` and `logprobs` the prompt comes back with its log-probabilities, also at max_tokens 0, so that evaluations
-can score texts. Typed control tokens are text. Refused: suffix, best_of beyond n, and max_tokens 0 without echo.
+can score texts. Control tokens that are typed are text. Refused: suffix, best_of other than n, and max_tokens 0
+without echo.
 """
 
 import codecs
@@ -15,11 +16,12 @@ from pydantic import Field
 
 from earthshine.engine.sampling_params import MOST_CHOICES
 from earthshine.generation.request import Delta, GenerationRequest, Piece, Scored, Started
-from earthshine.server.api import Api, Refused, Served, ServerEvent
+from earthshine.server.api import Api, Refused, Served, ServerEvent, documented
 from earthshine.server.openai.fields import (
     SamplingFields,
     error_body,
     includes_usage,
+    limit_name,
     model_of,
     sampling_params,
     token_limit,
@@ -29,21 +31,21 @@ from earthshine.server.openai.formats import format_of
 from earthshine.text import Content
 
 _MAX_TOKENS = 16  # OpenAI's default
-_LEAST = -9999.0  # OpenAI's sign for a token that can't come; JSON has no infinity
+_LEAST = -9999.0  # OpenAI's value for a token of probability 0; JSON has no infinity
 
-# One wrong entry of a million is reported, and not a million of them.
+# fail_fast: of a million wrong entries one is reported.
 _Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 _Texts = Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)]
 _ManyIds = Annotated[list[_Ids], Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)]
 
 
 class CompletionBody(SamplingFields):
-    """The request."""
+    """The request's body."""
 
     prompt: str | _Texts | _Ids | _ManyIds
     suffix: str | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None  # OpenAI takes 5
+    logprobs: Annotated[int, documented("logprobs")] | None = None  # OpenAI takes 5
     best_of: int | None = None
 
 
@@ -59,14 +61,15 @@ def _requests(body: CompletionBody, served: Served) -> list[GenerationRequest]:
     if body.suffix:
         raise Refused("This model can't fill in before a suffix; leave it out.", param="suffix")
     if body.best_of not in (None, n):
-        raise Refused(f"best_of chooses nothing here; leave it out or make it n, {n}.", param="best_of")
+        raise Refused(f"best_of is not implemented; leave it out or set it to n, {n}.", param="best_of")
     if limit == 0 and not echo:
-        raise Refused("max_tokens 0 has a meaning with echo only; ask for at least one token.", param="max_tokens")
+        name = limit_name(body)
+        raise Refused(f"{name} 0 needs echo; ask for at least one token.", param=name)
     scored = [k for k in (body.logprobs if echo else None, body.prompt_logprobs) if k is not None]
     params = sampling_params(
         body,
         served,
-        max_tokens=_MAX_TOKENS if limit is None else max(1, limit),
+        max_tokens=_MAX_TOKENS if limit is None else 1 if limit == 0 else limit,
         logprobs=body.logprobs,
         prompt_logprobs=max(scored, default=None),
     )
@@ -86,7 +89,7 @@ def _requests(body: CompletionBody, served: Served) -> list[GenerationRequest]:
 
 
 def _name(raw: bytes) -> str:
-    """A token's text; OpenAI's spelling for bytes that are none."""
+    """A token's text; bytes that are not UTF-8 are written as OpenAI writes them."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -118,7 +121,7 @@ def _prompt_top(token: Scored, most: int) -> dict[str, dict[str, Any]] | None:
 
 @dataclass(eq=False, slots=True)
 class _Choice:
-    """What one choice holds so far. `logprobs`: alternatives that were asked for, None for no scores at all."""
+    """One choice so far. `logprobs`: the number of alternatives that were asked for, None for no scores at all."""
 
     logprobs: int | None
     prompt_logprobs: int | None

@@ -1,7 +1,7 @@
-"""What an answer must look like: response_format, the responses' text.format, and the words of other servers for it.
+"""Structured outputs: response_format, text.format of responses, and the fields of other servers for the same.
 
-Invariant: one form governs an answer, on every path. Refused: two forms, a json_schema without its schema, and forms
-that are not implemented. Whether a schema or grammar itself is sound is seen where it is compiled.
+Invariant: an answer has at most one format. Refused: two formats, a json_schema without its schema, and formats that
+are not implemented. Schemas and grammars themselves are checked where they are compiled.
 """
 
 from typing import Annotated, Any, Literal
@@ -18,8 +18,8 @@ _UNUSED = ("structural_tag", "whitespace_pattern", "disable_additional_propertie
 
 
 class NamedSchema(BaseModel):
-    """A JSON schema and what clients call it. Every answer keeps to it; without `strict`, its `uniqueItems` and the
-    formats that are not supported describe it only."""
+    """A JSON schema and its name. It is always enforced; without `strict`, its `uniqueItems` and unsupported formats
+    are not."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -30,7 +30,7 @@ class NamedSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """Chat's form: the schema lies one level deeper. Beside json_object it stands where llama.cpp reads it."""
+    """Chat's form, with the schema one level deeper. With json_object, `schema` is llama.cpp's."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -46,7 +46,7 @@ class TextFormat(NamedSchema):
 
 
 class StructuredOutputs(BaseModel):
-    """vLLM's way to say what the answer must be; exactly one field."""
+    """vLLM's form; exactly one field."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -61,14 +61,14 @@ class StructuredOutputs(BaseModel):
 
 
 class FormatFields(BaseModel):
-    """All fields that say it, those of OpenAI first."""
+    """All fields for the format of an answer, OpenAI's first."""
 
     response_format: ResponseFormat | None = None
     guided_json: str | dict[str, Any] | None = None  # these four and structured_outputs are vLLM's
     guided_regex: str | None = None
     guided_choice: _Choices | None = None
     guided_grammar: str | None = None  # in Lark's notation, or llama.cpp's
-    structured_outputs: StructuredOutputs | bool | None = None  # a bool is OpenRouter's, and says nothing
+    structured_outputs: StructuredOutputs | bool | None = None  # a bool is OpenRouter's and has no effect
     regex: str | None = None  # SGLang's, as is ebnf
     ebnf: str | None = None
     grammar: str | None = None  # llama.cpp's, as is json_schema
@@ -78,7 +78,7 @@ class FormatFields(BaseModel):
 
 
 def format_of(fields: FormatFields, text: TextFormat | None = None) -> Format | None:
-    """The form that the answer must have, or None; `text` is the responses' text.format. Raises Refused."""
+    """The format of the answer, or None. `text`: text.format of responses. Raises Refused."""
     given = {
         "response_format": _response_format(fields.response_format),
         "text.format": _response_format(text),
@@ -98,7 +98,8 @@ def format_of(fields: FormatFields, text: TextFormat | None = None) -> Format | 
         given |= {f"structured_outputs.{name}": form for name, form in _structured(outputs).items()}
     forms = {name: form for name, form in given.items() if form is not None}
     if len(forms) > 1:
-        raise Refused(f"The answer can have one form only; give one of {' and '.join(forms)}.", param=next(iter(forms)))
+        given_twice = " and ".join(forms)
+        raise Refused(f"An answer can have only one format; give one of {given_twice}.", param=next(iter(forms)))
     return next(iter(forms.values()), None)
 
 

@@ -1,9 +1,9 @@
-"""Messages of a chat, from a client's JSON to the plain form that text.ChatTemplate takes.
+"""Messages of a chat, from a client's JSON to the form that text.ChatTemplate takes.
 
-Invariant: every content is a text or null. A content of several text parts is their concatenation, which is how
-Kimi's template joins them. A part that is not text becomes a placeholder, since clients send past messages and what
-tools returned again and again; only what a user has just asked is refused for it. Refused: the function_call of old
-clients. Ids of calls and fields of thoughts pass as they are.
+Every content becomes a text or null; text parts are concatenated, as Kimi's template does. A part that is not text
+becomes a placeholder, since clients send past messages and tool results again with each request; only in the user's
+newest message it is refused. Refused too: the function_call of old clients. Ids of calls and fields of thoughts are
+passed on unchanged.
 """
 
 import json
@@ -21,7 +21,7 @@ _TEXTS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
 
 
 class Part(BaseModel):
-    """A part of a content."""
+    """A part of a message's content."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -41,7 +41,7 @@ class CalledFunction(BaseModel):
 
 
 class CalledTool(BaseModel):
-    """A custom tool, which takes one text."""
+    """A call's custom tool and its input."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -64,7 +64,7 @@ Content = str | Annotated[list[Part], Field(max_length=10_000)] | None
 
 
 class Message(BaseModel):
-    """One message. `partial`, Kimi's word: the answer continues it."""
+    """One message. `partial`, Kimi's field: the answer continues it."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -84,8 +84,8 @@ _KEPT = ("name", "tool_call_id", "reasoning_content", "reasoning", "reasoning_de
 
 
 def text_of(content: Content, where: str, *, asked: bool = False) -> str | None:
-    """The text of a content; `where` names it. A part that is not text becomes a placeholder, or raises Refused in what
-    the user has just `asked`."""
+    """The text of a content; `where` is its place in errors. A part that is not text becomes a placeholder, or raises
+    Refused in the user's newest message (`asked`)."""
     if not isinstance(content, list):
         return content
     texts: list[str] = []
@@ -102,8 +102,8 @@ def text_of(content: Content, where: str, *, asked: bool = False) -> str | None:
 
 
 def asked_at(roles: Sequence[str]) -> int:
-    """The place of the message that the user has just asked, or -1. What stands behind a tool's result belongs to it:
-    some clients send the pictures of a result as the user's."""
+    """The index of the user's newest message, or -1. A user message right after a tool's result does not count: some
+    clients send the pictures of a result that way."""
     for at in range(len(roles) - 1, -1, -1):
         if roles[at] == "user":
             before = next((role for role in reversed(roles[:at]) if role != "user"), "")
@@ -128,7 +128,7 @@ def _plain_call(call: Call, where: str) -> dict[str, Any]:
 
 
 def plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as objects without null keys, but for the content. Raises Refused."""
+    """The messages as objects without null keys, except for content. Raises Refused."""
     found: list[dict[str, Any]] = []
     asked = asked_at([message.role for message in messages])
     for number, message in enumerate(messages):

@@ -1,8 +1,8 @@
 """POST /v1/responses: the form of its request, and its translation to a GenerationRequest.
 
-responses_events.py goes the other way. Nothing is stored, and each request holds the whole conversation. Refused: what
-needs an earlier response or a later visit, and a cut of a conversation that is too long. Tools that OpenAI itself would
-run are left out.
+The answer is made in responses_events.py. Nothing is stored, so each request holds the whole conversation. Refused:
+fields that refer to stored responses, background responses, and truncation. Tools that OpenAI's servers run are left
+out.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from earthshine.generation.request import GenerationRequest, ToolChoice
-from earthshine.server.api import Api, Refused, Served
-from earthshine.server.openai.fields import error_body, model_of, sampling_params, token_limit
+from earthshine.server.api import Api, Refused, Served, documented
+from earthshine.server.openai.fields import error_body, limit_name, model_of, sampling_params, token_limit
 from earthshine.server.openai.formats import TextFormat, format_of
 from earthshine.server.openai.responses_events import ResponsesExchange
 from earthshine.server.openai.responses_items import AnyItem, messages_of
@@ -25,7 +25,7 @@ _WITH_LOGPROBS = "message.output_text.logprobs"
 
 
 class TextConfig(BaseModel):
-    """What the text must be."""
+    """The format of the answer's text."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -33,7 +33,7 @@ class TextConfig(BaseModel):
 
 
 class ResponsesBody(ThinkingFields):
-    """The request."""
+    """The request's body."""
 
     input: str | Annotated[list[AnyItem], Field(max_length=10_000)]
     instructions: str | None = None
@@ -42,8 +42,8 @@ class ResponsesBody(ThinkingFields):
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_output_tokens: Annotated[int, documented("max_tokens")] | None = None
+    top_logprobs: Annotated[int, documented("logprobs")] | None = None
     include: Annotated[list[str], Field(max_length=64)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     store: bool | None = None
@@ -63,9 +63,9 @@ def _check(body: ResponsesBody) -> None:
     if body.store:
         raise Refused("Nothing is stored here; store must be false or left out.", param="store")
     if body.background:
-        raise Refused("An answer is given at once and never kept; background must be false.", param="background")
+        raise Refused("Answers are not kept to be fetched later; background must be false.", param="background")
     if body.truncation not in (None, "disabled"):
-        raise Refused("A conversation that is too long is refused and never cut; truncation must be disabled.",
+        raise Refused("A conversation that is too long is refused, never cut; truncation must be disabled.",
                       param="truncation")  # fmt: skip
     if body.prompt_logprobs is not None:
         raise Refused("prompt_logprobs is for /v1/completions; leave it out.", param="prompt_logprobs")
@@ -82,7 +82,7 @@ def _limit(body: ResponsesBody) -> int | None:
     older = token_limit(body)
     if None not in (older, body.max_output_tokens) and older != body.max_output_tokens:
         raise Refused(
-            "max_output_tokens and another field both limit the answer, and not the same; give one of them.",
+            "max_output_tokens and another field give different limits for the answer; give one of them.",
             param="max_output_tokens",
         )
     return older if body.max_output_tokens is None else body.max_output_tokens
@@ -95,9 +95,11 @@ def begin(body: ResponsesBody, served: Served) -> ResponsesExchange:
     tools, tool_choice = choose(body.tool_choice, given)
     thoughts = thoughts_of(body, body.reasoning, served)
     text = body.text.format if body.text else None
+    limit = limit_name(body) if body.max_output_tokens is None else "max_output_tokens"
+    names = {"max_tokens": limit, "logprobs": "top_logprobs"}
     request = GenerationRequest(
         prompt=messages_of(body.input, body.instructions),
-        params=sampling_params(body, served, max_tokens=_limit(body), logprobs=_logprobs(body)),
+        params=sampling_params(body, served, names, max_tokens=_limit(body), logprobs=_logprobs(body)),
         tools=tools,
         tool_choice=tool_choice,
         parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -122,7 +124,7 @@ def _choice(choice: ToolChoice, known: Mapping[str, Known]) -> Any:
 
 
 def _tools(request: GenerationRequest, known: Mapping[str, Known]) -> list[dict[str, Any]]:
-    """The tools as they were given, one after the other; those of a namespace with its name."""
+    """The tools as the client gave them, in one list; tools of a namespace have its name."""
     found = []
     for tool in request.tools:
         function = tool["function"]
@@ -142,7 +144,7 @@ def _format(format: TextFormat | None) -> dict[str, Any]:
 
 
 def _echo(body: ResponsesBody, request: GenerationRequest, known: Mapping[str, Known]) -> dict[str, Any]:
-    """What a Response repeats of its request; the defaults stand where nothing was said."""
+    """The fields of its request that a Response repeats, with defaults for those that were left out."""
     return {
         "instructions": body.instructions,
         "tools": _tools(request, known),

@@ -1,7 +1,7 @@
 """The answer of a response: pieces to one Response, or to its semantic events as they come.
 
-Invariant: items follow each other, and each is opened, filled and closed before the next; the last event repeats what
-all before it said. An item that the end of the answer broke off is incomplete.
+Invariant: each item is opened, filled and closed before the next one, and the last event has all that the events before
+it had. An item that the end of the answer cut off is incomplete.
 """
 
 import time
@@ -31,7 +31,7 @@ _CODES: dict[Kind, str] = {"rate": "rate_limit_exceeded", "internal": "server_er
 
 @dataclass(slots=True)
 class _Item:
-    """An item that is being written. `fixed`: fields that were known when it began."""
+    """An item that is being written. `fixed`: the fields that were known at its beginning."""
 
     kind: _ItemKind
     index: int
@@ -49,17 +49,17 @@ class _Item:
 
     @property
     def input(self) -> str:
-        """What a custom tool is given."""
+        """The input of a custom tool."""
         return custom_input(self.text)
 
     def part(self) -> dict[str, Any]:
-        """Its one content part."""
+        """The item's only content part."""
         if self.kind == "reasoning":
             return {"type": "reasoning_text", "text": self.text}
         return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": self.scores[:]}
 
     def done(self) -> dict[str, Any]:
-        """The fields of the event that repeats its text."""
+        """The fields of the event that repeats the item's text."""
         if self.kind == "function_call":
             return {"arguments": self.text, "name": self.fixed["name"]}
         if self.kind == "custom_tool_call":
@@ -76,7 +76,7 @@ class _Item:
 
 
 class ResponsesExchange:
-    """One response. `echo`: the fields that it repeats of its request; `tools`: what the client calls its tools."""
+    """One response. `echo`: fields of its request that it repeats; `tools`: the client's tools, by declared name."""
 
     def __init__(
         self,
@@ -171,10 +171,10 @@ class ResponsesExchange:
         if isinstance(event, ToolCallArguments):
             return self._write(event.text)
         empty = self._item is not None and not self._item.texts
-        return [*(self._write("{}") if empty else ()), *self._close()]  # clients parse it, and nothing is not JSON
+        return [*(self._write("{}") if empty else ()), *self._close()]  # clients parse arguments as JSON
 
     def _enter(self, kind: _ItemKind) -> list[ServerEvent]:
-        """The item of this kind that is being written, or a new one."""
+        """Opens an item of this kind, unless one is open."""
         if self._item is not None and self._item.kind == kind:
             return []
         fixed: dict[str, Any] = {"summary": []} if kind == "reasoning" else {"role": "assistant"}
@@ -204,10 +204,10 @@ class ResponsesExchange:
         if item is None or not text:
             return []
         item.texts.append(text)
-        if item.kind == "custom_tool_call":  # its text lies within an object that is not complete yet
+        if item.kind == "custom_tool_call":  # its text is within an object that is not complete yet
             return []
         extra: dict[str, Any] = {}
-        if item.kind == "message":  # OpenAI scores the tokens of texts only
+        if item.kind == "message":  # OpenAI reports log-probabilities for text only
             item.scores += scores
             extra = {"logprobs": scores}
         return [self._event(f"response.{_TEXT[item.kind]}.delta", **self._place(item), delta=text, **extra)]

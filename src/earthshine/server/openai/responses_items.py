@@ -1,8 +1,8 @@
-"""The input of a response, items as OpenAI's API lists them, to the messages of a conversation.
+"""The input items of a response to the messages of a conversation.
 
-Invariant: what one answer gave as several items (a thought, a text, calls) becomes one message of the assistant
-again. Calls of OpenAI's own tools that some client answered become calls; what else only its servers make or read
-becomes a placeholder. Refused: unknown items, and references to what a server would have stored.
+Items that came from one answer (a thought, a text, calls) become one message of the assistant again. Calls of OpenAI's
+own tools that the client answered itself become calls; other items that only OpenAI's servers make or read become
+placeholders. Refused: unknown items, and references to stored items.
 """
 
 import json
@@ -26,7 +26,7 @@ _MARKED = ("compaction", "compaction_summary", "context_compaction", "mcp_list_t
 
 
 class Item(BaseModel):
-    """An item of a plain kind; which fields it needs depends on its type. Without a type it is a message."""
+    """An item that is converted. The fields that it needs depend on its type; without a type it is a message."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -43,7 +43,7 @@ class Item(BaseModel):
 
 
 class OtherItem(BaseModel):
-    """An item of another kind, whose fields may have any form."""
+    """An item of another type, whose fields may have any form."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -56,7 +56,7 @@ class OtherItem(BaseModel):
 
     @property
     def payload(self) -> dict[str, Any]:
-        """What a call's tool was given."""
+        """The arguments of a call."""
         given = (self.arguments, self.action, self.operation)
         return next((value for value in given if isinstance(value, dict)), {})
 
@@ -70,7 +70,7 @@ AnyItem = Annotated[Annotated[Item, Tag("plain")] | Annotated[OtherItem, Tag("ot
 
 
 class _Conversation:
-    """Messages as items add to them. `_open`: the assistant's message that further items may still belong to."""
+    """The messages so far. `_open`: the assistant's message that further items may belong to."""
 
     def __init__(self) -> None:
         self.messages: Messages = []
@@ -85,15 +85,15 @@ class _Conversation:
             self.add({"role": "assistant", "content": None})
         return self.messages[-1]
 
-    def _said(self) -> bool:
+    def _has_answer(self) -> bool:
         return self._open is not None and (self._open["content"] is not None or "tool_calls" in self._open)
 
     def think(self, text: str) -> None:
-        message = self._assistant(anew=self._said())
+        message = self._assistant(anew=self._has_answer())
         message["reasoning_content"] = message.get("reasoning_content", "") + text
 
     def say(self, text: str | None) -> None:
-        self._assistant(anew=self._said())["content"] = text
+        self._assistant(anew=self._has_answer())["content"] = text
 
     def call(self, call: dict[str, Any]) -> None:
         self._assistant(anew=False).setdefault("tool_calls", []).append(call)
@@ -149,11 +149,11 @@ def _add(conversation: _Conversation, item: Item, where: str, asked: bool) -> No
         output = text_of(item.output, f"{where}.output")
         conversation.add({"role": "tool", "tool_call_id": item.call_id, "content": output})
     else:
-        raise Refused("Nothing is stored here, so items can't be referred to; give the item itself.", param=where)
+        raise Refused("Nothing is stored here, so an item can't be a reference; give the item itself.", param=where)
 
 
 def _add_other(conversation: _Conversation, item: OtherItem, where: str) -> None:
-    """What OpenAI's own tools and servers left in a conversation."""
+    """Adds an item of OpenAI's own tools and servers."""
     kind, called = item.type, isinstance(item.call_id, str) and item.call_id
     if kind.endswith("_call") and called:
         arguments = json.dumps(item.payload, ensure_ascii=False)
@@ -167,8 +167,8 @@ def _add_other(conversation: _Conversation, item: OtherItem, where: str) -> None
         conversation.add({"role": "system", "content": placeholder(kind)})
     else:
         raise Refused(
-            f"The input has messages, reasoning, and calls of functions and custom tools with their outputs, not "
-            f"{shown(kind)}.",
+            f"An item of type {shown(kind)} is not supported; give messages, reasoning, and calls of functions and "
+            "custom tools with their outputs.",
             param=f"{where}.type",
         )
 
@@ -178,7 +178,7 @@ def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
 
 
 def _plain_output(output: Any) -> str:
-    """What a tool of OpenAI's own returned, as text."""
+    """The output of one of OpenAI's own tools, as text."""
     if isinstance(output, str):
         return output
     if isinstance(output, list):

@@ -1,20 +1,17 @@
-"""The log-probability of a token as chat completions and responses report it: one object with its bytes and rivals.
-
-Invariant: every number is one that JSON has. Refuses nothing.
-"""
+"""The log-probability of a token as chat completions and responses report it, with its bytes and alternatives."""
 
 from typing import Any
 
 from earthshine.generation.request import Scored
 
-_LEAST = -9999.0  # OpenAI's sign for a token that can't come
+_LEAST = -9999.0  # OpenAI's value for a token of probability 0; JSON has no infinity
 
 
 def score(token: Scored) -> dict[str, Any]:
     """{"token", "bytes", "logprob", "top_logprobs"}; the text of incomplete bytes holds U+FFFD."""
     logprob = _LEAST if token.logprob is None else token.logprob
-    rivals = [_score(raw, value) for _, raw, value in token.top]
-    return {**_score(token.raw, logprob), "top_logprobs": rivals}
+    alternatives = [_score(raw, value) for _, raw, value in token.top]
+    return {**_score(token.raw, logprob), "top_logprobs": alternatives}
 
 
 def _score(raw: bytes, logprob: float) -> dict[str, Any]:

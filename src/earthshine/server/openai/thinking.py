@@ -1,9 +1,10 @@
-"""Whether and how long the model thinks before it answers, and which thoughts are shown: every client's own words.
+"""Fields about thinking: whether and how long the model thinks before it answers, and which thoughts are sent.
 
-Kimi's API says `thinking`, OpenAI's `reasoning_effort`, OpenRouter's `reasoning`, Ollama's `think`, vLLM's clients
-chat_template_kwargs. Every effort but "none" means thinking, since these models' templates have no word for more or
-less. Invariant: fields that mean the same agree. Refused: contradictions, other variables of a template, and templates
-of a request. A model without thoughts ignores all of this.
+Kimi's API has `thinking`, OpenAI's `reasoning_effort`, OpenRouter's `reasoning`, Ollama's `think`, and clients of vLLM
+use chat_template_kwargs. An effort of "none" turns thinking off; others are ignored, since these models' templates have
+no levels. Where thinking is turned off, every template's prompt ends in a closed thought (text/chat.py). Refused:
+fields that contradict each other, other variables of a template, and templates in a request. For a model without
+thoughts all of these fields are ignored.
 """
 
 from collections.abc import Mapping
@@ -18,12 +19,11 @@ from earthshine.untrusted import shown
 
 Effort = Annotated[str, StringConstraints(max_length=64)]
 _Value = TypeVar("_Value", bound=int)
-_Budget = Annotated[int, Field(ge=0)]  # tokens of a thought at most
+_Budget = Annotated[int, Field(ge=0)]  # the most tokens of a thought
 
 
 class Reasoning(BaseModel):
-    """OpenAI's, where `effort` "none" turns thoughts off, with what OpenRouter adds. Thoughts are given whole, so there
-    is no summary of them."""
+    """OpenAI's field with OpenRouter's additions. Thoughts are sent whole and are not summarized."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -34,7 +34,7 @@ class Reasoning(BaseModel):
 
 
 class Thinking(BaseModel):
-    """Kimi's field. `keep`: "all" keeps the thoughts of past turns in the prompt."""
+    """Kimi's field. `keep`: "all" keeps the thoughts of past messages in the prompt."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -44,10 +44,10 @@ class Thinking(BaseModel):
 
 
 class ThinkingFields(SamplingFields):
-    """The fields about thoughts that chat and responses share."""
+    """The fields about thinking that chat and responses share."""
 
     thinking: Thinking | None = None
-    think: bool | Effort | None = None  # Ollama's; an effort means yes
+    think: bool | Effort | None = None  # Ollama's; any effort but none turns thinking on
     enable_thinking: bool | None = None
     preserve_thinking: bool | None = None
     thinking_token_budget: _Budget | None = None
@@ -58,8 +58,8 @@ class ThinkingFields(SamplingFields):
 
 @dataclass(frozen=True, slots=True)
 class Thoughts:
-    """`thinking`: None for the template's own way. `preserved`: past ones stay in the prompt. `shown`: they are sent.
-    `most_tokens`: None for no bound."""
+    """`thinking`: None for the template's default; `preserved`: thoughts of past messages stay in the prompt; `shown`:
+    thoughts are sent; `most_tokens`: None for no limit."""
 
     thinking: bool | None
     preserved: bool
@@ -70,7 +70,7 @@ class Thoughts:
 def thoughts_of(
     body: ThinkingFields, reasoning: Reasoning | None, served: Served, effort: str | None = None
 ) -> Thoughts:
-    """What all fields say together. Raises Refused."""
+    """What all fields together ask for. Raises Refused."""
     if body.chat_template is not None:
         raise Refused("A chat template is code and is taken from the model's folder only.", param="chat_template")
     reasoning, kimi = reasoning or Reasoning(), body.thinking or Thinking()
@@ -97,7 +97,7 @@ def thoughts_of(
     })  # fmt: skip
     hides = reasoning.exclude is True or body.include_reasoning is False
     if not served.thinks:
-        return Thoughts(None, False, not hides, most)  # some models think without a word for it in their template
+        return Thoughts(None, False, not hides, most)  # some models think though their template does not show it
     if keeps and not served.can_preserve_thinking:
         raise Refused("This model's template can't keep past thoughts; leave preserve_thinking and thinking.keep out.",
                       param="preserve_thinking")  # fmt: skip
@@ -109,7 +109,7 @@ def _variables(given: dict[str, Any]) -> dict[str, bool]:
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
         if name not in known:
-            raise Refused(f"The template gets no {shown(name)} from a request; chat_template_kwargs takes "
+            raise Refused(f"The template's variable {shown(name)} can't be set; chat_template_kwargs takes "
                           f"{', '.join(known)}.", param="chat_template_kwargs")  # fmt: skip
         if not isinstance(value, bool):
             raise Refused(f"chat_template_kwargs.{name} must be true or false, not {shown(value)}.",

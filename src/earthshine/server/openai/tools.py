@@ -1,10 +1,10 @@
-"""Tools and tool_choice of OpenAI's APIs, in chat's nested and the responses' flat form.
+"""Tools and tool_choice of OpenAI's APIs, in the nested form of chat and the flat form of responses.
 
-A custom tool is a function of one text: a regex for that text is enforced, a Lark grammar (Codex sends one) is part of
-the description and named for the log. The functions of a namespace (Codex sends one for each MCP server) are declared
-as NAMESPACE__NAME, and calls go back under both names. Invariant: a turn's tools have different names, and a named
-choice is one of them. Tools that OpenAI itself or nobody here would run are left out, and named for the log. Refused:
-names that no function of a call can have, other tools that have parameters, and choices of tools that are not there.
+A custom tool is declared as a function of one text: a regex for that text is enforced; a Lark grammar (Codex sends one)
+becomes part of the description and is logged. The functions of a namespace (Codex sends one for each MCP server) are
+declared as NAMESPACE__NAME, and their calls are returned with both names. Tools that only OpenAI's servers run are left
+out and logged. Refused: names that a call can't have, two tools of one name, other tools that have parameters, and
+choices of tools that were not given.
 """
 
 import re
@@ -20,12 +20,12 @@ from earthshine.server.openai.messages import CUSTOM_INPUT
 from earthshine.untrusted import parse_object, shown
 
 MOST_TOOLS = 512
-_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")  # what a call's id, functions.NAME:N, can carry
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")  # what a call's id, functions.NAME:N, can hold
 _MODES = ("auto", "none", "required")
 
 
 class Function(BaseModel):
-    """A function that the model may call. `parameters` is a JSON schema."""
+    """A function that the model may call. `parameters`: a JSON schema."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -36,7 +36,7 @@ class Function(BaseModel):
 
 
 class CustomTool(BaseModel):
-    """A tool that takes one text. `format` may bound it: a regex is enforced, a Lark grammar only described."""
+    """A tool that takes one text. `format`: a regex is enforced, a Lark grammar is only described."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -56,7 +56,7 @@ class NestedTool(BaseModel):
 
 
 class FlatTool(BaseModel):
-    """A tool of a response, or a namespace of some."""
+    """A tool of a response, or a namespace of tools."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -71,7 +71,7 @@ class FlatTool(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A tool under its client's own names."""
+    """A tool by the client's own names."""
 
     name: str
     namespace: str | None = None
@@ -80,8 +80,8 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """`declared`: functions in OpenAI's nested form; `known`: what the client calls each, by its declared name;
-    `left_out`: types of those that are not declared; `unenforced`: custom tools whose grammar binds nothing."""
+    """`declared`: functions in OpenAI's nested form; `known`: the client's names of each, by its declared name;
+    `left_out`: types of the tools that are not declared; `unenforced`: custom tools whose grammar is not enforced."""
 
     declared: list[dict[str, Any]] = field(default_factory=list)
     known: dict[str, Known] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Tools:
     unenforced: list[str] = field(default_factory=list)
 
     def add(self, tool: NestedTool | FlatTool, where: str, namespace: str | None = None) -> None:
-        """Declares a tool, or all of a namespace. Raises Refused."""
+        """Declare a tool, or all tools of a namespace. Raises Refused."""
         if isinstance(tool, FlatTool) and tool.type == "namespace" and namespace is None:
             for number, inner in enumerate(tool.tools or ()):
                 self.add(inner, f"{where}.tools[{number}]", tool.name or "")
@@ -111,8 +111,8 @@ class Tools:
             raise Refused("A tool of type function or custom needs a name.", param=where)
         name = joined(known.name, known.namespace)
         if not _NAME.fullmatch(name):
-            raise Refused(f"{shown(name)} can't be called; a tool's name has 1 to 128 letters, digits and _ . -, with "
-                          "its namespace and __ before it.", param=f"{where}{inner}.name")  # fmt: skip
+            raise Refused(f"{shown(name)} can't be a tool's name; it has 1 to 128 letters, digits and _ . -, including "
+                          "its namespace and __.", param=f"{where}{inner}.name")  # fmt: skip
         if name in self.known:
             raise Refused(f"Two tools are called {shown(name)}; each needs its own name.", param=where)
         if len(self.known) == MOST_TOOLS:
@@ -121,14 +121,14 @@ class Tools:
         self.declared.append({"type": "function", "function": function | {"name": name}})
 
     def _custom(self, tool: CustomTool, where: str) -> dict[str, Any]:
-        """The function of one text that stands for a custom tool. Raises Refused."""
+        """A custom tool as a function of one text. Raises Refused."""
         function: dict[str, Any] = {"name": tool.name, "description": tool.description or ""}
         grammar = _grammar(tool, where)
         if grammar is None:
             return function | {"parameters": _parameters({"type": "string"})}
         syntax, definition = grammar
-        said = f"{CUSTOM_INPUT} follows this grammar ({syntax}):\n{definition}"
-        function["description"] = "\n\n".join(filter(None, (tool.description, said)))
+        rule = f"{CUSTOM_INPUT} follows this grammar ({syntax}):\n{definition}"
+        function["description"] = "\n\n".join(filter(None, (tool.description, rule)))
         if syntax == "regex":
             pattern = {"type": "string", "pattern": f"^(?:{definition})$"}
             return function | {"parameters": _parameters(pattern), "strict": True}
@@ -140,12 +140,12 @@ _FUNCTION = {"name", "description", "parameters", "strict"}
 
 
 def _inner(tool: NestedTool | FlatTool) -> str:
-    """Where chat has what is said of a tool."""
+    """The path from a tool to its fields, which are one level deeper in chat."""
     return f".{tool.type}" if isinstance(tool, NestedTool) else ""
 
 
 def _grammar(tool: CustomTool, where: str) -> tuple[str, str] | None:
-    """The syntax and the text of what a custom tool takes, None for any text. Chat has both one level deeper."""
+    """The syntax and the definition of a custom tool's grammar, None for any text. In chat both are a level deeper."""
     form = tool.format or {}
     if form.get("type", "text") == "text" and "grammar" not in form and "definition" not in form:
         return None
@@ -153,7 +153,7 @@ def _grammar(tool: CustomTool, where: str) -> tuple[str, str] | None:
     syntax, definition = (inner.get("syntax"), inner.get("definition")) if isinstance(inner, dict) else (None, None)
     if syntax not in ("lark", "regex") or not isinstance(definition, str) or not definition:
         raise Refused(
-            "The format of a custom tool is text, or a grammar with a syntax, lark or regex, and its definition.",
+            "A custom tool's format must be text, or a grammar with a syntax (lark or regex) and a definition.",
             param=where,
         )
     return syntax, definition
@@ -170,12 +170,12 @@ def _parameters(text: dict[str, Any]) -> dict[str, Any]:
 
 
 def joined(name: str, namespace: str | None) -> str:
-    """What the model calls a function of a namespace."""
+    """The declared name of a function of a namespace."""
     return f"{namespace.rstrip('_')}__{name}" if namespace else name
 
 
 def custom_input(arguments: str) -> str:
-    """The text of a call to a custom tool; as it is where the model did not write an object with it."""
+    """The text in a call to a custom tool; `arguments` itself where that is not an object with the text."""
     try:
         found = parse_object(arguments.encode("utf-8", "replace"), "The call", Refused).get(CUSTOM_INPUT)
     except Refused:
@@ -184,7 +184,7 @@ def custom_input(arguments: str) -> str:
 
 
 def declared(tools: Sequence[NestedTool | FlatTool] | None) -> Tools:
-    """The tools that are declared to the model, in order. Raises Refused."""
+    """The tools that are declared to the model, in their order. Raises Refused."""
     found = Tools()
     for number, tool in enumerate(tools or ()):
         found.add(tool, f"tools[{number}]")
@@ -192,9 +192,9 @@ def declared(tools: Sequence[NestedTool | FlatTool] | None) -> Tools:
 
 
 def choose(choice: str | dict[str, Any] | None, given: Tools) -> tuple[list[dict[str, Any]], ToolChoice]:
-    """The tools that are declared to the model, and whether it must call one. Raises Refused.
+    """The tools that are declared to the model, and the tool choice. Raises Refused.
 
-    Tools that an allowed_tools choice leaves out are not declared at all, so that they can't be called.
+    Tools that an allowed_tools choice leaves out are not declared, so they can't be called.
     """
     tools = given.declared
     if choice is None:
@@ -219,15 +219,15 @@ def choose(choice: str | dict[str, Any] | None, given: Tools) -> tuple[list[dict
 
 def _mode(mode: Any, tools: list[dict[str, Any]], modes: tuple[str, ...]) -> ToolChoice:
     if mode == "required" and not tools:
-        raise Refused("tool_choice is required, but there are no tools to call.", param="tool_choice")
+        raise Refused("tool_choice required needs tools to choose from.", param="tool_choice")
     for kind in ("auto", "none", "required"):
         if mode == kind and kind in modes:
             return ToolChoice(kind)
-    raise Refused(f"tool_choice must be among {', '.join(modes)}, not {shown(mode)}.", param="tool_choice")
+    raise Refused(f"tool_choice must be one of {', '.join(modes)}, not {shown(mode)}.", param="tool_choice")
 
 
 def _known_name(choice: Any, known: Mapping[str, Known]) -> str:
-    """What the model calls the tool that a choice names."""
+    """The declared name of the tool that a choice names."""
     inner = choice.get("function", choice.get("custom", choice)) if isinstance(choice, dict) else None
     name = inner.get("name") if isinstance(inner, dict) else None
     namespace = choice.get("namespace") if isinstance(choice, dict) else None

@@ -1,14 +1,14 @@
 // The page's only script: one conversation through /v1/chat/completions, and the server's gauges beside it.
-// What a model or a server says enters the document as text nodes alone; nothing is ever parsed as HTML.
+// Text from a model or a server enters the document as text nodes only; nothing is parsed as HTML.
 
 const $ = (id) => document.getElementById(id);
 const log = $("log"), question = $("question");
 
-let turns = []; // { role, content, reasoning_content?, calls?, node }, a question and its reply in turn
+let messages = []; // { role, content, reasoning_content?, calls?, node }, questions and replies alternating
 let edited = null; // the question that the composer's text will replace
-let draft = ""; // what the composer held before that
-let cleared = []; // turns of the conversation before this one, until this one begins
-let stopper = null; // an AbortController while a reply comes
+let draft = ""; // the composer's text before that
+let cleared = []; // the messages of the previous conversation, until this one begins
+let stopper = null; // an AbortController while a reply is streamed
 let model = "";
 
 function make(tag, properties = {}, ...children) {
@@ -59,7 +59,7 @@ function blockNode({ kind, language, lines }) {
   return make("figure", {}, caption, make("pre", { tabIndex: 0 }, make("code", {}, text)));
 }
 
-// Renders `text` into `place`; blocks that are as before keep their nodes, and with them focus and selection.
+// Renders `text` into `place`. Blocks that have not changed keep their nodes, and so focus and selection.
 function show(place, text) {
   const blocks = blocksOf(text);
   blocks.forEach((block, at) => {
@@ -74,7 +74,7 @@ function show(place, text) {
 
 async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  const carrier = make("textarea", { value: text, className: "unseen" }); // pages from plain HTTP have no clipboard
+  const carrier = make("textarea", { value: text, className: "unseen" }); // without HTTPS there is no navigator.clipboard
   document.body.append(carrier);
   carrier.select();
   document.execCommand("copy");
@@ -93,53 +93,53 @@ function copyButton(text) {
 // ---- the conversation
 
 function addQuestion(content) {
-  const turn = { role: "user", content };
-  const acts = make("div", { className: "acts" }, quiet("Edit", () => edit(turn)), copyButton(() => content));
-  const said = make("div", { className: "said", textContent: content });
-  turn.node = make("article", { className: "question" }, make("h3", { className: "unseen" }, "You"), said, acts);
-  append(turn);
+  const message = { role: "user", content };
+  const acts = make("div", { className: "acts" }, quiet("Edit", () => edit(message)), copyButton(() => content));
+  const text = make("div", { className: "text", textContent: content });
+  message.node = make("article", { className: "question" }, make("h3", { className: "unseen" }, "You"), text, acts);
+  append(message);
 }
 
-function append(turn) {
+function append(message) {
   $("empty").hidden = true;
-  turns.push(turn);
-  log.append(turn.node);
+  messages.push(message);
+  log.append(message.node);
   log.scrollTop = log.scrollHeight;
 }
 
 function cut(at) {
-  for (const turn of turns.splice(at)) turn.node.remove();
-  $("empty").hidden = turns.length > 0;
+  for (const message of messages.splice(at)) message.node.remove();
+  $("empty").hidden = messages.length > 0;
 }
 
-// A conversation that was cleared can be brought back while there is no other one.
-function offer(turns) {
-  cleared = turns;
-  $("cleared").hidden = !turns.length;
+// A conversation that was cleared can be restored until another one begins.
+function offer(messages) {
+  cleared = messages;
+  $("cleared").hidden = !messages.length;
 }
 
 function clear() {
   stopper?.abort();
   edit(null);
-  if (turns.length) offer([...turns]);
+  if (messages.length) offer([...messages]);
   cut(0);
   question.focus();
 }
 
-function bringBack() {
-  for (const turn of cleared) append(turn);
+function restore() {
+  for (const message of cleared) append(message);
   offer([]);
   question.focus();
 }
 
-function edit(turn) {
+function edit(message) {
   if (!edited) draft = question.value;
-  edited = turn;
-  const at = turn ? turns.indexOf(turn) : turns.length;
-  turns.forEach((each, place) => each.node.classList.toggle("dropped", place >= at));
-  $("editing").hidden = !turn;
-  $("editing").textContent = "Editing a question. Sending it replaces what follows; Esc keeps it.";
-  question.value = turn ? turn.content : draft;
+  edited = message;
+  const at = message ? messages.indexOf(message) : messages.length;
+  messages.forEach((each, place) => each.node.classList.toggle("dropped", place >= at));
+  $("editing").hidden = !message;
+  $("editing").textContent = "Editing a question. Sending it replaces all messages after it; Esc cancels.";
+  question.value = message ? message.content : draft;
   grow();
   question.focus();
 }
@@ -147,7 +147,7 @@ function edit(turn) {
 function send() {
   const text = question.value.trim();
   if (!text || stopper) return;
-  if (edited) cut(turns.indexOf(edited));
+  if (edited) cut(messages.indexOf(edited));
   else question.value = "";
   edit(null);
   offer([]);
@@ -156,27 +156,27 @@ function send() {
 }
 
 function addReply() {
-  const turn = { role: "assistant", content: "", reasoning_content: "", calls: [] };
+  const message = { role: "assistant", content: "", reasoning_content: "", calls: [] };
   const parts = {
-    label: make("summary", {}, "Thinking"), thought: make("div"), said: make("div", { className: "said" }),
+    label: make("summary", {}, "Thinking"), thought: make("div"), text: make("div", { className: "text" }),
     calls: make("div"), meta: make("p"), acts: make("div", { className: "acts", hidden: true }),
   };
   parts.details = make("details", { className: "thought", hidden: true }, parts.label, parts.thought);
-  parts.acts.append(copyButton(() => turn.content), parts.meta);
+  parts.acts.append(copyButton(() => message.content), parts.meta);
   const heading = make("h3", { className: "unseen" }, "Reply");
-  turn.node = make("article", { className: "reply" }, heading, parts.details, parts.said, parts.calls, parts.acts);
-  append(turn);
-  return [turn, parts];
+  message.node = make("article", { className: "reply" }, heading, parts.details, parts.text, parts.calls, parts.acts);
+  append(message);
+  return [message, parts];
 }
 
 const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 80;
 
-function draw(turn, parts) {
+function draw(message, parts) {
   const follows = atEnd();
-  parts.details.hidden = !turn.reasoning_content;
-  show(parts.thought, turn.reasoning_content);
-  show(parts.said, turn.content);
-  turn.calls.forEach((call, at) => {
+  parts.details.hidden = !message.reasoning_content;
+  show(parts.thought, message.reasoning_content);
+  show(parts.text, message.content);
+  message.calls.forEach((call, at) => {
     const node = parts.calls.children[at] ?? parts.calls.appendChild(
       make("figure", { className: "call" }, make("figcaption"), make("pre", { tabIndex: 0 }, make("code"))));
     node.firstChild.textContent = `Calls ${call.name}`;
@@ -185,11 +185,11 @@ function draw(turn, parts) {
   if (follows) log.scrollTop = log.scrollHeight;
 }
 
-function take(turn, delta) {
-  turn.content += delta.content ?? "";
-  turn.reasoning_content += delta.reasoning_content ?? delta.reasoning ?? "";
+function take(message, delta) {
+  message.content += delta.content ?? "";
+  message.reasoning_content += delta.reasoning_content ?? delta.reasoning ?? "";
   for (const each of delta.tool_calls ?? []) {
-    const call = (turn.calls[each.index] ??= { id: each.id, name: "", arguments: "" });
+    const call = (message.calls[each.index] ??= { id: each.id, name: "", arguments: "" });
     call.name += each.function?.name ?? "";
     call.arguments += each.function?.arguments ?? "";
   }
@@ -197,10 +197,10 @@ function take(turn, delta) {
 
 function asked() {
   const system = $("system").value.trim();
-  const said = turns.filter((turn) => turn.content); // no reply without a word, such as the one to come
-  const messages = said.map(({ role, content, reasoning_content }) => ({ role, content, reasoning_content }));
-  const body = { model, messages, stream: true, stream_options: { include_usage: true } };
-  if (system) messages.unshift({ role: "system", content: system });
+  const sent = messages.filter((message) => message.content) // without empty replies, such as the one that is asked for
+    .map(({ role, content, reasoning_content }) => ({ role, content, reasoning_content }));
+  if (system) sent.unshift({ role: "system", content: system });
+  const body = { model, messages: sent, stream: true, stream_options: { include_usage: true } };
   if ($("thinking").value) body.thinking = { type: $("thinking").value };
   if ($("most").value) body.max_completion_tokens = Number($("most").value);
   if ($("temperature").value) body.temperature = Number($("temperature").value);
@@ -208,7 +208,7 @@ function asked() {
 }
 
 async function reply() {
-  const [turn, parts] = addReply(), start = performance.now();
+  const [message, parts] = addReply(), start = performance.now();
   let usage, reason, first, last, thoughtUntil, waits = false, failure;
   const now = () => Math.ceil((performance.now() - start) / 1000);
   stopper = new AbortController();
@@ -225,30 +225,30 @@ async function reply() {
       reason = choice.finish_reason ?? reason;
       last = performance.now();
       first ??= last;
-      take(turn, choice.delta ?? {});
-      if (turn.content || turn.calls.length) thoughtUntil ??= now();
+      take(message, choice.delta ?? {});
+      if (message.content || message.calls.length) thoughtUntil ??= now();
       parts.label.textContent = thoughtUntil === undefined ? "Thinking" : `Thought for ${thoughtUntil} s`;
-      if (!waits) requestAnimationFrame(() => (draw(turn, parts), (waits = false)));
+      if (!waits) requestAnimationFrame(() => (draw(message, parts), (waits = false)));
       waits = true;
     }
-    if (!reason) throw new Problem(0, "The reply ended in the middle.");
+    if (!reason) throw new Problem(0, "The reply was cut off.");
   } catch (problem) {
     if (problem.name === "AbortError") reason = "stopped";
     else failure = problem;
   }
   stopper = null;
-  draw(turn, parts);
-  finish(turn, parts, failure, meta(usage, reason, (last - first) / 1000));
+  draw(message, parts);
+  finish(message, parts, failure, meta(usage, reason, (last - first) / 1000));
 }
 
-function finish(turn, parts, failure, said) {
+function finish(message, parts, failure, summary) {
   const follows = atEnd();
   parts.acts.hidden = false;
-  parts.acts.firstChild.hidden = !turn.content;
-  parts.meta.textContent = said;
+  parts.acts.firstChild.hidden = !message.content;
+  parts.meta.textContent = summary;
   if (failure) {
     parts.acts.before(make("p", { className: "wrong", role: "alert" }, advice(failure)));
-    parts.acts.prepend(quiet("Ask again", () => (cut(turns.indexOf(turn)), reply())));
+    parts.acts.prepend(quiet("Try again", () => (cut(messages.indexOf(message)), reply())));
   }
   working(false);
   if (follows) log.scrollTop = log.scrollHeight;
@@ -257,10 +257,10 @@ function finish(turn, parts, failure, said) {
 function meta(usage, reason, seconds) {
   const parts = [];
   if (reason === "stopped") parts.push("Stopped");
-  if (reason === "length") parts.push("Cut at the limit of tokens");
+  if (reason === "length") parts.push("Stopped at the token limit");
   if (usage) {
     const rate = (usage.completion_tokens - 1) / seconds;
-    parts.push(`${usage.completion_tokens} tokens${seconds > 0.1 ? `, ${rate.toFixed(1)} a second` : ""}`);
+    parts.push(`${usage.completion_tokens} tokens${seconds > 0.1 ? `, ${rate.toFixed(1)} per second` : ""}`);
     const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
     parts.push(`${cached} of ${usage.prompt_tokens} prompt tokens from the cache`);
   }
@@ -296,26 +296,26 @@ async function ask(path, options = {}) {
 
 function advice({ status, message, wait }) {
   const hints = {
-    400: "Start a new conversation or edit a question if this one has grown too long; otherwise look at the settings.",
-    401: "Enter the server's API key below, then ask again.",
+    400: "Start a new conversation or edit a question if this one is too long; otherwise check the settings.",
+    401: "Enter the server's API key below, then try again.",
     404: "Reload the page: the server may have been started with another model.",
-    413: "Send less at once.",
-    429: `The server has as much to do as it takes. Ask again${wait ? ` in ${wait} s` : " shortly"}.`,
-    500: "Ask again; if it happens twice, the server's log says more.",
-    503: `Ask again${wait ? ` in ${wait} s` : " shortly"}.`,
+    413: "Send a shorter message.",
+    429: `The server is busy. Try again${wait ? ` in ${wait} s` : " shortly"}.`,
+    500: "Try again. If it fails again, the server's log has more.",
+    503: `Try again${wait ? ` in ${wait} s` : " shortly"}.`,
   };
-  if (status === undefined) return "The server can't be reached. See that it runs, then ask again.";
-  return `${message} ${hints[status] ?? "Ask again."}`.trim();
+  if (status === undefined) return "The server can't be reached. Check that it runs, then try again.";
+  return `${message} ${hints[status] ?? "Try again."}`.trim();
 }
 
 // The JSON of server-sent events, until [DONE] or the end.
 async function* events(stream) {
-  let held = "";
+  let rest = "";
   for (const reader = stream.pipeThrough(new TextDecoderStream()).getReader(); ; ) {
     const { value, done } = await reader.read();
     if (done) return;
-    const lines = (held + value).split(/\r?\n/);
-    held = lines.pop();
+    const lines = (rest + value).split(/\r?\n/);
+    rest = lines.pop();
     for (const line of lines) {
       if (!line.startsWith("data:")) continue;
       const data = line.slice(5).trim();
@@ -325,7 +325,7 @@ async function* events(stream) {
   }
 }
 
-// ---- gauges: [label, text, shares of a bar]; null is what has not happened yet
+// ---- gauges: [label, text, shares of a bar]; a share is null before there is anything to count
 
 const percent = (share) => (share === null ? "none yet" : `${Math.round(share * 100)} %`);
 const number = (count) => count.toLocaleString("en");
@@ -334,7 +334,7 @@ const bytes = (count) => {
   return `${(count / 1024 ** power).toFixed(power ? 1 : 0)} ${["B", "KiB", "MiB", "GiB", "TiB"][power]}`;
 };
 const GAUGES = [
-  ["Tokens a second", (g) => g.tokens_per_second.toFixed(1)],
+  ["Tokens per second", (g) => g.tokens_per_second.toFixed(1)],
   ["Requests", (g) => `${g.running} running, ${g.waiting} waiting`],
   ["Memory", (g) => `${bytes(g.resident_bytes)} of ${bytes(g.budget_bytes)}`, (g) => [g.resident_bytes / g.budget_bytes]],
   ["Expert hits", (g) => percent(g.expert_hit_rate), (g) => [g.expert_hit_rate ?? 0]],
@@ -344,7 +344,7 @@ const GAUGES = [
     (g) => [g.pages_used / g.pages, g.pages_cached / g.pages]],
   ["Preemptions", (g) => String(g.preemptions)],
 ];
-const history = []; // tokens a second, of the last minute
+const history = []; // tokens per second, of the last minute
 let seen = null;
 
 function buildGauges() {
@@ -372,7 +372,7 @@ function drawGauges(gauges) {
   $("rate").setAttribute("points", history.map((rate, at) => `${left + at},${(19 - (18 * rate) / most).toFixed(1)}`).join(" "));
 }
 
-function tellProblem(text) {
+function showProblem(text) {
   $("problem").hidden = !text;
   if ($("problem").textContent !== text) $("problem").textContent = text;
 }
@@ -387,17 +387,17 @@ async function poll() {
     $("model").replaceChildren(model, context);
     document.body.classList.remove("stale");
     drawGauges(gauges);
-    tellProblem(gauges.problem ?? "");
+    showProblem(gauges.problem ?? "");
   } catch (problem) {
     document.body.classList.add("stale");
     const since = seen ? ` since ${seen.toLocaleTimeString()}` : "";
-    tellProblem(problem.status === 401 ? "The server asks for an API key." : `No answer from the server${since}.`);
+    showProblem(problem.status === 401 ? "The server asks for an API key." : `No answer from the server${since}.`);
   }
   clearTimeout(poll.timer);
   poll.timer = setTimeout(poll, 1000);
 }
 
-// ---- what a person does
+// ---- input
 
 function grow() {
   question.style.height = "auto";
@@ -426,7 +426,7 @@ document.addEventListener("keydown", (event) => {
 });
 $("stop").addEventListener("click", () => stopper?.abort());
 $("new").addEventListener("click", clear);
-$("back").addEventListener("click", bringBack);
+$("back").addEventListener("click", restore);
 document.addEventListener("visibilitychange", poll);
 buildGauges();
 poll();

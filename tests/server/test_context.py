@@ -1,0 +1,52 @@
+"""What the log says about a request: tokens, and the rate at which they came."""
+
+import asyncio
+
+import pytest
+
+from earthshine.generation.request import Delta, Ended, Started
+from earthshine.server.http import context as context_module
+from earthshine.server.http.context import RequestContext
+from earthshine.server.http.metrics import Metrics
+
+from .serving import FakeEngine
+
+
+def line_of(monkeypatch: pytest.MonkeyPatch, timed: list) -> str:
+    """The log's line after pieces that come at given times, in seconds from the request's arrival."""
+    lines: list[str] = []
+
+    async def run() -> None:
+        now = 100.0
+        monkeypatch.setattr(context_module.time, "monotonic", lambda: now)
+        context = RequestContext("POST /v1/echo", "-", Metrics(FakeEngine(), "tiny"), lines.append, began=now)
+        for at, piece in timed:
+            now = 100.0 + at
+            context.observe(piece)
+        context.close()
+
+    asyncio.run(run())
+    (line,) = lines
+    return line
+
+
+def delta(n_tokens: int, choice: int = 0) -> Delta:
+    return Delta(choice, [], (), n_tokens)
+
+
+@pytest.mark.parametrize(
+    ("timed", "expected"),
+    [
+        ([(4, delta(1)), (5, delta(2)), (6, Ended(0, "stop", 3, 0))], "3 generated, 1.0 per second"),
+        ([(4, delta(3)), (5, delta(5)), (6, Ended(0, "length", 7, 0))], "7 generated, 2.0 per second"),
+        ([(4, delta(1)), (4, delta(1, 1)), (8, Ended(0, "stop", 3, 0)), (8, Ended(1, "stop", 4, 0))],
+         "7 generated, 1.5 per second"),
+        ([(4, delta(1)), (4, Ended(0, "length", 1, 0))], "1 generated  "),
+        ([(9, delta(50)), (9, Ended(0, "stop", 50, 0))], "50 generated  "),  # a call that was held back to its end
+        ([(4, Ended(0, "stop", 1, 0))], "1 generated  "),
+    ],
+)  # fmt: skip
+def test_the_rate_is_that_of_the_tokens_after_the_first(monkeypatch, timed, expected):
+    line = line_of(monkeypatch, [(1, Started(5, 2)), *timed])
+    assert "5 tokens (2 cached)" in line
+    assert expected in line
