@@ -1,4 +1,4 @@
-"""What a person types and sees: commands, their output and reports of failures. The only package that prints."""
+"""The command line: commands, their output and error messages. The only package that prints."""
 
 from earthshine.cli.app import main
 

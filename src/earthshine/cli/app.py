@@ -1,7 +1,7 @@
-"""The command line: one function per command, its options, and one place that turns errors into sentences.
+"""The command line: one function per command with its options, and the one place that prints errors.
 
-Commands import what they need when they run, so that `inspect` on a config loads no torch. Exit codes: 0, 1 for a
-failure, 2 for wrong use, 130 when interrupted (typer sees to that).
+Commands import what they need when they run, so that `inspect` on a config loads no torch. Exit codes: 0; 1 for a
+failure; 2 for invalid options; 130 when interrupted (by typer).
 """
 
 import contextlib
@@ -16,29 +16,40 @@ from earthshine import __version__
 from earthshine.errors import EarthshineError, UsageError
 
 app = typer.Typer(
-    help="Run open sparse mixture-of-experts models with latent attention on hardware you have.",
+    help="Run large sparse mixture-of-experts models on the hardware you have.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-MODEL_HELP = "A folder, a Hugging Face id (downloaded first), or gleam, the small model inside and the default."
+MODEL_HELP = "A folder, a Hugging Face id (downloaded first), or gleam, the included small model and the default."
 Model = Annotated[str | None, typer.Argument(help=MODEL_HELP)]
 Dtype = Annotated[
-    str, typer.Option(help="Activations: bf16 as published, or fp32; FP8 and INT4 weights decode to bf16 either way.")
+    str,
+    typer.Option(
+        help="Type of activations: bf16 as published, or fp32. FP8 and INT4 weights decode to bf16 either way."
+    ),
 ]
 Memory = Annotated[
-    str | None, typer.Option(help="All the memory to use, such as 16GiB; default: most of what is free.")
+    str | None, typer.Option(help="Memory that the process may use, such as 16GiB; default: most of what is free.")
 ]
-Threads = Annotated[int | None, typer.Option(help="Processors to use; default: all. No result depends on it.")]
+Context = Annotated[
+    int | None, typer.Option(help="Most tokens of a conversation; default: what the memory allows, up to 32768.")
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads to use; default: all processors. Results do not depend on it.")
+]
 Trunk = Annotated[
-    str, typer.Option(help="All but the experts: bf16 as published, or int8, which takes half the memory and is lossy.")
+    str,
+    typer.Option(
+        help="Weights other than experts: bf16 as published, or int8, which halves their memory and is lossy."
+    ),
 ]
 
 PlanFile = Annotated[
     Path | None,
-    typer.Option(help="What earthshine plan --save wrote; then it alone says how the model is held."),
+    typer.Option(help="A file from earthshine plan --save, instead of the options that say how the model is loaded."),
 ]
 
 
@@ -47,31 +58,42 @@ def chat(
     model: Model = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", help="One question, then exit; standard input is put before it."),
+        typer.Option("--prompt", "-p", help="Answer this question and exit. Standard input is put before it."),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest reply; without it, to the context's end.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's own, else 0.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus; default: the model's own, else 1.")] = None,
-    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0 for all.")] = 0,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
-    presence_penalty: Annotated[float, typer.Option(help="Off the logit of each token generated so far.")] = 0.0,
-    frequency_penalty: Annotated[float, typer.Option(help="The same, for each time it was generated.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Divides logits of tokens seen; 1 is off.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same reply.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End the reply before this text; may be repeated.")] = None,
-    thinking: Annotated[bool, typer.Option(help="Let the model reason before it answers.")] = True,
-    stats: Annotated[bool, typer.Option(help="After each reply: rates, expert hits, bytes read.")] = False,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens of room; default: what the memory allows, to 32768.")
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of a reply; default: up to the end of the context.")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature, 0 for greedy; default: the model's own, or else 0.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Probability mass of the tokens to sample from; default: the model's own, or else 1."),
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0 for all.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Least probability of a token, relative to the most likely one.")] = 0.0,
+    presence_penalty: Annotated[
+        float, typer.Option(help="Subtracted from the logit of each token generated so far.")
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="The same, times the number of times the token was generated.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Divides the logits of tokens in the prompt or reply; 1 for off.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of sampling; the same seed gives the same reply.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the reply before this text. May be repeated.")] = None,
+    thinking: Annotated[bool, typer.Option(help="Let the model think before it answers.")] = True,
+    stats: Annotated[bool, typer.Option(help="After each reply, print rates, expert hits and bytes read.")] = False,
+    context: Context = None,
     memory: Memory = None,
     threads: Threads = None,
     trunk: Trunk = "bf16",
     dtype: Dtype = "bf16",
     plan: PlanFile = None,
 ) -> None:
-    """Talk with a model: in a terminal a conversation; with -p, or with text on standard input, one answer."""
+    """Chat with a model in the terminal. With -p, or with text on standard input, print one answer."""
     from earthshine.cli.chat import ChatOptions, run_chat
     from earthshine.cli.options import plan_or_args
 
@@ -90,50 +112,49 @@ def chat(
     run_chat(model, options, sampling | chosen)
 
 
-app.command("run", hidden=True)(chat)  # the name that people know
+app.command("run", hidden=True)(chat)  # the name that other tools use
 
 
 @app.command()
 def serve(
     model: Model = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; beyond this machine only with --api-keys.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="0 chooses one that is free.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. One that other machines can reach needs --api-keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = 8000,
     name: Annotated[
-        list[str] | None, typer.Option(help="What clients call the model; may be repeated; default: its own name.")
+        list[str] | None, typer.Option(help="Name of the model for clients; default: its own. May be repeated.")
     ] = None,
-    api_keys: Annotated[Path | None, typer.Option(help="A file of keys, one per line, that only you can read.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="A certificate and its chain in PEM; with --tls-key.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key in PEM, without a password.")] = None,
+    api_keys: Annotated[Path | None, typer.Option(help="File of API keys, one per line, readable by you only.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate with its chain, in PEM. Needs --tls-key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key, in PEM without a password.")] = None,
     memory: Memory = None,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens of each conversation; default: what the memory allows, to 32768.")
-    ] = None,
-    batch: Annotated[int | None, typer.Option(help="Replies that are computed at once; default: 8.")] = None,
+    context: Context = None,
+    batch: Annotated[int | None, typer.Option(help="Most requests that are computed at once; default: 8.")] = None,
     threads: Threads = None,
     trunk: Trunk = "bf16",
     dtype: Dtype = "bf16",
     plan: PlanFile = None,
     disk_cache: Annotated[
-        str | None, typer.Option(help="Keep conversations on disk, up to this size such as 50GiB; default: not.")
+        str | None, typer.Option(help="Keep cached prefixes on disk, up to this size, such as 50GiB; default: off.")
     ] = None,
     disk_cache_folder: Annotated[
-        Path | None, typer.Option(help="Where they lie; default: ~/.cache/earthshine/pages.")
+        Path | None, typer.Option(help="Folder of the disk cache; default: ~/.cache/earthshine/pages.")
     ] = None,
-    max_stall: Annotated[float, typer.Option(help="Seconds that a new prompt may hold up replies under way.")] = 1.0,
-    max_queue: Annotated[int, typer.Option(help="Replies that may wait; more are refused with 429.")] = 256,
-    drain_seconds: Annotated[float, typer.Option(help="What replies get to finish in once it ends.")] = 30.0,
-    hang_seconds: Annotated[float, typer.Option(help="Without progress for so long, /health says 503.")] = 120.0,
-    log_text: Annotated[bool, typer.Option("--log-text", help="Log prompts and replies too.")] = False,
+    max_stall: Annotated[float, typer.Option(help="Most seconds that a new prompt may delay running replies.")] = 1.0,
+    max_queue: Annotated[int, typer.Option(help="Most requests that wait. More are refused with status 429.")] = 256,
+    drain_seconds: Annotated[float, typer.Option(help="Seconds for running requests to finish at shutdown.")] = 30.0,
+    hang_seconds: Annotated[float, typer.Option(help="Seconds without progress until /health answers 503.")] = 120.0,
+    log_text: Annotated[bool, typer.Option("--log-text", help="Also log prompts and replies.")] = False,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Another name of this machine that requests may use; may be repeated.")
+        list[str] | None, typer.Option(help="Another host name that requests may use. May be repeated.")
     ] = None,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(help="Web pages that may ask, such as https://app.example; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Origin of web pages that may send requests, such as https://app.example. May be repeated."),
     ] = None,
 ) -> None:
-    """Serve a model to OpenAI's and Anthropic's clients, and a page to this machine's browser, until Ctrl-C."""
+    """Serve a model through OpenAI's and Anthropic's APIs, with a chat page for the browser, until Ctrl-C."""
     from earthshine.cli.options import plan_or_args
     from earthshine.cli.serve import ServeOptions, run_serve
     from earthshine.net.listen import ListenOptions
@@ -150,14 +171,17 @@ def serve(
 def inspect(
     model: Model = None,
     context: Annotated[
-        int | None, typer.Option(help="Where FLOPs per token are given; default: the model's, to 32768.")
+        int | None, typer.Option(help="Context for the FLOPs per token; default: the model's, up to 32768.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
     make_hashes: Annotated[
-        bool, typer.Option("--hash", help="Read all weights and write checksums beside them; loading checks them.")
+        bool,
+        typer.Option(
+            "--hash", help="Read all weights and write their checksums beside them. Loading then verifies them."
+        ),
     ] = False,
 ) -> None:
-    """Show a model's architecture, size and stored formats; from a config.json alone too."""
+    """Show a model's architecture, size and stored formats. A config.json alone is enough."""
     from earthshine.cli.inspect import run_inspect
 
     run_inspect(model, context, json, make_hashes)
@@ -166,10 +190,12 @@ def inspect(
 @app.command()
 def score(
     model: Annotated[str, typer.Argument(help="A folder, a Hugging Face id, or gleam.")],
-    file: Annotated[Path, typer.Argument(help="UTF-8 text; - for standard input.")],
-    json: Annotated[bool, typer.Option("--json", help="One JSON document, with each token's log-likelihood.")] = False,
+    file: Annotated[Path, typer.Argument(help="A file of UTF-8 text; - for standard input.")],
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document, with each token's log-likelihood.")
+    ] = False,
     context: Annotated[
-        int | None, typer.Option(help="Tokens a window; default: what the memory allows, to 32768.")
+        int | None, typer.Option(help="Tokens per window; default: what the memory allows, up to 32768.")
     ] = None,
     memory: Memory = None,
     threads: Threads = None,
@@ -177,7 +203,7 @@ def score(
     dtype: Dtype = "bf16",
     plan: PlanFile = None,
 ) -> None:
-    """Log-likelihood, perplexity and bits per byte of a text under a model."""
+    """Compute the log-likelihood, perplexity and bits per byte of a text under a model."""
     from earthshine.cli.options import plan_or_args
     from earthshine.cli.score import run_score
 
@@ -188,30 +214,34 @@ def score(
 def plan(
     model: Model = None,
     memory: Memory = None,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens of each conversation; default: what the memory allows, to 32768.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Sequences decoded together; serve takes up to 8.")] = 1,
+    context: Context = None,
+    batch: Annotated[int, typer.Option(help="Sequences that are decoded together; serve takes up to 8.")] = 1,
     machine: Annotated[
         str | None,
-        typer.Option(help="A machine's file, or mini-24gb, desktop-128gb, server-768gb, 8xh200; default: this one."),
+        typer.Option(
+            help="A machine's file, or mini-24gb, desktop-128gb, server-768gb or 8xh200; default: this machine."
+        ),
     ] = None,
     threads: Threads = None,
     trunk: Trunk = "bf16",
-    skew: Annotated[float, typer.Option(help="How unevenly experts are chosen (Zipf's exponent): 0 is even.")] = 0.9,
-    watts: Annotated[float | None, typer.Option(help="Of the machine under load; default: its file's.")] = None,
-    kwh_price: Annotated[float, typer.Option(help="US dollars for a kilowatt hour.")] = 0.25,
-    machine_price: Annotated[float | None, typer.Option(help="US dollars; default: its file's.")] = None,
+    skew: Annotated[float, typer.Option(help="Zipf exponent of the choice of experts; 0 for even routing.")] = 0.9,
+    watts: Annotated[
+        float | None, typer.Option(help="Power of the machine under load; default: from its file.")
+    ] = None,
+    kwh_price: Annotated[float, typer.Option(help="US dollars per kilowatt hour.")] = 0.25,
+    machine_price: Annotated[
+        float | None, typer.Option(help="Price of the machine in US dollars; default: from its file.")
+    ] = None,
     life_years: Annotated[float, typer.Option(help="Years over which the machine pays off.")] = 4.0,
-    prices: Annotated[Path | None, typer.Option(help="A table of services' prices instead of the one inside.")] = None,
+    prices: Annotated[Path | None, typer.Option(help="A table of services' prices; default: the included one.")] = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="Write the plan, for --plan of chat, score and serve (8 conversations: --batch 8)."),
+        typer.Option(help="Write the plan to this file, for --plan of chat, score and serve (serve: with --batch 8)."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the forecasts: a .png, .svg or .pdf.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the forecasts to a .png, .svg or .pdf file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
-    """Forecast what goes where, how fast it will be and why, and what it costs; from a config.json alone too."""
+    """Forecast what goes where in memory, how fast it is and why, and what it costs. A config.json is enough."""
     from earthshine.cli.plan import PlanOptions, run_plan
 
     money = (watts, kwh_price, machine_price, life_years, prices)
@@ -220,29 +250,34 @@ def plan(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine offers and which implementation serves each operation."""
+    """Show what this machine offers and which implementation is used for each operation."""
     from earthshine.cli.doctor import run_doctor
 
     run_doctor()
 
 
-bench = typer.Typer(help="Measure this machine, or a server.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(help="Measure this machine or a server.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 
 
 @bench.command()
 def machine(
     save: Annotated[
-        Path | None, typer.Option(help="Where the profile goes; default: the place that earthshine plan reads.")
+        Path | None, typer.Option(help="File to save the profile to; default: the one that earthshine plan reads.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="Measure the disk of this folder, by a file of up to 2 GiB; default: of --save.")
+        Path | None,
+        typer.Option(
+            help="Measure the disk of this folder, with a file of up to 2 GiB; default: the folder of --save."
+        ),
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="Measure the disk by this large file, which is only read.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
-    threads: Annotated[int | None, typer.Option(help="Processors to measure with; default: all.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Measure the disk with this large file, which is only read.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Threads to measure with; default: all processors.")] = None,
 ) -> None:
-    """Measure disk, memory, products and network in under a minute, and save the dated profile."""
+    """Measure disk, memory, matrix products and network in under a minute, and save the profile."""
     from earthshine.cli.bench import BenchOptions, run_bench_machine
 
     run_bench_machine(BenchOptions(save, folder, file, threads), json)
@@ -250,31 +285,33 @@ def machine(
 
 @bench.command("serve")
 def bench_serve(
-    url: Annotated[str, typer.Argument(help="Where the server is.")] = "http://127.0.0.1:8000",
-    model: Annotated[str | None, typer.Option(help="By its name there; default: the first that it lists.")] = None,
-    api: Annotated[str, typer.Option(help="completions, whose prompts are token ids, or chat.")] = "completions",
-    api_key_file: Annotated[Path | None, typer.Option(help="A file with the server's key.")] = None,
-    trace: Annotated[
-        Path | None, typer.Option(help="Mooncake's JSON lines or Azure's CSV; default: a synthetic one.")
+    url: Annotated[str, typer.Argument(help="The server's address.")] = "http://127.0.0.1:8000",
+    model: Annotated[
+        str | None, typer.Option(help="The model's name on the server; default: the first that it lists.")
     ] = None,
-    requests: Annotated[int, typer.Option(help="How many of its requests to send, from its start.")] = 64,
-    concurrency: Annotated[int | None, typer.Option(help="Requests at once; default: 8 without --speed.")] = None,
+    api: Annotated[str, typer.Option(help="completions (prompts of token ids) or chat.")] = "completions",
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with the server's API key.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="A trace in Mooncake's JSON lines or Azure's CSV; default: a synthetic one.")
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Number of the trace's requests to send, from its start.")] = 64,
+    concurrency: Annotated[int | None, typer.Option(help="Requests at a time; default: 8 without --speed.")] = None,
     speed: Annotated[
-        float | None, typer.Option(help="Send at the trace's times, this many times as fast, instead of --concurrency.")
+        float | None, typer.Option(help="Send at the trace's times, sped up by this factor, instead of --concurrency.")
     ] = None,
     scale: Annotated[
-        float | None, typer.Option(help="Multiply all lengths; default: so that the longest fits the context.")
+        float | None, typer.Option(help="Factor for all lengths; default: such that the longest fits the context.")
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(help="Of the prompts; take another for each run, since a server finds prompts that it has seen."),
+        typer.Option(help="Seed of the prompts. Use another for each run, since a server may have cached prompts."),
     ] = 0,
-    timeout: Annotated[float, typer.Option(help="Seconds that a reply may take.")] = 600.0,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the waits: a .png, .svg or .pdf.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write each request's figures to this file, as JSON.")] = None,
+    timeout: Annotated[float, typer.Option(help="Most seconds that a reply may take.")] = 600.0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the latencies to a .png, .svg or .pdf file.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the figures of each request to this file, as JSON.")] = None,
 ) -> None:
-    """Send a trace's requests to a running server, and say how long people would have waited."""
+    """Send a trace's requests to a running server and measure latency and throughput."""
     from earthshine.cli.bench_serve import BenchServeOptions, run_bench_serve
 
     load = (trace, requests, concurrency, speed, scale, seed, timeout)
@@ -304,8 +341,8 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point. Errors raised on purpose become one or two plain sentences on standard error."""
-    if sys.stdout is None:  # closed by the caller; there is nowhere to say so but standard error
+    """The entry point. EarthshineErrors are printed as one or two sentences on standard error."""
+    if sys.stdout is None:  # closed by the caller
         _fail("standard output is closed", 1)
     try:
         app()
@@ -315,10 +352,10 @@ def main() -> None:
     except EarthshineError as error:
         _fail(str(error), 1)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch's way to say it
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch's message
             raise
-        _fail("there is not enough memory for this model; see its size with: earthshine inspect", 1)
-    except BrokenPipeError:  # the reader has gone, which is no news to it
+        _fail("there is not enough memory for this model; see its size with earthshine inspect", 1)
+    except BrokenPipeError:  # the reader of the output has gone
         _abandon_output()
         sys.exit(1)
     except OSError as error:
@@ -329,5 +366,5 @@ def main() -> None:
 
 
 def _abandon_output() -> None:
-    """What Python still holds for standard output must not fail again at exit."""
+    """Redirect standard output, so that flushing it at exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

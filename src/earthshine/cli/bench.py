@@ -1,8 +1,7 @@
-"""`earthshine bench machine`: this machine's rates, measured in under a minute and saved with its date.
+"""`earthshine bench machine`: this machine's rates, measured in under a minute and saved with the date.
 
-Every figure is the median of several repeats and is shown with its least and most. What is saved is held against the
-rules of a machine's file first, so that what was written can be read. Refuses a place that can't be written before it
-measures anything.
+Every figure is the median of several repeats and is shown with the least and the greatest. The profile is checked by
+the rules of a machine's file before it is saved. A file that can't be written is refused before anything is measured.
 """
 
 import datetime
@@ -50,15 +49,13 @@ ATTENTION = ((16, 1), (64, 1), (64, 256))  # heads, tokens: Moonlight's and Kimi
 _MEMORY_BYTES = 1 << 30
 _LEAST_MEMORY_BYTES = 256 << 20  # beyond most caches, and three matrices of bf16
 _LAYER_TOKENS, _WARM_TOKENS = 64, 8
-_BUSY = 0.1  # of the processors' time: a profile of a machine that does other work says so
-_LEAST_SHARE = (
-    0.25  # of a token's time in gleam: its weights lie in a cache partly, so their bytes may explain too much
-)
+_BUSY = 0.1  # share of the processors' time beyond which the profile says that other programs ran
+_LEAST_SHARE = 0.25  # of a token's time in gleam, since its weights are partly in a cache and read faster
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """One row of the table: repeats in base units, and how they are shown."""
+    """One row of the table: repeats in base units, and the unit they are shown in."""
 
     what: str
     samples: Sequence[float]
@@ -78,7 +75,7 @@ class _Line:
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """Where the profile goes, what the disk is measured by (one of the two, or neither), and how many threads work."""
+    """The profile's file, what the disk is measured with (one of the two, or neither), and the number of threads."""
 
     save: Path | None = None
     folder: Path | None = None
@@ -88,7 +85,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Every repeat of everything, in bytes, FLOP and seconds."""
+    """Every repeat of every measurement, in bytes, FLOP and seconds."""
 
     disk: Rates
     read: Sequence[float]
@@ -96,12 +93,12 @@ class _Found:
     attention: Mapping[tuple[int, int], Sequence[float]]  # by heads and tokens
     layer: Sequence[float]
     network: Loopback | None
-    others: float  # share of the processors' time that other programs took meanwhile
+    others: float  # share of the processors' time that other programs took
 
 
 def run_bench_machine(options: BenchOptions, as_json: bool) -> None:
     if options.file is not None and options.folder is not None:
-        raise UsageError("--file and --folder both say what the disk is measured by; give one.")
+        raise UsageError("--file and --folder both choose the disk to measure; give one.")
     save = options.save or read_settings().profile
     threads = _threads(options.threads)
     _require_place(save)
@@ -123,7 +120,7 @@ def _measure(options: BenchOptions, beside: Path, threads: int) -> _Found:
     read = measure.read_rates(memory, REPEATS)
     products = {(kind, rows): _product(memory, kind, rows) for kind in Storage for rows in PRODUCT_ROWS}
     attention = {(heads, tokens): _attention(memory, heads, tokens) for heads, tokens in ATTENTION}
-    read += measure.read_rates(memory, REPEATS)  # again, since a shared machine's changes within a minute
+    read += measure.read_rates(memory, REPEATS)  # again, since on a shared machine it changes within a minute
     del memory
     layer = _layer_seconds(threads, statistics.median(read))
     _say("network")
@@ -131,7 +128,7 @@ def _measure(options: BenchOptions, beside: Path, threads: int) -> _Found:
 
 
 class _Others:
-    """Counts from its making what programs other than this one take of the processors."""
+    """Measures the processor time of programs other than this one, from when it is made."""
 
     def __init__(self) -> None:
         self._began, self._all, self._own = time.monotonic(), busy_seconds(), time.process_time()
@@ -163,7 +160,7 @@ def _machine(found: _Found, options: BenchOptions, threads: int) -> Machine:
 
 
 def _figure(samples: Sequence[float]) -> float:
-    """The median, to four digits: more would be noise."""
+    """The median, rounded to four digits."""
     return float(f"{statistics.median(samples):.4g}")
 
 
@@ -174,25 +171,25 @@ def _threads(asked: int | None) -> int:
 
 
 def _require_place(save: Path) -> None:
-    """Measuring takes time; that the profile can't be saved should be known before."""
+    """Raises UsageError if the profile can't be saved, before time is spent on measuring."""
     if save.is_dir():
         raise UsageError(f"{shown(save)} is a folder; name a file, such as {shown(save / 'machine.json')}.")
     try:
         save.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{shown(save.parent)} can't be made: {error.strerror}; name another file.") from None
+        raise UsageError(f"{shown(save.parent)} can't be created: {error.strerror}; name another file.") from None
     if not os.access(save.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{shown(save.parent)} can't be written; name a file in another folder with --save.")
 
 
 def _memory_bytes() -> int:
-    """1 GiB, or eight times the last cache where that is more, and a quarter of what is free at most."""
+    """1 GiB or eight times the last-level cache, whichever is more, but at most a quarter of the free memory."""
     wanted = max(_MEMORY_BYTES, 8 * last_cache_bytes())
     room = memory_available() // 4
     if room < _LEAST_MEMORY_BYTES:
         needed = format_bytes(4 * _LEAST_MEMORY_BYTES)
         raise UsageError(
-            f"{format_bytes(4 * room)} of memory are free; measuring takes {needed}, a quarter for itself."
+            f"{format_bytes(4 * room)} of memory are free; measuring needs {needed} to be free and uses a quarter."
         )
     return min(wanted, room)
 
@@ -203,13 +200,13 @@ def _disk(options: BenchOptions, beside: Path) -> Rates:
         return measure_file(options.file)
     folder = options.folder or beside
     if not folder.is_dir():
-        raise UsageError(f"{shown(folder)} is not a folder; name one on the disk that is to be measured.")
+        raise UsageError(f"{shown(folder)} is not a folder; name one on the disk to measure.")
     return measure_folder(folder)
 
 
 def _product(memory: measure.Memory, storage: Storage, rows: int) -> list[float]:
     _say(f"products of {storage.value_type}, {rows} rows")
-    # What experts are published in is measured by the call that computes them: at one row FP8's takes a third longer.
+    # Formats of experts are measured with the call that computes experts: at one row FP8's takes a third longer.
     rates = measure.expert_rates if storage in QUANTISED else measure.linear_rates
     return rates(memory, storage, rows, REPEATS)
 
@@ -221,7 +218,7 @@ def _attention(memory: measure.Memory, heads: int, tokens: int) -> list[float]:
 
 
 def _layer_seconds(threads: int, memory_read: float) -> list[float]:
-    """Of each of some tokens that gleam decodes: its time, less that of its weights' bytes, over its layers."""
+    """For each decoded token of gleam: its time minus the time to read its weights, divided by the layers."""
     _say("layers")
     model = load_model(GLEAM, PlanArgs(context_tokens=512, threads=threads))
     try:
@@ -240,37 +237,37 @@ def _layer_seconds(threads: int, memory_read: float) -> list[float]:
 
 
 def _token_bytes(spec: ModelSpec) -> int:
-    """Weights that a decoded token reads: the trunk but for the embedding table, and its experts."""
+    """Bytes that a decoded token reads: the trunk without the embedding table, and the token's experts."""
     experts = sum(moe.top_k * expert_bytes(spec.hidden, moe, spec.expert_storage) for _, moe in moe_layers(spec))
     return footprint(spec).trunk_bytes["bf16"] - 2 * spec.vocab_size * spec.hidden + experts
 
 
 def _source(found: _Found, options: BenchOptions, threads: int) -> str:
     served = next(each.name for each in kernels.implementations() if each.operation == "linear")
-    file = "a file that was there" if options.file is not None else "a file written for it"
-    way = "past the page cache" if found.disk.direct else "through a page cache that was asked to forget it"
+    file = "an existing file" if options.file is not None else "a file written for it"
+    way = "past the page cache" if found.disk.direct else "through the page cache after dropping its pages"
     sentences = [
         f"Measured by earthshine {__version__} with {threads} threads and {served} kernels.",
-        f"The disk by {file}, read {way}.",
-        "The network is this machine talking to itself." if found.network else "The network could not be measured.",
+        f"Disk: with {file}, read {way}.",
+        "Network: over loopback." if found.network else "Network: could not be measured.",
     ]
     if found.others > _BUSY:
-        sentences.append(f"Other programs took {found.others:.0%} of the processors meanwhile; idle, it does more.")
+        sentences.append(f"Other programs used {found.others:.0%} of the processors; an idle machine is faster.")
     return " ".join(sentences)
 
 
 def _lines(found: _Found) -> Iterator[_Line]:
     for (block, depth), taken in sorted(found.disk.samples.items()):
-        yield _Line(f"disk, {format_bytes(block)}, {depth} at once", taken, "GB/s", 1e9)
+        yield _Line(f"disk, {format_bytes(block)}, depth {depth}", taken, "GB/s", 1e9)
     yield _Line("memory", found.read, "GB/s", 1e9)
     for (storage, rows), samples in found.products.items():
         yield _Line(f"{storage.value_type}, {rows} row{'s' if rows > 1 else ''}", samples, "GFLOP/s", 1e9)
     for (heads, tokens), samples in found.attention.items():
         yield _Line(f"attention, {heads} heads, {tokens} token{'s' if tokens > 1 else ''}", samples, "GFLOP/s", 1e9)
-    yield _Line("a layer, beside its bytes", found.layer, "us", 1e-6)
+    yield _Line("overhead per layer", found.layer, "us", 1e-6)
     if found.network is not None:
-        yield _Line("network, to itself", found.network.rates, "GB/s", 1e9)
-        yield _Line("network, a question", found.network.round_trips, "us", 1e-6)
+        yield _Line("network, loopback", found.network.rates, "GB/s", 1e9)
+        yield _Line("network, round trip", found.network.round_trips, "us", 1e-6)
 
 
 def _show(machine: Machine, found: _Found, save: Path, as_json: bool) -> None:
@@ -287,12 +284,12 @@ def _show(machine: Machine, found: _Found, save: Path, as_json: bool) -> None:
     for line in lines:
         print(line.text())
     if found.others > _BUSY:
-        print("\nMeasure again when nothing else runs.")
+        print("\nMeasure again when no other programs run.")
     print(f"\nsaved as {save}")
 
 
 def _say(what: str) -> None:
-    """A terminal sees what is being measured; the line goes away with the next one."""
+    """Show on a terminal what is being measured, in a line that the next one replaces."""
     if sys.stderr is not None and sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[Kmeasuring: {what}" if what else "\r\x1b[K")
         sys.stderr.flush()

@@ -1,8 +1,8 @@
-"""`earthshine bench serve`: a trace sent to a running server, and how long people would have waited.
+"""`earthshine bench serve`: sends a trace to a running server and reports latency and throughput.
 
-Figures are of the requests that were answered whole; the others are counted, with what went wrong. Refuses options that
-contradict each other before anything is sent, and raises Unreachable where no request was answered. A second run with
-the same seed sends the same prompts, which the server may then find in its cache.
+Figures are those of the requests that were answered completely; the others are counted by what went wrong. Options that
+contradict each other are refused before anything is sent. Raises Unreachable if no request was answered. A second run
+with the same seed sends the same prompts, which the server may have in its prefix cache.
 """
 
 import json
@@ -25,15 +25,15 @@ from earthshine.untrusted import read_file, shown
 PERCENTS = (50, 90, 99)
 MOST_REQUESTS, MOST_AT_ONCE = 1_000_000, 4096
 _APIS = ("completions", "chat")
-_WORD_MARGIN = 0.95  # of the context: words cost a few tokens more or less than those that were weighed
-_MOST_PROBLEMS = 5  # kinds that are shown
+_WORD_MARGIN = 0.95  # of the context, since some words have more tokens than those of the trial
+_MOST_PROBLEMS = 5  # kinds of failure that are shown
 _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, slots=True)
 class BenchServeOptions:
-    """What is sent where. `concurrency` requests at once, or with `speed` each at its recorded time, sped up by that
-    factor; `scale` multiplies all lengths, None for what fits the model's context."""
+    """The options of the command. `concurrency` requests at a time, or with `speed` each at its recorded time, sped up
+    by that factor; `scale` multiplies all lengths, None for what fits the model's context."""
 
     url: str = "http://127.0.0.1:8000"
     model: str | None = None
@@ -53,7 +53,7 @@ class BenchServeOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is about to be sent. `at_once` is None where the trace's own times hold."""
+    """What is sent. `at_once`: None where the trace's own times are used."""
 
     arrivals: Sequence[Arrival]
     shape: Shape
@@ -80,7 +80,7 @@ def run_bench_serve(options: BenchServeOptions) -> None:
     done = [sample for sample in run.samples if sample.problem is None]
     if not done:
         problem, count = Counter(sample.problem for sample in run.samples).most_common(1)[0]
-        raise Unreachable(f"None of {len(arrivals)} requests was answered whole; {count} times: {problem}.")
+        raise Unreachable(f"None of {len(arrivals)} requests was answered completely; {count} times: {problem}.")
     report = _report(options, plan, target, run, done)
     if options.save is not None:
         samples = [asdict(sample) for sample in run.samples]
@@ -91,7 +91,7 @@ def run_bench_serve(options: BenchServeOptions) -> None:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float] | None:
-    """The values below which 50, 90 and 99 in a hundred lie, interpolated between neighbours; None of no values."""
+    """The 50th, 90th and 99th percentiles, interpolated linearly; None for no values."""
     if not values:
         return None
     ranked, found = sorted(values), {}
@@ -110,7 +110,7 @@ def _site(options: BenchServeOptions) -> Site:
         path = options.api_key_file
         raw = read_file(path.resolve(), shown(path), 4096, UsageError).decode("ascii", "replace").strip()
         if not raw or not all("!" <= character <= "~" for character in raw):
-            raise UsageError(f"{shown(path)} holds no API key: one line of printable ASCII without spaces.")
+            raise UsageError(f"{shown(path)} has no API key; it must be one line of printable ASCII without spaces.")
         key = raw
     return parse_site(options.url, key, options.timeout)
 
@@ -121,7 +121,7 @@ def _check(options: BenchServeOptions) -> None:
     if not 1 <= options.requests <= MOST_REQUESTS:
         raise UsageError(f"--requests {shown(options.requests)} is not possible; choose 1 to {MOST_REQUESTS}.")
     if options.concurrency is not None and options.speed is not None:
-        raise UsageError("--concurrency sends when a reply ends and --speed when the trace says so; give one.")
+        raise UsageError("--concurrency and --speed both say when requests are sent; give one.")
     if options.concurrency is not None and not 1 <= options.concurrency <= MOST_AT_ONCE:
         raise UsageError(f"--concurrency {shown(options.concurrency)} is not possible; choose 1 to {MOST_AT_ONCE}.")
     for name, value in (("speed", options.speed), ("scale", options.scale)):
@@ -133,13 +133,13 @@ def _check(options: BenchServeOptions) -> None:
         new_figure()
     for name, place in (("save", options.save), ("plot", options.plot)):
         if place is not None and not place.parent.is_dir():
-            raise UsageError(f"--{name} {shown(place)} lies in no folder; make {shown(place.parent)} first.")
+            raise UsageError(f"--{name} {shown(place)} is in a folder that does not exist; make it first.")
 
 
 def _plan(options: BenchServeOptions, arrivals: Sequence[Arrival], target: Target) -> _Plan:
     scale = options.scale
     if scale is None and target.context_tokens is None:
-        raise UsageError("The server does not say how many tokens fit; give --scale, 1 for the trace's own lengths.")
+        raise UsageError("The server does not report its context; give --scale, 1 for the trace's own lengths.")
     if scale is None and target.context_tokens is not None:
         room = target.context_tokens
         if options.api == "chat":
@@ -152,7 +152,7 @@ def _plan(options: BenchServeOptions, arrivals: Sequence[Arrival], target: Targe
 
 
 class _Progress:
-    """One line on standard error where that is a terminal."""
+    """A progress line on standard error, if that is a terminal."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0
@@ -172,7 +172,7 @@ class _Progress:
 def _report(
     options: BenchServeOptions, plan: _Plan, target: Target, run: Run, done: Sequence[Sample]
 ) -> dict[str, Any]:
-    """Everything that is said, in seconds, tokens and shares."""
+    """All that is reported, in seconds, tokens and shares."""
     shape, arrivals = plan.shape, plan.arrivals
     prompts = [shape.input_units(arrival) for arrival in arrivals]
     known = [sample for sample in done if sample.input_tokens is not None]
@@ -210,7 +210,7 @@ def _report(
 
 
 def _latency(done: Sequence[Sample]) -> dict[str, dict[str, float] | None]:
-    """Percentiles of seconds; a reply's mean time per token leaves out its first."""
+    """Percentiles in seconds; a reply's mean time per token is without its first token."""
     means = [sum(s.gaps) / (s.output_tokens - 1) for s in done if s.output_tokens > 1 and s.gaps]
     return {
         "first token": percentiles([s.first for s in done if s.first is not None]),
@@ -236,13 +236,13 @@ def _lines(report: dict[str, Any]) -> list[str]:
     if len(kinds) > _MOST_PROBLEMS:
         lines.append(f"            and {len(kinds) - _MOST_PROBLEMS} other kinds of failure")
     if report["short"]:
-        lines.append(f"            {report['short']} replies ended before the length that the trace has")
+        lines.append(f"            {report['short']} replies were shorter than in the trace")
     share, possible = report["prefix_share"], report["prefix_share_possible"]
     lines += [
         f"throughput  {report['output_tokens_per_second']:.1f} output tokens/s, "
         f"{report['tokens_per_second']:.1f} tokens/s with the prompts', {report['requests_per_second']:.2f} requests/s",
         f"prefixes    {'not reported' if share is None else f'{share:.1%} of prompt tokens found'}; "
-        f"{possible:.1%} begin an earlier prompt of the trace",
+        f"{possible:.1%} are shared with earlier prompts of the trace",
         f"{'seconds':20}" + "".join(f"{f'p{percent}':>10}" for percent in PERCENTS),
     ]
     for what, row in report["latency"].items():
@@ -257,7 +257,7 @@ def _figures(row: dict[str, float]) -> str:
 
 
 def _draw(path: Path, report: dict[str, Any], done: Sequence[Sample]) -> None:
-    """Waiting times as shares of requests, first tokens over prompts' lengths, and output tokens over time."""
+    """Latencies as shares of requests, times to the first token over prompt lengths, and output tokens over time."""
     figure = new_figure()
     waits, lengths, rate = figure.subplots(1, 3)
     firsts = [sample for sample in done if sample.first is not None]
@@ -278,5 +278,5 @@ def _draw(path: Path, report: dict[str, Any], done: Sequence[Sample]) -> None:
     rate.set(xlabel="seconds", ylabel="output tokens of ended replies")
     for panel in (waits, lengths, rate):
         panel.grid(True, which="both", alpha=0.3)
-    figure.suptitle(f"{report['model']}: {report['trace']}", parse_math=False)  # a name is not a formula
+    figure.suptitle(f"{report['model']}: {report['trace']}", parse_math=False)  # names may have $ signs
     figure.savefig(path)

@@ -1,4 +1,4 @@
-"""`earthshine doctor`: what this machine offers, what serves each operation, and why a better one does not."""
+"""`earthshine doctor`: what this machine offers, and which implementation serves each operation and why."""
 
 import platform
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ def run_doctor() -> None:
     print(f"torch        {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"processors   {processors()}")
     print(f"kernels      {settings.kernels} (EARTHSHINE_KERNELS)")
-    print(f"seen         {settings.cpu} (EARTHSHINE_CPU)")
+    print(f"cpu          {settings.cpu} (EARTHSHINE_CPU)")
     print(f"downloads    {settings.home or 'the default cache of huggingface_hub'} (EARTHSHINE_HOME)")
     print(f"gleam        {_gleam()}")
     print()
@@ -32,7 +32,7 @@ def run_doctor() -> None:
 
 
 def print_served(served: Iterable[Implementation]) -> None:
-    """What serves, with its operations, and once why no better one does."""
+    """Print each implementation with its operations, and the reason why no better one is used."""
     groups: dict[tuple[str, str], list[str]] = {}
     for one in served:
         groups.setdefault((one.name, one.reason), []).append(one.operation)

@@ -1,7 +1,7 @@
-"""`earthshine inspect`: a model's architecture, footprint, formats and tensor coverage; with --hash its checksums.
+"""`earthshine inspect`: a model's architecture, size, formats and tensors; with --hash also checksums.
 
-From a config.json alone too, and then without loading torch. Progress goes to standard error, so that standard output
-stays one document.
+Works from a config.json alone too, and then loads no torch. Progress goes to standard error, so that standard output
+is one document.
 """
 
 import json
@@ -17,14 +17,14 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from rich.table import Table
 
 from earthshine.errors import UsageError
-from earthshine.hub import find_model
+from earthshine.hub import GLEAM, find_model
 from earthshine.plan.budget import CONTEXT_TOKENS
 from earthshine.spec import ModelSpec, decode_flops_per_token, footprint, load_spec, prefill_flops_per_token
 from earthshine.spec.model import MoeSpec
 from earthshine.units import format_bytes, format_count
 from earthshine.untrusted import shown
 
-# What a person reads for the keys of --json; other keys are plain words once their underscores are blanks.
+# The table's labels for the keys of --json; of other keys the underscores become blanks.
 _LABELS = {
     "n_layers": "layers",
     "dense_layers": "dense layers (without experts)",
@@ -61,6 +61,8 @@ _LABELS = {
 
 def run_inspect(model: str | None, context: int | None, as_json: bool, make_hashes: bool = False) -> None:
     path = find_model(model, weights=make_hashes)
+    if make_hashes:
+        _require_place(path)
     spec = load_spec(path)
     facts = {"architecture": _architecture(spec), "footprint": _footprint(spec, context_tokens(spec, context))}
     if _has_weights(path):
@@ -75,7 +77,7 @@ def run_inspect(model: str | None, context: int | None, as_json: bool, make_hash
 
 
 def context_tokens(spec: ModelSpec, asked: int | None) -> int:
-    """The context whose FLOPs are shown; raises UsageError for fewer than 2 tokens or more than the model's."""
+    """The context for which FLOPs are shown. Raises UsageError for fewer than 2 tokens or more than the model's."""
     tokens = min(spec.max_context, CONTEXT_TOKENS) if asked is None else asked
     if not 2 <= tokens <= spec.max_context:
         raise UsageError(
@@ -115,7 +117,7 @@ def _architecture(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _attention(spec: ModelSpec) -> dict[str, Any]:
-    """The sizes of the kinds of attention; of several, "attention" says how many layers have each."""
+    """The sizes of each kind of attention; with several kinds, "attention" says how many layers have each."""
     kinds = Counter(layer.attention for layer in spec.layers)
     if len(kinds) == 1:
         return dict(spec.layers[0].attention.facts)
@@ -147,19 +149,27 @@ def _footprint(spec: ModelSpec, context: int) -> dict[str, Any]:
 
 
 def _coverage(folder: Path, spec: ModelSpec) -> dict[str, Any]:
-    """Opens every header, so this is also the check that the weights fit their config."""
+    """Reads every header, so this also checks that the weights fit their config."""
     from earthshine.weights import Checkpoint
 
     shares = Checkpoint.open(folder, spec).coverage().shares
     return {f"{share.kind}_{share.format}": {"tensors": share.n_tensors, "bytes": share.nbytes} for share in shares}
 
 
-def _hash(folder: Path, spec: ModelSpec) -> dict[str, Any]:
-    """Reads every weight once and writes their checksums beside them, against which later reads are held."""
-    from earthshine.weights import Checkpoint, Reader, write_manifest
-
+def _require_place(folder: Path) -> None:
+    """Reading all weights takes long, so a folder that can't hold their checksums is refused before."""
     if not _has_weights(folder):
         raise UsageError(f"{folder} has no weights to make checksums of.")
+    if folder.resolve() == GLEAM:
+        raise UsageError(f"gleam is part of the installed package, which is not changed; copy {shown(folder)} first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{shown(folder)} can't be written, and checksums are kept beside the weights.")
+
+
+def _hash(folder: Path, spec: ModelSpec) -> dict[str, Any]:
+    """Reads every weight once and writes checksums beside them, which later reads are compared with."""
+    from earthshine.weights import Checkpoint, Reader, write_manifest
+
     checkpoint = Checkpoint.open(folder, spec)
     columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
     begun = time.perf_counter()

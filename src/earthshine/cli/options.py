@@ -1,4 +1,4 @@
-"""What several commands take in the same way: how a model is held, and text."""
+"""What several commands share: the options for loading a model, and reading text."""
 
 import sys
 from pathlib import Path
@@ -24,10 +24,10 @@ def plan_or_args(
     batch: int = 1,
     cache_tokens: int | None = None,
 ) -> Plan | PlanArgs:
-    """The plan that --plan names, or what the other options ask of a plan to be made.
+    """The plan of --plan, or the arguments of a plan from the other options.
 
-    Raises UsageError for options that contradict each other, a memory size that is none, a context without room for an
-    answer, and a file that is not a plan.
+    Raises UsageError for options that contradict each other, an invalid size, a context below 2 tokens, and a file that
+    is not a plan.
     """
     if context is not None and context < 2:
         raise UsageError(f"A context of {shown(context)} tokens is not possible; give 2 or more.")
@@ -36,12 +36,12 @@ def plan_or_args(
     if plan is None:
         return args
     if args != PlanArgs():
-        raise UsageError("--plan says all about how the model is held; leave out the other options about that.")
+        raise UsageError("--plan has all options for loading the model; leave out the others.")
     return read_plan(plan)
 
 
 def load_with_progress(folder: Path, plan: Plan | PlanArgs) -> LoadedModel:
-    """The model in `folder`; where loading takes a while, a terminal shows how far it is."""
+    """Load the model in `folder`, with progress on a terminal."""
     with ByteProgress() as progress:
         return load_model(folder, plan, progress.report)
 
@@ -52,12 +52,12 @@ def standard_input() -> BinaryIO | None:
 
 
 def read_text(file: BinaryIO | None, name: str) -> str:
-    """All of `file`, at most 64 MiB of UTF-8; raises UsageError and TextError, which call it `name`."""
+    """All of `file`, at most 64 MiB of UTF-8. Raises UsageError and TextError; `name` is the file's name in them."""
     if file is None:
         raise UsageError(f"{name} is closed.")
     raw = file.read(MAX_TEXT_BYTES + 1)
     if len(raw) > MAX_TEXT_BYTES:
-        raise UsageError(f"{name} holds more than {MAX_TEXT_BYTES} bytes, more than any context.")
+        raise UsageError(f"{name} has more than {MAX_TEXT_BYTES} bytes, which no context can hold.")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,10 +1,13 @@
 """`earthshine plan`: what goes where on a machine, how fast that will be and why, and what it costs.
 
-From a config.json alone, without torch. What is printed are forecasts; `benchmarks/` holds them against measurements.
+Works from a config.json alone and loads no torch. What is printed are forecasts; `benchmarks/` compares them with
+measurements.
 """
 
 import json
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,12 @@ from earthshine.spec import load_spec
 from earthshine.units import format_bytes, parse_bytes
 from earthshine.untrusted import shown
 
+_LEAST_GAIN = 1.005  # times as fast: less is shown as none
+
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What a person typed."""
+    """The options of the command."""
 
     memory: str | None
     context: int | None
@@ -69,19 +74,19 @@ def run_plan(model: str | None, options: PlanOptions) -> None:
 
 
 def _machine(name: str | None) -> Machine:
-    """The one that --machine names, a file or one that ships; else this one, as it was measured."""
+    """The machine that --machine names, a file or a shipped one; by default this machine, as it was measured."""
     shipped = described()
     if name is not None:
         if name in shipped:
             return read_machine(shipped[name])
         if not os.path.exists(name):
-            raise UsageError(f"{shown(name)} is neither a file nor one of the machines known: {', '.join(shipped)}.")
+            raise UsageError(f"{shown(name)} is neither a file nor a known machine; known are {', '.join(shipped)}.")
         return read_machine(Path(name))
     own = own_machine(read_settings().profile)
     if own is None:
         raise UsageError(
-            "This machine's rates are not known yet: measure them with earthshine bench machine (under a minute), or "
-            f"name another machine with --machine, such as {', '.join(shipped)}."
+            "This machine has not been measured yet: run earthshine bench machine (under a minute), or name another "
+            f"machine with --machine, such as {', '.join(shipped)}."
         )
     return own
 
@@ -110,7 +115,7 @@ def _cost(cost: Cost) -> dict[str, Any]:
 
 
 def _usd(case: Case, own: Ownership) -> dict[str, float]:
-    """For a million tokens of prompt and of reply, the machine doing nothing else."""
+    """Per million tokens of prompt and of reply, on a machine that does nothing else."""
     half = max(1, case.plan.memory.context_tokens // 2)
     return {
         "input": own.usd_per_million(case.prompt(half).tokens_per_second),
@@ -119,7 +124,7 @@ def _usd(case: Case, own: Ownership) -> dict[str, float]:
 
 
 def _print(case: Case, own: Ownership | None, table: PriceTable) -> None:
-    console, memory = Console(markup=False, emoji=False), case.plan.memory  # names in files are no markup
+    console, memory = Console(markup=False, emoji=False), case.plan.memory  # names come from files
     console.print(f"{case.spec.family} on {case.machine.name}: a forecast", highlight=False)
     places = _table("what the memory holds", ("part", "size", ""))
     for name, nbytes in memory.parts.items():
@@ -143,8 +148,8 @@ def _print(case: Case, own: Ownership | None, table: PriceTable) -> None:
     if case.args.batch == 1:
         console.print("Batch 1 is one request at a time; serve decodes up to 8 together: --batch 8.", highlight=False)
     console.print(_reasons(case), highlight=False)
-    for name, times in case.what_if():
-        console.print(f"  with {name}: {times:.2f} times as fast", highlight=False)
+    for line in _changes(case):
+        console.print(f"  {line}", highlight=False)
     _print_money(console, case, own, table)
 
 
@@ -166,7 +171,7 @@ def _limit(cost: Cost) -> str:
 
 
 def _reasons(case: Case) -> str:
-    """Of one decoded token: what takes its time."""
+    """What takes the time of one decode step."""
     cost = case.decode()
     parts = sorted(cost.parts.items(), key=lambda part: -part[1])
     listed = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in parts if seconds > 0.005 * cost.seconds)
@@ -174,15 +179,27 @@ def _reasons(case: Case) -> str:
     return f"One decode step at that context, each part alone: {listed}. Expert routing is assumed to be {spread}."
 
 
+def _changes(case: Case) -> Iterator[str]:
+    """What changes of the machine would do to a decode step, those without an effect in one line."""
+    idle = []
+    for name, times in case.what_if():
+        if times < _LEAST_GAIN:
+            idle.append(name)
+        else:
+            yield f"with {name}: {times:.2f} times as fast"
+    if idle:
+        yield f"no faster with: {'; '.join(idle)}"
+
+
 def _print_money(console: Console, case: Case, own: Ownership | None, table: PriceTable) -> None:
-    prices = _table(f"US dollars for a million tokens, services in {table.dated}", ("", "input", "output"))
+    prices = _table(f"US dollars per million tokens, services in {table.dated}", ("", "input", "output"))
     if own is None:
         console.print("What a million tokens cost here needs --watts and --machine-price.", highlight=False)
     else:
         usd = _usd(case, own)
-        prices.add_row(f"here, at ${own.usd_per_hour:.3f} an hour", f"{usd['input']:.2f}", f"{usd['output']:.2f}")
+        prices.add_row(f"here, at ${own.usd_per_hour:.3f} per hour", _dollars(usd["input"]), _dollars(usd["output"]))
     for price in table.prices:
-        prices.add_row(price.name, f"{price.input:.2f}", f"{price.output:.2f}")
+        prices.add_row(price.name, _dollars(price.input), _dollars(price.output))
     console.print(prices)
 
 
@@ -191,6 +208,11 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index in (0, len(columns) - 1) else "right")
     return table
+
+
+def _dollars(usd: float) -> str:
+    """To the cent; below 10 cents to two digits, since small models cost less than a cent."""
+    return f"{usd:.2f}" if usd >= 0.1 or usd == 0 else f"{usd:.{1 - math.floor(math.log10(usd))}f}"
 
 
 def _rate(cost: Cost) -> str:

@@ -1,4 +1,4 @@
-"""Pictures by matplotlib, an optional dependency; `earthshine plan --plot`: forecasts as three curves in one."""
+"""Plots with matplotlib, an optional dependency. `earthshine plan --plot` draws the forecasts as three curves."""
 
 import importlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def plot_plan(path: Path, case: Case) -> None:
-    """Writes a PNG, SVG or PDF by the name's ending. Raises UsageError for another, or where matplotlib is absent."""
+    """Write a PNG, SVG or PDF, by the name's suffix. Raises UsageError for another suffix and without matplotlib."""
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--plot {path} must end in one of {', '.join(_SUFFIXES)}.")
     contexts, budgets = list(case.by_context()), list(case.by_budget())
@@ -28,12 +28,12 @@ def plot_plan(path: Path, case: Case) -> None:
     _draw(panels[2], "prompt (tokens)", "first token after (s)", [(at, cost.seconds) for at, _, cost in contexts])
     figure.suptitle(
         f"{case.spec.family} on {case.machine.name}: a forecast", parse_math=False
-    )  # a name is not a formula
+    )  # names may have $ signs
     figure.savefig(path)
 
 
 def new_figure() -> Any:
-    """An empty wide figure of matplotlib's. Raises UsageError where that is absent."""
+    """An empty wide figure. Raises UsageError without matplotlib."""
     try:
         module = importlib.import_module("matplotlib.figure")
     except ImportError:

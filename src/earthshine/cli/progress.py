@@ -1,4 +1,4 @@
-"""One line on standard error with the progress of long work; nothing where that is not a terminal."""
+"""A progress line on standard error, if that is a terminal."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from typing import Self
 
 from earthshine.units import format_bytes
 
-_QUIET_SECONDS = 1.0  # what ends sooner needs no words
+_QUIET_SECONDS = 1.0  # nothing is shown for work that ends sooner
 _EVERY_SECONDS = 0.1
 
 
@@ -55,7 +55,7 @@ class TokenProgress(_Line):
     """Tokens of a prompt that are computed."""
 
     def report(self, done: float, total: int) -> None:
-        """`done` of `total` tokens, a token being done in part after each layer."""
+        """`done` of `total` tokens; after each layer a token is done in part."""
         elapsed = max(time.monotonic() - self._began, 1e-9)
         rate, left = done / elapsed, (total - done) * elapsed / max(done, 1e-9)
         self._show(f"reading the prompt: {done:.0f} of {total} tokens, {rate:.1f} per second, {left:.0f} s to go")

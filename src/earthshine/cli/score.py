@@ -1,7 +1,7 @@
-"""`earthshine score`: how likely a text is under a model, as log-likelihood, perplexity and bits per byte.
+"""`earthshine score`: the log-likelihood, perplexity and bits per byte of a text under a model.
 
-The first token has nothing before it and is not scored. A text longer than a window is scored in consecutive
-windows, each of which begins with the last token of the one before.
+The first token is not scored, since nothing comes before it. A text longer than a window is scored in consecutive
+windows, each beginning with the last token of the previous one.
 """
 
 import json
@@ -17,7 +17,7 @@ from earthshine.errors import UsageError
 from earthshine.hub import find_readable
 from earthshine.plan import Plan, PlanArgs
 
-_MOST_NATS = 700.0  # a token; beyond it a perplexity is not a number
+_MOST_NATS = 700.0  # per token; exp of more overflows
 
 
 def run_score(model: str, file: Path, as_json: bool, plan: Plan | PlanArgs) -> None:
@@ -25,7 +25,7 @@ def run_score(model: str, file: Path, as_json: bool, plan: Plan | PlanArgs) -> N
     folder, tokenizer = find_readable(model)
     tokens = tokenizer.encode(text, allow_special=False)
     if len(tokens) < 2:
-        raise UsageError("The text has fewer than two tokens, so there is nothing to score.")
+        raise UsageError("The text has fewer than two tokens; a score needs at least two.")
     loaded = load_with_progress(folder, plan)
     window = max(2, loaded.plan.memory.context_tokens)
     logprobs = score_windows(loaded.session(min(window, len(tokens))), tokens, window)
@@ -47,7 +47,7 @@ def run_score(model: str, file: Path, as_json: bool, plan: Plan | PlanArgs) -> N
 
 
 def score_windows(session: Session, tokens: list[int], window: int) -> torch.Tensor:
-    """fp32 [n - 1]: each token's log-likelihood but the first's, given those before it in its window."""
+    """fp32 [n - 1]: the log-likelihood of each token but the first, given those before it in its window."""
     starts = [*range(0, len(tokens) - 1, window - 1), len(tokens) - 1]
     return torch.cat([session.score(tokens[start : end + 1]) for start, end in pairwise(starts)])
 

@@ -1,4 +1,4 @@
-"""What a reply cost: the lines that --stats prints after it."""
+"""What a reply took: the lines that --stats prints after it."""
 
 import time
 
@@ -8,24 +8,26 @@ from earthshine.units import format_bytes
 
 
 class Tally:
-    """Counts from its making; ask for a summary once the reply is over."""
+    """Counts from when it is made; `summary` is called once the reply has ended."""
 
     def __init__(self, model: LoadedModel) -> None:
         self._model, self._before = model, model.experts.stats
-        self._began = self._first = time.monotonic()
+        self._began = self._synced = self._first = self._last = time.monotonic()
         self._prompt = Synced(0, 0)
         self._tokens = 0
 
     def synced(self, prompt: Synced) -> None:
         """The prompt is computed."""
-        self._prompt, self._first = prompt, time.monotonic()
+        self._prompt, self._synced = prompt, time.monotonic()
 
     def token(self) -> None:
         """One more token of the reply."""
-        self._tokens += 1
+        self._tokens, self._last = self._tokens + 1, time.monotonic()
+        if self._tokens == 1:
+            self._first = self._last
 
     def summary(self) -> str:
-        """Four lines: the prompt's rate, the reply's, what the experts cost, and the memory it took."""
+        """Four lines: the prompt, the reply (its rate is that of the tokens after the first), experts and memory."""
         now, stats = time.monotonic(), self._model.experts.stats
         before = self._before
         hits, misses = stats.hits - before.hits, stats.misses - before.misses
@@ -34,13 +36,14 @@ class Tally:
         if nbytes:
             read += f", {format_bytes(nbytes / max(now - self._began, 1e-9))}/s"
         wanted = max(hits + misses, 1)
+        further = _rate(self._tokens - 1, self._last - self._first)
         peak = memory_peak()
         lines = [
             f"prompt   {self._prompt.computed} tokens computed, {self._prompt.reused} reused, "
-            f"{_rate(self._prompt.computed, self._first - self._began)}",
-            f"reply    {self._tokens} tokens, {_rate(self._tokens, now - self._first)}",
+            f"{_rate(self._prompt.computed, self._synced - self._began)}",
+            f"reply    {self._tokens} tokens" + (f", {further}" if self._tokens > 1 else ""),
             f"experts  {hits} of {hits + misses} found in memory ({hits / wanted:.0%}), {read}, "
-            f"{waited:.2f} s waited for{'' if stats.direct else '; ' + self._model.reader.reason}",
+            f"{waited:.2f} s of waiting for reads{'' if stats.direct else '; ' + self._model.reader.reason}",
             f"memory   {format_bytes(peak)} at most, of {format_bytes(self._model.plan.memory.budget_bytes)}",
         ]
         return "\n".join(lines)

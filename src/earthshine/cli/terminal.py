@@ -1,10 +1,10 @@
-"""The terminal of a conversation: questions are read whole, pastes included, and nothing typed is left to the shell.
+"""The terminal of a conversation: reads questions and pasted texts as a whole.
 
-Bracketed paste stays on from before the model is loaded until the end: the terminal marks a pasted text, and readline
-takes it as one text with its line breaks, also where it was pasted while the model was loaded or answered. In between
-the terminal neither echoes nor edits, so that marks pass as they came. At the end what was typed and not read is
-thrown away, since the shell would run it. Line editing and pastes are GNU readline's, which Python brings; without it
-(libedit) each pasted line is a text of its own.
+Bracketed paste is on from before the model is loaded until the end, so that a pasted text is read as one text with its
+line breaks, also if it is pasted while the model is loaded or answers. While no question is read, the terminal neither
+echoes nor edits, so that the marks of a paste are not changed. At the end, typed input that was not read is discarded,
+since the shell would run it. Line editing and pastes need GNU readline; with libedit each pasted line is a separate
+text.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 _PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
-_QUIET_SECONDS = 0.1  # a terminal that sends a long paste pauses for less between its parts
+_QUIET_SECONDS = 0.1  # the parts of a long paste come at shorter intervals
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminal:
-    """A context. Standard input must be a terminal; the terminal is as it was at the end, whatever ended it."""
+    """A context manager. Standard input must be a terminal; its state is always restored at the end."""
 
     def __enter__(self) -> Self:
         import readline
@@ -38,7 +38,7 @@ class Terminal:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         import termios
 
-        with contextlib.suppress(OSError, termios.error):  # a terminal that has gone needs nothing
+        with contextlib.suppress(OSError, termios.error):  # the terminal may have gone
             self._mark(_PASTE_OFF)
             self._drain()
             termios.tcsetattr(sys.stdin, termios.TCSAFLUSH, self._before)
@@ -46,7 +46,7 @@ class Terminal:
             signal.signal(number, handler)
 
     def ask(self, prompt: str) -> str:
-        """One line, or one paste with its lines. Raises EOFError, KeyboardInterrupt and UnicodeDecodeError."""
+        """Read one line, or one pasted text. Raises EOFError, KeyboardInterrupt and UnicodeDecodeError."""
         self._set(echo=True)  # without it readline shows nothing
         try:
             return input(prompt)
@@ -54,12 +54,12 @@ class Terminal:
             self._rest()
 
     def _rest(self) -> None:
-        """No echo and no editing while nothing is asked; Ctrl-C still interrupts."""
+        """Turn echo and editing off; Ctrl-C still interrupts."""
         self._set(echo=False)
         self._mark(_PASTE_ON)  # readline switches it off after each line
 
     def _set(self, echo: bool) -> None:
-        """Typed-ahead input stays."""
+        """Set the terminal's mode; input that was typed ahead is kept."""
         import termios
 
         attributes = termios.tcgetattr(sys.stdin)
@@ -74,7 +74,7 @@ class Terminal:
             sys.stdout.flush()
 
     def _drain(self) -> None:
-        """Reads until nothing comes: the rest of a paste may still be on its way."""
+        """Read and discard input until no more comes, such as the rest of a paste."""
         descriptor = sys.stdin.fileno()
         while select.select([descriptor], [], [], _QUIET_SECONDS)[0]:
             if not os.read(descriptor, 1 << 16):

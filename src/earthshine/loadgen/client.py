@@ -1,7 +1,7 @@
-"""HTTP as a client of a server that nobody vouches for: one exchange a connection, times taken as bytes arrive.
+"""An HTTP client for untrusted servers: one request per connection, with times taken as bytes arrive.
 
-An answer may be malformed, endless or late; each of these is a sentence that is returned, never an exception, and
-nothing is kept beyond a stated number of bytes. Bodies go to a taker, which may end the exchange.
+A malformed, endless or late answer is returned as a sentence and raises nothing, and the bytes that are kept are
+limited. A body's bytes are passed to a taker, which may end the exchange.
 """
 
 import asyncio
@@ -25,38 +25,38 @@ _HEAD_BYTES, _WHOLE_BYTES, _READ_BYTES = 64 << 10, 4 << 20, 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where the server is and who asks. `prefix` is what stands before /v1."""
+    """The server's address and the API key. `prefix`: the path before /v1."""
 
     host: str
     port: int
     tls: bool
     prefix: str = ""
     key: str = field(default="", repr=False)
-    timeout_seconds: float = 600.0  # a whole reply's
+    timeout_seconds: float = 600.0  # for a whole reply
 
 
 class Taker(Protocol):
-    """Hears a body's bytes as they come."""
+    """Gets a body's bytes as they come."""
 
     def take(self, at: float, data: bytes) -> bool:
-        """Whether more is wanted; `at` is the clock time.perf_counter when `data` came."""
+        """Returns whether more is wanted. `at`: time.perf_counter when `data` came."""
         ...
 
 
 class Whole:
-    """Keeps a body of at most _WHOLE_BYTES."""
+    """Keeps a body, up to a little more than _WHOLE_BYTES."""
 
     def __init__(self) -> None:
         self.raw = bytearray()
 
     def take(self, at: float, data: bytes) -> bool:
-        """Whether more is wanted."""
+        """Returns whether more is wanted."""
         self.raw += data
         return len(self.raw) <= _WHOLE_BYTES
 
 
 def parse_site(url: str, key: str = "", timeout_seconds: float = 600.0) -> Site:
-    """The site of http://host:port, with or without a path and /v1. Raises UsageError for anything else."""
+    """The site of an address http://host:port, with or without a path and /v1. Raises UsageError for anything else."""
     try:
         parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
         port = parts.port
@@ -64,9 +64,9 @@ def parse_site(url: str, key: str = "", timeout_seconds: float = 600.0) -> Site:
         parts, port = urllib.parse.SplitResult("", "", "", "", ""), None
     plain = url.isascii() and url.isprintable() and " " not in url
     if not plain or parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise UsageError(f"{shown(url)} is not a server's address; write one such as http://127.0.0.1:8000.")
+        raise UsageError(f"{shown(url)} is not a server's address; give one such as http://127.0.0.1:8000.")
     if parts.query or parts.fragment or port == 0:
-        raise UsageError(f"{shown(url)} has more than a host, a port and a path; write http://127.0.0.1:8000.")
+        raise UsageError(f"{shown(url)} must be a host, a port and a path only, such as http://127.0.0.1:8000.")
     tls = parts.scheme == "https"
     prefix = parts.path.rstrip("/").removesuffix("/v1")
     return Site(parts.hostname, port or (443 if tls else 80), tls, prefix, key, timeout_seconds)
@@ -74,11 +74,11 @@ def parse_site(url: str, key: str = "", timeout_seconds: float = 600.0) -> Site:
 
 @functools.cache
 def _context() -> ssl.SSLContext:
-    return ssl.create_default_context()  # reads all certificates, which would show in every request's time
+    return ssl.create_default_context()  # once, since reading all certificates takes time
 
 
 async def call(site: Site, method: str, path: str, body: bytes, taker: Taker) -> str | None:
-    """One exchange; None, or what went wrong. Whatever its status, nothing of an error reaches a stream's taker."""
+    """Make one request. Returns None, or what went wrong. The taker gets the body of a 200 only."""
     writer, reply, refusal = None, _Reply(), Whole()
     try:
         async with asyncio.timeout(site.timeout_seconds):
@@ -87,7 +87,7 @@ async def call(site: Site, method: str, path: str, body: bytes, taker: Taker) ->
                 reader, writer = await asyncio.open_connection(site.host, site.port, ssl=secure)
             except (OSError, UnicodeError) as error:
                 if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                    return "this client has as many connections open as it may; see ulimit -n"
+                    return "this client has too many open connections; see ulimit -n"
                 return f"{NO_CONNECTION}: {_reason(error)}"
             writer.write(_head(site, method, path, body) + body)
             while not reply.finished and (data := await reader.read(_READ_BYTES)):
@@ -119,7 +119,7 @@ def _head(site: Site, method: str, path: str, body: bytes) -> bytes:
 
 
 def parsed(raw: bytes) -> object:
-    """JSON, or None for what is none: a hostile server's answer is as good as no answer."""
+    """The JSON value, or None for what is not JSON."""
     try:
         return json.loads(raw)
     except (ValueError, RecursionError):
@@ -127,7 +127,7 @@ def parsed(raw: bytes) -> object:
 
 
 def error_message(answer: object) -> str:
-    """The message of an error in OpenAI's form, or as much as there is."""
+    """The message of an error in OpenAI's form, as far as there is one."""
     error = answer.get("error") if isinstance(answer, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
     return shown(message) if isinstance(message, str) else "no message"
@@ -140,17 +140,17 @@ def _reason(error: Exception) -> str:
 
 
 class _Reply:
-    """HTTP/1.1 answers from bytes, without input or output: the status, then the body's bytes as they come."""
+    """Parses the bytes of an HTTP/1.1 answer: its status, then the body's bytes as they come."""
 
     def __init__(self) -> None:
         self.status = 0
         self.finished = False
         self._head = b""
-        self._left: int | None = None  # bytes of the body or the chunk; None: to the connection's end
+        self._left: int | None = None  # bytes of the body or the chunk; None: until the connection ends
         self._chunked = False
 
     def feed(self, data: bytes) -> bytes:
-        """What of the body this brings. Raises ValueError for what is not HTTP."""
+        """The bytes of the body in `data`. Raises ValueError for what is not HTTP."""
         if self.status == 0:
             self._head += data
             head, found, data = self._head.partition(b"\r\n\r\n")
@@ -183,7 +183,7 @@ class _Reply:
         body, rest = [], self._head + data
         self._head = b""
         while rest and not self.finished:
-            if not self._left:  # a chunk's size, after the line's end of the one before
+            if not self._left:  # a chunk's size, after the line end of the previous chunk
                 line, found, after = rest.removeprefix(b"\r\n").partition(b"\r\n")
                 if not found:
                     if len(rest) > _HEAD_BYTES:

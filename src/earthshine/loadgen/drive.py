@@ -1,8 +1,8 @@
-"""Drives a running server with a trace and times what comes back: the measuring client of `earthshine bench serve`.
+"""Sends a trace to a running server and times the answers: the client of `earthshine bench serve`.
 
-One asyncio loop, one connection per request. Times are taken as bytes arrive, connecting included. Every request ends
-as one Sample, failed or not: the server is untrusted too, so what it sends is bounded, and what it gets wrong is
-counted and never believed. Raises Unreachable where there is no server to measure, or it refuses the trial request.
+One asyncio loop, one connection per request. Times are taken as bytes arrive and include connecting. Every request
+gives one Sample, failed or not. The server is untrusted: what it sends is limited, and errors are counted. Raises
+Unreachable if no server answers, or if it refuses the trial request.
 """
 
 import asyncio
@@ -21,25 +21,25 @@ from earthshine.untrusted import shown
 ApiName = Literal["completions", "chat"]
 _PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 _REFUSED = "The server refuses the trial request"
-_GONE = 16  # connections that fail in a row: the server is not there any more, and the rest is not sent
+_GONE = 16  # connections that fail in a row, after which the rest is not sent
 _TRIAL_TOKENS, _TRIAL_WORDS = 16, (32, 160)
 _TEXTS = ("text", "content", "reasoning_content", "reasoning", "tool_calls")
 _CONTEXTS = ("max_model_len", "context_length", "context_window", "max_context_length")
 
 
 class Unreachable(EarthshineError):
-    """No server answers at the address, or not as an OpenAI server would."""
+    """No server answers at the address, or not like an OpenAI server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server that answered: its model, how much fits, and what a word costs where prompts are text."""
+    """A server that answered: its model, the model's context, and the tokens of a word where prompts are text."""
 
     site: Site
     api: ApiName
     model: str
-    context_tokens: int | None  # None where it doesn't say
-    forced: bool  # it takes ignore_eos, so replies are as long as the trace has them
+    context_tokens: int | None  # None if the server does not report it
+    forced: bool  # the server accepts ignore_eos, so replies have the trace's lengths
     tokens_per_word: float = 1.0
     overhead_tokens: float = 0.0
 
@@ -51,8 +51,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request. Seconds count from its sending, `sent` from the run's start; `late`: how long after its time the
-    client sent it. `first` is None where nothing was said; `gaps` lie between the pieces that said something."""
+    """One request. Times are in seconds from its sending, `sent` from the start of the run; `late`: how long after its
+    due time it was sent; `first`: until the first piece with text, None if there is none; `gaps`: between pieces."""
 
     index: int
     sent: float
@@ -69,7 +69,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All samples in the order of their ends. `client_share`: this process's time on a processor over the run's."""
+    """All samples in the order of their ends. `client_share`: this process's CPU time over the run's time."""
 
     samples: tuple[Sample, ...]
     unsent: int
@@ -78,7 +78,8 @@ class Run:
 
 
 def open_target(site: Site, api: ApiName, model: str | None = None) -> Target:
-    """Asks for the models, then tries a short request, two where words must be weighed. Raises Unreachable."""
+    """Lists the models and makes a short trial request, two where the tokens of words are measured. Raises
+    Unreachable."""
     return asyncio.run(_open(site, api, model))
 
 
@@ -91,13 +92,15 @@ def drive(
     speed: float = 1.0,
     ended: Callable[[Sample], None] = lambda sample: None,
 ) -> Run:
-    """Sends every request: `concurrency` at once, each when another ends; or, where that is None, at its own time,
-    `speed` times as fast as it was recorded. `ended` hears of every end."""
+    """Send every request: `concurrency` at a time, or if that is None at the trace's times, sped up by `speed`.
+
+    `ended` is called with every sample.
+    """
     return asyncio.run(_Driver(target, arrivals, shape, ended).run(concurrency, speed))
 
 
 class _Driver:
-    """One run. `_gone` counts connections that failed since the last that did not."""
+    """One run. `_gone`: connections that failed since the last one that did not."""
 
     def __init__(
         self, target: Target, arrivals: Sequence[Arrival], shape: Shape, ended: Callable[[Sample], None]
@@ -166,7 +169,7 @@ class _Driver:
 
 
 class _Stream:
-    """Server-sent events as they come: when each said something, and the usage that one of them holds."""
+    """Server-sent events as they come: the times of those with text, and the usage."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -215,7 +218,9 @@ async def _open(site: Site, api: ApiName, model: str | None) -> Target:
         raise Unreachable(f"{site.host}:{site.port} lists no model at /v1/models.")
     name = model if model is not None else next(iter(named))
     if name not in named:
-        raise UsageError(f"The server has no model {shown(name)}; it has {', '.join(map(shown, list(named)[:8]))}.")
+        raise UsageError(
+            f"The model {shown(name)} is not on this server; it has {', '.join(map(shown, list(named)[:8]))}."
+        )
     context = next((n for key in _CONTEXTS if (n := _count(named[name], key)) is not None), None)
     target = Target(site, api, name, context, forced=True)
     try:
@@ -227,26 +232,26 @@ async def _open(site: Site, api: ApiName, model: str | None) -> Target:
 
 
 async def _weighed(target: Target) -> Target:
-    """The target after a trial; of words, what one costs."""
+    """The target after a trial; for chat with the measured tokens of a word."""
     if target.api == "completions":
         await _trial(target, _TRIAL_TOKENS)
         return target
     few, many = [await _trial(target, n) for n in _TRIAL_WORDS]
     if few is None or many is None or many <= few:
-        raise Unreachable("The server's usage.prompt_tokens do not grow with the prompt, so its words have no length.")
+        raise Unreachable("The server's usage.prompt_tokens do not grow with the prompt, so lengths can't be set.")
     each = (many - few) / (_TRIAL_WORDS[1] - _TRIAL_WORDS[0])
     return replace(target, tokens_per_word=each, overhead_tokens=max(0.0, few - each * _TRIAL_WORDS[0]))
 
 
 async def _trial(target: Target, units: int) -> int | None:
-    """Tokens of a prompt of `units` words, as the server counts them."""
+    """The tokens of a prompt of `units` words, as the server counts them."""
     body = _body(target, list(range(units)), 2, stream=False)
     found = await _ask(target.site, "POST", _PATHS[target.api], body)
     return _count(found.get("usage"), "prompt_tokens")
 
 
 async def _ask(site: Site, method: str, path: str, body: bytes) -> dict[str, Any]:
-    """The JSON object that a request brings; raises Unreachable."""
+    """The JSON object that answers a request. Raises Unreachable."""
     taker = Whole()
     problem = await call(site, method, path, body, taker)
     if problem is not None and problem.startswith(("HTTP 400", "HTTP 422")):
@@ -278,6 +283,6 @@ def _count(usage: object, name: str, otherwise: int | None = None) -> int | None
 
 
 def _cached(usage: object) -> int | None:
-    """Tokens of the prompt that were found, where OpenAI says it or where Moonshot does."""
+    """Tokens of the prompt found in the cache, in OpenAI's field or in Moonshot's."""
     details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
     return _count(details, "cached_tokens", _count(usage, "cached_tokens"))

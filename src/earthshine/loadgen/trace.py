@@ -1,9 +1,8 @@
-"""Requests to send to a server: when each arrives, how long it is, and which of them begin alike.
+"""Requests to send to a server: when each arrives, its lengths, and the prefixes that it shares.
 
-A trace is Mooncake's (JSON lines: timestamp in ms, input_length, output_length, hash_ids of 512-token blocks) or
-Azure's (CSV: TIMESTAMP, ContextTokens, GeneratedTokens); neither holds text, so prompts are drawn from a seed, and
-equal leading ids give equal leading tokens. Lengths can be scaled. Refuses a line that
-is neither, by its number.
+A trace has Mooncake's format (JSON lines: timestamp in ms, input_length, output_length, hash_ids of 512-token blocks)
+or Azure's (CSV: TIMESTAMP, ContextTokens, GeneratedTokens). Neither has text, so prompts are drawn from a seed; equal
+leading ids give equal leading tokens. Lengths can be scaled. A line in neither format is refused by its number.
 """
 
 import datetime
@@ -18,18 +17,18 @@ from typing import Any
 from earthshine.errors import UsageError
 from earthshine.untrusted import open_regular, parse_object, shown
 
-BLOCK_TOKENS = 512  # what one id of a Mooncake trace stands for
+BLOCK_TOKENS = 512  # tokens of one id in a Mooncake trace
 MOST_TOKENS = 10_000_000
-_LINE_BYTES = 4 << 20  # an id takes 8 bytes or so, and the longest prompt has MOST_TOKENS / BLOCK_TOKENS of them
+_LINE_BYTES = 4 << 20  # an id takes about 8 bytes, and the longest prompt has MOST_TOKENS / BLOCK_TOKENS of them
 _CSV_HEADER = b"TIMESTAMP,ContextTokens,GeneratedTokens"
 _SYNTHETIC_TOKENS = ((1024, 0.9), (192, 0.8))  # median and sigma of lengths: like Azure's conversations
-_FIRST_TOKEN, _N_TOKENS = 100, 1024  # ordinary tokens in every published vocabulary; control tokens lie elsewhere
+_FIRST_TOKEN, _N_TOKENS = 100, 1024  # ordinary tokens, not control tokens, in every published vocabulary
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request: seconds since the first one's, tokens in and out, and the ids of its prompt's leading blocks."""
+    """One request: its time in seconds since the first, its tokens, and the ids of its prompt's leading blocks."""
 
     seconds: float
     input_tokens: int
@@ -38,7 +37,7 @@ class Arrival:
 
 
 def read_trace(path: Path, most: int) -> list[Arrival]:
-    """The first `most` requests of a file; its first line says which kind it is. Raises UsageError, naming the line."""
+    """The first `most` requests of a file; the first line decides the format. Raises UsageError, naming the line."""
     what = shown(path)
     try:
         with open(open_regular(path.resolve(), what, UsageError), "rb") as file:
@@ -46,7 +45,7 @@ def read_trace(path: Path, most: int) -> list[Arrival]:
     except OSError as error:
         raise UsageError(f"{what} can't be read: {error.strerror}.") from None
     if not arrivals:
-        raise UsageError(f"{what} holds no request.")
+        raise UsageError(f"{what} has no requests.")
     for number, (before, after) in enumerate(pairwise(arrivals), 2):
         if after.seconds < before.seconds:
             raise UsageError(f"{what}: request {number} arrives before the one above it; sort them by time.")
@@ -55,7 +54,7 @@ def read_trace(path: Path, most: int) -> list[Arrival]:
 
 
 def synthetic_trace(n: int, seed: int) -> list[Arrival]:
-    """`n` requests that arrive at random, one a second in the mean, with lognormal lengths and nothing in common."""
+    """`n` requests with exponential gaps, one per second on average, lognormal lengths, and no shared prefixes."""
     draw, now, found = random.Random(f"arrivals {seed}"), 0.0, []
     for _ in range(n):
         tokens, reply = (
@@ -67,15 +66,15 @@ def synthetic_trace(n: int, seed: int) -> list[Arrival]:
 
 
 def fitting_scale(arrivals: Sequence[Arrival], context_tokens: int) -> float:
-    """The factor, at most 1, with which the longest request and its reply have room."""
+    """The factor, at most 1, by which the longest request and its reply fit the context."""
     longest = max(arrival.input_tokens + arrival.output_tokens for arrival in arrivals)
     return min(1.0, max(context_tokens - 2, 1) / longest)  # two are lost to rounding
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How a trace becomes prompts. `per_token`: units of text for a token of the trace, scaling included; `overhead`:
-    tokens that the server puts around a prompt of its own accord, in the same units."""
+    """How a trace becomes prompts. `per_token`: units of text per token of the trace, scaling included; `overhead`:
+    what the server's chat template adds to a prompt, in the same units."""
 
     seed: int
     scale: float
@@ -84,12 +83,12 @@ class Shape:
 
     @classmethod
     def of_tokens(cls, seed: int, scale: float) -> "Shape":
-        """Prompts that are token ids: a unit is a token."""
+        """For prompts of token ids: a unit is a token."""
         return cls(seed, scale, scale)
 
     @classmethod
     def of_words(cls, seed: int, scale: float, tokens_per_word: float, overhead_tokens: float) -> "Shape":
-        """Prompts that are text: a unit is a word."""
+        """For prompts of text: a unit is a word."""
         return cls(seed, scale, scale / tokens_per_word, overhead_tokens / tokens_per_word)
 
     def input_units(self, arrival: Arrival) -> int:
@@ -99,7 +98,7 @@ class Shape:
         return max(1, round(arrival.output_tokens * self.scale))
 
     def units(self, arrival: Arrival, index: int) -> list[int]:
-        """The prompt of request number `index`: values below 1024. Beyond the blocks it is like no other."""
+        """The prompt of request number `index`: values below 1024. After its blocks it is unique."""
         wanted, found = self.input_units(arrival), list[int]()
         for at, block in enumerate(arrival.blocks):
             until = min(self._edge(at + 1), wanted)
@@ -107,7 +106,7 @@ class Shape:
         return found + _stream(f"{self.seed} request {index}", wanted - len(found))
 
     def shared_units(self, arrivals: Sequence[Arrival]) -> int:
-        """Units in leading blocks that an earlier request had: what a cache that forgets nothing finds again."""
+        """Units in leading blocks that an earlier request had: what an unlimited prefix cache would find."""
         nodes: dict[tuple[int, int], int] = {}  # block after node, to node: equal nodes are equal prefixes
         shared = 0
         for arrival in arrivals:
@@ -130,7 +129,7 @@ def token_ids(units: Sequence[int]) -> list[int]:
 
 
 def words(units: Sequence[int]) -> str:
-    """Units as words of four letters that no language has, so that every tokenizer cuts them alike each time."""
+    """Units as made-up words of four letters, each of which a tokenizer always splits in the same way."""
     return " ".join(map(_WORDS.__getitem__, units))
 
 
@@ -142,7 +141,7 @@ def _stream(key: str, n: int) -> list[int]:
 
 
 def _lines(file: Any, what: str) -> Iterator[tuple[int, bytes]]:
-    """Lines with something in them, numbered from 1."""
+    """Lines that are not blank, numbered from 1."""
     for number in range(1, 1 << 62):
         line = file.readline(_LINE_BYTES + 1)
         if not line:
@@ -170,9 +169,9 @@ def _mooncake(line: bytes, place: str) -> Arrival:
     fields = parse_object(line, place, UsageError)
     at, blocks = fields.get("timestamp"), fields.get("hash_ids", [])
     if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at < 1e15:
-        raise UsageError(f"{place} has the timestamp {shown(at)}; milliseconds from 0 on are permitted.")
+        raise UsageError(f"{place} has the timestamp {shown(at)}; it must be milliseconds, 0 or more.")
     if not isinstance(blocks, list) or not all(type(block) is int and 0 <= block < 1 << 63 for block in blocks):
-        raise UsageError(f"{place} has hash_ids that are no list of whole numbers from 0 on.")
+        raise UsageError(f"{place} has hash_ids that are not a list of whole numbers, 0 or more.")
     tokens, reply = (_length(fields.get(name), name, place) for name in ("input_length", "output_length"))
     return Arrival(at / 1000, tokens, reply, tuple(blocks))
 
@@ -180,7 +179,7 @@ def _mooncake(line: bytes, place: str) -> Arrival:
 def _azure(line: bytes, place: str) -> Arrival:
     fields = line.decode("ascii", "replace").split(",")
     if len(fields) != 3:
-        raise UsageError(f"{place} has {len(fields)} fields; there are three, {_CSV_HEADER.decode()}.")
+        raise UsageError(f"{place} has {len(fields)} fields; it must have three, {_CSV_HEADER.decode()}.")
     try:
         at = datetime.datetime.fromisoformat(fields[0]).replace(tzinfo=datetime.UTC).timestamp()
     except ValueError:
@@ -194,7 +193,7 @@ def _azure(line: bytes, place: str) -> Arrival:
 
 def _length(value: object, name: str, place: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_TOKENS:
-        raise UsageError(f"{place} has {name} {shown(value)}; 1 to {MOST_TOKENS} tokens are permitted.")
+        raise UsageError(f"{place} has {name} {shown(value)}; it must be 1 to {MOST_TOKENS} tokens.")
     return value
 
 

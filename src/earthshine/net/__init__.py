@@ -1,4 +1,4 @@
-"""What every listener needs, whatever it serves: a socket, TLS, API keys, allowed hosts and origins, connection limits.
+"""What every listener needs: a socket, TLS, API keys, allowed hosts and origins, and connection limits.
 
-Knows HTTP/1.1 up to the head of a request, and no API. The HTTP server and the prefill service listen through it.
+Handles HTTP/1.1 up to the head of a request, and no API.
 """

@@ -2,7 +2,7 @@
 
 Keys are stored as SHA-256 digests; a request's key is compared with all of them in constant time. Without keys a server
 listens on loopback only. Refused: a file of keys that other users can read, a Host that is not this server's (this
-defeats DNS rebinding), and requests from web pages of other origins.
+prevents DNS rebinding), and requests from web pages of other origins.
 """
 
 import hashlib
@@ -46,10 +46,10 @@ class Access:
             return ""
         digest = hashlib.sha256(_given(headers).encode("utf-8", "surrogateescape")).digest()
         found = False
-        for key in self.keys:  # all of them, whichever matches
+        for key in self.keys:  # compare with all keys, so that the time does not depend on which one matches
             found |= hmac.compare_digest(key, digest)
         if not found:
-            raise Unauthorized("This server asks for an API key: send Authorization: Bearer KEY, or x-api-key: KEY.")
+            raise Unauthorized("This server needs an API key: send Authorization: Bearer KEY, or x-api-key: KEY.")
         return digest.hex()
 
     def check_caller(self, headers: Mapping[str, str]) -> None:
@@ -66,7 +66,7 @@ class Access:
             return
         if urlsplit_host(origin) != host.lower():
             raise UsageError(
-                f"Pages from {shown(origin)} may not ask this server; start it with --allow-origin to permit them."
+                f"Pages from {shown(origin)} may not use this server; start it with --allow-origin to permit them."
             )
 
 
@@ -112,7 +112,8 @@ def make_access(
         return Access(digests, names, origins)
     if not digests:
         raise UsageError(
-            f"Other machines reach {host}, so keys are needed: put one per line into a file and give --api-keys FILE."
+            f"Other machines can reach {host}, so API keys are needed: put one per line in a file and give --api-keys "
+            "FILE."
         )
     return Access(digests, frozenset(map(host_name, allowed_hosts)) or None, origins)
 
@@ -148,10 +149,10 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
     descriptor = open_regular(real, f"The file of API keys {path}", UsageError)
     with open(descriptor, "rb") as file:
         if os.fstat(descriptor).st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~stat.S_IXGRP & ~stat.S_IXOTH:
-            raise UsageError(f"Others can read the API keys in {path}; run: chmod 600 {path}")
+            raise UsageError(f"Other users can read the API keys in {path}; run: chmod 600 {path}")
         raw = file.read(_MAX_FILE_BYTES + 1)
     if len(raw) > _MAX_FILE_BYTES:
-        raise UsageError(f"{path} has more than {_MAX_FILE_BYTES} bytes, more than keys can have.")
+        raise UsageError(f"{path} has more than {_MAX_FILE_BYTES} bytes, which is too much for a file of keys.")
     keys = [line for line in (text.partition(b"#")[0].strip() for text in raw.splitlines()) if line]
     for number, key in enumerate(keys, 1):
         if not all(0x21 <= byte <= 0x7E for byte in key) or not _LEAST_CHARACTERS <= len(key) <= _MAX_KEY_BYTES:
@@ -160,5 +161,5 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
                 "without spaces; make one with: openssl rand -hex 32"
             )
     if not keys:
-        raise UsageError(f"{path} holds no key; write one per line, such as openssl rand -hex 32 makes.")
+        raise UsageError(f"{path} has no key; write one per line, such as openssl rand -hex 32 makes.")
     return tuple(dict.fromkeys(hashlib.sha256(key).digest() for key in keys))

@@ -1,10 +1,10 @@
-"""One HTTP/1.1 connection: uvicorn's, with time limits on heads, a limit on how many there are, and a way to cut it.
+"""One HTTP/1.1 connection: uvicorn's, with a time limit for request heads and a limit for the number of connections.
 
-A head that does not come in time ends the connection, and so does an answer that nobody takes. Beyond `MOST_OPEN`
-connections each new one closes another that waits for nothing: first of those that never sent anything, then of those
-between two requests, then of those whose head is incomplete, the oldest of its kind. Where every connection has a
-request under way, requests are refused, and beyond twice as many, connections. A new connection costs the same however
-many there are. The application finds `abort` and `crowded` in its state.
+A connection is closed if a request's head does not arrive in time, or if the client does not read its answer. Beyond
+`MOST_OPEN` connections each new one closes an idle one: first one that never sent anything, then one between two
+requests, then one with an incomplete head, the oldest of its kind. If every connection has a running request, requests
+are refused, and beyond twice as many, connections. The cost of a new connection does not depend on their number. The
+application finds `abort` and `crowded` in its state.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 MOST_OPEN = 384  # of the 1,024 open files that a process commonly may have
 MAX_HEAD_BYTES = 32 << 10
 HEAD_SECONDS = 30.0
-_MOST_SHOWN = 120  # characters of what was wrong
-UNREAD_SECONDS = 120.0  # after the connection would have been closed for idleness
-_MOST_LOOKS = 8  # at connections that wait, for each new one
+_MOST_SHOWN = 120  # characters of h11's message
+UNREAD_SECONDS = 120.0  # after the connection would have been closed as idle
+_MOST_LOOKS = 8  # idle connections that are examined for each new one
 _SILENT, _BETWEEN, _IN_HEAD = range(3)  # never sent anything; between two requests; the head is incomplete
 
 
 class Waiting:
-    """A server's connections without a request under way: by kind, and in each the one that has waited longest first.
+    """A server's idle connections by kind, in each kind the longest idle first.
 
     The first of the first kind is closed first.
     """
@@ -37,7 +37,7 @@ class Waiting:
         self._kinds: tuple[OrderedDict[Connection, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
 
     def put(self, connection: "Connection", kind: int) -> None:
-        """It begins to wait now."""
+        """The connection becomes idle now."""
         self.drop(connection)
         self._kinds[kind][connection] = None
 
@@ -49,9 +49,9 @@ class Waiting:
         return next((next(iter(kind)) for kind in self._kinds if kind), None)
 
     def asks_nothing(self) -> "Connection | None":
-        """The first from which nothing has come that was not read yet; the others go to the end of their kind.
+        """The first connection without unread bytes; those before it move to the end of their kind.
 
-        None where a few looks found none: a look is a call of the system's.
+        None if there is none among the first few, since each look is a system call.
         """
         for _ in range(_MOST_LOOKS):
             kind = next(filter(None, self._kinds), None)
@@ -65,7 +65,7 @@ class Waiting:
 
 
 class Connection(H11Protocol):
-    """What uvicorn makes for each socket that connects; all of a server share one `waiting`."""
+    """uvicorn makes one for each connection; all connections of a server share one `waiting`."""
 
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -86,15 +86,15 @@ class Connection(H11Protocol):
 
     def _make_room(self) -> None:
         found = self._waiting.asks_nothing()
-        if len(self.connections) > 2 * MOST_OPEN:  # better one of them than who comes now
+        if len(self.connections) > 2 * MOST_OPEN:  # rather an idle one with unread bytes than the new one
             found = found or self._waiting.first()
         if found is not None:
             self._waiting.drop(found)
-            self.connections.discard(found)  # now, since connection_lost comes later
+            self.connections.discard(found)  # now, since connection_lost is called later
             found.transport.abort()
 
     def has_more(self) -> bool:
-        """Whether bytes have come that the loop has not read yet, as in a burst of requests."""
+        """Whether bytes have arrived that the event loop has not read yet, as in a burst of requests."""
         ready = select.poll()
         ready.register(self.transport.get_extra_info("socket"), select.POLLIN)
         return bool(ready.poll(0))
@@ -110,13 +110,13 @@ class Connection(H11Protocol):
             self._waiting.drop(self)
             self._head_came()
             return
-        if self._head_timer is None:  # the beginning of a next head, or the rest of a body that was refused
+        if self._head_timer is None:  # the beginning of the next head, or the rest of a refused body
             self._await_head()
         self._wait(_IN_HEAD)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self._answering:  # the next request may have come already
+        if not self._answering:  # the next request may have begun already
             self._wait(_BETWEEN if self._head_timer is None else _IN_HEAD)
 
     def _wait(self, kind: int) -> None:
@@ -124,7 +124,7 @@ class Connection(H11Protocol):
             self._waiting.put(self, kind)
 
     def timeout_keep_alive_handler(self) -> None:
-        """uvicorn closes once all is sent, which never is where the client does not read."""
+        """uvicorn closes once everything is sent, which never happens if the client does not read."""
         super().timeout_keep_alive_handler()
         self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
 
@@ -141,13 +141,14 @@ class Connection(H11Protocol):
             self._head_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """To what is not HTTP, or has too long a head; uvicorn's own answer is plain text and names nothing.
+        """The answer to what is not HTTP or has too long a head, as JSON with the reason; uvicorn's is plain text.
 
-        uvicorn calls this where it handles h11's error."""
+        uvicorn calls this while it handles h11's error.
+        """
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
-        status, message = _what_is_wrong(sys.exception())
+        status, message = _problem(sys.exception())
         error: dict[str, Any] = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
         body = json.dumps({"error": error}).encode("ascii")
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
@@ -160,8 +161,8 @@ class Connection(H11Protocol):
         self.transport.close()
 
 
-def _what_is_wrong(error: BaseException | None) -> tuple[int, str]:
-    """The status and the message for what h11 could not read."""
+def _problem(error: BaseException | None) -> tuple[int, str]:
+    """The status and the message for an error of h11."""
     if not isinstance(error, h11.RemoteProtocolError):
         return 400, "This is not an HTTP/1.1 request."
     if error.error_status_hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:

@@ -46,13 +46,13 @@ def _reason(error: Exception) -> str:
 
 
 def tls_context(options: ListenOptions) -> ssl.SSLContext | None:
-    """A context for TLS 1.2 and later; None without files. Raises UsageError unless they are a matching pair."""
+    """A context for TLS 1.2 and later, None without files. Raises UsageError unless they are a matching pair."""
     if options.tls_cert is None and options.tls_key is None:
         return None
     if options.tls_cert is None or options.tls_key is None:
         raise UsageError("TLS needs a certificate and its key: give --tls-cert and --tls-key.")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:  # a key with a password is refused, not asked about
+    try:  # without a prompt for the password of a key that has one
         context.load_cert_chain(options.tls_cert, options.tls_key, password=lambda: "")
     except ssl.SSLError as error:
         raise UsageError(

@@ -14,9 +14,9 @@ from earthshine.machine import disk, network, own_machine, processors, read_mach
 from earthshine.machine.disk import Rates
 
 KIB = 1 << 10
-ROWS = {"disk, 4.00 KiB, 1 at once", "disk, 64.00 KiB, 4 at once", "memory", "int4, 1 row", "bf16, 16 rows",
+ROWS = {"disk, 4.00 KiB, depth 1", "disk, 64.00 KiB, depth 4", "memory", "int4, 1 row", "bf16, 16 rows",
         "fp8, 512 rows", "int8, 64 rows", "attention, 64 heads, 1 token", "attention, 64 heads, 256 tokens",
-        "a layer, beside its bytes", "network, to itself", "network, a question"}  # fmt: skip
+        "overhead per layer", "network, loopback", "network, round trip"}  # fmt: skip
 
 
 @pytest.fixture
@@ -87,9 +87,9 @@ def test_the_disk_is_measured_by_what_is_named(earthshine, state: Path, tmp_path
         real = getattr(bench, name)
         monkeypatch.setattr(bench, name, lambda path, real=real, name=name: (asked.append((name, path)), real(path))[1])
     assert earthshine("bench", "machine", "--file", tmp_path / "file")[0] == 0
-    assert "The disk by a file that was there" in read_machine(state / "machine.json").source
+    assert "Disk: with an existing file" in read_machine(state / "machine.json").source
     assert earthshine("bench", "machine", "--folder", tmp_path / "folder")[0] == 0
-    assert "The disk by a file written for it" in read_machine(state / "machine.json").source
+    assert "Disk: with a file written for it" in read_machine(state / "machine.json").source
     assert asked == [("measure_file", tmp_path / "file"), ("measure_folder", tmp_path / "folder")]
 
 
@@ -103,11 +103,11 @@ def test_parts_that_can_not_be_measured_are_named(earthshine, state: Path, monke
     assert code == 0
     found = read_machine(state / "machine.json")
     assert found.network is None
-    assert "The network could not be measured." in found.source
-    assert "through a page cache that was asked to forget it" in found.source
-    assert "network, to itself" not in out
-    assert "Other programs took" in found.source
-    assert "Measure again when nothing else runs." in out
+    assert "Network: could not be measured." in found.source
+    assert "through the page cache after dropping its pages" in found.source
+    assert "network, loopback" not in out
+    assert "Other programs used" in found.source
+    assert "Measure again when no other programs run." in out
 
 
 def test_a_machine_that_does_nothing_else_is_no_news(earthshine, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,10 +131,10 @@ class TestRefusals:
             (["--threads", "-1"], "-1 threads are not possible"),
             (["--threads", "100000"], "100000 threads are not possible"),
             (["--save", "{tmp}"], "is a folder; name a file, such as"),
-            (["--save", "{tmp}/file/machine.json"], "can't be made: "),
+            (["--save", "{tmp}/file/machine.json"], "can't be created: "),
             (["--folder", "{tmp}/absent"], "is not a folder; name one on the disk"),
             (["--folder", "{tmp}/file"], "is not a folder"),
-            (["--folder", "{tmp}", "--file", "{tmp}/file"], "--file and --folder both say"),
+            (["--folder", "{tmp}", "--file", "{tmp}/file"], "--file and --folder both choose"),
         ],
     )
     def test_wrong_use_is_one_sentence(self, earthshine, tmp_path: Path, arguments: list[str], text: str) -> None:
@@ -155,7 +155,7 @@ class TestRefusals:
         monkeypatch.setattr(bench, "memory_available", lambda: 1000 << 20)
         code, _, err = earthshine("bench", "machine")
         assert code == 2
-        assert "1000.00 MiB of memory are free; measuring takes 1.00 GiB" in err
+        assert "1000.00 MiB of memory are free; measuring needs 1.00 GiB" in err
 
     def test_no_home(self, earthshine, monkeypatch: pytest.MonkeyPatch) -> None:
         def unknown(_: Path) -> Path:

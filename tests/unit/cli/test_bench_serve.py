@@ -64,7 +64,7 @@ def test_results_are_printed(capsys, server, trace):
     assert lines[1] == "sent        three.jsonl, 1 at once, lengths x 1"
     assert lines[2].startswith("requests    3 of 3 answered in ")
     # 1024 + 1024 + 500 of 4000 tokens were found; 1024 of them could be
-    assert lines[4] == "prefixes    63.7% of prompt tokens found; 25.6% begin an earlier prompt of the trace"
+    assert lines[4] == "prefixes    63.7% of prompt tokens found; 25.6% are shared with earlier prompts of the trace"
     assert lines[5].split() == ["seconds", "p50", "p90", "p99"]
     names = ["first token", "between pieces", "each further token", "whole reply"]
     assert [line[:20].rstrip() for line in lines[6:10]] == names
@@ -119,12 +119,12 @@ def test_failures_are_counted_and_named(capsys, server, trace):
     assert lines[2].startswith("requests    2 of 3 answered in ")
     assert lines[2].endswith(", 1 failed")
     assert lines[3] == "            1 x HTTP 429: 'come back later'"
-    assert lines[4] == "            2 replies ended before the length that the trace has"
+    assert lines[4] == "            2 replies were shorter than in the trace"
 
 
 def test_no_answer_at_all_is_an_error(server, trace):
     server.answer = lambda body: whole(503, {"error": {"message": "not now"}}) if body.get("stream") else None
-    with pytest.raises(Unreachable, match="None of 3 requests was answered whole; 3 times: HTTP 503: 'not now'"):
+    with pytest.raises(Unreachable, match="None of 3 requests was answered completely; 3 times: HTTP 503: 'not now'"):
         run_bench_serve(BenchServeOptions(url=server.url, trace=trace))
 
 
@@ -156,7 +156,7 @@ def test_the_key_comes_from_a_file(capsys, server, tmp_path):
 def test_a_file_without_a_key(server, tmp_path, raw):
     path = tmp_path / "key"
     path.write_bytes(raw)
-    with pytest.raises(UsageError, match=r"holds no API key|more than 4096 bytes"):
+    with pytest.raises(UsageError, match=r"has no API key|more than 4096 bytes"):
         run_bench_serve(BenchServeOptions(url=server.url, api_key_file=path))
     assert server.heads == []
 
@@ -173,7 +173,7 @@ def test_a_file_without_a_key(server, tmp_path, raw):
         ({"scale": -1.0}, "--scale -1 is not possible"),
         ({"timeout": float("inf")}, "--timeout inf is not possible"),
         ({"plot": Path("a.txt")}, "must end in one of .png"),
-        ({"save": Path("/absent/folder/a.json")}, "lies in no folder"),
+        ({"save": Path("/absent/folder/a.json")}, "in a folder that does not exist"),
     ],
 )
 def test_impossible_options_are_refused_before_anything_is_sent(server, options, says):

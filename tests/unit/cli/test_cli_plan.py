@@ -66,7 +66,7 @@ def test_k2_6_is_planned_for_every_machine_that_ships(earthshine, k2_6, machine)
     code, out, err = earthshine("plan", k2_6, "--machine", machine)
     assert (code, err) == (0, "")
     assert f"on {computer.name}: a forecast" in out
-    for title in ("what the memory holds", "by context", "by memory budget, 32,768", "US dollars for a million tokens"):
+    for title in ("what the memory holds", "by context", "by memory budget, 32,768", "US dollars per million tokens"):
         assert title in out
     for label in ("limited by", "bytes read per token", "time to first token", "batch 1", "--batch 8"):
         assert label in out
@@ -93,6 +93,21 @@ def test_plan_options_reach_the_plan(earthshine, k2_6):
     assert (memory["budget_bytes"], memory["context_tokens"], memory["batch"]) == (100 << 30, 2000, 4)
     assert (found["plan"]["threads"], found["plan"]["trunk"], found["skew"]) == (3, "int8", 0.5)
     assert found["contexts"][0]["decode"]["tokens"] == 4
+
+
+def test_changes_without_an_effect_and_small_amounts_are_said_as_such(earthshine):
+    at = ("plan", "--machine", "desktop-128gb", "--watts", 200, "--machine-price", 1000)
+    found, (code, out, err) = facts(earthshine(*at, "--json")), earthshine(*at)
+    assert (code, err) == (0, "")
+    assert "1.00 times" not in out
+    idle = [name for name, times in found["times_quicker"].items() if times < 1.005]
+    assert "one more GiB of memory" in idle
+    assert f"no faster with: {'; '.join(idle)}" in " ".join(out.split())
+    usd = found["usd_per_million"]
+    assert 0 < usd["input"] < usd["output"] < 0.1
+    (row,) = (line.split() for line in out.splitlines() if line.startswith("here, at"))
+    for shown, amount in zip(row[-2:], usd.values(), strict=True):
+        assert float(shown) == float(f"{amount:.2g}") > 0
 
 
 def test_money_by_hand(earthshine):
@@ -175,7 +190,7 @@ def test_a_plan_says_all_about_how_a_model_is_held(earthshine, tmp_path, more):
     earthshine("plan", "--machine", "mini-24gb", "--memory", "2GiB", "--save", file)
     code, out, err = earthshine("chat", "-p", "x", "--plan", file, *more)
     assert (code, out) == (2, "")
-    assert "--plan says all about how the model is held" in err
+    assert "--plan has all options for loading the model" in err
 
 
 def test_plans_that_chat_can_not_use_are_refused(earthshine, tmp_path, k2_6):

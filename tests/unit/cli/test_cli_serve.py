@@ -29,14 +29,14 @@ def keys(tmp_path):
         (["--tls-cert", "absent", "--tls-key", "absent"], "can't be read"),
         (["--port", "70000"], "Port 70000 does not exist"),
         (["--disk-cache", "much"], "is not a size"),
-        (["--disk-cache-folder", "somewhere"], "say how much with --disk-cache"),
+        (["--disk-cache-folder", "somewhere"], "--disk-cache-folder needs --disk-cache with a size"),
         (["--max-stall", "0"], "A stall of 0.0 seconds is not possible"),
         (["--max-queue", "0"], "A queue of 0 is not possible"),
         (["--drain-seconds", "nan"], "--drain-seconds nan is not possible"),
         (["--hang-seconds", "-1"], "--hang-seconds -1 is not possible"),
         (["--name", "a//b", "--port", "0"], "--name 'a//b' is not possible"),
         (["--memory", "lots"], "is not a size"),
-        (["--plan", "plan.json", "--batch", "2"], "--plan says all"),
+        (["--plan", "plan.json", "--batch", "2"], "--plan has all options"),
     ],
 )
 def test_wrong_use_is_named_before_anything_is_loaded(earthshine, keys, arguments, message):

@@ -123,7 +123,7 @@ def test_a_paste_while_the_model_is_loading_is_one_message(start):
     chat = start()
     chat.until("\x1b[?2004h")  # before the model is loaded
     chat.type(f"{START}list files\n\n/bye\ntouch made\n{END}\r")
-    chat.until("Ask away")
+    chat.until("Ask a question")
     chat.until("> ")
     chat.until("> ")  # the question was answered, and the conversation goes on
     chat.type("/bye\r")
@@ -144,7 +144,7 @@ def test_empty_lines_do_not_end_a_conversation_and_commands_are_known(start):
     chat.type("\r \r/help\r")
     assert "/clear  starts" in chat.until("Ctrl-C stops")
     chat.type("/nonsense now\r")
-    chat.until("There is no command '/nonsense now'.")
+    chat.until("Unknown command '/nonsense now'.")
     chat.until("/clear  starts")
     chat.type("/?\r")
     chat.until("/clear  starts")

@@ -30,6 +30,26 @@ def test_checksums_are_written_beside_the_shards_and_held_against(
         load_model(folder)
 
 
+def test_checksums_of_the_installed_gleam_are_refused() -> None:
+    before = sorted(GLEAM.iterdir())
+    for name in (None, "gleam", str(GLEAM)):
+        with pytest.raises(UsageError, match="gleam is part of the installed package, which is not changed; copy"):
+            run_inspect(name, None, True, True)
+    assert sorted(GLEAM.iterdir()) == before
+
+
+def test_a_folder_that_can_not_be_written_is_refused_before_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(GLEAM, tmp_path / "gleam"))
+    read: list[object] = []
+    monkeypatch.setattr("earthshine.weights.write_manifest", lambda *args: read.append(args))
+    monkeypatch.setattr("earthshine.cli.inspect.os.access", lambda path, mode: Path(path) != folder)
+    with pytest.raises(UsageError, match="can't be written, and checksums are kept beside the weights"):
+        run_inspect(str(folder), None, True, True)
+    assert not read
+
+
 def test_a_config_alone_has_no_weights_to_make_checksums_of(tmp_path: Path) -> None:
     shutil.copy(GLEAM / "config.json", tmp_path)
     with pytest.raises(UsageError, match="has no weights to make checksums of"):

@@ -71,8 +71,8 @@ def test_key_file_readable_by_others_is_refused(tmp_path, mode):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"", "holds no key"),
-        (b"# nothing\n", "holds no key"),
+        (b"", "has no key"),
+        (b"# nothing\n", "has no key"),
         (b"short\n", "Key 1"),
         (KEY.encode() + b"\nwith a space in between\n", "Key 2"),
         (b"\xff" * 32, "Key 1"),
