@@ -19,7 +19,7 @@ STATS = re.compile(
     r"prompt   ([0-9]+) tokens computed, ([0-9]+) reused, [0-9.]+ per second\n"
     r"reply    ([0-9]+) tokens, [0-9.]+ per second\n"
     r"experts  ([0-9]+) of ([0-9]+) found in memory \(([0-9]+)%\), ([0-9.]+) (B|KiB|MiB) read(?:, [0-9.]+ .?i?B/s)?, "
-    r"[0-9.]+ s waited for(?:; [A-Z].*)?\n"
+    r"[0-9.]+ s of waiting for reads(?:; [A-Z].*)?\n"
     r"memory   [0-9.]+ [MG]iB at most, of [0-9.]+ [MG]iB\n"
 )
 
