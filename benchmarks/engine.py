@@ -27,10 +27,12 @@ from earthshine.engine.experts import RoutedExperts
 from earthshine.kv import PagePool
 from earthshine.machine import memory_peak
 from earthshine.plan import PlanArgs
+from earthshine.spec import load_spec
 from earthshine.spec.attention import Rows
 from earthshine.spec.layout import moe_layers
 from earthshine.storage import Storage
 from earthshine.units import parse_bytes
+from earthshine.weights import Checkpoint
 
 GROUPS, STEPS = 2, 16  # of decoding where experts stream: rounds A B B A, and tokens of each
 DISK_READS, DISK_DEPTH = 96, 4
@@ -50,6 +52,20 @@ class Timed:
         self.seconds += time.perf_counter() - began
         self.chosen |= {(layer, expert) for expert in torch.unique(chosen).tolist()}
         return out
+
+
+def checkpoint_of(arguments: argparse.Namespace) -> Checkpoint:
+    return Checkpoint.open(arguments.model, load_spec(arguments.model))
+
+
+def experts_on_disk(checkpoint: Checkpoint) -> Disk:
+    """The disk, read by blocks of an expert at the places of experts."""
+    every = [
+        checkpoint.expert_extents(layer, expert).ranges[0]
+        for layer, moe in moe_layers(checkpoint.spec)
+        for expert in range(moe.n_experts)
+    ]
+    return Disk([(span.file, span.offset) for span in every], every[0].nbytes)
 
 
 def open_model(arguments: argparse.Namespace) -> tuple[LoadedModel, Timed]:
@@ -93,12 +109,14 @@ def decode(arguments: argparse.Namespace) -> dict[str, Any]:
     for session in (bare, long):
         steps(session, 4)
     seconds: dict[str, list[float]] = {"bare": [], "long": []}
-    ratios, nbytes, memory = [], touched(model), [memory_rate(model, arguments.threads)]
+    checkpoint = checkpoint_of(arguments)
+    nbytes, share = touched(checkpoint), routed(checkpoint) / touched(checkpoint)
+    ratios, memory = [], [memory_rate(model, share, arguments.threads)]
     for order in ("bare", "long"), ("long", "bare"), ("bare", "long"), ("long", "bare"):
         for which in order:
             taken = statistics.median(steps(bare if which == "bare" else long, 9)[1:])
             seconds[which].append(taken)
-            memory.append(memory_rate(model, arguments.threads))
+            memory.append(memory_rate(model, share, arguments.threads))
             if which == "bare":
                 ratios.append(2 * nbytes / taken / (memory[-2] + memory[-1]))
     result: dict[str, Any] = {"bytes": nbytes, "ratio": spread(ratios), "memory": spread(memory)}
@@ -107,27 +125,24 @@ def decode(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def memory_rate(model: LoadedModel, n_threads: int) -> float:
-    """Bytes per second at which memory gives what a token reads: the trunk (by its head) and the expert slots,
-    weighted by their bytes."""
+def memory_rate(model: LoadedModel, share: float, n_threads: int) -> float:
+    """Bytes per second at which memory gives what a token reads: the trunk (by its head) and the expert slots, which
+    are `share` of its bytes."""
     slots = model.experts.store._arena._bytes[: 2 << 30]
-    share = routed(model) / touched(model)
     with model.decoder.trunk.head() as head:
         assert isinstance(head, Tensor)
         return 1 / (share / read_rate(n_threads, slots) + (1 - share) / read_rate(n_threads, head))
 
 
-def touched(model: LoadedModel) -> int:
+def touched(checkpoint: Checkpoint) -> int:
     """Bytes of weights that one token reads: the trunk without the embedding, and its experts."""
-    spec = model.spec
-    trunk = sum(share.nbytes for share in model.experts._checkpoint.coverage().shares if share.kind == "trunk")
-    return trunk - 2 * spec.vocab_size * spec.hidden + routed(model)
+    spec = checkpoint.spec
+    return checkpoint.coverage().nbytes("trunk") - 2 * spec.vocab_size * spec.hidden + routed(checkpoint)
 
 
-def routed(model: LoadedModel) -> int:
+def routed(checkpoint: Checkpoint) -> int:
     """Bytes of the routed experts of one token."""
-    extents = model.experts._checkpoint.expert_extents
-    return sum(moe.top_k * extents(layer, 0).nbytes for layer, moe in moe_layers(model.spec))
+    return sum(moe.top_k * checkpoint.expert_extents(layer, 0).nbytes for layer, moe in moe_layers(checkpoint.spec))
 
 
 def fill(session: Session, n_tokens: int) -> None:
@@ -154,9 +169,7 @@ def cold(arguments: argparse.Namespace) -> dict[str, Any]:
     The disk is read before and after every token in the same pattern: as many experts, as often, after equal pauses.
     """
     model, timed = open_model(arguments)
-    extents = model.experts._checkpoint.expert_extents
-    every = [extents(layer, e).ranges[0] for layer, moe in moe_layers(model.spec) for e in range(moe.n_experts)]
-    disk = Disk([(span.file, span.offset) for span in every], every[0].nbytes)
+    disk = experts_on_disk(checkpoint_of(arguments))
     session = model.session()
     # Another token each time: a virtual disk answers faster what it has read before, so neither side may read it again.
     session.sync(prompt(1, time.time_ns()))
@@ -180,9 +193,7 @@ def streamed(arguments: argparse.Namespace) -> dict[str, Any]:
     """A prompt of `--tokens` (2,048) and decoding after it where experts stream: tokens per second, bytes read per
     token and per second, and that over the disk's own rate for blocks of an expert, in turns A B B A with it."""
     model, _ = open_model(arguments)
-    extents = model.experts._checkpoint.expert_extents
-    every = [extents(layer, e).ranges[0] for layer, moe in moe_layers(model.spec) for e in range(moe.n_experts)]
-    disk = Disk([(span.file, span.offset) for span in every], every[0].nbytes)
+    disk = experts_on_disk(checkpoint_of(arguments))
     session = model.session()
     began, before, first = time.perf_counter(), model.experts.stats, read_bytes(model)
     session.sync(prompt(arguments.tokens or 2048))
@@ -192,19 +203,21 @@ def streamed(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     found["bytes, prompt"] = spread([read_bytes(model) - first])
     steps(session, STEPS)  # after which slots hold what they will
-    before, rounds, own, ratios = model.experts.stats, [], [], []
+    before, own, ratios = model.experts.stats, [], []
+    rounds: list[tuple[float, int, float]] = []  # seconds, bytes read, seconds of processor time
     for _ in range(GROUPS):
         beside = [disk.rate(1, DISK_READS, 0.0, DISK_DEPTH)]
         for _ in range(2):
-            at = read_bytes(model)
-            rounds.append((sum(steps(session, STEPS)), read_bytes(model) - at))
+            at, used = read_bytes(model), time.process_time()
+            rounds.append((sum(steps(session, STEPS)), read_bytes(model) - at, time.process_time() - used))
         beside.append(disk.rate(1, DISK_READS, 0.0, DISK_DEPTH))
-        ratios += [nbytes / seconds / statistics.mean(beside) for seconds, nbytes in rounds[-2:]]
+        ratios += [nbytes / seconds / statistics.mean(beside) for seconds, nbytes, _ in rounds[-2:]]
         own += beside
     hits, misses = model.experts.stats.hits - before.hits, model.experts.stats.misses - before.misses
-    found["tokens per second"] = spread([STEPS / seconds for seconds, _ in rounds])
-    found["bytes per token"] = spread([nbytes / STEPS for _, nbytes in rounds])
-    found["bytes per second"] = spread([nbytes / seconds for seconds, nbytes in rounds])
+    found["tokens per second"] = spread([STEPS / seconds for seconds, _, _ in rounds])
+    found["processor seconds per token"] = spread([used / STEPS for _, _, used in rounds])
+    found["bytes per token"] = spread([nbytes / STEPS for _, nbytes, _ in rounds])
+    found["bytes per second"] = spread([nbytes / seconds for seconds, nbytes, _ in rounds])
     found |= {"bytes per second, disk": spread(own), "bytes per second over the disk's": spread(ratios)}
     return found | {"found in memory": spread([hits / max(1, hits + misses)])}
 
@@ -222,7 +235,7 @@ def whole_prompt(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     session.sync(prompt(arguments.tokens or 2048))
     seconds = time.perf_counter() - began
-    checkpoint = model.experts._checkpoint
+    checkpoint = checkpoint_of(arguments)
     needed = sum(checkpoint.expert_extents(layer, expert).nbytes for layer, expert in timed.chosen)
     read = model.experts.stats.bytes_read
     return {"seconds": seconds, "bytes_read": read, "bytes_needed": needed, "ratio": read / needed}

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine import fill, prompt, spread, steps
-from limits import Disk
+from engine import experts_on_disk, fill, prompt, spread, steps
 
 from earthshine.engine import StepRow, load_model, plan_for, step
 from earthshine.engine.sizes import stored_sizes
@@ -116,15 +115,6 @@ class Budget:
         """Bytes from disk so far."""
         streamed: int = self.model.decoder.trunk.bytes_streamed
         return self.model.experts.stats.bytes_read + streamed
-
-
-def experts_on_disk(checkpoint: Checkpoint) -> Disk:
-    places = [
-        checkpoint.expert_extents(layer, expert).ranges[0]
-        for layer, moe in moe_layers(checkpoint.spec)
-        for expert in range(moe.n_experts)
-    ]
-    return Disk([(span.file, span.offset) for span in places], places[0].nbytes)
 
 
 def profile(path: str | None) -> Machine:

@@ -75,15 +75,16 @@ class Disk:
 
         Reads come in bursts, because a disk with a rate limit per second gives more after a pause.
         """
-        seconds = 0.0
+        seconds, done = 0.0, 0
         with ThreadPoolExecutor(depth) as pool:
             for _ in range(bursts):
-                jobs = list(enumerate(self._draw.sample(self._places, reads)))
+                jobs = list(enumerate(self._draw.sample(self._places, min(reads, len(self._places)))))
                 time.sleep(pause_seconds)
                 began = time.perf_counter()
                 list(pool.map(self._read, jobs))
                 seconds += time.perf_counter() - began
-        return bursts * reads * self._block / seconds
+                done += len(jobs)
+        return done * self._block / seconds
 
     def _read(self, job: tuple[int, tuple[Path, int]]) -> None:
         turn, (file, offset) = job
