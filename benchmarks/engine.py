@@ -68,9 +68,9 @@ def experts_on_disk(checkpoint: Checkpoint) -> Disk:
     return Disk([(span.file, span.offset) for span in every], every[0].nbytes)
 
 
-def open_model(arguments: argparse.Namespace) -> tuple[LoadedModel, Timed]:
+def open_model(arguments: argparse.Namespace, n_sessions: int = 1) -> tuple[LoadedModel, Timed]:
     memory = None if arguments.memory is None else parse_bytes(arguments.memory)
-    args = PlanArgs(memory, arguments.context, 1, arguments.threads, arguments.trunk)
+    args = PlanArgs(memory, arguments.context, n_sessions, arguments.threads, arguments.trunk)
     model = load_model(arguments.model, args)
     timed = Timed(model.experts)
     model.decoder._experts = timed
@@ -100,7 +100,7 @@ def decode(arguments: argparse.Namespace) -> dict[str, Any]:
     """Bytes touched per second while decoding, over memory's own read rate, which is measured before and after each
     round of 8 tokens; with `--tokens N` also the rate after N tokens over the rate after 16, alternating A B B A.
     """
-    model, _ = open_model(arguments)
+    model, _ = open_model(arguments, 2 if arguments.tokens else 1)
     bare = model.session(256)
     bare.sync(prompt(16))
     long = model.session(arguments.tokens + 256) if arguments.tokens else bare
