@@ -9,7 +9,7 @@ EarthshineError
 ├── KernelError         the native library is missing, too old or was misused
 ├── BlobError           a sequence's stored state is damaged or belongs to another model
 ├── BudgetError         the memory that was granted does not suffice, and nothing is left to give back
-├── ContextError        a conversation does not fit the model's context or the cache's pages
+├── ContextError        a sequence does not fit the model's context or the cache's pages
 ├── OverloadError       the queue of requests is full; later there is room again
 ├── Refused             a server's answer to a request that it does not take (server/api.py)
 ├── Unauthorized        a request's API key is missing or wrong (net/access.py)
@@ -61,7 +61,7 @@ class BudgetError(EarthshineError):
 
 
 class ContextError(EarthshineError):
-    """A conversation does not fit the model's context or the cache's pages."""
+    """A sequence does not fit the model's context or the cache's pages."""
 
 
 class OverloadError(EarthshineError):

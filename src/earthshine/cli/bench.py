@@ -213,7 +213,7 @@ def _product(memory: measure.Memory, storage: Storage, rows: int) -> list[float]
 
 def _attention(memory: measure.Memory, heads: int, tokens: int) -> list[float]:
     _say(f"attention, {heads} heads")
-    enough = max(_LEAST_MEMORY_BYTES, 4 * last_cache_bytes())  # conversations of 9 MiB each
+    enough = max(_LEAST_MEMORY_BYTES, 4 * last_cache_bytes())  # sequences of 9 MiB each
     return measure.attention_rates(memory[:enough], heads, tokens, REPEATS)
 
 

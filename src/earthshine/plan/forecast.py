@@ -174,7 +174,7 @@ class Forecaster:
 
 
 def _values(layer: LayerSpec, hidden: int, form: str) -> dict[str, int]:
-    """The router and what attention takes apart by head are bf16 whatever the rest of the trunk is."""
+    """The router and what attention splits by head are bf16 whatever the rest of the trunk is."""
     values: dict[str, int] = {}
     for tensor in layer_tensors(0, layer, hidden):
         if len(tensor.shape) == 2:

@@ -50,37 +50,37 @@ class AttentionSpec(Protocol):
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """Its sizes by name, for people to read."""
+        """Its sizes by name, for display."""
         ...
 
     @property
     def score_rows(self) -> int:
-        """Query rows of one token that meet the same cached row: what a native kernel computes together."""
+        """Query rows of one token that share a cached row, which a native kernel computes together."""
         ...
 
     @property
     def decode_macs(self) -> int:
-        """Multiplications and additions of one new token for each token it attends to, rows read as they lie."""
+        """Multiply-adds of one new token per token that it attends to, over cached rows as stored."""
         ...
 
     @property
     def prefill_macs(self) -> int:
-        """The same in the form with the fewest operations, keys and values expanded where they are kept compressed."""
+        """The same with compressed keys and values expanded: the form with the fewest operations."""
         ...
 
     @property
     def token_macs(self) -> int:
-        """Multiplications and additions of one new token that no weight and no other token takes part in."""
+        """Multiply-adds of one new token that involve neither a weight nor another token: of a recurrent state."""
         ...
 
     @property
     def activation_values(self) -> int:
-        """Values that exist at once for one token of a prompt."""
+        """The most values that exist together for one token of a prompt."""
         ...
 
     @property
     def gathered_values(self) -> int:
-        """Values per token of a context that fp32 attention takes out of its page and pads."""
+        """Values per token of a context that fp32 attention copies out of its page and pads."""
         ...
 
     def tensors(self, hidden: int) -> Iterator[TensorSpec]:
@@ -192,7 +192,7 @@ class MlaSpec:
             yield TensorSpec("q_b", (q_out, self.q_lora_rank), linear=True)
         yield TensorSpec("kv_a", (self.latent_dim, hidden), linear=True)
         yield TensorSpec("kv_a_norm", (self.kv_lora_rank,))
-        # Absorbed attention takes it apart by head.
+        # Absorbed attention splits it by head.
         kv_b = (self.n_heads * (self.nope_dim + self.v_dim), self.kv_lora_rank)
         yield TensorSpec("kv_b", kv_b, linear=True, use=Use.PLAIN)
         yield TensorSpec("o", (hidden, self.n_heads * self.v_dim), linear=True)

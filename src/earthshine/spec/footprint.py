@@ -27,11 +27,10 @@ class Footprint:
     n_experts_in_all_layers: routed experts, all sparse layers together.
     expert_bytes: one routed expert as published, with its scales and shape tensors; the largest if layers differ.
     experts_bytes: all routed experts as published.
-    trunk_bytes: of the whole trunk with its linear layers in "bf16" or "fp8" (128x128 blocks, fp32 scales), or with
-        these and the head in "int8" (an fp32 scale for 128 columns of a row), but for what attention takes apart by
-        head. Other trunk tensors are bf16, the router's bias fp32.
+    trunk_bytes: of the whole trunk, with its linear layers in "bf16" or "fp8", or these and the head in "int8" (then
+        without the matrices that attention splits by head). Other trunk tensors are bf16, the router's bias fp32.
     cache_bytes_per_token: of the cache over all layers in "fp32", "bf16" or "int8" (an fp32 scale per token and layer).
-    state_bytes: of a sequence's recurrent state, whatever its length, with bf16 activations.
+    state_bytes: of a sequence's recurrent state at any length, with bf16 activations.
     """
 
     total_params: int
@@ -90,7 +89,7 @@ def prefill_flops_per_token(spec: ModelSpec, context: int) -> float:
 
 
 def decode_flops_per_token(spec: ModelSpec, context: int) -> float:
-    """FLOPs of one decoded token that attends to `context` tokens, which are read as they are kept.
+    """FLOPs of one decoded token that attends to `context` tokens, whose cached rows are not expanded.
 
     2 * (linear values with the head, `top_k` experts, router)
     + sum over layers of 2 * (decode_macs * context + token_macs)
@@ -104,7 +103,7 @@ def decode_flops_per_token(spec: ModelSpec, context: int) -> float:
 
 def _check_context(context: int) -> None:
     if not 1 <= context <= _MAX_CONTEXT:
-        raise UsageError(f"A context of this many tokens has no cost; it lies between 1 and {_MAX_CONTEXT}.")
+        raise UsageError(f"A context of {context} tokens is not possible; choose 1 to {_MAX_CONTEXT}.")
 
 
 def _matrices(spec: ModelSpec) -> Iterator[TensorSpec]:

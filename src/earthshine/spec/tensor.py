@@ -11,7 +11,7 @@ class Use(StrEnum):
     """The form in which a tensor enters a computation."""
 
     STORED = "stored"  # as published, quantised or not
-    PLAIN = "plain"  # decoded to the activations' dtype: attention takes it apart
+    PLAIN = "plain"  # decoded to the activations' dtype: attention splits it by head
     FP32 = "fp32"  # whatever the activations are: router logits in bf16 change choices
 
 
@@ -40,7 +40,7 @@ class TensorSpec:
 
     @property
     def rounds_to_int8(self) -> bool:
-        """Whether an int8 trunk rounds it: linear layers and the head, but not what attention takes apart."""
+        """Whether an int8 trunk rounds it: linear layers and the head, but not what attention splits by head."""
         return (self.linear or self.name == "head") and self.use is Use.STORED
 
     @property
