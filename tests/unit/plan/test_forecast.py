@@ -119,6 +119,13 @@ def test_a_prompt_in_one_chunk_reads_each_expert_that_it_needs_once() -> None:
     )
 
 
+def test_the_attention_of_a_prompt_runs_at_the_rate_of_all_its_rows() -> None:
+    """However the engine cuts a pass: 300 tokens of 4 heads have 1200 query rows."""
+    rising = machine(attention=((1, 1e9), (1200, 40e9), (4800, 60e9)))
+    cost = forecaster(changed_machine=rising).prompt(300, 0.0)
+    assert cost.parts["attention"] == pytest.approx(3 * 2 * 4 * 72 * (300 * 301 / 2) / 40e9)
+
+
 def test_a_prompt_in_chunks_is_the_sum_of_them() -> None:
     """512, 512 and 176 tokens: each reads what is not held, and attends to all before it."""
     costs = forecaster(slots_per_layer=4, transit_slots=2, streamed=("layers.0",))
