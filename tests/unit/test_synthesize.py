@@ -287,7 +287,7 @@ def test_a_sparse_model_counts_and_routes_tokens_apart(write: Any, monkeypatch: 
 
     monkeypatch.setattr(kernels, "route", spy)
     session = model.session(64)
-    session.sync([5, 300, 700, 20])
+    session.sync([*range(100, 100 + kernels.LAYER_TOKENS), 5, 300, 700, 20])  # more tokens than one native call routes
     events = list(session.generate(SamplingParams(temperature=0.0, max_tokens=5)))
     assert [event.token for event in events if hasattr(event, "logprob")] == [21, 22, 23, 24, 25]
     assert all(math.isfinite(event.logprob) for event in events if hasattr(event, "logprob"))

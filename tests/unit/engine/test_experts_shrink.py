@@ -153,7 +153,7 @@ def test_a_store_that_held_all_reads_what_it_lost(tmp_path: Path) -> None:
     experts.store.shrink(1)
     outputs(experts)
     assert experts.stats.misses > 2 * N_EXPERTS
-    with pytest.raises(UsageError, match="only where each has a slot"):
+    with pytest.raises(UsageError, match="only where every one has a slot"):
         experts.store.preload(lambda done, total: None)
 
 
