@@ -1,7 +1,7 @@
-"""Values that a model wrote as text, by the JSON schema of a tool's arguments: which types one may have, and its JSON.
+"""Types of tool call arguments: which JSON types a schema permits, and the JSON of a value that was written as text.
 
-Forms of tool calls that are no JSON leave types to the schema. Invariant: `json_value` always returns JSON, and a text
-that fits no type comes out as a string.
+Forms of tool calls that are not JSON do not write types, so the schema gives them. Invariant: `json_value` always
+returns JSON; a text that fits none of the types becomes a string.
 """
 
 import json
@@ -12,17 +12,17 @@ from typing import Any, NoReturn
 Types = frozenset[str]
 TEXT: Types = frozenset(("string",))
 ANYTHING: Types = frozenset(("null", "boolean", "integer", "number", "string", "array", "object"))
-_MAX_DEPTH = 32  # of references and combinations
-_MAX_LOOKS = 1000  # at schemas within one
+_MAX_DEPTH = 32  # of references and of schemas within schemas
+_MAX_LOOKS = 1000  # schemas that are read for one value
 
 
 def types_of(schema: Any, root: Any) -> Types:
-    """The types that a value of `schema` may have; references are looked up in `root`, and only there."""
+    """The types that a value of `schema` may have. References are resolved within `root` only."""
     return _Reading(root).types(schema)
 
 
 def argument_types(parameters: Mapping[str, Any] | None, name: str) -> Types:
-    """Of the argument `name` by the schema of all arguments; one that the schema does not describe is a text."""
+    """The types of the argument `name`. `parameters`: the schema of all arguments; one that it lacks is a string."""
     if not isinstance(parameters, Mapping):
         return TEXT
     properties, others = parameters.get("properties"), parameters.get("additionalProperties")
@@ -32,9 +32,9 @@ def argument_types(parameters: Mapping[str, Any] | None, name: str) -> Types:
 
 
 def json_value(text: str, types: Types) -> str:
-    """The JSON of a value that was written as `text`: of another type than string where one fits, else a string.
+    """The JSON of a value that was written as `text`: a string only if none of the other types fits.
 
-    Python's spellings of true, false and null count too, since templates print them so.
+    Python's spellings of true, false and null are accepted too, since templates print them.
     """
     short = text.strip()
     if "null" in types and short in ("null", "None"):
@@ -48,7 +48,7 @@ def json_value(text: str, types: Types) -> str:
 
 
 def _parsed(text: str) -> Any:
-    """The value of a JSON text; "", which no caller takes for a value, where it is none."""
+    """The value of a JSON text; "" if it is not JSON, which callers treat like a string."""
     try:
         return json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
@@ -65,7 +65,7 @@ def _finite(text: str) -> float:
 
 
 def _type(value: Any) -> str:
-    """Of a JSON value; an integer is a number too, but has the narrower name."""
+    """The type of a JSON value; "integer", not "number", for an integer."""
     for name, kind in (("boolean", bool), ("integer", int), ("number", float), ("string", str), ("array", list)):
         if isinstance(value, kind):
             return name
@@ -73,7 +73,7 @@ def _type(value: Any) -> str:
 
 
 class _Reading:
-    """Of one schema within `root`. What lies too deep, or is too much, is taken for anything."""
+    """Finds the types of one schema within `root`. Beyond the limits, a schema permits anything."""
 
     def __init__(self, root: Any) -> None:
         self._root, self._left = root, _MAX_LOOKS
@@ -95,7 +95,7 @@ class _Reading:
         return found
 
     def _own(self, schema: Mapping[str, Any]) -> Types:
-        """By the schema's own words for types and values."""
+        """The types by the schema's own `type`, `enum` and `const`."""
         found, kinds, values = ANYTHING, schema.get("type"), schema.get("enum")
         named = ANYTHING.intersection(kinds if isinstance(kinds, list) else [kinds])
         if named:
@@ -106,7 +106,7 @@ class _Reading:
 
 
 def _looked_up(root: Any, reference: str) -> Any:
-    """What `#/...` points to; None, which describes anything, where that is nothing here."""
+    """The target of `#/...`; None, which permits anything, if it does not exist in `root`."""
     start, _, pointer = reference.partition("#/")
     if start or not pointer:
         return root if reference == "#" else None

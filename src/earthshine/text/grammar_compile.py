@@ -44,7 +44,7 @@ _STACK_LOCK = threading.Lock()
 
 
 class CompileTimeout(TextError):
-    """The compilation took too long. The machine may be busy, so this is no proof that the grammar is unsupported."""
+    """The compilation took too long. The machine may be busy, so the grammar may be supported."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""Tool calls as tags under a mask: a grammar in Lark's notation for the calls of all tools.
+"""Constrained tool calls in Qwen3-Coder's form (tags): a grammar in Lark's notation for the calls of all tools.
 
-Values that the schema makes texts are free between their tags, but for enums, constants, lengths and patterns; all
-others are JSON by their schema. Arguments come in the schema's order. Refused, as TextError, where a schema is to bind:
-what this form can't hold a reply to; elsewhere such keywords count as absent.
+A string is any text between its tags, as far as `enum`, `const`, lengths and `pattern` permit; other values are JSON
+that follows its schema. Arguments come in the schema's order. Keywords that can't be enforced in this form are refused,
+as TextError, if the tool is strict, and otherwise ignored.
 """
 
 import json
@@ -27,13 +27,13 @@ _NAME = re.compile(r"[^<>\n]{1,256}")
 
 
 def call_rules(what: str, number: int, name: str, schema: Mapping[str, Any] | None, strict: bool) -> str:
-    """Lark's rules of one tool's call, one of them `call_NUMBER`; `what` names the schema in messages. `schema` is that
-    of the arguments, None for any; `schema_text` has checked it. With `strict` all of it binds, or is refused."""
+    """Lark's rules for a call of one tool; `call_NUMBER` is one. `what` names the schema in messages. `schema`: that of
+    the arguments, checked by `schema_text`; None for any. `strict`: all of it is enforced or refused."""
     return "\n".join(_Tool(what, f"call_{number}", schema, strict).rules(name))
 
 
 def start_rules(numbers: Iterable[int]) -> str:
-    """The rules above those of the tools, for what stands between a call's two markers."""
+    """The rules for the text between a call's two markers, which use those of the tools."""
     every = " | ".join(f"call_{number}" for number in numbers)
     return (
         f'start: "\\n" call "\\n"\ncall: {every}\nany_text[suffix={_END}]: ANY_TEXT\n'
@@ -77,7 +77,7 @@ class _Tool:
             raise TextError(f"{self._what} can't be used: this model's form of calls can't be held to {shown(word)}.")
 
     def _require_free(self, schema: Any) -> None:
-        """Of a value that is any text: that its schema names types and nothing more."""
+        """For a value that may be any text: requires that its schema has types only."""
         for inner in _branches(schema):
             for word in inner.keys() - _NOTES - {"type", "anyOf", "oneOf"}:
                 self._require(False, word)
@@ -93,7 +93,7 @@ class _Tool:
             yield f"{rule}_json: %json {self._json(schema, place)}"
         elif types == TEXT and "$ref" not in schema:
             yield from self._text(rule, schema)
-        else:  # a text may be any of its other types, too
+        else:  # string or another type: any text
             self._require_free(schema)
             yield f"{rule}: any_text"
 
@@ -126,7 +126,7 @@ class _Tool:
         yield f"{rule.upper()}: {' & '.join(terminals)}"
 
     def _json(self, schema: Mapping[str, Any], place: str) -> str:
-        """A value's own schema; one with references takes the whole along, in which they are looked up."""
+        """A value's schema as JSON; with references, the whole schema of the arguments, to which they point."""
         options = {"lenient": not self._strict, "coerce_one_of": not self._strict, **JSON_OPTIONS}
         whole: dict[str, Any] = dict(schema)
         if '"$ref"' in json.dumps(schema):
@@ -141,7 +141,7 @@ def _quoted(function: str, parameters: str) -> str:
 
 
 def _inner(text: str) -> str:
-    """As it stands in a quoted text of Lark's."""
+    """The text, escaped for a quoted string in Lark."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
@@ -150,7 +150,7 @@ def _pointer(key: str) -> str:
 
 
 def _branches(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """The schema and those that it combines."""
+    """The schema and those in its `anyOf` and `oneOf`."""
     if isinstance(schema, dict):
         yield schema
         for key in ("anyOf", "oneOf"):
@@ -159,7 +159,7 @@ def _branches(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _regex(pattern: str) -> str | None:
-    """A regex for whole texts that hold a match of `pattern`; None where its anchors may not be the whole's."""
+    """A regex for whole texts in which `pattern` matches; None if it has anchors elsewhere than at its ends."""
     begins, ends = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
     inner = pattern[1 if begins else 0 : -1 if ends else None]
     if (begins or ends) and "|" in inner:

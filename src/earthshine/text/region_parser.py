@@ -16,8 +16,8 @@ def region_parser(
     schemas: Schemas | None = None,
     skip_special: bool = True,
 ) -> RegionParser:
-    """The parser for a model that writes tool calls in `form`. `schemas`: of the arguments of the functions that were
-    offered, which give types to values in forms that have none; other arguments as for RegionParser."""
+    """The parser for a model that writes tool calls in `form`. `schemas`: function -> schema of its
+    arguments, for the form whose values have no types; other arguments as for RegionParser."""
     if form is CallForm.XML:
         return XmlCallParser(
             tokenizer, thinking=thinking, calls=calls, schemas=schemas or {}, skip_special=skip_special

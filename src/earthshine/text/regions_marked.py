@@ -1,6 +1,6 @@
-"""Streaming parser of replies in which each tool call stands between `<tool_call>` and `</tool_call>`.
+"""Streaming parser of replies in which each tool call is between `<tool_call>` and `</tool_call>`.
 
-A subclass reads what stands between the two, one for each form. The newlines that these forms have around thoughts and
+There is a subclass for each form of the text between the two. The newlines that these forms have around thoughts and
 calls are dropped. Invariant: no other text is lost and nothing raises; a call that does not parse becomes content,
 markers included.
 """
@@ -23,16 +23,16 @@ class MarkedCallParser(RegionParser):
         self._newlines = ""  # held back: dropped if a marker follows
 
     def _open_call(self, before: str) -> None:
-        """A call's first marker has come; `before`: the newlines that stood before it."""
+        """Called at a call's first marker; `before`: the newlines before it."""
         raise NotImplementedError
 
     def _pass_on(self, text: str) -> None:
-        """More of what stands between the markers."""
+        """Called with the text between the markers, piece by piece."""
         raise NotImplementedError
 
     def _close_call(self, closed: bool) -> None:
-        """The second marker has come, or the reply has ended before it. Content that is no part of the form is emitted
-        here; newlines before it belong to the form unless `_trimmed` is taken back."""
+        """Called at the second marker (`closed`), or if the reply ends without it. Emits text that is not part of the
+        form as content; newlines that follow are dropped unless this sets `_trimmed` to False."""
         raise NotImplementedError
 
     def flush(self) -> list[Any]:

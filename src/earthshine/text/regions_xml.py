@@ -1,8 +1,8 @@
-"""Tool calls that are tags, as Qwen3-Coder writes them: `<function=NAME>`, and `<parameter=NAME>` around each value.
+"""Streaming parser of tool calls in Qwen3-Coder's form: `<function=NAME>`, and `<parameter=NAME>` around each value.
 
-A value is text between two newlines, and its type is the schema's: it comes out as JSON. Values that can only be texts
-are passed on as they come, others once they are complete. A value ends at `</parameter>` where a tag of the form
-follows, so that it may hold such texts itself; models that leave an end tag out are understood where that is certain.
+A value is text between two newlines; the schema gives its type, and the arguments are emitted as JSON. Strings are
+streamed, other values emitted once they are complete. A value ends at `</parameter>` only if a tag of the form follows,
+so it may contain this text. A missing end tag is accepted if the end of the value is certain without it.
 """
 
 import json
@@ -16,7 +16,7 @@ from earthshine.text.regions import ToolCallEnd
 from earthshine.text.regions_marked import MarkedCallParser
 from earthshine.text.tokenizer import Tokenizer
 
-Schemas = Mapping[str, Mapping[str, Any] | None]  # of the arguments, by function
+Schemas = Mapping[str, Mapping[str, Any] | None]  # function -> schema of its arguments
 
 FUNCTION, FUNCTION_END, PARAMETER, PARAMETER_END = "<function=", "</function>", "<parameter=", "</parameter>"
 _FUNCTION = re.compile(r"\s*<function=([^<>\n]{1,256})>")
@@ -25,11 +25,11 @@ _MISSED = re.compile(r"\n<parameter=([^<>\n]{1,256})>\n")
 _MARK = re.compile(r"</parameter>|</function>|\n<parameter=")
 _END_TAGS = re.compile(r"(?:</parameter>\s*)?(?:</function>\s*)?\Z")
 _MARKS = ("\n</parameter>", "</parameter>", "\n</function>", "</function>", "\n<parameter=")
-_MOST_TAG, _MOST_GAP = 300, 64  # characters of a tag, and of white space between tags, that are waited for
+_MOST_TAG, _MOST_GAP = 300, 64  # characters of a tag, and of white space between tags, that are held back at most
 
 
 class XmlCallParser(MarkedCallParser):
-    """One answer's ids to events. `schemas`: of the functions that were offered."""
+    """Parses the ids of one reply to events. `schemas`: those of the functions that were offered."""
 
     def __init__(
         self, tokenizer: Tokenizer, *, thinking: bool, calls: bool = True, schemas: Schemas, skip_special: bool = True
@@ -41,9 +41,9 @@ class XmlCallParser(MarkedCallParser):
     def _open_call(self, before: str) -> None:
         self._before = before
         self._call: _Call | None = None  # the function that is being called
-        self._left = ""  # text between the markers that is not yet taken for a part of the form
-        self._stray = ""  # and that belongs to no part of it
-        self._n_called = 0  # functions between these markers
+        self._left = ""  # text between the markers that is not parsed yet
+        self._stray = ""  # text between the markers that is not part of the form
+        self._n_called = 0  # calls between these markers
 
     def _pass_on(self, text: str) -> None:
         self._left += text
@@ -51,7 +51,7 @@ class XmlCallParser(MarkedCallParser):
             pass
 
     def _advance(self) -> bool:
-        """Takes the next part of the form off the text; False where more must come first."""
+        """Parses the next part of `_left`; False if more text is needed."""
         if self._call is None:
             found = _FUNCTION.match(self._left) if len(self._left) < _MOST_TAG + _MOST_GAP else None
             if found is None:
@@ -89,20 +89,20 @@ class XmlCallParser(MarkedCallParser):
 
 
 class _Call:
-    """One function's call from behind `<function=NAME>` on: text to the JSON of its arguments."""
+    """One call, after `<function=NAME>`: from text to the JSON of its arguments."""
 
     def __init__(self, parameters: Mapping[str, Any] | None) -> None:
         self.ended = False  # `</function>` has come
-        self.rest = self.stray = ""  # what followed it; what stood between its tags
+        self.rest = self.stray = ""  # the text after it; text between tags that is not part of the form
         self._parameters = parameters
         self._buffer = ""
         self._given: set[str] = set()
-        self._types: Types | None = None  # of the value that is being written, None between values
-        self._value = ""  # as far as it came; "" for texts, which are passed on
-        self._at_start = False  # of the value: its newline may still come
+        self._types: Types | None = None  # those of the present value, None between values
+        self._value = ""  # the beginning of the present value; "" for strings, which are streamed
+        self._at_start = False  # nothing of the value has come; a newline that comes first is dropped
 
     def push(self, text: str) -> str:
-        """The arguments' JSON that is new."""
+        """The new part of the arguments' JSON."""
         self._buffer += text
         made = ""
         while not self.ended:
@@ -113,7 +113,8 @@ class _Call:
         return made
 
     def finish(self, closed: bool) -> str:
-        """The same at the end of the call's text, `closed` where its second marker came: open tags are closed then."""
+        """The rest of the arguments' JSON, at the end of the call's text. `closed`: its second marker has come, so a
+        value without an end tag is complete."""
         made = ""
         if self._types is not None:
             mark = _MARK.match(self._buffer.removeprefix("\n"))
@@ -127,7 +128,7 @@ class _Call:
         return made
 
     def _tag(self) -> str | None:
-        """Between values: the next parameter's name, or the call's end."""
+        """Between values: parses the next parameter's tag, or the end of the call; None if neither is complete."""
         found = _TAG.search(self._buffer)
         if found is None:
             return None
@@ -143,7 +144,7 @@ class _Call:
         return f"{comma}{json.dumps(name, ensure_ascii=False)}: " + ('"' if self._types == TEXT else "")
 
     def _piece(self) -> str | None:
-        """More of a value, and its end once it is certain."""
+        """Within a value: its next piece, or its end; None if more text is needed."""
         if self._at_start:
             if not self._buffer:
                 return None
@@ -159,13 +160,13 @@ class _Call:
             at = found.start() + 1
         else:
             held -= _overlap(self._buffer)
-        if held and self._buffer[held - 1] == "\n":  # the form's, if an end follows
+        if held and self._buffer[held - 1] == "\n":  # dropped if the value ends here
             held -= 1
         piece, self._buffer = self._buffer[:held], self._buffer[held:]
         return self._kept(piece) or None
 
     def _follows(self, mark: re.Match[str]) -> int | None:
-        """Where the form goes on if the value ends at `mark`; -1 if it does not, None while that is open."""
+        """The position after the value if it ends at `mark`; -1 if it does not, None if more text is needed."""
         after = self._buffer[mark.end() :]
         gap = after.lstrip()
         if mark[0] == PARAMETER_END:
@@ -183,7 +184,7 @@ class _Call:
         return mark.start() + 1 if missing else -1
 
     def _kept(self, piece: str) -> str:
-        """What a piece of a value gives at once."""
+        """The JSON of a piece of a string; a piece of another value is kept, and gives ""."""
         if self._types == TEXT:
             return json.dumps(piece, ensure_ascii=False)[1:-1]
         self._value += piece
@@ -203,6 +204,6 @@ class _Call:
 
 
 def _overlap(text: str) -> int:
-    """How many of the last characters may begin a mark."""
+    """The number of last characters that may be the beginning of one of `_MARKS`."""
     sizes = range(min(len(text), max(map(len, _MARKS)) - 1), 0, -1)
     return next((size for size in sizes if any(mark.startswith(text[-size:]) for mark in _MARKS)), 0)
