@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints.writer import published_tensors, tensor_shapes, write_checkpoint
 
 from earthshine.spec import spec_from_config
-from earthshine.weights import write_checkpoint
-from earthshine.weights.writer import published_tensors, tensor_shapes
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_experts": 16, "vocab_size": 2048}
