@@ -173,7 +173,7 @@ class TestLive:
         assert client.messages.create(**after, tools=[tool]).usage.cache_read_input_tokens > 0
 
     def test_refusals(self, client):
-        with pytest.raises(anthropic.NotFoundError, match="no model"):
+        with pytest.raises(anthropic.NotFoundError, match="is not served here"):
             client.messages.create(**{**ASK, "model": "nobody"})
         with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
             client.messages.create(**{**self.ask(client), "messages": [{"role": "user", "content": "a b " * 300_000}]})

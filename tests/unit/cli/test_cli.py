@@ -48,7 +48,7 @@ def test_a_stop_text_ends_the_answer_before_it(earthshine):
         (["--top-p", "0"], "top_p"),
         (["--max-tokens", "0"], "max_tokens"),
         (["--dtype", "fp8"], "fp8"),
-        (["--stop", ""], "Stop strings"),
+        (["--stop", ""], "stop must be up to 64 texts"),
         (["--context", "5000"], "5000"),
         (["--no-such-option"], "no-such-option"),
     ],
