@@ -68,13 +68,17 @@ def experts_on_disk(checkpoint: Checkpoint) -> Disk:
     return Disk([(span.file, span.offset) for span in every], every[0].nbytes)
 
 
-def open_model(arguments: argparse.Namespace, n_sessions: int = 1) -> tuple[LoadedModel, Timed]:
+def open_model(arguments: argparse.Namespace, n_sessions: int = 1) -> LoadedModel:
     memory = None if arguments.memory is None else parse_bytes(arguments.memory)
     args = PlanArgs(memory, arguments.context, n_sessions, arguments.threads, arguments.trunk)
-    model = load_model(arguments.model, args)
+    return load_model(arguments.model, args)
+
+
+def timed_experts(model: LoadedModel) -> Timed:
+    """Puts a Timed around the model's experts; a layer with all of them in memory then takes several native calls."""
     timed = Timed(model.experts)
     model.decoder._experts = timed
-    return model, timed
+    return timed
 
 
 def prompt(n_tokens: int, seed: int = 0) -> list[int]:
@@ -100,7 +104,7 @@ def decode(arguments: argparse.Namespace) -> dict[str, Any]:
     """Bytes touched per second while decoding, over memory's own read rate, which is measured before and after each
     round of 8 tokens; with `--tokens N` also the rate after N tokens over the rate after 16, alternating A B B A.
     """
-    model, _ = open_model(arguments, 2 if arguments.tokens else 1)
+    model = open_model(arguments, 2 if arguments.tokens else 1)
     bare = model.session(256)
     bare.sync(prompt(16))
     long = model.session(arguments.tokens + 256) if arguments.tokens else bare
@@ -168,7 +172,8 @@ def cold(arguments: argparse.Namespace) -> dict[str, Any]:
 
     The disk is read before and after every token in the same pattern: as many experts, as often, after equal pauses.
     """
-    model, timed = open_model(arguments)
+    model = open_model(arguments)
+    timed = timed_experts(model)
     disk = experts_on_disk(checkpoint_of(arguments))
     session = model.session()
     # Another token each time: a virtual disk answers faster what it has read before, so neither side may read it again.
@@ -192,7 +197,7 @@ def cold(arguments: argparse.Namespace) -> dict[str, Any]:
 def streamed(arguments: argparse.Namespace) -> dict[str, Any]:
     """A prompt of `--tokens` (2,048) and decoding after it where experts stream: tokens per second, bytes read per
     token and per second, and that over the disk's own rate for blocks of an expert, in turns A B B A with it."""
-    model, _ = open_model(arguments)
+    model = open_model(arguments)
     disk = experts_on_disk(checkpoint_of(arguments))
     session = model.session()
     began, before, first = time.perf_counter(), model.experts.stats, read_bytes(model)
@@ -230,7 +235,8 @@ def read_bytes(model: LoadedModel) -> int:
 
 def whole_prompt(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a prompt, and bytes read over those of the experts it uses, each once."""
-    model, timed = open_model(arguments)
+    model = open_model(arguments)
+    timed = timed_experts(model)
     session = model.session()
     began = time.perf_counter()
     session.sync(prompt(arguments.tokens or 2048))

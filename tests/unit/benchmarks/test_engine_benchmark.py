@@ -66,7 +66,7 @@ def test_decode_continues_a_filled_conversation(engine: Any, folder: Path) -> No
 
 
 def test_a_filled_conversation_holds_rows_and_states(engine: Any, folder: Path) -> None:
-    model, _ = engine.open_model(_arguments(folder, 0))
+    model = engine.open_model(_arguments(folder, 0))
     try:
         session = model.session(256)
         engine.fill(session, 100)
