@@ -1,7 +1,7 @@
 """Parts of a layer in one call: the bits of the operations that `models` names one by one, and near the oracle."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import pytest
@@ -84,7 +84,7 @@ def wide(weight: Weight) -> Tensor:
 
 def few(spec: MlaSpec | GqaSpec, weights: dict[str, Weight], ffn: Moe | Ffn) -> FewTokens:
     norms = 1 + draw(HIDDEN, seed=50, gain=0.2), 1 + draw(HIDDEN, seed=51, gain=0.2)
-    return FewTokens(spec, norms, EPS, weights, ffn, RotaryTables())
+    return FewTokens(attention_of(spec, weights, RotaryTables()), norms, EPS, ffn)
 
 
 def dense(form: Storage = Storage.BF16, inner: int = 64) -> Ffn:
@@ -238,6 +238,13 @@ class TestWhatDoesNotFitIsRefused:
             few(MLA, weights | {"kv_b": weights["kv_b"][:60]}, dense())
         with pytest.raises(KernelError, match=r"bfloat16 \[40\]"):
             few(MLA, weights | {"kv_a_norm": draw(41)}, dense())
+
+
+def test_every_field_of_attention_takes_part() -> None:
+    """A new field, such as a window, has to be taken up by models/few.py and a kernel, or refused there."""
+    latent = {"n_heads", "q_lora_rank", "kv_lora_rank", "nope_dim", "v_dim", "rope", "latent_norm_eps"}
+    grouped = {"n_heads", "n_kv_heads", "head_dim", "rope", "norm_eps"}
+    assert [{field.name for field in fields(spec)} for spec in (MlaSpec, GqaSpec)] == [latent, grouped]
 
 
 def test_one_operation_after_the_other_serves_where_the_library_does_not(monkeypatch) -> None:

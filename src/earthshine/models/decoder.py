@@ -31,7 +31,6 @@ class _Layer:
         self.index, self.weights, self._eps = index, weights, eps
         self._attention_norm, self._ffn_norm = _plain(weights, "attention_norm"), _plain(weights, "ffn_norm")
         self.attention = attention_of(spec.attention, _under(weights, "attention."), tables)
-        self._spec, self._tables = spec.attention, tables
         self._moe: Moe | None = None
         self._dense: Ffn | None = None
         if isinstance(spec.ffn, MoeSpec):
@@ -65,8 +64,7 @@ class _Layer:
         """Made when it is first asked for: a layer whose weights stream in a prompt has no use for it."""
         ffn = self._moe or self._dense
         assert ffn is not None
-        norms, weights = (self._attention_norm, self._ffn_norm), _under(self.weights, "attention.")
-        return FewTokens(self._spec, norms, self._eps, weights, ffn, self._tables)
+        return FewTokens(self.attention, (self._attention_norm, self._ffn_norm), self._eps, ffn)
 
 
 class Decoder:

@@ -4,17 +4,19 @@ The mathematics is that of the files beside this one, which serve everything els
 disk, delta attention. The library walks through the same operations in the same order, to the same bits.
 """
 
-from collections.abc import Mapping
+from dataclasses import fields
 from typing import Protocol, cast
 
 from torch import Tensor
 
 from earthshine import kernels
 from earthshine.kernels import Weight
+from earthshine.models.attention import Attention
 from earthshine.models.ffn import Experts, Ffn, Moe
-from earthshine.models.rope import RotaryTables, softmax_scale
+from earthshine.models.gqa import Gqa, GqaWeights
+from earthshine.models.mla import Mla, MlaWeights
+from earthshine.models.rope import RotaryTable
 from earthshine.models.state import LayerState
-from earthshine.spec.attention import AttentionSpec, GqaSpec, MlaSpec
 
 
 class ResidentExperts(Experts, Protocol):
@@ -26,29 +28,11 @@ class ResidentExperts(Experts, Protocol):
 
 
 class FewTokens:
-    """One layer for at most kernels.LAYER_TOKENS tokens. Each part returns None where its readable form has to serve.
+    """One layer for up to kernels.LAYER_TOKENS tokens. Each part returns None where its readable form has to serve."""
 
-    `attention`: weights by the names of `spec.tensors`.
-    """
-
-    def __init__(
-        self,
-        spec: AttentionSpec,
-        norms: tuple[Tensor, Tensor],
-        eps: float,
-        attention: Mapping[str, Weight],
-        ffn: Moe | Ffn,
-        tables: RotaryTables,
-    ) -> None:
-        self._attention: kernels.AttentionLayer | None = None
-        if isinstance(spec, MlaSpec):
-            latent = (spec.n_heads, spec.kv_lora_rank, spec.nope_dim, spec.rope.dim, spec.v_dim)
-            mla = kernels.MlaShape(*latent, eps, spec.latent_norm_eps, softmax_scale(spec))
-            self._attention, self._table = kernels.mla_layer(mla, norms[0], attention), tables.of(spec.rope)
-        elif isinstance(spec, GqaSpec):
-            grouped = (spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.rope.dim)
-            gqa = kernels.GqaShape(*grouped, eps, spec.norm_eps, spec.head_dim**-0.5)
-            self._attention, self._table = kernels.gqa_layer(gqa, norms[0], attention), tables.of(spec.rope)
+    def __init__(self, attention: Attention, norms: tuple[Tensor, Tensor], eps: float, ffn: Moe | Ffn) -> None:
+        """`norms`: before attention and before the feed-forward network, with their `eps`."""
+        self._attention, self._table = _attention_layer(attention, norms[0], eps)
         self._moe = ffn if isinstance(ffn, Moe) else None
         self._ffn = _ffn_layer(norms[1], eps, ffn)
 
@@ -69,6 +53,29 @@ class FewTokens:
             return None
         table = cast(ResidentExperts, experts).table(self._moe.layer)
         return None if table is None else self._ffn(x, mixed, table)
+
+
+def _attention_layer(
+    attention: Attention, norm: Tensor, eps: float
+) -> tuple[kernels.AttentionLayer | None, RotaryTable | None]:
+    """None for a kind that the library has no layer for. Every field of a spec takes part, or is refused."""
+    if isinstance(attention, Mla):
+        mla, weights = attention.spec, _by_name(attention.weights)
+        latent = (mla.n_heads, mla.kv_lora_rank, mla.nope_dim, mla.rope.dim, mla.v_dim)
+        shape = kernels.MlaShape(*latent, eps, mla.latent_norm_eps, attention.scale)
+        return kernels.mla_layer(shape, norm, weights), attention.table
+    if isinstance(attention, Gqa):
+        gqa, weights = attention.spec, _by_name(attention.weights)
+        grouped = (gqa.n_heads, gqa.n_kv_heads, gqa.head_dim, gqa.rope.dim)
+        sizes = kernels.GqaShape(*grouped, eps, gqa.norm_eps, attention.scale)
+        return kernels.gqa_layer(sizes, norm, weights), attention.table
+    return None, None
+
+
+def _by_name(weights: MlaWeights | GqaWeights) -> dict[str, Weight]:
+    """Those that are there."""
+    found = {field.name: getattr(weights, field.name) for field in fields(weights)}
+    return {name: weight for name, weight in found.items() if weight is not None}
 
 
 def _ffn_layer(norm: Tensor, eps: float, ffn: Moe | Ffn) -> kernels.FfnLayer | None:

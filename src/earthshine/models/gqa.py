@@ -31,7 +31,7 @@ class Gqa:
     """One layer's attention."""
 
     def __init__(self, spec: GqaSpec, weights: GqaWeights, table: RotaryTable) -> None:
-        self.spec, self.weights, self._table = spec, weights, table
+        self.spec, self.weights, self.table = spec, weights, table
         self.scale: float = spec.head_dim**-0.5
 
     def __call__(self, x: Tensor, positions: Tensor, state: LayerState | None) -> Tensor:
@@ -65,7 +65,7 @@ class Gqa:
         """[..., tokens, heads * head_dim] to [..., tokens, heads, head_dim], normed, the first rope.dim rotated."""
         spec = self.spec
         heads = kernels.rms_norm(values.unflatten(-1, (-1, spec.head_dim)), norm, spec.norm_eps)
-        cos, sin = (part[:, None] for part in self._table.at(positions))
+        cos, sin = (part[:, None] for part in self.table.at(positions))
         if spec.rope.dim == spec.head_dim:
             return kernels.rotate(heads, cos, sin, interleaved=False)
         rotated = kernels.rotate(heads[..., : spec.rope.dim], cos, sin, interleaved=False)

@@ -52,7 +52,7 @@ class Mla:
 
     def __init__(self, spec: MlaSpec, weights: MlaWeights, table: RotaryTable | None) -> None:
         self.spec, self.weights = spec, weights
-        self._table = table
+        self.table = table
         self.scale = softmax_scale(spec)
         heads = weights.kv_b.unflatten(0, (spec.n_heads, -1))
         self._w_uk, self._w_uv = heads.split((spec.nope_dim, spec.v_dim), dim=1)  # [n_heads, nope or v, kv_lora_rank]
@@ -80,17 +80,17 @@ class Mla:
             assert w.q_b is not None
             q = kernels.linear(kernels.rms_norm(kernels.linear(x, w.q_a), w.q_a_norm, spec.latent_norm_eps), w.q_b)
         nope, rope = q.unflatten(-1, (spec.n_heads, spec.qk_dim)).split((spec.nope_dim, spec.rope.dim), dim=-1)
-        if self._table is None:
+        if self.table is None:
             return Query(nope, rope)
-        cos, sin = self._table.at(positions)
+        cos, sin = self.table.at(positions)
         return Query(nope, kernels.rotate(rope, cos[:, None], sin[:, None]))
 
     def latent(self, x: Tensor, positions: Tensor) -> Tensor:
         """What the cache keeps of each token: [..., tokens, latent_dim]."""
         spec, w = self.spec, self.weights
         low, key = kernels.linear(x, w.kv_a).split((spec.kv_lora_rank, spec.rope.dim), dim=-1)
-        if self._table is not None:
-            key = kernels.rotate(key, *self._table.at(positions))
+        if self.table is not None:
+            key = kernels.rotate(key, *self.table.at(positions))
         return torch.cat((kernels.rms_norm(low, w.kv_a_norm, spec.latent_norm_eps), key), -1)
 
     def naive(self, query: Query, latents: Tensor, start: int) -> Tensor:
