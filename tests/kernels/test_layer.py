@@ -233,11 +233,11 @@ class TestWhatDoesNotFitIsRefused:
                 layer(x, added, table)
 
     def test_of_weights(self) -> None:
-        weights = attention_weights(MLA, Storage.BF16)
+        weights, shape = attention_weights(MLA, Storage.BF16), kernels.MlaShape(3, 40, 24, 8, 20, EPS, 1e-6, 0.1)
         with pytest.raises(KernelError, match="kv_b is"):
-            few(MLA, weights | {"kv_b": weights["kv_b"][:60]}, dense())
+            kernels.mla_layer(shape, draw(HIDDEN), weights | {"kv_b": weights["kv_b"][:60]})
         with pytest.raises(KernelError, match=r"bfloat16 \[40\]"):
-            few(MLA, weights | {"kv_a_norm": draw(41)}, dense())
+            kernels.mla_layer(shape, draw(HIDDEN), weights | {"kv_a_norm": draw(41)})
 
 
 def test_every_field_of_attention_takes_part() -> None:

@@ -49,7 +49,7 @@ class FewTokens:
             return None
         if self._moe is None:
             return self._ffn(x, mixed, None)
-        if not hasattr(experts, "table"):  # isinstance with a protocol takes 60 us
+        if not hasattr(experts, "table"):  # isinstance with a protocol takes 9 us
             return None
         table = cast(ResidentExperts, experts).table(self._moe.layer)
         return None if table is None else self._ffn(x, mixed, table)
