@@ -1,7 +1,8 @@
 """The kinds of attention: what each keeps of a sequence, the tensors it needs, and what it costs.
 
 The page pool, the page table, the stored form, the plan, the footprint and `inspect` read nothing of a kind but the
-interface of `AttentionSpec`. A new kind is a class here, a file of mathematics in `models` and a kernel.
+interface of `AttentionSpec`. A new kind is a class here, a file of mathematics in `models`, chosen in
+`models/attention.py`, and a kernel.
 """
 
 import math
