@@ -199,6 +199,7 @@ def test_refusal_of_the_template_is_passed_on() -> None:
          "[1, 3]3[1]3[('a', 2), ('b', 1)]"),
         ("{{ [1, 2]|first }}{{ [1, 2]|last }}{{ 'ab'|reverse }}{{ '3'|int + 1 }}{{ x|default('d') }}", "12ba4d"),
         ("{{ 'a\nb'|indent(2) }}|{{ ' a '|trim }}|{{ 2.567|round(1) }}|{{ 'ab'|list }}", "a\n  b|a|2.6|['a', 'b']"),
+        ("{{ 'a b'|wordwrap(1) }}", "a\nb"),
         ("{{ '%s is %d%%' % ('a', 5) }}{{ '{} {b} {{}}'.format('x', b='y') }}", "a is 5%x y {}"),
         ("{{ x is defined }}{{ 1 is odd }}{{ 'a' in ['a'] }}{{ 'b' not in 'abc' }}{{ [] is sequence }}",
          "FalseTrueTrueFalseTrue"),
@@ -243,6 +244,35 @@ def test_child_that_was_killed_is_started_again() -> None:
         renders()
     assert renders()
     assert child_pid() != pid
+
+
+def test_child_that_was_stopped_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's limits of time have no effect on it."""
+    template = ChatTemplate("a")
+    pid = child_pid()
+    os.kill(pid, signal.SIGSTOP)
+    with monkeypatch.context() as patched:
+        patched.setattr(process, "_WALL_SECONDS", 0.1)
+        with pytest.raises(TextError, match="its process ended"):
+            template.render(MESSAGES)
+    assert renders()
+    assert child_pid() != pid
+
+
+@pytest.mark.usefixtures("short_time", "fresh")
+@pytest.mark.parametrize("ignored", [True, False])
+def test_time_is_limited_where_the_parent_ignores_or_blocks_the_signals(ignored: bool) -> None:
+    before, blocked = signal.getsignal(signal.SIGPROF), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        if ignored:
+            signal.signal(signal.SIGPROF, signal.SIG_IGN)
+        else:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])
+        with pytest.raises(TextError, match="processor time"):
+            ChatTemplate(SPENDERS["nested loops"]).render(MESSAGES)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGPROF, before)
 
 
 def test_interrupted_rendering_does_not_leave_its_answer_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

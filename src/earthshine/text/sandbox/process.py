@@ -25,6 +25,7 @@ from earthshine.settings import child_environment
 
 _SECONDS = 2.0  # of processor time
 _SECONDS_PER_MESSAGE = 1e-4  # Kimi's template takes about 4e-5
+_WALL_SECONDS = 65.0  # after the child's own limit, which has no effect while it is stopped
 _MAX_ANSWER_BYTES = 65 << 20  # 16 Mi characters of 4 bytes, and more
 _START = "import sys; sys.path += sys.argv[1:]; import worker; worker.main()"
 _REASONS = {
@@ -82,13 +83,19 @@ class TemplateProcess:
         requests, answers = self._child.stdin, self._child.stdout
         assert requests is not None
         assert answers is not None
-        requests.write(len(body).to_bytes(8, "little"))
-        requests.write(body)
-        requests.flush()
-        size = int.from_bytes(_read(answers, 8), "little")
-        if not 0 < size <= _MAX_ANSWER_BYTES:
-            raise EOFError
-        return str(_read(answers, size), "utf-8", "surrogatepass")
+        end = threading.Timer(_WALL_SECONDS, self._child.kill)
+        end.daemon = True
+        end.start()
+        try:
+            requests.write(len(body).to_bytes(8, "little"))
+            requests.write(body)
+            requests.flush()
+            size = int.from_bytes(_read(answers, 8), "little")
+            if not 0 < size <= _MAX_ANSWER_BYTES:
+                raise EOFError
+            return str(_read(answers, size), "utf-8", "surrogatepass")
+        finally:
+            end.cancel()
 
     def stop(self) -> str:
         """Ends the child; returns why it had ended, "" if there was none."""

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+import textwrap  # noqa: F401  (the filter wordwrap imports it, but no file can be opened then)
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -28,6 +29,7 @@ _MEMORY_BYTES = 256 << 20  # of address space; Python and Jinja take 28 MiB of i
 _MEMORY_FACTOR = 32  # further bytes for each byte of a request
 _WALL_SECONDS = 60.0
 _MAX_TEXT = 16 << 20  # characters
+_LIMITS = (signal.SIGPROF, signal.SIGALRM)  # what ends the process at the limits of time
 
 
 class _Generation(Extension):
@@ -150,6 +152,9 @@ def _limit_memory(n_bytes: int) -> None:
 def main() -> None:
     """Answers requests until standard input is closed."""
     codecs.lookup("unicode_escape")  # Jinja decodes literals with it, and Python finds it in a file
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LIMITS)  # a parent's mask and ignored signals are inherited
+    for number in _LIMITS:
+        signal.signal(number, signal.SIG_DFL)
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(limit, (0, 0))
     while True:
