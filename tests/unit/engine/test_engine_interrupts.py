@@ -71,7 +71,7 @@ def test_an_interrupt_at_any_moment_leaves_a_session_that_answers_the_same(strea
         expected = answer(session)
     usual, draw, interrupted = calls, random.Random(0), 0
     for _ in range(24):
-        session.close()
+        session.clear()
         calls, interrupt_at = 0, draw.randrange(1, usual)
         try:
             with at_each_call(count):
