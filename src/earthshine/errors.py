@@ -65,7 +65,7 @@ class ContextError(EarthshineError):
 
 
 class OverloadError(EarthshineError):
-    """The queue of requests is full, or the server is about to end. `retry_seconds`: when to ask again."""
+    """The queue of requests is full, or the engine is shutting down. `retry_seconds`: when to ask again."""
 
     def __init__(self, message: str, retry_seconds: int) -> None:
         super().__init__(message)

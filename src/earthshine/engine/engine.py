@@ -53,8 +53,9 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """How the engine stands. `pages_cached`: those that nobody uses now; `resident_bytes` is of the whole process;
-    `finished`: replies by reason; `problem`: what the disk cache can't do at present. Counters count from the start."""
+    """A snapshot of the engine's state. `pages_cached`: those that nobody uses now; `resident_bytes`: of the whole
+    process; `finished`: replies by reason; `problem`: what the disk cache can't do now. Counters count from the start.
+    """
 
     running: int
     waiting: int
@@ -138,13 +139,13 @@ class Engine:
         """Queue a request; `sink` gets its events on the engine's thread.
 
         Raises UsageError for tokens that are none of this model's, ContextError where no token could follow them, and
-        OverloadError where the queue is full or the engine is about to end.
+        OverloadError where the queue is full or the engine is shutting down.
         """
         self._check(request)
         spec = self._model.spec
         with self._changed:
             if not self._accepting or not self.alive:
-                raise OverloadError("The server is about to end; ask again once it is back.", _RETRY_SECONDS[0])
+                raise OverloadError("The engine is shutting down; retry later.", _RETRY_SECONDS[0])
             waiting = self._open - self._model.plan.memory.batch  # those that need not wait are no queue
             if waiting >= self.options.max_queue:
                 raise OverloadError(

@@ -34,7 +34,7 @@ class MemoryLimit:
         if held > self.budget_bytes:
             raise BudgetError(
                 f"This process holds {format_bytes(held)}, more than its budget of {format_bytes(self.budget_bytes)}, "
-                "and every expert's slot is given back already; allow more with --memory, or free some of what the "
+                "and all expert slots are already freed; raise the memory budget, or free some of what the "
                 "program holds."
             )
 
@@ -44,7 +44,7 @@ class MemoryLimit:
         if held + nbytes > self.budget_bytes:
             raise BudgetError(
                 f"{what} takes {format_bytes(nbytes)}, but of the budget of {format_bytes(self.budget_bytes)} only "
-                f"{format_bytes(max(0, self.budget_bytes - held))} are left; allow more with --memory."
+                f"{format_bytes(max(0, self.budget_bytes - held))} are left; raise the memory budget."
             )
 
     def _after_shrinking(self, nbytes: int) -> int:

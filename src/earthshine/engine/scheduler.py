@@ -224,7 +224,11 @@ class Scheduler:
             assert last is not None  # those of the chunks are among them
             chunks = tuple(chunk for chunk in chunks if chunk.sequence is not last)
             if len(self.queue.running) == 1:
-                last.fail(ContextError("The KV cache has no page left for this reply; shorten it, or allow more."))
+                last.fail(
+                    ContextError(
+                        "The KV cache has no free page for this request; shorten it, or use a larger memory budget."
+                    )
+                )
             else:
                 self._admission.preempt(last)
         return Step(chunks, interruptible) if chunks else None

@@ -130,7 +130,7 @@ class Session:
             self._trim()
             raise
         if not bool(torch.isfinite(scores).all()):
-            raise CheckpointError("The model gives log-likelihoods that are no numbers; its weights are damaged.")
+            raise CheckpointError("The model gives log-likelihoods that are NaN or infinite; its weights are damaged.")
         return scores
 
     def snapshot(self) -> KVBlob:

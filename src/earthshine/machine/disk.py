@@ -96,7 +96,7 @@ def _refuse_memory(path: Path, device: int, mounts: Path = Path("/proc/self/moun
         return
     kinds = {line.partition(" - ")[2].split(" ")[0] for line in lines if line.split(" ")[2:3] == [number]}
     if kinds.intersection(_IN_MEMORY):
-        raise UsageError(f"{shown(path)} lies in memory ({min(kinds)}), not on a disk; name a place on one.")
+        raise UsageError(f"{shown(path)} is in memory ({min(kinds)}); give a folder on a disk.")
 
 
 def _enough() -> str:

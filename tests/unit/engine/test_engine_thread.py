@@ -141,7 +141,7 @@ def test_a_drained_engine_refuses_requests():
         reply, _ = ask(made, max_tokens=20)
         assert made.drain(30)
         assert reply.all()[-1] == Finished("length")
-        with pytest.raises(OverloadError, match="about to end"):
+        with pytest.raises(OverloadError, match="shutting down"):
             ask(made)
 
 

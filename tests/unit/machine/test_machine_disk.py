@@ -92,7 +92,7 @@ class TestFolder:
         place = next((line.split()[1] for line in mounts if line.split()[2] == "tmpfs"), None)
         if place is None:
             pytest.skip("nothing here lies in memory")
-        with pytest.raises(UsageError, match=r"lies in memory \(tmpfs\), not on a disk"):
+        with pytest.raises(UsageError, match=r"is in memory \(tmpfs\); give a folder on a disk"):
             disk.measure_folder(Path(place))
 
 
