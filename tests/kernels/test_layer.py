@@ -183,12 +183,12 @@ def test_a_mixture_has_the_bits_of_its_operations_and_is_near_the_oracle(instruc
     x, mixed, norm = draw(tokens, HIDDEN, seed=4), draw(tokens, HIDDEN, seed=5), 1 + draw(HIDDEN, seed=51, gain=0.2)
     for threads in (1, 3):
         library.set_threads(threads)
-        before = experts.table(5).used
+        before = experts.table(5).count.n
         out = few(GQA, attention_weights(GQA, Storage.BF16), moe).feed(x.clone(), mixed, experts)
         total, normed = kernels.add_rms_norm(x.clone(), mixed, norm, EPS)
         assert_same_bits(out, total + moe(normed, experts))
         chosen, _ = moe._route(normed)
-        assert experts.table(5).used - before == len(chosen.unique())
+        assert experts.table(5).count.n - before == len(chosen.unique())
     expected = oracle_of(moe, experts, total, normed, chosen)
     assert float((out.float() - expected).norm() / expected.norm()) < 0.02
 

@@ -24,6 +24,7 @@ from earthshine.kernels.layer import (
     GqaShape,
     MlaShape,
     RouteRule,
+    UseCount,
 )
 from earthshine.kernels.matrix import Matrix, Weight, fp8_matrix, int4_matrix, raw_bytes
 from earthshine.kernels.native import Expert
@@ -45,6 +46,7 @@ __all__ = [
     "PagedTokens",
     "RecurrentTokens",
     "RouteRule",
+    "UseCount",
     "Weight",
     "add_rms_norm",
     "attend",

@@ -186,13 +186,20 @@ def gqa_layer(shape: GqaShape, norm: Tensor, weights: Mapping[str, Weight]) -> A
     return AttentionLayer("es_gqa_layer", described, width, shape.rope_dim, (norm, dict(weights)))
 
 
-class ExpertTable:
-    """All routed experts of a layer, which stay where they are. `used`: how many were chosen so far, once a call."""
+class UseCount:
+    """How many experts were chosen so far, once a call, over all tables that share it. Any thread may read it."""
 
-    def __init__(self, experts: Sequence[Expert]) -> None:
+    def __init__(self) -> None:
+        self.n = 0
+
+
+class ExpertTable:
+    """All routed experts of a layer, which stay where they are; `count` counts those that calls choose."""
+
+    def __init__(self, experts: Sequence[Expert], count: UseCount | None = None) -> None:
         self._experts = tuple(experts)
         self.described = (CExpert * len(experts))(*[expert.descriptor for expert in experts])
-        self.used = 0
+        self.count = count or UseCount()
 
     def __len__(self) -> int:
         return len(self._experts)
@@ -248,7 +255,7 @@ class FfnLayer:
             )
         )
         if experts is not None:
-            experts.used += used.value
+            experts.count.n += used.value
         return x
 
 

@@ -1,7 +1,7 @@
 """Routed experts on loan: from their slots in memory, or read from the checkpoint.
 
 Invariant: a lent expert is whole, has its published values, and stays in place until it is released. A loan that failed
-or was interrupted is cleaned up by the next call. For one thread at a time.
+or was interrupted is cleaned up by the next call. For one thread at a time, but for `stats`.
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from earthshine.errors import UsageError
-from earthshine.kernels import Expert, ExpertTable
+from earthshine.kernels import Expert, ExpertTable, UseCount
 from earthshine.spec.layout import moe_layers
 from earthshine.weights.arrivals import Arrivals, Held, Key
 from earthshine.weights.checkpoint import Checkpoint
@@ -74,7 +74,7 @@ class ExpertStore:
         self._arrivals = Arrivals(checkpoint, self._arena, reader, dtype, manifest)
         self._checkpoint, self._reader, self.dtype = checkpoint, reader, dtype
         self._lending = False
-        self._hits = 0
+        self._hits = UseCount()  # one for all tables, which come and go while other threads read it
         self._tables: dict[int, ExpertTable] = {}  # by layer, while every expert has a slot for good
 
     @property
@@ -84,17 +84,17 @@ class ExpertStore:
 
     @property
     def stats(self) -> ExpertStats:
-        """A snapshot of the counters."""
+        """A snapshot of the counters, for any thread."""
         read, reader = self._arrivals, self._reader
-        hits = self._hits + sum(table.used for table in self._tables.values())
-        return ExpertStats(hits, read.misses, read.bytes_read, read.wait_seconds, reader.direct, reader.rereads)
+        counts = (self._hits.n, read.misses, read.bytes_read)
+        return ExpertStats(*counts, read.wait_seconds, reader.direct, reader.rereads)
 
     def all_of(self, layer: int, experts: Sequence[int]) -> list[Held] | None:
         """The experts, where every one of the layer has a permanent slot; None otherwise."""
         resident = self._whole(layer)
         if resident is None:
             return None
-        self._hits += len(experts)
+        self._hits.n += len(experts)
         return [resident[expert] for expert in experts]
 
     def table(self, layer: int) -> ExpertTable | None:
@@ -105,7 +105,7 @@ class ExpertStore:
             resident = self._whole(layer)
             if resident is not None:
                 experts = [cast(Expert, resident[expert].weights) for expert in range(len(resident))]
-                found = self._tables[layer] = ExpertTable(experts)
+                found = self._tables[layer] = ExpertTable(experts, self._hits)
         return found
 
     def _whole(self, layer: int) -> Mapping[int, Held] | None:
@@ -125,7 +125,6 @@ class ExpertStore:
         """Free the memory of slots for the system: `nbytes` rounded up to whole slots, or all there are. Returns the
         bytes freed. Not within a loan. No result changes."""
         self._begin()  # takes back what a failed loan left
-        self._hits += sum(table.used for table in self._tables.values())
         self._tables.clear()
         gone = self._home.shrink(-(-nbytes // self._arena.slot_bytes))
         for slot in gone:
@@ -185,7 +184,7 @@ class Loan:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
-            self._store._hits += len(self.hits)
+            self._store._hits.n += len(self.hits)
             self._store._end()
 
     def is_there(self, expert: int) -> bool:

@@ -1,8 +1,11 @@
 """A store that shrinks: the memory leaves, the store works on with what is left, and no bit changes."""
 
 import mmap
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from earthshine.errors import CheckpointError, UsageError
 from earthshine.machine import memory_resident
 from earthshine.spec.model import ModelSpec, MoeSpec
 from earthshine.storage import Storage
+from earthshine.weights import experts as store_module
 from earthshine.weights.placement import slot_bytes
 from earthshine.weights.reading import Reader
 from earthshine.weights.slots import Arena
@@ -52,11 +56,52 @@ def test_a_table_of_every_expert_ends_when_the_store_shrinks(tmp_path: Path) -> 
         assert table is not None
         assert len(table) == N_EXPERTS
         assert experts.table(1) is table
-        table.used = 7
+        table.count.n += 7
         assert experts.stats.hits == 7
         experts.store.shrink(1)
         assert experts.table(1) is None
         assert experts.stats.hits == 7
+
+
+def at_each_line(call: Callable[[], object], meanwhile: Callable[[], object]) -> int:
+    """Runs `call` with `meanwhile` before each line of the store's module, as another thread may; how many times."""
+    times = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., object] | None:
+        nonlocal times
+        if frame.f_code.co_filename != store_module.__file__:
+            return None
+        times += 1
+        meanwhile()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return times
+
+
+def test_stats_may_be_read_while_tables_come_and_go(tmp_path: Path) -> None:
+    """No hit counts twice and none is lost, whichever lines of two threads coincide."""
+    checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
+    with Reader() as reader:
+        experts = routed(checkpoint, N_EXPERTS, 0, reader=reader)
+        experts.store.preload(lambda done, total: None)
+        first = experts.table(1)
+        assert first is not None
+        first.count.n += 7
+        found: list[int] = []
+
+        def add_tables() -> None:
+            """As many as there are calls, as of a model of many layers."""
+            experts.store._tables[100 + len(experts.store._tables)] = first
+
+        assert at_each_line(lambda: found.append(experts.stats.hits), add_tables)
+        assert at_each_line(lambda: experts.store.shrink(1), lambda: found.append(experts.stats.hits)) > 3
+        assert set(found) == {7}
 
 
 @pytest.mark.parametrize(("slots", "transit"), [(N_EXPERTS, 0), (N_EXPERTS, 2), (4, 2), (3, 1), (1, 1)])
