@@ -23,7 +23,6 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-_MOST_BYTES = 1 << 20  # of an order: arguments and environment
 _CHILD_SUBREAPER = 36  # of <linux/prctl.h>
 _AHEAD = ("earthshine.cli", "earthshine.engine", "earthshine.server", "earthshine.llm")
 
@@ -51,10 +50,11 @@ class Forker:
         """The process id of a child of this process, whose standard streams are `streams`."""
         with self._lock:
             orders = self._orders or self._start()
-            raw = json.dumps(order).encode()
-            assert len(raw) < _MOST_BYTES
-            socket.send_fds(orders, [raw], streams)
-            return int(orders.recv(64))
+            with os.fdopen(os.memfd_create("order"), "wb") as file:  # a message could hold no more than wmem_max
+                file.write(json.dumps(order).encode())
+                file.flush()
+                socket.send_fds(orders, [b"order"], [*streams, file.fileno()])
+                return int(orders.recv(64))
 
     def close(self) -> None:
         if self._process is not None and self._orders is not None:
@@ -65,12 +65,16 @@ class Forker:
         """As `subprocess.Popen`; `command` is `[sys.executable, "-c", code, *arguments]`."""
         return Popen(self, command, **options)
 
-    def run(self, command: list[str], *, input: bytes | str | None = None, **options: Any) -> Any:
-        """As `subprocess.run` with `capture_output`."""
+    def run(self, command: list[str], *, input: bytes | str | None = None, timeout: float = 300, **options: Any) -> Any:
+        """As `subprocess.run` with `capture_output`; TimeoutExpired once the process is killed for its time."""
         options = {"stdin": subprocess.PIPE} | options if input is not None else options
         process = self.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
         with process:
-            out, err = process.communicate(input, timeout=300)
+            try:
+                out, err = process.communicate(input, timeout=timeout)
+            except BaseException:
+                process.kill()  # or the end of the block would wait for it
+                raise
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
@@ -111,15 +115,19 @@ def _import_ahead() -> None:
 def _become(orders: socket.socket) -> str | None:
     """Waits for an order. In the fork that carries it out: the code to run; at the end, None."""
     while True:
-        raw, streams, *_ = socket.recv_fds(orders, _MOST_BYTES, 3)
+        raw, descriptors, *_ = socket.recv_fds(orders, 64, 4)
         if not raw:
             return None
         if pid := _orphan():
             orders.send(str(pid).encode())
-            for stream in streams:
-                os.close(stream)
+            for descriptor in descriptors:
+                os.close(descriptor)
             continue
         orders.close()
+        *streams, order = descriptors
+        with open(order, "rb") as file:
+            file.seek(0)
+            raw = file.read()
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
