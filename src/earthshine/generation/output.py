@@ -1,9 +1,8 @@
 """One choice of an answer: the engine's events as pieces of text, calls and scores, until it ends.
 
 Stop strings act on content alone, and nothing after one is emitted. Calls get the ids that Kimi's templates expect,
-functions.NAME:INDEX, counted over the whole conversation whatever the model wrote. An answer that the model ends with
-nothing but a thought gives the thought's text once more as content: clients treat an answer without content as a fault
-and repeat the request. Does no input or output and never waits.
+functions.NAME:INDEX, counted over the whole conversation whatever the model wrote. Does no input or output and never
+waits.
 """
 
 from collections import deque
@@ -54,7 +53,8 @@ class Choice:
     `request`: what the engine computes, with this choice's seed and max_tokens within the context. `call_form`: how the
     model writes calls; `tools`: those that were offered; `thinking`: the answer begins within a thought; `n_calls`:
     calls in the conversation so far; `prompt_text` comes before the answer; `noticed_stops`: tokens that end the
-    answer, though the engine continues.
+    answer, though the engine continues; `repeat_thought`: an answer that the model ends with nothing but a thought
+    gives the thought's text once more as content.
 
     `number` counts the choices of a submission. Once `ended`, further events of the engine are ignored.
     """
@@ -71,6 +71,7 @@ class Choice:
         n_calls: int = 0,
         prompt_text: str = "",
         noticed_stops: frozenset[int] = frozenset(),
+        repeat_thought: bool = False,
     ) -> None:
         self.asked, self.request, self._tokenizer = asked, request, tokenizer
         self.params, self.number, self.ended = request.params, 0, False
@@ -80,7 +81,7 @@ class Choice:
         self._stops = StopStrings(self.params.stop)
         self._written = self._shown = 0  # characters of content: by the model, and emitted
         self._waiting: deque[tuple[int, int, Scored]] = deque()  # content before and after a token; its score
-        self._thoughts: list[str] | None = []  # None once there was anything else
+        self._thoughts: list[str] | None = [] if repeat_thought else None  # None once there was anything else
         self._n_tokens = self._n_reasoning = self._n_calls = 0
         self._prompt: list[Scored] = []
         self._events: list[Event] = []  # these two are the next Delta

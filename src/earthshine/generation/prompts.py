@@ -42,8 +42,11 @@ class Prompts:
         """The number of tokens in the prompt. Raises TextError and UsageError."""
         return len(self._encoded(request)[0])
 
-    def choices(self, request: GenerationRequest, tenant: str = "") -> list[Choice]:
-        """One for each of `params.n`, with the engine's Request. Raises TextError, UsageError and ContextError."""
+    def choices(self, request: GenerationRequest, tenant: str = "", *, repeat_thought: bool = False) -> list[Choice]:
+        """One for each of `params.n`, with the engine's Request; `repeat_thought` as Choice.
+
+        Raises TextError, UsageError and ContextError.
+        """
         for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
             self._require_ids(list(getattr(request.params, name)), name)
         tokens, n_calls = self._encoded(request, self._context_tokens)
@@ -71,6 +74,7 @@ class Prompts:
                 n_calls=n_calls,
                 prompt_text=prompt_text,
                 noticed_stops=noticed,
+                repeat_thought=repeat_thought,
             )
             found.append(choice)
         return found

@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import blake2b
 from typing import TypeVar
 
@@ -47,7 +48,8 @@ class TextGenerator:
         that waits for it, cancels the requests. Raises EarthshineError, also between pieces.
         """
         tenants = [_tenant(user, request.cache_salt) for request in requests]
-        choices = await self._in_thread(lambda: list(map(self._prompts.choices, requests, tenants)))
+        prepare = partial(self._prompts.choices, repeat_thought=True)  # agents repeat a request without content
+        choices = await self._in_thread(lambda: list(map(prepare, requests, tenants)))
         _require_few_scores(choices)
         mailbox = _Mailbox(asyncio.get_running_loop())
         submission = Submission(self._engine, mailbox.put)

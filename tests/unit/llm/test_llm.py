@@ -70,6 +70,16 @@ class TestChat:
         )
         assert output.outputs[0].cumulative_logprob < 0
 
+    def test_a_lone_thought_is_not_given_as_text(self, llm):
+        tokenizer = llm.get_tokenizer()
+        (letter,), end = tokenizer.encode("a", False), tokenizer.special_id("<|im_end|>")
+        only = SamplingParams(
+            temperature=0, min_tokens=3, max_tokens=20, allowed_token_ids=[letter, end], logit_bias={end: 100}
+        )
+        (output,) = llm.chat(conversation(QUESTIONS[0]), only)
+        (answer,) = output.outputs
+        assert (answer.reasoning, answer.text, answer.finish_reason) == ("aaa", "", "stop")
+
     def test_final_message_is_continued(self, llm):
         begun = [*conversation(QUESTIONS[0]), {"role": "assistant", "content": "ls"}]
         (output,) = llm.chat(begun, GREEDY, thinking=False, continue_final_message=True)
