@@ -33,7 +33,14 @@ _SENTINELS = tuple(map(chr, (*range(0x101D0, 0x101FD), *range(0x10600, 0x10737))
 # Templates that write each argument of a call by itself, as Qwen3-Coder's does, need an object where clients give text.
 _ARGUMENTS_BY_NAME = re.compile(r"\barguments\s*(?:\|\s*items\b|\.items\()")
 _THINK, _UNTHINK = "<think>", "</think>"
-_QUESTION: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
+_QUESTION: dict[str, Any] = {"role": "user", "content": "?"}
+_CALL = {"id": "functions.f:0", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+_THOUGHT: dict[str, Any] = {"role": "assistant", "content": "!", "reasoning_content": "Hm.", "reasoning": "Hm."}
+# Templates keep either all thoughts or those between the calls after the last question.
+_THOUGHTS: tuple[list[dict[str, Any]], ...] = (
+    [_THOUGHT, _QUESTION],
+    [_THOUGHT | {"tool_calls": [_CALL]}, {"role": "tool", "tool_call_id": "functions.f:0", "content": "1"}],
+)
 
 
 def _is_split(source: str) -> bool:
@@ -72,7 +79,7 @@ class ChatTemplate:
             _compile(each)
         self._tokens = dict(tokens or {})
         self._clock = clock
-        self._heeds: dict[str, bool] = {}  # by source, whether `thinking` changes the prompt
+        self._leaves: dict[str, bool] = {}  # by source, see _leaves_thinking
 
     @property
     def can_preserve_thinking(self) -> bool:
@@ -98,7 +105,8 @@ class ChatTemplate:
         sorted, and `tools_ts_str` is their TypeScript declaration, or "" if they have none.
 
         With `thinking` False the prompt ends in a closed thought also where the template can't write one:
-        DeepSeek-R1's always opens a thought, Kimi-K2-Thinking's leaves that to the model.
+        DeepSeek-R1's always opens a thought, Kimi-K2-Thinking's leaves that to the model. The prompt of a model that
+        does not think stays as it is.
         """
         checked = self._checked(messages, tools)
         return self._render(*checked, thinking, preserve_thinking, add_generation_prompt, lambda text: text)
@@ -185,19 +193,31 @@ class ChatTemplate:
         if body.endswith(_THINK):
             newlines = prompt[len(body) :]
             return newlines + _UNTHINK + 2 * newlines
-        return _THINK + _UNTHINK if _THINK in source and not self._heeds_thinking(source) else ""
+        return _THINK + _UNTHINK if _THINK in source and self._leaves_thinking(source) else ""
 
-    def _heeds_thinking(self, source: str) -> bool:
-        if source not in self._heeds:
-            given = self._tokens | {"messages": _QUESTION, "tools": None, "add_generation_prompt": True}
-            try:
-                prompts = {
-                    self._run(source, given | {"thinking": each, "enable_thinking": each}) for each in (True, False)
-                }
-            except TextError:  # it refuses this question, so nothing is known about it
-                return True
-            self._heeds[source] = len(prompts) > 1
-        return self._heeds[source]
+    def _leaves_thinking(self, source: str) -> bool:
+        """Whether this template leaves it to the model to open a thought: it ignores `thinking` and writes the thoughts
+        of past messages. Without the latter (it may mention `<think>` to remove it), the model does not think."""
+        if source not in self._leaves:
+            prompts = {self._probe(source, [_QUESTION], thinking) for thinking in (True, False)}
+            ignores = len(prompts) == 1 and None not in prompts
+            self._leaves[source] = ignores and any(
+                _THINK in (self._probe(source, [_QUESTION, *rest], True) or "") for rest in _THOUGHTS
+            )
+        return self._leaves[source]
+
+    def _probe(self, source: str, messages: list[dict[str, Any]], thinking: bool) -> str | None:
+        """The prompt, without tools; None if the template refuses these messages or fails on them. Raises TextError if
+        the process has ended, which says nothing about the template."""
+        if _ARGUMENTS_BY_NAME.search(source):
+            messages = objects_of_arguments(messages)
+        given: dict[str, Any] = {"messages": messages, "tools": None, "add_generation_prompt": True}
+        try:
+            return self._run(source, self._tokens | given | {"thinking": thinking, "enable_thinking": thinking})
+        except TextError as error:
+            if error.__cause__ is not None:
+                raise
+            return None
 
     def _run(self, source: str, variables: dict[str, Any]) -> str:
         return TEMPLATE_PROCESS.render(source, _lacks_flag(source), variables, self._clock())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from earthshine.errors import TextError
 from earthshine.text import ChatTemplate, Tokenizer, can_think, load_template
+from earthshine.text.sandbox import TEMPLATE_PROCESS
 
 USER = {"role": "user", "content": "hi"}
 PIECES = ("<|im_end|>", "<think>", "<|im_", "end|>", "<", ">", "|>", "th", "ink>", "[EOS]", "[", " ", "\n", "hello")
@@ -76,6 +77,11 @@ def test_names_for_thinking() -> None:
     assert template.render([USER], thinking=False, add_generation_prompt=False) == "True False None False"
 
 
+ASK = "{% if add_generation_prompt %}<bot>{% endif %}"
+PAST = (
+    "{{% for m in messages %}}{{% if m.role == 'assistant' and {} %}}"
+    "<think>{{{{ m.reasoning_content }}}}</think>{{% endif %}}{{% endfor %}}"
+)
 HEAD = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 
 
@@ -84,10 +90,14 @@ HEAD = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     [
         (HEAD + "{% if add_generation_prompt %}<bot><think>\n{% endif %}", "<think>\n", "<think>\n\n</think>\n\n"),
         (HEAD + "{% if add_generation_prompt %}<bot><think>{% endif %}", "<think>", "<think></think>"),
+        (HEAD + PAST.format("true") + ASK, "<bot>", "<bot><think></think>"),
+        (HEAD + PAST.format("messages[-1].role == 'tool'") + ASK, "<bot>", "<bot><think></think>"),
+        (HEAD + PAST.format("messages[0].no") + ASK, "<bot>", "<bot>"),
+        (HEAD + "{{ '<think>a'.split('<think>')[0] }}" + ASK, "<bot>", "<bot>"),
         (
-            "{# <think>{{ reasoning }}</think> #}" + HEAD + "{% if add_generation_prompt %}<bot>{% endif %}",
+            HEAD + "{% if messages[0].content == '?' %}{{ raise_exception('<think>') }}{% endif %}" + ASK,
             "<bot>",
-            "<bot><think></think>",
+            "<bot>",
         ),
         (HEAD + "{% if add_generation_prompt %}<bot>{% endif %}", "<bot>", "<bot>"),
         (
@@ -97,13 +107,36 @@ HEAD = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
             "<bot></think>",
         ),
     ],
-    ids=["always opened, as DeepSeek-R1's", "the same in Kimi's form", "left to the model", "no thoughts", "a switch"],
+    ids=[
+        "always opened, as DeepSeek-R1's",
+        "the same in Kimi's form",
+        "left to the model, all thoughts kept",
+        "left to the model, thoughts between calls kept, as Kimi-K2-Thinking's",
+        "mentioned, never written",
+        "removed only",
+        "refuses our question",
+        "no thoughts",
+        "a switch",
+    ],
 )
 def test_thinking_false_ends_the_prompt_in_a_closed_thought(source: str, on: str, off: str) -> None:
     template = ChatTemplate(source)
     assert template.render([USER], thinking=True).endswith(on)
     assert template.render([USER], thinking=False).endswith(off)
     assert "think" not in template.render([USER], thinking=False, add_generation_prompt=False)
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_template_is_asked_once_whether_it_thinks(refuses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = "{% if messages[0].content == '?' %}{{ raise_exception('no') }}{% endif %}" if refuses else ""
+    template = ChatTemplate("{# <think> #}" + HEAD + refusal)
+    rendered: list[str] = []
+    render = TEMPLATE_PROCESS.render
+    monkeypatch.setattr(TEMPLATE_PROCESS, "render", lambda *args: rendered.append(args[0]) or render(*args))
+    template.render([USER], thinking=False)
+    rendered.clear()
+    template.render([USER], thinking=False)
+    assert len(rendered) == 1
 
 
 def test_a_thought_that_is_closed_for_the_template_is_control_tokens(tiny: Tokenizer) -> None:

@@ -3,17 +3,20 @@
 import json
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from earthshine.errors import TextError
 from earthshine.text import ChatTemplate
 from earthshine.text.sandbox import TEMPLATE_PROCESS, process
+from earthshine.text.sandbox.process import TemplateProcess
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 DOUBLING = "{% for i in range(60) %}{% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}{% endfor %}"
@@ -330,6 +333,65 @@ def test_large_conversation_fits_into_memory(tiny_template: ChatTemplate) -> Non
     content = "\U0001f642" + "x" * (12 << 20)
     text = tiny_template.render([{"role": "user", "content": content}])
     assert content in text
+
+
+@pytest.mark.usefixtures("fresh")
+def test_small_conversations_are_rendered_after_a_huge_one() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}")
+    huge = [{"role": "user", "content": "x" * 150}, {"role": "assistant", "content": "y" * 150}] * 50000
+    for _ in range(2):
+        assert len(template.render(huge)) > 15000000
+        for _ in range(3):
+            assert renders()
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("name", ["list sum", "held slices", "held literals"])
+def test_memory_that_a_template_leaves_mapped_is_not_missing_from_the_next(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_SECONDS", 60.0)
+    with pytest.raises(TextError, match="chat template"):
+        ChatTemplate(SPENDERS[name]).render(MESSAGES)
+    assert ChatTemplate(HEAVY["characters"]).render(MESSAGES) == "9999999"
+    assert renders()
+    assert process._mapped_bytes(child_pid()) < 128 << 20
+
+
+@pytest.mark.usefixtures("fresh")
+def test_child_that_keeps_much_memory_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert renders()
+    pid = child_pid()
+    assert renders()
+    assert child_pid() == pid
+    with monkeypatch.context() as patched:
+        patched.setattr(process, "_KEPT_BYTES", process._mapped_bytes(pid) // 2)
+        assert renders()
+    assert process._mapped_bytes(pid) == 0
+    assert renders()
+    assert child_pid() != pid
+
+
+def test_answer_that_is_not_text_is_an_error_of_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = ChatTemplate("a")
+    with monkeypatch.context() as patched:
+        patched.setattr(process, "_read", lambda pipe, n_bytes: b"\x01" + bytes(7) if n_bytes == 8 else b"\xff")
+        with pytest.raises(TextError, match="can't be rendered"):
+            template.render(MESSAGES)
+    assert renders()
+
+
+def test_fork_during_a_request_sends_none_of_it() -> None:
+    """One thread forks while another's request is in the buffer: the copy of the buffer is dropped."""
+    reading, writing = os.pipe()
+    parent = TemplateProcess()
+    stdin, stdout = os.fdopen(writing, "wb"), os.fdopen(os.open(os.devnull, os.O_RDONLY), "rb")
+    parent._child = cast("subprocess.Popen[bytes]", SimpleNamespace(stdin=stdin, stdout=stdout, returncode=None))
+    stdin.write(b"a request")
+    del stdin, stdout
+    parent.forget()
+    with os.fdopen(reading, "rb") as pipe:
+        assert pipe.read() == b""
 
 
 def test_surrogates_pass_through() -> None:

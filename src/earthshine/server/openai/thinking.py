@@ -2,9 +2,9 @@
 
 Kimi's API has `thinking`, OpenAI's `reasoning_effort`, OpenRouter's `reasoning`, Ollama's `think`, and clients of vLLM
 use chat_template_kwargs. An effort of "none" turns thinking off; others are ignored, since these models' templates have
-no levels. Where thinking is turned off, every template's prompt ends in a closed thought (text/chat.py). Refused:
-fields that contradict each other, other variables of a template, and templates in a request. For a model without
-thoughts all of these fields are ignored.
+no levels. Where thinking is turned off, the prompt of every model that thinks ends in a closed thought (text/chat.py).
+Refused: fields that contradict each other, other variables of a template, and templates in a request. For a model
+without thoughts all of these fields are ignored.
 """
 
 from collections.abc import Mapping

@@ -8,6 +8,7 @@ a limit.
 
 import atexit
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ _SECONDS = 2.0  # of processor time
 _SECONDS_PER_MESSAGE = 1e-4  # Kimi's template takes about 4e-5
 _WALL_SECONDS = 65.0  # after the child's own limit, which has no effect while it is stopped
 _MAX_ANSWER_BYTES = 65 << 20  # 16 Mi characters of 4 bytes, and more
+_KEPT_BYTES = 128 << 20  # of address space; a new child maps 24 MiB, and its limit is 256 MiB and more
 _START = "import sys; sys.path += sys.argv[1:]; import worker; worker.main()"
 _REASONS = {
     signal.SIGPROF: "it takes more processor time than a rendering may",
@@ -64,7 +66,7 @@ class TemplateProcess:
         with self._lock:
             try:
                 answer = self._exchange(body)
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, ValueError) as error:  # ValueError: the answer isn't UTF-8
                 raise TextError(f"The chat template can't be {done}: {self.stop() or error}.") from error
             except BaseException:  # an interrupt: the next request would get this one's answer
                 self.stop()
@@ -93,9 +95,12 @@ class TemplateProcess:
             size = int.from_bytes(_read(answers, 8), "little")
             if not 0 < size <= _MAX_ANSWER_BYTES:
                 raise EOFError
-            return str(_read(answers, size), "utf-8", "surrogatepass")
+            answer = str(_read(answers, size), "utf-8", "surrogatepass")
         finally:
             end.cancel()
+        if _mapped_bytes(self._child.pid) > _KEPT_BYTES:  # or the next request's limit might leave it nothing
+            self.stop()
+        return answer
 
     def stop(self) -> str:
         """Ends the child; returns why it had ended, "" if there was none."""
@@ -113,9 +118,13 @@ class TemplateProcess:
     def forget(self) -> None:
         """After a fork: the child and its pipes are the parent's."""
         self._lock = threading.Lock()
-        if self._child is not None:
-            self._child.returncode = 0  # or Popen would warn that it still runs
-            self._child = None
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.returncode = 0  # or Popen would warn that it still runs
+        for pipe in (child.stdin, child.stdout):
+            assert isinstance(pipe, io.BufferedWriter | io.BufferedReader)
+            pipe.raw.close()  # without a flush: another thread may have been within a request
 
 
 def _read(pipe: IO[bytes], n_bytes: int) -> bytes:
@@ -123,6 +132,14 @@ def _read(pipe: IO[bytes], n_bytes: int) -> bytes:
     if len(data) < n_bytes:
         raise EOFError
     return data
+
+
+def _mapped_bytes(pid: int) -> int:
+    """The address space of a process; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
 
 
 def _start() -> subprocess.Popen[bytes]:
