@@ -6,9 +6,9 @@ and can't be compiled, and tokenizers that have only some of a form's markers.
 """
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from earthshine.errors import TextError
 from earthshine.text.forms import CALL, CALL_END, SECTION, CallForm
@@ -23,6 +23,7 @@ from earthshine.untrusted import shown
 Steps = Generator[Mask, int, None]
 OPENINGS = {CallForm.SECTION: SECTION, CallForm.JSON: CALL, CallForm.XML: CALL}
 _ANYTHING = '{"type": "object"}'
+_Rules = TypeVar("_Rules")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,21 +170,15 @@ def _newline(tokenizer: Tokenizer) -> int:
 
 
 def _xml_rules(compiler: Compiler, number: int, tool: ToolRule, must_call: bool) -> str:
-    """The rules of a tool's calls, which can be compiled: any arguments where no one asked for its schema to bind."""
-    what, free = _what(tool), call_rules("", number, tool.name, None, False)
-    if tool.parameters is None or not (tool.strict or must_call):
-        return free
-    try:
-        text = schema_text(what, _object_schema(what, tool.parameters), annotated=not tool.strict)
-        rules = call_rules(what, number, tool.name, json.loads(text), tool.strict)
+    """The rules of a tool's calls, checked to compile."""
+    what = _what(tool)
+
+    def compiled(text: str) -> str:
+        rules = call_rules(compiler, what, number, tool.name, json.loads(text), tool.strict)
         compiler.compile(what, "grammar", start_rules([number]) + rules)
-    except CompileTimeout:
-        raise
-    except TextError:
-        if tool.strict:
-            raise
-        return free
-    return rules
+        return rules
+
+    return _enforced(tool, must_call, compiled, call_rules(compiler, what, number, tool.name, None, False))
 
 
 def _call_schema(name: str, arguments: str) -> dict[str, Any]:
@@ -211,21 +206,30 @@ def _compiled(compiler: Compiler, tool: ToolRule, kind: Kind, text: str) -> Patt
 
 def _arguments(compiler: Compiler, tool: ToolRule, must_call: bool) -> tuple[Kind, str]:
     """The schema of a tool's arguments that is enforced, checked to compile, and whether it is lenient."""
-    what = _what(tool)
-    if tool.parameters is None or not (tool.strict or must_call):
-        return "schema", _ANYTHING
-    schema = _object_schema(what, tool.parameters)
     kind: Kind = "schema" if tool.strict else "lenient schema"
+
+    def compiled(text: str) -> tuple[Kind, str]:
+        _compiled(compiler, tool, kind, text)
+        return kind, text
+
+    return _enforced(tool, must_call, compiled, ("schema", _ANYTHING))
+
+
+def _enforced(tool: ToolRule, must_call: bool, compiled: Callable[[str], _Rules], free: _Rules) -> _Rules:
+    """What `compiled` makes of the schema of a tool's arguments; `free`, for any arguments, if the request did not ask
+    for this schema to be enforced."""
+    if tool.parameters is None or not (tool.strict or must_call):
+        return free
+    what = _what(tool)
+    schema = _object_schema(what, tool.parameters)
     try:
-        text = schema_text(what, schema, annotated=not tool.strict)
-        compiler.compile(what, kind, text)
+        return compiled(schema_text(what, schema, annotated=not tool.strict))
     except CompileTimeout:
         raise
     except TextError:
         if tool.strict:
             raise
-        return "schema", _ANYTHING  # the request did not ask for this schema to be enforced
-    return kind, text
+        return free
 
 
 def _object_schema(what: str, parameters: Mapping[str, Any]) -> dict[str, Any]:

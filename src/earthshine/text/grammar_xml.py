@@ -12,7 +12,7 @@ from typing import Any
 
 from earthshine.errors import TextError
 from earthshine.text.argument_types import ANYTHING, TEXT, types_of
-from earthshine.text.grammar_compile import JSON_OPTIONS
+from earthshine.text.grammar_compile import JSON_OPTIONS, Compiler
 from earthshine.text.grammar_schema import schema_text
 from earthshine.text.regions_xml import FUNCTION, FUNCTION_END, PARAMETER, PARAMETER_END
 from earthshine.untrusted import shown
@@ -24,12 +24,16 @@ _NOTES = frozenset(("title", "description", "$comment", "default", "examples"))
 _ROOT_WORDS = _NOTES | {"type", "properties", "required", "additionalProperties", "$defs", "definitions", "$schema"}
 _TEXT_WORDS = _NOTES | {"type", "enum", "const", "minLength", "maxLength", "pattern"}
 _NAME = re.compile(r"[^<>\n]{1,256}")
+_REGEX_PART = re.compile(r"(?s)\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.")  # an escaped character, a class, or a character
+_ESCAPED_OR_SLASH = re.compile(r"(?s)\\.|/")
 
 
-def call_rules(what: str, number: int, name: str, schema: Mapping[str, Any] | None, strict: bool) -> str:
+def call_rules(
+    compiler: Compiler, what: str, number: int, name: str, schema: Mapping[str, Any] | None, strict: bool
+) -> str:
     """Lark's rules for a call of one tool; `call_NUMBER` is one. `what` names the schema in messages. `schema`: that of
     the arguments, checked by `schema_text`; None for any. `strict`: all of it is enforced or refused."""
-    return "\n".join(_Tool(what, f"call_{number}", schema, strict).rules(name))
+    return "\n".join(_Tool(compiler, what, f"call_{number}", schema, strict).rules(name))
 
 
 def start_rules(numbers: Iterable[int]) -> str:
@@ -42,29 +46,35 @@ def start_rules(numbers: Iterable[int]) -> str:
 
 
 class _Tool:
-    def __init__(self, what: str, rule: str, schema: Mapping[str, Any] | None, strict: bool) -> None:
-        self._what, self._rule, self._strict = what, rule, strict
+    def __init__(
+        self, compiler: Compiler, what: str, rule: str, schema: Mapping[str, Any] | None, strict: bool
+    ) -> None:
+        self._compiler, self._what, self._rule, self._strict = compiler, what, rule, strict
         self._schema: Mapping[str, Any] = {} if schema is None else schema
-        self._terminals: list[str] = []
 
     def rules(self, name: str) -> Iterator[str]:
-        properties = self._schema.get("properties")
-        if not isinstance(properties, dict) or not properties:
-            self._require(self._schema.get("additionalProperties") in (None, True, False), "additionalProperties")
-            free = "" if self._schema.get("additionalProperties") is False else f"{self._rule}_any*"
+        for word in self._schema.keys() - _ROOT_WORDS:
+            self._require(False, word)
+        properties, required = self._schema.get("properties"), self._schema.get("required")
+        properties = properties if isinstance(properties, dict) else {}
+        needed = [key for key in required if isinstance(key, str)] if isinstance(required, list) else []
+        self._require(set(needed) <= properties.keys(), "required")
+        if not properties:
+            others = self._schema.get("additionalProperties")
+            anything = isinstance(others, dict) and others.keys() <= _NOTES
+            self._require(anything or others in (None, True, False), "additionalProperties")
+            free = "" if others is False else f"{self._rule}_any*"
             yield f"{self._rule}: {_quoted(f'{FUNCTION}{name}>', free)}"
             yield f'{self._rule}_any: "{PARAMETER}" /[^<>\\n]{{1,64}}/ ">\\n" any_text'
             return
-        for word in self._schema.keys() - _ROOT_WORDS:
-            self._require(False, word)
-        required = self._schema.get("required")
-        needed = [key for key in required if isinstance(key, str)] if isinstance(required, list) else []
-        self._require(set(needed) <= properties.keys(), "required")
         parts = []
         for index, (key, inner) in enumerate(properties.items()):
             if not _NAME.fullmatch(key) or key != key.strip():
                 if key in needed:
-                    raise TextError(f"{self._what} requires {shown(key)}, a name that this model's calls can't hold.")
+                    raise TextError(
+                        f"{self._what} requires the argument {shown(key)}, a name that this model's tool-call format "
+                        "can't express."
+                    )
                 continue
             value = f"{self._rule}_{index}"
             yield from self._value(value, inner, f"#/properties/{_pointer(key)}")
@@ -74,7 +84,9 @@ class _Tool:
 
     def _require(self, holds: bool, word: str) -> None:
         if self._strict and not holds:
-            raise TextError(f"{self._what} can't be used: this model's form of calls can't be held to {shown(word)}.")
+            raise TextError(
+                f"{self._what} can't be used: {shown(word)} can't be enforced in this model's tool-call format."
+            )
 
     def _require_free(self, schema: Any) -> None:
         """For a value that may be any text: requires that its schema has types only."""
@@ -100,30 +112,59 @@ class _Tool:
     def _text(self, rule: str, schema: Mapping[str, Any]) -> Iterator[str]:
         for word in schema.keys() - _TEXT_WORDS:
             self._require(False, word)
-        values = [schema["const"]] if "const" in schema else schema.get("enum")
-        if isinstance(values, list) and values:
-            texts = [value for value in values if isinstance(value, str)]
-            yield f"{rule}: " + " | ".join(f'"{_inner(text)}\\n{PARAMETER_END}\\n"' for text in texts)
+        texts, pattern = self._listed(schema), schema.get("pattern")
+        regex = _regex(pattern) if isinstance(pattern, str) else None
+        self._require(pattern is None or regex is not None, "pattern")
+        if texts is not None and regex is None:
+            yield f"{rule}: " + " | ".join(_string(f"{text}\n{PARAMETER_END}\n") for text in texts)
             return
-        least, most = (schema.get(word) for word in ("minLength", "maxLength"))
-        bounded = [bound for bound in (least, most) if bound is not None]
-        fits = all(type(bound) is int and 0 <= bound < _MOST_LENGTH for bound in bounded)
-        self._require(fits, "lengths")
-        terminals = [_WITHOUT_END]
-        if bounded and fits:
-            terminals.insert(0, f"/(?s:.{{{least or 0},{'' if most is None else most}}})/")
-        else:
-            terminals.insert(0, "/(?s:.*)/")
-        pattern = schema.get("pattern")
-        if isinstance(pattern, str):
-            found = _regex(pattern)
-            self._require(found is not None, "pattern")
-            terminals += [] if found is None else [f"/{found}/"]
-        if len(terminals) == 2 and not bounded:
+        terminals = self._lengths(schema) if texts is None else [f"({' | '.join(map(_string, texts))})"]
+        if regex is not None:
+            terminals.append(f"/{regex}/")
+            if len(terminals) > 1:  # inside the grammar of a call, it would not be noticed that nothing fits both
+                value = f"start: VALUE\nVALUE: {' & '.join(terminals)}"
+                self._compiler.compile(f"{self._what}: 'pattern' with the keywords beside it", "grammar", value)
+        if texts is None:
+            terminals.append(_WITHOUT_END)
+        if terminals == [_WITHOUT_END]:
             yield f"{rule}: any_text"
             return
         yield f"{rule}[suffix={_END}]: {rule.upper()}"
         yield f"{rule.upper()}: {' & '.join(terminals)}"
+
+    def _listed(self, schema: Mapping[str, Any]) -> list[str] | None:
+        """The texts that `enum`, `const` and lengths permit; None if there is neither `enum` nor `const`."""
+        values, texts = schema.get("enum"), None
+        self._require(values is None or (isinstance(values, list) and bool(values)), "enum")
+        if isinstance(values, list) and values:
+            texts = [value for value in values if isinstance(value, str)]
+        if "const" in schema:
+            texts = [schema["const"]] if texts is None or schema["const"] in texts else []
+        if texts is None:
+            return None
+        least, most = self._bound(schema, "minLength"), self._bound(schema, "maxLength")
+        fitting = [text for text in texts if (least or 0) <= len(text) and (most is None or len(text) <= most)]
+        if not fitting:
+            words = " and ".join(repr(word) for word in ("enum", "const", "minLength", "maxLength") if word in schema)
+            raise TextError(f"{self._what} can't be used: no text fits {words} together.")
+        return fitting
+
+    def _lengths(self, schema: Mapping[str, Any]) -> list[str]:
+        """The terminal of texts with permitted lengths, if these are bounded."""
+        bounds = {word: self._bound(schema, word) for word in ("minLength", "maxLength")}
+        for word, bound in bounds.items():
+            if bound is not None and bound >= _MOST_LENGTH:
+                self._require(False, word)
+                bounds[word] = None
+        least, most = bounds.values()
+        return [] if least is most is None else [f"/(?s:.{{{least or 0},{'' if most is None else most}}})/"]
+
+    def _bound(self, schema: Mapping[str, Any], word: str) -> int | None:
+        bound = schema.get(word)
+        if isinstance(bound, (int, float)) and not isinstance(bound, bool) and bound >= 0 and bound == int(bound):
+            return int(bound)
+        self._require(bound is None, word)
+        return None
 
     def _json(self, schema: Mapping[str, Any], place: str) -> str:
         """A value's schema as JSON; with references, the whole schema of the arguments, to which they point."""
@@ -138,6 +179,10 @@ class _Tool:
 
 def _quoted(function: str, parameters: str) -> str:
     return f'"{_inner(function)}\\n" {parameters} "{FUNCTION_END}"'
+
+
+def _string(text: str) -> str:
+    return f'"{_inner(text)}"'
 
 
 def _inner(text: str) -> str:
@@ -159,12 +204,14 @@ def _branches(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _regex(pattern: str) -> str | None:
-    """A regex for whole texts in which `pattern` matches; None if it has anchors elsewhere than at its ends."""
-    begins, ends = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
-    inner = pattern[1 if begins else 0 : -1 if ends else None]
-    if (begins or ends) and "|" in inner:
-        return None
-    if re.search(r"(?<!\\)[$]|(?<![\\\[])\^", inner):
-        return None
-    whole = f"{'' if begins else '(?s:.*)'}(?:{inner}){'' if ends else '(?s:.*)'}"
-    return re.sub(r"(?<!\\)/", r"\\/", whole)
+    """A regex, as Lark writes it between slashes, for whole texts in which `pattern` matches. None if it has anchors
+    elsewhere than at its ends, or alternatives that an anchor does not apply to."""
+    parts = _REGEX_PART.findall(pattern)
+    begins, ends = parts[:1] == ["^"], parts[-1:] == ["$"]
+    inner, depth = parts[begins : len(parts) - ends], 0
+    for part in inner:
+        depth += (part == "(") - (part == ")")
+        if depth < 0 or part in ("^", "$") or (part == "|" and depth == 0 and (begins or ends)):
+            return None
+    whole = f"{'' if begins else '(?s:.*)'}(?:{''.join(inner)}){'' if ends else '(?s:.*)'}"
+    return _ESCAPED_OR_SLASH.sub(lambda found: "\\/" if found[0] == "/" else found[0], whole)

@@ -22,6 +22,7 @@ FUNCTION, FUNCTION_END, PARAMETER, PARAMETER_END = "<function=", "</function>", 
 _FUNCTION = re.compile(r"\s*<function=([^<>\n]{1,256})>")
 _TAG = re.compile(r"<parameter=([^<>\n]{1,256})>|</function>")
 _MISSED = re.compile(r"\n<parameter=([^<>\n]{1,256})>\n")
+_CUT = re.compile(r"<parameter=[^<>\n]{0,256}")
 _MARK = re.compile(r"</parameter>|</function>|\n<parameter=")
 _END_TAGS = re.compile(r"(?:</parameter>\s*)?(?:</function>\s*)?\Z")
 _MARKS = ("\n</parameter>", "</parameter>", "\n</function>", "</function>", "\n<parameter=")
@@ -79,6 +80,8 @@ class XmlCallParser(MarkedCallParser):
             self._write(call.finish(closed))
             if closed or call.ended:
                 self._end_call(call)
+            else:
+                self._stray += call.stray
         left = self._stray + self._left
         if not self._n_called:
             self._emit(f"{self._before}{CALL}{left}{CALL_END if closed else ''}")
@@ -115,14 +118,16 @@ class _Call:
     def finish(self, closed: bool) -> str:
         """The rest of the arguments' JSON, at the end of the call's text. `closed`: its second marker has come, so a
         value without an end tag is complete."""
-        made = ""
+        made, whole = "", self._buffer if closed else _without_cut_tag(self._buffer)
         if self._types is not None:
             mark = _MARK.match(self._buffer.removeprefix("\n"))
             if closed or (mark is not None and mark[0] == PARAMETER_END):
-                made = self._end_value(_END_TAGS.sub("", self._buffer, count=1), "")
+                made = self._end_value(_END_TAGS.sub("", whole, count=1), "")
             else:
                 made = self._kept(self._buffer) if self._types == TEXT else self._value + self._buffer
-            self._buffer = ""
+        else:
+            self.stray += whole.strip()
+        self._buffer = ""
         if closed and not self.ended:
             made += self._end("")
         return made
@@ -201,6 +206,14 @@ class _Call:
     def _end(self, after: str) -> str:
         self.ended, self.rest = True, after
         return "}" if self._given else "{}"
+
+
+def _without_cut_tag(text: str) -> str:
+    """The text without the beginning of a tag with which it ends."""
+    before, mark, cut = text.rpartition("<")
+    tag = mark + cut
+    is_cut = mark and (PARAMETER.startswith(tag) or FUNCTION_END.startswith(tag) or _CUT.fullmatch(tag))
+    return before if is_cut else text
 
 
 def _overlap(text: str) -> int:

@@ -187,6 +187,37 @@ def test_text_beside_the_tags_is_content(tokenizer) -> None:
     assert parse(tokenizer, odd) == [*call(0, "weather", '{"city": "Rome", "days": 3}'), Content("why\nhm\n")]
 
 
+GAP = "\n" * 70  # so much white space after an end tag ends the value
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize(
+    ("body", "arguments", "content"),
+    [
+        ("\nSorry, I should add", "", "Sorry, I should add"),
+        (f"<parameter=city>\nRome\n</parameter>{GAP}Sorry, I should add", '{"city": "Rome"', "Sorry, I should add"),
+        ("why<parameter=city>\nRome\n</parameter>\n<parameter=<b", '{"city": "Rome"', "why<parameter=<b"),
+        ("why<parameter=days>\n3\n</parameter>", '{"days": 3', "why"),
+    ],
+)
+def test_text_between_values_is_content_at_the_end_of_a_call(tokenizer, body, arguments, content, closed) -> None:
+    found = parse(tokenizer, f"<tool_call>\n<function=weather>{body}{'</tool_call>' if closed else ''}")
+    expected: list[Event] = [ToolCallStart(0, "functions.weather:0", "weather")]
+    if closed:
+        expected += [ToolCallArguments(0, arguments + "}" if arguments else "{}"), ToolCallEnd(0)]
+    elif arguments:
+        expected.append(ToolCallArguments(0, arguments))
+    assert found == [*expected, Content(content)]
+
+
+@pytest.mark.parametrize("cut", ["<", "<param", "<parameter=da", "</func"])
+def test_a_tag_that_the_reply_ends_within_is_no_content(tokenizer, cut) -> None:
+    begun = "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n"
+    assert parse(tokenizer, begun + "<parameter=days>\n3\n</parameter>\n" + cut)[-1] == ToolCallArguments(
+        0, '{"city": "Rome", "days": 3'
+    )
+
+
 PIECES = ("<tool_call>", "</tool_call>", "<function=write>", "</function>", "<parameter=text>", "<parameter=mode>",
           "</parameter>", "x", "\n", "7", '"')  # fmt: skip
 
@@ -276,13 +307,44 @@ def _strict(properties: dict[str, Any], **words: Any) -> ToolRule:
     return ToolRule("odd", schema, strict=True)
 
 
+def _bare(**words: Any) -> ToolRule:
+    return ToolRule("odd", {"type": "object", **words}, strict=True)
+
+
+@pytest.mark.parametrize("others", [{}, {"description": "any"}, True])
+def test_strict_tools_without_properties_take_any_argument(house, others) -> None:
+    grammar = house.compile(tools=(_bare(additionalProperties=others, required=[]),), choice="required")
+    made = "<tool_call>\n<function=odd>\n<parameter=v>\na\n</parameter>\n</function>\n</tool_call>"
+    assert house.follows(grammar, made)
+
+
+def test_a_pattern_is_never_read_as_grammar(house) -> None:
+    """A slash after an escaped backslash would end the regex, and what follows it would permit `free`."""
+    made = "<tool_call>\n<function=odd>\n<parameter=v>\n%s\n</parameter>\n</function>\n</tool_call>"
+    tool = _strict({"v": {"type": "string", "pattern": r'a\\/ | "free" | /b'}})
+    grammar = house.compile(tools=(tool,), choice="required")
+    assert house.follows(grammar, made % r"a\/ ")
+    assert not house.follows(grammar, made % "free")
+    unbalanced = _strict({"v": {"type": "string", "pattern": r'a)\\/ | "free" | /(?:b'}})
+    with pytest.raises(TextError, match="'pattern' can't be enforced"):
+        house.compile(tools=(unbalanced,), choice="required")
+
+
 @pytest.mark.parametrize(
     ("schema", "right", "wrong"),
     [
         ({"type": "string", "pattern": "^[a-c]+$"}, ["abc"], ["", "abd"]),
         ({"type": "string", "pattern": "[0-9]/x"}, ["a1/x b"], ["a/x"]),
         ({"type": "string", "minLength": 2, "maxLength": 3}, ["ab", "a\nb"], ["a", "abcd"]),
+        ({"type": "string", "pattern": "^(?:ab|c[|)$^/])$"}, ["ab", "c|", "c)", "c$", "c/"], ["a", "c", "abc"]),
+        ({"type": "string", "pattern": r"^a\\/b$"}, ["a\\/b"], ["a/b", "a\\\\/b"]),
+        ({"type": "string", "pattern": r"^a\\\/$"}, ["a\\/"], ["a/"]),
+        ({"type": "string", "minLength": 2.0, "pattern": "b"}, ["ab", "a\nb"], ["b", "ac"]),
         ({"const": "yes"}, ["yes"], ["no", '"yes"']),
+        ({"enum": ["a", "bb", 'c"\nd'], "minLength": 2}, ["bb", 'c"\nd'], ["a", "ab", ""]),
+        ({"enum": ["a", "bb"], "maxLength": 1}, ["a"], ["bb"]),
+        ({"enum": ["a", "bb"], "const": "bb"}, ["bb"], ["a"]),
+        ({"type": "string", "enum": ["ab", "b", 'a"\n/'], "pattern": "^a"}, ["ab", 'a"\n/'], ["b", "a", "abc"]),
         ({"enum": [1, 2]}, ["1"], ["3", '"1"']),
         ({"type": "boolean"}, ["true"], ["True", "yes"]),
         ({"type": "array", "items": {"type": "integer"}}, ["[1, 2]", "[1,2]", "[]"], ["[1, x]", "1"]),
@@ -303,11 +365,29 @@ def test_strict_values(house, schema, right, wrong) -> None:
 @pytest.mark.parametrize(
     ("tool", "message"),
     [
-        (_strict({"v": {"type": "string", "format": "date"}}), "can't be held to 'format'"),
-        (_strict({"v": {"type": "string", "pattern": "^a|b$"}}), "can't be held to 'pattern'"),
-        (_strict({"v": {"type": ["string", "null"], "maxLength": 3}}), "can't be held to 'maxLength'"),
-        (_strict({"v": {"type": "string"}}, minProperties=2), "can't be held to 'minProperties'"),
-        (_strict({"a>b": {"type": "string"}}), "requires 'a>b', a name that this model's calls can't hold"),
+        (
+            _strict({"v": {"type": "string", "format": "date"}}),
+            "'format' can't be enforced in this model's tool-call format",
+        ),
+        (_strict({"v": {"type": "string", "pattern": "^a|b$"}}), "'pattern' can't be enforced"),
+        (_strict({"v": {"type": ["string", "null"], "maxLength": 3}}), "'maxLength' can't be enforced"),
+        (_strict({"v": {"type": "string"}}, minProperties=2), "'minProperties' can't be enforced"),
+        (_bare(patternProperties={"^a": {"type": "string"}}), "'patternProperties' can't be enforced"),
+        (_bare(propertyNames={"minLength": 2, "pattern": "a"}), "'propertyNames' can't be enforced"),
+        (_bare(anyOf=[{"required": ["a"]}, {"required": ["b"]}]), "'anyOf' can't be enforced"),
+        (_bare(allOf=[{"properties": {"a": {"type": "string"}}}]), "'allOf' can't be enforced"),
+        (ToolRule("odd", {"$ref": "#/$defs/a", "$defs": {"a": {}}}, strict=True), "'\\$ref' can't be enforced"),
+        (_bare(minProperties=1), "'minProperties' can't be enforced"),
+        (_bare(required=["a"]), "'required' can't be enforced"),
+        (_bare(additionalProperties={"type": "string"}), "'additionalProperties' can't be enforced"),
+        (_strict({"v": {"enum": ["a", "b"], "minLength": 2}}), "no text fits 'enum' and 'minLength' together"),
+        (_strict({"v": {"enum": ["a", "b"], "const": "c"}}), "no text fits 'enum' and 'const' together"),
+        (_strict({"v": {"enum": ["a", "b"], "pattern": "^c"}}), "'pattern' with the keywords beside it can't be used"),
+        (_strict({"v": {"type": "string", "enum": []}}), "'enum' can't be enforced"),
+        (_strict({"v": {"type": "string", "maxLength": 1 << 20}}), "'maxLength' can't be enforced"),
+        (_strict({"v": {"type": "string", "pattern": "^a)|(?:b$"}}), "'pattern' can't be enforced"),
+        (_strict({"v": {"type": "string", "pattern": "a^b"}}), "'pattern' can't be enforced"),
+        (_strict({"a>b": {"type": "string"}}), "the argument 'a>b', a name that this model's tool-call format can't"),
         (ToolRule("odd", {"type": "array"}, strict=True), 'must have the type "object"'),
     ],
 )
