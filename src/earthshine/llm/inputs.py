@@ -1,6 +1,6 @@
 """Checks the arguments of `LLM` and converts them to the fields of a GenerationRequest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,27 @@ from earthshine.untrusted import parse_object, shown
 Params = SamplingParams | Sequence[SamplingParams] | None
 
 _UNREAD = ("multi_modal_data", "prompt_embeds")  # parts of a prompt in vLLM's form that are not supported
+
+_INSTEAD = {  # options of vLLM's LLM that this one does not have, with what to do instead
+    "max_model_len": "use context",
+    "max_num_seqs": "use batch",
+    "gpu_memory_utilization": 'use memory, such as "16GiB"',
+    "tensor_parallel_size": "a model is not split; leave it out",
+    "pipeline_parallel_size": "a model is not split; leave it out",
+    "quantization": "the format is the checkpoint's own; leave it out",
+    "trust_remote_code": "a model's code is never run; leave it out",
+    "seed": "give seed to SamplingParams",
+    "tokenizer": "the model's own is used; leave it out",
+    "revision": "give the folder of a snapshot as model",
+}
+
+
+def require_known(named: Iterable[str], known: Sequence[str]) -> None:
+    """Raises UsageError, which names ours, for an option that LLM does not have."""
+    for name in named:
+        if name not in known:
+            instead = _INSTEAD.get(name, f"it has {', '.join(known)}")
+            raise UsageError(f"LLM has no option {name}: {instead}.", name)
 
 
 def plan_args(

@@ -28,6 +28,7 @@ from earthshine.llm.inputs import (
     path_of,
     plan_args,
     prompt_of,
+    require_known,
     tool_choice_of,
 )
 from earthshine.llm.outputs import OutputBuilder, RequestOutput
@@ -69,6 +70,11 @@ class LLM:
     Raises SourceError, SpecError, Unsupported, CheckpointError and TextError for a model that can't be used, and
     UsageError for invalid options and for too little memory; the message gives the smallest memory that works.
     """
+
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        if cls.__init__ is LLM.__init__:  # a subclass may take others
+            require_known(named, ("model", *(LLM.__init__.__kwdefaults__ or ())))
+        return object.__new__(cls)
 
     def __init__(
         self,

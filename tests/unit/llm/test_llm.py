@@ -316,6 +316,14 @@ class TestLoading:
             ({"batch": None}, UsageError, "batch must be a whole number"),
             ({"batch": 1.5}, UsageError, "batch must be a whole number"),
             ({"threads": "2"}, UsageError, "threads must be a whole number"),
+            ({"dtype": "bfloat16"}, UsageError, "bf16"),
+            ({"max_model_len": 1024}, UsageError, "LLM has no option max_model_len: use context\\."),
+            ({"gpu_memory_utilization": 0.9}, UsageError, "no option gpu_memory_utilization: use memory"),
+            ({"tensor_parallel_size": 1}, UsageError, "no option tensor_parallel_size: a model is not split"),
+            ({"quantization": "fp8"}, UsageError, "no option quantization: the format is the checkpoint's own"),
+            ({"trust_remote_code": True}, UsageError, "no option trust_remote_code: a model's code is never run"),
+            ({"seed": 0}, UsageError, "no option seed: give seed to SamplingParams"),
+            ({"unheard_of": 0}, UsageError, "unheard_of: it has model, memory, context, batch, threads, trunk, dtype"),
         ],
     )
     def test_impossible_options_are_refused(self, options, error, message):
