@@ -32,7 +32,6 @@ _MAX_BYTES = 64 << 20  # a K2.6's takes 1.6 MB
 _DIGEST = 32
 _CHUNK = 32 << 20
 _AHEAD = 3
-_ANEW = "Make it anew with earthshine inspect --hash, or delete it."
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Buffer = bytes | bytearray | memoryview
@@ -106,24 +105,34 @@ def load_manifest(checkpoint: Checkpoint) -> Manifest | None:
     folder = checkpoint.shards.folder
     if not os.path.lexists(folder / MANIFEST_NAME):
         return None
+    anew = _anew(folder)
     raw = read_file(resolve_in(folder, MANIFEST_NAME, CheckpointError), MANIFEST_NAME, _MAX_BYTES, CheckpointError)
     found = parse_object(raw, MANIFEST_NAME, CheckpointError)
     if found.keys() != _KEYS or found["version"] != _VERSION or found["hash"] != "blake3":
         keys = ", ".join(sorted(_KEYS))
-        raise CheckpointError(f"{MANIFEST_NAME} should hold {keys}, of version {_VERSION} and blake3. {_ANEW}")
-    if found["shards"] != {file.name: nbytes for file, nbytes in shard_sizes(checkpoint).items()}:
-        raise CheckpointError(f"{MANIFEST_NAME} was made of other shards than these. {_ANEW}")
+        raise CheckpointError(f"{MANIFEST_NAME} should hold {keys}, of version {_VERSION} and blake3. {anew}")
+    sizes = {file.name: nbytes for file, nbytes in shard_sizes(checkpoint).items()}
+    listed = found["shards"] if isinstance(found["shards"], dict) else {}
+    differing = [name for name in {**sizes, **listed} if sizes.get(name) != listed.get(name)]
+    if differing:
+        raise CheckpointError(
+            f"{MANIFEST_NAME} was made of other shards than these: {shown(differing[0])} differs. {anew}"
+        )
     names = [tensor.name for tensor in trunk_tensors(checkpoint.spec)]
     counts = {layer: moe.n_experts for layer, moe in moe_layers(checkpoint.spec)}
-    trunk = _table(found["trunk"], {name: 1 for name in names}, "trunk")
-    experts = _table(found["experts"], {str(layer): count for layer, count in counts.items()}, "experts")
+    trunk = _table(found["trunk"], {name: 1 for name in names}, "trunk", anew)
+    experts = _table(found["experts"], {str(layer): count for layer, count in counts.items()}, "experts", anew)
     return Manifest(trunk, {int(layer): digests for layer, digests in experts.items()})
 
 
-def _table(found: Any, counts: dict[str, int], key: str) -> dict[str, bytes]:
+def _anew(folder: Path) -> str:
+    return f"Remove {shown(folder / MANIFEST_NAME)}, then make it anew with earthshine inspect --hash."
+
+
+def _table(found: Any, counts: dict[str, int], key: str, anew: str) -> dict[str, bytes]:
     """Each name's hashes from hexadecimal digits; exactly the names and numbers of hashes that the model has."""
     if not isinstance(found, dict) or found.keys() != counts.keys():
-        raise CheckpointError(f"{MANIFEST_NAME} should have under {key} what the model has. {_ANEW}")
+        raise CheckpointError(f"{MANIFEST_NAME} should have under {key} what the model has. {anew}")
     table = {}
     for name, digits in found.items():
         try:
@@ -131,16 +140,17 @@ def _table(found: Any, counts: dict[str, int], key: str) -> dict[str, bytes]:
         except (TypeError, ValueError):
             table[name] = b""
         if len(table[name]) != counts[name] * _DIGEST or len(digits) != 2 * len(table[name]):
-            raise CheckpointError(f"{MANIFEST_NAME} should have {counts[name]} hashes for {key} {name}. {_ANEW}")
+            raise CheckpointError(f"{MANIFEST_NAME} should have {counts[name]} hashes for {key} {name}. {anew}")
     return table
 
 
 def write_manifest(checkpoint: Checkpoint, reader: Reader, progress: Progress) -> Path:
     """Reads the whole checkpoint once and writes its manifest beside the shards; returns where.
 
-    Takes 100 MB of memory. `progress` is called after every 32 MiB. A manifest that is there is replaced, and only by
-    a whole one. CheckpointError where a file can't be read or the folder can't be written.
+    Takes 100 MB of memory. `progress` is called after every 32 MiB. CheckpointError where a file can't be read or the
+    folder can't be written, and where the folder has a manifest that these files do not match, which then stays.
     """
+    before = load_manifest(checkpoint)
     sizes = shard_sizes(checkpoint)
     if len({file.name for file in sizes}) != len(sizes):
         raise UsageError("Two shards have the same file name, and a manifest names shards by it.")
@@ -152,16 +162,40 @@ def write_manifest(checkpoint: Checkpoint, reader: Reader, progress: Progress) -
     for layer, moe in layers.items():
         blocks += [checkpoint.expert_extents(layer, expert).ranges for expert in range(moe.n_experts)]
     digests = _digests(blocks, reader, progress)
+    made = Manifest(
+        {name: next(digests) for name in trunk},
+        {layer: b"".join(next(digests) for _ in range(moe.n_experts)) for layer, moe in layers.items()},
+    )
+    if before is not None:
+        _require_same(before, made, checkpoint)
     document = {
         "version": _VERSION,
         "hash": "blake3",
         "shards": {file.name: nbytes for file, nbytes in sizes.items()},
-        "trunk": {name: next(digests).hex() for name in trunk},
-        "experts": {
-            str(layer): "".join(next(digests).hex() for _ in range(moe.n_experts)) for layer, moe in layers.items()
-        },
+        "trunk": {name: digest.hex() for name, digest in made.trunk.items()},
+        "experts": {str(layer): digests.hex() for layer, digests in made.experts.items()},
     }
     return _replace(checkpoint.shards.folder, json.dumps(document, indent=1).encode())
+
+
+def _require_same(before: Manifest, made: Manifest, checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError for the first block whose hash is another than before."""
+    for name, ranges in trunk_ranges(checkpoint):
+        if made.trunk[name] != before.trunk[name]:
+            raise _changed(f"The trunk tensor {name}", ranges[0], checkpoint)
+    for layer, digests in made.experts.items():
+        for expert, at in enumerate(range(0, len(digests), _DIGEST)):
+            if digests[at : at + _DIGEST] != before.experts[layer][at : at + _DIGEST]:
+                where = checkpoint.expert_extents(layer, expert).ranges[0]
+                raise _changed(f"Expert {expert} of layer {layer}", where, checkpoint)
+
+
+def _changed(what: str, where: ByteRange, checkpoint: Checkpoint) -> CheckpointError:
+    anew = _anew(checkpoint.shards.folder)
+    return CheckpointError(
+        f"{what} in {shown(where.file.name)} does not match the checksum in {MANIFEST_NAME}, which is kept. If the "
+        f"file is damaged, download it again. If it was changed on purpose, r{anew[1:]}"
+    )
 
 
 def _digests(blocks: Sequence[Sequence[ByteRange]], reader: Reader, progress: Progress) -> Iterator[bytes]:

@@ -3,12 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from earthshine.cli.inspect import run_inspect
 from earthshine.engine.load import load_model
 from earthshine.errors import CheckpointError, UsageError
+from earthshine.spec import load_spec
+from earthshine.weights import Checkpoint
+from earthshine.weights.manifest import trunk_ranges
 
 GLEAM = Path(__file__).parents[3] / "src/earthshine/gleam"
 
@@ -54,3 +58,29 @@ def test_a_config_alone_has_no_weights_to_make_checksums_of(tmp_path: Path) -> N
     shutil.copy(GLEAM / "config.json", tmp_path)
     with pytest.raises(UsageError, match="has no weights to make checksums of"):
         run_inspect(str(tmp_path), None, True, True)
+
+
+@pytest.mark.parametrize("at", ["trunk", "expert"])
+def test_checksums_that_files_no_longer_match_are_kept(tmp_path: Path, earthshine: Any, at: str) -> None:
+    folder = Path(shutil.copytree(GLEAM, tmp_path / "gleam"))
+    weights, manifest = folder / "model.safetensors", folder / "earthshine.manifest.json"
+    assert earthshine("inspect", folder, "--hash")[0] == 0
+    before = manifest.read_bytes()
+    assert earthshine("inspect", folder, "--hash")[0] == 0, "the same files once more"
+    assert manifest.read_bytes() == before
+    checkpoint = Checkpoint.open(folder, load_spec(folder))
+    ranges = dict(trunk_ranges(checkpoint))["norm"] if at == "trunk" else checkpoint.expert_extents(1, 3).ranges
+    with weights.open("r+b") as file:
+        file.seek(ranges[0].offset)
+        byte = file.read(1)[0]
+        file.seek(ranges[0].offset)
+        file.write(bytes([byte ^ 1]))
+    code, out, err = earthshine("inspect", folder, "--hash")
+    assert (code, out) == (1, "")
+    what = "The trunk tensor norm" if at == "trunk" else "Expert 3 of layer 1"
+    assert f"{what} in 'model.safetensors' does not match the checksum" in err
+    assert f"remove '{manifest}', then make it anew" in err
+    assert manifest.read_bytes() == before
+    manifest.unlink()
+    assert earthshine("inspect", folder, "--hash")[0] == 0
+    assert manifest.read_bytes() != before
