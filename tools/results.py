@@ -56,7 +56,10 @@ def page(text: str, folder: Path = RESULTS) -> str:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """A Markdown table, and below it what holds for all rows and the commands, which the rows name by number."""
+    """A Markdown table, and below it what holds for all rows and the commands, which the rows name by number.
+
+    Raises ValueError where two rows would be one cell.
+    """
     rows, columns, pivot = results["rows"], list(results["columns"]), results.get("pivot")
     commands = list(dict.fromkeys(row["command"] for row in rows))
     rows = [{**row, "command": str(commands.index(row["command"]) + 1)} for row in rows]
@@ -83,13 +86,17 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _pivoted(rows: Sequence[Row], columns: Sequence[str], pivot: str) -> list[list[str]]:
-    """The head, then a line for each combination of what the columns hold."""
+    """The head, then a line for each combination of what the columns hold. ValueError for two rows of one cell."""
     names = list(dict.fromkeys(row[pivot] for row in rows))
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         spread = _cell(row, "spread")
         shown = _cell(row, "median") + ("" if spread == _NOT_RECORDED else f" ({spread})")
-        lines.setdefault(tuple(_cell(row, key) for key in columns), {})[row[pivot]] = shown
+        key = tuple(_cell(row, name) for name in columns)
+        line = lines.setdefault(key, {})
+        if row[pivot] in line:
+            raise ValueError(f"two rows have {pivot} {row[pivot]} for {', '.join(key)}; they would be one cell")
+        line[row[pivot]] = shown
     return [[*columns, *names], *([*key, *(cells.get(name, "") for name in names)] for key, cells in lines.items())]
 
 

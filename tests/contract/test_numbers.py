@@ -97,3 +97,9 @@ def test_pivoted_rows_share_a_line(numbers, tmp_path):
     assert "| what | ours | theirs |\n| --- | --- | --- |\n| decode | 1.5 s | 2.25 s |" in numbers.table(
         numbers.read(path)
     )
+
+
+def test_two_rows_of_one_cell_are_refused(numbers):
+    rows = [{key: str(value) for key, value in ROW.items()} | {"side": "ours", "median": each} for each in ("1", "2")]
+    with pytest.raises(ValueError, match="two rows have side ours for decode"):
+        numbers.table({"columns": ["what"], "pivot": "side", "rows": rows})
