@@ -24,6 +24,7 @@ _FILES = [
     "tiktoken.model",
     "chat_template.jinja",
 ]
+_GGUF = "GGUF is not read; use the published safetensors."
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
@@ -31,7 +32,7 @@ def find_model(name: str | None, *, weights: bool = True) -> Path:
     """The folder of a model, downloaded (and resumed, with progress) if `name` is a Hugging Face id.
 
     A path to a config.json is returned as it is. `weights` False fetches an id's small files only. Raises SourceError
-    for what is neither, and for a download that fails.
+    for what is neither, for GGUF, and for a download that fails.
     """
     if name is None or name == "gleam":
         return GLEAM
@@ -39,11 +40,24 @@ def find_model(name: str | None, *, weights: bool = True) -> Path:
         path = Path(name).expanduser()
     except RuntimeError:
         raise SourceError(f"{name} is in the home folder of nobody known here.") from None
+    if path.suffix.lower() == ".gguf":
+        raise SourceError(_GGUF)
     if os.path.exists(path):
-        return _snapshot(path)
+        found = _snapshot(path)
+        if weights or not os.path.lexists(found / "config.json"):
+            _refuse_gguf(found)
+        return found
     if not _ID.fullmatch(name):
         raise SourceError(f"{shown(name)} is neither a folder here nor a Hugging Face id such as moonshotai/Kimi-K2.6.")
     return _download(name, _FILES + (_WEIGHTS if weights else []))
+
+
+def _refuse_gguf(folder: Path) -> None:
+    """Raises SourceError for a folder whose only weights are GGUF files."""
+    names = os.listdir(folder) if folder.is_dir() and os.access(folder, os.R_OK) else []
+    endings = {os.path.splitext(name)[1].lower() for name in names}
+    if ".gguf" in endings and ".safetensors" not in endings:
+        raise SourceError(_GGUF)
 
 
 def find_readable(name: str | None) -> "tuple[Path, Tokenizer]":

@@ -67,3 +67,23 @@ def test_an_unsupported_config_is_refused_before_a_weight_is_read(earthshine, tm
     code, _, err = earthshine("chat", folder, "-p", "hello")
     assert code == 1
     assert ("qwen3_next is not implemented" if wrong == "family" else "do not fit the model's") in err
+
+
+def test_gguf_is_refused_by_name(earthshine, tmp_path):
+    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    for folder in (alone, beside):
+        folder.mkdir()
+        (folder / "q.GGUF").write_bytes(b"GGUF")
+    for name in ("config.json", "tiktoken.model", "tokenizer_config.json"):
+        shutil.copy(GLEAM / name, beside)
+    for command in (
+        ["inspect", alone],
+        ["inspect", alone / "q.GGUF"],
+        ["inspect", "absent.gguf"],
+        ["inspect", beside, "--hash"],
+        ["chat", beside, "-p", "hello"],
+    ):
+        assert earthshine(*command) == (1, "", "earthshine: GGUF is not read; use the published safetensors.\n")
+    assert earthshine("inspect", beside)[0] == 0, "a config alone is enough"
+    shutil.copy(GLEAM / "model.safetensors", beside)
+    assert earthshine("inspect", beside)[0] == 0
