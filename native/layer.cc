@@ -9,7 +9,9 @@
 
 namespace {
 
-constexpr int64_t most_size = int64_t{1} << 24;  // of one axis of a layer: products of three stay below 2^63
+// Of one axis of a layer. The buffers here hold at most ES_LAYER_TOKENS times two axes, so their bytes stay below 2^63.
+// Three axes may exceed it: operations that multiply so many check the product.
+constexpr int64_t most_size = int64_t{1} << 24;
 
 template <class... Sizes>
 bool sized(Sizes... sizes) {
@@ -124,9 +126,8 @@ struct Routed {
   int32_t* token;
   es_expert* used;
 
-  void carve(Carver* from, const es_ffn& s, int64_t n) {
-    const int64_t hidden = s.shared.down.rows > 0 ? s.shared.down.rows : s.router.cols, experts = s.router.rows;
-    const int64_t pairs = experts > 0 ? n * s.top_k : 0;
+  void carve(Carver* from, const es_ffn& s, int64_t n, int64_t hidden) {
+    const int64_t experts = s.router.rows, pairs = experts > 0 ? n * s.top_k : 0;
     normed = from->take<uint16_t>(n * hidden), sum = from->take<uint16_t>(n * hidden);
     logits = from->take<float>(n * experts), weight = from->take<float>(pairs), share = from->take<float>(pairs);
     each = from->take<float>((pairs > n ? pairs : n) * hidden), total = from->take<float>(n * hidden);
@@ -293,7 +294,7 @@ int32_t es_ffn_layer(const es_ffn* layer, const es_expert* experts, uint16_t* x,
   if (x == nullptr || added == nullptr || s.norm == nullptr || (routes && experts == nullptr)) return ES_NULL_POINTER;
   earthshine::Exclusive lock;
   Routed r;
-  if (!place([&](Carver* from) { r.carve(from, s, n); })) return ES_NO_MEMORY;
+  if (!place([&](Carver* from) { r.carve(from, s, n, hidden); })) return ES_NO_MEMORY;
   if (const int32_t bad = es_rms_norm(x, 0, hidden, hidden, added, hidden, s.norm, s.eps, n, 1, hidden, r.normed,
                                       hidden, hidden)) {
     return bad;

@@ -205,7 +205,18 @@ uint64_t ffn_layer(Random& random, Breaks* broken) {
                    [&] { return es_ffn_layer(&s, experts.data(), x.data(), added.data(), n, nullptr); });
     return 0;
   }
-  want_ok("es_ffn_layer", call(s, n));
+  if (!shares) {
+    const Heap<uint16_t> before = filled<uint16_t>(n * hidden);
+    std::memcpy(before.data(), x.data(), x.bytes());
+    want_ok("es_ffn_layer", call(s, n));
+    const uint64_t right = hash(x);
+    std::memcpy(x.data(), before.data(), x.bytes());
+    s.shared.down.rows = 1;  // its gate has no rows, so there is no such network, and nothing may be sized by it
+    want_ok("es_ffn_layer", call(s, n));
+    if (hash(x) != right) fail("es_ffn_layer is sized by a network that is not there");
+  } else {
+    want_ok("es_ffn_layer", call(s, n));
+  }
   if (used < (routes ? s.top_k : 0) || used > n * s.top_k || used > n_experts) fail("es_ffn_layer counts wrongly");
   return hash(x);
 }

@@ -235,6 +235,8 @@ class TestWhatDoesNotFitIsRefused:
             layer(x.float(), pages.pool(), batch, angles)
         with pytest.raises(KernelError, match=r"fp32 \[2, 4\]"):
             layer(x, pages.pool(), batch, (angles[0], angles[1][:, :3]))
+        with pytest.raises(KernelError, match="Angles are on meta"):
+            layer(x, pages.pool(), batch, (angles[0], angles[1].to("meta")))
         with pytest.raises(KernelError, match="outside its array"):  # a token of no sequence
             layer(draw(3, HIDDEN), pages.pool(), batch, (torch.zeros(3, 4), torch.zeros(3, 4)))
         with pytest.raises(KernelError, match="outside its array"):  # a page that is not there
@@ -248,10 +250,24 @@ class TestWhatDoesNotFitIsRefused:
             with pytest.raises(KernelError, match="2 tokens take as many rows to add, and 10 experts"):
                 layer(x, added, table)
 
+    def test_of_a_feed_forward_layer_whose_weights_have_another_width(self) -> None:
+        rule = kernels.RouteRule(2, 1, 1, True, 1.0, "softmax")
+        network = draw(64, HIDDEN), draw(64, HIDDEN), draw(HIDDEN, 64)
+        narrow, router = (*network[:2], draw(80, 64)), draw(8, HIDDEN)
+        kernels.FfnLayer(draw(HIDDEN), EPS, router=router, bias=None, rule=rule, shared=network)
+        with pytest.raises(KernelError, match="The router's columns are 128; the norm is 96 wide"):
+            kernels.FfnLayer(draw(HIDDEN), EPS, router=draw(8, 128), bias=None, rule=rule, shared=None)
+        for own, own_rule in ((router, rule), (None, None)):
+            with pytest.raises(KernelError, match="The rows of down are 80; the norm is 96 wide"):
+                kernels.FfnLayer(draw(HIDDEN), EPS, router=own, bias=None, rule=own_rule, shared=narrow)
+
     def test_of_weights(self) -> None:
         weights, shape = attention_weights(MLA, Storage.BF16), kernels.MlaShape(3, 40, 24, 8, 20, EPS, 1e-6, 0.1)
         with pytest.raises(KernelError, match="kv_b is"):
             kernels.mla_layer(shape, draw(HIDDEN), weights | {"kv_b": weights["kv_b"][:60]})
+        stored = matrix(Storage.INT8_GROUP128, *weights["kv_b"].shape, seed=1)
+        with pytest.raises(KernelError, match="kv_b is stored as"):
+            kernels.mla_layer(shape, draw(HIDDEN), weights | {"kv_b": stored})
         with pytest.raises(KernelError, match=r"bfloat16 \[40\]"):
             kernels.mla_layer(shape, draw(HIDDEN), weights | {"kv_a_norm": draw(41)})
 

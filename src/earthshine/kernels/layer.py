@@ -141,6 +141,8 @@ class AttentionLayer:
                 raise KernelError(
                     f"Angles are {part.dtype} {list(part.shape)}; fp32 [{tokens}, {self._pairs}] is needed."
                 )
+            if not part.is_cpu:
+                raise KernelError(f"Angles are on {part.device}; they must lie in main memory.")
         batch = sequences if isinstance(sequences, PagedBatch) else PagedBatch(sequences)
         cos, sin = (None, None) if angles is None else (angles[0].data_ptr(), angles[1].data_ptr())
         step = _Batch(batch.described(page_tokens), len(batch), tokens, cos, sin, pool.data_ptr(), page_tokens, n_pages)
@@ -152,7 +154,9 @@ class AttentionLayer:
 
 def mla_layer(shape: MlaShape, norm: Tensor, weights: Mapping[str, Weight]) -> AttentionLayer:
     """Latent attention, absorbed. norm: bf16 [hidden]; weights: as `models.MlaWeights` names them."""
-    nothing, low_rank = CMatrix(), "q_a" in weights
+    nothing, low_rank, kv_b = CMatrix(), "q_a" in weights, weights["kv_b"]
+    if not isinstance(kv_b, Tensor):
+        raise KernelError(f"kv_b is stored as {kv_b.storage}; latent attention takes it as a bf16 tensor.")
     described = _Mla(
         *shape,
         _vector(norm, weights["o"].shape[0]),
@@ -161,11 +165,11 @@ def mla_layer(shape: MlaShape, norm: Tensor, weights: Mapping[str, Weight]) -> A
         describe(weights["q_b" if low_rank else "q"]),
         describe(weights["kv_a"]),
         _vector(weights["kv_a_norm"], shape.kv_lora_rank),
-        describe(weights["kv_b"]).codes,
+        describe(kv_b).codes,
         describe(weights["o"]),
     )
-    if tuple(weights["kv_b"].shape) != (shape.n_heads * (shape.nope_dim + shape.v_dim), shape.kv_lora_rank):
-        raise KernelError(f"kv_b is {list(weights['kv_b'].shape)}, which does not fit {shape}.")
+    if tuple(kv_b.shape) != (shape.n_heads * (shape.nope_dim + shape.v_dim), shape.kv_lora_rank):
+        raise KernelError(f"kv_b is {list(kv_b.shape)}, which does not fit {shape}.")
     width = shape.kv_lora_rank + shape.rope_dim
     return AttentionLayer("es_mla_layer", described, width, shape.rope_dim, (norm, dict(weights)))
 
@@ -209,7 +213,8 @@ class FfnLayer:
     """x + added, then the norm of that through the chosen experts and the network for all tokens, added to it.
 
     norm: bf16 [hidden]; router: [n_experts, hidden] with its rule, and its bias fp32 [n_experts], or None for a dense
-    layer; shared: gate, up and down of the network for all tokens, or None.
+    layer; shared: gate, up and down of the network for all tokens, or None. Weights of another width than norm's raise
+    KernelError.
     """
 
     def __init__(
@@ -225,6 +230,13 @@ class FfnLayer:
         self._keep = (norm, router, bias, shared)
         self._n_experts = 0 if router is None else router.shape[0]
         self._hidden = norm.shape[0]
+        widths = {
+            "The router's columns": None if router is None else router.shape[1],
+            "The rows of down": None if shared is None else shared[2].shape[0],
+        }
+        for name, width in widths.items():
+            if width not in (None, self._hidden):
+                raise KernelError(f"{name} are {width}; the norm is {self._hidden} wide.")
         self._described = _Ffn(eps=eps, norm=_vector(norm, norm.shape[0]))
         if shared is not None:
             self._described.shared = CExpert(*map(describe, shared))
