@@ -3,7 +3,8 @@
 Invariant: until a page has arrived, the reading thread alone writes to it, and nobody waits for that thread: a page
 that is being read when its fetch is closed comes back with `returned`. A tier serves its fetches a page each in
 rotation, so that a long one does not hold up a short one, and a slow tier holds up no other. A page that one tier
-lacks is looked for in the next; where none has it, its fetch ends and what was asked for after it does not come.
+lacks is looked for in the next; where none has it, or the tier's thread can't be started, its fetch ends and what was
+asked for after it does not come.
 """
 
 import logging
@@ -107,6 +108,7 @@ class PageReads:
         self._ending = False
         self._changed = Condition()  # guards all of the above and fetches; never held while a page is read
         self._threads: dict[int, Thread] = {}
+        self._start_failed = False
 
     def fetch(self, wanted: Sequence[PageRead]) -> PageFetch:
         """Begin to read pages, whose pages of the pool the fetch holds from now on."""
@@ -192,16 +194,26 @@ class PageReads:
         wanted = fetch._next
         having = (n for n, tier in enumerate(self._tiers) if n >= first and _has(tier, wanted))
         found = None if self._ending else next(having, None)
-        if found is None:
+        if found is None or not self._is_served(found):
             fetch._ended = True
             return
         self._queues[found].append(fetch)
-        if self._threaded and found not in self._threads:
-            self._threads[found] = Thread(
-                target=self._read_all, args=(found,), name="earthshine-page-reads", daemon=True
-            )
-            self._threads[found].start()
         self._changed.notify_all()
+
+    def _is_served(self, tier: int) -> bool:
+        """Whether the tier's thread runs, or could be started: a limit of threads may be reached for a while."""
+        if not self._threaded or tier in self._threads:
+            return True
+        thread = Thread(target=self._read_all, args=(tier,), name="earthshine-page-reads", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            if not self._start_failed:
+                _LOGGER.error("No thread can be started to read pages; they are computed instead.", exc_info=error)
+            self._start_failed = True
+            return False
+        self._threads[tier] = thread
+        return True
 
     def _read_page(self, tier: PageTier, wanted: PageRead) -> bool:
         try:

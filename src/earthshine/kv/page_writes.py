@@ -5,6 +5,7 @@ and a state takes as much as many pages, so states are written one at a time, an
 waits is not written: then a running sequence always finds a slot.
 """
 
+import logging
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from earthshine.kv.page_key import PageKey
 from earthshine.kv.page_tier import PageParts, PageStore
 from earthshine.kv.pages import PagePool
+
+_LOGGER = logging.getLogger("earthshine.kv")
 
 
 @dataclass(slots=True)
@@ -108,4 +111,8 @@ class PageWrites:
             self._wake()
 
         assert self._store is not None
-        self._store.write(cached.key, cached.tokens, parts, done, with_state=state is not None)
+        try:
+            self._store.write(cached.key, cached.tokens, parts, done, with_state=state is not None)
+        except Exception as error:  # as if the store had refused it: requests do not need it kept
+            _LOGGER.error("A page could not be written.", exc_info=error)
+            done(False)

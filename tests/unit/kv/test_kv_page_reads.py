@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from earthshine.kv import PageKey, PageKeys, PageParts, PagePool
+from earthshine.kv import PageKey, PageKeys, PageParts, PagePool, PrefixCache, page_reads
 from earthshine.kv.page_reads import PageRead, PageReads
 from earthshine.spec.attention import Rows
 
@@ -230,3 +230,51 @@ def test_fetch_after_the_end_reads_nothing():
     assert fetch.take() == ()
     reads.wait(60)
     assert len(reads.close_fetch(fetch)) == 2
+
+
+def test_thread_that_cannot_be_started_ends_the_fetch_and_the_next_tries_again(monkeypatch, caplog):
+    pool, may_start = make_pool(), False
+
+    class Limited(threading.Thread):
+        def start(self) -> None:
+            if not may_start:
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    monkeypatch.setattr(page_reads, "Thread", Limited)
+    reads = PageReads(pool, [Tier(values)])
+    for tenant in ("one", "other"):
+        asked = wanted(pool, tenant, 2)
+        fetch = reads.fetch(asked)
+        assert fetch.ended
+        assert fetch.take() == ()
+        assert reads.close_fetch(fetch) == tuple(asked)
+    assert [record.message for record in caplog.records] == [
+        "No thread can be started to read pages; they are computed instead."
+    ]
+    may_start = True
+    asked = wanted(pool, "later", 2)
+    fetch = reads.fetch(asked)
+    while not fetch.ended:
+        reads.wait(10)
+    assert fetch.take() == tuple(asked)
+    reads.close()
+
+
+def test_sequence_goes_on_with_nothing_found_where_no_thread_can_be_started(monkeypatch):
+    """Nothing stays held, so that its pages can be computed."""
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(page_reads, "Thread", type("Never", (threading.Thread,), {"start": fail}))
+    pool = make_pool()
+    cache = PrefixCache(pool, [Tier(values)])
+    tokens = list(range(3 * PAGE))
+    fetch = cache.fetch(PageKeys("", PAGE).of(tokens, 3), tokens)
+    assert fetch is not None
+    assert fetch.ended
+    cache.share(fetch)
+    assert cache.end_fetch(fetch) == ([], None)
+    assert pool.free_pages == 12
+    cache.close()

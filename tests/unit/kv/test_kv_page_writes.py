@@ -104,3 +104,26 @@ def test_without_a_store_nothing_is_written():
     assert not writes.wants(cached[0])
     writes.write_state(cached[0])
     assert not writes.is_busy
+
+
+def test_write_that_raises_is_one_that_the_store_refused(caplog):
+    """Nothing stays held, and the states that wait are still written."""
+    pool, store, writes, cached = setup()
+    write, refused = store.write, cached[0].key
+
+    def fails_once(key, *args, **kwargs) -> None:
+        if key == refused:
+            raise OSError("no such store")
+        write(key, *args, **kwargs)
+
+    store.write = fails_once
+    writes.write(cached[0])
+    writes.write_state(cached[0])
+    writes.write_state(cached[1])
+    assert writes.settle()
+    assert (pool.holders(cached[0].page), pool.states.holders(cached[0].state)) == (1, 1)
+    assert [key for key, *_ in store.jobs] == [cached[1].key]
+    store.work()
+    writes.settle()
+    assert not writes.is_busy
+    assert [record.message for record in caplog.records] == ["A page could not be written."] * 2
