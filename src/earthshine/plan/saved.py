@@ -49,7 +49,7 @@ def read_plan(path: Path) -> Plan:
         ("threads", plan.threads, 1, MOST_THREADS),
         ("memory.batch", memory.batch, 1, MOST_BATCH),
         ("memory.context_tokens", memory.context_tokens, 1, 1 << 31),
-        ("memory.pages", memory.pages, page_count(memory.context_tokens), MOST_CACHE_TOKENS),
+        ("memory.pages", memory.pages, page_count(memory.context_tokens), page_count(MOST_CACHE_TOKENS)),
         ("memory.prefill_tokens", memory.prefill_tokens, 1, PREFILL_TOKENS[1]),
     ):
         if not least <= number <= most:

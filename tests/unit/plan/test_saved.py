@@ -20,7 +20,7 @@ WHOLE = st.integers(0, 1 << 60)
 RATE = st.floats(0, allow_nan=False, allow_infinity=False)
 COSTS = st.builds(Cost, WHOLE, RATE, st.text(), RATE, RATE, st.dictionaries(st.text(), RATE, max_size=4))
 MEMORIES = st.builds(
-    MemoryPlan, WHOLE, st.integers(1, 1 << 31), st.integers(1, 4096), st.integers(1 << 25, 1 << 40),
+    MemoryPlan, WHOLE, st.integers(1, 1 << 31), st.integers(1, 4096), st.integers(1 << 25, 1 << 34),
     st.integers(1, 8192), st.lists(st.text(), max_size=5).map(tuple), st.booleans(), WHOLE, WHOLE,
     st.dictionaries(st.text(), WHOLE, max_size=5), WHOLE,
 )  # fmt: skip
@@ -141,6 +141,7 @@ def test_every_mistyped_value_is_named(tmp_path: Path, plan: Plan) -> None:
         ("memory.context_tokens", 0, "memory.context_tokens is 0"),
         ("memory.context_tokens", (1 << 31) + 1, "memory.context_tokens is 2147483649"),
         ("memory.pages", 31, "memory.pages is 31; it must be 32"),
+        ("memory.pages", (1 << 34) + 1, "memory.pages is 17179869185; it must be 32 to 17179869184"),
         ("memory.prefill_tokens", 0, "memory.prefill_tokens is 0; it must be 1 to 8192"),
         ("memory.prefill_tokens", 8193, "memory.prefill_tokens is 8193"),
         ("memory.streamed", ["layers.0", 1], "memory: streamed is 1; it must be a text"),
