@@ -51,7 +51,7 @@ def test_a_profile_is_shown_and_saved_where_it_is_looked_for(earthshine, state: 
     assert [rows for rows, _ in found.products["int4"]] == [1, 4, 16, 64, 512]
     assert [rows for rows, _ in found.attention] == [16, 64, 16384]
     assert found.network is not None
-    assert 1e-9 < found.layer_seconds < 0.1
+    assert found.layer_seconds > 0
     lines = out.splitlines()
     assert lines[0] == found.name
     assert lines[1] == found.source
