@@ -9,7 +9,6 @@ import pytest
 
 from earthshine.engine import Failed, Finished
 from earthshine.errors import ContextError, EarthshineError, OverloadError, TextError, UsageError
-from earthshine.generation.request import GenerationRequest
 from earthshine.server import generator as generator_module
 from earthshine.server.generator import TextGenerator
 
@@ -111,14 +110,14 @@ class TestCancellation:
         async def work(replies: TextGenerator) -> None:
             choices = replies._prompts.choices
 
-            def slow(request: GenerationRequest, tenant: str) -> Any:
+            def slow(*arguments: Any, **options: Any) -> Any:
                 entered.set()
                 go_on.wait(300)
-                return choices(request, tenant)
+                return choices(*arguments, **options)
 
             replies._prompts.choices = slow
             task = asyncio.ensure_future(anext(replies.answer([wanted(HELLO)], "")))
-            while not entered.is_set():
+            while not (entered.is_set() or task.done()):
                 await asyncio.sleep(0.001)  # the loop is free meanwhile
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
