@@ -10,7 +10,7 @@
 namespace {
 
 // Of one axis of a layer. The buffers here hold at most ES_LAYER_TOKENS times two axes, so their bytes stay below 2^63.
-// Three axes may exceed it: operations that multiply so many check the product.
+// A product of three sizes may exceed it, so operations with three check theirs.
 constexpr int64_t most_size = int64_t{1} << 24;
 
 template <class... Sizes>

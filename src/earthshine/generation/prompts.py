@@ -53,7 +53,7 @@ class Prompts:
         params = self._within_context(request.params, len(tokens))
         noticed: frozenset[int] = frozenset()
         if request.echo and params.logprobs is not None and params.max_tokens == 1 and not params.ignore_eos:
-            # Whoever scores a text asks for one token more and drops its score, so a stop token needs a score too.
+            # Clients that score a text request one token more and ignore its score, so a stop token needs one too.
             noticed = frozenset((*self._stop_tokens, *params.stop_token_ids))
             params = replace(params, ignore_eos=True)
         thinking = request.is_conversation and leaves_thinking_open(self._tokenizer, tokens)

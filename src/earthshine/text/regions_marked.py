@@ -5,6 +5,7 @@ calls are dropped. Invariant: no other text is lost and nothing raises; a call t
 markers included.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from earthshine.text.forms import CALL, CALL_END
@@ -12,7 +13,7 @@ from earthshine.text.regions import THINK, UNTHINK, Content, Reasoning, RegionPa
 from earthshine.text.tokenizer import Tokenizer
 
 
-class MarkedCallParser(RegionParser):
+class MarkedCallParser(RegionParser, ABC):
     """Parses the ids of one reply to events. States: reasoning, content, and call (between a call's two markers)."""
 
     _CALL_MARKERS = (CALL, CALL_END)
@@ -22,18 +23,18 @@ class MarkedCallParser(RegionParser):
         self._trimmed = self._state == "reasoning"  # newlines that come next are dropped
         self._newlines = ""  # held back: dropped if a marker follows
 
+    @abstractmethod
     def _open_call(self, before: str) -> None:
         """Called at a call's first marker; `before`: the newlines before it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _pass_on(self, text: str) -> None:
         """Called with the text between the markers, piece by piece."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _close_call(self, closed: bool) -> None:
         """Called at the second marker (`closed`), or if the reply ends without it. Emits text that is not part of the
         form as content; newlines that follow are dropped unless this sets `_trimmed` to False."""
-        raise NotImplementedError
 
     def flush(self) -> list[Any]:
         """The remaining events, once the reply has ended. A call that lacks only its last marker is complete."""
