@@ -1,6 +1,6 @@
 """The environment, read once into one frozen value: the only module that looks at os.environ.
 
-Six variables, all optional; an empty one counts as unset. A value that has no meaning is refused by name.
+All variables are optional; an empty one counts as unset. A value that has no meaning is refused by name.
     EARTHSHINE_KERNELS   auto (the default), reference, portable, avx2, avx512, avx512_bf16 or amx: what serves
     EARTHSHINE_CPU       auto (the default), portable, avx2, avx512, avx512_bf16 or amx: the best instruction set that
                          is seen here. It hides better ones, for tests, and is refused where the processor lacks it
@@ -10,6 +10,7 @@ Six variables, all optional; an empty one counts as unset. A value that has no m
                          ~/.local/state. One that does not start with / is ignored, as its specification asks
     XDG_CACHE_HOME       where conversations lie that a server keeps on disk, in a folder earthshine; by default
                          ~/.cache, and the same holds
+    HF_HUB_CACHE, HF_HOME where the downloader's own cache lies, which it reads itself; here to know the disk
 """
 
 import os
@@ -27,7 +28,7 @@ CPU_CHOICES = tuple(name for name in KERNEL_CHOICES if name != "reference")
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the environment asks for. `home` and `token` are None where the downloader's defaults hold; `state` is None
-    for ~/.local/state, `cache` for ~/.cache."""
+    for ~/.local/state, `cache` for ~/.cache, `hub_cache` for huggingface/hub in it."""
 
     kernels: str = "auto"
     cpu: str = "auto"
@@ -35,6 +36,18 @@ class Settings:
     token: str | None = field(default=None, repr=False)
     state: Path | None = None
     cache: Path | None = None
+    hub_cache: Path | None = None
+
+    @property
+    def downloads(self) -> Path:
+        """The folder that models are downloaded to, there or not; raises UsageError where no home is known."""
+        if self.home is not None or self.hub_cache is not None:
+            return self.home or self.hub_cache or Path()
+        try:
+            cache = self.cache or Path("~/.cache").expanduser()
+        except RuntimeError:
+            raise UsageError("The home folder is unknown; set EARTHSHINE_HOME to a folder for downloads.") from None
+        return cache / "huggingface" / "hub"
 
     @property
     def pages(self) -> Path:
@@ -65,6 +78,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         token=_token(variables.get("HF_TOKEN", "")),
         state=_absolute(variables.get("XDG_STATE_HOME", "")),
         cache=_absolute(variables.get("XDG_CACHE_HOME", "")),
+        hub_cache=_hub_cache(variables),
     )
 
 
@@ -92,6 +106,14 @@ def _home(text: str) -> Path | None:
     if os.path.exists(home) and not os.path.isdir(home):
         raise UsageError(f"EARTHSHINE_HOME is {text!r}, which is not a folder; name one, new or old.")
     return home
+
+
+def _hub_cache(variables: Mapping[str, str]) -> Path | None:
+    """As huggingface_hub reads them, the narrowest first."""
+    for name, inside in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if variables.get(name):
+            return Path(os.path.expanduser(os.path.expandvars(variables[name]))) / inside
+    return None
 
 
 def _token(text: str) -> str | None:

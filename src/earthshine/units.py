@@ -5,6 +5,7 @@ import re
 from earthshine.errors import UsageError
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_MOST_GIB = 4096  # a larger number without a unit is likely one of MiB
 _BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
 
@@ -27,8 +28,14 @@ def format_count(value: float) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from "12GiB" (binary), "12GB" (decimal) or a plain number; raises UsageError for anything else."""
+    """Bytes from "12GiB" (binary), "12GB" (decimal) or a plain number; raises UsageError for anything else.
+
+    A plain number below 1 MiB is refused too: nobody who writes 16 means 16 bytes. 0 is 0.
+    """
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmgt]i?|)b?", text.strip().lower())
     if found is None:
         raise UsageError(f"{text[:40]!r} is not a size; write a number of bytes with a unit, such as 12GiB or 500MB.")
+    if text.strip().isdecimal() and 0 < int(text) < 1 << 20:
+        meant = f"{int(text)}{'GiB' if int(text) <= _MOST_GIB else 'MiB'}"
+        raise UsageError(f"{text.strip()} is a size in bytes; if {meant} was meant, write {meant}.")
     return int(float(found[1]) * (_UNITS | _BINARY)[found[2]])

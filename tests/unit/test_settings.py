@@ -1,5 +1,7 @@
 """The environment becomes one frozen value, and what has no meaning is refused by name."""
 
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -104,3 +106,25 @@ def test_child_process_gets_only_the_path_of_libraries(monkeypatch):
     assert child_environment() == {"LD_LIBRARY_PATH": "/opt/python/lib"}
     monkeypatch.delenv("LD_LIBRARY_PATH")
     assert child_environment() == {}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"HF_HOME": "~/hf"},
+        {"XDG_CACHE_HOME": "/srv/cache"},
+        {"HF_HOME": "/srv/hf", "HF_HUB_CACHE": "$HOME/hub"},
+        {"HUGGINGFACE_HUB_CACHE": "/srv/old", "XDG_CACHE_HOME": "/srv/cache"},
+    ],
+    ids=lambda variables: " ".join(variables),
+)
+def test_downloads_go_where_the_downloader_puts_them(monkeypatch, variables):
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "EARTHSHINE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code = "import huggingface_hub.constants as found; print(found.HF_HUB_CACHE)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert str(read_settings().downloads) == done.stdout.strip()
+    assert read_settings({**variables, "EARTHSHINE_HOME": "/srv/own"}).downloads == Path("/srv/own")

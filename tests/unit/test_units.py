@@ -23,7 +23,7 @@ def test_counts_are_decimal(value, text):
     ("text", "value"),
     [
         ("0", 0),
-        ("1024", 1024),
+        ("1048576", 1 << 20),
         ("12GiB", 12 << 30),
         ("12gib", 12 << 30),
         ("12Gi", 12 << 30),
@@ -52,6 +52,12 @@ def test_text_that_is_not_a_size_is_refused(text):
     with pytest.raises(UsageError, match="is not a size; write a number of bytes with a unit") as refusal:
         parse_bytes(text)
     assert len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize(("text", "meant"), [("16", "16GiB"), (" 4096 ", "4096GiB"), ("16384", "16384MiB")])
+def test_a_small_number_without_a_unit_is_asked_about(text, meant):
+    with pytest.raises(UsageError, match=f"if {meant} was meant, write {meant}"):
+        parse_bytes(text)
 
 
 @pytest.mark.parametrize("value", [1, 1000, 12 << 30, 25 * 10**9])

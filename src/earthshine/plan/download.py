@@ -1,0 +1,89 @@
+"""What a model takes on disk, how much of it is there, and whether the rest fits: one calculation for every caller.
+
+`plan` and `inspect` show it, and whatever downloads asks it first. Sizes come from the config unless the caller knows
+those of the files.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from earthshine.machine.drive import free_bytes
+from earthshine.spec import ModelSpec, footprint
+from earthshine.units import format_bytes
+from earthshine.untrusted import shown
+
+_ENDING = ".safetensors"
+_WHOLE = 0.98  # of the weights: files hold a little less or more than a config tells
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """`total_bytes`: of the whole model; `present_bytes`: of them, those that are here; `folder`: where the rest would
+    go; `free_bytes`: what can still be written there, None where that is unknown."""
+
+    total_bytes: int
+    present_bytes: int
+    folder: Path
+    free_bytes: int | None
+
+    @property
+    def missing_bytes(self) -> int:
+        return max(0, self.total_bytes - self.present_bytes)
+
+    @property
+    def lacking_bytes(self) -> int:
+        """Bytes of free space that the disk lacks; 0 where the rest fits, or where the free space is unknown."""
+        return 0 if self.free_bytes is None else max(0, self.missing_bytes - self.free_bytes)
+
+    def sentence(self) -> str:
+        """What is downloaded and whether the disk holds it, without a full stop."""
+        if not self.missing_bytes:
+            return f"none: the weights are here, {format_bytes(self.total_bytes)}"
+        size = format_bytes(self.missing_bytes)
+        if self.present_bytes:
+            size += f" more, of {format_bytes(self.total_bytes)}"
+        if self.free_bytes is None:
+            return size
+        free = f"{shown(self.folder)} has {format_bytes(self.free_bytes)} free"
+        if self.lacking_bytes:
+            return f"{size}, and the disk is too small: {free}, {format_bytes(self.lacking_bytes)} too few"
+        return f"{size}; the disk holds it: {free}"
+
+
+def weights_bytes(spec: ModelSpec) -> int:
+    """Bytes of the published weights that a config tells of. File headers, vision towers and layers for multi-token
+    prediction are not counted: files hold up to 3% more."""
+    size = footprint(spec)
+    form = "fp8" if spec.trunk_storage.value_type == "fp8" else "bf16"
+    return size.experts_bytes + size.trunk_bytes[form]
+
+
+def download_of(spec: ModelSpec, model: Path, downloads: Path, total_bytes: int | None = None) -> Download:
+    """Of the model in the folder `model`, or of a config.json alone, whose weights would go to `downloads`.
+
+    `total_bytes`: of the files, where they are known; by default what the config tells.
+    """
+    total, present = total_bytes or weights_bytes(spec), present_bytes(model)
+    if total_bytes is None and present >= _WHOLE * total:
+        total = present
+    return Download(total, min(present, total), downloads, free_bytes(downloads))
+
+
+def present_bytes(model: Path) -> int:
+    """Bytes of weights in a folder; in a snapshot of the hub's cache, with those of files that are still arriving."""
+    if not model.is_dir():
+        return 0
+    nbytes = sum(_size(model / name) for name in os.listdir(model) if name.endswith(_ENDING))
+    if model.parent.name == "snapshots":
+        nbytes += sum(_size(file, held=True) for file in (model.parents[1] / "blobs").glob("*.incomplete"))
+    return nbytes
+
+
+def _size(file: Path, held: bool = False) -> int:
+    """Bytes of a file, or those that the disk holds of it; 0 for one that is not there."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return 0
+    return found.st_blocks * 512 if held else found.st_size
