@@ -5,7 +5,7 @@
     python benchmarks/versus_kt_kernel.py --short
 
 Experts have Kimi-K2.6's shape (7168 by 2048, top 8, INT4 in groups of 32 as published) and are fewer than its 384: 64
-take 1.6 GB, so the eight experts of a token, chosen anew for each call, come from memory. kt-kernel 0.7.2 chooses its
+take 1.6 GB, so the eight experts of a token, which differ in each call, come from memory. kt-kernel 0.7.2 chooses its
 build by the processor; which of its backends for these codes is fastest is tried for each measurement. It rounds
 activations to int8 in groups of 32 and keeps scales in fp32 (0.63 bytes per weight); Earthshine multiplies in bf16
 (0.56 bytes). That both compute the same is checked first. kt-kernel's threads wait in busy loops: its times double

@@ -1,7 +1,7 @@
 """Random experts of Kimi-K2.6's shape and random calls of them, from a seed: the same codes and scales in every Python.
 
 Needs numpy and torch alone, so that both sides of a comparison can import it. All sixteen codes are equally likely.
-Each call chooses experts anew, so that it finds few of them in the processor's caches.
+Each call chooses other experts, so that few of them are in the processor's caches.
 """
 
 import time

@@ -65,7 +65,7 @@ struct Int4Rows {
       }
     }
   }
-  // Rows of codes are short, and a processor's own prefetcher begins anew with each, so the next four are prefetched:
+  // Rows of codes are short, and a processor's own prefetcher starts again with each, so the next four are prefetched:
   // 17 GB/s a thread became 35.
   void take(int c, int64_t b, typename T::I* values) const {
     const uint8_t* from = codes[c] + at + b * 16;

@@ -1,7 +1,7 @@
 """Every error that Earthshine raises on purpose, as one tree.
 
 EarthshineError
-├── UsageError          the caller asked for something that has no meaning (exit code 2)
+├── UsageError          an argument or option is invalid (exit code 2)
 ├── SpecError           config.json is malformed, incomplete or inconsistent
 │   └── Unsupported     config.json is sound, but asks for something that is not implemented
 ├── CheckpointError     the weight files are damaged, unsafe or do not fit the config
@@ -19,13 +19,22 @@ EarthshineError
 A message names what is wrong and what would be right, in one or two plain sentences.
 """
 
+import re
+
 
 class EarthshineError(Exception):
-    """Base of all errors raised on purpose; anything else that escapes is a bug."""
+    """Base of all errors raised on purpose; anything else that escapes is a bug. `param`: the name of the
+    invalid parameter, where one is to blame."""
+
+    param: str | None = None
+
+    def message_with(self, name: str) -> str:
+        """The message with `name`, which a front end has for the parameter, in place of its name in Python."""
+        return re.sub(rf"\b{re.escape(self.param or '')}\b", lambda match: name, str(self), count=1)
 
 
 class UsageError(EarthshineError):
-    """An argument or option has no meaning. `param`: its name, where one is to blame."""
+    """An argument or option is invalid. `param`: its name in Python."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)

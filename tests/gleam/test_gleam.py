@@ -130,9 +130,9 @@ def test_a_saved_state_goes_on_with_the_same_bits_in_a_new_process(forker, model
 def test_a_session_has_the_room_that_was_asked_for_and_no_more(model):
     session = model.session(10)
     session.sync(list(range(10)))
-    with pytest.raises(ContextError, match="11 tokens, but room was asked for only 10"):
+    with pytest.raises(ContextError, match="11 tokens; this session's context is 10"):
         session.sync(list(range(11)))
-    with pytest.raises(ContextError, match="the model's context ends at 4096"):
+    with pytest.raises(ContextError, match="the model's context is 4096"):
         model.session().sync([1] * 4097)
 
 

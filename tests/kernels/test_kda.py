@@ -237,8 +237,11 @@ class TestGatedRmsNorm:
     @pytest.mark.parametrize(
         ("call", "says"),
         [
-            (lambda x: recurrent.gated_rms_norm(x.bfloat16(), x.bfloat16(), x[0], 1e-5), "norm's input is bfloat16"),
-            (lambda x: recurrent.gated_rms_norm(x, x, x[0], 1e-5), "output gate is float32"),
+            (
+                lambda x: recurrent.gated_rms_norm(x.bfloat16(), x.bfloat16(), x[0], 1e-5),
+                "norm's input .* not bfloat16",
+            ),
+            (lambda x: recurrent.gated_rms_norm(x, x, x[0], 1e-5), "output gate must be .* not float32"),
             (lambda x: recurrent.gated_rms_norm(x, x.bfloat16()[:1], x[0], 1e-5), r"bfloat16 \[2, 8\]"),
             (lambda x: recurrent.gated_rms_norm(x, x.bfloat16(), x[0, :4], 1e-5), r"float32 \[8\]"),
         ],
@@ -259,28 +262,31 @@ def _weights(case: Case, **changes: Any) -> Case:
 
 
 REFUSED: list[tuple[Callable[[Case], Case], str]] = [
-    (lambda c: c._replace(qkv=c.qkv.float()), r"qkv is float32 \[5, 192\]"),
-    (lambda c: c._replace(qkv=c.qkv[:, :190]), "190 channels can't be q, k and v of 2 heads"),
-    (lambda c: c._replace(qkv=c.qkv[:, ::2]), "96 channels|Heads of 16|without gaps"),
+    (lambda c: c._replace(qkv=c.qkv.float()), r"qkv must be .* not float32 \[5, 192\]"),
+    (
+        lambda c: c._replace(qkv=c.qkv[:, :190]),
+        "qkv must have .* channels, not 190 with 2 heads",
+    ),
+    (lambda c: c._replace(qkv=c.qkv[:, ::2]), "qkv must have|must be contiguous bfloat16"),
     (lambda c: c._replace(gate=c.gate[:, :60]), r"bfloat16 or float32 \[5, 64\]"),
-    (lambda c: c._replace(beta=c.beta.double()), "beta is float64"),
+    (lambda c: c._replace(beta=c.beta.double()), "beta must be .* not float64"),
     (lambda c: c._replace(sequences=c.sequences[:1]), r"have \[3\] tokens and qkv 5"),
     (lambda c: _kept(c, count=-1), r"\[-1, 2\] tokens"),
-    (lambda c: _kept(c, state=c.sequences[0].state.double()), "state is float64"),
-    (lambda c: _kept(c, state=c.sequences[0].state.mT), "without gaps"),
+    (lambda c: _kept(c, state=c.sequences[0].state.double()), "state must be .* not float64"),
+    (lambda c: _kept(c, state=c.sequences[0].state.mT), "state must be contiguous float32"),
     (lambda c: _kept(c, tail=c.sequences[0].tail[:2].contiguous()), r"bfloat16 \[3, 192\]"),
-    (lambda c: _kept(c, tail=c.sequences[0].tail.float()), "tail is float32"),
+    (lambda c: _kept(c, tail=c.sequences[0].tail.float()), "tail must be .* not float32"),
     (lambda c: _kept(c, state=c.sequences[1].state), "share a state"),
     (lambda c: _kept(c, tail=c.sequences[1].tail), "share a state"),
     (lambda c: _weights(c, conv=c.weights["conv"][:9]), r"float32 \[192, 4\]"),
-    (lambda c: _weights(c, conv=torch.zeros(192, 9)), "over 9 tokens"),
-    (lambda c: _weights(c, a_log=c.weights["a_log"].bfloat16()), "a_log is bfloat16"),
-    (lambda c: _weights(c, a_log=torch.zeros(4)), "Heads of 16|bfloat16 or float32|float32"),
-    (lambda c: _weights(c, a_log=torch.zeros(0)), "of 0 heads"),
+    (lambda c: _weights(c, conv=torch.zeros(192, 9)), "between 1 and 8 tokens, not 9"),
+    (lambda c: _weights(c, a_log=c.weights["a_log"].bfloat16()), "a_log must be .* not bfloat16"),
+    (lambda c: _weights(c, a_log=torch.zeros(4)), "head_dim|bfloat16 or float32|float32"),
+    (lambda c: _weights(c, a_log=torch.zeros(0)), "with 0 heads"),
     (lambda c: _weights(c, dt_bias=c.weights["dt_bias"][:9]), r"float32 \[64\]"),
-    (lambda c: _weights(c, lower_bound=5.0), "lower bound is 5.0"),
-    (lambda c: _weights(c, lower_bound=float("nan")), "lower bound is nan"),
-    (lambda c: c._replace(qkv=c.qkv[:, :60].contiguous()), "Heads of 10 values"),
+    (lambda c: _weights(c, lower_bound=5.0), "lower bound must be below 0, not 5.0"),
+    (lambda c: _weights(c, lower_bound=float("nan")), "lower bound must be below 0, not nan"),
+    (lambda c: c._replace(qkv=c.qkv[:, :60].contiguous()), "head_dim must be a multiple of 16 up to 256, not 10"),
 ]
 
 

@@ -227,7 +227,7 @@ class TestWhatDoesNotFitIsRefused:
         angles = torch.zeros(2, 4), torch.zeros(2, 4)
         batch = pages.pieces[0].sequences
         layer(x, pages.pool(), batch, angles)
-        with pytest.raises(KernelError, match="rows of 48"):
+        with pytest.raises(KernelError, match="bf16 rows of 48"):
             layer(x, pages.pool()[..., :40], batch, angles)
         with pytest.raises(KernelError, match="at most 16 rows of 96"):
             layer(draw(17, HIDDEN), pages.pool(), batch, angles)
@@ -235,7 +235,7 @@ class TestWhatDoesNotFitIsRefused:
             layer(x.float(), pages.pool(), batch, angles)
         with pytest.raises(KernelError, match=r"fp32 \[2, 4\]"):
             layer(x, pages.pool(), batch, (angles[0], angles[1][:, :3]))
-        with pytest.raises(KernelError, match="Angles are on meta"):
+        with pytest.raises(KernelError, match="on the CPU, not on meta"):
             layer(x, pages.pool(), batch, (angles[0], angles[1].to("meta")))
         with pytest.raises(KernelError, match="outside its array"):  # a token of no sequence
             layer(draw(3, HIDDEN), pages.pool(), batch, (torch.zeros(3, 4), torch.zeros(3, 4)))
@@ -247,7 +247,7 @@ class TestWhatDoesNotFitIsRefused:
         layer = few(GQA, attention_weights(GQA, Storage.BF16), moe)._ffn
         x = draw(2, HIDDEN)
         for added, table in ((draw(3, HIDDEN), experts.table(5)), (x, None), (x, kernels.ExpertTable([]))):
-            with pytest.raises(KernelError, match="2 tokens take as many rows to add, and 10 experts"):
+            with pytest.raises(KernelError, match="`added` must have 2 rows, as x has, and the table 10 experts"):
                 layer(x, added, table)
 
     def test_of_a_feed_forward_layer_whose_weights_have_another_width(self) -> None:

@@ -197,7 +197,7 @@ class TestCompletions:
         assert set(whole.choices[0].text) <= letters
         with pytest.raises(openai.APIStatusError, match="the form that was asked for and allowed_token_ids leave none"):
             client.completions.create(**plain, extra_body=only | {"guided_choice": ["yes"]})
-        with pytest.raises(openai.BadRequestError, match="Token ids lie between"):
+        with pytest.raises(openai.BadRequestError, match="Token ids must be between"):
             client.completions.create(**plain, extra_body={"allowed_token_ids": [10**6]})
 
 

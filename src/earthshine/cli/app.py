@@ -241,7 +241,7 @@ def plan(
     plot: Annotated[Path | None, typer.Option(help="Draw the forecasts to a .png, .svg or .pdf file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
-    """Forecast what goes where in memory, how fast it is and why, and what it costs. A config.json is enough."""
+    """Forecast the memory, speed and cost of a model on a machine. A config.json alone is enough."""
     from earthshine.cli.plan import PlanOptions, run_plan
 
     money = (watts, kwh_price, machine_price, life_years, prices)
@@ -348,7 +348,7 @@ def main() -> None:
         app()
         sys.stdout.flush()
     except UsageError as error:
-        _fail(str(error), 2)
+        _fail(str(error) if error.param is None else error.message_with(f"--{error.param.replace('_', '-')}"), 2)
     except EarthshineError as error:
         _fail(str(error), 1)
     except (MemoryError, RuntimeError) as error:

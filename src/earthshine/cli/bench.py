@@ -166,7 +166,7 @@ def _figure(samples: Sequence[float]) -> float:
 
 def _threads(asked: int | None) -> int:
     if asked is not None and not 1 <= asked <= MOST_THREADS:
-        raise UsageError(f"{shown(asked)} threads are not possible; choose 1 to {MOST_THREADS}.")
+        raise UsageError(f"--threads must be between 1 and {MOST_THREADS}, not {shown(asked)}.")
     return asked or min(processors(), MOST_THREADS)
 
 

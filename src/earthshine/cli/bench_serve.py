@@ -104,7 +104,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float] | None:
 
 def _site(options: BenchServeOptions) -> Site:
     if not 0 < options.timeout <= 86400:
-        raise UsageError(f"--timeout {options.timeout:g} is not possible; a reply may take up to 86400 s.")
+        raise UsageError(f"--timeout must be above 0 and at most 86400 seconds, not {options.timeout:g}.")
     key = ""
     if options.api_key_file is not None:
         path = options.api_key_file
@@ -117,16 +117,16 @@ def _site(options: BenchServeOptions) -> Site:
 
 def _check(options: BenchServeOptions) -> None:
     if options.api not in _APIS:
-        raise UsageError(f"--api {shown(options.api)} is not one of {', '.join(_APIS)}.")
+        raise UsageError(f"--api must be {' or '.join(_APIS)}, not {shown(options.api)}.")
     if not 1 <= options.requests <= MOST_REQUESTS:
-        raise UsageError(f"--requests {shown(options.requests)} is not possible; choose 1 to {MOST_REQUESTS}.")
+        raise UsageError(f"--requests must be between 1 and {MOST_REQUESTS}, not {shown(options.requests)}.")
     if options.concurrency is not None and options.speed is not None:
         raise UsageError("--concurrency and --speed both say when requests are sent; give one.")
     if options.concurrency is not None and not 1 <= options.concurrency <= MOST_AT_ONCE:
-        raise UsageError(f"--concurrency {shown(options.concurrency)} is not possible; choose 1 to {MOST_AT_ONCE}.")
+        raise UsageError(f"--concurrency must be between 1 and {MOST_AT_ONCE}, not {shown(options.concurrency)}.")
     for name, value in (("speed", options.speed), ("scale", options.scale)):
         if value is not None and not 1e-6 <= value <= 1e6:
-            raise UsageError(f"--{name} {value:g} is not possible; choose a factor above 0, such as 0.5.")
+            raise UsageError(f"--{name} must be a factor above 0, such as 0.5, not {value:g}.")
     if options.plot is not None and options.plot.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--plot {options.plot} must end in one of {', '.join(_SUFFIXES)}.")
     if options.plot is not None:

@@ -81,7 +81,7 @@ def context_tokens(spec: ModelSpec, asked: int | None) -> int:
     tokens = min(spec.max_context, CONTEXT_TOKENS) if asked is None else asked
     if not 2 <= tokens <= spec.max_context:
         raise UsageError(
-            f"A context of {shown(tokens)} tokens is not possible; this model takes 2 to {spec.max_context}."
+            f"context must be between 2 and {spec.max_context} tokens with this model, not {shown(tokens)}.", "context"
         )
     return tokens
 

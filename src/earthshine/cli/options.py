@@ -30,7 +30,7 @@ def plan_or_args(
     is not a plan.
     """
     if context is not None and context < 2:
-        raise UsageError(f"A context of {shown(context)} tokens is not possible; give 2 or more.")
+        raise UsageError(f"context must be at least 2 tokens, not {shown(context)}.", "context")
     memory_bytes = None if memory is None else parse_bytes(memory)
     args = PlanArgs(memory_bytes, context, batch, threads, trunk, dtype, cache_tokens=cache_tokens)
     if plan is None:

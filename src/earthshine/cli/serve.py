@@ -98,7 +98,7 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
 def _engine_options(options: ServeOptions) -> EngineOptions:
     for name, seconds in (("drain", options.drain_seconds), ("hang", options.hang_seconds)):
         if not 0 <= seconds <= _SECONDS:
-            raise UsageError(f"--{name}-seconds {seconds:g} is not possible; choose 0 to {_SECONDS:g}.")
+            raise UsageError(f"--{name}-seconds must be between 0 and {_SECONDS:g}, not {seconds:g}.")
     size = 0 if options.disk_cache is None else parse_bytes(options.disk_cache)
     if not size and options.disk_cache_folder is not None:
         raise UsageError("--disk-cache-folder needs --disk-cache with a size, such as 50GiB.")
@@ -112,7 +112,7 @@ def _names(given: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     """The names of the model for clients: those of --name, or else the model's own."""
     for name in given:
         if not _NAME.fullmatch(name):
-            raise UsageError(f"--name {shown(name)} is not possible; use up to 128 letters, digits and . _ : - /")
+            raise UsageError(f"--name must be up to 128 letters, digits and . _ : - /, not {shown(name)}.")
     if given:
         return tuple(dict.fromkeys(given))
     whole = folder.resolve()

@@ -33,9 +33,13 @@ _RETRY_SECONDS = (1, 60)  # the least and the most that a refused request is ask
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """`max_stall`: seconds that a prompt may keep a reply waiting for its next token, beyond a layer; `max_queue`:
-    requests that wait; `disk_cache_bytes`: pages are kept in `disk_cache_folder` up to that, over restarts too; 0: only
-    those of requests that were preempted, until the end."""
+    """Options of the engine.
+
+    max_stall: most seconds that a prefill pass may delay the next token of a reply, beyond one layer.
+    max_queue: most requests that wait.
+    disk_cache_bytes: size of the disk cache in `disk_cache_folder`, which outlasts a restart. 0: only pages of
+        preempted requests go to disk, and are deleted at the end.
+    """
 
     max_stall: float = 1.0
     max_queue: int = 256
@@ -44,9 +48,9 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.max_stall <= 3600:
-            raise UsageError(f"A stall of {self.max_stall} seconds is not possible; choose 0.01 to 3600.")
+            raise UsageError(f"max_stall must be between 0.01 and 3600 seconds, not {self.max_stall}.", "max_stall")
         if not 1 <= self.max_queue <= 1 << 20:
-            raise UsageError(f"A queue of {self.max_queue} is not possible; choose 1 to {1 << 20}.")
+            raise UsageError(f"max_queue must be between 1 and {1 << 20}, not {self.max_queue}.", "max_queue")
         if self.disk_cache_bytes < 0 or (self.disk_cache_bytes and self.disk_cache_folder is None):
             raise UsageError("A disk cache needs a size above zero and a folder.")
 
@@ -222,13 +226,13 @@ class Engine:
         try:
             tokens = [index(token) for token in request.tokens]
         except TypeError:
-            raise UsageError("Tokens are whole numbers.") from None
+            raise UsageError("Token ids must be whole numbers.") from None
         if not tokens:
             raise UsageError("A request needs at least one token.")
         if not isinstance(request.priority, int):
             raise UsageError("A priority is a whole number; lower ones come first.")
         if min(tokens) < 0 or max(tokens) >= vocab_size:
-            raise UsageError(f"Token ids lie between 0 and {vocab_size - 1} in this model.")
+            raise UsageError(f"Token ids must be between 0 and {vocab_size - 1} in this model.")
         if len(tokens) >= room:
             raise ContextError(
                 f"This model's maximum context length is {room} tokens here, and the request has {len(tokens)}; "

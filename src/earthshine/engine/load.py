@@ -1,8 +1,7 @@
-"""From a folder in a published format to a model that sessions can use, held as a plan says.
+"""Loads a model from a folder in a published format, as a plan says.
 
-This is where floors meet: the spec says what should be there, the plan what goes where, the checkpoint yields tensors
-by Earthshine's names, and the decoder takes them. With fp32 activations all of the trunk is used in fp32. Refuses a
-plan of another model, and one whose parts exceed its budget with these files in this process.
+With fp32 activations the whole trunk is used in fp32. Refuses a plan of another model, and one that exceeds its budget
+with these files in this process.
 """
 
 import os
@@ -25,6 +24,7 @@ from earthshine.kv import PagePool
 from earthshine.machine import Machine, memory_available, memory_resident, memory_total, processors
 from earthshine.models import Decoder, ResidentTrunk, Trunk
 from earthshine.plan import Plan, PlanArgs, check_args, check_memory, make_plan, model_name
+from earthshine.plan.budget import NEW_PLAN
 from earthshine.plan.plan import PROCESS_BYTES
 from earthshine.spec import ModelSpec, load_spec, trunk_tensors
 from earthshine.spec.attention import STATES_PER_SEQUENCE
@@ -40,13 +40,13 @@ Progress = Callable[[str, int, int], None]  # what is read, bytes done, bytes in
 
 
 class _Pages:
-    """The pages, and slots for recurrent states, that the plan has room for, as they are handed to sessions."""
+    """Counts the plan's pages and slots for recurrent states that no session has."""
 
     def __init__(self, n_pages: int, n_states: int) -> None:
         self.left, self.states_left = n_pages, n_states
 
     def take(self, pool: PagePool) -> Callable[[], object]:
-        """They come back when the function that is returned is called, or once nobody holds the pool any more."""
+        """Takes those of `pool`. They come back when the returned function is called, or with the pool's end."""
         n_states = pool.states.n_slots if pool.states else 0
         self._give(-pool.n_pages, -n_states)
         return weakref.finalize(pool, self._give, pool.n_pages, n_states)
@@ -58,8 +58,10 @@ class _Pages:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready for sessions. `fingerprint` names its weights and the bits of its kernels' results, so that a
-    state that would not be the same here is refused."""
+    """A model that is ready for sessions.
+
+    `fingerprint` names its weights and the numerics of its kernels. A saved state is refused by a model with another.
+    """
 
     spec: ModelSpec
     decoder: Decoder
@@ -71,16 +73,16 @@ class LoadedModel:
     pages: _Pages
 
     def session(self, context_tokens: int | None = None) -> Session:
-        """An empty session with pages of its own for `context_tokens`, by default those that the plan gives each.
+        """An empty session for up to `context_tokens` tokens; by default the plan's context.
 
-        All open sessions share the plan's pages; `Session.close` gives them back. Raises UsageError for a context that
-        the plan has no room for, or has none left for.
+        Its pages are taken from the plan's, which all open sessions share, and returned by `Session.close`. Raises
+        UsageError where they are too few.
         """
         spec, memory = self.spec, self.plan.memory
         wanted = memory.context_tokens if context_tokens is None else context_tokens
         if not 1 <= wanted <= memory.pages * PAGE_TOKENS or wanted > spec.max_context:
             most = min(memory.pages * PAGE_TOKENS, spec.max_context)
-            raise UsageError(f"A context of {wanted} tokens is not possible; this model has room for 1 to {most}.")
+            raise UsageError(f"context must be between 1 and {most} tokens with this plan, not {wanted}.", "context")
         n_pages = page_count(wanted)
         if n_pages > self.pages.left:
             raise UsageError(
@@ -104,7 +106,7 @@ class LoadedModel:
         )
 
     def pool(self) -> PagePool:
-        """All pages that the sessions have left, in one pool. Raises UsageError where that is not one context."""
+        """A pool of all pages that no session has. Raises UsageError for fewer than one context."""
         states = self.pages.states_left
         if self.pages.left * PAGE_TOKENS < self.plan.memory.context_tokens or states < STATES_PER_SEQUENCE:
             raise UsageError("The sessions that are open leave too few pages for one context; close them first.")
@@ -118,10 +120,10 @@ class LoadedModel:
 
 
 def load_model(folder: Path, plan: Plan | PlanArgs | None = None, progress: Progress | None = None) -> LoadedModel:
-    """Open the checkpoint in `folder` and read what is to stay in memory. A plan is made first where `plan` is none.
+    """Open the checkpoint in `folder` and read the weights that the plan keeps in memory.
 
-    Raises SpecError, Unsupported and CheckpointError for what is wrong with the files, and UsageError for a budget that
-    is too small, which names the smallest, for arguments that contradict each other, and for a plan that does not fit.
+    `plan`: a plan, or the arguments of one. Raises SpecError, Unsupported and CheckpointError for invalid files, and
+    UsageError for invalid arguments, a plan of another model, and too little memory (it names the smallest budget).
     """
     spec = load_spec(folder)
     args = plan if isinstance(plan, PlanArgs) else PlanArgs()
@@ -155,12 +157,13 @@ def load_model(folder: Path, plan: Plan | PlanArgs | None = None, progress: Prog
 
 
 def plan_for(checkpoint: Checkpoint, args: PlanArgs, machine: Machine | None = None) -> Plan:
-    """The plan for these files in this process on this machine; `machine`, where it was measured, adds the forecast."""
+    """The plan for these files in this process. A measured `machine` adds the forecast. Raises UsageError."""
     total = memory_total()
     if args.memory_bytes is not None and args.memory_bytes > total:
         raise UsageError(
-            f"--memory {format_bytes(args.memory_bytes)} is more than this process may use here, "
-            f"{format_bytes(total)}; give that or less."
+            f"memory must be at most {format_bytes(total)}, which this process may use here, not "
+            f"{format_bytes(args.memory_bytes)}.",
+            "memory",
         )
     held = memory_resident()
     return make_plan(
@@ -175,14 +178,14 @@ def plan_for(checkpoint: Checkpoint, args: PlanArgs, machine: Machine | None = N
 
 
 def _checked(checkpoint: Checkpoint, plan: Plan) -> Plan:
-    """A plan that was made before, for this model, whose parts fit its budget in this process."""
+    """The plan. Raises UsageError where it is of another model, or exceeds its budget with these files."""
     wanted = model_name(checkpoint.spec)
     if plan.model != wanted:
-        raise UsageError(f"The plan is for {shown(plan.model)}, and this model is {wanted}; make one with --save.")
+        raise UsageError(f"The plan is for {shown(plan.model)}, and this model is {wanted}; {NEW_PLAN}.")
     if plan.memory.budget_bytes > memory_total():
         raise UsageError(
             f"The plan's budget of {format_bytes(plan.memory.budget_bytes)} is more than this process may use here, "
-            f"{format_bytes(memory_total())}; make one for this machine."
+            f"{format_bytes(memory_total())}; {NEW_PLAN} on this machine."
         )
     memory = plan.memory
     check_args(
@@ -191,8 +194,7 @@ def _checked(checkpoint: Checkpoint, plan: Plan) -> Plan:
     )
     if memory.streamed and (plan.trunk, plan.dtype) != ("bf16", "bf16"):
         raise UsageError(
-            "The plan streams layers of a trunk that is rounded or used in fp32, and such a trunk stays whole in "
-            "memory; make it anew with earthshine plan."
+            f"The plan streams layers of a trunk that is int8 or used in fp32, which must stay in memory; {NEW_PLAN}."
         )
     sizes = stored_sizes(checkpoint, plan.dtype, plan.trunk)
     check_memory(plan.memory, sizes, max(memory_resident(), plan.process_bytes))
@@ -232,9 +234,9 @@ def _named(progress: Progress | None, what: str) -> Callable[[int, int], None]:
 
 
 def read_trunk(checkpoint: Checkpoint, dtype: torch.dtype, manifest: Manifest | None = None) -> dict[str, Tensor]:
-    """Every trunk tensor by Earthshine's name, in `dtype` but for the routers and their biases, which are fp32.
+    """Every trunk tensor by Earthshine's name, in `dtype`; routers and their biases in fp32.
 
-    Each is held against the manifest first, where there is one.
+    Where there is a manifest, each tensor's checksum is verified. Raises CheckpointError.
     """
     trunk, ranges = {}, dict(trunk_ranges(checkpoint))
     for tensor in trunk_tensors(checkpoint.spec):

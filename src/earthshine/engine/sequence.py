@@ -1,7 +1,7 @@
-"""One request under way: its tokens, the pages they have, what was sampled, and the events that its client has got.
+"""The sequence of a running request: its tokens, page table and sampler, and the events sent to its client.
 
-Invariant: the page table, where there is one, holds the latents of the first tokens, and pages that are full are in the
-prefix cache. A sequence that was preempted goes on from its tokens alone, with the same result.
+Invariant: the page table, where there is one, holds the cache of the first tokens, and full pages are in the prefix
+cache. A preempted sequence continues from its tokens alone, with the same result.
 """
 
 import time
@@ -20,7 +20,7 @@ SCORE_ROWS = 64  # hidden states whose logits exist at once: 64 x 163840 fp32 ar
 
 
 class TokenSequence:
-    """`number` counts requests: of equal priority the lower one goes first."""
+    """`number`: of the request, in order of arrival. Among equal priorities the lower one comes first."""
 
     def __init__(self, number: int, request: Request, sink: Sink, page_tokens: int, stops: frozenset[int]) -> None:
         self.number, self.request, self._sink = number, request, sink
@@ -50,7 +50,7 @@ class TokenSequence:
 
     @property
     def missing(self) -> int:
-        """Tokens without latents: one for a sequence that decodes."""
+        """Tokens that are not in the cache: one for a sequence that decodes."""
         return len(self.tokens) - (self.page_table.length if self.page_table else 0)
 
     @property
@@ -59,25 +59,27 @@ class TokenSequence:
 
     @property
     def scoring(self) -> bool:
-        """Whether log-likelihoods of the prompt are still to be sent, so that all of it must be computed."""
+        """Whether log-likelihoods of the prompt are still to be sent. Then no cached prefix can be used."""
         return self._scored < self.n_prompt
 
     def keys(self, n_tokens: int) -> list[PageKey]:
-        """Of the full pages that the first `n_tokens` have."""
+        """Keys of the full pages of the first `n_tokens` tokens."""
         return self._keys.of(self.tokens, n_tokens // self._page_tokens)
 
     def tokens_of(self, key: PageKey) -> list[int]:
         return self.tokens[key.start : key.start + self._page_tokens]
 
     def admit(self, reused: int) -> None:
-        """Its client gets Admitted once, the first time."""
+        """Send Admitted, unless the sequence was admitted before and then preempted."""
         if self.admitted_at is None:
             self.admitted_at = self.last_token_at = time.monotonic()
             self._send(Admitted(reused))
 
     def score(self, start: int, hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
-        """hidden: [n, hidden] of the tokens from `start`. Sends the log-likelihood of each one's next token;
-        `logits` as Model.logits."""
+        """Send the log-likelihood of the token after each of those from `start`.
+
+        hidden: [n, hidden], their hidden states; logits: as Decoder.logits.
+        """
         if not self.scoring:
             return
         alternatives, last = self.request.params.prompt_logprobs or 0, min(start + len(hidden), self.n_prompt - 1)
@@ -88,7 +90,7 @@ class TokenSequence:
         self._scored = max(self._scored, last) if last < self.n_prompt - 1 else self.n_prompt
 
     def sample(self, logits: Tensor, context_tokens: int) -> None:
-        """Choose the next token from fp32 [vocab], send it, and end where it is the last."""
+        """Choose the next token and send it; finish the request where it is the last. logits: fp32 [vocab]."""
         if self._sampler is None:
             self._sampler = Sampler(self.request.params, self.tokens)
         constraint, params = self.request.constraint, self.request.params
@@ -121,7 +123,7 @@ class TokenSequence:
             self._send(Failed(error))
 
     def release(self) -> None:
-        """Give the pages back; what is shared stays in the cache."""
+        """Release the pages. Those of the prefix cache stay there."""
         if self.page_table is not None:
             self.page_table.release()
             self.page_table = None
@@ -130,7 +132,7 @@ class TokenSequence:
     def _send(self, event: ReplyEvent) -> None:
         try:
             self._sink(event)
-        except Exception:  # the client can't be reached, so nobody waits for the rest
+        except Exception:  # the client can't be reached
             self.cancelled = True
 
 

@@ -73,15 +73,16 @@ class Session:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """What the session holds, tokens sampled included."""
+        """The session's tokens: those given and those sampled."""
         return tuple(self._tokens)
 
     def sync(self, tokens: Sequence[int], progress: Callable[[float, int], None] | None = None) -> Synced:
-        """Hold exactly `tokens`: keep the longest common prefix, drop the rest, compute what is missing.
+        """Make `tokens` the session's tokens: keep the cache of the longest common prefix and compute the others.
 
-        At least the last token is computed, unless nothing at all changed. `progress` gets after each layer how many
-        tokens' worth of work is done, and how many there are. Raises UsageError for token ids outside the vocabulary
-        and ContextError beyond the context or the pages, both before anything changes.
+        Unless `tokens` are the session's already, at least the last one is computed. `progress` is called after each
+        layer with the work done, in tokens, and the number of tokens to compute. Raises UsageError for token ids
+        outside the vocabulary, and ContextError for more tokens than the context or the pages hold; the session is
+        then unchanged.
         """
         wanted = self._checked(tokens)
         reused = common_prefix(self._tokens[: self._page_table.length], wanted)
@@ -98,10 +99,10 @@ class Session:
         return Synced(reused, len(wanted) - reused)
 
     def generate(self, params: SamplingParams) -> Iterator[Event]:
-        """Sample after the tokens held, one event per token, then Finished. The stop token is held, but is no event.
+        """Sample tokens that follow the session's: one event per token, then Finished. A stop token has no event.
 
-        The iterator may be abandoned at any event. Raises UsageError if the session is empty, or if it was changed by
-        another call between two events.
+        The iterator may be abandoned at any event. Raises UsageError for an empty session, and where another call
+        changed the session between two events.
         """
         if not self._tokens:
             raise UsageError("An empty session can't generate; sync it with a prompt first.")
@@ -109,10 +110,10 @@ class Session:
         return self._events(params, self._version)
 
     def score(self, tokens: Sequence[int]) -> Tensor:
-        """fp32 [n - 1]: the log-likelihood of each token but the first, given those before it.
+        """The log-likelihood of each token but the first, given those before it: fp32 [n - 1].
 
-        The session then holds `tokens`. Everything is computed anew. Raises as `sync`, UsageError below
-        two tokens, and CheckpointError for weights that give no finite numbers.
+        `tokens` become the session's, and all of them are computed. Raises as `sync`; also UsageError for fewer than
+        two tokens, and CheckpointError for weights whose results are not finite.
         """
         wanted = self._checked(tokens)
         if len(wanted) < 2:
@@ -241,11 +242,11 @@ class Session:
         try:
             wanted = [index(token) for token in tokens]
         except TypeError:
-            raise UsageError("Tokens are whole numbers.") from None
+            raise UsageError("Token ids must be whole numbers.") from None
         if not wanted:
             raise UsageError("A session needs at least one token.")
         if min(wanted) < 0 or max(wanted) >= self._spec.vocab_size:
-            raise UsageError(f"Token ids lie between 0 and {self._spec.vocab_size - 1} in this model.")
+            raise UsageError(f"Token ids must be between 0 and {self._spec.vocab_size - 1} in this model.")
         return wanted
 
     def _room(self, keep: int) -> int:
@@ -254,11 +255,11 @@ class Session:
     def _require_room(self, keep: int, n_tokens: int) -> None:
         if n_tokens > self._context_tokens:
             whole = self._context_tokens == self._spec.max_context
-            ends = "the model's context ends at" if whole else "room was asked for only"
-            raise ContextError(f"The sequence has {n_tokens} tokens, but {ends} {self._context_tokens}.")
+            whose = "the model's" if whole else "this session's"
+            raise ContextError(f"The sequence has {n_tokens} tokens; {whose} context is {self._context_tokens}.")
         if n_tokens > self._room(keep):
             raise ContextError(
-                f"The sequence has {n_tokens} tokens, but the cache's free pages hold {self._room(keep)}."
+                f"The sequence has {n_tokens} tokens; its pages and the free ones hold {self._room(keep)}."
             )
 
 

@@ -118,7 +118,7 @@ class Prompts:
 
     def _require_ids(self, tokens: Sequence[int], param: str) -> None:
         if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocab_size:
-            raise UsageError(f"Token ids lie between 0 and {self._vocab_size - 1} in this model.", param)
+            raise UsageError(f"Token ids must be between 0 and {self._vocab_size - 1} in this model.", param)
 
     def _text(self, prompt: Messages | str | list[int]) -> str:
         return prompt if isinstance(prompt, str) else self._tokenizer.decode(cast(list[int], prompt))

@@ -1,6 +1,6 @@
 """The door to every operation: what serves it is decided here, and nowhere else.
 
-`reference` is the oracle. The native library serves bf16 activations in main memory, with weights in any stored
+`reference` is the oracle. The native library serves bf16 activations on the CPU, with weights in any stored
 format. `rows` is torch made independent of the batch; it serves fp32 activations, training, and machines without the
 library. EARTHSHINE_KERNELS can ask for the reference or for an instruction set, and EARTHSHINE_CPU hides the better
 ones. A fallback is never silent: `implementations()` says what serves and why a better one does not.

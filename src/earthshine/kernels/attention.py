@@ -45,7 +45,7 @@ class _Attention(ctypes.Structure):
 class PagedTokens:
     """The next `count` tokens of a batch: positions `start` and on of one sequence, whose pages are `pages`.
 
-    pages: int32 [n], contiguous, in main memory; position p lies in page pages[p // page_tokens] of the pool.
+    pages: int32 [n], contiguous, on the CPU; position p lies in page pages[p // page_tokens] of the pool.
     """
 
     count: int
@@ -116,33 +116,34 @@ def _check_tensors(query: Tensor, pool: Tensor, scale: float) -> None:
     for name, tensor in (("query", query), ("pool", pool)):
         if tensor.dtype != torch.bfloat16 or tensor.ndim != 3 or not tensor.is_cpu or not tensor.is_contiguous():
             raise KernelError(
-                f"The {name} is {tensor.dtype} {list(tensor.shape)}; three contiguous axes of bf16 in main memory are "
-                "expected."
+                f"The {name} must be a contiguous tensor of three dimensions, in bf16 on the CPU, not {tensor.dtype} "
+                f"{list(tensor.shape)}."
             )
     if not 0 < scale < math.inf:
-        raise KernelError(f"Scores can't be scaled by {scale}; it takes a number above zero.")
+        raise KernelError(f"The scale must be a finite number above 0, not {scale}.")
 
 
 def _check_heads(n_heads: int, n_kv_heads: int, sizes: tuple[int, int, int], row: int) -> None:
     key_dim, value_offset, value_dim = sizes
     if n_kv_heads < 1 or n_heads < 1 or n_heads % n_kv_heads:
-        raise KernelError(f"{n_heads} query heads can't share {n_kv_heads} kv heads equally.")
+        raise KernelError(f"n_heads must be a multiple of n_kv_heads, not {n_heads} with {n_kv_heads}.")
     if key_dim < 1 or value_dim < 1 or value_offset < 0:
         raise KernelError(
-            f"Keys of {key_dim} and values of {value_dim} from {value_offset} on can't be; 1 or more are."
+            f"key_dim and value_dim must be at least 1 and value_offset at least 0, not {key_dim}, {value_dim} and "
+            f"{value_offset}."
         )
     width = max(key_dim, value_offset + value_dim)
     if row != n_kv_heads * width:
         raise KernelError(
-            f"A token's row in the pool has {row} values. Keys of {key_dim} with values of {value_dim} from "
-            f"{value_offset} on take {width} for each of {n_kv_heads} kv heads."
+            f"A token's row in the pool must have {n_kv_heads} x {width} values, n_kv_heads times what key_dim "
+            f"{key_dim}, value_dim {value_dim} and value_offset {value_offset} span, not {row}."
         )
 
 
 def _describe(sequence: PagedTokens, first: int, page_tokens: int) -> CSequence:
     pages, end = sequence.pages, sequence.start + sequence.count
     if pages.dtype != torch.int32 or pages.ndim != 1 or not pages.is_cpu or not pages.is_contiguous():
-        raise KernelError(f"A table of pages is int32, contiguous and in main memory, not {pages.dtype}.")
+        raise KernelError(f"Pages must be contiguous int32 [n] on the CPU, not {pages.dtype} {list(pages.shape)}.")
     if sequence.count < 0 or sequence.start < 0 or end > pages.shape[0] * page_tokens:
         raise KernelError(
             f"Positions {sequence.start} to {end} do not fit in {len(pages)} pages of {page_tokens} tokens."

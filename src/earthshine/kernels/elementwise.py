@@ -1,6 +1,6 @@
 """What lies between the products, by the native library: RMS norm, rotary embedding, SwiGLU and the router's choice.
 
-Activations are bf16 (norm and SwiGLU also take fp32) and may be strided views, as long as each row lies without gaps.
+Activations are bf16 (norm and SwiGLU also take fp32) and may be strided views whose rows are contiguous.
 A row's bits depend on that row alone. Subnormal numbers count as zero; a nan comes out as 0x7fc0.
 Tensors that do not fit raise KernelError before an address crosses. Outputs may not overlap inputs, but may be them.
 """
@@ -28,7 +28,7 @@ def rms_norm(
     """
     dim = x.shape[-1] if x.ndim else 0
     if weight.dtype is not _BF16 or weight.shape != (dim,) or not weight.is_contiguous() or not weight.is_cpu:
-        raise KernelError(f"The norm's weight is {_words(weight)}; bf16 [{dim}] without gaps is needed.")
+        raise KernelError(f"The norm's weight must be contiguous bf16 [{dim}], not {_words(weight)}.")
     wide = _is_wide(x)
     if out is None:
         out = torch.empty(x.shape, dtype=_BF16)
@@ -60,17 +60,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True, out
     x: bf16 [rows, n_heads, dim] or [rows, dim]; cos, sin: fp32 [rows, dim / 2]; `out`: bf16 of x's shape, or x itself.
     """
     if x.dtype is not _BF16 or x.ndim not in (2, 3) or not x.is_cpu or (x.stride(-1) != 1 and x.shape[-1] > 1):
-        raise KernelError(f"x is {_words(x)}; bf16 [rows, n_heads, dim] or [rows, dim] is needed.")
+        raise KernelError(f"x must be bf16 [rows, n_heads, dim] or [rows, dim] on the CPU, not {_words(x)}.")
     rows, dim = x.shape[0], x.shape[-1]
     for angles in (cos, sin):
         if angles.dtype is not _FP32 or angles.shape != (rows, dim // 2) or not angles.is_contiguous():
-            raise KernelError(f"The angles are {_words(angles)}; fp32 [{rows}, {dim // 2}] without gaps is needed.")
+            raise KernelError(f"The angles must be contiguous fp32 [{rows}, {dim // 2}], not {_words(angles)}.")
         if not angles.is_cpu:
-            raise KernelError("The angles must lie in main memory.")
+            raise KernelError("The angles must be on the CPU.")
     if out is None:
         out = torch.empty(x.shape, dtype=_BF16)
     elif out.dtype is not _BF16 or out.shape != x.shape or not out.is_cpu or (out.stride(-1) != 1 and dim > 1):
-        raise KernelError(f"out is {_words(out)}; bf16 {list(x.shape)} is needed.")
+        raise KernelError(f"out must be bf16 {list(x.shape)} on the CPU, not {_words(out)}.")
     heads = x.ndim == 3
     check_status(
         library().es_rotate(
@@ -98,7 +98,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """
     wide = _is_wide(gate)
     if up.dtype is not gate.dtype or up.shape != gate.shape or not up.is_cpu:
-        raise KernelError(f"up is {_words(up)} and gate is {_words(gate)}; both must be alike, in main memory.")
+        raise KernelError(f"up must be on the CPU and like gate, {_words(gate)}, not {_words(up)}.")
     rows, gate_row = _rows(gate)
     up_row = _rows(up)[1]
     out = torch.empty(gate.shape, dtype=_BF16)
@@ -128,20 +128,20 @@ def route(
     greatest score, as in torch; under softmax one nan or inf makes every score of the token nan.
     """
     if logits.dtype is not _FP32 or logits.ndim != 2 or not logits.is_contiguous() or not logits.is_cpu:
-        raise KernelError(f"The logits are {_words(logits)}; fp32 [tokens, n_experts] without gaps is needed.")
+        raise KernelError(f"The logits must be contiguous fp32 [tokens, n_experts], not {_words(logits)}.")
     tokens, n_experts = logits.shape
     if scoring not in SCORINGS:
-        raise KernelError(f"Scores can't be made by {scoring!r}; it takes sigmoid or softmax.")
+        raise KernelError(f"scoring must be sigmoid or softmax, not {scoring!r}.")
     if bias is None:
         pass
     elif bias.dtype is not _FP32 or bias.shape != (n_experts,) or not bias.is_contiguous() or not bias.is_cpu:
-        raise KernelError(f"The router's bias is {_words(bias)}; fp32 [{n_experts}] without gaps is needed.")
+        raise KernelError(f"The router's bias must be contiguous fp32 [{n_experts}], not {_words(bias)}.")
     if not 1 <= top_k <= n_experts <= MOST_EXPERTS:
-        raise KernelError(f"{top_k} of {n_experts} experts can't be chosen; it takes 1 to all of at most 4096.")
+        raise KernelError(f"top_k must be 1 to n_experts, and that at most {MOST_EXPERTS}, not {top_k} of {n_experts}.")
     if n_groups != 1 and (n_groups < 1 or n_experts % n_groups or n_experts < 2 * n_groups):
-        raise KernelError(f"{n_experts} experts can't form {n_groups} equal groups of two or more.")
+        raise KernelError(f"n_groups must divide {n_experts} experts into groups of two or more, not {n_groups}.")
     if not 1 <= groups_kept <= n_groups:
-        raise KernelError(f"{groups_kept} of {n_groups} groups can't be kept; it takes 1 to all of them.")
+        raise KernelError(f"groups_kept must be between 1 and {n_groups} (n_groups), not {groups_kept}.")
     chosen = torch.empty(tokens, top_k, dtype=torch.int64)
     weight = torch.empty(tokens, top_k, dtype=_FP32)
     check_status(
@@ -167,7 +167,7 @@ def _is_wide(x: Tensor) -> bool:
     """Whether x is fp32 rather than bf16; KernelError where it is neither, has no axis, or lies elsewhere."""
     wide = x.dtype is _FP32
     if (not wide and x.dtype is not _BF16) or not x.ndim or not x.is_cpu:
-        raise KernelError(f"x is {_words(x)}; bf16 or fp32 [..., dim] in main memory is needed.")
+        raise KernelError(f"x must be bf16 or fp32 [..., dim] on the CPU, not {_words(x)}.")
     return wide
 
 
@@ -181,9 +181,9 @@ def _rows(x: Tensor) -> tuple[int, int]:
     try:
         flat = x.view(-1, dim)
     except RuntimeError as problem:
-        raise KernelError(f"The rows of {_words(x)} have no one distance; copy them together.") from problem
+        raise KernelError(f"The rows of {_words(x)} are not evenly spaced; make it contiguous.") from problem
     if flat.stride(1) != 1 and dim > 1:
-        raise KernelError(f"The rows of {_words(x)} have gaps; copy them together.")
+        raise KernelError(f"The values of a row of {_words(x)} are not adjacent; make it contiguous.")
     return flat.shape[0], flat.stride(0)
 
 
@@ -199,7 +199,7 @@ def _heads(x: Tensor, out: Tensor, by_head: bool) -> tuple[int, int, int, int, i
 def _like(other: Tensor, x: Tensor) -> Tensor:
     """`other`, which must be a bf16 tensor of x's shape."""
     if other.dtype is not _BF16 or other.shape != x.shape or not other.is_cpu:
-        raise KernelError(f"A tensor is {_words(other)}; bf16 {list(x.shape)} in main memory is needed.")
+        raise KernelError(f"A tensor must be bf16 {list(x.shape)} on the CPU, not {_words(other)}.")
     return other
 
 

@@ -135,14 +135,14 @@ class AttentionLayer:
         tokens = _check_rows("x", x, self._hidden)
         n_pages, page_tokens, width = pool.shape
         if pool.dtype is not _BF16 or width != self._width or not pool.is_contiguous() or not pool.is_cpu:
-            raise KernelError(f"The pool is {pool.dtype} {list(pool.shape)}; bf16 rows of {self._width} are needed.")
+            raise KernelError(f"The pool must have bf16 rows of {self._width}, not {pool.dtype} {list(pool.shape)}.")
         for part in angles or ():
             if part.dtype is not _FP32 or part.shape != (tokens, self._pairs) or not part.is_contiguous():
                 raise KernelError(
-                    f"Angles are {part.dtype} {list(part.shape)}; fp32 [{tokens}, {self._pairs}] is needed."
+                    f"Angles must be fp32 [{tokens}, {self._pairs}], not {part.dtype} {list(part.shape)}."
                 )
             if not part.is_cpu:
-                raise KernelError(f"Angles are on {part.device}; they must lie in main memory.")
+                raise KernelError(f"Angles must be on the CPU, not on {part.device}.")
         batch = sequences if isinstance(sequences, PagedBatch) else PagedBatch(sequences)
         cos, sin = (None, None) if angles is None else (angles[0].data_ptr(), angles[1].data_ptr())
         step = _Batch(batch.described(page_tokens), len(batch), tokens, cos, sin, pool.data_ptr(), page_tokens, n_pages)
@@ -254,7 +254,7 @@ class FfnLayer:
         if _check_rows("added", added, self._hidden) != tokens or (0 if experts is None else len(experts)) != (
             self._n_experts
         ):
-            raise KernelError(f"{tokens} tokens take as many rows to add, and {self._n_experts} experts.")
+            raise KernelError(f"`added` must have {tokens} rows, as x has, and the table {self._n_experts} experts.")
         used = ctypes.c_int64()
         check_status(
             library().es_ffn_layer(
@@ -274,17 +274,17 @@ class FfnLayer:
 def _check_rows(name: str, x: Tensor, hidden: int) -> int:
     """How many rows x has."""
     if x.dtype is not _BF16 or x.ndim != 2 or not x.is_contiguous() or not x.is_cpu:
-        raise KernelError(f"{name} is {x.dtype} {list(x.shape)}; contiguous rows of bf16 in main memory are needed.")
+        raise KernelError(f"{name} must be contiguous rows of bf16 on the CPU, not {x.dtype} {list(x.shape)}.")
     tokens, width = x.shape
     if width != hidden or tokens > LAYER_TOKENS:
-        raise KernelError(f"{name} is {[tokens, width]}; at most {LAYER_TOKENS} rows of {hidden} are needed.")
+        raise KernelError(f"{name} must have at most {LAYER_TOKENS} rows of {hidden}, not {[tokens, width]}.")
     return int(tokens)
 
 
 def _vector(vector: Weight, size: int, dtype: torch.dtype = _BF16) -> int:
     """The address of [size] values."""
     if not isinstance(vector, Tensor) or vector.dtype is not dtype or tuple(vector.shape) != (size,):
-        raise KernelError(f"A vector is {list(vector.shape)}; {dtype} [{size}] is needed.")
+        raise KernelError(f"A vector must be {dtype} [{size}], not {list(vector.shape)}.")
     if not vector.is_contiguous() or not vector.is_cpu:
-        raise KernelError("A vector must lie without gaps in main memory.")
+        raise KernelError("A vector must be contiguous and on the CPU.")
     return vector.data_ptr()

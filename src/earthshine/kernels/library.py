@@ -127,9 +127,9 @@ def narrow(name: str) -> None:
 
 
 def set_threads(n_threads: int) -> None:
-    """How many threads share an operation, 1 to 512. No result depends on it. Without the library it does nothing."""
+    """Set the number of threads of the library's operations, 1 to 512. No result depends on it."""
     if not 1 <= n_threads <= 512:
-        raise KernelError(f"{n_threads} threads are not possible; it takes 1 to 512.")
+        raise KernelError(f"n_threads must be between 1 and 512, not {n_threads}.")
     if available():
         check_status(library().es_set_threads(n_threads))
 

@@ -20,7 +20,7 @@ class Matrix:
     storage: Storage
     rows: int
     cols: int
-    codes: Tensor  # uint8 [n], contiguous, in main memory
+    codes: Tensor  # uint8 [n], contiguous, on the CPU
     scales: Tensor | None = None  # uint8 [m], likewise; None for bf16
 
     def __post_init__(self) -> None:
@@ -33,7 +33,7 @@ class Matrix:
             )
         for part in (self.codes, self.scales):
             if part is not None and (part.dtype != torch.uint8 or not part.is_contiguous() or not part.is_cpu):
-                raise KernelError("The bytes of a matrix must be a contiguous uint8 tensor in main memory.")
+                raise KernelError("The bytes of a matrix must be a contiguous uint8 tensor on the CPU.")
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Tensors into the native library's matrix products: a linear layer, one a head, the experts of a batch.
 
 Every tensor is checked before its address crosses the boundary; what does not fit raises KernelError. Activations
-are bf16 in main memory; weights are bf16 tensors or a Matrix in any stored format.
+are bf16 on the CPU; weights are bf16 tensors or a Matrix in any stored format.
 """
 
 import ctypes
@@ -177,5 +177,5 @@ def describe(weight: Weight) -> CMatrix:
         scales = None if weight.scales is None else weight.scales.data_ptr()
         return CMatrix(_FORMATS[weight.storage], weight.rows, weight.cols, weight.codes.data_ptr(), scales)
     if weight.dtype != _BF16 or weight.ndim != 2 or not weight.is_contiguous() or not weight.is_cpu:
-        raise KernelError(f"A weight must be a contiguous bf16 matrix in main memory, not {weight.dtype}.")
+        raise KernelError(f"A weight must be a contiguous bf16 matrix on the CPU, not {weight.dtype}.")
     return CMatrix(_FORMATS[Storage.BF16], *weight.shape, weight.data_ptr(), None)

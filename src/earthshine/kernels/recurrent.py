@@ -141,17 +141,17 @@ def _check(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: Se
         return
     wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     raise KernelError(
-        f"The {name} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device.type}; "
-        f"{wanted} {list(shape)} without gaps in main memory is needed."
+        f"The {name} must be contiguous {wanted} {list(shape)} on the CPU, not "
+        f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device.type}."
     )
 
 
 def _check_sizes(n_heads: int, head_dim: int, channels: int, kernel: int, lower_bound: float | None) -> None:
     if n_heads < 1 or channels != 3 * n_heads * head_dim:
-        raise KernelError(f"{channels} channels can't be q, k and v of {n_heads} heads.")
+        raise KernelError(f"qkv must have 3 x n_heads x head_dim channels, not {channels} with {n_heads} heads.")
     if head_dim < 1 or head_dim % 16 or head_dim > MOST_HEAD_DIM:
-        raise KernelError(f"Heads of {head_dim} values can't be computed; it takes a multiple of 16, at most 256.")
+        raise KernelError(f"head_dim must be a multiple of 16 up to {MOST_HEAD_DIM}, not {head_dim}.")
     if not 1 <= kernel <= MOST_KERNEL:
-        raise KernelError(f"A convolution over {kernel} tokens can't be computed; it takes 1 to {MOST_KERNEL}.")
+        raise KernelError(f"The convolution's kernel must be between 1 and {MOST_KERNEL} tokens, not {kernel}.")
     if lower_bound is not None and not -math.inf < lower_bound < 0:
-        raise KernelError(f"The decay's lower bound is {lower_bound}; it takes a number below zero.")
+        raise KernelError(f"The decay's lower bound must be below 0, not {lower_bound}.")

@@ -1,10 +1,10 @@
 """The tier of pages on disk: one file a page, each a blob of `codec`, up to a limit of bytes on the disk.
 
-A page that is read is the one that was asked for: checksums, model, place in the sequence and token ids are compared,
-and a file that differs in any of them is deleted and reported as absent, never as an error. Pages are written by one
-thread of this object's own; what it can't keep up with, or a disk that fails, costs the page's place in the cache and
-nothing else. Over the limit, what was unused longest goes first. Each model and page size has a folder of its
-own, which one process at a time may use; the limit is that folder's. Folders of older versions are deleted.
+Checksums, model, position in the sequence and token ids of a page are verified when it is read. A file that differs in
+any of them is deleted and reported as absent, never as an error. One thread writes the pages; where it can't keep up or
+the disk fails, a page is not kept on disk, and nothing else happens. Over the limit, the least recently used page is
+evicted first. Each model and page size has its own folder, which one process at a time may use; the limit is that
+folder's. Folders of older versions are deleted.
 """
 
 import errno
@@ -44,7 +44,7 @@ class PageFilesStats:
     pages_read: int
     pages_written: int
     damaged: int
-    failed_writes: int  # asked for and not done: the disk failed or rested, or too many waited
+    failed_writes: int  # asked for and not done: the disk failed or writes were paused, or the queue was full
     evicted: int
 
 
@@ -181,13 +181,14 @@ class PageFiles:
         """Queue a page for the writing thread, which calls `parts` and then `done` with whether the page is in the
         cache, as PageStore.write says.
 
-        `done` must not raise; it is called here and at once where the page is there already, where the disk rests
-        after a failure, and where too many wait. Raises UsageError or BlobError for arguments that name no page.
+        `done` must not raise. It is called at once, on this thread, where the page is there already, where writes are
+        paused after a failure, and where the queue is full. Raises UsageError or BlobError for arguments that name no
+        page.
         """
         job = _Job(key, self._blobs.header(key, tokens, with_state), parts, done, with_state)
         with self._changed:
             known = self._has(job)
-            if not known and not self._resting() and len(self._jobs) < self._most_waiting:
+            if not known and not self._paused() and len(self._jobs) < self._most_waiting:
                 self._jobs.append(job)
                 self._changed.notify_all()
                 return
@@ -216,7 +217,7 @@ class PageFiles:
             self._stamp_ns = max(self._stamp_ns + 1, time.time_ns())
             return self._stamp_ns
 
-    def _resting(self) -> bool:
+    def _paused(self) -> bool:
         return self._closed or self._clock() < self._paused_until
 
     def _has(self, job: _Job) -> bool:
@@ -297,7 +298,7 @@ class PageFiles:
     def _store(self, job: _Job) -> bool:
         if self._has(job):
             return True
-        if not self._resting():
+        if not self._paused():
             try:
                 self._make_room(_room_bytes(job.header))
                 name = job.key.key
@@ -308,15 +309,15 @@ class PageFiles:
                     self._make_room(0)  # a fragmented file occupies more than its length
                 return True
             except OSError as error:
-                self._rest(error)
+                self._pause(error)
             except Exception as error:  # of the caller's function: the thread must outlive it
                 self._problem = f"A page could not be taken over into the disk cache: {error}"
         with self._changed:
             self._failed += 1
         return False
 
-    def _rest(self, error: OSError) -> None:
-        """After a failed write: no other for a while, and on a full disk a sixteenth of the pages is evicted."""
+    def _pause(self, error: OSError) -> None:
+        """After a failed write: pause writes, and where the disk is full evict a sixteenth of the pages."""
         self._problem = (
             f"No page was written to {shown(self._folder.path)}: {error.strerror}. "
             f"It is tried again after {PAUSE_SECONDS} seconds."

@@ -108,7 +108,7 @@ class Decoder:
             return kernels.linear(hidden, head, torch.float32)
 
     def _layer(self, index: int, weights: LayerWeights) -> _Layer:
-        """Made anew only where the trunk's weights for it have moved."""
+        """Built again only after the trunk's weights for it have moved."""
         layer = self._layers[index]
         if layer is None or layer.weights is not weights:
             spec = self.spec.layers[index]

@@ -1,6 +1,6 @@
-"""What a person may choose of a plan, and within which bounds.
+"""The arguments of a plan and their limits.
 
-Refuses values that have no meaning with any machine, and combinations that contradict each other.
+Refuses values that no machine allows, and combinations that contradict each other.
 """
 
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from earthshine.errors import UsageError
 from earthshine.plan.routing import MOST_SKEW, SKEW
 from earthshine.spec import ModelSpec
+from earthshine.untrusted import shown
 
 MOST_THREADS = 512
 MOST_BATCH = 4096
@@ -17,15 +18,16 @@ TRUNKS, DTYPES = ("bf16", "int8"), ("bf16", "fp32")
 
 @dataclass(frozen=True, slots=True)
 class PlanArgs:
-    """Arguments of `make_plan`, which chooses those that are None.
+    """Arguments of `make_plan`. Those that are None are chosen by it.
 
-    memory_bytes: the budget, all that the process may hold.
-    context_tokens: of each sequence; by default what the budget allows easily.
-    batch: sequences that a step computes together.
-    trunk: "bf16" as published, or "int8". dtype: of activations, "bf16" or "fp32".
-    skew: how unevenly the forecast assumes experts to be chosen (plan.routing).
-    cache_tokens: of the pages that the sequences share; None for `batch` full contexts, 0 for one and what an eighth of
-        the budget holds.
+    memory_bytes: the memory budget of the process.
+    context_tokens: the most tokens of a sequence.
+    batch: the most sequences that a step computes together.
+    trunk: "bf16" as published, or "int8".
+    dtype: of activations, "bf16" or "fp32".
+    skew: Zipf's exponent of the choice of experts that the forecast assumes (plan.routing).
+    cache_tokens: capacity of the pages that all sequences share. None: `batch` full contexts. 0: one full context, and
+        more pages in up to an eighth of the budget.
     """
 
     memory_bytes: int | None = None
@@ -39,28 +41,27 @@ class PlanArgs:
 
     @property
     def may_stream(self) -> bool:
-        """Whether parts of the trunk may be read at every step. What is rounded, or used in fp32, is converted once
-        and stays, so that results don't depend on what streams."""
+        """Whether parts of the trunk may be read from disk at every step. A trunk that is rounded to int8 or used in
+        fp32 is converted once and stays in memory, so that results don't depend on which layers stream."""
         return self.trunk == "bf16" and self.dtype == "bf16"
 
 
 def check_args(args: PlanArgs, spec: ModelSpec) -> None:
-    """Raises UsageError for what has no meaning with any machine."""
-    if args.trunk not in TRUNKS:
-        raise UsageError(f"{args.trunk!r} is not a form of the trunk; choose one of {', '.join(TRUNKS)}.")
-    if args.dtype not in DTYPES:
-        raise UsageError(f"{args.dtype!r} is not a dtype here; choose one of {', '.join(DTYPES)}.")
+    """Raises UsageError for a value out of range and for arguments that contradict each other.
+
+    `param` of the error is the argument's name in `LLM`, which is also the command line's option.
+    """
+    for name, value, choices in (("trunk", args.trunk, TRUNKS), ("dtype", args.dtype, DTYPES)):
+        if value not in choices:
+            raise UsageError(f"{name} must be {' or '.join(choices)}, not {shown(value)}.", name)
     if args.trunk != "bf16" and args.dtype != "bf16":
-        raise UsageError("A trunk in int8 takes bf16 activations; leave --dtype or --trunk at its default.")
-    if args.threads is not None and not 1 <= args.threads <= MOST_THREADS:
-        raise UsageError(f"{args.threads} threads are not possible; choose 1 to {MOST_THREADS}.")
-    if not 1 <= args.batch <= MOST_BATCH:
-        raise UsageError(f"A batch of {args.batch} is not possible; choose 1 to {MOST_BATCH}.")
-    context = args.context_tokens
-    if context is not None and not 1 <= context <= spec.max_context:
-        raise UsageError(f"A context of {context} tokens is not possible; this model takes 1 to {spec.max_context}.")
-    cache = args.cache_tokens
-    if cache is not None and not 0 <= cache <= MOST_CACHE_TOKENS:
-        raise UsageError(f"A cache of {cache} tokens is not possible; choose 0 to {MOST_CACHE_TOKENS}.")
-    if not 0 <= args.skew <= MOST_SKEW:  # nan fails too
-        raise UsageError(f"A skew of {args.skew} is not possible; choose 0 (even) to {MOST_SKEW:g}.")
+        raise UsageError(f"dtype must be bf16 with an {args.trunk} trunk, not {args.dtype}.", "dtype")
+    for name, number, least, most, unit in (
+        ("threads", args.threads, 1, MOST_THREADS, ""),
+        ("batch", args.batch, 1, MOST_BATCH, " sequences"),
+        ("context", args.context_tokens, 1, spec.max_context, " tokens with this model"),
+        ("cache_tokens", args.cache_tokens, 0, MOST_CACHE_TOKENS, ""),
+        ("skew", args.skew, 0, MOST_SKEW, ""),
+    ):
+        if number is not None and not least <= number <= most:  # nan fails too
+            raise UsageError(f"{name} must be between {least} and {most:g}{unit}, not {shown(number)}.", name)

@@ -15,6 +15,7 @@ from earthshine.spec.attention import STATES_PER_SEQUENCE
 from earthshine.storage import PAGE_TOKENS, page_count
 from earthshine.units import format_bytes
 
+NEW_PLAN = "create a new one with earthshine plan --save"
 MARGIN_BYTES = 224 << 20  # allocators' rest, tokenizer, sampling; measured peaks lie below their sum (docs/numbers.md)
 WORKSPACE_BYTES = 192 << 20  # 64 MiB of experts' outputs, 64 of attention's partial sums, and the kernels' packed rows
 TRANSIT_SLOTS = 8  # experts on their way from disk: two keep it busy, and a token's misses fit at once
@@ -25,7 +26,7 @@ EASY_PREFILL = 2048  # of them before anything else has its share
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What the budget is spent on. `parts` adds up to `planned_bytes`; `smallest`: the least budget that works."""
+    """The parts of the budget. `parts` adds up to `planned_bytes`; `smallest`: the smallest budget that works."""
 
     budget_bytes: int
     context_tokens: int  # of one sequence
@@ -45,15 +46,16 @@ class MemoryPlan:
 
 
 def plan_memory(sizes: Sizes, budget_bytes: int, args: PlanArgs, process_bytes: int, max_context: int) -> MemoryPlan:
-    """`budget_bytes` among the parts of a model. `process_bytes`: held before the model is; `max_context`: the model's.
+    """Divides `budget_bytes` among the parts of a model.
 
-    Raises UsageError, naming the smallest budget that works and what takes it, where `budget_bytes` is less.
+    `process_bytes`: resident memory before the model is loaded; `max_context`: the model's limit, in tokens. Raises
+    UsageError for a budget that is too small; it names the smallest that works and its parts.
     """
     context, ways = args.context_tokens or min(max_context, LEAST_CONTEXT), _ways(sizes, args.may_stream)
     least = _fixed(sizes, process_bytes, args.batch, context, _pages(args, context), PREFILL_TOKENS[0])
     smallest = max(sum(least.values()) + min(ways), process_bytes + MARGIN_BYTES + sizes.loading)
     if budget_bytes < smallest:
-        raise UsageError(_refusal(budget_bytes, smallest, context, args, least, min(ways)))
+        raise UsageError(_refusal(budget_bytes, smallest, context, args, least, min(ways)), "memory")
     if args.context_tokens is None:
         context = _easy_context(sizes, budget_bytes, args, context, max_context, budget_bytes - smallest)
     pages = _pages(args, context)
@@ -72,9 +74,19 @@ def plan_memory(sizes: Sizes, budget_bytes: int, args: PlanArgs, process_bytes: 
 
 
 def check_memory(memory: MemoryPlan, sizes: Sizes, process_bytes: int) -> None:
-    """Raises UsageError where what `memory` holds exceeds its budget, as it may with files of another layout."""
+    """Raises UsageError where `memory` does not fit the model, or exceeds its budget with these files."""
     if set(memory.streamed) - set(sizes.units):
-        raise UsageError("The plan streams layers that this model does not have; make it anew with earthshine plan.")
+        raise UsageError(f"The plan streams layers that this model does not have; {NEW_PLAN}.")
+    n_experts, slots = max(sizes.experts, default=0), memory.slots_per_layer
+    if slots > n_experts:
+        raise UsageError(
+            f"The plan's slots_per_layer must be 0 to {n_experts} for this model, not {slots}; {NEW_PLAN}."
+        )
+    if memory.transit_slots == 0 and slots < n_experts:
+        raise UsageError(
+            f"The plan's transit_slots must be at least 1, because slots_per_layer is {slots} and a layer has "
+            f"{n_experts} experts; {NEW_PLAN}."
+        )
     parts = _fixed(
         sizes, process_bytes, memory.batch, memory.context_tokens, memory.pages, memory.prefill_tokens
     ) | weight_parts(
@@ -84,7 +96,7 @@ def check_memory(memory: MemoryPlan, sizes: Sizes, process_bytes: int) -> None:
     if needed > memory.budget_bytes:
         raise UsageError(
             f"The plan takes {format_bytes(needed)} with these files in this process, but its budget is "
-            f"{format_bytes(memory.budget_bytes)}; make it anew with earthshine plan."
+            f"{format_bytes(memory.budget_bytes)}; {NEW_PLAN}."
         )
 
 
@@ -119,10 +131,10 @@ def _refusal(
     others = sum(least.values()) - cache - least["process"]
     each = f" for each of {args.batch} sequences" if args.batch > 1 and args.cache_tokens is None else ""
     return (
-        f"{format_bytes(budget_bytes)} of memory are too few for this model; the smallest budget that works with a "
-        f"context of {context} tokens{each} is {format_bytes(smallest)}: --memory {-(-smallest >> 20) + 1}MiB. Of it "
-        f"{format_bytes(weights)} are weights, {format_bytes(cache)} the context, {format_bytes(others)} room to "
-        f"compute in, {format_bytes(least['process'])} the process itself."
+        f"memory must be at least {-(-smallest >> 20) + 1}MiB for this model with a context of {context} tokens{each}, "
+        f"not {format_bytes(budget_bytes)}. The smallest budget that works, {format_bytes(smallest)}, is "
+        f"{format_bytes(weights)} of weights, {format_bytes(cache)} of cache, {format_bytes(others)} of working "
+        f"memory, and {format_bytes(least['process'])} of the process itself."
     )
 
 

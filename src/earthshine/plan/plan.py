@@ -1,8 +1,8 @@
-"""The plan: one frozen value that says how a model is held on a machine, and what that will cost.
+"""The plan: one frozen value that says which parts of a model are in memory or on disk, and how fast that will be.
 
-Invariant: a plan is the engine's whole configuration, and nothing mutates it; the same spec, machine and arguments give
-the same plan. Choices are left open only before planning, in `PlanArgs`. Refuses budgets beyond the machine, contexts
-beyond the model, and budgets that can't work, with the smallest that does.
+Invariant: a plan is the engine's whole configuration, and nothing mutates it. The same spec, machine and arguments give
+the same plan. Refuses a budget over the machine's memory, a context over the model's, and a budget that is too small,
+naming the smallest that works.
 """
 
 import hashlib
@@ -24,8 +24,12 @@ MEMORY_SHARE = 0.85  # of what a machine has to give, where no budget is named
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a model is held. `model`: its family and a digest of its spec; `machine`: the name of the profile, if any;
-    `forecast`: by name, such as "decode at 4096"; empty where the machine's rates are unknown."""
+    """Which parts of a model are in memory, and the forecast.
+
+    model: its family and a digest of its spec.
+    machine: name of the machine's profile, or "rates unknown".
+    forecast: costs by name, such as "decode at 4096"; empty where the machine's rates are unknown.
+    """
 
     model: str
     machine: str
@@ -38,7 +42,7 @@ class Plan:
 
 
 def model_name(spec: ModelSpec) -> str:
-    """The family and a digest of the whole spec, so that a plan is not used with another model."""
+    """The family and a digest of the spec. A plan is refused for a model of another name."""
     return f"{spec.family}-{hashlib.sha256(repr(spec).encode()).hexdigest()[:16]}"
 
 
@@ -52,8 +56,14 @@ def make_plan(
     processors: int = 1,
     sizes: Sizes | None = None,
 ) -> Plan:
-    """`machine`: its rates give the forecast; without one there is none. `available_bytes`: what the process may still
-    take, by default of the machine's memory; `sizes`: as the files say, by default as the spec does.
+    """The plan for a model.
+
+    Args:
+        machine: its measured rates give the forecast, which is empty without them.
+        process_bytes: resident memory of the process before the model is loaded.
+        available_bytes: free memory, of which a budget is taken where `args` names none; by default the machine's.
+        processors: threads where neither `args` nor the machine says how many.
+        sizes: of the model's files; by default those that the spec gives.
 
     Raises UsageError for arguments out of range, a budget over the machine's memory or below the smallest that works.
     """
@@ -74,13 +84,15 @@ def _budget(args: PlanArgs, machine: Machine | None, process: int, available: in
     if args.memory_bytes is not None:
         if most is not None and machine is not None and args.memory_bytes > most:
             raise UsageError(
-                f"--memory {format_bytes(args.memory_bytes)} is more than {machine.name} has, {format_bytes(most)}."
+                f"memory must be at most {format_bytes(most)}, which {machine.name} has, not "
+                f"{format_bytes(args.memory_bytes)}.",
+                "memory",
             )
         return args.memory_bytes
     if available is not None:
         return process + int(MEMORY_SHARE * available)
     if most is None:
-        raise UsageError("Without a machine a plan needs a budget; name one with --memory.")
+        raise UsageError("memory must be given where no machine is.", "memory")
     return int(MEMORY_SHARE * most)
 
 

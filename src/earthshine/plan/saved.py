@@ -14,14 +14,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from earthshine.errors import UsageError
 from earthshine.plan.args import DTYPES, MOST_BATCH, MOST_CACHE_TOKENS, MOST_THREADS, TRUNKS
-from earthshine.plan.budget import PREFILL_TOKENS
+from earthshine.plan.budget import NEW_PLAN, PREFILL_TOKENS
 from earthshine.plan.plan import Plan
 from earthshine.storage import page_count
 from earthshine.untrusted import parse_object, read_file, shown
 
 _ANY_FORMAT = "earthshine plan "
 FORMAT = f"{_ANY_FORMAT}2"
-_REMEDY = "make it anew with earthshine plan --save"
 _MAX_BYTES = 1 << 20
 _MOST = 1 << 60
 
@@ -32,14 +31,14 @@ def plan_json(plan: Plan) -> str:
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in `path`; raises UsageError that names the file, the field and what would be right."""
+    """The plan in `path`. Raises UsageError, which names the file, the field and what would be right."""
     where = shown(path)
     found = parse_object(read_file(Path(os.path.realpath(path)), where, _MAX_BYTES, UsageError), where, UsageError)
     saved_as = found.pop("format", None)
     if saved_as != FORMAT:
         if isinstance(saved_as, str) and saved_as.startswith(_ANY_FORMAT):
-            raise UsageError(f"{where} is a plan of another version ({shown(saved_as)}, not {FORMAT!r}); {_REMEDY}.")
-        raise UsageError(f"{where} is not a plan; its format must be {FORMAT!r}. {_REMEDY.capitalize()}.")
+            raise UsageError(f"{where} is a plan of another version ({shown(saved_as)}, not {FORMAT!r}); {NEW_PLAN}.")
+        raise UsageError(f"{where} is not a plan; its format must be {FORMAT!r}; {NEW_PLAN}.")
     plan: Plan = _built(Plan, found, where)
     for name, value, choices in (("trunk", plan.trunk, TRUNKS), ("dtype", plan.dtype, DTYPES)):
         if value not in choices:
@@ -72,10 +71,10 @@ def _built(kind: Any, value: Any, where: str) -> Any:
         return {name: _built(inner, item, f"{where}.{shown(name)}") for name, item in _of(dict, value, where).items()}
     if kind is float:
         if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:  # of an integer too
-            raise UsageError(f"{where} is {shown(value)}; it must be a number from 0 up.")
+            raise UsageError(f"{where} is {shown(value)}; it must be a number of 0 or more.")
         return float(value)
     if kind is int and not (type(value) is int and 0 <= value <= _MOST):
-        raise UsageError(f"{where} is {shown(value)}; it must be a whole number from 0 up.")
+        raise UsageError(f"{where} is {shown(value)}; it must be a whole number from 0 to {_MOST} (2^60).")
     return _of(kind, value, where)
 
 
@@ -85,10 +84,10 @@ def _built_dataclass(kind: type, value: Any, where: str) -> Any:
     names = [field.name for field in dataclasses.fields(kind)]
     for name in names:
         if name not in found:
-            raise UsageError(f"{where} lacks {name}; {_REMEDY}.")
+            raise UsageError(f"{where} lacks {name}; {NEW_PLAN}.")
     for name in found:
         if name not in names:
-            raise UsageError(f"{where} has {shown(name)}, which no plan has; {_REMEDY}.")
+            raise UsageError(f"{where} has {shown(name)}, which is not a field of a plan; {NEW_PLAN}.")
     return kind(**{name: _built(hints[name], found[name], f"{where}: {name}") for name in names})
 
 

@@ -4,7 +4,6 @@ An exchange does no input or output and never waits, so each API is tested witho
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -56,8 +55,7 @@ class Refused(EarthshineError):
 
     def named(self, name: str) -> "Refused":
         """The same refusal where the client calls the field `name`."""
-        message = re.sub(rf"\b{re.escape(self.param or '')}\b", lambda match: name, str(self), count=1)
-        return Refused(message, self.kind, name, self.retry_seconds)
+        return Refused(self.message_with(name), self.kind, name, self.retry_seconds)
 
 
 def make_params(defaults: SamplingParams, names: Mapping[str, str], **values: Any) -> SamplingParams:

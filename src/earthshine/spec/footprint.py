@@ -103,7 +103,7 @@ def decode_flops_per_token(spec: ModelSpec, context: int) -> float:
 
 def _check_context(context: int) -> None:
     if not 1 <= context <= _MAX_CONTEXT:
-        raise UsageError(f"A context of {context} tokens is not possible; choose 1 to {_MAX_CONTEXT}.")
+        raise UsageError(f"context must be between 1 and {_MAX_CONTEXT} tokens, not {context}.")
 
 
 def _matrices(spec: ModelSpec) -> Iterator[TensorSpec]:

@@ -53,10 +53,13 @@ class ExpertStore:
         dtype: torch.dtype,
         manifest: Manifest | None = None,
     ) -> None:
-        """`transit_slots`: for experts on their way through, read ahead of their use; one is enough, and none is where
-        every expert has a slot. `dtype`: of activations inside an expert. Opens every shard in `reader`.
+        """Opens every shard in `reader`.
 
-        UsageError for fewer slots than work, or more memory than can be mapped; CheckpointError for changed shards.
+        Args:
+            transit_slots: slots for experts that are read for one use only; 0 only where every expert has a slot.
+            dtype: of activations inside an expert.
+
+        Raises UsageError for too few slots and for more memory than can be mapped, CheckpointError for changed shards.
         """
         moes = dict(moe_layers(checkpoint.spec))
         self._home = Residency(
@@ -75,7 +78,7 @@ class ExpertStore:
         self._checkpoint, self._reader, self.dtype = checkpoint, reader, dtype
         self._lending = False
         self._hits = UseCount()  # one for all tables, which come and go while other threads read it
-        self._tables: dict[int, ExpertTable] = {}  # by layer, while every expert has a slot for good
+        self._tables: dict[int, ExpertTable] = {}  # by layer, while every expert has a permanent slot
 
     @property
     def nbytes(self) -> int:
@@ -98,8 +101,8 @@ class ExpertStore:
         return [resident[expert] for expert in experts]
 
     def table(self, layer: int) -> ExpertTable | None:
-        """Every expert of the layer for the kernels, where each has a slot for good; None elsewhere. Valid until the
-        store shrinks."""
+        """All experts of the layer in the kernels' form, where each has a permanent slot; None otherwise. Valid until
+        the store shrinks."""
         found = self._tables.get(layer)
         if found is None and self.dtype == torch.bfloat16:
             resident = self._whole(layer)
@@ -113,17 +116,17 @@ class ExpertStore:
         return resident if self._home.whole and len(resident) == self._home.n_experts[layer] else None
 
     def learn(self, layer: int, chosen: NDArray[np.int64], experts: list[int], n_pairs: NDArray[np.int64]) -> None:
-        """What a step chose, from which the store learns which experts to keep; arguments as Residency.learn."""
+        """Update the policy that decides which experts stay in memory; arguments as Residency.learn."""
         self._home.learn(layer, chosen, experts, n_pairs)
 
     def lend(self, layer: int, experts: Sequence[int], later: Sequence[int] = ()) -> "Loan":
-        """Experts of a layer, those that are not in memory read in this order; `later`: those of the loans that
-        follow, which keep their slots. One loan at a time."""
+        """Lend experts of a layer. Those that are not in memory are read in this order. `later`: experts of the loans
+        that follow, which keep their slots. One loan at a time."""
         return Loan(self, layer, experts, later)
 
     def shrink(self, nbytes: int) -> int:
-        """Free the memory of slots for the system: `nbytes` rounded up to whole slots, or all there are. Returns the
-        bytes freed. Not within a loan. No result changes."""
+        """Return the memory of slots to the system: `nbytes`, rounded up to whole slots, or all slots. Returns the
+        bytes freed. Must not be called within a loan. No result changes."""
         self._begin()  # takes back what a failed loan left
         self._tables.clear()
         gone = self._home.shrink(-(-nbytes // self._arena.slot_bytes))

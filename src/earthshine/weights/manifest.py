@@ -105,34 +105,34 @@ def load_manifest(checkpoint: Checkpoint) -> Manifest | None:
     folder = checkpoint.shards.folder
     if not os.path.lexists(folder / MANIFEST_NAME):
         return None
-    anew = _anew(folder)
+    remedy = _remedy(folder)
     raw = read_file(resolve_in(folder, MANIFEST_NAME, CheckpointError), MANIFEST_NAME, _MAX_BYTES, CheckpointError)
     found = parse_object(raw, MANIFEST_NAME, CheckpointError)
     if found.keys() != _KEYS or found["version"] != _VERSION or found["hash"] != "blake3":
         keys = ", ".join(sorted(_KEYS))
-        raise CheckpointError(f"{MANIFEST_NAME} should hold {keys}, of version {_VERSION} and blake3. {anew}")
+        raise CheckpointError(f"{MANIFEST_NAME} should hold {keys}, of version {_VERSION} and blake3. {remedy}")
     sizes = {file.name: nbytes for file, nbytes in shard_sizes(checkpoint).items()}
     listed = found["shards"] if isinstance(found["shards"], dict) else {}
     differing = [name for name in {**sizes, **listed} if sizes.get(name) != listed.get(name)]
     if differing:
         raise CheckpointError(
-            f"{MANIFEST_NAME} was made of other shards than these: {shown(differing[0])} differs. {anew}"
+            f"{MANIFEST_NAME} was made of other shards than these: {shown(differing[0])} differs. {remedy}"
         )
     names = [tensor.name for tensor in trunk_tensors(checkpoint.spec)]
     counts = {layer: moe.n_experts for layer, moe in moe_layers(checkpoint.spec)}
-    trunk = _table(found["trunk"], {name: 1 for name in names}, "trunk", anew)
-    experts = _table(found["experts"], {str(layer): count for layer, count in counts.items()}, "experts", anew)
+    trunk = _table(found["trunk"], {name: 1 for name in names}, "trunk", remedy)
+    experts = _table(found["experts"], {str(layer): count for layer, count in counts.items()}, "experts", remedy)
     return Manifest(trunk, {int(layer): digests for layer, digests in experts.items()})
 
 
-def _anew(folder: Path) -> str:
-    return f"Remove {shown(folder / MANIFEST_NAME)}, then make it anew with earthshine inspect --hash."
+def _remedy(folder: Path) -> str:
+    return f"Remove {shown(folder / MANIFEST_NAME)}, then create it again with earthshine inspect --hash."
 
 
-def _table(found: Any, counts: dict[str, int], key: str, anew: str) -> dict[str, bytes]:
+def _table(found: Any, counts: dict[str, int], key: str, remedy: str) -> dict[str, bytes]:
     """Each name's hashes from hexadecimal digits; exactly the names and numbers of hashes that the model has."""
     if not isinstance(found, dict) or found.keys() != counts.keys():
-        raise CheckpointError(f"{MANIFEST_NAME} should have under {key} what the model has. {anew}")
+        raise CheckpointError(f"{MANIFEST_NAME} should have under {key} what the model has. {remedy}")
     table = {}
     for name, digits in found.items():
         try:
@@ -140,7 +140,7 @@ def _table(found: Any, counts: dict[str, int], key: str, anew: str) -> dict[str,
         except (TypeError, ValueError):
             table[name] = b""
         if len(table[name]) != counts[name] * _DIGEST or len(digits) != 2 * len(table[name]):
-            raise CheckpointError(f"{MANIFEST_NAME} should have {counts[name]} hashes for {key} {name}. {anew}")
+            raise CheckpointError(f"{MANIFEST_NAME} should have {counts[name]} hashes for {key} {name}. {remedy}")
     return table
 
 
@@ -191,10 +191,10 @@ def _require_same(before: Manifest, made: Manifest, checkpoint: Checkpoint) -> N
 
 
 def _changed(what: str, where: ByteRange, checkpoint: Checkpoint) -> CheckpointError:
-    anew = _anew(checkpoint.shards.folder)
+    remedy = _remedy(checkpoint.shards.folder)
     return CheckpointError(
         f"{what} in {shown(where.file.name)} does not match the checksum in {MANIFEST_NAME}, which is kept. If the "
-        f"file is damaged, download it again. If it was changed on purpose, r{anew[1:]}"
+        f"file is damaged, download it again. If it was changed on purpose, r{remedy[1:]}"
     )
 
 

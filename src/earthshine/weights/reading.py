@@ -352,6 +352,6 @@ def _require_unchanged(file: _File) -> None:
     found = os.fstat(file.descriptor)
     if found.st_size != file.nbytes:
         was, now = file.nbytes, found.st_size
-        raise CheckpointError(f"{file.name} was changed while in use: it had {was} bytes and has {now}. Load it anew.")
+        raise CheckpointError(f"{file.name} was changed while in use, from {was} to {now} bytes. Load the model again.")
     if found.st_mtime_ns != file.mtime_ns:
-        raise CheckpointError(f"{file.name} was written to while in use. Load it anew.")
+        raise CheckpointError(f"{file.name} was written to while in use. Load the model again.")

@@ -1,7 +1,7 @@
 """Which experts have a slot in memory, and which lose theirs when others need one. Bookkeeping only: no reads.
 
-Invariant: a slot is free, holds one whole expert, is on loan for a read, or was given back to the system for good, and
-no layer has more residents than slots. What is in memory never changes a result. Refuses fewer slots than can work.
+Invariant: a slot is free, holds one whole expert, is on loan for a read, or was returned to the system, and no layer
+has more residents than slots. What is in memory never changes a result. Refuses fewer slots than can work.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,7 +33,7 @@ class Residency:
         self.n_slots = {layer: min(slots_per_layer, count) for layer, count in n_experts.items()}
         self.whole = self.n_slots == self.n_experts
         if slots_per_layer < 0 or transit_slots < (0 if self.whole else 1):
-            raise UsageError("Experts need one transit slot or more, unless every expert has a slot.")
+            raise UsageError("transit_slots must be at least 1, unless slots_per_layer covers every expert.")
         self.n_all = max(1, sum(self.n_slots.values()) + transit_slots)
         self._policy: dict[int, LayerPolicy] = {}
         for layer in n_experts:

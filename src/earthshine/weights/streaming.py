@@ -84,7 +84,7 @@ class StreamedUnits:
             try:
                 finish(buffer.tickets)
             except Exception:
-                buffer.unit = None  # so that it is read anew
+                buffer.unit = None  # so that it is read again
                 raise
             buffer.weights = self._weights(name, buffer.tensor)
         lease = Lease(buffer, buffer.weights)

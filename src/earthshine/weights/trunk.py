@@ -233,7 +233,7 @@ class _Rows:
             raw += read_exactly(self._file, self._extent.offset + token * row_bytes, row_bytes, self._extent.file.name)
         now = os.fstat(self._file)
         if (now.st_size, now.st_mtime_ns) != (self._was.st_size, self._was.st_mtime_ns):
-            raise CheckpointError(f"{shown(self._extent.file.name)} was written to while in use. Load it anew.")
+            raise CheckpointError(f"{shown(self._extent.file.name)} was written to while in use. Load the model again.")
         wide = torch.float32 if self._extent.dtype == "F32" else torch.bfloat16
         rows = (
             torch.frombuffer(raw, dtype=wide).view(-1, self._hidden)

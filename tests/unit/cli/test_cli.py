@@ -44,11 +44,11 @@ def test_a_stop_text_ends_the_answer_before_it(earthshine):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--temperature", "-1"], "temperature"),
-        (["--top-p", "0"], "top_p"),
-        (["--max-tokens", "0"], "max_tokens"),
+        (["--temperature", "-1"], "--temperature must be"),
+        (["--top-p", "0"], "--top-p must be above 0"),
+        (["--max-tokens", "0"], "--max-tokens must be"),
         (["--dtype", "fp8"], "fp8"),
-        (["--stop", ""], "stop must be up to 64 texts"),
+        (["--stop", ""], "--stop must be up to 64 texts"),
         (["--context", "5000"], "5000"),
         (["--no-such-option"], "no-such-option"),
     ],

@@ -130,14 +130,14 @@ def test_a_model_with_an_impossible_name_is_refused(earthshine, model):
     ("redirection", "code"), [("<&-", 2), ("-p hello >&-", 1), ("-p hello >/dev/full", 1)], ids=str
 )
 def test_closed_and_full_streams_are_plain_failures(redirection, code):
-    """Python itself starts differently with a closed stream, so this takes a process started anew."""
+    """Python itself starts differently with a closed stream, so this starts a new process."""
     command = f"{sys.executable} -c 'from earthshine.cli import main; main()' chat {redirection}"
     done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, timeout=300, check=False)
     assert_refused((done.returncode, "", done.stderr), "earthshine: ", code)
 
 
 def test_a_context_beyond_reason_is_wrong_use(earthshine):
-    assert_refused(earthshine("inspect", "--context", "1" + "0" * 400), "not possible", code=2)
+    assert_refused(earthshine("inspect", "--context", "1" + "0" * 400), "--context must be between", code=2)
 
 
 @pytest.mark.parametrize("memory", [None, "4TiB"], ids=["default", "claimed"])

@@ -42,20 +42,16 @@ BAD = [
     ("--memory", "lots", "'lots' is not a size; write a number of bytes with a unit, such as 12GiB or 500MB."),
     ("--memory", "", "is not a size"),
     ("--memory", "-2GiB", "is not a size"),
-    (
-        "--memory",
-        "1MiB",
-        "1.00 MiB of memory are too few for this model; the smallest budget that works with a context",
-    ),
-    ("--memory", "0", "are too few"),
-    ("--threads", "0", "0 threads are not possible; choose 1 to 512."),
-    ("--threads", "513", "513 threads"),
+    ("--memory", "1MiB", "MiB for this model with a context of 2048 tokens, not 1.00 MiB. The smallest budget"),
+    ("--memory", "0", "--memory must be at least"),
+    ("--threads", "0", "--threads must be between 1 and 512, not 0."),
+    ("--threads", "513", "not 513."),
     ("--threads", "many", "--threads"),
-    ("--trunk", "int4", "'int4' is not a form of the trunk; choose one of bf16, int8."),
-    ("--trunk", "", "is not a form of the trunk"),
-    ("--context", "1", "A context of 1 tokens is not possible"),
-    ("--context", "4097", "4097"),
-    ("--dtype", "fp8", "'fp8' is not a dtype here"),
+    ("--trunk", "int4", "--trunk must be bf16 or int8, not 'int4'."),
+    ("--trunk", "", "--trunk must be bf16 or int8, not ''."),
+    ("--context", "1", "--context must be at least 2 tokens, not 1."),
+    ("--context", "4097", "--context must be between 1 and 4096 tokens with this model, not 4097."),
+    ("--dtype", "fp8", "--dtype must be bf16 or fp32, not 'fp8'."),
 ]
 
 
@@ -93,12 +89,12 @@ def test_int8_answers_too_and_only_with_bf16(earthshine):
     assert (code, out[:6]) == (0, "Hello!")
     code, _, err = earthshine("chat", "-p", "hello", "--trunk", "int8", "--dtype", "fp32")
     assert code == 2
-    assert "takes bf16 activations" in err
+    assert "--dtype must be bf16 with an int8 trunk" in err
 
 
 def test_the_smallest_budget_that_a_refusal_names_works(earthshine):
     """With something on top for what the process takes on between the two."""
-    named = re.search(r"--memory ([0-9]+)MiB", earthshine("chat", "-p", "hello", "--memory", "1MiB")[2])
+    named = re.search(r"must be at least ([0-9]+)MiB", earthshine("chat", "-p", "hello", "--memory", "1MiB")[2])
     code, out, err = earthshine("chat", "-p", "hello", "--no-thinking", "--memory", f"{int(named[1]) + 30}MiB")
     assert (code, err) == (0, "")
     assert out.startswith("Hello!")
@@ -118,7 +114,7 @@ def test_stats_are_lines_on_standard_error(earthshine):
 
 
 def test_stats_count_what_was_read_and_what_was_not_there(earthshine):
-    named = re.search(r"--memory ([0-9]+)MiB", earthshine("chat", "-p", "hello", "--memory", "1MiB")[2])
+    named = re.search(r"must be at least ([0-9]+)MiB", earthshine("chat", "-p", "hello", "--memory", "1MiB")[2])
     little = f"{int(named[1]) + 8}MiB"
     err = earthshine("chat", "-p", "hello", "--no-thinking", "--memory", little, "--stats")[2]
     found = STATS.fullmatch(err)

@@ -83,7 +83,7 @@ def test_the_smallest_budget_printed_is_one_that_works(earthshine, k2_6):
     assert facts(earthshine(*at, found["smallest_budget"]))["plan"]["memory"]["context_tokens"] == 32_768
     code, _, err = earthshine(*at, found["smallest_budget"] - 1)
     assert code == 2
-    assert "smallest budget that works" in err
+    assert "The smallest budget that works" in err
 
 
 def test_plan_options_reach_the_plan(earthshine, k2_6):

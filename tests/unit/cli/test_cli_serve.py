@@ -30,11 +30,11 @@ def keys(tmp_path):
         (["--port", "70000"], "Port 70000 does not exist"),
         (["--disk-cache", "much"], "is not a size"),
         (["--disk-cache-folder", "somewhere"], "--disk-cache-folder needs --disk-cache with a size"),
-        (["--max-stall", "0"], "A stall of 0.0 seconds is not possible"),
-        (["--max-queue", "0"], "A queue of 0 is not possible"),
-        (["--drain-seconds", "nan"], "--drain-seconds nan is not possible"),
-        (["--hang-seconds", "-1"], "--hang-seconds -1 is not possible"),
-        (["--name", "a//b", "--port", "0"], "--name 'a//b' is not possible"),
+        (["--max-stall", "0"], "--max-stall must be between 0.01 and 3600 seconds, not 0.0"),
+        (["--max-queue", "0"], "--max-queue must be between 1 and 1048576, not 0"),
+        (["--drain-seconds", "nan"], "--drain-seconds must be between 0 and"),
+        (["--hang-seconds", "-1"], "--hang-seconds must be between 0 and"),
+        (["--name", "a//b", "--port", "0"], "--name must be up to 128 letters, digits and . _ : - /, not 'a//b'"),
         (["--memory", "lots"], "is not a size"),
         (["--plan", "plan.json", "--batch", "2"], "--plan has all options"),
     ],
@@ -49,7 +49,7 @@ def test_wrong_use_is_named_before_anything_is_loaded(earthshine, keys, argument
 
 def test_a_batch_of_zero_is_refused(earthshine):
     code, _, err = earthshine("serve", "gleam", "--batch", "0", "--port", "0")
-    assert (code, "A batch of 0 is not possible" in err) == (2, True)
+    assert (code, "--batch must be between 1 and 4096 sequences, not 0" in err) == (2, True)
 
 
 def test_a_port_in_use_is_named_before_the_model_is_looked_for(earthshine):

@@ -79,7 +79,7 @@ def test_checksums_that_files_no_longer_match_are_kept(tmp_path: Path, earthshin
     assert (code, out) == (1, "")
     what = "The trunk tensor norm" if at == "trunk" else "Expert 3 of layer 1"
     assert f"{what} in 'model.safetensors' does not match the checksum" in err
-    assert f"remove '{manifest}', then make it anew" in err
+    assert f"remove '{manifest}', then create it again" in err
     assert manifest.read_bytes() == before
     manifest.unlink()
     assert earthshine("inspect", folder, "--hash")[0] == 0

@@ -86,21 +86,34 @@ HUGE = 1 << 50
     [
         ({"transit_slots": 300_000}, {}, "The plan takes .* but its budget is"),
         ({"transit_slots": HUGE}, {}, "The plan takes .* but its budget is"),
-        ({"budget_bytes": 400 * MIB}, {}, "The plan takes .* but its budget is 400.00 MiB; make it anew"),
-        ({"budget_bytes": 400 * MIB, "slots_per_layer": HUGE}, {}, "The plan takes .* but its budget is"),
+        ({"budget_bytes": 400 * MIB}, {}, "The plan takes .* but its budget is 400.00 MiB; create a new one"),
+        (
+            {"slots_per_layer": HUGE},
+            {},
+            f"must be 0 to 96 for this model, not {HUGE}; create a new one",
+        ),
+        ({"slots_per_layer": 97}, {}, "must be 0 to 96 for this model, not 97; create a new one"),
         ({"pages": 1 << 20}, {}, "The plan takes .* but its budget is"),
         ({"budget_bytes": HUGE}, {}, "budget of 1048576.00 GiB|budget of 1024.00 TiB"),
         ({}, {"process_bytes": HUGE}, "The plan takes"),
-        ({"context_tokens": 4097}, {}, "A context of 4097 tokens is not possible; this model takes 1 to 4096"),
-        ({"batch": 5000}, {}, "A batch of 5000"),
-        ({}, {"threads": 1000}, "1000 threads"),
-        ({}, {"trunk": "fp4"}, "'fp4' is not a form of the trunk"),
-        ({}, {"trunk": "int8", "dtype": "fp32"}, "int8 takes bf16 activations"),
-        ({"streamed": ("layers.1",)}, {"dtype": "fp32"}, "stays whole in memory"),
-        ({"streamed": ("layers.1",)}, {"trunk": "int8"}, "stays whole in memory"),
+        ({"context_tokens": 4097}, {}, "context must be between 1 and 4096 tokens with this model, not 4097"),
+        ({"batch": 5000}, {}, "batch must be between 1 and 4096 sequences, not 5000"),
+        ({}, {"threads": 1000}, "threads must be between 1 and 512, not 1000"),
+        ({}, {"trunk": "fp4"}, "trunk must be bf16 or int8, not 'fp4'"),
+        ({}, {"trunk": "int8", "dtype": "fp32"}, "dtype must be bf16 with an int8 trunk"),
+        ({"streamed": ("layers.1",)}, {"dtype": "fp32"}, "must stay in memory; create a new one"),
+        ({"streamed": ("layers.1",)}, {"trunk": "int8"}, "must stay in memory; create a new one"),
         ({"streamed": ("layers.5",)}, {}, "streams layers that this model does not have"),
-        ({"slots_per_layer": 95, "transit_slots": 0}, {}, "one transit slot or more"),
-        ({"slots_per_layer": 0, "transit_slots": 0}, {}, "one transit slot or more"),
+        (
+            {"slots_per_layer": 95, "transit_slots": 0},
+            {},
+            "at least 1, because slots_per_layer is 95",
+        ),
+        (
+            {"slots_per_layer": 0, "transit_slots": 0},
+            {},
+            "slots_per_layer is 0 and a layer has 96 experts",
+        ),
         ({}, {"model": "kimi_k25-0123456789abcdef"}, "The plan is for 'kimi_k25-0123456789abcdef', and this model is"),
     ],
     ids=str,
@@ -123,13 +136,13 @@ def test_more_slots_than_fit_pass_the_reader_but_not_the_engine(tmp_path: Path, 
     (tmp_path / "plan.json").write_text(plan_json(tight))
     found = read_plan(tmp_path / "plan.json")
     assert found == tight
-    with pytest.raises(UsageError, match="make it anew with earthshine plan"):
+    with pytest.raises(UsageError, match="create a new one with earthshine plan --save"):
         load_model(GLEAM, found)
 
 
 def test_a_plan_is_for_one_model(tmp_path: Path, plan: Plan, checkpoint: Checkpoint) -> None:
     other = replace(checkpoint.spec, norm_eps=2e-5)
-    with pytest.raises(UsageError, match="make one with --save"):
+    with pytest.raises(UsageError, match="create a new one with earthshine plan --save"):
         load_model(GLEAM, replace(plan, model=model_name(other)))
     assert plan.model == model_name(checkpoint.spec)
 
@@ -140,7 +153,7 @@ def test_plan_options_are_planned_for_this_process(checkpoint: Checkpoint) -> No
     assert plan.memory.parts["process"] == plan.process_bytes
     assert plan.memory.budget_bytes <= memory_total()
     assert (plan.machine, plan.forecast) == ("rates unknown", {})
-    with pytest.raises(UsageError, match=r"more than this process may use here, .*; give that or less\."):
+    with pytest.raises(UsageError, match=r"memory must be at most .*, which this process may use here, not"):
         plan_for(checkpoint, PlanArgs(memory_bytes=memory_total() + 1))
     with loaded(PlanArgs(threads=1)) as model:
         assert model.plan.model == plan.model
@@ -165,10 +178,10 @@ def test_open_sessions_share_the_plans_pages() -> None:
         assert model.pages.left == 16, "each page came back once"
         long = model.session(1000)
         assert long.sync((PROMPT * 20)[:1000]).computed == 1000
-        with pytest.raises(ContextError, match="only 1000"):
+        with pytest.raises(ContextError, match="this session's context is 1000"):
             long.sync((PROMPT * 20)[:1001])
         for wrong in (0, -1, 1025):
-            with pytest.raises(UsageError, match=r"this model has room for 1 to 1024\."):
+            with pytest.raises(UsageError, match=r"between 1 and 1024 tokens with this plan, not"):
                 model.session(wrong)
         assert model.pages.left == 0
 
@@ -182,7 +195,7 @@ def answer_of(session: Any) -> list[int]:
 def test_a_session_holds_no_more_than_the_models_context() -> None:
     """However many conversations the pages are for."""
     with loaded(PlanArgs(context_tokens=4096, batch=2, threads=1)) as model:
-        with pytest.raises(UsageError, match="room for 1 to 4096"):
+        with pytest.raises(UsageError, match="between 1 and 4096 tokens with this plan, not 4097"):
             model.session(4097)
         assert model.pages.left == 128
 

@@ -108,8 +108,8 @@ def test_a_refused_restore_leaves_the_session_as_it_was(make_session, make_decod
         (altered(blob, parts=tuple(Part(layer + 1, 6) for layer in range(3))), BlobError, "Part 0 .* in layer 1, but"),
         (altered(blob, token_ids=(*PROMPT, 8, 40)), BlobError, "vocabulary of 40"),
         (KVBlob(dataclasses.replace(blob.header, tail_dim=5), blob.parts, tail), BlobError, "tail has 5 values"),
-        (longer.snapshot(), ContextError, "70 tokens, but the model's context ends at 64"),
-        (blob, ContextError, "12 tokens, but the cache's free pages hold 8"),
+        (longer.snapshot(), ContextError, "70 tokens; the model's context is 64"),
+        (blob, ContextError, "12 tokens; its pages and the free ones hold 8"),
     ]
     pool = make_pool(n_pages=2)
     session, fresh = make_session(pool=pool), make_session()

@@ -197,7 +197,7 @@ def test_outputs_are_summed_in_fp32_and_return_to_the_dtype_of_x(tmp_path: Path)
 
 
 def test_an_expert_is_read_once_a_call_and_counted(tmp_path: Path) -> None:
-    """With every expert resident the first touch misses and all else hits; with no slot, each call reads all anew."""
+    """With every expert resident only first uses miss; without slots every use is read."""
     checkpoint = open_tiny(tmp_path, tiny_spec(Storage.INT4_GROUP32))
     size = checkpoint.expert_extents(1, 0).nbytes
     parts = request(40)

@@ -247,7 +247,7 @@ class TestStrangeSystems:
 
 
 def test_the_peak_is_this_process_s_own_and_no_less_than_what_it_holds() -> None:
-    """A child begins anew, however much the process held that started it."""
+    """A child's peak does not include that of its parent."""
     ballast = bytearray(64 << 20)
     ballast[::4096] = b"x" * len(ballast[::4096])
     held = machine.memory_resident()

@@ -38,7 +38,7 @@ def divided(
 
 
 def parts(sizes: Sizes, found: MemoryPlan) -> int:
-    """All that the plan holds, added up anew."""
+    """The sum of the plan's parts."""
     trunk = sum(size for name, size in sizes.units.items() if name not in found.streamed)
     buffers = 2 * max((sizes.streamed_units[name] for name in found.streamed), default=0)
     slots = sum(min(found.slots_per_layer, n) for n in sizes.experts) + found.transit_slots
@@ -66,7 +66,7 @@ def smallest(sizes: Sizes, context: int | None = None, max_context: int = 262_14
     """The budget that a refusal names, in bytes."""
     with pytest.raises(UsageError) as refusal:
         divided(sizes, 1, context, max_context=max_context)
-    named = re.search(r"--memory ([0-9]+MiB)", str(refusal.value))
+    named = re.search(r"memory must be at least ([0-9]+MiB)", str(refusal.value))
     assert named is not None
     return parse_bytes(named[1])
 
@@ -122,7 +122,7 @@ def test_the_smallest_budget_is_named_and_works(sizes: Sizes, context: int | Non
     found = divided(sizes, named, context)
     check(sizes, found, 262_144)
     assert named - 2 * MIB < found.smallest <= named
-    with pytest.raises(UsageError, match=f"{context or 2048} tokens is .*MiB"):
+    with pytest.raises(UsageError, match=f"a context of {context or 2048} tokens, not"):
         divided(sizes, found.smallest - 1, context)
 
 
@@ -185,7 +185,7 @@ def test_sequences_of_a_batch_have_pages_each_and_the_plan_fits(
     assert found.parts["cache pages"] == batch * -(-context // 64) * 64 * sizes.kept
     assert sum(found.parts.values()) == found.planned_bytes <= found.budget_bytes
     check_memory(found, sizes, PROCESS)
-    with pytest.raises(UsageError, match="make it anew"):
+    with pytest.raises(UsageError, match="create a new one with earthshine plan --save"):
         check_memory(found, sizes, PROCESS + found.budget_bytes - found.planned_bytes + 1)
 
 
@@ -199,8 +199,8 @@ def test_a_refusal_says_what_takes_the_memory() -> None:
     with pytest.raises(UsageError) as refusal:
         divided(K2_6, GIB, 4096, 3)
     text = str(refusal.value)
-    assert "context of 4096 tokens for each of 3 sequences is " in text
-    assert "4.09 GiB are weights, 823.50 MiB the context, 459.88 MiB room to compute in, 300.00 MiB the process" in text
+    assert "context of 4096 tokens for each of 3 sequences, not 1.00 GiB." in text
+    assert "4.09 GiB of weights, 823.50 MiB of cache, 459.88 MiB of working memory, and 300.00 MiB" in text
 
 
 @given(

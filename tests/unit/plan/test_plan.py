@@ -20,22 +20,22 @@ SMALL = machine(memory_bytes=2 * GIB)
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (PlanArgs(trunk="fp4"), "'fp4' is not a form of the trunk; choose one of bf16, int8"),
-        (PlanArgs(dtype="fp16"), "'fp16' is not a dtype here; choose one of bf16, fp32"),
-        (PlanArgs(trunk="int8", dtype="fp32"), "int8 takes bf16 activations"),
-        (PlanArgs(threads=0), "0 threads are not possible; choose 1 to 512"),
-        (PlanArgs(threads=513), "513 threads"),
-        (PlanArgs(batch=0), "A batch of 0 is not possible; choose 1 to 4096"),
-        (PlanArgs(batch=4097), "A batch of 4097"),
-        (PlanArgs(context_tokens=0), "A context of 0 tokens is not possible; this model takes 1 to 4096"),
-        (PlanArgs(context_tokens=4097), "A context of 4097 tokens"),
-        (PlanArgs(skew=-0.1), "A skew of -0.1 is not possible; choose 0"),
-        (PlanArgs(skew=4.01), "A skew of 4.01"),
-        (PlanArgs(skew=float("nan")), "A skew of nan"),
-        (PlanArgs(memory_bytes=2 * GIB + 1), "--memory 2.00 GiB is more than made up has, 2.00 GiB"),
-        (PlanArgs(memory_bytes=0), "the smallest budget that works"),
-        (PlanArgs(memory_bytes=-5), "the smallest budget that works"),
-        (PlanArgs(memory_bytes=400 * MIB), "the smallest budget that works"),
+        (PlanArgs(trunk="fp4"), "trunk must be bf16 or int8, not 'fp4'."),
+        (PlanArgs(dtype="fp16"), "dtype must be bf16 or fp32, not 'fp16'."),
+        (PlanArgs(trunk="int8", dtype="fp32"), "dtype must be bf16 with an int8 trunk, not fp32."),
+        (PlanArgs(threads=0), "threads must be between 1 and 512, not 0."),
+        (PlanArgs(threads=513), "not 513."),
+        (PlanArgs(batch=0), "batch must be between 1 and 4096 sequences, not 0."),
+        (PlanArgs(batch=4097), "not 4097."),
+        (PlanArgs(context_tokens=0), "context must be between 1 and 4096 tokens with this model, not 0."),
+        (PlanArgs(context_tokens=4097), "not 4097."),
+        (PlanArgs(skew=-0.1), "skew must be between 0 and 4, not -0.1."),
+        (PlanArgs(skew=4.01), "not 4.01."),
+        (PlanArgs(skew=float("nan")), "not nan."),
+        (PlanArgs(memory_bytes=2 * GIB + 1), "memory must be at most 2.00 GiB, which made up has, not 2.00 GiB."),
+        (PlanArgs(memory_bytes=0), "The smallest budget that works"),
+        (PlanArgs(memory_bytes=-5), "not -5 B. The smallest budget that works"),
+        (PlanArgs(memory_bytes=400 * MIB), "not 400.00 MiB. The smallest budget that works"),
         (PlanArgs(batch=4096), "for each of 4096 sequences"),
     ],
     ids=str,
@@ -66,7 +66,7 @@ def test_without_a_budget_there_is_one_from_what_is_free_else_from_the_machine()
     assert free.process_bytes == free.memory.parts["process"] == process
     named = make_plan(SPEC, PlanArgs(3 * GIB), FLAT, available_bytes=GIB)
     assert named.memory.budget_bytes == 3 * GIB
-    with pytest.raises(UsageError, match="needs a budget; name one with --memory"):
+    with pytest.raises(UsageError, match="memory must be given where no machine is"):
         make_plan(SPEC, PlanArgs())
 
 
@@ -123,7 +123,7 @@ def test_a_plan_too_small_to_load_what_it_holds_is_refused() -> None:
     check_memory(memory, sizes, PROCESS_BYTES)
     tight = dataclasses.replace(memory, budget_bytes=PROCESS_BYTES + GIB)
     assert tight.planned_bytes < tight.budget_bytes
-    with pytest.raises(UsageError, match="make it anew"):
+    with pytest.raises(UsageError, match="create a new one"):
         check_memory(tight, sizes, PROCESS_BYTES)
 
 

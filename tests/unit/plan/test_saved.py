@@ -103,7 +103,9 @@ def test_every_unknown_key_is_named(tmp_path: Path, plan: Plan) -> None:
         found = json.loads(plan_json(plan))
         where, holder, _ = list(objects(found))[index]
         holder["colour"] = 1
-        assert f"{where} has 'colour', which no plan has".strip() in refused(tmp_path / "plan.json", found)
+        assert f"{where} has 'colour', which is not a field of a plan; create".strip() in refused(
+            tmp_path / "plan.json", found
+        )
 
 
 WRONG: list[Any] = [None, -1, 1.5, "12", True, [], {}, [1], {"a": "b"}, 1 << 61, 10**400, -0.5]
@@ -145,11 +147,16 @@ def test_every_mistyped_value_is_named(tmp_path: Path, plan: Plan) -> None:
         ("memory.prefill_tokens", 0, "memory.prefill_tokens is 0; it must be 1 to 8192"),
         ("memory.prefill_tokens", 8193, "memory.prefill_tokens is 8193"),
         ("memory.streamed", ["layers.0", 1], "memory: streamed is 1; it must be a text"),
-        ("memory.parts", {"trunk": -1}, "memory: parts.'trunk' is -1; it must be a whole number from 0 up"),
+        ("memory.parts", {"trunk": -1}, "memory: parts.'trunk' is -1; it must be a whole number from 0 to"),
+        (
+            "memory.budget_bytes",
+            1 << 62,
+            f"is {1 << 62}; it must be a whole number from 0 to {1 << 60} (2^60)",
+        ),
         ("format", "earthshine plan 1", "is a plan of another version ('earthshine plan 1', not 'earthshine plan 2')"),
-        ("format", "earthshine plan 1", "make it anew with earthshine plan --save"),
+        ("format", "earthshine plan 1", "create a new one with earthshine plan --save"),
         ("format", "earthshine plan 3", "is a plan of another version ('earthshine plan 3'"),
-        ("format", "", "is not a plan; its format must be 'earthshine plan 2'. Make it anew"),
+        ("format", "", "is not a plan; its format must be 'earthshine plan 2'; create a new one"),
         ("format", {}, "its format must be"),
     ],
 )
@@ -187,5 +194,5 @@ def test_a_plan_that_an_earlier_version_saved_is_refused_with_the_remedy(tmp_pat
     """The first version kept the memory plan under another key."""
     found = json.loads(plan_json(plan))
     found |= {"format": "earthshine plan 1", "division": found.pop("memory")}
-    said = refused(tmp_path / "plan.json", found)
-    assert "another version ('earthshine plan 1', not 'earthshine plan 2'); make it anew with earthshine plan" in said
+    message = refused(tmp_path / "plan.json", found)
+    assert "another version ('earthshine plan 1', not 'earthshine plan 2'); create a new one" in message

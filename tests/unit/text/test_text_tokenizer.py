@@ -87,7 +87,7 @@ def test_cuts_fall_every_400000_characters_and_within_long_runs() -> None:
     assert _cuts("b " + "a" * 60_000 + " ") == [25_002, 50_002]
     assert _cuts("ab" + " " * 25_001) == [25_002]
     assert _cuts("a " * 400_000) == [400_000]
-    assert _cuts("a " * 199_999 + "b" * 25_002) == [400_000]  # runs are counted anew in each chunk
+    assert _cuts("a " * 199_999 + "b" * 25_002) == [400_000]  # each chunk counts runs from zero
 
 
 def test_cuts_of_a_part_are_those_of_the_text_inside_it() -> None:

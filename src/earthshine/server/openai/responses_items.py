@@ -80,8 +80,8 @@ class _Conversation:
         self.messages.append(message)
         self._open = message if message["role"] == "assistant" else None
 
-    def _assistant(self, anew: bool) -> dict[str, Any]:
-        if self._open is None or anew:
+    def _assistant(self, new: bool) -> dict[str, Any]:
+        if self._open is None or new:
             self.add({"role": "assistant", "content": None})
         return self.messages[-1]
 
@@ -89,14 +89,14 @@ class _Conversation:
         return self._open is not None and (self._open["content"] is not None or "tool_calls" in self._open)
 
     def think(self, text: str) -> None:
-        message = self._assistant(anew=self._has_answer())
+        message = self._assistant(new=self._has_answer())
         message["reasoning_content"] = message.get("reasoning_content", "") + text
 
     def say(self, text: str | None) -> None:
-        self._assistant(anew=self._has_answer())["content"] = text
+        self._assistant(new=self._has_answer())["content"] = text
 
     def call(self, call: dict[str, Any]) -> None:
-        self._assistant(anew=False).setdefault("tool_calls", []).append(call)
+        self._assistant(new=False).setdefault("tool_calls", []).append(call)
 
 
 def messages_of(given: str | Sequence[Item | OtherItem], instructions: str | None) -> Messages:
