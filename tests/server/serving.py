@@ -129,6 +129,7 @@ GAUGES = SimpleNamespace(
     prompt_tokens=500, generated_tokens=700, expert_hits=30, expert_misses=10, expert_bytes_read=4096,
     disk_cache_bytes=11, disk_cache_pages=12, pages_read=13, pages_written=14, damaged_pages=15, resident_bytes=1 << 20,
     budget_bytes=1 << 21, finished={"stop": 6, "length": 7, "cancelled": 3}, problem=None,
+    prefill_tokens=900, prefill_processed=300, prefill_seconds_left=21.5,
 )  # fmt: skip
 
 

@@ -91,7 +91,8 @@ class TestBody:
     def test_every_field_that_openais_chat_obeys_is_known(self):
         mine = {"model", "max_tokens", "temperature", "top_p", "top_k", "stream", "cache_salt", "thinking", "messages",
                 "tools", "tool_choice"}  # fmt: skip
-        harmless = {"stream_options", "user", "priority", "options", "usage", "modalities", "preserve_thinking"}
+        harmless = {"stream_options", "user", "priority", "options", "usage", "modalities", "preserve_thinking",
+                    "return_progress"}  # fmt: skip
         elsewhere = {"add_generation_prompt", "continue_final_message"}
         fields = {*ChatBody.model_fields, *OBEYED_AS} - mine - harmless - elsewhere - {"stop_sequences", "extra_key"}
         assert fields <= OPENAI_ONLY.keys()

@@ -5,6 +5,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+from earthshine.engine import PromptProgress
 from earthshine.units import format_bytes
 
 _QUIET_SECONDS = 1.0  # nothing is shown for work that ends sooner
@@ -54,8 +55,9 @@ class ByteProgress(_Line):
 class TokenProgress(_Line):
     """Tokens of a prompt that are computed."""
 
-    def report(self, done: float, total: int) -> None:
-        """`done` of `total` tokens; after each layer a token is done in part."""
-        elapsed = max(time.monotonic() - self._began, 1e-9)
-        rate, left = done / elapsed, (total - done) * elapsed / max(done, 1e-9)
-        self._show(f"reading the prompt: {done:.0f} of {total} tokens, {rate:.1f} per second, {left:.0f} s to go")
+    def report(self, progress: PromptProgress) -> None:
+        """How far the prompt is, as Session.sync passes it on."""
+        rate = (progress.processed - progress.cached) / max(progress.seconds, 1e-9)
+        left = "" if progress.seconds_left is None else f", {progress.seconds_left:.0f} s to go"
+        done = f"{progress.processed} of {progress.total} tokens"
+        self._show(f"reading the prompt: {done}, {rate:.1f} per second{left}")

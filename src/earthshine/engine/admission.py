@@ -4,7 +4,7 @@ A request whose next page another one computes waits for that page. Pages of a p
 cache finds them, while others are computed. Invariant: a sequence that waits holds no page.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from earthshine.engine.request_queue import RequestQueue
@@ -25,10 +25,17 @@ class Counts:
 
 
 class Admission:
-    """Over a queue and a pool, whose pages the cache may share."""
+    """Over a queue and a pool, whose pages the cache may share. `expected`: seconds for what a sequence lacks."""
 
-    def __init__(self, queue: RequestQueue, pool: PagePool, cache: PrefixCache, counts: Counts) -> None:
-        self._queue, self._pool, self._cache, self._counts = queue, pool, cache, counts
+    def __init__(
+        self,
+        queue: RequestQueue,
+        pool: PagePool,
+        cache: PrefixCache,
+        counts: Counts,
+        expected: Callable[[TokenSequence], float | None],
+    ) -> None:
+        self._queue, self._pool, self._cache, self._counts, self._expected = queue, pool, cache, counts, expected
         self.loading: dict[TokenSequence, PageFetch] = {}  # those that run once their pages have arrived
 
     def admit(self, besides: Collection[TokenSequence]) -> None:
@@ -123,7 +130,7 @@ class Admission:
         if sequence.admitted_at is None:
             self._counts.prefix_queries += 0 if sequence.scoring else sequence.n_prompt
             self._counts.prefix_hits += sequence.page_table.length
-        sequence.admit(sequence.page_table.length)
+        sequence.admit(sequence.page_table.length, self._expected(sequence))
 
 
 def _checkpoints(sequence: TokenSequence) -> list[PageKey]:

@@ -48,6 +48,19 @@ class Durations:
         most = max(self._prefill)
         return self._prefill[most] * float(1 << (size - most))
 
+    def prompt_seconds(self, tokens: int, pass_tokens: int, by_token: bool) -> float | None:
+        """Of a prompt in passes of `pass_tokens` at most; None where no pass was seen. `by_token`: a pass costs by the
+        token, but at least a decode step."""
+        whole, rest = divmod(tokens, pass_tokens)
+        each, last = self.prefill_seconds(pass_tokens), self.prefill_seconds(max(1, rest))
+        if each is None or last is None:
+            return None
+        if by_token and self._prefill:
+            size = max(self._prefill)
+            rate = self._prefill[size] / (1 << size)
+            each, last = (max(self.decode_seconds, rate * count) for count in (pass_tokens, rest))
+        return whole * each + (last if rest else 0.0)
+
     def prefill_tokens(self, seconds: float) -> int:
         """The most tokens that a pass of `seconds` computes, at the rate of the largest one seen; 0 where none was."""
         if not self._prefill:

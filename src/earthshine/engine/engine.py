@@ -20,6 +20,7 @@ from earthshine.engine.load import LoadedModel
 from earthshine.engine.request import Request, Sink
 from earthshine.engine.scheduler import Scheduler, as_ours
 from earthshine.engine.sequence import TokenSequence
+from earthshine.engine.waits import prompts_under_way
 from earthshine.errors import ContextError, EarthshineError, OverloadError, UsageError
 from earthshine.kv import BlobLayout, PageFiles, PrefixCache
 from earthshine.machine import memory_resident
@@ -58,7 +59,9 @@ class EngineOptions:
 @dataclass(frozen=True, slots=True)
 class Gauges:
     """A snapshot of the engine's state. `pages_cached`: those that nobody uses now; `resident_bytes`: of the whole
-    process; `finished`: replies by reason; `problem`: what the disk cache can't do now. Counters count from the start.
+    process; `finished`: replies by reason; `problem`: what the disk cache can't do now; `prefill_tokens`: of all
+    prompts that are being computed, and `prefill_processed` of them are done; `prefill_seconds_left`: the longest wait
+    expected among them, 0 where nothing is known. Counters count from the start.
     """
 
     running: int
@@ -83,6 +86,9 @@ class Gauges:
     budget_bytes: int
     finished: Mapping[str, int] = field(default_factory=dict)
     problem: str | None = None
+    prefill_tokens: int = 0
+    prefill_processed: int = 0
+    prefill_seconds_left: float = 0.0
 
 
 class Ticket:
@@ -176,6 +182,7 @@ class Engine:
     def gauges(self) -> Gauges:
         queue, counts, stats = self._scheduler.queue, self._scheduler.counts, self._model.experts.stats
         files = self._files.stats
+        under_way = prompts_under_way(list(queue.running))
         return Gauges(
             running=len(queue.running),
             waiting=max(0, self._open - len(queue.running)),
@@ -199,6 +206,9 @@ class Engine:
             budget_bytes=self._model.plan.memory.budget_bytes,
             finished=dict(queue.finished),
             problem=self._files.problem,
+            prefill_tokens=under_way[0],
+            prefill_processed=under_way[1],
+            prefill_seconds_left=under_way[2],
         )
 
     def drain(self, seconds: float) -> bool:

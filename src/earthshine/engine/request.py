@@ -1,7 +1,7 @@
 """What the scheduler takes and returns: token ids and events, never text.
 
-Every reply's events come in one order: Admitted, PromptScores if they were asked for, TokenEvents, then exactly one
-Finished or Failed, after which nothing more comes.
+Every reply's events come in one order: Admitted, PromptProgress and PromptScores if they were asked for, TokenEvents,
+then exactly one Finished or Failed, after which nothing more comes.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,13 +30,14 @@ class Constraint(Protocol):
 @dataclass(frozen=True, slots=True)
 class Request:
     """One choice to compute. The submitter acts on `params.n` and `params.stop`. `tenant` separates caches: only
-    requests of the same tenant share pages; `priority`: lower comes first."""
+    requests of the same tenant share pages; `priority`: lower comes first; `progress`: PromptProgress is sent."""
 
     tokens: Sequence[int]
     params: SamplingParams
     tenant: str = ""
     priority: int = 0
     constraint: Constraint | None = None
+    progress: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,18 @@ class Admitted:
     """The prompt is about to be computed; the first `reused` of its tokens were found."""
 
     reused: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """Of a prompt's `total` tokens, `processed` have been computed or found, `cached` of these found. `seconds` since
+    its admission; `seconds_left`: expected until all have been computed, None where nothing is known yet."""
+
+    total: int
+    cached: int
+    processed: int
+    seconds: float
+    seconds_left: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,5 +90,5 @@ class Failed:
     error: EarthshineError
 
 
-ReplyEvent = Admitted | PromptScores | TokenEvent | Finished | Failed
+ReplyEvent = Admitted | PromptProgress | PromptScores | TokenEvent | Finished | Failed
 Sink = Callable[[ReplyEvent], None]  # called on the engine's thread: must return at once and raise nothing

@@ -27,6 +27,7 @@ from earthshine.engine.memory_limit import WATCHED_ROWS, MemoryLimit
 from earthshine.engine.request_queue import RequestQueue, in_order
 from earthshine.engine.sequence import TokenSequence
 from earthshine.engine.step import ForwardPass, Model, StepRow
+from earthshine.engine.waits import PromptWaits, report
 from earthshine.errors import ContextError, EarthshineError
 from earthshine.kv import PagePool, PrefixCache
 
@@ -115,7 +116,8 @@ class Scheduler:
         poll: Callable[[], None] = lambda: None,
     ) -> None:
         self.queue, self.counts, self.durations = RequestQueue(max_running), Counts(), Durations()
-        self._admission = Admission(self.queue, pool, cache, self.counts)
+        waits = PromptWaits(self.queue, self.durations, prefill_tokens, streams)
+        self._admission = Admission(self.queue, pool, cache, self.counts, waits.seconds)
         self._decoder, self._pool, self._cache, self._memory_limit = decoder, pool, cache, memory_limit
         self._context_tokens, self._prefill_tokens = context_tokens, prefill_tokens
         self._max_stall, self._poll, self._streams = max_stall, poll, streams
@@ -257,6 +259,7 @@ class Scheduler:
         self._check_memory()
         with ForwardPass(self._decoder, _rows(step)) as forward:
             while not forward.advance():
+                report(step.chunks, forward.share)
                 self._poll()
                 if step.n_tokens > WATCHED_ROWS:
                     self._check_memory()
@@ -279,6 +282,7 @@ class Scheduler:
         prefill.advanced, prefill.seconds = True, prefill.seconds + seconds
         prefill.longest = max(prefill.longest, seconds)
         if not ended:
+            report(step.chunks, prefill.forward.share)
             return None
         self.durations.add_interval(step.n_tokens, prefill.longest)
         return Outcome(step, prefill.forward.hidden(), prefill.seconds)
@@ -300,6 +304,7 @@ class Scheduler:
                 self._again.extendleft(Step((chunk,), outcome.step.interruptible) for chunk in reversed(chunks))
             return
         self._time(outcome)
+        report(chunks, 1)
         last = []
         for chunk, states in zip(chunks, outcome.hidden, strict=True):
             sequence = chunk.sequence

@@ -11,7 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from earthshine.engine.request import Admitted, Failed, Finished, PromptScores, ReplyEvent, Request, Sink, TokenEvent
+from earthshine.engine.progress import PromptReport
+from earthshine.engine.request import (
+    Admitted,
+    Failed,
+    Finished,
+    PromptProgress,
+    PromptScores,
+    ReplyEvent,
+    Request,
+    Sink,
+    TokenEvent,
+)
 from earthshine.engine.sampling import Sampler, most_likely
 from earthshine.errors import EarthshineError
 from earthshine.kv import PageKey, PageKeys, PageTable
@@ -33,6 +44,7 @@ class TokenSequence:
         self.asked_at = time.monotonic()
         self.last_token_at = self.asked_at  # when its client last got a token, or began to wait for one
         self.admitted_at: float | None = None
+        self.report: PromptReport | None = None  # once it was admitted
         self._keys = PageKeys(request.tenant, page_tokens)
         self._page_tokens, self._stops = page_tokens, stops
         self._sampler: Sampler | None = None
@@ -69,11 +81,19 @@ class TokenSequence:
     def tokens_of(self, key: PageKey) -> list[int]:
         return self.tokens[key.start : key.start + self._page_tokens]
 
-    def admit(self, reused: int) -> None:
-        """Send Admitted, unless the sequence was admitted before and then preempted."""
+    def admit(self, reused: int, expected: float | None = None) -> None:
+        """Send Admitted, unless the sequence was admitted before and then preempted. `expected`: seconds until the rest
+        of the prompt has been computed."""
         if self.admitted_at is None:
             self.admitted_at = self.last_token_at = time.monotonic()
+            self.report = PromptReport(self.n_prompt, reused, expected)
             self._send(Admitted(reused))
+            self._inform(self.report.latest)
+
+    def progress(self, done: float) -> None:
+        """`done` of its tokens have been computed or found, some of them in part."""
+        if self.report is not None and (news := self.report.update(min(done, self.n_prompt))) is not None:
+            self._inform(news)
 
     def score(self, start: int, hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
         """Send the log-likelihood of the token after each of those from `start`.
@@ -128,6 +148,10 @@ class TokenSequence:
             self.page_table.release()
             self.page_table = None
         self.shared = 0
+
+    def _inform(self, event: PromptProgress) -> None:
+        if self.request.progress:
+            self._send(event)
 
     def _send(self, event: ReplyEvent) -> None:
         try:

@@ -8,14 +8,14 @@ changes.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from operator import index
 
 import torch
 from torch import Tensor
 
 from earthshine.engine.memory_limit import WATCHED_ROWS, MemoryLimit
-from earthshine.engine.request import Finished, TokenEvent
+from earthshine.engine.progress import PromptReport
+from earthshine.engine.request import Finished, PromptProgress, TokenEvent
 from earthshine.engine.sampling import Sampler
 from earthshine.engine.sampling_params import SamplingParams
 from earthshine.engine.sequence import SCORE_ROWS
@@ -76,13 +76,12 @@ class Session:
         """The session's tokens: those given and those sampled."""
         return tuple(self._tokens)
 
-    def sync(self, tokens: Sequence[int], progress: Callable[[float, int], None] | None = None) -> Synced:
+    def sync(self, tokens: Sequence[int], progress: Callable[[PromptProgress], None] | None = None) -> Synced:
         """Make `tokens` the session's tokens: keep the cache of the longest common prefix and compute the others.
 
-        Unless `tokens` are the session's already, at least the last one is computed. `progress` is called after each
-        layer with the work done, in tokens, and the number of tokens to compute. Raises UsageError for token ids
-        outside the vocabulary, and ContextError for more tokens than the context or the pages hold; the session is
-        then unchanged.
+        Unless `tokens` are the session's already, at least the last one is computed. `progress` is called at the
+        beginning, at the end, and a few times per second in between. Raises UsageError for token ids outside the
+        vocabulary, and ContextError for more tokens than the context or the pages hold; the session is then unchanged.
         """
         wanted = self._checked(tokens)
         reused = common_prefix(self._tokens[: self._page_table.length], wanted)
@@ -92,7 +91,7 @@ class Session:
         self._require_room(reused, len(wanted))
         self._replace(reused, wanted)
         try:
-            self._latest(progress)
+            self._latest(_informer(PromptReport(len(wanted), reused), progress or (lambda event: None)))
         except BaseException:
             self._trim()
             raise
@@ -197,31 +196,29 @@ class Session:
             yield TokenEvent(sampled.token, sampled.logprob, sampled.top)
         yield Finished("length")
 
-    def _latest(self, progress: Callable[[float, int], None] | None = None) -> Tensor:
+    def _latest(self, inform: Callable[[float], None] = lambda done: None) -> Tensor:
         """[hidden] of the last token held, computing whatever is missing up to it."""
         if self._last is None and self._page_table.length == len(self._tokens):
             self._page_table.truncate(len(self._tokens) - 1)
-        for _ in self._prefill(len(self._tokens), progress):
+        for _ in self._prefill(len(self._tokens), inform):
             pass
         assert self._last is not None
         return self._last
 
-    def _prefill(self, end: int, progress: Callable[[float, int], None] | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Compute tokens held up to `end`; yields each step's first position and hidden states [tokens, hidden]."""
-        first = self._page_table.length
+    def _prefill(self, end: int, inform: Callable[[float], None] = lambda done: None) -> Iterator[tuple[int, Tensor]]:
+        """Compute tokens held up to `end`; yields each step's first position and hidden states [tokens, hidden].
+        `inform` gets how many tokens are done, some of them in part."""
         while (start := self._page_table.length) < end:
             self._last = None
             chunk = self._tokens[start : min(end, start + self._prefill_tokens)]
             if self._memory_limit is not None:
                 self._memory_limit.check()
             with ForwardPass(self._decoder, [StepRow(self._page_table, chunk)]) as forward:
-                for n_layers in count(1):
-                    if forward.advance():
-                        break
+                while not forward.advance():
                     if self._memory_limit is not None and len(chunk) > WATCHED_ROWS:
                         self._memory_limit.check()
-                    if progress is not None:
-                        progress(start - first + len(chunk) * n_layers / self._spec.n_layers, end - first)
+                    inform(start + len(chunk) * forward.share)
+            inform(start + len(chunk))
             hidden = forward.hidden()[0]
             self._last = hidden[-1].clone()
             yield start, hidden
@@ -261,6 +258,17 @@ class Session:
             raise ContextError(
                 f"The sequence has {n_tokens} tokens; its pages and the free ones hold {self._room(keep)}."
             )
+
+
+def _informer(report: PromptReport, progress: Callable[[PromptProgress], None]) -> Callable[[float], None]:
+    """Passes on what `report` makes of how far a prompt is, from its beginning on."""
+    progress(report.latest)
+
+    def inform(done: float) -> None:
+        if (news := report.update(done)) is not None:
+            progress(news)
+
+    return inform
 
 
 def _likelihoods(logits: Tensor, following: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class PagedStates:
     """What each row's sequence keeps: pages that a step's tokens are written to first and then read where they lie."""
 
     def __init__(self, rows: Sequence[StepRow]) -> None:
+        self.n_layers = 0  # that have begun
         self._spans: list[tuple[PageTable, int, int]] = []  # and where its tokens begin and end in the batch
         begin = 0
         for row in rows:
@@ -65,6 +66,7 @@ class PagedStates:
         self._pieces = [Run(first, last, kernels.PagedBatch(self._sequences(first, last))) for first, last in bounds]
 
     def layer(self, index: int) -> "PagedState":
+        self.n_layers = index + 1
         return PagedState(index, self._spans, self._pieces)
 
     def _sequences(self, first: int, last: int) -> list[kernels.PagedTokens]:
@@ -132,7 +134,8 @@ class ForwardPass:
                 row.page_table.reserve(row.page_table.length + len(row.tokens))
             tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.int64)
             positions = torch.cat([_positions(row) for row in rows])
-            self._forward = decoder.forward(tokens, positions, PagedStates(rows), in_groups=in_groups)
+            self._n_layers, self._states = decoder.spec.n_layers, PagedStates(rows)
+            self._forward = decoder.forward(tokens, positions, self._states, in_groups=in_groups)
         except BaseException:
             self._truncate()
             raise
@@ -154,6 +157,11 @@ class ForwardPass:
             self.close()
             raise
         return False
+
+    @property
+    def share(self) -> float:
+        """Of the layers, those that the tokens have passed for certain: all before the one that began last."""
+        return 1.0 if self._hidden is not None else max(0, self._states.n_layers - 1) / self._n_layers
 
     def close(self) -> None:
         """Give up a pass that has not ended: its weights are no longer leased, and its pages are free."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from earthshine.engine import SamplingParams
+from earthshine.engine import PromptProgress, SamplingParams
 from earthshine.text import Event as TextEvent
 
 Messages = list[dict[str, Any]]  # in OpenAI's form, as text.ChatTemplate takes them
@@ -89,6 +89,14 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a prompt is. `choice`: the first of its choices; the others share what is computed for it."""
+
+    choice: int
+    prompt: PromptProgress
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """More of choice `choice`: events of its text, and its tokens where log-probabilities were asked for.
     `completion_tokens`: tokens of the choice generated so far."""
@@ -111,4 +119,4 @@ class Ended:
     stop_text: str | None = None
 
 
-Piece = Started | Delta | Ended
+Piece = Started | Progress | Delta | Ended

@@ -4,13 +4,14 @@ Knows no event loop, so that the HTTP server and `LLM` can share it: the caller 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from earthshine.engine import Admitted, Failed, Finished, ReplyEvent, Request, Sink
+from earthshine.engine import Admitted, Failed, Finished, PromptProgress, ReplyEvent, Request, Sink
 from earthshine.errors import OverloadError
 from earthshine.generation.output import Choice
-from earthshine.generation.request import Piece, Started
+from earthshine.generation.request import Piece, Progress, Started
 
 _RETRY_SECONDS = 10
 
@@ -27,11 +28,11 @@ class Submission:
     """Requests that are submitted together; their choices are numbered over all of them.
 
     `put(number, event)` is called on the engine's thread; pass these events to `pieces` on another thread, in order.
-    `live`: tickets of the choices that the engine still computes.
+    `live`: tickets of the choices that the engine still computes. `progress`: pieces say how far each prompt is.
     """
 
-    def __init__(self, engine: Computes, put: Callable[[int, ReplyEvent], None]) -> None:
-        self._engine, self._put = engine, put
+    def __init__(self, engine: Computes, put: Callable[[int, ReplyEvent], None], *, progress: bool = False) -> None:
+        self._engine, self._put, self._progress = engine, put, progress
         self.live: dict[int, Any] = {}
         self._choices: list[Choice] = []
         self._firsts: list[int] = []  # of each choice, the number of its request's first
@@ -44,7 +45,8 @@ class Submission:
             choice.number = number
             self._choices.append(choice)
             self._firsts.append(first)
-            self.live[number] = self._engine.submit(choice.request, partial(self._put, number))
+            request = replace(choice.request, progress=self._progress and number == first)
+            self.live[number] = self._engine.submit(request, partial(self._put, number))
         return range(first, len(self._choices))
 
     def pieces(self, events: Sequence[tuple[int, ReplyEvent]]) -> list[Piece]:
@@ -66,7 +68,10 @@ class Submission:
             if isinstance(event, Admitted) and first not in self._admitted:
                 self._admitted.add(first)  # the other choices share what this one has computed
                 found.append(Started(len(choice.request.tokens), event.reused))
-            choice.push(event)
+            if isinstance(event, PromptProgress):
+                found.append(Progress(number, event))
+            else:
+                choice.push(event)
         for number in dict.fromkeys(number for number, _ in events):
             choice = self._choices[number]
             found += choice.take()

@@ -4,7 +4,7 @@ For vLLM, SGLang, llama.cpp's server, Ollama, OpenRouter, text-generation-webui 
 that would change the answer is obeyed or refused by name. null is the same as leaving a field out. Fields that are in
 no table are ignored, as are those that only concern how an answer is computed or billed (cache_prompt, id_slot, n_keep,
 keep_alive, num_ctx, num_gpu, session_id, rid, provider, route, models, transforms, service_tier, metadata,
-return_progress, timings_per_token, stream_interval, stream_reasoning) and those that tune a sampler which is off
+timings_per_token, stream_interval, stream_reasoning) and those that tune a sampler which is off
 (xtc_threshold, dry_base, mirostat_tau, dynatemp_exponent, length_penalty). verbosity is ignored, since no template
 supports it. OpenAI's paths use `own_names` and `require_obeyed`. Anthropic's Messages API has none of these fields and
 refuses them with `require_absent`.

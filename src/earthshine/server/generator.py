@@ -52,7 +52,7 @@ class TextGenerator:
         choices = await self._in_thread(lambda: list(map(prepare, requests, tenants)))
         _require_few_scores(choices)
         mailbox = _Mailbox(asyncio.get_running_loop())
-        submission = Submission(self._engine, mailbox.put)
+        submission = Submission(self._engine, mailbox.put, progress=True)
         try:
             for own in choices:
                 submission.add(own)

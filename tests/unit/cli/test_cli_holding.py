@@ -14,6 +14,7 @@ import pytest
 
 from earthshine.cli import progress
 from earthshine.cli.progress import ByteProgress, TokenProgress
+from earthshine.engine import PromptProgress
 
 STATS = re.compile(
     r"prompt   ([0-9]+) tokens computed, ([0-9]+) reused, [0-9.]+ per second\n"
@@ -140,7 +141,8 @@ def test_progress_is_for_terminals_and_for_what_takes_long(monkeypatch, stream, 
         reading.report("trunk", 1 << 20, 4 << 20)
         reading.report("experts", 3 << 20, 4 << 20)
     with TokenProgress() as computing:
-        computing.report(7.4, 20)
+        computing.report(PromptProgress(20, 0, 7, 1.0, None))
+        computing.report(PromptProgress(20, 2, 12, 4.0, 3.2))
     shown = sys.stderr.getvalue()
     if quiet or stream is io.StringIO:
         assert shown == ""
@@ -149,8 +151,9 @@ def test_progress_is_for_terminals_and_for_what_takes_long(monkeypatch, stream, 
     assert lines[1].startswith("reading the trunk: 1.00 MiB of 4.00 MiB, ")
     assert lines[2].startswith("reading the experts: 3.00 MiB of 4.00 MiB, ")
     assert lines[3] == "", "the line is cleared at the end"
-    assert re.match(r"reading the prompt: 7 of 20 tokens, [0-9.]+ per second, [0-9]+ s to go", lines[4])
-    assert lines[5] == ""
+    assert lines[4] == "reading the prompt: 7 of 20 tokens, 7.0 per second"
+    assert lines[5] == "reading the prompt: 12 of 20 tokens, 2.5 per second, 3 s to go"
+    assert lines[6] == ""
     assert "\n" not in shown
 
 
@@ -159,8 +162,8 @@ def test_progress_is_shown_ten_times_a_second_at_most(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with TokenProgress() as computing:
-        for done in range(300):
-            computing.report(done, 300)
+        for done in range(600):
+            computing.report(PromptProgress(600, 0, done, 1.0, None))
     assert 20 < sys.stderr.getvalue().count("reading") < 52
 
 

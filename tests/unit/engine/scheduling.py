@@ -36,7 +36,7 @@ class Bench:
         self.sequences: list[TokenSequence] = []
 
     def ask(self, tokens: list[int], max_tokens: int = 6, tenant: str = "", priority: int = 0, **params) -> list:
-        extra = {key: params.pop(key) for key in ("constraint",) if key in params}
+        extra = {key: params.pop(key) for key in ("constraint", "progress") if key in params}
         sampling = SamplingParams(**({"temperature": 0.0, "max_tokens": max_tokens} | params))
         events: list = []
         request = Request(tokens, sampling, tenant, priority, **extra)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from earthshine.errors import EarthshineError
-from earthshine.generation.request import Ended, GenerationRequest, Piece, Started
+from earthshine.generation.request import Ended, GenerationRequest, Piece, Progress, Started
 from earthshine.server.anthropic.body import CountBody, MessagesBody
 from earthshine.server.anthropic.conversation import generation_request
 from earthshine.server.api import Api, Kind, Refused, Served, ServerEvent
@@ -86,6 +86,8 @@ class MessagesExchange:
             self._ended = piece
             stopped = {key: value for key, value in self._stopped().items() if key != "usage"}
             return [*self._close(), _event("message_delta", delta=stopped, usage=self._usage())]
+        if isinstance(piece, Progress):
+            return []
         return [event for each in piece.events for event in self._events(each)]
 
     def end(self) -> list[ServerEvent]:

@@ -32,6 +32,7 @@ class ChatBody(ThinkingFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     modalities: list[str] | None = None
+    return_progress: bool | None = None  # llama.cpp's: a stream also has how far the prompt is
 
 
 def _continues(body: ChatBody) -> bool:
@@ -95,6 +96,7 @@ def begin(body: ChatBody, served: Served) -> ChatExchange:
         stream=bool(body.stream),
         with_usage=includes_usage(body),
         with_thoughts=thoughts.shown,
+        with_progress=bool(body.return_progress),
     )
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any
 
-from earthshine.generation.request import Delta, Ended, GenerationRequest, Piece, Scored, Started
+from earthshine.generation.request import Delta, Ended, GenerationRequest, Piece, Progress, Scored, Started
 from earthshine.server.api import Refused, ServerEvent
-from earthshine.server.openai.fields import error_body, usage
+from earthshine.server.openai.fields import error_body, prompt_progress, usage
 from earthshine.server.openai.scores import score
 from earthshine.server.openai.tools import custom_input
 from earthshine.text import Content, Event, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
@@ -108,10 +108,11 @@ class ChatExchange:
         stream: bool,
         with_usage: bool,
         with_thoughts: bool,
+        with_progress: bool = False,
     ) -> None:
         self.requests: Sequence[GenerationRequest] = (request,)
         self.stream = stream
-        self._with_usage, self._with_thoughts = with_usage, with_thoughts
+        self._with_usage, self._with_thoughts, self._with_progress = with_usage, with_thoughts, with_progress
         self._with_tokens = request.params.logprobs is not None
         self._head = {"id": f"chatcmpl-{token_hex(16)}", "created": int(time.time()), "model": model}
         self._choices = [_Choice(custom) for _ in range(request.params.n)]
@@ -121,6 +122,8 @@ class ChatExchange:
         if isinstance(piece, Started):
             self._prompt_tokens, self._cached_tokens = piece.prompt_tokens, piece.cached_tokens
             return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(self._choices))]
+        if isinstance(piece, Progress):
+            return [self._progressed(piece)] if self._with_progress else []
         choice = self._choices[piece.choice]
         if isinstance(piece, Delta):
             return self._extended(piece, choice)
@@ -152,8 +155,12 @@ class ChatExchange:
             choice.unsent = []
         return self._event([entry], None)
 
-    def _event(self, choices: list[dict[str, Any]], used: dict[str, Any] | None) -> ServerEvent:
-        data = {**self._head, "object": "chat.completion.chunk", "choices": choices}
+    def _progressed(self, piece: Progress) -> ServerEvent:
+        entry = {"index": piece.choice, "delta": {}, "logprobs": None, "finish_reason": None}
+        return self._event([entry], None, prompt_progress=prompt_progress(piece.prompt))
+
+    def _event(self, choices: list[dict[str, Any]], used: dict[str, Any] | None, **more: Any) -> ServerEvent:
+        data = {**self._head, "object": "chat.completion.chunk", "choices": choices, **more}
         return ServerEvent(data | {"usage": used} if self._with_usage else data)
 
     def _usage(self) -> dict[str, Any]:

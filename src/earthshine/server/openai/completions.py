@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from earthshine.engine.sampling_params import MOST_CHOICES
-from earthshine.generation.request import Delta, GenerationRequest, Piece, Scored, Started
+from earthshine.generation.request import Delta, GenerationRequest, Piece, Progress, Scored, Started
 from earthshine.server.api import Api, Refused, Served, ServerEvent, documented
 from earthshine.server.openai.fields import (
     SamplingFields,
@@ -23,6 +23,7 @@ from earthshine.server.openai.fields import (
     includes_usage,
     limit_name,
     model_of,
+    prompt_progress,
     sampling_params,
     token_limit,
     usage,
@@ -47,6 +48,7 @@ class CompletionBody(SamplingFields):
     echo: bool | None = None
     logprobs: Annotated[int, documented("logprobs")] | None = None  # OpenAI takes 5
     best_of: int | None = None
+    return_progress: bool | None = None  # llama.cpp's: a stream also has how far each prompt is
 
 
 def _prompts(body: CompletionBody) -> list[str | list[int]]:
@@ -171,7 +173,7 @@ class CompletionExchange:
     def __init__(self, body: CompletionBody, served: Served) -> None:
         self.requests: Sequence[GenerationRequest] = _requests(body, served)
         self.stream = bool(body.stream)
-        self._usage_asked = includes_usage(body)
+        self._usage_asked, self._progress_asked = includes_usage(body), bool(body.return_progress)
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -188,15 +190,22 @@ class CompletionExchange:
             self._cached += piece.cached_tokens
             return []
         choice = self._choices[piece.choice]
+        if isinstance(piece, Progress):
+            more = {"prompt_progress": prompt_progress(piece.prompt)}
+            return [self._chunk(piece.choice, "", None, more)] if self._progress_asked else []
         if isinstance(piece, Delta):
             text, scores = choice.add(piece)
         else:
             choice.finish_reason = "stop" if piece.reason == "stop" else "length"
             self._completion += piece.completion_tokens
             text, scores = "", None
-        entry = {"index": piece.choice, "text": text, "logprobs": scores, "finish_reason": choice.finish_reason}
+        return [self._chunk(piece.choice, text, scores, {})]
+
+    def _chunk(self, index: int, text: str, scores: dict[str, Any] | None, more: dict[str, Any]) -> ServerEvent:
+        finish = self._choices[index].finish_reason
+        entry = {"index": index, "text": text, "logprobs": scores, "finish_reason": finish}
         unknown = {"usage": None} if self._usage_asked else {}
-        return [ServerEvent({**self._head, "choices": [entry], **unknown})]
+        return ServerEvent({**self._head, "choices": [entry], **unknown, **more})
 
     def end(self) -> list[ServerEvent]:
         last = [ServerEvent({**self._head, "choices": [], "usage": self._usage()})] if self._usage_asked else []

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from earthshine.engine import SamplingParams
+from earthshine.engine import PromptProgress, SamplingParams
 from earthshine.server.api import Kind, Refused, Served, documented, make_params
 from earthshine.server.dialects import OBEYED_AS, own_names, require_obeyed
 from earthshine.server.openai.formats import FormatFields
@@ -132,6 +132,18 @@ def usage(prompt: int, cached: int, completion: int, reasoning: int) -> dict[str
         "completion_tokens_details": {"reasoning_tokens": reasoning},
         "cached_tokens": cached,
     }
+
+
+def prompt_progress(known: PromptProgress) -> dict[str, Any]:
+    """llama.cpp's object for `return_progress`: `processed` counts the tokens that were found too. `left_ms`, which is
+    not llama.cpp's: expected milliseconds until the prompt has been computed, where they are known."""
+    found = {
+        "total": known.total,
+        "cache": known.cached,
+        "processed": known.processed,
+        "time_ms": round(known.seconds * 1000),
+    }
+    return found if known.seconds_left is None else found | {"left_ms": round(known.seconds_left * 1000)}
 
 
 _ERRORS: dict[Kind, tuple[str, str | None]] = {  # type, code

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any, Literal
 
-from earthshine.generation.request import Ended, GenerationRequest, Piece, Started
+from earthshine.generation.request import Ended, GenerationRequest, Piece, Progress, Started
 from earthshine.server.api import Kind, Refused, ServerEvent
 from earthshine.server.openai.scores import score
 from earthshine.server.openai.tools import Known, custom_input
@@ -105,6 +105,8 @@ class ResponsesExchange:
         if isinstance(piece, Ended):
             self._ended = piece
             return self._close("completed" if piece.reason in ("stop", "tool_calls") else "incomplete")
+        if isinstance(piece, Progress):
+            return []
         self._unsent += map(score, piece.tokens)
         return [found for event in piece.events for found in self._on(event)]
 

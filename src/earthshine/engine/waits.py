@@ -1,0 +1,55 @@
+"""How far the prompts of a queue are, and how long they will take, from steps before and from what runs beside them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from earthshine.engine.durations import Durations
+from earthshine.engine.request_queue import RequestQueue
+from earthshine.engine.sequence import TokenSequence
+
+
+@dataclass(frozen=True, slots=True)
+class PromptWaits:
+    """`prefill_tokens`: of the largest prefill pass; `streams`: as Scheduler."""
+
+    queue: RequestQueue
+    durations: Durations
+    prefill_tokens: int
+    streams: bool
+
+    def seconds(self, sequence: TokenSequence) -> float | None:
+        """Expected for the tokens that the sequence lacks; None before the first prefill pass. Other prompts get as
+        many tokens of each pass as this one."""
+        own = sequence.missing
+        others = (each for each in self.queue.running if each is not sequence and not each.decoding)
+        tokens = own + sum(min(own, each.missing) for each in others)
+        return self.durations.prompt_seconds(tokens, self.prefill_tokens, by_token=not self.streams)
+
+
+class Part(Protocol):
+    """Tokens of a sequence that are computed in one step: `n_tokens` from `begin` on."""
+
+    @property
+    def sequence(self) -> TokenSequence: ...
+
+    @property
+    def begin(self) -> int: ...
+
+    @property
+    def n_tokens(self) -> int: ...
+
+
+def report(parts: Iterable[Part], share: float) -> None:
+    """Report how far prompts are after `share` of the layers."""
+    for part in parts:
+        if part.begin < part.sequence.n_prompt:
+            part.sequence.progress(part.begin + part.n_tokens * share)
+
+
+def prompts_under_way(running: Sequence[TokenSequence]) -> tuple[int, int, float]:
+    """Of the prompts that are being computed: their tokens, those that are done, and the longest expected wait in
+    seconds; 0 where none is, or nothing is known. May be called on any thread."""
+    reports = [report.latest for each in running if (report := each.report) is not None and not report.ended]
+    left = max((each.seconds_left or 0.0 for each in reports), default=0.0)
+    return sum(each.total for each in reports), sum(each.processed for each in reports), left
