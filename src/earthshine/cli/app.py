@@ -13,18 +13,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from earthshine import __version__
+from earthshine.cli import models
 from earthshine.errors import EarthshineError, UsageError
 
 app = typer.Typer(
     help="Run large sparse mixture-of-experts models on the hardware you have.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
 MODEL_HELP = "A folder, a Hugging Face id (downloaded first), or gleam, the included small model and the default."
-Model = Annotated[str | None, typer.Argument(help=MODEL_HELP)]
+Model = Annotated[str | None, typer.Argument(help=MODEL_HELP, autocompletion=models.complete_model)]
 Dtype = Annotated[
     str,
     typer.Option(
@@ -256,6 +256,11 @@ def doctor() -> None:
     run_doctor()
 
 
+app.command("list")(models.list_models)
+app.command("pull")(models.pull)
+app.command("rm")(models.remove)
+
+
 bench = typer.Typer(help="Measure this machine or a server.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 
@@ -345,7 +350,7 @@ def main() -> None:
     if sys.stdout is None:  # closed by the caller
         _fail("standard output is closed", 1)
     try:
-        app()
+        app(prog_name="earthshine")
         sys.stdout.flush()
     except UsageError as error:
         _fail(str(error) if error.param is None else error.message_with(f"--{error.param.replace('_', '-')}"), 2)

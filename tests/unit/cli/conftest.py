@@ -1,12 +1,54 @@
 """A command as a person runs it, in this process."""
 
 import io
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from earthshine import kernels
 from earthshine.cli import main
+from earthshine.hub import GLEAM
+
+from .hub_server import HubServer
+
+_RUN = "from earthshine.cli import main; main()"
+
+
+class Hub(HubServer):
+    """A hub on loopback that holds gleam as team/gleam, and commands whose downloads go to `home`."""
+
+    def __init__(self, forker, home: Path, folder: Path = GLEAM) -> None:
+        super().__init__(folder)
+        self._forker, self.home = forker, home
+        self.model = home / "models--team--gleam"
+        self._environment = os.environ | {
+            "HF_ENDPOINT": self.url,
+            "EARTHSHINE_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+        self._environment.pop("HF_HUB_OFFLINE", None)
+
+    def run(self, *arguments, before=""):
+        """The command's end and output; `before` is Python that its process runs first."""
+        return self._forker.run([*self._command(before), *arguments], text=True, env=self._environment)
+
+    def popen(self, *arguments):
+        return self._forker.popen([*self._command(""), *arguments], env=self._environment)
+
+    def _command(self, before: str) -> list[str]:
+        return [sys.executable, "-c", f"{before}\n{_RUN}"]
+
+
+@pytest.fixture
+def hub(forker, tmp_path):
+    made = Hub(forker, tmp_path / "models")
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -1,31 +1,20 @@
-"""Which folder a person means by MODEL: one on disk, one to download, or gleam. The only module that downloads."""
+"""Which folder a person means by MODEL: one on disk, one to download, or gleam."""
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earthshine.errors import SourceError
-from earthshine.settings import read_settings
-from earthshine.spec import load_spec
+from earthshine.hub.download import download
+from earthshine.hub.place import is_id
+from earthshine.spec import ModelSpec, load_spec
 from earthshine.untrusted import shown
 
 if TYPE_CHECKING:
     from earthshine.text import Tokenizer
 
-GLEAM = Path(__file__).resolve().parent / "gleam"
-_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-# No Python, no pickles: only what Earthshine reads.
-_FILES = [
-    "config.json",
-    "generation_config.json",
-    "hf_quant_config.json",
-    "tokenizer*",
-    "tiktoken.model",
-    "chat_template.jinja",
-]
+GLEAM = Path(__file__).resolve().parents[1] / "gleam"
 _GGUF = "GGUF is not read; use the published safetensors."
-_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
 def find_model(name: str | None, *, weights: bool = True) -> Path:
@@ -43,13 +32,13 @@ def find_model(name: str | None, *, weights: bool = True) -> Path:
     if path.suffix.lower() == ".gguf":
         raise SourceError(_GGUF)
     if os.path.exists(path):
-        found = _snapshot(path)
+        found = snapshot(path)
         if weights or not os.path.lexists(found / "config.json"):
             _refuse_gguf(found)
         return found
-    if not _ID.fullmatch(name):
+    if not is_id(name):
         raise SourceError(f"{shown(name)} is neither a folder here nor a Hugging Face id such as moonshotai/Kimi-K2.6.")
-    return _download(name, _FILES + (_WEIGHTS if weights else []))
+    return download(name, weights=weights)
 
 
 def _refuse_gguf(folder: Path) -> None:
@@ -66,16 +55,22 @@ def find_readable(name: str | None) -> "tuple[Path, Tokenizer]":
     A family that is not implemented and a tokenizer that does not fit are refused first, as SpecError, Unsupported and
     TextError: before a weight is downloaded or read.
     """
+    tokenizer = require_readable(name)[1]
+    return find_model(name), tokenizer
+
+
+def require_readable(name: str | None) -> "tuple[ModelSpec, Tokenizer]":
+    """The spec and the tokenizer of a model, from its small files; raises what `find_readable` refuses."""
     from earthshine.text import load_tokenizer
 
     folder = find_model(name, weights=False)
     spec = load_spec(folder)
     tokenizer = load_tokenizer(folder)
     tokenizer.require_fit(spec.vocab_size, spec.stop_tokens)
-    return find_model(name), tokenizer
+    return spec, tokenizer
 
 
-def _snapshot(path: Path) -> Path:
+def snapshot(path: Path) -> Path:
     """The snapshot to use where `path` is a repository's root in the hub's cache; else `path`.
 
     `refs/main` chooses among several. Raises SourceError where nothing does.
@@ -95,18 +90,3 @@ def _snapshot(path: Path) -> Path:
         state = f"one of {', '.join(shown(entry) for entry in found[:4])}" if found else "a snapshot; it holds none"
         raise SourceError(f"{shown(path)} is a model's place in the hub's cache; name {state}.")
     return chosen[0]
-
-
-def _download(name: str, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    settings = read_settings()
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, cache_dir=settings.home, token=settings.token))
-    except Exception as error:  # the library raises errors of several others for what a network can do
-        first = str(error).strip().splitlines()
-        reason = (first[0] if first else type(error).__name__).removeprefix("Got: ").rstrip(".")
-        raise SourceError(
-            f"{name} is not a folder here and could not be downloaded: {reason}. Check the id and the network; "
-            "what has arrived is kept, and the same command goes on from there."
-        ) from None

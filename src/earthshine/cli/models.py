@@ -1,0 +1,107 @@
+"""`earthshine list`, `pull` and `rm`: the models in the folder of downloads; and what completes MODEL in a shell."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from earthshine.errors import SourceError, UsageError
+from earthshine.units import format_bytes
+
+if TYPE_CHECKING:
+    from earthshine.hub import Downloaded
+
+
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
+) -> None:
+    """List the models in the folder of downloads, with size, family, and whether all files are there."""
+    from earthshine.hub import GLEAM, downloaded, downloads_folder
+
+    models = downloaded()
+    if as_json:
+        print(json.dumps([_facts(model) for model in models], indent=2))
+        return
+    rows = [(model.name, format_bytes(model.nbytes), model.family or "-", _state(model)) for model in models]
+    included = format_bytes(sum(file.stat().st_size for file in GLEAM.iterdir()))
+    rows = [("model", "size", "family", "state"), ("gleam", included, "kimi_k25", "included"), *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for name, size, family, state in rows:
+        print(f"{name:<{widths[0]}}  {size:>{widths[1]}}  {family:<{widths[2]}}  {state}".rstrip())
+    print(f"\nDownloads are in {downloads_folder()}.", file=sys.stderr)
+
+
+def pull(model: Annotated[str, typer.Argument(help="A Hugging Face id, such as moonshotai/Kimi-K2.6.")]) -> None:
+    """Download a model, or the rest of it: only the files that are needed, after a check of the free disk space."""
+    from earthshine.hub import find_downloaded, find_model, pending_download, require_readable
+
+    if model == "gleam" or os.path.exists(model):
+        print(f"{model} is on this machine already.")
+        return
+    spec = require_readable(model)[0]
+    pending = pending_download(model)
+    if pending.files:
+        print(
+            f"{model} ({spec.family}): {format_bytes(pending.nbytes)} to download into {pending.folder}, whose disk "
+            f"has {format_bytes(pending.free_bytes)} free. Ctrl-C stops; the same command goes on from there.",
+            flush=True,
+        )
+    find_model(model)
+    found = find_downloaded(model)
+    print(f"{model} is whole: {format_bytes(found.nbytes)} in {found.folder}.")
+
+
+def remove(
+    model: Annotated[str, typer.Argument(help="The id of a downloaded model, as earthshine list shows it.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a model from the folder of downloads, after a question. Refused while a process reads it."""
+    from earthshine import hub
+
+    if model == "gleam":
+        raise SourceError("gleam is part of the package and stays.")
+    found = hub.find_downloaded(model)
+    gain = f"which frees {format_bytes(found.nbytes)}" if found.elsewhere is None else f"without {found.elsewhere}"
+    what = f"{model} ({_state(found)}) from {found.folder.parent}, {gain}"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"This removes {what}. Add --yes, since there is no terminal to ask on.")
+        if not typer.confirm(f"Remove {what}?"):
+            print("Nothing was removed.")
+            raise typer.Exit(1)
+    hub.remove(found)
+    print(f"Removed {what}.")
+
+
+def complete_model(incomplete: str) -> Iterator[str]:
+    """What MODEL may become in a shell, beside the paths that the shell completes itself."""
+    from earthshine.hub import model_folders
+
+    for name in ("gleam", *(name for name, _ in model_folders())):
+        if name.startswith(incomplete):
+            yield name
+
+
+def _state(model: "Downloaded") -> str:
+    if model.family is None:
+        return "not read by Earthshine"
+    if model.whole:
+        return "whole"
+    if model.n_absent == model.n_shards:
+        return "without weights"
+    return f"{model.n_shards - model.n_absent} of {model.n_shards} weight files"
+
+
+def _facts(model: "Downloaded") -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "folder": str(model.folder),
+        "bytes": model.nbytes,
+        "family": model.family,
+        "weight_files": model.n_shards,
+        "absent_weight_files": model.n_absent,
+        "whole": model.whole,
+    }

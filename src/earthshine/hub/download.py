@@ -1,0 +1,187 @@
+"""Downloads an id's files: only those that are needed and missing, after a look at the disk's free space.
+
+Weights are fetched by `weight_files`, which resumes within a file; small files, links and the use of a whole copy
+while the hub can't be reached are huggingface_hub's.
+"""
+
+import errno
+import fnmatch
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earthshine.errors import EarthshineError, SourceError
+from earthshine.hub.place import INDEX, downloads_folder, model_folder, shard_names
+from earthshine.hub.weight_files import RemoteFile, fetch_weights
+from earthshine.settings import read_settings
+from earthshine.units import format_bytes
+from earthshine.untrusted import shown
+
+# No Python, no pickles: only what Earthshine reads.
+_SMALL = (
+    "config.json",
+    "generation_config.json",
+    "hf_quant_config.json",
+    "tokenizer*",
+    "tiktoken.model",
+    "chat_template.jinja",
+)
+_KEPT = "What has arrived is kept, and the same command goes on from there."
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What a download still has to fetch.
+
+    files: those that are missing, whole or in part. nbytes: of them, without the parts that are on disk already.
+    folder: where they go. free_bytes: of its disk.
+    """
+
+    name: str
+    files: tuple[RemoteFile, ...]
+    nbytes: int
+    folder: Path
+    free_bytes: int
+
+    def require_space(self) -> None:
+        """Raises SourceError if the disk can't hold what is missing."""
+        if self.nbytes > self.free_bytes:
+            raise SourceError(
+                f"{self.name} needs {format_bytes(self.nbytes)} more on disk, and {shown(self.folder)} has "
+                f"{format_bytes(self.free_bytes)} free. Free at least "
+                f"{format_bytes(self.nbytes - self.free_bytes)}, or set EARTHSHINE_HOME to a folder on a larger disk."
+            )
+
+
+def pending_download(name: str, *, weights: bool = True) -> Pending:
+    """What a download of an id would still fetch, from the hub's listing.
+
+    Until the index of the weights is on disk, every shard of the repository counts. Raises SourceError if the hub
+    can't be reached or knows no such model.
+    """
+    try:
+        commit, listing = _listing(name)
+    except Exception as error:  # the library raises errors of several others for what a network can do
+        raise _failure(name, error) from None
+    return _pending(name, commit, listing, _needed(name, commit, listing, weights))
+
+
+def download(name: str, *, weights: bool) -> Path:
+    """The folder of an id's newest snapshot with the files that are needed, `weights` or the small ones alone.
+
+    Raises SourceError for an id that does not exist or has no safetensors weights, for a disk that is too small or
+    full, and for a network that fails.
+    """
+    try:
+        commit, listing = _listing(name)
+    except Exception:
+        return _snapshot(name, [*_SMALL, *([INDEX, "*.safetensors"] if weights else [])])
+    if weights and not any(_is_shard(file.path) for file in listing):
+        raise SourceError(f"{name} has no safetensors weights; other formats, GGUF among them, are not read.")
+    small = _needed(name, commit, listing, False) + [file.path for file in listing if weights and file.path == INDEX]
+    _pending(name, commit, listing, small).require_space()
+    folder = _snapshot(name, small)
+    if not weights:
+        return folder
+    names = _needed(name, commit, listing, True)
+    missing = _pending(name, commit, listing, names)
+    missing.require_space()
+    try:
+        fetch_weights(name, commit, missing.folder / "blobs", missing.files)
+    except Exception as error:
+        raise _failure(name, error) from None
+    return _snapshot(name, names)
+
+
+def _listing(name: str) -> tuple[str, list[RemoteFile]]:
+    """The newest commit and the files at its top."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    api = HfApi(token=read_settings().token)
+    commit = api.model_info(name).sha or ""
+    entries = api.list_repo_tree(name, revision=commit)
+    files = [entry for entry in entries if isinstance(entry, RepoFile)]
+    return commit, [
+        RemoteFile(file.path, file.size, file.lfs.sha256 if file.lfs else file.blob_id, file.lfs is not None)
+        for file in files
+    ]
+
+
+def _is_shard(path: str) -> bool:
+    return path.endswith(".safetensors")
+
+
+def _needed(name: str, commit: str, listing: list[RemoteFile], weights: bool) -> list[str]:
+    """The paths to fetch; the shards are those of the index once that is on disk."""
+    paths = [file.path for file in listing]
+    small = [path for path in paths if any(fnmatch.fnmatchcase(path, pattern) for pattern in _SMALL)]
+    if not weights:
+        return small
+    snapshot = model_folder(name) / "snapshots" / commit
+    if INDEX in paths and not (snapshot / INDEX).exists():
+        return [*small, INDEX, *filter(_is_shard, paths)]
+    shards = set(shard_names(snapshot))
+    return [path for path in paths if path in shards or path == INDEX or path in small]
+
+
+def _pending(name: str, commit: str, listing: list[RemoteFile], paths: list[str]) -> Pending:
+    folder = model_folder(name)
+    here = folder / "snapshots" / commit
+    missing = tuple(
+        file
+        for file in listing
+        if file.path in paths and not (here / file.path).exists() and not (folder / "blobs" / file.digest).exists()
+    )
+    nbytes = sum(file.nbytes - file.arrived(folder / "blobs") for file in missing)
+    return Pending(name, missing, nbytes, folder, _free_bytes(folder / "blobs"))
+
+
+def _free_bytes(folder: Path) -> int:
+    """Free space of the disk of a folder, there or not; it may be a link to another disk."""
+    place = Path(os.path.realpath(folder))
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _snapshot(name: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Silent(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
+
+    token = read_settings().token
+    try:
+        return Path(
+            snapshot_download(
+                name, allow_patterns=patterns, cache_dir=downloads_folder(), token=token, tqdm_class=Silent
+            )
+        )
+    except Exception as error:
+        raise _failure(name, error) from None
+
+
+def _failure(name: str, error: Exception) -> EarthshineError:
+    """What to tell a person of an error that a network, a disk or the hub's library gave."""
+    if isinstance(error, EarthshineError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return SourceError(
+            f"{name} could not be downloaded whole: the disk of {shown(downloads_folder())} takes no more "
+            f"({error.strerror}). {_KEPT} Free some space first, or set EARTHSHINE_HOME to a folder on a larger disk."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return SourceError(
+            f"{name} could not be downloaded: {shown(downloads_folder())} can't be written to. Change its permissions, "
+            "or set EARTHSHINE_HOME to another folder."
+        )
+    first = str(error).strip().splitlines()
+    reason = (first[0] if first else type(error).__name__).removeprefix("Got: ").rstrip(".")
+    return SourceError(
+        f"{name} is not a folder here and could not be downloaded: {reason}. Check the id and the network. {_KEPT}"
+    )

@@ -1,0 +1,137 @@
+"""What lies in the folder of downloads: each model's size and state, and its removal.
+
+Nothing outside of that folder is removed: links in it are, their targets are not.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from earthshine.errors import EarthshineError, SourceError
+from earthshine.hub.find import snapshot
+from earthshine.hub.place import downloads_folder, is_id, model_folder, model_folders, shard_names
+from earthshine.spec import load_spec
+from earthshine.untrusted import shown
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """A model in the folder of downloads.
+
+    nbytes: what its files occupy, parts of files included. family: of its config, None for one that is not read.
+    n_shards: weight files that it needs, of which `n_absent` are not there; both 0 without a readable config.
+    elsewhere: where its files lie if a link leads out of the folder of downloads.
+    """
+
+    name: str
+    folder: Path
+    nbytes: int
+    family: str | None
+    n_shards: int
+    n_absent: int
+    elsewhere: Path | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the config and all weights are there."""
+        return self.n_shards > 0 and not self.n_absent
+
+
+def downloaded() -> list[Downloaded]:
+    """Every model in the folder of downloads, whoever put it there."""
+    return [_look(name, folder) for name, folder in model_folders()]
+
+
+def find_downloaded(name: str) -> Downloaded:
+    """The model with this id; raises SourceError for one that is not in the folder of downloads."""
+    folder = model_folder(name)
+    if not is_id(name) or not folder.is_dir():
+        known = ", ".join(other for other, _ in model_folders()[:8])
+        raise SourceError(
+            f"{shown(name)} is not in the folder of downloads, {shown(downloads_folder())}"
+            + (f"; there are {known}." if known else ", which holds no model.")
+        )
+    return _look(name, folder)
+
+
+def _look(name: str, folder: Path) -> Downloaded:
+    family, n_shards, n_absent = None, 0, 0
+    try:
+        here = snapshot(folder)
+        family = load_spec(here).family
+        shards = shard_names(here)
+        n_shards, n_absent = len(shards), sum(not (here / shard).exists() for shard in shards)
+    except EarthshineError:  # no config yet, or another kind of model
+        pass
+    return Downloaded(name, folder, _occupied(folder), family, n_shards, n_absent, _elsewhere(folder))
+
+
+def _occupied(folder: Path) -> int:
+    """Bytes of the files that a model's folder holds or its blobs lead to, each once."""
+    found: dict[str, int] = {}
+    for root in (folder, folder / "blobs"):
+        for place, _, names in os.walk(root):
+            for path in (os.path.realpath(os.path.join(place, name)) for name in names):
+                with suppress(OSError):
+                    found[path] = os.stat(path).st_size
+    return sum(found.values())
+
+
+def _elsewhere(folder: Path) -> Path | None:
+    root = Path(os.path.realpath(downloads_folder()))
+    real = Path(os.path.realpath(folder / "blobs"))
+    return None if real.is_relative_to(root) else real
+
+
+def remove(model: Downloaded) -> None:
+    """Remove a model from the folder of downloads.
+
+    Raises SourceError if a process that can be looked at has one of its files open. Files that it shares with
+    another model stay until that goes too.
+    """
+    user = _user_of(model.folder)
+    if user is not None:
+        raise SourceError(f"{model.name} is in use by {user}; end that first.")
+    if model.folder.is_symlink():
+        model.folder.unlink()
+        return
+    _remove_by_library(model)
+    if model.folder.exists():  # a download that was interrupted early, which the library does not list
+        shutil.rmtree(model.folder)
+    shutil.rmtree(downloads_folder() / ".locks" / model.folder.name, ignore_errors=True)
+
+
+def _remove_by_library(model: Downloaded) -> None:
+    """The library knows which files of its shared store no other model uses."""
+    from huggingface_hub import scan_cache_dir
+
+    cache = scan_cache_dir(downloads_folder())
+    repos = [repo for repo in cache.repos if repo.repo_path.name == model.folder.name]
+    if repos:  # alone, because a copy of the repository may have a commit of the same hash
+        commits = (revision.commit_hash for revision in repos[0].revisions)
+        replace(cache, repos=frozenset(repos)).delete_revisions(*commits).execute()
+
+
+def _user_of(folder: Path) -> str | None:
+    """A process that has a file of the model open, as "name (process 123)"; None where none is seen."""
+    roots = tuple(os.path.realpath(path) + os.sep for path in (folder, folder / "blobs"))
+    blobs = {os.path.realpath(path) for path in (folder / "blobs").glob("*")}
+    for process in Path("/proc").glob("[0-9]*"):
+        if any(path in blobs or path.startswith(roots) for path in _open_files(process)):
+            try:
+                name = (process / "comm").read_text().strip()
+            except (OSError, ValueError):
+                name = "a process"
+            return f"{ascii(name)[1:-1]} (process {process.name})"
+    return None
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    """Paths of the files that a process has open; none for another user's, which can't be looked at."""
+    with suppress(OSError):
+        for entry in os.listdir(process / "fd"):
+            with suppress(OSError):
+                yield os.readlink(process / "fd" / entry)

@@ -1,0 +1,181 @@
+"""Weight files from the hub, several at a time, each resumed where an earlier process stopped and checked by SHA-256.
+
+huggingface_hub drops the part of a file that has arrived when its process ends: of Kimi-K2.6, with files of 9 GB and
+eight of them at a time, up to 70 GB. Here the part stays as `blobs/DIGEST.incomplete`, the name that the library's
+own tools know, and the whole file becomes `blobs/DIGEST`, which `snapshot_download` then links. Requests and their
+repetition are the library's.
+"""
+
+import fcntl
+import hashlib
+import io
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earthshine.errors import SourceError
+from earthshine.settings import read_settings
+
+_AT_ONCE = 8
+_PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository. digest: its blob's name, and its SHA-256 where `is_large` (stored by LFS or Xet)."""
+
+    path: str
+    nbytes: int
+    digest: str
+    is_large: bool
+
+    def part(self, blobs: Path) -> Path:
+        """Where what has arrived of it lies, there or not."""
+        return blobs / f"{self.digest}.incomplete"
+
+    def arrived(self, blobs: Path) -> int:
+        """Bytes of it that an earlier download left."""
+        with suppress(OSError):
+            return min(self.nbytes, self.part(blobs).stat().st_size) if self.is_large else 0
+        return 0
+
+
+class _Stopped(Exception):
+    """Another file failed, or the user interrupted."""
+
+
+class _Part(io.FileIO):
+    """What has arrived of a file, with the digest of these bytes; the lock is held until it is closed.
+
+    Raises SourceError if another process writes to it.
+    """
+
+    def __init__(self, file: RemoteFile, blobs: Path, stop: threading.Event) -> None:
+        descriptor = os.open(file.part(blobs), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        super().__init__(descriptor, "r+b")
+        self._stop = stop
+        self._digest = hashlib.sha256()
+        try:
+            fcntl.flock(self, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise SourceError(f"Another process is downloading {file.path}; wait for it, or end it.") from None
+        if os.fstat(descriptor).st_size > file.nbytes:
+            self.truncate(0)
+        while piece := self.read(_PIECE_BYTES):
+            self._require_going()
+            self._digest.update(piece)
+
+    def _require_going(self) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`; a full disk keeps what it can hold."""
+        self._require_going()
+        view = memoryview(data)
+        while len(view):
+            written = super().write(view)
+            self._digest.update(view[:written])
+            view = view[written:]
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Only to the empty file: the server sends all of it again."""
+        if size if size is not None else self.tell():
+            raise ValueError("a part is emptied, or kept")
+        self._digest = hashlib.sha256()
+        return super().truncate(0)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def fetch_weights(name: str, commit: str, blobs: Path, files: Sequence[RemoteFile]) -> None:
+    """Fetch the large files among `files` into `blobs`, with a progress bar on a terminal.
+
+    Raises SourceError for a file that another process fetches or that arrives damaged, OSError for the disk, and
+    the library's errors for the network. Whatever happens, what has arrived stays.
+    """
+    from huggingface_hub.utils.tqdm import tqdm
+
+    large = [file for file in files if file.is_large and _is_served_whole(file)]
+    if not large:
+        return
+    blobs.mkdir(parents=True, exist_ok=True)
+    total, arrived = sum(file.nbytes for file in large), sum(file.arrived(blobs) for file in large)
+    shown_as = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": None}  # None: a terminal only
+    with tqdm(desc=name, total=total, initial=arrived, **shown_as) as bar:  # type: ignore[no-untyped-call]
+        _Workers(name, commit, blobs, bar).run(large)
+
+
+def _is_served_whole(file: RemoteFile) -> bool:
+    """Over this size the hub serves a file by Xet alone, which `snapshot_download` speaks."""
+    from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
+
+    return file.nbytes <= MAX_HTTP_DOWNLOAD_SIZE
+
+
+class _Workers:
+    """Threads that take one file after the other until all are there or one has failed."""
+
+    def __init__(self, name: str, commit: str, blobs: Path, bar: Any) -> None:
+        self._source, self._blobs, self._bar = (name, commit), blobs, bar
+        self._stop = threading.Event()
+        self._failures: list[Exception] = []
+
+    def run(self, files: Sequence[RemoteFile]) -> None:
+        """Raises the first failure. The threads are daemons, so that Ctrl-C does not wait for the network."""
+        self._left = list(reversed(files))
+        count = min(_AT_ONCE, len(files))
+        threads = [threading.Thread(target=self._work, name="download", daemon=True) for _ in range(count)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            self._stop.set()
+        if self._failures:
+            raise self._failures[0]
+
+    def _work(self) -> None:
+        try:
+            while (file := self._next()) is not None:
+                self._fetch(file)
+        except _Stopped:
+            pass
+        except Exception as error:
+            self._failures.append(error)
+            self._stop.set()
+
+    def _next(self) -> RemoteFile | None:
+        with suppress(IndexError):
+            return None if self._stop.is_set() else self._left.pop()
+        return None
+
+    def _fetch(self, file: RemoteFile) -> None:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        name, commit = self._source
+        blob = self._blobs / file.digest
+        with _Part(file, self._blobs, self._stop) as part:
+            if blob.exists():  # another process has brought it since
+                return
+            url, headers = hf_hub_url(name, file.path, revision=commit), build_hf_headers(token=read_settings().token)
+            begin = part.tell()
+            http_get(url, part, resume_size=begin, headers=headers, expected_size=file.nbytes, _tqdm_bar=self._bar)
+            if part.hexdigest() != file.digest:
+                file.part(self._blobs).unlink()
+                raise SourceError(
+                    f"{file.path} of {name} arrived damaged: its SHA-256 is not the published one. "
+                    "It was removed; run the same command again."
+                )
+            os.fsync(part.fileno())
+            os.rename(file.part(self._blobs), blob)
