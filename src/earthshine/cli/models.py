@@ -19,7 +19,8 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
 ) -> None:
     """List the models in the folder of downloads, with size, family, and whether all files are there."""
-    from earthshine.hub import GLEAM, downloaded, downloads_folder
+    from earthshine.hub import GLEAM, downloaded
+    from earthshine.settings import read_settings
 
     models = downloaded()
     if as_json:
@@ -31,7 +32,7 @@ def list_models(
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for name, size, family, state in rows:
         print(f"{name:<{widths[0]}}  {size:>{widths[1]}}  {family:<{widths[2]}}  {state}".rstrip())
-    print(f"\nDownloads are in {downloads_folder()}.", file=sys.stderr)
+    print(f"\nDownloads are in {read_settings().downloads}.", file=sys.stderr)
 
 
 def pull(model: Annotated[str, typer.Argument(help="A Hugging Face id, such as moonshotai/Kimi-K2.6.")]) -> None:
@@ -44,11 +45,8 @@ def pull(model: Annotated[str, typer.Argument(help="A Hugging Face id, such as m
     spec = require_readable(model)[0]
     pending = pending_download(model)
     if pending.files:
-        print(
-            f"{model} ({spec.family}): {format_bytes(pending.nbytes)} to download into {pending.folder}, whose disk "
-            f"has {format_bytes(pending.free_bytes)} free. Ctrl-C stops; the same command goes on from there.",
-            flush=True,
-        )
+        print(f"{model} ({spec.family}), to download: {pending.size.sentence()}.")
+        print("Ctrl-C stops; the same command goes on from there.", flush=True)
     find_model(model)
     found = find_downloaded(model)
     print(f"{model} is whole: {format_bytes(found.nbytes)} in {found.folder}.")

@@ -3,14 +3,13 @@
 from earthshine.hub.download import Pending, pending_download
 from earthshine.hub.downloaded import Downloaded, downloaded, find_downloaded, remove
 from earthshine.hub.find import GLEAM, find_model, find_readable, require_readable
-from earthshine.hub.place import downloads_folder, model_folders
+from earthshine.hub.place import model_folders
 
 __all__ = [
     "GLEAM",
     "Downloaded",
     "Pending",
     "downloaded",
-    "downloads_folder",
     "find_downloaded",
     "find_model",
     "find_readable",

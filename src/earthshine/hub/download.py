@@ -7,16 +7,16 @@ while the hub can't be reached are huggingface_hub's.
 import errno
 import fnmatch
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from earthshine.errors import EarthshineError, SourceError
-from earthshine.hub.place import INDEX, downloads_folder, model_folder, shard_names
+from earthshine.hub.place import INDEX, model_folder, shard_names
 from earthshine.hub.weight_files import RemoteFile, fetch_weights
+from earthshine.machine.drive import free_bytes
+from earthshine.plan.download import Download
 from earthshine.settings import read_settings
-from earthshine.units import format_bytes
 from earthshine.untrusted import shown
 
 # No Python, no pickles: only what Earthshine reads.
@@ -33,25 +33,18 @@ _KEPT = "What has arrived is kept, and the same command goes on from there."
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What a download still has to fetch.
-
-    files: those that are missing, whole or in part. nbytes: of them, without the parts that are on disk already.
-    folder: where they go. free_bytes: of its disk.
-    """
+    """What a download still has to fetch: `files` are missing, whole or in part; `size` says how much that is."""
 
     name: str
     files: tuple[RemoteFile, ...]
-    nbytes: int
-    folder: Path
-    free_bytes: int
+    size: Download
 
     def require_space(self) -> None:
         """Raises SourceError if the disk can't hold what is missing."""
-        if self.nbytes > self.free_bytes:
+        if self.size.lacking_bytes:
             raise SourceError(
-                f"{self.name} needs {format_bytes(self.nbytes)} more on disk, and {shown(self.folder)} has "
-                f"{format_bytes(self.free_bytes)} free. Free at least "
-                f"{format_bytes(self.nbytes - self.free_bytes)}, or set EARTHSHINE_HOME to a folder on a larger disk."
+                f"{self.name} needs {self.size.sentence()}. Free some space, or set EARTHSHINE_HOME to a folder on a "
+                "larger disk."
             )
 
 
@@ -89,7 +82,7 @@ def download(name: str, *, weights: bool) -> Path:
     missing = _pending(name, commit, listing, names)
     missing.require_space()
     try:
-        fetch_weights(name, commit, missing.folder / "blobs", missing.files)
+        fetch_weights(name, commit, missing.size.folder / "blobs", missing.files)
     except Exception as error:
         raise _failure(name, error) from None
     return _snapshot(name, names)
@@ -135,16 +128,9 @@ def _pending(name: str, commit: str, listing: list[RemoteFile], paths: list[str]
         for file in listing
         if file.path in paths and not (here / file.path).exists() and not (folder / "blobs" / file.digest).exists()
     )
-    nbytes = sum(file.nbytes - file.arrived(folder / "blobs") for file in missing)
-    return Pending(name, missing, nbytes, folder, _free_bytes(folder / "blobs"))
-
-
-def _free_bytes(folder: Path) -> int:
-    """Free space of the disk of a folder, there or not; it may be a link to another disk."""
-    place = Path(os.path.realpath(folder))
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return shutil.disk_usage(place).free
+    total = sum(file.nbytes for file in listing if file.path in paths)
+    left = sum(file.nbytes - file.arrived(folder / "blobs") for file in missing)
+    return Pending(name, missing, Download(total, total - left, folder, free_bytes(folder / "blobs")))
 
 
 def _snapshot(name: str, patterns: list[str]) -> Path:
@@ -155,13 +141,10 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
 
-    token = read_settings().token
+    settings = read_settings()
+    place, token = settings.downloads, settings.token
     try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=patterns, cache_dir=downloads_folder(), token=token, tqdm_class=Silent
-            )
-        )
+        return Path(snapshot_download(name, allow_patterns=patterns, cache_dir=place, token=token, tqdm_class=Silent))
     except Exception as error:
         raise _failure(name, error) from None
 
@@ -170,15 +153,16 @@ def _failure(name: str, error: Exception) -> EarthshineError:
     """What to tell a person of an error that a network, a disk or the hub's library gave."""
     if isinstance(error, EarthshineError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    code, place = (error.errno if isinstance(error, OSError) else None), shown(read_settings().downloads)
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return SourceError(
-            f"{name} could not be downloaded whole: the disk of {shown(downloads_folder())} takes no more "
-            f"({error.strerror}). {_KEPT} Free some space first, or set EARTHSHINE_HOME to a folder on a larger disk."
+            f"{name} could not be downloaded whole: the disk of {place} takes no more ({os.strerror(code)}). {_KEPT} "
+            "Free some space first, or set EARTHSHINE_HOME to a folder on a larger disk."
         )
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    if code in (errno.EACCES, errno.EROFS, errno.EPERM):
         return SourceError(
-            f"{name} could not be downloaded: {shown(downloads_folder())} can't be written to. Change its permissions, "
-            "or set EARTHSHINE_HOME to another folder."
+            f"{name} could not be downloaded: {place} can't be written to. Change its permissions, or set "
+            "EARTHSHINE_HOME to another folder."
         )
     first = str(error).strip().splitlines()
     reason = (first[0] if first else type(error).__name__).removeprefix("Got: ").rstrip(".")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from earthshine.errors import EarthshineError, SourceError
 from earthshine.hub.find import snapshot
-from earthshine.hub.place import downloads_folder, is_id, model_folder, model_folders, shard_names
+from earthshine.hub.place import is_id, model_folder, model_folders, shard_names
+from earthshine.settings import read_settings
 from earthshine.spec import load_spec
 from earthshine.untrusted import shown
 
@@ -51,7 +52,7 @@ def find_downloaded(name: str) -> Downloaded:
     if not is_id(name) or not folder.is_dir():
         known = ", ".join(other for other, _ in model_folders()[:8])
         raise SourceError(
-            f"{shown(name)} is not in the folder of downloads, {shown(downloads_folder())}"
+            f"{shown(name)} is not in the folder of downloads, {shown(read_settings().downloads)}"
             + (f"; there are {known}." if known else ", which holds no model.")
         )
     return _look(name, folder)
@@ -81,7 +82,7 @@ def _occupied(folder: Path) -> int:
 
 
 def _elsewhere(folder: Path) -> Path | None:
-    root = Path(os.path.realpath(downloads_folder()))
+    root = Path(os.path.realpath(read_settings().downloads))
     real = Path(os.path.realpath(folder / "blobs"))
     return None if real.is_relative_to(root) else real
 
@@ -101,14 +102,14 @@ def remove(model: Downloaded) -> None:
     _remove_by_library(model)
     if model.folder.exists():  # a download that was interrupted early, which the library does not list
         shutil.rmtree(model.folder)
-    shutil.rmtree(downloads_folder() / ".locks" / model.folder.name, ignore_errors=True)
+    shutil.rmtree(read_settings().downloads / ".locks" / model.folder.name, ignore_errors=True)
 
 
 def _remove_by_library(model: Downloaded) -> None:
     """The library knows which files of its shared store no other model uses."""
     from huggingface_hub import scan_cache_dir
 
-    cache = scan_cache_dir(downloads_folder())
+    cache = scan_cache_dir(read_settings().downloads)
     repos = [repo for repo in cache.repos if repo.repo_path.name == model.folder.name]
     if repos:  # alone, because a copy of the repository may have a commit of the same hash
         commits = (revision.commit_hash for revision in repos[0].revisions)

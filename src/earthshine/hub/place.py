@@ -24,24 +24,14 @@ def is_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None and "--" not in name and ".." not in name
 
 
-def downloads_folder() -> Path:
-    """The folder of downloads, there or not: EARTHSHINE_HOME, or else Hugging Face's cache."""
-    home = read_settings().home
-    if home is not None:
-        return home
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE).expanduser()
-
-
 def model_folder(name: str) -> Path:
     """Where an id's files lie, there or not."""
-    return downloads_folder() / (_PREFIX + name.replace("/", "--"))
+    return read_settings().downloads / (_PREFIX + name.replace("/", "--"))
 
 
 def model_folders() -> list[tuple[str, Path]]:
     """Id and folder of every model in the folder of downloads, in the order of ids."""
-    root = downloads_folder()
+    root = read_settings().downloads
     try:
         entries = [entry for entry in root.iterdir() if entry.name.startswith(_PREFIX) and entry.is_dir()]
     except FileNotFoundError:

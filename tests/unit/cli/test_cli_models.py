@@ -16,7 +16,7 @@ from earthshine.hub import GLEAM
 from .hub_server import COMMIT, digest
 
 SMALL_LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (12 << 20, 12 << 20))"
-SMALL_DISK = "import shutil; shutil.disk_usage = lambda _: shutil._ntuple_diskusage(1 << 30, 1 << 30, 5 << 20)"
+SMALL_DISK = "import earthshine.hub.download as module; module.free_bytes = lambda _: 5 << 20"
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def _blob(hub, name="model.safetensors"):
 def test_pull_fetches_what_the_index_names_and_nothing_else(sharded):
     done = sharded.run("pull", "team/gleam")
     assert done.returncode == 0, done.stderr
-    assert "MiB to download into" in done.stdout
-    assert "free" in done.stdout
+    assert "to download: " in done.stdout
+    assert "the disk holds it: " in done.stdout
     assert "team/gleam is whole" in done.stdout
     assert {line.split()[1] for line in sharded.weights_served()} == {
         "model-00001-of-00002.safetensors",
@@ -118,8 +118,8 @@ def test_a_disk_that_is_too_small_is_refused_before_a_weight_is_fetched(hub):
     for command in (["pull", "team/gleam"], ["chat", "team/gleam", "-p", "hello"]):
         done = hub.run(*command, before=SMALL_DISK)
         assert done.returncode == 1
-        assert "team/gleam needs 19.50 MiB more on disk" in done.stderr
-        assert "has 5.00 MiB free. Free at least 14.50 MiB" in done.stderr
+        assert "team/gleam needs 19.50 MiB more, of 19.58 MiB, and the disk is too small" in done.stderr
+        assert "has 5.00 MiB free, 14.50 MiB too few" in done.stderr
     assert hub.weights_served() == []
 
 
