@@ -11,6 +11,7 @@ EarthshineError
 ├── BudgetError         the memory that was granted does not suffice, and nothing is left to give back
 ├── ContextError        a sequence does not fit the model's context or the cache's pages
 ├── OverloadError       the queue of requests is full; later there is room again
+├── UnavailableError    a part that a request needs does not work at the moment (text/sandbox)
 ├── Refused             a server's answer to a request that it does not take (server/api.py)
 ├── Unauthorized        a request's API key is missing or wrong (net/access.py)
 ├── Unreachable         a server that is to be measured does not answer (loadgen/drive.py)
@@ -79,6 +80,10 @@ class OverloadError(EarthshineError):
     def __init__(self, message: str, retry_seconds: int) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
+
+
+class UnavailableError(EarthshineError):
+    """A part of this process that a request needs does not work at the moment. The request may be sent again."""
 
 
 class SourceError(EarthshineError):

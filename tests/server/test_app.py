@@ -7,7 +7,7 @@ import threading
 import httpx
 import pytest
 
-from earthshine.errors import ContextError, OverloadError, UsageError
+from earthshine.errors import ContextError, OverloadError, UnavailableError, UsageError
 from earthshine.server.api import Refused
 from earthshine.server.http.body import Limits
 
@@ -18,6 +18,7 @@ ERRORS = {
     "context": ContextError("Too long."),
     "full": OverloadError("Many wait.", 7),
     "soon": Refused("Soon.", "unavailable"),
+    "broken": UnavailableError("A part does not work; try again later."),
     "bug": ZeroDivisionError("secret"),
 }
 
@@ -59,6 +60,7 @@ def test_an_api_that_counts(client):
         ("!context", 400, "context", None),
         ("!full", 429, "rate", "7"),
         ("!soon", 503, "unavailable", "1"),
+        ("!broken", 503, "unavailable", "1"),
         ("!bug", 500, "internal", None),
     ],
 )

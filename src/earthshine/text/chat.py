@@ -35,11 +35,11 @@ _ARGUMENTS_BY_NAME = re.compile(r"\barguments\s*(?:\|\s*items\b|\.items\()")
 _THINK, _UNTHINK = "<think>", "</think>"
 _QUESTION: dict[str, Any] = {"role": "user", "content": "?"}
 _CALL = {"id": "functions.f:0", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-_THOUGHT: dict[str, Any] = {"role": "assistant", "content": "!", "reasoning_content": "Hm.", "reasoning": "Hm."}
-# Templates keep either all thoughts or those between the calls after the last question.
-_THOUGHTS: tuple[list[dict[str, Any]], ...] = (
-    [_THOUGHT, _QUESTION],
-    [_THOUGHT | {"tool_calls": [_CALL]}, {"role": "tool", "tool_call_id": "functions.f:0", "content": "1"}],
+_ANSWER: dict[str, Any] = {"role": "assistant", "content": "!"}
+# Templates write the thoughts of all answers, or only of those with calls after the last question.
+_PAST: tuple[list[dict[str, Any]], ...] = (
+    [_ANSWER, _QUESTION],
+    [_ANSWER | {"tool_calls": [_CALL]}, {"role": "tool", "tool_call_id": "functions.f:0", "content": "1"}],
 )
 
 
@@ -196,19 +196,20 @@ class ChatTemplate:
         return _THINK + _UNTHINK if _THINK in source and self._leaves_thinking(source) else ""
 
     def _leaves_thinking(self, source: str) -> bool:
-        """Whether this template leaves it to the model to open a thought: it ignores `thinking` and writes the thoughts
-        of past messages. Without the latter (it may mention `<think>` to remove it), the model does not think."""
+        """Whether this template leaves it to the model to open a thought: it ignores `thinking`, and writes a thought,
+        if only an empty one, into past answers that have none. A template that writes only the thoughts it is given is
+        that of a model that does not think."""
         if source not in self._leaves:
             prompts = {self._probe(source, [_QUESTION], thinking) for thinking in (True, False)}
             ignores = len(prompts) == 1 and None not in prompts
             self._leaves[source] = ignores and any(
-                _THINK in (self._probe(source, [_QUESTION, *rest], True) or "") for rest in _THOUGHTS
+                _THINK in (self._probe(source, [_QUESTION, *past], True) or "") for past in _PAST
             )
         return self._leaves[source]
 
     def _probe(self, source: str, messages: list[dict[str, Any]], thinking: bool) -> str | None:
         """The prompt, without tools; None if the template refuses these messages or fails on them. Raises TextError if
-        the process has ended, which says nothing about the template."""
+        the process was ended at a limit of time, which a busy machine can cause."""
         if _ARGUMENTS_BY_NAME.search(source):
             messages = objects_of_arguments(messages)
         given: dict[str, Any] = {"messages": messages, "tools": None, "add_generation_prompt": True}

@@ -93,6 +93,7 @@ HEAD = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
         (HEAD + PAST.format("true") + ASK, "<bot>", "<bot><think></think>"),
         (HEAD + PAST.format("messages[-1].role == 'tool'") + ASK, "<bot>", "<bot><think></think>"),
         (HEAD + PAST.format("messages[0].no") + ASK, "<bot>", "<bot>"),
+        (HEAD + PAST.format("m.reasoning_content is defined") + ASK, "<bot>", "<bot>"),
         (HEAD + "{{ '<think>a'.split('<think>')[0] }}" + ASK, "<bot>", "<bot>"),
         (
             HEAD + "{% if messages[0].content == '?' %}{{ raise_exception('<think>') }}{% endif %}" + ASK,
@@ -113,6 +114,7 @@ HEAD = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
         "left to the model, all thoughts kept",
         "left to the model, thoughts between calls kept, as Kimi-K2-Thinking's",
         "mentioned, never written",
+        "written where a message has one: an instruct model's",
         "removed only",
         "refuses our question",
         "no thoughts",

@@ -16,7 +16,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
-from earthshine.errors import ContextError, EarthshineError, OverloadError, TextError, UsageError
+from earthshine.errors import (
+    ContextError,
+    EarthshineError,
+    OverloadError,
+    TextError,
+    UnavailableError,
+    UsageError,
+)
 from earthshine.generation.request import GenerationRequest, Piece
 from earthshine.net.access import Access, Unauthorized
 from earthshine.server.api import Api, Refused, Served
@@ -138,6 +145,9 @@ class Endpoints:
             if self.lifetime.draining or not self.engine.alive:
                 return Refused(str(error), "unavailable", None, DRAIN_RETRY_SECONDS)
             return Refused(str(error), "rate", None, error.retry_seconds)
+        if isinstance(error, UnavailableError):
+            _LOGGER.error("%s", error)
+            return Refused(str(error), "unavailable")
         if isinstance(error, ContextError):
             return Refused(str(error), "context")
         if isinstance(error, (UsageError, TextError)):

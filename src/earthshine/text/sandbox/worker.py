@@ -129,6 +129,8 @@ def _answer(raw: bytes) -> bytes:
         answer = "fit nests too deeply or calls itself without end"
     except MemoryError:
         answer = "fit takes more memory than a rendering may"
+    except (ImportError, OSError):  # whose message has the path of a file of this machine
+        answer = "fit needs a file, and a template can't open files"
     except Exception as error:  # a template can raise whatever Python's operators raise
         answer = f"f{str(error)[:300] or type(error).__name__}"
     return answer.encode("utf-8", "surrogatepass")
