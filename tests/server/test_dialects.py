@@ -202,6 +202,16 @@ def test_what_contradicts_is_refused_by_name(path, fields, param):
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
+def test_both_names_of_a_field_are_in_the_refusal(path):
+    for fields, message in (
+        ({"n_predict": 5, "max_tokens": 6}, "max_tokens and n_predict give different values; give one of them."),
+        ({"temperature": 1, "options": {"temperature": 0}}, "temperature and temperature give different values"),
+    ):
+        with pytest.raises(Refused) as caught:
+            request(path, **fields)
+        assert message in str(caught.value)
+
+
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_is_not_obeyed_is_refused_unless_it_says_nothing(path, name):
     if name in PATHS[path][0].body.model_fields:
@@ -240,8 +250,10 @@ def test_usage_may_be_asked_for_in_openrouters_words():
 
 
 def test_fields_that_are_obeyed_are_not_called_unknown(path):
-    given = {"n_predict": 5, "options": {}, "regex": "a", "novel": 1}
+    given = {"n_predict": 5, "options": {"top_k": 1, "repeat_last_n": 64}, "regex": "a", "novel": 1}
     assert unknown_fields(given, PATHS[path][0].body) == ["novel"]
+    given = {"num_ctx": 8192, "options": {"num_ctx": 8192, "top_k": 1, "num_gpu": 1}}
+    assert unknown_fields(given, PATHS[path][0].body) == ["num_ctx", "options.num_ctx", "options.num_gpu"]
     assert not set(OBEYED_AS) & set(REFUSED)
 
 
@@ -311,8 +323,18 @@ def test_two_names_that_say_the_same_agree(path, fields):
 
 
 def test_two_limits_of_a_response_that_differ_are_refused():
-    with pytest.raises(Refused, match="max_output_tokens and another field"):
-        request("responses", max_output_tokens=16, options={"num_predict": 2})
-    with pytest.raises(Refused, match="max_output_tokens and another field"):
-        request("responses", max_output_tokens=9, max_tokens=3)
+    for name, fields in (
+        ("max_tokens", {"max_tokens": 3}),
+        ("max_completion_tokens", {"max_completion_tokens": 3}),
+        ("n_predict", {"n_predict": 3}),
+        ("options.num_predict", {"options": {"num_predict": 2}}),
+    ):
+        body, sent = parse_body(
+            json.dumps({"input": "Hello", "max_output_tokens": 16} | fields).encode(), responses.ResponsesBody
+        )
+        with pytest.raises(Refused) as caught:
+            responses.begin(body, SERVED)
+        refused = as_sent(caught.value, sent, responses.ResponsesBody)
+        assert str(refused) == f"{name} and max_output_tokens give different values; give one of them."
+        assert refused.param == name
     assert request("responses", max_output_tokens=16, n_predict=16).params.max_tokens == 16

@@ -209,6 +209,7 @@ _OPTIONS = frozenset(
 ).union(OBEYED_AS, REFUSED)
 # The number of tokens that a penalty applies to: here all.
 _WINDOWS = ("repeat_last_n", "penalty_last_n", "rep_pen_range", "repetition_penalty_range")
+READ_OPTIONS = _OPTIONS.union(_WINDOWS)
 
 
 def own_names(body: Any) -> Any:
@@ -219,9 +220,10 @@ def own_names(body: Any) -> Any:
     if not isinstance(body, Mapping):
         return body
     found: dict[str, Any] = {}
+    givers: dict[str, str] = {}  # own names to the names in the body
     options = body.get("options")
     nested = options.items() if isinstance(options, Mapping) else ()
-    read = [(name, value) for name, value in nested if name in _OPTIONS or name in _WINDOWS]
+    read = [(name, value) for name, value in nested if name in READ_OPTIONS]
     for name, value in (*body.items(), *read):
         own: str = OBEYED_AS.get(name) or name
         if own in _UNBOUNDED and value in (-1, -2):
@@ -229,8 +231,8 @@ def own_names(body: Any) -> Any:
         if value in (None, []) and own in found:
             continue
         if found.get(own) not in (None, []) and _listed(found[own]) != _listed(value):
-            raise Refused(f"{name} and another field give different values for {own}; give one of them.", param=name)
-        found[own] = value
+            raise Refused(f"{name} and {givers[own]} give different values; give one of them.", param=name)
+        found[own], givers[own] = value, name
     return found
 
 

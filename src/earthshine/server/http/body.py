@@ -187,10 +187,13 @@ def _whole_characters(value: Any) -> Any:
 
 
 def unknown_fields(body: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
-    """Fields of `body` that `model` does not have; they are ignored."""
+    """The fields of `body` that are ignored: those that `model` does not have, and those of Ollama's `options` that are
+    not in its `read_options`, as options.NAME."""
     known = {name for field, info in model.model_fields.items() for name in (field, info.alias, info.validation_alias)}
     known.update(getattr(model, "also_read", {}))
-    return [name for name in body if name not in known]
+    read, options = getattr(model, "read_options", None), body.get("options")
+    nested = options if read is not None and isinstance(options, Mapping) else {}
+    return [name for name in body if name not in known] + [f"options.{name}" for name in nested if name not in read]
 
 
 def _refusal(error: ValidationError, body: dict[str, Any], also_read: Mapping[str, str]) -> Refused:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from earthshine.engine import PromptProgress, SamplingParams
 from earthshine.server.api import Kind, Refused, Served, documented, make_params
-from earthshine.server.dialects import OBEYED_AS, own_names, require_obeyed
+from earthshine.server.dialects import OBEYED_AS, READ_OPTIONS, own_names, require_obeyed
 from earthshine.server.openai.formats import FormatFields
 from earthshine.untrusted import shown
 
@@ -33,6 +33,7 @@ class SamplingFields(FormatFields):
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # the others: for require_obeyed
     also_read: ClassVar[dict[str, str]] = OBEYED_AS
+    read_options: ClassVar[frozenset[str]] = READ_OPTIONS
 
     model: Annotated[str, StringConstraints(max_length=1024)] | None = None
     temperature: Annotated[float, documented("temperature")] | None = None

@@ -81,10 +81,8 @@ def _logprobs(body: ResponsesBody) -> int | None:
 def _limit(body: ResponsesBody) -> int | None:
     older = token_limit(body)
     if None not in (older, body.max_output_tokens) and older != body.max_output_tokens:
-        raise Refused(
-            "max_output_tokens and another field give different limits for the answer; give one of them.",
-            param="max_output_tokens",
-        )
+        name = limit_name(body)  # which becomes the client's name for it
+        raise Refused(f"{name} and max_output_tokens give different values; give one of them.", param=name)
     return older if body.max_output_tokens is None else body.max_output_tokens
 
 
