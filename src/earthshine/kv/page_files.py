@@ -8,6 +8,7 @@ folder's. Folders of older versions are deleted.
 """
 
 import errno
+import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,12 +23,20 @@ from blake3 import blake3
 from earthshine.errors import BlobError, UsageError
 from earthshine.kv.header import VERSION, BlobHeader, BlobLayout, pack_header
 from earthshine.kv.page_blob import PageBlobs
-from earthshine.kv.page_folder import MOST_FILES, PageFolder, folder_name, occupied_bytes, remove_older
+from earthshine.kv.page_folder import (
+    MOST_FILES,
+    PageFolder,
+    PlaceTakenError,
+    folder_name,
+    occupied_bytes,
+    remove_older,
+)
 from earthshine.kv.page_key import PageKey
 from earthshine.kv.page_tier import PageParts
 from earthshine.units import format_bytes
 from earthshine.untrusted import shown
 
+_LOGGER = logging.getLogger(__name__)
 PAUSE_SECONDS = 30
 _END_SECONDS = 10  # that a write under way has when the cache is closed
 _BLOCK_BYTES = 4096  # the usual unit of a disk's space
@@ -260,7 +269,8 @@ class PageFiles:
             key, file = self._pages.popitem(last=False)
             self._bytes -= file.occupied
         try:
-            self._folder.remove(key)
+            with suppress(PlaceTakenError):  # then the file is gone
+                self._folder.remove(key)
         except OSError:
             with self._changed:
                 self._pages[key] = file
@@ -308,6 +318,9 @@ class PageFiles:
                 with suppress(OSError):
                     self._make_room(0)  # a fragmented file occupies more than its length
                 return True
+            except PlaceTakenError as error:
+                where = shown(self._folder.path)
+                _LOGGER.warning("A page is not kept in %s: %s: %s.", where, error.filename, error.strerror)
             except OSError as error:
                 self._pause(error)
             except Exception as error:  # of the caller's function: the thread must outlive it

@@ -9,6 +9,7 @@ Such folders lie side by side, and each has the version of its files in its name
 reads any more, are deleted if nothing is in them but what is made here.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -31,6 +32,10 @@ _UNFINISHED, _LOCK = "unfinished", "lock"  # there is one of each, since one thr
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class PlaceTakenError(OSError):
+    """Something that no cache makes, such as a folder, has the place of a file. Other files can be written."""
 
 
 class PageFolder:
@@ -91,8 +96,10 @@ class PageFolder:
         return open(descriptor, "rb")
 
     def write(self, key: bytes, fill: Callable[[BinaryIO], None], stamp_ns: int) -> int:
-        """Replace or make a file of what `fill` writes; the bytes that it occupies. Raises OSError and what fill does,
-        and then nothing has changed."""
+        """Replace or create a file with what `fill` writes. Returns the bytes that it occupies.
+
+        Raises OSError and what `fill` raises; nothing has changed then.
+        """
         self._discard_unfinished()
         try:
             with open(os.open(_UNFINISHED, _CREATE, 0o600, dir_fd=self._home), "wb") as file:
@@ -100,18 +107,30 @@ class PageFolder:
                 file.flush()
                 occupied = occupied_bytes(os.fstat(file.fileno()))
                 self.stamp(file, stamp_ns)
-            with suppress(FileExistsError):
-                os.mkdir(_shelf(key), 0o700, dir_fd=self._home)
-            shelf = os.open(_shelf(key), _FOLDER, dir_fd=self._home)
-            try:
-                os.rename(_UNFINISHED, _name(key), src_dir_fd=self._home, dst_dir_fd=shelf)
-            finally:
-                os.close(shelf)
+            self._put(key)
         except BaseException:
             with suppress(OSError):
                 self._discard_unfinished()
             raise
         return occupied
+
+    def _put(self, key: bytes) -> None:
+        """Give the unfinished file its name."""
+        with suppress(FileExistsError):
+            os.mkdir(_shelf(key), 0o700, dir_fd=self._home)
+        with self._shelf_of(key) as shelf:
+            os.rename(_UNFINISHED, _name(key), src_dir_fd=self._home, dst_dir_fd=shelf)
+
+    @contextmanager
+    def _shelf_of(self, key: bytes) -> Iterator[int]:
+        """The folder of the file. Errors of what has the place of either are PlaceTakenError."""
+        try:
+            with _opened(_shelf(key), _FOLDER, self._home) as shelf:
+                yield shelf
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+                raise
+            raise PlaceTakenError(error.errno, error.strerror, f"{_shelf(key)}/{_name(key)}") from None
 
     def stamp(self, file: BinaryIO, stamp_ns: int) -> None:
         """Note when a file was used last, which `scan` sorts by; a disk that refuses it only loses the order."""
@@ -119,13 +138,9 @@ class PageFolder:
             os.utime(file.fileno(), ns=(stamp_ns, stamp_ns))
 
     def remove(self, key: bytes) -> None:
-        """Raises OSError, but not where the file is gone already."""
-        with suppress(FileNotFoundError):
-            shelf = os.open(_shelf(key), _FOLDER, dir_fd=self._home)
-            try:
-                os.unlink(_name(key), dir_fd=shelf)
-            finally:
-                os.close(shelf)
+        """Delete a file, if it is there. Raises OSError."""
+        with suppress(FileNotFoundError), self._shelf_of(key) as shelf:
+            os.unlink(_name(key), dir_fd=shelf)
 
     def close(self) -> None:
         """Unlock the folder for the next process. Nothing else may be called afterwards."""

@@ -158,6 +158,29 @@ class TestFailures:
         assert put(files, PAGES[4]) == [False]
         assert listed(make_files()) == [0]
 
+    @pytest.mark.parametrize("level", ["file", "shelf"])
+    def test_folder_with_a_pages_name_is_skipped_with_a_log_line(self, make_files, tmp_path, caplog, level):
+        files = make_files()
+        taken = path_of(tmp_path / "cache", PAGES[0])
+        if level == "file":
+            (taken / "inner").mkdir(parents=True)
+        else:
+            taken.parent.write_text("a file, where a folder belongs")
+        assert put(files, PAGES[0], PAGES[1]) == [False, True]
+        assert files.problem is None
+        assert files.stats.failed_writes == 1
+        assert f"A page is not kept in '{taken.parents[1]}': {taken.parent.name}/{taken.name}: " in caplog.text
+        assert holds(files, PAGES[1])
+        assert not holds(files, PAGES[0])
+
+    def test_page_that_became_a_folder_is_evicted_like_others(self, make_files, tmp_path):
+        files = make_files(2 * BLOCK)
+        put(files, *PAGES[:2])
+        path_of(tmp_path / "cache", PAGES[0]).unlink()
+        path_of(tmp_path / "cache", PAGES[0]).mkdir()
+        assert put(files, *PAGES[2:5]) == [True, True, True]
+        assert (listed(files), files.stats.failed_writes) == ([3, 4], 0)
+
     def test_a_write_error_pauses_writing_and_is_reported(self, make_files, tmp_path, monkeypatch):
         now = [100.0]
         files = make_files(clock=lambda: now[0])
