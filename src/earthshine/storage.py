@@ -1,6 +1,6 @@
 """The facts of stored formats, each said once: blocks, groups, bytes of a matrix, alignment of reads, tokens of a page.
 
-Every other package takes them from here. Nothing is decoded, and nothing is read. Raises KernelError for a matrix that
+Every other package takes them from here. Nothing is decoded, and nothing is read. Raises UsageError for a matrix that
 a format can't hold.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
-from earthshine.errors import KernelError
+from earthshine.errors import UsageError
 
 FP32_BYTES, BF16_BYTES = 4, 2  # of a value
 FP8_BLOCK = 128  # rows and columns that share one fp32 scale
@@ -54,10 +54,10 @@ class Part:
 def matrix_parts(storage: Storage, rows: int, cols: int) -> tuple[Part, ...]:
     """The tensors of a matrix [rows, cols]: values, then scales, then the stored shape, as far as there are any.
 
-    Raises KernelError for a shape that the format can't hold.
+    Raises UsageError for a shape that the format can't hold.
     """
     if rows < 0 or cols < 0 or (storage is Storage.INT4_GROUP32 and cols % INT4_GROUP):
-        raise KernelError(f"A matrix of {rows} by {cols} can't be stored as {storage}.")
+        raise UsageError(f"A matrix of {rows} by {cols} can't be stored as {storage}.")
     if storage is Storage.BF16:
         return (Part((rows, cols), BF16_BYTES),)
     if storage is Storage.FP8_BLOCK128:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from earthshine.errors import KernelError
+from earthshine.errors import KernelError, UsageError
 from earthshine.kernels import Expert, Matrix, fp8_matrix, int4_matrix, library, native, reference
 from earthshine.storage import Storage, matrix_bytes
 
@@ -113,7 +113,7 @@ class TestMatrix:
 
     @pytest.mark.parametrize(("rows", "cols"), [(-1, 32), (1, -32), (1, 33)])
     def test_an_impossible_shape_is_refused(self, rows: int, cols: int) -> None:
-        with pytest.raises(KernelError, match="can't be stored as int4-g32"):
+        with pytest.raises(UsageError, match="can't be stored as int4-g32"):
             matrix_bytes(Storage.INT4_GROUP32, rows, cols)
 
     def test_published_tensors_of_another_kind_are_refused(self) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from earthshine.errors import KernelError
+from earthshine.errors import UsageError
 from earthshine.storage import (
     QUANTISED,
     Storage,
@@ -43,7 +43,7 @@ def test_an_expert_of_kimi_k2_6_has_its_published_bytes() -> None:
 )
 def test_a_shape_that_a_format_cannot_hold_is_refused_by_its_name(storage: Storage, rows: int, cols: int) -> None:
     for function in (matrix_parts, stored_bytes, matrix_bytes):
-        with pytest.raises(KernelError, match=f"{rows} by {cols} can't be stored as {storage}"):
+        with pytest.raises(UsageError, match=f"{rows} by {cols} can't be stored as {storage}"):
             function(storage, rows, cols)
 
 

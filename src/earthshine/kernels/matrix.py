@@ -15,7 +15,10 @@ from earthshine.storage import INT4_PER_WORD, Storage, matrix_bytes
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matrix:
-    """[rows, cols], that is [out, in]. Raises KernelError where the bytes are not as many as format and shape need."""
+    """[rows, cols], that is [out, in].
+
+    Raises UsageError for a shape that the format can't hold, and KernelError for bytes that do not fit the shape.
+    """
 
     storage: Storage
     rows: int

@@ -180,7 +180,7 @@ REFUSED = {
     "deepseek-ai--DeepSeek-V3.2": "DSA",
     "deepseek-ai--DeepSeek-V4-Flash": "compressed-key attention",
     "deepseek-ai--DeepSeek-V4-Pro": "compressed-key attention",
-    "moonshotai--Kimi-K3": "KDA",
+    "moonshotai--Kimi-K3": "it needs attention residuals, output gates in latent attention, latent experts, SiTU",
     "nvidia--Kimi-K2.6-NVFP4": "NVFP4",
     "nvidia--Kimi-K2.7-Code-NVFP4": "NVFP4",
     "zai-org--GLM-5": "DSA",

@@ -31,7 +31,7 @@ NOT_IMPLEMENTED = {
     "glm4_moe_lite": "a reader and checks for this family's latent attention",
     "glm_moe_dsa": "the sparse-attention (DSA) indexer",
     "gpt_oss": "grouped-query attention with sinks, and mxfp4 experts",
-    "kimi_k3": "delta attention (KDA), attention residuals, latent experts and mxfp4 experts",
+    "kimi_k3": "attention residuals, output gates in latent attention, latent experts, SiTU and mxfp4 experts",
     "minimax_m3": "block-sparse grouped-query attention",
     "qwen3_5_moe": "gated delta attention and gated grouped-query attention",
     "qwen3_next": "gated delta attention and gated grouped-query attention",
