@@ -1,13 +1,29 @@
 """A tokenizer with its grammars, random replies under their masks, and the tools that several tests offer."""
 
+import json
 import random
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import earthshine
-from earthshine.text import Grammar, Grammars, OutputRule, Tokenizer, ToolRule
+from earthshine.text import (
+    Content,
+    Event,
+    Grammar,
+    Grammars,
+    OutputRule,
+    Reasoning,
+    RegionParser,
+    Tokenizer,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+    ToolRule,
+)
 
 GLEAM = Path(earthshine.__file__).parent / "gleam"
 SPARE = 100  # a model may have more ids than its tokenizer
@@ -86,6 +102,46 @@ class House:
                 return False
             constraint.accept(token)
         return True
+
+
+def parsed(parser: RegionParser, ids: list[int]) -> list[Event]:
+    """The events of a reply; neighbours of one kind are joined."""
+    events = [event for token in ids for event in parser.push(token)] + parser.flush()
+    joined: list[Event] = []
+    for (kind, index), group in groupby(events, key=lambda event: (type(event), getattr(event, "index", None))):
+        same = list(group)
+        text = "".join(getattr(event, "text", "") for event in same)
+        if kind in (Reasoning, Content):
+            same = [kind(text)]
+        elif kind is ToolCallArguments:
+            same = [ToolCallArguments(index, text)]
+        joined += same
+    return joined
+
+
+def check_forced_calls(
+    house: House, parse: Callable[[list[int]], list[Event]], choice: str, parallel: bool, **rule: Any
+) -> list[list[ToolCallStart]]:
+    """Checks random replies that must call tools, read by `parse`: calls of permitted tools with valid arguments, each
+    of them complete, and no content. Returns the starts of each reply's calls."""
+    grammar = house.compile(tools=(WEATHER_TOOL, FREE_TOOL), choice=choice, name="weather", parallel=parallel, **rule)
+    replies = [ids for seed in range(10) if (ids := house.reply(grammar, seed, hurry=0.75)) is not None]
+    assert len(replies) >= 5, "too few replies came to an end to show anything"
+    return [_checked_calls(parse(ids), choice, parallel) for ids in replies]
+
+
+def _checked_calls(events: list[Event], choice: str, parallel: bool) -> list[ToolCallStart]:
+    starts = [event for event in events if isinstance(event, ToolCallStart)]
+    texts = {event.index: event.text for event in events if isinstance(event, ToolCallArguments)}
+    assert starts
+    assert [event.index for event in events if isinstance(event, ToolCallEnd)] == list(range(len(starts)))
+    assert not any(isinstance(event, Content) for event in events)
+    assert parallel or len(starts) == 1
+    for index, start in enumerate(starts):
+        value = json.loads(texts[index])
+        assert is_weather(value) if start.name == "weather" else isinstance(value, dict)
+        assert choice == "required" or start.name == "weather"
+    return starts
 
 
 def is_weather(value: Any) -> bool:

@@ -1,58 +1,25 @@
 """Tool calls under a mask: which function, how many, and with what arguments."""
 
-import json
 from typing import Any, Literal
 
 import pytest
 
 from earthshine.errors import TextError
-from earthshine.text import Content, RegionParser, ToolCallArguments, ToolCallEnd, ToolCallStart, ToolRule
+from earthshine.text import Event, RegionParser, ToolRule
 from earthshine.text.grammar_compile import Compiler, CompileTimeout
 
-from .grammars import FREE_TOOL, SECTION, SECTION_END, WEATHER_TOOL, House, is_weather
-
-
-def _calls(house: House, ids: list[int], thinking: bool = False) -> tuple[list[tuple[str, str, str]], str]:
-    """(id, name, arguments) of each complete call, and the content, as the parser of replies sees them."""
-    parser = RegionParser(house.tokenizer, thinking=thinking)
-    events = [event for token in ids for event in parser.push(token)] + parser.flush()
-    starts = [event for event in events if isinstance(event, ToolCallStart)]
-    assert [event.index for event in events if isinstance(event, ToolCallEnd)] == list(range(len(starts)))
-    arguments = [""] * len(starts)
-    for event in events:
-        if isinstance(event, ToolCallArguments):
-            arguments[event.index] += event.text
-    calls = [(start.id, start.name, text) for start, text in zip(starts, arguments, strict=True)]
-    return calls, "".join(event.text for event in events if isinstance(event, Content))
+from .grammars import FREE_TOOL, SECTION, SECTION_END, WEATHER_TOOL, House, check_forced_calls, parsed
 
 
 @pytest.mark.parametrize("choice", ["required", "named"])
 @pytest.mark.parametrize("parallel", [True, False])
 @pytest.mark.parametrize("thinking", [True, False])
 def test_forced_calls(house: House, choice: Literal["required", "named"], parallel: bool, thinking: bool) -> None:
-    grammar = house.compile(
-        tools=(WEATHER_TOOL, FREE_TOOL),
-        choice=choice,
-        name="weather",
-        parallel=parallel,
-        thinking=thinking,
-        first_index=9,
-    )
-    ended = 0
-    for seed in range(10):
-        ids = house.reply(grammar, seed, hurry=0.75)
-        if ids is None:
-            continue
-        ended += 1
-        calls, content = _calls(house, ids, thinking)
-        assert calls
-        assert content == ""
-        assert parallel or len(calls) == 1
-        for index, (call_id, name, text) in enumerate(calls, 9):
-            assert call_id == f"functions.{name}:{index}"
-            assert is_weather(json.loads(text)) if name == "weather" else isinstance(json.loads(text), dict)
-            assert choice == "required" or name == "weather"
-    assert ended >= 5
+    def read(ids: list[int]) -> list[Event]:
+        return parsed(RegionParser(house.tokenizer, thinking=thinking), ids)
+
+    for starts in check_forced_calls(house, read, choice, parallel, thinking=thinking, first_index=9):
+        assert [start.id for start in starts] == [f"functions.{each.name}:{n}" for n, each in enumerate(starts, 9)]
 
 
 CALL = '<|tool_call_begin|>functions.weather:%d<|tool_call_argument_begin|>{"city":"Rome","days":3}<|tool_call_end|>'
@@ -84,7 +51,7 @@ def test_a_format_or_calls(house: House) -> None:
     assert not house.follows(without, SECTION + NOTE % 0 + SECTION_END)
 
 
-def test_unasked_schemas_give_way(house: House) -> None:
+def test_schemas_without_strict_are_enforced_as_far_as_possible(house: House) -> None:
     """Without `strict`, what can't be enforced is left out; with it, it is refused."""
     odd = {"type": "object", "properties": {"a": {"const": 1}}, "not": {"required": ["z"]}, "required": ["a"]}
     grammar = house.compile(tools=(ToolRule("f", odd),), choice="required")

@@ -1,7 +1,5 @@
 """Qwen3's form: reasoning and tool calls as its template writes them, parsed from ids and held to their schemas."""
 
-import json
-from itertools import groupby
 from typing import Any
 
 import pytest
@@ -29,7 +27,7 @@ from earthshine.text import (
 from earthshine.text.tokenizer import Tokenizer
 
 from . import qwen
-from .grammars import FREE_TOOL, WEATHER_TOOL, House, is_weather
+from .grammars import FREE_TOOL, WEATHER_TOOL, House, check_forced_calls, parsed
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome", "days": 3}}\n</tool_call>'
 NOTE = '<tool_call>\n{"name": "note.take", "arguments": {"x": [1, "}"]}}\n</tool_call>'
@@ -63,18 +61,7 @@ def house(tokenizer) -> House:
 
 
 def parse(tokenizer: Tokenizer, ids: list[int], thinking: bool = False, calls: bool = True) -> list[Event]:
-    parser = region_parser(tokenizer, CallForm.JSON, thinking=thinking, calls=calls)
-    events = [event for token in ids for event in parser.push(token)] + parser.flush()
-    joined: list[Event] = []
-    for (kind, index), group in groupby(events, key=lambda event: (type(event), getattr(event, "index", None))):
-        same = list(group)
-        text = "".join(getattr(event, "text", "") for event in same)
-        if kind in (Reasoning, Content):
-            same = [kind(text)]
-        elif kind is ToolCallArguments:
-            same = [ToolCallArguments(index, text)]
-        joined += same
-    return joined
+    return parsed(region_parser(tokenizer, CallForm.JSON, thinking=thinking, calls=calls), ids)
 
 
 def events_of(tokenizer: Tokenizer, text: str, thinking: bool = False, calls: bool = True) -> list[Event]:
@@ -195,27 +182,10 @@ def test_a_conversation_goes_back_into_the_template_as_it_was_written(tokenizer,
 @pytest.mark.parametrize("parallel", [True, False])
 @pytest.mark.parametrize("thinking", [True, False])
 def test_forced_calls(house, choice, parallel, thinking) -> None:
-    grammar = house.compile(
-        tools=(WEATHER_TOOL, FREE_TOOL), choice=choice, name="weather", parallel=parallel, thinking=thinking
-    )
-    ended = 0
-    for seed in range(10):
-        ids = house.reply(grammar, seed, hurry=0.75)
-        if ids is None:
-            continue
-        ended += 1
-        events = parse(house.tokenizer, ids, thinking)
-        names = [event.name for event in events if isinstance(event, ToolCallStart)]
-        texts = {event.index: event.text for event in events if isinstance(event, ToolCallArguments)}
-        assert names
-        assert len(names) == sum(isinstance(event, ToolCallEnd) for event in events)
-        assert not any(isinstance(event, Content) for event in events)
-        assert parallel or len(names) == 1
-        for index, name in enumerate(names):
-            value = json.loads(texts[index])
-            assert is_weather(value) if name == "weather" else isinstance(value, dict)
-            assert choice == "required" or name == "weather"
-    assert ended >= 5
+    def read(ids: list[int]) -> list[Event]:
+        return parse(house.tokenizer, ids, thinking)
+
+    check_forced_calls(house, read, choice, parallel, thinking=thinking)
 
 
 def test_offered_calls(house) -> None:

@@ -1,7 +1,6 @@
 """Qwen3-Coder's form: tool calls as tags, parsed from ids with types from their schemas, and held to these."""
 
 import json
-from itertools import groupby
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from earthshine.text import (
     Content,
     Event,
     Grammars,
-    Reasoning,
     ToolCallArguments,
     ToolCallEnd,
     ToolCallStart,
@@ -27,7 +25,7 @@ from earthshine.text import (
 from earthshine.text.tokenizer import Tokenizer
 
 from . import qwen
-from .grammars import FREE_TOOL, WEATHER_TOOL, House, is_weather
+from .grammars import FREE_TOOL, WEATHER_TOOL, House, check_forced_calls, parsed
 
 WRITE = {
     "type": "object",
@@ -82,20 +80,8 @@ def house(tokenizer) -> House:
 
 
 def parse(tokenizer: Tokenizer, text: str) -> list[Event]:
-    """Neighbours of one kind joined."""
     parser = region_parser(tokenizer, CallForm.XML, thinking=False, schemas=SCHEMAS)
-    ids = tokenizer.encode(text, True)
-    events = [event for token in ids for event in parser.push(token)] + parser.flush()
-    joined: list[Event] = []
-    for (kind, index), group in groupby(events, key=lambda event: (type(event), getattr(event, "index", None))):
-        same = list(group)
-        text = "".join(getattr(event, "text", "") for event in same)
-        if kind in (Reasoning, Content):
-            same = [kind(text)]
-        elif kind is ToolCallArguments:
-            same = [ToolCallArguments(index, text)]
-        joined += same
-    return joined
+    return parsed(parser, tokenizer.encode(text, True))
 
 
 def call(index: int, name: str, arguments: str) -> list[Event]:
@@ -262,25 +248,7 @@ def test_a_conversation_goes_back_into_the_template_as_it_was_written(tokenizer,
 @pytest.mark.parametrize("choice", ["required", "named"])
 @pytest.mark.parametrize("parallel", [True, False])
 def test_forced_calls(house, choice, parallel) -> None:
-    grammar = house.compile(tools=(WEATHER_TOOL, FREE_TOOL), choice=choice, name="weather", parallel=parallel)
-    ended = 0
-    for seed in range(10):
-        ids = house.reply(grammar, seed, hurry=0.75)
-        if ids is None:
-            continue
-        ended += 1
-        events = parse(house.tokenizer, house.tokenizer.decode(ids))
-        names = [event.name for event in events if isinstance(event, ToolCallStart)]
-        texts = {event.index: event.text for event in events if isinstance(event, ToolCallArguments)}
-        assert names
-        assert len(names) == sum(isinstance(event, ToolCallEnd) for event in events)
-        assert not any(isinstance(event, Content) for event in events)
-        assert parallel or len(names) == 1
-        for index, name in enumerate(names):
-            value = json.loads(texts[index])
-            assert is_weather(value) if name == "weather" else isinstance(value, dict)
-            assert choice == "required" or name == "weather"
-    assert ended >= 5
+    check_forced_calls(house, lambda ids: parse(house.tokenizer, house.tokenizer.decode(ids)), choice, parallel)
 
 
 def test_offered_calls(house) -> None:
