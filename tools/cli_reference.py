@@ -5,6 +5,7 @@
 Lines are 100 characters wide, without colours, whatever the terminal; hidden commands are left out.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,4 +42,6 @@ def helps(
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(__doc__)
     PAGE.write_text(reference(), encoding="utf-8")

@@ -6,9 +6,9 @@
 A file of docs/results is a JSON object: "columns", the keys that its table shows, and "rows". Every row is one figure:
 
     command, processor  what was run, and on what
-    median              a number; null where only "low" and "high" were recorded
-    unit, commit, note  optional, as are "goal" and "floor" (a median beyond the floor is shown in bold)
-    low, high           the spread, or "runs", the list of what was measured
+    median              a finite number; null where only "low" and "high" were recorded
+    unit, commit, note  optional, as are "goal" and "floor", numbers (a median beyond the floor is shown in bold)
+    low, high           the spread, or "runs", the list of what was measured; numbers
 
 and the other columns of its table. Processor, commit and command are always shown: below the table where all rows
 agree, else as columns. Where "pivot" names a key, rows that differ in that key alone share a line, a column for
@@ -16,6 +16,7 @@ each of its values. Numbers keep the digits of the file. Every page of docs that
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,16 +39,23 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def problems(row: Row, results: Mapping[str, Any]) -> list[str]:
-    """What a row of `results` lacks; empty where it is whole. Its numbers may be texts (`read`) or numbers."""
+    """What is missing or wrong in a row of `results`, as json.loads gives it; empty where it is sound."""
     needed = ("command", "processor", "median", results["columns"][0], *filter(None, [results.get("pivot")]))
     found = [f"no {key}" for key in needed if key not in row or row[key] == ""]
     if row.get("median") is None and not {"low", "high"} <= row.keys():
         found.append("neither a median nor low and high")
-    try:
-        float(str(row.get("median") or 0).replace(",", ""))
-    except ValueError:
-        found.append(f"a median that is not a number, {row['median']!r}")
+    keys = ("median", "low", "high", "floor", *(["goal"] if "floor" in row else []))
+    numbers = {key: row[key] for key in keys if row.get(key) is not None}
+    runs = row.get("runs", [])
+    numbers |= {f"runs[{at}]": run for at, run in enumerate(runs)} if isinstance(runs, list) else {"runs": runs}
+    found += [
+        f"{value!r} as {key}, which must be a finite number" for key, value in numbers.items() if not _finite(value)
+    ]
     return found
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def page(text: str, folder: Path = RESULTS) -> str:
@@ -122,7 +130,7 @@ def _missed(row: Row) -> bool:
 def add(path: Path, printed: str) -> int:
     """Appends rows to a file: all of "rows" in a JSON document, which is `printed` or its last line.
 
-    Returns how many. Raises ValueError where there is no such document or a row is not whole.
+    Returns how many. Raises ValueError where there is no such document or a row is not sound.
     """
     try:
         document = json.loads(printed)
@@ -153,7 +161,7 @@ def main(arguments: Sequence[str]) -> None:
         for path in DOCS.glob("*.md"):
             path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
     except (OSError, ValueError) as error:
-        sys.exit(f"numbers: {error}")
+        sys.exit(f"results: {error}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from synthesis.layout import shards, vision_shards
 from earthshine.errors import CheckpointError, EarthshineError, UsageError
 from earthshine.spec import ModelSpec, footprint, moe_layers, read_config
 from earthshine.storage import Storage
+from earthshine.text import load_tokenizer
 from earthshine.units import format_bytes
 from earthshine.untrusted import shown
 
@@ -70,7 +71,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _small_files(options: argparse.Namespace, config: dict[str, Any], spec: ModelSpec) -> dict[str, bytes]:
-    """Everything but the shards, by name."""
+    """Everything but the shards, by name. Raises UsageError and TextError for a tokenizer that does not fit."""
     generation = {"do_sample": False, "eos_token_id": list(spec.stop_tokens), "max_length": spec.max_context}
     files = {
         "config.json": json.dumps(config, indent=2).encode() + b"\n",
@@ -78,8 +79,6 @@ def _small_files(options: argparse.Namespace, config: dict[str, Any], spec: Mode
     }
     if options.tokenizer is None:
         return files
-    if options.vocab is not None:
-        raise UsageError("--tokenizer does not go with --vocab: the tokenizer has tokens that the model lacks.")
     try:
         copied = [path for path in map(options.tokenizer.joinpath, _TOKENIZER_FILES) if path.is_file()]
         files |= {path.name: path.read_bytes() for path in copied}
@@ -87,6 +86,7 @@ def _small_files(options: argparse.Namespace, config: dict[str, Any], spec: Mode
         raise UsageError(f"{shown(options.tokenizer)} can't be read: {error.strerror}.") from None
     if not files.keys() & {"tiktoken.model", "tokenizer.json"}:
         raise UsageError(f"{shown(options.tokenizer)} holds neither tiktoken.model nor tokenizer.json.")
+    load_tokenizer(options.tokenizer).require_fit(spec.vocab_size, spec.stop_tokens)
     return files
 
 

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -72,6 +74,36 @@ def test_incomplete_row_is_refused_and_nothing_is_written(numbers, tmp_path, mis
     with pytest.raises(ValueError, match=f"no {missing}"):
         numbers.add(path, json.dumps({"rows": [ROW, row]}))
     assert path.read_text() == FILE
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e400", "-Infinity", '"2.5"', '"fast"', "true", "[1]"])
+@pytest.mark.parametrize("key", ["median", "low", "high", "floor", "goal", "runs[1]"])
+def test_value_that_is_not_a_finite_number_is_refused_and_nothing_is_written(numbers, tmp_path, key, value):
+    path = tmp_path / "results.json"
+    path.write_text(FILE)
+    row = ROW | {"low": 1, "high": 2, "goal": 3, "floor": 4, "runs": [1, 2]}
+    text = json.dumps({"rows": [row | ({"runs": [1, "here"]} if key == "runs[1]" else {key: "here"})]})
+    with pytest.raises(ValueError, match=f"as {re.escape(key)}, which must be a finite number"):
+        numbers.add(path, text.replace('"here"', value))
+    assert path.read_text() == FILE
+
+
+def test_goal_without_a_floor_may_be_words(numbers, tmp_path):
+    assert numbers.add(tmp_path / "results.json", json.dumps({"rows": [ROW | {"goal": "nothing lost"}]})) == 1
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"), [("results.py", ["add"]), ("results.py", ["--help"]), ("cli_reference.py", ["--help"])]
+)
+def test_tool_with_wrong_arguments_prints_its_use_and_writes_nothing(tmp_path, tool, words):
+    """A copy of it, beside folders of its own."""
+    (tmp_path / "tools").mkdir()
+    copy = tmp_path / "tools" / tool
+    copy.write_text((ROOT / "tools" / tool).read_text(encoding="utf-8"), encoding="utf-8")
+    ended = subprocess.run([sys.executable, str(copy), *words], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert f"python tools/{tool}" in ended.stderr
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [tool]
 
 
 @pytest.mark.parametrize("printed", ["", "no JSON", "[]", '{"rows": []}', '{"rows": 3}', "3"])

@@ -13,8 +13,10 @@ import torch
 
 from earthshine import kernels
 from earthshine.engine import SamplingParams, load_model
+from earthshine.hub import GLEAM
 from earthshine.spec import load_spec, read_config, spec_from_config
 from earthshine.storage import Storage
+from earthshine.text import load_tokenizer
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.checkpoint.names import published_trunk
 from earthshine.weights.header import read_header
@@ -321,14 +323,13 @@ def test_published_configs_are_cut_to_any_storage_and_otherwise_kept(tool: Any, 
 
 
 def test_tokenizer_and_generation_config_come_along(write: Any, tmp_path: Path) -> None:
-    (tmp_path / "words").mkdir()
-    (tmp_path / "words" / "tiktoken.model").write_text("some words")
-    (tmp_path / "words" / "README.md").write_text("not copied")
-    folder = write("model", "--tokenizer", str(tmp_path / "words"))
-    assert (folder / "tiktoken.model").read_text() == "some words"
+    gleam = load_spec(GLEAM)
+    ids = {"vocab_size": gleam.vocab_size, "eos_token_id": list(gleam.stop_tokens)}
+    folder = write("model", "--tokenizer", str(GLEAM), **ids)
+    assert load_tokenizer(folder).vocab_size == load_tokenizer(GLEAM).vocab_size
     assert not (folder / "README.md").exists()
     generation = json.loads((folder / "generation_config.json").read_text())
-    assert generation == {"do_sample": False, "eos_token_id": [769, 770], "max_length": 8192}
+    assert generation == {"do_sample": False, "eos_token_id": ids["eos_token_id"], "max_length": 8192}
 
 
 @pytest.mark.parametrize(
@@ -343,7 +344,8 @@ def test_tokenizer_and_generation_config_come_along(write: Any, tmp_path: Path) 
         (["--skew", "nan"], "--skew is nan; it must be between 0 and 4"),
         (["--skew", "-1"], "--skew is -1"),
         (["--tokenizer", "/nowhere"], "holds neither tiktoken.model nor tokenizer.json"),
-        (["--tokenizer", "/nowhere", "--vocab", "1000"], "does not go with --vocab"),
+        (["--tokenizer", str(GLEAM), "--vocab", "1000"], "6144 ids do not fit the model's 1000"),
+        (["--tokenizer", str(GLEAM)], "do not fit the model's 163840 and its stop tokens"),
         (["--layers", "4000", "--experts", "60000"], "experts in all layers"),
         (["--layers", "3000"], "free some space"),
     ],
