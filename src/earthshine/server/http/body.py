@@ -7,7 +7,7 @@ surrogate pairs become U+FFFD, as in every UTF-8 encoder: clients that cut texts
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -191,9 +191,10 @@ def unknown_fields(body: Mapping[str, Any], model: type[BaseModel]) -> list[str]
     not in its `read_options`, as options.NAME."""
     known = {name for field, info in model.model_fields.items() for name in (field, info.alias, info.validation_alias)}
     known.update(getattr(model, "also_read", {}))
-    read, options = getattr(model, "read_options", None), body.get("options")
-    nested = options if read is not None and isinstance(options, Mapping) else {}
-    return [name for name in body if name not in known] + [f"options.{name}" for name in nested if name not in read]
+    read: Set[str] | None = getattr(model, "read_options", None)
+    options = body.get("options")
+    nested = [] if read is None or not isinstance(options, Mapping) else [each for each in options if each not in read]
+    return [name for name in body if name not in known] + [f"options.{name}" for name in nested]
 
 
 def _refusal(error: ValidationError, body: dict[str, Any], also_read: Mapping[str, str]) -> Refused:

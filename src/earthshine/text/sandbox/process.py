@@ -34,7 +34,7 @@ _TRIES = 2
 _MAX_ANSWER_BYTES = 65 << 20  # 16 Mi characters of 4 bytes, and more
 _KEPT_BYTES = 128 << 20  # of address space; a new child maps 24 MiB, and its limit is 256 MiB and more
 _START = "import sys; sys.path += sys.argv[1:]; import worker; worker.main()"
-_REASONS = {
+_REASONS: dict[int, str] = {
     signal.SIGPROF: "it takes more processor time than a rendering may",
     signal.SIGALRM: "it takes longer than a rendering may",
 }
