@@ -1,7 +1,7 @@
-"""Which requests start, and who is preempted: as the pool has room, in the queue's order.
+"""Decides which requests start and which sequences are preempted, in the queue's order and as pages are free.
 
-A request whose next page another one computes waits for that page. Pages of a prefix come from wherever the prefix
-cache finds them, while others are computed. Invariant: a sequence that waits holds no page.
+A request waits while another one computes its next page. Pages of a prefix are fetched from the prefix cache while
+other sequences are computed. Invariant: a waiting sequence holds no page.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -14,8 +14,8 @@ from earthshine.kv import PageFetch, PageKey, PagePool, PageTable, PrefixCache
 
 @dataclass(slots=True)
 class Counts:
-    """Since the beginning: tokens of prompts that were looked up in the prefix cache, that were found there, that were
-    computed; tokens sampled; preemptions."""
+    """Counters since the start: prompt tokens looked up in the prefix cache, found there and computed; tokens sampled;
+    preemptions."""
 
     prefix_queries: int = 0
     prefix_hits: int = 0
@@ -39,8 +39,8 @@ class Admission:
         self.loading: dict[TokenSequence, PageFetch] = {}  # those that run once their pages have arrived
 
     def admit(self, besides: Collection[TokenSequence]) -> None:
-        """From the head of the queue, as long as there is room. A request of higher priority preempts one of a lower,
-        but for `besides`."""
+        """Start requests from the head of the queue while there is room. A request preempts sequences of lower
+        priority, except those in `besides`."""
         running = self._queue.running
         coming = {key.key for each in running if not each.decoding for key in self._prompt_keys(each)}
         for sequence in list(self._queue.waiting):
@@ -60,7 +60,7 @@ class Admission:
             coming |= {key.key for key in self._prompt_keys(sequence)}
 
     def preempt(self, sequence: TokenSequence) -> None:
-        """It waits again, and its pages move to disk if others need the room."""
+        """Put the sequence back into the queue. Its pages are written to disk if their room is needed."""
         if sequence.page_table is not None:
             fetched = self._pool.page_tokens * len(self.loading.get(sequence, ()))
             keys = sequence.keys(max(fetched, sequence.page_table.length))
@@ -70,19 +70,20 @@ class Admission:
         self._counts.preemptions += 1
 
     def end(self, sequence: TokenSequence) -> None:
-        """A sequence that does not go on gives back what it holds."""
+        """Release the pages of a sequence that has ended."""
         self._cache.keep(_checkpoints(sequence))
         self.release(sequence)
 
     def release(self, sequence: TokenSequence) -> None:
-        """Its pages are free, or the cache's alone."""
+        """Release the sequence's pages. Those in the prefix cache stay there."""
         sequence.release()
         fetch = self.loading.pop(sequence, None)
         if fetch is not None:
             self._cache.drop_fetch(fetch)
 
     def take_pages(self) -> None:
-        """Start the sequences whose pages have all arrived; of a prefix that is damaged, the rest is computed."""
+        """Start the sequences whose pages have all arrived. Where a page of a prefix is damaged, the tokens from it on
+        are computed."""
         for sequence, fetch in list(self.loading.items()):
             if fetch.ended:
                 self._take(sequence, fetch)
@@ -90,15 +91,16 @@ class Admission:
                 self._cache.share(fetch)
 
     def wait(self, seconds: float) -> None:
-        """Until a page has been read or written, at most this long; returns at once where none is on its way."""
+        """Wait at most this long until a page has been read or written. Returns at once where no read or write is under
+        way."""
         self._cache.wait(seconds)
 
     def _prompt_keys(self, sequence: TokenSequence) -> list[PageKey]:
-        """Of full pages before the last token, which is computed in any case."""
+        """Keys of the full pages before the last token, which is always computed."""
         return sequence.keys(len(sequence.tokens) - 1)
 
     def _has_room(self, sequence: TokenSequence, keys: Sequence[PageKey]) -> bool:
-        """For its prompt, with a page for each sequence that decodes."""
+        """Whether the pool has room for the prompt and one more page for each sequence that decodes."""
         if self._queue.is_full:
             return False
         if not self._queue.running:

@@ -1,14 +1,15 @@
-"""How long steps take, from those before: never expected to be shorter than measured.
+"""Expected durations of steps, from those measured so far. An expected duration is never below a measured one.
 
-A prefill pass of a streamed model reads nearly all experts for 256 tokens as for 8192, one of a resident model costs by
-the token. So times are kept by powers of two of the tokens, and between them the longer one counts.
+With a streamed model a prefill pass of 256 tokens reads nearly as many experts as one of 8192; with a resident model
+its cost grows with the tokens. So durations are kept by powers of two of the number of tokens, and the longer one
+counts in between.
 """
 
 _OLD = 0.5  # the share of what was known before, since disks and neighbours change
 
 
 class Durations:
-    """Seconds of prefill passes by their tokens, and of decode steps."""
+    """Measured seconds of prefill passes, by number of tokens, and of decode steps."""
 
     def __init__(self) -> None:
         self._prefill: dict[int, float] = {}  # by the exponent of the least power of two that holds the tokens
@@ -25,20 +26,21 @@ class Durations:
         self.decode_seconds = seconds if known == 0 else _OLD * known + (1 - _OLD) * seconds
 
     def add_interval(self, tokens: int, seconds: float) -> None:
-        """The longest time between two points at which a prefill pass of `tokens` could be interrupted."""
+        """Record the longest time for which a prefill pass of `tokens` could not be interrupted."""
         known, seen = self._interval, seconds / tokens
         self._interval = seen if known == 0 else _OLD * known + (1 - _OLD) * seen
 
     def interval_seconds(self, tokens: int) -> float:
-        """That time for a pass of `tokens`; 0 where none was seen."""
+        """The longest time for which a pass of `tokens` can't be interrupted; 0 before the first measurement."""
         return self._interval * tokens
 
     def tokens_per_interval(self, seconds: float) -> int | None:
-        """The most tokens of a pass that can be interrupted every `seconds`; None where none was seen."""
+        """The most tokens of a pass that can be interrupted every `seconds`; None before the first measurement."""
         return None if self._interval == 0 else int(seconds / self._interval)
 
     def prefill_seconds(self, tokens: int) -> float | None:
-        """None where no pass was seen. Larger ones than were seen cost by the token, smaller ones as much."""
+        """Expected seconds of a prefill pass; None before the first one. A pass larger than any measured is taken to
+        cost as much per token, a smaller one as much in all."""
         size = (tokens - 1).bit_length()
         larger = [seconds for known, seconds in sorted(self._prefill.items()) if known >= size]
         if larger:
@@ -49,8 +51,8 @@ class Durations:
         return self._prefill[most] * float(1 << (size - most))
 
     def prompt_seconds(self, tokens: int, pass_tokens: int, by_token: bool) -> float | None:
-        """Of a prompt in passes of `pass_tokens` at most; None where no pass was seen. `by_token`: a pass costs by the
-        token, but at least a decode step."""
+        """Expected seconds of a prompt in passes of at most `pass_tokens`; None before the first pass. `by_token`: the
+        cost of a pass grows with its tokens, from that of a decode step."""
         whole, rest = divmod(tokens, pass_tokens)
         each, last = self.prefill_seconds(pass_tokens), self.prefill_seconds(max(1, rest))
         if each is None or last is None:
@@ -62,7 +64,8 @@ class Durations:
         return whole * each + (last if rest else 0.0)
 
     def prefill_tokens(self, seconds: float) -> int:
-        """The most tokens that a pass of `seconds` computes, at the rate of the largest one seen; 0 where none was."""
+        """The most tokens of a pass that is to end within `seconds`, at the rate of the largest one measured; 0 before
+        the first."""
         if not self._prefill:
             return 0
         most = max(self._prefill)
@@ -70,9 +73,11 @@ class Durations:
 
 
 def fair_shares(wanted: list[int], room: int) -> list[int]:
-    """`room` tokens among prompts that lack `wanted` each: all get as much, but for those that need less.
+    """Divides `room` tokens among prompts that still need `wanted` tokens each: equal shares, except that none exceeds
+    what its prompt needs.
 
-    So a short prompt passes beside a long one. At least one token each, as far as room goes, in the list's order.
+    So a short prompt does not wait for a long one. In the list's order, each gets at least one token as long as there
+    is room.
     """
     shares = [0] * len(wanted)
     left = [place for place, tokens in enumerate(wanted) if tokens > 0]

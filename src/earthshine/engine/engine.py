@@ -1,8 +1,8 @@
-"""A model that serves many requests: the scheduler on a thread of its own, and a mailbox for other threads.
+"""A model that serves many requests: the scheduler runs on its own thread, and a mailbox takes requests from other
+threads.
 
-Any thread may submit, cancel and read the gauges, and never waits for a step. Invariant: a request that was accepted
-gets its last event, even if the engine's thread fails. Refuses what can't be computed, and requests beyond
-`max_queue`.
+Any thread may submit, cancel and read the gauges without waiting for a step. Invariant: an accepted request gets its
+last event, even if the engine's thread fails. Refuses requests that can't be computed, and requests beyond `max_queue`.
 """
 
 import os
@@ -58,10 +58,14 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """A snapshot of the engine's state. `pages_cached`: those that nobody uses now; `resident_bytes`: of the whole
-    process; `finished`: replies by reason; `problem`: what the disk cache can't do now; `prefill_tokens`: of all
-    prompts that are being computed, and `prefill_processed` of them are done; `prefill_seconds_left`: the longest wait
-    expected among them, 0 where nothing is known. Counters count from the start.
+    """A snapshot of the engine's state. Counters count from the start.
+
+    pages_cached: pages that no sequence uses.
+    resident_bytes: of the whole process.
+    finished: number of replies by reason.
+    problem: what the disk cache can't do now.
+    prefill_tokens, prefill_processed: of all prompts that are being computed, the tokens and those that are done.
+    prefill_seconds_left: the longest expected wait among them; 0 where it is unknown.
     """
 
     running: int
@@ -92,7 +96,7 @@ class Gauges:
 
 
 class Ticket:
-    """A request that was accepted; what `cancel` takes."""
+    """Identifies an accepted request for `Engine.cancel`."""
 
     __slots__ = ("_sequence",)
 
@@ -101,7 +105,8 @@ class Ticket:
 
 
 class Engine:
-    """Takes all pages that the model has left. Raises UsageError where that is too few, or the disk cache can't be."""
+    """Takes all pages of the model that no session has. Raises UsageError where they are too few, or where the disk
+    cache can't be used."""
 
     def __init__(self, model: LoadedModel, options: EngineOptions | None = None) -> None:
         self._model, self.options = model, options or EngineOptions()
@@ -138,7 +143,7 @@ class Engine:
 
     @property
     def context_tokens(self) -> int:
-        """Of one sequence, its reply included."""
+        """The most tokens of a sequence: prompt and reply."""
         return self._model.plan.memory.context_tokens
 
     @property
@@ -146,10 +151,10 @@ class Engine:
         return self._thread.is_alive()
 
     def submit(self, request: Request, sink: Sink) -> Ticket:
-        """Queue a request; `sink` gets its events on the engine's thread.
+        """Queue a request. `sink` is called with its events on the engine's thread.
 
-        Raises UsageError for tokens that are none of this model's, ContextError where no token could follow them, and
-        OverloadError where the queue is full or the engine is shutting down.
+        Raises UsageError for invalid token ids, ContextError for a prompt that fills the context, and OverloadError
+        where the queue is full or the engine is shutting down.
         """
         self._check(request)
         spec = self._model.spec
@@ -170,13 +175,14 @@ class Engine:
         return Ticket(sequence)
 
     def cancel(self, ticket: Ticket) -> None:
-        """End a request within one step, and at the next layer where a step is for it alone; harmless once it ended."""
+        """End a request within one step, or at the next layer if no other request shares the step. Has no effect after
+        its end."""
         with self._changed:
             ticket._sequence.cancelled = True
             self._changed.notify_all()
 
     def stalled_seconds(self) -> float:
-        """Since the last sign of progress while there is work to do; 0 without."""
+        """Seconds since the last progress while there is work; 0 otherwise."""
         return time.monotonic() - self._sign if self._busy or not self.alive else 0.0
 
     def gauges(self) -> Gauges:
@@ -212,7 +218,8 @@ class Engine:
         )
 
     def drain(self, seconds: float) -> bool:
-        """Accept nothing more and wait for what was accepted; then cancel the rest. Whether all could finish."""
+        """Accept no more requests and wait for those accepted, then cancel the others. Returns whether all could
+        finish."""
         with self._changed:
             self._accepting = False
             finished = self._changed.wait_for(lambda: self._open == 0 or not self.alive, seconds)
@@ -220,7 +227,7 @@ class Engine:
         return bool(finished)
 
     def close(self) -> None:
-        """Cancel what is left, write what the disk cache is to keep, and end the thread."""
+        """Cancel all requests, write what the disk cache is to keep, and end the thread."""
         with self._changed:
             self._accepting, self._closing, self._ending = False, True, True
             self._changed.notify_all()
@@ -250,7 +257,7 @@ class Engine:
             )
 
     def _retry_seconds(self) -> int:
-        """As long as the one who waits longest has waited: what the queue's length means in time."""
+        """How long the longest-waiting request has waited: an estimate of the queue's length in time."""
         longest = max((time.monotonic() - each.asked_at for each in list(self._scheduler.queue.waiting)), default=0.0)
         least, most = _RETRY_SECONDS
         return min(most, max(least, round(longest)))
@@ -277,7 +284,7 @@ class Engine:
                 self._changed.notify_all()
 
     def _next(self) -> bool:
-        """Waits for something to do; False once nothing more will come."""
+        """Wait for work. Returns False once the engine is to end."""
         with self._changed:
             self._busy = self._scheduler.queue.busy
             while not self._changed.wait_for(
@@ -293,7 +300,7 @@ class Engine:
         return not self._closing
 
     def _poll(self) -> None:
-        """Between layers: a sign of progress, and what came in meanwhile."""
+        """Called between layers: records progress and takes new requests from the mailbox."""
         self._sign = time.monotonic()
         while self._mail:
             self._scheduler.queue.add(self._mail.popleft())
@@ -310,7 +317,7 @@ class Engine:
 
 
 def _spill_folder() -> Path:
-    """A new one beside others of this kind; those whose process has ended without removing them go."""
+    """A new folder beside others of this kind. Those that ended processes left behind are removed."""
     base = Path("/var/tmp")  # on a disk everywhere, where /tmp may be memory
     base = base if os.access(base, os.W_OK) else Path(tempfile.gettempdir())
     for old in base.glob(f"{_SPILL}*"):

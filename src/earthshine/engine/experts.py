@@ -35,7 +35,7 @@ class _Pairs:
         return self.begin[-1]
 
     def part(self, first: int, last: int) -> "_Pairs":
-        """Of experts `first` to `last`."""
+        """The pairs of experts `first` to `last`."""
         if last - first == len(self.experts):
             return self
         begin = self.begin[first : last + 1]
@@ -60,30 +60,30 @@ def _pairs(chosen: Tensor, weight: Tensor) -> _Pairs:
 
 
 class RoutedExperts:
-    """`models`' Experts over a store."""
+    """Implements `models.Experts` over an ExpertStore."""
 
     def __init__(self, store: ExpertStore) -> None:
         self.store = store
 
     @property
     def stats(self) -> ExpertStats:
-        """The store's."""
+        """The store's counters."""
         return self.store.stats
 
     def table(self, layer: int) -> kernels.ExpertTable | None:
-        """Every expert of a layer, as models.ResidentExperts."""
+        """All experts of a layer; see models.ResidentExperts."""
         return self.store.table(layer)
 
     def ffn(self, layer: int, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
         """The weighted sum of each token's chosen experts, `down(silu(gate x) * up x)`, in x's dtype.
 
         x: [tokens, hidden]; chosen: int64 [tokens, top_k], distinct in a row; weight: fp32 [tokens, top_k]. Raises
-        CheckpointError where an expert can't be read; later calls are none the worse for it.
+        CheckpointError where an expert can't be read; later calls are not affected.
         """
         return result_of(self._grouped(layer, x, chosen, weight, None))
 
     def ffn_in_groups(self, layer: int, x: Tensor, chosen: Tensor, weight: Tensor) -> Generator[None, None, Tensor]:
-        """The same, yielding between groups of experts.
+        """As `ffn`, but a generator that yields between groups of experts.
 
         Nothing of the store is held across a yield: other calls may run, and the store may shrink.
         """
@@ -118,7 +118,7 @@ class RoutedExperts:
         return total.to(x.dtype)
 
     def _hits_first(self, call: "_Call", total: Tensor) -> None:
-        """Computes what is in memory while the rest is read, the rest as it arrives, and sums once all is there."""
+        """Computes experts in memory while the others are read, then these as they arrive; sums when all are done."""
         pairs, begin = call.pairs, call.pairs.begin
         each = torch.empty(len(pairs), total.shape[1])
         in_memory = set(call.loan.hits)
@@ -138,7 +138,7 @@ class RoutedExperts:
         kernels.moe_sum(each, pairs.token, pairs.weight, total)
 
     def _in_waves(self, call: "_Call", rows: int, total: Tensor) -> None:
-        """Computes and sums what is there in ascending order, at most `rows` pairs at once, while the rest is read."""
+        """Computes and sums experts in ascending order, at most `rows` pairs at once, while later ones are read."""
         pairs, begin = call.pairs, call.pairs.begin
         each = torch.empty(min(rows, len(pairs)), total.shape[1])
         left = list(range(len(pairs.experts)))

@@ -1,8 +1,8 @@
-"""The memory budget, enforced while the engine runs: slots of experts are released before anything fails.
+"""Enforces the memory budget while the engine runs: expert slots are released before anything fails.
 
-Invariant: a step begins, and a copy of a state is made, only while the process holds no more than its budget. What is
-planned lies below it already; this is for what no plan knows, such as the rest of the program that the engine runs in.
-Refuses what can't be had even without a single slot.
+Invariant: a step begins, and a state is copied, only while the process holds no more than its budget. The plan stays
+below the budget; this is for memory that no plan knows, such as that of the program that the engine runs in. Refuses
+what does not fit even without slots.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ NEAR_BYTES = 48 << 20  # below the limit: slots go before it is reached, so that
 
 
 class MemoryLimit:
-    """`shrink` lets the system have that many bytes of what can be read again, and returns how many it was."""
+    """`shrink` returns that many bytes of expert slots to the system, and returns how many it freed."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class MemoryLimit:
         self._shrink, self._resident = shrink, resident
 
     def check(self) -> None:
-        """Before a step. Raises BudgetError where the process holds more than its budget and no slot is left."""
+        """Called before a step. Raises BudgetError where the process exceeds its budget and no slot is left."""
         held = self._after_shrinking(0)
         if held > self.budget_bytes:
             raise BudgetError(
@@ -39,7 +39,7 @@ class MemoryLimit:
             )
 
     def require(self, nbytes: int, what: str) -> None:
-        """Before `nbytes` more are allocated; raises BudgetError where they can't be had."""
+        """Called before `nbytes` are allocated for `what`. Raises BudgetError where they do not fit."""
         held = self._after_shrinking(nbytes)
         if held + nbytes > self.budget_bytes:
             raise BudgetError(
@@ -48,7 +48,7 @@ class MemoryLimit:
             )
 
     def _after_shrinking(self, nbytes: int) -> int:
-        """Bytes that the process holds, once there is room for `nbytes` more or no slot is left."""
+        """Bytes that the process holds after slots were released, as far as `nbytes` more need their memory."""
         while (over := (held := self._resident()) + nbytes + NEAR_BYTES - self.budget_bytes) > 0:
             released = self._shrink(over)  # of what was never used nothing is held, so the process is asked again
             if released == 0:

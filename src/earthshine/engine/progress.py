@@ -1,7 +1,7 @@
-"""How far one prompt is, and how long the rest will take: for the request's sink, `Session.sync` and the gauges.
+"""The progress of one prompt and its remaining time, for the request's sink, `Session.sync` and the gauges.
 
-One event as the prompt is admitted, one as it has been computed, and between them at most one every INTERVAL_SECONDS,
-however many layers pass in that time.
+One event is sent when the prompt is admitted and one when it has been computed; in between at most one every
+INTERVAL_SECONDS.
 """
 
 import time

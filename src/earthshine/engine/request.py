@@ -1,7 +1,7 @@
 """What the scheduler takes and returns: token ids and events, never text.
 
-Every reply's events come in one order: Admitted, PromptProgress and PromptScores if they were asked for, TokenEvents,
-then exactly one Finished or Failed, after which nothing more comes.
+Events of a reply come in this order: Admitted; PromptProgress and PromptScores if they were asked for; TokenEvents;
+then exactly one Finished or Failed.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +15,18 @@ from earthshine.errors import EarthshineError
 
 
 class Constraint(Protocol):
-    """What a reply may say next. One object serves one reply; the engine's thread alone calls it."""
+    """Restricts the tokens of a reply. One object serves one reply; only the engine's thread calls it."""
 
     def allowed(self, likeliest: int | None = None) -> np.ndarray | None:
-        """int32 [ceil(vocab_size / 32)]: bit i of word w permits token 32 w + i. None: every token may come.
-        `likeliest`: what would be chosen without this constraint, so that it is known whether the model would end."""
+        """The permitted tokens: int32 [ceil(vocab_size / 32)], where bit i of word w permits token 32 w + i. None: all.
+
+        `likeliest`: the token that would be chosen without this constraint, which shows whether the model would end
+        here.
+        """
         ...
 
     def accept(self, token: int) -> None:
-        """The token that was chosen, stop tokens included."""
+        """Advance by the chosen token, which may be a stop token."""
         ...
 
 
@@ -42,15 +45,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The prompt is about to be computed; the first `reused` of its tokens were found."""
+    """The prompt is about to be computed. The first `reused` of its tokens were found in the prefix cache."""
 
     reused: int
 
 
 @dataclass(frozen=True, slots=True)
 class PromptProgress:
-    """Of a prompt's `total` tokens, `processed` have been computed or found, `cached` of these found. `seconds` since
-    its admission; `seconds_left`: expected until all have been computed, None where nothing is known yet."""
+    """How far a prompt is.
+
+    processed: of its `total` tokens, those computed or found in the prefix cache; `cached`: of these, those found.
+    seconds: since its admission.
+    seconds_left: expected until all have been computed; None where it is unknown.
+    """
 
     total: int
     cached: int
@@ -70,7 +77,7 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class PromptScores:
-    """The log-likelihoods of the prompt's next tokens, from the second on; several such events may come."""
+    """Log-likelihoods of the next tokens of the prompt, from its second on. Several such events may come."""
 
     scores: tuple[TokenEvent, ...]
 
@@ -85,7 +92,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The last event of a reply that can't go on; other replies do."""
+    """The last event of a reply that failed. Other replies continue."""
 
     error: EarthshineError
 

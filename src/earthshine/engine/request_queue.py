@@ -1,6 +1,6 @@
-"""Requests by priority and arrival: those that wait, and those that run.
+"""Requests that wait and requests that run, ordered by priority and arrival.
 
-Invariant: every request that was added is in exactly one of `waiting` and `running` until it has ended.
+Invariant: every added request is in exactly one of `waiting` and `running` until it ends.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from earthshine.engine.sequence import TokenSequence
 
 
 class RequestQueue:
-    """`max_running`: sequences that are computed at once."""
+    """`max_running`: the most sequences that are computed at once."""
 
     def __init__(self, max_running: int) -> None:
         self.max_running = max_running
@@ -39,16 +39,16 @@ class RequestQueue:
         self.running.append(sequence)
 
     def stop(self, sequence: TokenSequence) -> None:
-        """It waits again, with its place in the order."""
+        """Move a running request back to those that wait, at its place in the order."""
         self.running.remove(sequence)
         self.add(sequence)
 
     def last(self, besides: Container[TokenSequence]) -> TokenSequence | None:
-        """The last in order of those that run, not counting `besides`."""
+        """The last running request in the order, except those in `besides`."""
         return max((each for each in self.running if each not in besides), key=in_order, default=None)
 
     def remove_ended(self, besides: Container[TokenSequence]) -> list[TokenSequence]:
-        """End what was cancelled; remove and return what has ended, except `besides`."""
+        """End cancelled requests. Remove and return those that have ended, except `besides`."""
         removed = []
         for sequence in [*self.running, *self.waiting]:
             if sequence.cancelled:

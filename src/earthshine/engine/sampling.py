@@ -1,8 +1,8 @@
-"""From logits to a token: penalties, temperature, min_p, top_k, top_p, in vLLM's order and with its meanings.
+"""Samples a token from logits: penalties, temperature, min_p, top_k, top_p, in vLLM's order and with its meanings.
 
-Each request has its own stream of random numbers, a function of its seed and the number of tokens drawn, so a
-result does not depend on who shares the batch, on threads or on a library's generator. Reported log-probabilities
-are the model's own, before any of these. Refuses logits that are not numbers.
+Each request has its own stream of random numbers, a function of its seed and of the number of tokens drawn, so that a
+result does not depend on the batch, on threads or on a library's generator. Reported log-probabilities are those of the
+model, before any of these. Refuses logits that are not numbers.
 """
 
 import math
@@ -29,7 +29,7 @@ class Sampled:
 
 
 class Sampler:
-    """One request's choices. `prompt_tokens` are what repetition_penalty counts besides the tokens sampled here."""
+    """The sampler of one request. `prompt_tokens`: counted by repetition_penalty, besides the tokens sampled here."""
 
     def __init__(self, params: SamplingParams, prompt_tokens: Sequence[int]) -> None:
         self.params = params
@@ -42,11 +42,11 @@ class Sampler:
         self._named: Tensor | None = None  # bool [vocab]: allowed_tokens
 
     def sample(self, logits: Tensor, allowed: Tensor | None = None, stops: Collection[int] = ()) -> Sampled:
-        """Choose a token from logits, fp32 [vocab], and count it; `allowed`: bool [vocab], None for all. `stops`: what
-        would end the reply, which min_tokens holds back.
+        """Choose a token from logits, fp32 [vocab], and count it.
 
-        Raises EarthshineError where the logits are not numbers, and where no token is allowed: UsageError where that
-        follows from what was asked for.
+        `allowed`: bool [vocab], None for all; `stops`: stop tokens, which min_tokens excludes. Raises EarthshineError
+        for logits that are not numbers, and where no token is allowed: UsageError if the request's own parameters cause
+        that.
         """
         adjusted = self._adjusted(logits, allowed, stops)
         token = int(adjusted.argmax()) if self.params.temperature == 0 else self._draw(adjusted)
@@ -58,7 +58,7 @@ class Sampler:
         return Sampled(token, float(logprobs[token]), most_likely(logprobs, self.params.logprobs or 0))
 
     def likeliest(self, logits: Tensor, stops: Collection[int] = ()) -> int:
-        """What would be chosen from logits, fp32 [vocab], at temperature 0 if no form had been asked for; `stops` and
+        """The token that would be chosen from logits, fp32 [vocab], at temperature 0 without a constraint. `stops` and
         errors as in `sample`."""
         return int(self._adjusted(logits, None, stops).argmax())
 

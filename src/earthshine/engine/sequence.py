@@ -83,7 +83,7 @@ class TokenSequence:
 
     def admit(self, reused: int, expected: float | None = None) -> None:
         """Send Admitted, unless the sequence was admitted before and then preempted. `expected`: seconds until the rest
-        of the prompt has been computed."""
+        of the prompt has been computed, if known."""
         if self.admitted_at is None:
             self.admitted_at = self.last_token_at = time.monotonic()
             self.report = PromptReport(self.n_prompt, reused, expected)
@@ -91,7 +91,7 @@ class TokenSequence:
             self._inform(self.report.latest)
 
     def progress(self, done: float) -> None:
-        """`done` of its tokens have been computed or found, some of them in part."""
+        """Report that `done` of the prompt's tokens have been computed or found, in fractions too."""
         if self.report is not None and (news := self.report.update(min(done, self.n_prompt))) is not None:
             self._inform(news)
 

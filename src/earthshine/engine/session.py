@@ -1,9 +1,8 @@
 """A session: one page table that callers address by whole token prefixes, and generation from it.
 
-Invariant: the latents in the page table are those of the first tokens held, and at most one token held, the last
-one sampled, has none yet. That is so after every call, after every event, and after a failure or an iterator
-abandoned halfway. Refuses more tokens than the model's context or the pool's pages have room for before anything
-changes.
+Invariant: after every call, event, failure or abandoned iterator, the page table holds the cache of the first tokens,
+and only the last token, if it was sampled, may lack its own. Token ids out of range, and more tokens than the context
+or the pages hold, are refused before anything changes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from earthshine.kv import BlobHeader, BlobLayout, KVBlob, PagePool, PageTable, c
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """Of the tokens asked for, how many were in the page table already and how many were computed."""
+    """Of the tokens given to `sync`, how many were in the cache already and how many were computed."""
 
     reused: int
     computed: int
@@ -36,11 +35,13 @@ Event = TokenEvent | Finished
 
 
 class Session:
-    """`fingerprint` names the model's weights and numerics in snapshots; `prefill_tokens` pass through the model in one
-    step; a session holds at most `context_tokens`, by default as many as the model's context; `memory_limit` is
-    checked before anything is allocated; `on_close` is called once, when the pool is no longer used.
+    """Addresses the pages of `pool` by whole token prefixes. Raises UsageError if the pool does not fit the model.
 
-    Raises UsageError if the pool does not fit the model.
+    fingerprint: names the model's weights and numerics in snapshots.
+    context_tokens: the most tokens of the session; by default the model's context.
+    prefill_tokens: the most tokens of one prefill pass.
+    memory_limit: checked before anything is allocated.
+    on_close: called once, when the pool is no longer used.
     """
 
     def __init__(
@@ -134,7 +135,8 @@ class Session:
         return scores
 
     def snapshot(self) -> KVBlob:
-        """A copy of the state, which any session of the same model can restore; BudgetError where it can't be had."""
+        """A copy of the state, which any session of the same model can restore. Raises BudgetError where it does not
+        fit."""
         length = self._page_table.length
         if self._memory_limit is not None:
             pool = self._page_table.pool
@@ -145,8 +147,11 @@ class Session:
         return KVBlob(header, tuple(self._page_table.copies()), None if last is None else last.clone())
 
     def restore(self, blob: KVBlob) -> None:
-        """Hold what `blob` holds. Raises BlobError for another model, format or layout and ContextError where it does
-        not fit; the session is then as it was."""
+        """Replace the session's state by that of `blob`.
+
+        Raises BlobError for another model, format or layout, and ContextError where it does not fit; the session is
+        then unchanged.
+        """
         header = blob.header
         header.layout.require(self._layout)
         if header.tail_dim not in (0, self._spec.hidden):
@@ -160,12 +165,11 @@ class Session:
         self._last = None if blob.tail is None else blob.tail.clone()
 
     def clear(self) -> None:
-        """Forget all tokens. Raises UsageError as every method does once the session is closed."""
+        """Remove all tokens. Raises UsageError on a closed session, as all methods do."""
         self._replace(0, [])
 
     def close(self) -> None:
-        """Give the pages back to the model. The session is empty and can't be used afterwards; closing again is
-        harmless."""
+        """Return the pages to the model. The session can't be used afterwards. Closing it again has no effect."""
         if self._open is not None:
             self.clear()
             self._open = self._last = None
@@ -197,7 +201,7 @@ class Session:
         yield Finished("length")
 
     def _latest(self, inform: Callable[[float], None] = lambda done: None) -> Tensor:
-        """[hidden] of the last token held, computing whatever is missing up to it."""
+        """The hidden state [hidden] of the last token. Computes tokens that are missing up to it."""
         if self._last is None and self._page_table.length == len(self._tokens):
             self._page_table.truncate(len(self._tokens) - 1)
         for _ in self._prefill(len(self._tokens), inform):
@@ -206,8 +210,8 @@ class Session:
         return self._last
 
     def _prefill(self, end: int, inform: Callable[[float], None] = lambda done: None) -> Iterator[tuple[int, Tensor]]:
-        """Compute tokens held up to `end`; yields each step's first position and hidden states [tokens, hidden].
-        `inform` gets how many tokens are done, some of them in part."""
+        """Compute the tokens that are missing up to `end`. Yields each step's first position and hidden states [tokens,
+        hidden]. `inform` is called with the number of tokens done, in fractions too."""
         while (start := self._page_table.length) < end:
             self._last = None
             chunk = self._tokens[start : min(end, start + self._prefill_tokens)]
@@ -224,7 +228,7 @@ class Session:
             yield start, hidden
 
     def _replace(self, keep: int, tokens: list[int]) -> None:
-        """Hold `tokens`, of which the first `keep` are in the page table and remain."""
+        """Set the session's tokens, of which the first `keep` are in the page table."""
         self._version += 1
         if keep < self._page_table.length:
             self._last = None
@@ -232,7 +236,7 @@ class Session:
         self._tokens = tokens
 
     def _trim(self) -> None:
-        """Forget tokens that were not computed."""
+        """Remove tokens that were not computed."""
         del self._tokens[self._page_table.length :]
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:

@@ -1,4 +1,6 @@
-"""The sizes that a plan starts from, for files that are there: as the config says, or more where the headers do."""
+"""The sizes that a plan starts from, for a model's files: those of the config, or larger ones where the files' headers
+have them.
+"""
 
 from earthshine.plan import Sizes, sizes_of
 from earthshine.weights import Checkpoint, embedding_bytes, slot_bytes, units

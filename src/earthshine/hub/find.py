@@ -25,10 +25,12 @@ def find_model(name: str | None, *, weights: bool = True) -> Path:
     """
     if name is None or name == "gleam":
         return GLEAM
+    if not name:
+        raise SourceError("MODEL is empty; give a folder, a Hugging Face id such as moonshotai/Kimi-K2.6, or gleam.")
     try:
         path = Path(name).expanduser()
     except RuntimeError:
-        raise SourceError(f"{name} is in the home folder of nobody known here.") from None
+        raise SourceError(f"{shown(name)} names the home folder of an unknown user.") from None
     if path.suffix.lower() == ".gguf":
         raise SourceError(_GGUF)
     if os.path.exists(path):

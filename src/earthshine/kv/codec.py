@@ -56,9 +56,9 @@ _CHUNK_BYTES = 1 << 20
 
 
 class BlobWriter:
-    """Writes the header at once, then each part as its layer is finished, then the tail. The file stays open.
+    """Writes the header at once, then each part as its layer is finished, then the tail. Does not close the file.
 
-    Raises BlobError for parts out of order or of another shape or dtype than the header says.
+    Raises BlobError for parts out of order, or of another shape or dtype than the header has.
     """
 
     def __init__(self, file: BinaryIO, header: BlobHeader) -> None:
@@ -81,7 +81,7 @@ class BlobWriter:
         self._block(hidden, (self.header.tail_dim,), self.header.layout.format.dtype)
 
     def close(self) -> None:
-        """Raises BlobError if something that the header announced was not written."""
+        """Raises BlobError if a block that the header announced is missing."""
         if self._missing() != "nothing":
             raise BlobError(f"The state is incomplete: {self._missing()} was not written.")
 
@@ -103,9 +103,9 @@ class BlobWriter:
 
 
 class BlobReader:
-    """Reads the header at once, then `parts()` and `tail()`; each block is checked before it is handed out.
+    """Reads the header at once, then `parts()` and `tail()`. Each block's checksum is verified before it is returned.
 
-    `limit_bytes` bounds the whole blob and so every allocation. Raises BlobError naming what is wrong.
+    `limit_bytes` limits the whole blob, and so every allocation. Raises BlobError, which names what is wrong.
     """
 
     def __init__(self, file: BinaryIO, limit_bytes: int) -> None:
@@ -153,8 +153,8 @@ class BlobReader:
 class KVBlob:
     """A whole sequence's state in memory.
 
-    Raises BlobError for a piece that other tokens precede, and where a tensor does not have the header's shape and
-    format.
+    Raises BlobError for a piece that starts after other tokens, and for tensors of another shape or format than the
+    header's.
     """
 
     header: BlobHeader
@@ -202,7 +202,7 @@ class KVBlob:
         return cls.read(BytesIO(data), limit_bytes=len(data))
 
     def save(self, path: Path) -> None:
-        """Write to `path` so that it holds either what it held or the whole blob. Raises BlobError."""
+        """Write to `path`, which is replaced as a whole or not at all. Raises BlobError."""
         try:
             _replace_file(path, self)
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
@@ -219,7 +219,7 @@ class KVBlob:
 
 
 def read_header(file: BinaryIO, limit_bytes: int) -> BlobHeader:
-    """The header alone, so that the caller can decide whether to read on. Raises BlobError."""
+    """The header alone, from which the caller can decide whether to read the rest. Raises BlobError."""
     return unpack_header(file, limit_bytes)[0]
 
 

@@ -1,7 +1,7 @@
-"""The header of a sequence's stored state: what it is of, how it is laid out, and whether that can be true.
+"""The header of a sequence's stored state: its model, layout and tokens.
 
-The bytes are described in `codec`. A header value that exists is consistent and within the format's bounds; one
-that was read has also passed its checksum.
+The bytes are described in `codec`. Invariant: a BlobHeader is consistent and within the format's limits; one that was
+read has also passed its checksum.
 """
 
 import math
@@ -38,7 +38,7 @@ _MOST_PARTS = 1 << 14
 
 
 class ValueFormat(StrEnum):
-    """How each kept value is stored."""
+    """How the values of a part are stored."""
 
     BF16 = "bf16"
     FP32 = "fp32"
@@ -60,7 +60,7 @@ _CODES = {1: ValueFormat.BF16, 2: ValueFormat.FP32}
 
 
 class PartKind(IntEnum):
-    """What a part is, and its values' format where that is not the blob's."""
+    """What a part is, and the format of its values where that is not the blob's."""
 
     ROWS = 1  # one row per token
     STATE = 2  # of constant size, after the last token
@@ -69,7 +69,8 @@ class PartKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Of what a sequence keeps in `layer`: `width` values per token, or in all. Raises BlobError out of bounds."""
+    """A part of what a sequence keeps in `layer`: `width` values, per token or in all. Raises BlobError for values out
+    of range."""
 
     layer: int
     width: int
@@ -93,7 +94,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class BlobLayout:
-    """What two sides must agree on before a state means the same to both. Raises BlobError out of bounds."""
+    """What writer and reader of a blob must agree on. Raises BlobError for values out of range."""
 
     fingerprint: str  # of the model: its weights and config
     format: ValueFormat
@@ -110,12 +111,12 @@ class BlobLayout:
 
     @classmethod
     def of(cls, kept: Kept, fingerprint: str, dtype: torch.dtype) -> "BlobLayout":
-        """For a model whose layers keep `kept` in `dtype`."""
+        """The layout of a model whose layers keep `kept` in `dtype`."""
         parts = tuple(Part.of(layer, part) for layer, parts in enumerate(kept) for part in parts)
         return cls(fingerprint, ValueFormat.of(dtype), parts)
 
     def require(self, mine: "BlobLayout") -> None:
-        """Raises BlobError naming the first thing in which this layout differs from `mine`."""
+        """Raises BlobError, which names the first difference between this layout and `mine`."""
         if self.fingerprint != mine.fingerprint:
             raise BlobError(f"The state belongs to the model {self.fingerprint!r}; this one is {mine.fingerprint!r}.")
         if self.format is not mine.format:
@@ -131,10 +132,10 @@ class BlobLayout:
 
 @dataclass(frozen=True, slots=True)
 class BlobHeader:
-    """All that is known before the first layer is computed. Raises BlobError where its numbers contradict.
+    """Everything that is known before the first layer is computed. Raises BlobError for inconsistent numbers.
 
-    A whole sequence has start 0. A later piece of one says what it follows, since its rows mean nothing after
-    other tokens; a first piece may also give a `prior`, which then says whose it is.
+    The header of a whole sequence has start 0. That of a later piece names the tokens before it in `prior`, since its
+    rows are valid only after these. A first piece may have a `prior` too, which then names its tenant.
     """
 
     layout: BlobLayout
@@ -164,12 +165,12 @@ class BlobHeader:
 
     @property
     def stored(self) -> list[int]:
-        """The numbers of the parts that follow, in order."""
+        """Indices of the parts that follow, in order."""
         parts = enumerate(self.layout.parts)
         return [number for number, part in parts if part.kind is PartKind.ROWS or (self.with_states and self.n_tokens)]
 
     def shape(self, part: int) -> tuple[int, ...]:
-        """[n_tokens, width] of rows, [width] of a state."""
+        """[n_tokens, width] for rows, [width] for a state."""
         described = self.layout.parts[part]
         return (self.n_tokens, described.width) if described.kind is PartKind.ROWS else (described.width,)
 
@@ -178,7 +179,7 @@ class BlobHeader:
         return torch.float32 if fp32 else self.layout.format.dtype
 
     def part_bytes(self, part: int) -> int:
-        """Of one part's values."""
+        """Bytes of one part's values."""
         return math.prod(self.shape(part)) * self.dtype(part).itemsize
 
     @property
@@ -187,14 +188,14 @@ class BlobHeader:
 
     @property
     def blob_bytes(self) -> int:
-        """Of the whole blob, headers and digests included."""
+        """Bytes of the whole blob, with headers and digests."""
         framing = INDEX.size + DIGEST_BYTES
         tail = self.tail_bytes + framing if self.tail_dim else 0
         return len(pack_header(self)) + sum(self.part_bytes(part) + framing for part in self.stored) + tail
 
 
 def pack_header(header: BlobHeader) -> bytes:
-    """From the magic to the header's own digest, which is the last DIGEST_BYTES."""
+    """The header's bytes, which end with its own digest of DIGEST_BYTES."""
     layout = header.layout
     name, ids = _encoded(layout.fingerprint), header.token_ids
     code = next(code for code, known in _CODES.items() if known is layout.format)
@@ -249,7 +250,8 @@ def _header(body: bytes) -> BlobHeader:
 
 
 def read_exactly(file: BinaryIO, count: int, what: str) -> bytes:
-    """`count` bytes of `what`, in pieces, so that memory follows what arrives. Raises BlobError at an early end."""
+    """Reads `count` bytes of `what` in pieces, so that memory grows only with what arrives. Raises BlobError at an
+    early end."""
     parts: list[bytes] = []
     while count:
         part = file.read(min(count, _READ_BYTES))

@@ -1,6 +1,7 @@
 """One page as a blob of `codec`: the form in which tiers store and send it.
 
-What is read is the page that was asked for: checksums, model, place in the sequence and token ids are compared.
+When a page is read, checksums, model, position in the sequence and token ids are compared with the page that was asked
+for.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from earthshine.kv.page_tier import PageParts
 
 
 class PageBlobs:
-    """Pages of `page_tokens` tokens in `layout`. Raises UsageError for pages without a token."""
+    """Pages of `page_tokens` tokens in `layout`. Raises UsageError for `page_tokens` below 1."""
 
     def __init__(self, layout: BlobLayout, page_tokens: int) -> None:
         if page_tokens < 1:
@@ -29,7 +30,7 @@ class PageBlobs:
 
     @property
     def sizes(self) -> dict[int, bool]:
-        """The bytes that a page may have, and whether the recurrent state after it is among them."""
+        """Possible sizes of a page in bytes, and whether each includes the recurrent state after it."""
         whole = self.pattern.blob_bytes
         return (
             {replace(self.pattern, with_states=False).blob_bytes: False, whole: True}
@@ -38,7 +39,7 @@ class PageBlobs:
         )
 
     def header(self, key: PageKey, tokens: Sequence[int], with_state: bool = False) -> BlobHeader:
-        """Raises UsageError or BlobError for arguments that name no page."""
+        """The header of a page. Raises UsageError or BlobError for invalid arguments."""
         if len(key.key) != KEY_BYTES or len(tokens) != self._page_tokens:
             raise UsageError(f"A page has a key of {KEY_BYTES} bytes and {self._page_tokens} tokens.")
         with_states = with_state or not self._has_states
@@ -47,7 +48,7 @@ class PageBlobs:
 
     @staticmethod
     def write(file: BinaryIO, header: BlobHeader, parts: PageParts) -> None:
-        """Raises BlobError for parts that are not the header's, and what the file does."""
+        """Write a page. Raises BlobError for parts that do not match the header, and errors of the file."""
         writer = BlobWriter(file, header)
         rows, state = list(parts.rows), list(parts.state or ())
         for index in header.stored:
@@ -62,7 +63,7 @@ class PageBlobs:
 
     @staticmethod
     def read(file: BinaryIO, header: BlobHeader) -> PageParts:
-        """The page that `header` describes, with or without a state. Raises BlobError for any other."""
+        """The page that `header` describes, with or without its state. Raises BlobError for any other."""
         whole = replace(header, with_states=True)
         reader = BlobReader(file, limit_bytes=whole.blob_bytes)
         found = reader.header

@@ -1,12 +1,12 @@
 """A folder of small files named by 32-byte keys, which one process uses at a time.
 
-A file lies in `folder/<first two hex digits>/<hex>.kv` and appears whole: it is written under another name and renamed.
-Nothing is synced, so that what a power cut tears must be found by its checksum. Every name is opened relative to the
-folder's own descriptor and no link in it is followed. Refuses a folder that another process has locked, that can't be
-written, or that holds more names than a cache makes.
+A file is `folder/<first two hex digits>/<hex>.kv`, and appears as a whole: it is written under another name and
+renamed. Nothing is synced, so that a file torn by a power cut must be found by its checksum. Every name is opened
+relative to the folder's own descriptor, and links in it are not followed. Refuses a folder that another process has
+locked, that can't be written, or that holds more names than a cache makes.
 
-Such folders lie side by side, and each has the version of its files in its name. Those of older versions, which nothing
-reads any more, are deleted if nothing is in them but what is made here.
+Such folders are siblings, and the version of their files is part of their names. Those of older versions are deleted,
+unless they hold other files than a cache's.
 """
 
 import errno
@@ -39,7 +39,7 @@ class PlaceTakenError(OSError):
 
 
 class PageFolder:
-    """`path` is made if absent. What a process that was killed left unfinished is removed. Raises UsageError."""
+    """`path` is created if absent. Unfinished files of a killed process are removed. Raises UsageError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +65,8 @@ class PageFolder:
             raise
 
     def scan(self) -> list[tuple[bytes, os.stat_result]]:
-        """The key and state of every file, the longest unused first. Raises UsageError for too many, and OSError."""
+        """The key and stat of every file, the least recently used first. Raises UsageError for too many files, and
+        OSError."""
         found = []
         n_names = 0
         for shelf in (f"{number:02x}" for number in range(256)):
@@ -84,7 +85,7 @@ class PageFolder:
         return found
 
     def open(self, key: bytes) -> BinaryIO:
-        """For reading. Raises OSError, and BlobError where something else than a file has the name."""
+        """Open a file for reading. Raises OSError, and BlobError where the name is not that of a regular file."""
         shelf = os.open(_shelf(key), _FOLDER, dir_fd=self._home)
         try:
             descriptor = os.open(_name(key), _READ, dir_fd=shelf)
@@ -133,7 +134,7 @@ class PageFolder:
             raise PlaceTakenError(error.errno, error.strerror, f"{_shelf(key)}/{_name(key)}") from None
 
     def stamp(self, file: BinaryIO, stamp_ns: int) -> None:
-        """Note when a file was used last, which `scan` sorts by; a disk that refuses it only loses the order."""
+        """Set the time of the last use, by which `scan` sorts. A disk that refuses this only loses the order."""
         with suppress(OSError, OverflowError):
             os.utime(file.fileno(), ns=(stamp_ns, stamp_ns))
 
@@ -143,7 +144,7 @@ class PageFolder:
             os.unlink(_name(key), dir_fd=shelf)
 
     def close(self) -> None:
-        """Unlock the folder for the next process. Nothing else may be called afterwards."""
+        """Unlock the folder for the next process. No method may be called afterwards."""
         held, self._lock, self._home = (self._lock, self._home), -1, -1
         for descriptor in held:
             if descriptor >= 0:
@@ -189,13 +190,13 @@ class PageFolder:
 
 
 def folder_name(version: int, digest: bytes) -> str:
-    """Of the folder for files of this version; the 16 bytes of `digest` name what they are of."""
+    """The name of the folder for files of this version; `digest`, 16 bytes, names their model and layout."""
     return f"v{version}-{digest.hex()}"
 
 
 def remove_older(parent: Path, version: int) -> None:
-    """Delete the folders in `parent` of versions below this one, but for those in use and those that hold anything else
-    than a cache's files. What can't be deleted stays and is tried again next time."""
+    """Delete the folders in `parent` of versions below this one, except those in use and those that hold other files
+    than a cache's. What can't be deleted is tried again next time."""
     with suppress(OSError), _opened(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as home:
         with os.scandir(home) as entries:
             found = [match for entry in entries if (match := _FOLDER_NAME.fullmatch(entry.name))]
@@ -249,7 +250,7 @@ def _opened(path: str | Path, flags: int, parent: int | None = None) -> Iterator
 
 
 def occupied_bytes(state: os.stat_result) -> int:
-    """Of the disk; some filesystems allocate blocks only later, so that a file counts at least with its length."""
+    """Bytes that a file takes on the disk: at least its length, since some filesystems allocate blocks later."""
     return max(state.st_blocks * 512, state.st_size)
 
 

@@ -1,7 +1,7 @@
-"""Names of full pages by what they hold.
+"""Keys that identify full pages by their content.
 
-A page's key is a digest of the tenant and of every token up to the page's end, so equal keys mean equal pages, and no
-tenant can find, or time, another's.
+A page's key is a digest of the tenant and of every token up to the page's end. So equal keys mean equal pages, and a
+tenant can neither find another's pages nor detect them by timing.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from earthshine.kv.page_folder import KEY_BYTES
 
 @dataclass(frozen=True, slots=True)
 class PageKey:
-    """`prior`: of the page before, or the tenant's root; `start`: the position of the page's first token."""
+    """`prior`: the key of the page before, or the tenant's root; `start`: the position of the page's first token."""
 
     key: bytes
     prior: bytes
@@ -23,7 +23,7 @@ class PageKey:
 
 
 class PageKeys:
-    """The keys of one sequence's full pages, which grow with it."""
+    """The keys of one sequence's full pages. Keys that were computed are kept as the sequence grows."""
 
     def __init__(self, tenant: str, page_tokens: int) -> None:
         self._root = blake2b(tenant.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
@@ -31,7 +31,7 @@ class PageKeys:
         self._keys: list[PageKey] = []
 
     def of(self, tokens: Sequence[int], n_pages: int) -> list[PageKey]:
-        """Of the first `n_pages` pages of `tokens`, which begin with all tokens that were given before."""
+        """Keys of the first `n_pages` pages of `tokens`, which must begin with the tokens of all earlier calls."""
         while len(self._keys) < n_pages:
             start = len(self._keys) * self._page_tokens
             prior = self._keys[-1].key if self._keys else self._root

@@ -1,10 +1,9 @@
-"""Pages on their way into the pool from slower tiers, read by a thread for each tier.
+"""Pages that are read into the pool from slower tiers, by one thread for each tier.
 
-Invariant: until a page has arrived, the reading thread alone writes to it, and nobody waits for that thread: a page
-that is being read when its fetch is closed comes back with `returned`. A tier serves its fetches a page each in
-rotation, so that a long one does not hold up a short one, and a slow tier holds up no other. A page that one tier
-lacks is looked for in the next; where none has it, or the tier's thread can't be started, its fetch ends and what was
-asked for after it does not come.
+Invariant: until a page has arrived, only the reading thread writes to it, and no other thread waits for it: a page that
+is being read when its fetch is closed comes back with `returned`. A tier reads one page of each of its fetches in
+rotation, so that a long fetch does not delay a short one. A page that one tier lacks is looked for in the next. Where
+no tier has it, or a tier's thread can't be started, its fetch ends, and the pages after it are not read.
 """
 
 import logging
@@ -23,9 +22,9 @@ _END_SECONDS = 10  # that a read under way has when all of it is closed
 
 @dataclass(frozen=True, slots=True)
 class PageRead:
-    """One page of a fetch: what it holds, and the page of the pool that it goes to, or is in already (`in_pool`).
+    """One page of a fetch: its key and tokens, and its page of the pool (`in_pool`: which holds it already).
 
-    `state`: the slot of the recurrent state after it, where that is asked for; likewise (`state_in_pool`).
+    `state`: the slot for the recurrent state after it, where that is needed; `state_in_pool` likewise.
     """
 
     key: PageKey
@@ -45,7 +44,7 @@ class PageRead:
 
 
 class PageFetch:
-    """Pages that were asked for together, in order; it is a holder of each, and of their states' slots. Made by
+    """Pages that were requested together, in order. It is a holder of each page and of their states' slots. Created by
     PageReads.fetch."""
 
     def __init__(self, wanted: Sequence[PageRead], changed: Condition) -> None:
@@ -59,7 +58,7 @@ class PageFetch:
 
     @property
     def pages(self) -> list[int]:
-        """All that it holds, arrived or not."""
+        """All its pages, arrived or not."""
         return [each.page for each in self._wanted]
 
     @property
@@ -70,12 +69,12 @@ class PageFetch:
 
     @property
     def arrived(self) -> tuple[PageRead, ...]:
-        """The leading pages that are there."""
+        """The leading pages that have arrived."""
         with self._changed:
             return self._wanted[: self._n_arrived]
 
     def take(self) -> tuple[PageRead, ...]:
-        """Those that have arrived since the last call."""
+        """Pages that have arrived since the last call."""
         with self._changed:
             taken = self._wanted[self._n_taken : self._n_arrived]
             self._n_taken = self._n_arrived
@@ -97,7 +96,8 @@ class PageFetch:
 
 
 class PageReads:
-    """Reads from `tiers`, the first that has a page. Without `threaded`, somebody calls `read_next`, for tests."""
+    """Reads each page from the first of `tiers` that has it. Without `threaded`, the caller reads by `read_next` (for
+    tests)."""
 
     def __init__(self, pool: PagePool, tiers: Sequence[PageTier], *, threaded: bool = True) -> None:
         self._pool, self._tiers, self._threaded = pool, tiers, threaded
@@ -111,14 +111,14 @@ class PageReads:
         self._start_failed = False
 
     def fetch(self, wanted: Sequence[PageRead]) -> PageFetch:
-        """Begin to read pages, whose pages of the pool the fetch holds from now on."""
+        """Begin to read pages into pages of the pool, of which the fetch becomes a holder."""
         fetch = PageFetch(wanted, self._changed)
         with self._changed:
             self._ask(fetch, 0)
         return fetch
 
     def close_fetch(self, fetch: PageFetch) -> tuple[PageRead, ...]:
-        """End a fetch. Returns what has not arrived, but for a page that is being read: see `returned`."""
+        """End a fetch. Returns its pages that have not arrived, except one that is being read: see `returned`."""
         with self._changed:
             fetch._ended = fetch._closed = True
             for fetches in self._queues:
@@ -129,26 +129,26 @@ class PageReads:
 
     @property
     def n_closing(self) -> int:
-        """Pages that are still being read though their fetch is closed."""
+        """Pages that are still being read although their fetch is closed."""
         with self._changed:
             return sum(fetch._closed for fetch in self._reading.values())
 
     def returned(self) -> list[PageRead]:
-        """Those whose read has ended since the last call; the caller holds them from now on."""
+        """Pages of closed fetches whose read has ended since the last call. The caller becomes their holder."""
         with self._changed:
             returned, self._returned = self._returned, []
         return returned
 
     def wake(self) -> None:
-        """Ends a `wait`."""
+        """End a `wait`."""
         with self._changed:
             self._n_changes += 1
             self._changed.notify_all()
 
     def wait(self, seconds: float, others: bool = False) -> None:
-        """Until a page has arrived, a fetch has ended or `wake` was called, at most this long.
+        """Wait at most this long until a page has arrived, a fetch has ended or `wake` was called.
 
-        Returns at once where nothing is being read, unless `others` says that there is more to wait for.
+        Returns at once where nothing is being read, unless `others` is set: then there are other events to wait for.
         """
         with self._changed:
             before = self._n_changes
@@ -156,7 +156,7 @@ class PageReads:
                 self._changed.wait_for(lambda: self._n_changes != before, seconds)
 
     def close(self) -> None:
-        """End the threads, each after the page that it reads; one of a tier that hangs ends with the process."""
+        """End the threads after the pages that they read. The thread of a tier that hangs ends with the process."""
         with self._changed:
             self._ending = True
             for fetch in (fetch for fetches in self._queues for fetch in fetches):
@@ -168,7 +168,7 @@ class PageReads:
             thread.join(_END_SECONDS)
 
     def read_next(self, tier: int = 0) -> bool:
-        """Read one page of the fetch that this tier served longest ago; False where none is wanted of it."""
+        """Read one page of the fetch that this tier served longest ago. Returns False where it has none to read."""
         with self._changed:
             if not self._queues[tier]:
                 return False
@@ -188,7 +188,7 @@ class PageReads:
         return True
 
     def _ask(self, fetch: PageFetch, first: int) -> None:
-        """Queue a fetch at the first tier from number `first` on that has its next page; it ends where none does."""
+        """Queue a fetch at the first tier, from number `first` on, that has its next page. End it where none has."""
         if fetch._ended:
             return
         wanted = fetch._next

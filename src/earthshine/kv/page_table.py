@@ -1,9 +1,9 @@
 """A page table: one sequence's pages, in the order of its tokens, and its recurrent state where the model has one.
 
-Invariant: in every layer, the rows of positions below `length` are written, and pages with other holders are
-never written (the last one is copied first). Refuses writes to positions that were not reserved. The caller releases
-a page table; its pages do not return by themselves. A recurrent state can't be cut anywhere: `truncate` goes back to
-the last checkpoint at or before the length asked for, and returns that length.
+Invariant: in every layer the rows of positions below `length` are written, and pages with other holders are never
+written (the last one is copied first). Refuses writes to positions that were not reserved. The owner must release a
+page table. A recurrent state can't be cut anywhere: `truncate` goes back to the last checkpoint at or before the given
+length, and returns its length.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ from earthshine.spec.attention import Rows
 
 
 class PageTable:
-    """An empty sequence in `pool`. The order of use is reserve, write for every layer, then commit."""
+    """An empty sequence in `pool`. For each step: reserve, write every layer, commit."""
 
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
@@ -47,7 +47,7 @@ class PageTable:
         return self._tensor
 
     def capacity(self, keep: int) -> int:
-        """The greatest length that a reserve could reach after truncate(keep), given who holds which pages now."""
+        """The most tokens that `reserve` could reach after truncate(keep), with the pages that are free now."""
         kept = self._count(keep)
         room = self.pool.free_pages + sum(self.pool.holders(page) == 1 for page in self._pages[kept:])
         if keep % self.pool.page_tokens and self.pool.holders(self._pages[kept - 1]) > 1:
@@ -57,9 +57,9 @@ class PageTable:
         return (kept + room) * self.pool.page_tokens
 
     def reserve(self, end: int, checkpoint: bool = True) -> None:
-        """Make positions `length` to `end` - 1 writable. Raises ContextError, and then nothing has changed.
+        """Make positions `length` to `end` - 1 writable. Raises ContextError; nothing has changed then.
 
-        `checkpoint`: whether a recurrent state may be kept on the way.
+        `checkpoint`: whether the step may keep a recurrent state at a page boundary.
         """
         if end <= self._length:
             return
@@ -83,11 +83,10 @@ class PageTable:
         self._writable_end = max(end, self._writable_end)
 
     def write(self, layer: int, start: int, rows: Tensor, part: int = 0) -> None:
-        """Keep rows [tokens, width], in the pool's dtype, at positions start, start + 1, ... of one layer.
+        """Write rows [tokens, width], in the pool's dtype, at positions start, start + 1, ... of part `part` of a
+        layer.
 
-        `part`: which of the layer's rows.
-
-        Raises UsageError outside `length` to the reserved end: what is committed is never overwritten.
+        Raises UsageError for positions that are not reserved; committed positions are never overwritten.
         """
         end = start + rows.shape[0]
         kept = self.pool.rows(layer, part)
@@ -110,9 +109,9 @@ class PageTable:
         kept.flatten(0, 1).index_copy_(0, slots, rows)
 
     def read(self, layer: int, length: int, part: int = 0) -> Tensor:
-        """Rows [length, width] of the first positions; a view of the pool where the pages lie in order.
+        """Rows [length, width] of the first positions: a view of the pool where the pages are consecutive, else a copy.
 
-        Valid until this page table changes. May reach beyond `length` to what the present step has written.
+        Valid until this page table changes. May include positions beyond `length` that the current step has written.
         """
         if not 0 <= length <= len(self._pages) * self.pool.page_tokens:
             raise UsageError(f"{length} positions can't be read; the page table has {len(self._pages)} pages.")
@@ -123,7 +122,7 @@ class PageTable:
         return kept.index_select(0, self.tensor[: self._count(length)]).flatten(0, 1)[:length]
 
     def copies(self) -> Iterator[Tensor]:
-        """Every part up to `length`, by layer: rows [length, width], and states [size] unless nothing is there."""
+        """Every part up to `length`, by layer: rows [length, width], and states [size] if `length` is not 0."""
         for layer, parts in enumerate(self.pool.kept):
             for index, part in enumerate(parts):
                 if isinstance(part, Rows):
@@ -133,7 +132,7 @@ class PageTable:
                     yield self.pool.states.part(layer, index)[self.recurrence.slot].flatten().clone()
 
     def fill(self, length: int, copies: Iterable[Tensor]) -> None:
-        """Hold in an empty page table what `copies` gave of one of `length` tokens. Raises ContextError."""
+        """Fill an empty page table with what `copies` returned for a table of `length` tokens. Raises ContextError."""
         self.reserve(length, checkpoint=False)
         given = iter(copies)
         for layer, parts in enumerate(self.pool.kept):
@@ -147,7 +146,7 @@ class PageTable:
         self.commit(length)
 
     def commit(self, length: int) -> None:
-        """Declare that every layer is written up to `length`, which must have been reserved."""
+        """Set the length. Every layer must have been written up to it, within what was reserved."""
         if not self._length <= length <= max(self._writable_end, self._length):
             raise UsageError(f"{length} tokens can't be kept; {self._length} to {self._writable_end} are reserved.")
         self._length = length
@@ -156,7 +155,7 @@ class PageTable:
 
     @property
     def checkpoints(self) -> list[int]:
-        """The lengths after which a recurrent state is kept, the shortest first."""
+        """The lengths at which a recurrent state is kept, ascending."""
         return sorted(self.recurrence.checkpoints) if self.recurrence is not None else []
 
     def checkpoint(self, length: int) -> int | None:
@@ -164,13 +163,14 @@ class PageTable:
         return self.recurrence.checkpoints.get(length) if self.recurrence is not None else None
 
     def nearest(self, length: int) -> int:
-        """The length that a cut at `length` gives: less where a recurrent state has its last checkpoint."""
+        """The length that truncate(length) would return: less than `length` where a recurrent state has no checkpoint
+        there."""
         return length if self.recurrence is None else self.recurrence.nearest(length, self._length)
 
     def truncate(self, length: int) -> int:
-        """Forget the positions from `length` on and all that is reserved; pages without a token return.
+        """Remove the positions from `length` on and all reserved ones. Pages without a token are released.
 
-        Returns the length that is left, as `nearest` gives it.
+        Returns the length that is left; see `nearest`.
         """
         if not 0 <= length <= self._length:
             raise UsageError(f"A page table of {self._length} tokens can't be cut to {length}.")
@@ -188,10 +188,10 @@ class PageTable:
         return length
 
     def adopt(self, pages: Sequence[int], state: int | None = None) -> None:
-        """Go on with full pages that others computed. The caller's hold on each becomes this page table's.
+        """Append full pages that others computed. The caller's hold on each becomes this page table's.
 
-        `state`: the slot of the recurrent state after them, held by the caller too. Raises UsageError where the last
-        page so far is not full, or something is reserved.
+        `state`: the slot of the recurrent state after them, with the caller's hold. Raises UsageError where the last
+        page is not full, or positions are reserved.
         """
         if self._length != len(self._pages) * self.pool.page_tokens:
             raise UsageError(f"Pages can follow only full ones; this page table ends at {self._length}.")
@@ -204,7 +204,7 @@ class PageTable:
             self.recurrence.adopt(state, self._length)
 
     def release(self) -> None:
-        """Give every page back; the page table is empty afterwards and may be used again."""
+        """Release all pages. The page table is empty afterwards and may be used again."""
         self.truncate(0)
 
     def _count(self, length: int) -> int:

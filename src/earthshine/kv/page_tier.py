@@ -1,7 +1,7 @@
-"""What the prefix cache asks of a place where pages are kept outside the pool: a disk, a peer, a test's dictionary.
+"""The interface of a place outside the pool where pages are kept: a disk, a peer, or a dictionary in tests.
 
-A tier is called from several threads. It hands out only what it has checked: a page that is absent, damaged or of
-other tokens is None, never an error for the request that wanted it.
+A tier is called from several threads. It returns only pages that it has verified. A page that is absent, damaged or of
+other tokens is None, never an error of the request.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,8 +15,8 @@ from earthshine.kv.page_key import PageKey
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PageParts:
-    """Rows [page_tokens, width] of each part, as `PagePool.page` orders them; and of models with recurrent layers the
-    state after the page's last token, as `StatePool.slot` orders it, in any shape of that size, where it is kept."""
+    """Rows [page_tokens, width] of each part, in the order of `PagePool.page`; for models with recurrent layers also
+    the state after the page's last token, where it is kept, in the order of `StatePool.slot` and in any shape."""
 
     rows: Sequence[Tensor]
     state: Sequence[Tensor] | None = None
@@ -34,19 +34,19 @@ class PageTier(Protocol):
         ...
 
     def read(self, key: PageKey, tokens: Sequence[int]) -> PageParts | None:
-        """The page, or None. May take its time.
+        """The page, or None. May block.
 
-        `tokens`: the page's own, which the tier compares. What is raised counts as None and is logged.
+        `tokens`: the page's own, which the tier compares. An exception counts as None and is logged.
         """
         ...
 
     def close(self) -> None:
-        """Ends what the tier runs; reads find nothing afterwards."""
+        """End the tier's threads. Later reads find nothing."""
         ...
 
 
 class PageStore(PageTier, Protocol):
-    """A tier that keeps what it is given."""
+    """A tier that pages can be written to."""
 
     def write(
         self,
@@ -57,13 +57,14 @@ class PageStore(PageTier, Protocol):
         *,
         with_state: bool = False,
     ) -> None:
-        """Queue a page. `parts` is called later, by another thread; then `done`, once, with whether the page is kept.
+        """Queue a page and return at once. Later another thread calls `parts`, and then once `done` with whether the
+        page is kept.
 
-        `with_state`: whether `parts` gives a state; a page that was kept without one is replaced. Returns at once. What
-        is refused has called `done` by then.
+        `with_state`: whether `parts` gives a state. A page that was kept without one is replaced. Where the page is
+        refused, `done` is called before this returns.
         """
         ...
 
     def used(self, keys: Iterable[PageKey]) -> None:
-        """Count pages as just used, the last one last. Returns at once."""
+        """Record that these pages were just used, the last one last. Returns at once."""
         ...

@@ -1,8 +1,8 @@
-"""Pages of the prefix cache on their way to the store, which writes them with a thread of its own.
+"""Pages of the prefix cache that are being written to the store, by the store's own thread.
 
-Invariant: a page that is being written has a holder for that, and so has the slot of a recurrent state. Slots are few
-and a state takes as much as many pages, so states are written one at a time, and one that its owner drops while it
-waits is not written: then a running sequence always finds a slot.
+Invariant: each page and each slot of a recurrent state that is being written has a holder for that. Slots are few and a
+state is as large as many pages, so states are written one at a time, and a state that its owner releases while it waits
+is not written. So a running sequence always finds a slot.
 """
 
 import logging
@@ -40,12 +40,12 @@ class PageWrites:
         self._writes_state = False
 
     def holders(self, page: int) -> int:
-        """How many writes hold this page."""
+        """The number of writes that hold this page."""
         return self._holders[page]
 
     @property
     def pages(self) -> Iterable[int]:
-        """Those that are being written."""
+        """The pages that are being written."""
         return self._holders.keys()
 
     @property
@@ -54,26 +54,27 @@ class PageWrites:
 
     @property
     def n_done(self) -> int:
-        """Writes that have ended and wait for `settle`."""
+        """The number of ended writes that `settle` has not handled."""
         return len(self._done)
 
     def wants(self, cached: CachedPage) -> bool:
-        """Whether the page is to be written before it is evicted."""
+        """Whether the page must be written before it is evicted."""
         return self._store is not None and cached.tries > 0 and cached.key not in self._store
 
     def write(self, cached: CachedPage) -> None:
-        """Begin to write a page that is wanted."""
+        """Begin to write a page, if `wants` it."""
         cached.tries -= 1
         self._begin(cached, None)
 
     def write_state(self, cached: CachedPage) -> None:
-        """Write a page with the state after it, once those before it are written, if its state is still kept then."""
+        """Write a page with the state after it, once the states queued before are written, if its state is still kept
+        then."""
         if self._store is not None:
             self._states[cached.key.key] = cached
             self._next_state()
 
     def settle(self) -> bool:
-        """Takes back what has been written; whether there was any. Then the next state is written."""
+        """Release the pages of ended writes, and begin to write the next state. Returns whether a write had ended."""
         any_done = bool(self._done)
         while self._done:
             page, state = self._done.popleft()

@@ -1,8 +1,8 @@
-"""The pool of pages: the rows of every layer, a free list, and a count of holders for each page.
+"""The pool of pages: the rows of every layer, a free list, and the number of holders of each page.
 
 A page holds what `page_tokens` consecutive tokens of a sequence keep in every layer. Pages of a shared prefix have
-several holders and return to the free list with the last of them. The pool never grows: when pages run out,
-an allocation raises ContextError and nothing has changed. Not for concurrent use; one step runs at a time.
+several holders, and are free once the last one releases them. The pool never grows: when pages run out, an allocation
+raises ContextError and nothing has changed. Not thread-safe.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ from earthshine.units import format_bytes
 
 
 class PagePool(Places):
-    """`kept`: by layer, what a sequence keeps there. A page that nobody holds has undefined values.
+    """`kept`: by layer, what a sequence keeps there. The values of a free page are undefined.
 
-    `states`: `n_states` slots for recurrent states, by default those of one sequence; None where the model keeps none.
-    Raises UsageError for sizes below one and ContextError where the memory can't be had.
+    `states`: `n_states` slots for recurrent states, by default those of one sequence; None for a model that keeps none.
+    Raises UsageError for sizes below 1, and ContextError where the memory can't be allocated.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class PagePool(Places):
 
     @property
     def bytes(self) -> int:
-        """Of all pages, held or free, without recurrent states."""
+        """Bytes of all pages, without recurrent states."""
         return self._values.nbytes
 
     @property
     def state_bytes(self) -> int:
-        """Of one recurrent state."""
+        """Bytes of one recurrent state."""
         return self.states.bytes // self.states.n_slots if self.states else 0
 
     @property
@@ -76,7 +76,7 @@ class PagePool(Places):
         return self.free
 
     def rows(self, layer: int, part: int = 0) -> Tensor:
-        """[n_pages, page_tokens, width]: the rows that are part `part` of what `layer` keeps."""
+        """[n_pages, page_tokens, width]: the rows of part `part` of a layer."""
         rows: Tensor = self._rows[layer, part]
         return rows
 
@@ -85,7 +85,7 @@ class PagePool(Places):
         return [rows[page] for rows in self._rows.values()]
 
     def write_page(self, page: int, parts: Sequence[Tensor]) -> None:
-        """`parts`: as `page` gives them. Raises UsageError for any other number, shape or dtype."""
+        """Write a page's rows; `parts` as returned by `page`. Raises UsageError for another number, shape or dtype."""
         rows = self.page(page)
         if [(part.shape, part.dtype) for part in parts] != [(mine.shape, mine.dtype) for mine in rows]:
             raise UsageError("These are not the parts of a page of this pool.")

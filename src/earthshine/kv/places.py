@@ -1,4 +1,4 @@
-"""Numbered places of a pool: a free list, and a count of holders for each place."""
+"""The numbered places of a pool: a free list, and the number of holders of each place."""
 
 import heapq
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from earthshine.errors import ContextError, UsageError
 
 
 class Places:
-    """Places 0 to `count` - 1, all free at first. `name`: of one, for messages."""
+    """Places 0 to `count` - 1, all free at first. `name`: what a place is called in messages."""
 
     def __init__(self, count: int, name: str) -> None:
         self._name = name
@@ -19,11 +19,11 @@ class Places:
         return len(self._free)
 
     def holders(self, place: int) -> int:
-        """How many hold `place`; what has more than one holder is read only."""
+        """The number of holders. A place with several holders is read-only."""
         return self._holders[place]
 
     def allocate(self, count: int) -> list[int]:
-        """`count` free places with one holder each, lowest first. Raises ContextError, and then takes none."""
+        """The `count` lowest free places, with one holder each. Raises ContextError; then none is taken."""
         if count > len(self._free):
             raise ContextError(f"The cache has {len(self._free)} {self._name}s free, but {count} are needed.")
         places = [heapq.heappop(self._free) for _ in range(count)]
@@ -38,7 +38,7 @@ class Places:
             self._holders[place] += 1
 
     def release(self, places: Sequence[int]) -> None:
-        """Take a holder from each of `places`; those left without one are free again."""
+        """Remove a holder from each of `places`. Those left without one are free."""
         self._require_held(places)
         for place in places:
             self._holders[place] -= 1

@@ -1,7 +1,7 @@
-"""How much of one token sequence another repeats.
+"""The length of the common prefix of two token sequences.
 
-Compared in blocks, so that the work is done by list comparison in C: two equal sequences of 256K tokens take
-a few milliseconds.
+Blocks are compared, so that the work is done by list comparison in C: two equal sequences of 256K tokens take a few
+milliseconds.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """One sequence's recurrent state: the slot after its last token, the slot that a step writes, and its checkpoints.
 
-A recurrent state can only be extended, so a sequence can be cut only where a state was kept: a checkpoint. A step
-leaves one at the last page boundary that it passes. Two are kept: during decoding that of the prompt and the latest,
-so that the next prompt can continue from either. A sequence takes at most STATES_PER_SEQUENCE slots.
+A recurrent state can only be extended, so a sequence can be cut only at a checkpoint, where a state was kept. A step
+leaves one at the last page boundary that it passes. Two are kept: during decoding that of the prompt and the latest, so
+that the next prompt can continue from either. A sequence takes at most STATES_PER_SEQUENCE slots.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Segment:
 
 
 class Recurrence:
-    """At length 0. `length` is the page table's throughout."""
+    """Starts at length 0. `length` always equals the page table's."""
 
     def __init__(self, pool: StatePool, page_tokens: int) -> None:
         self._pool, self._page_tokens = pool, page_tokens
@@ -32,12 +32,12 @@ class Recurrence:
 
     @property
     def slot(self) -> int | None:
-        """That of the state after the last token that was committed."""
+        """The slot of the state after the last committed token."""
         return self._slot
 
     @property
     def segments(self) -> list[Segment]:
-        """Of the step under way, in order."""
+        """The segments of the current step, in order."""
         return self._segments
 
     @property
@@ -45,7 +45,7 @@ class Recurrence:
         return dict(self._checkpoints)
 
     def reserve(self, length: int, end: int, checkpoint: bool) -> None:
-        """Slots for a step from `length` to `end`. Raises ContextError, and then nothing has changed."""
+        """Take slots for a step from `length` to `end`. Raises ContextError; nothing has changed then."""
         self.drop_step()
         boundary = end // self._page_tokens * self._page_tokens
         last = self._take()
@@ -59,7 +59,7 @@ class Recurrence:
             ]
 
     def commit(self, length: int) -> None:
-        """The step has ended at `length`."""
+        """Set the length after a step."""
         if not self._segments:
             return
         *middle, last = self._segments
@@ -75,12 +75,12 @@ class Recurrence:
             self._checkpoints[length] = self._slot
 
     def drop_step(self) -> None:
-        """Give back what a step reserved."""
+        """Release what a step reserved."""
         self._pool.release([segment.target for segment in self._segments])
         self._segments = []
 
     def rewind(self, length: int) -> int:
-        """To the longest checkpoint of at most `length` tokens; returns its length, 0 where there is none."""
+        """Go back to the longest checkpoint of at most `length` tokens. Returns its length, 0 where there is none."""
         self.drop_step()
         self._checkpoints, others = {}, self._checkpoints
         for at, slot in others.items():
@@ -97,7 +97,7 @@ class Recurrence:
         return at
 
     def adopt(self, slot: int, length: int) -> None:
-        """Go on from a checkpoint at `length`; the caller's hold on its slot becomes this sequence's."""
+        """Continue from a checkpoint at `length`. The caller's hold on its slot becomes this sequence's."""
         self.drop_step()
         if self._slot is not None:
             self._pool.release([self._slot])
@@ -106,7 +106,7 @@ class Recurrence:
         self._checkpoints[length] = slot
 
     def nearest(self, length: int, current: int) -> int:
-        """The length that a rewind to `length` would give; `current`: the length now."""
+        """The length that rewind(length) would return; `current`: the length now."""
         return length if length == current else max((at for at in self._checkpoints if at <= length), default=0)
 
     def _take(self) -> int:

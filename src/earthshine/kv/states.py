@@ -1,7 +1,7 @@
-"""The pool of recurrent states: a slot holds what every recurrent layer keeps after one length of one sequence.
+"""The pool of recurrent states. A slot holds the states of all recurrent layers at one length of one sequence.
 
-A state has a constant size and can only be extended, so a sequence's step reads one slot and writes another; the one
-before stays valid until the step is committed. A slot with several holders is a checkpoint and is never written.
+A state has a constant size and can only be extended, so a sequence's step reads one slot and writes another; the first
+stays valid until the step is committed. A slot with several holders is a checkpoint and is never written.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ from earthshine.units import format_bytes
 
 
 class StatePool(Places):
-    """`n_slots` slots for the `State` parts of `kept`. Raises ContextError where the memory can't be had.
+    """`n_slots` slots for the `State` parts of `kept`. Raises ContextError where the memory can't be allocated.
 
-    `reclaim`: frees a slot that nobody needs and returns whether it did; asked where none is free.
+    `reclaim` is called where no slot is free; it frees one that nobody needs, and returns whether it did.
     """
 
     def __init__(self, kept: Kept, n_slots: int, dtype: torch.dtype) -> None:
@@ -37,7 +37,7 @@ class StatePool(Places):
         return sum(part.nbytes for part in self._parts.values())
 
     def part(self, layer: int, index: int) -> Tensor:
-        """[n_slots, *shape]: the state part `index` that `layer` keeps."""
+        """[n_slots, *shape]: part `index` of a layer's state."""
         return self._parts[layer, index]
 
     def slot(self, slot: int) -> list[Tensor]:
@@ -45,7 +45,7 @@ class StatePool(Places):
         return [part[slot] for part in self._parts.values()]
 
     def write_slot(self, slot: int, parts: Sequence[Tensor]) -> None:
-        """`parts`: as `slot` gives them, in any shape of their size. Raises UsageError for others."""
+        """Write a slot; `parts` as returned by `slot`, in any shape. Raises UsageError for other sizes or dtypes."""
         own = self.slot(slot)
         if [(part.numel(), part.dtype) for part in parts] != [(mine.numel(), mine.dtype) for mine in own]:
             raise UsageError("These are not the parts of a recurrent state of this pool.")
