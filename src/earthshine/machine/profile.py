@@ -1,8 +1,8 @@
-"""The seam between measuring and planning: one frozen value of a computer's rates, and its JSON file.
+"""A computer's rates as one frozen value, which measuring yields and planning takes, and its JSON file.
 
-A measured profile is dated and says which machine it belongs to; a described one is written from data sheets, and its
-`source` says from which. Files are not trusted: every key is known, every rate lies within what hardware can do, rows
-ascend. What breaks a rule raises UsageError, which names the file, the field, and what would be right.
+A measured profile is dated and names its machine; a described one is written from data sheets, which its `source`
+names. Files are not trusted: every key must be known, every rate possible for hardware, and rows ascending. Raises
+UsageError, which names the file, the field, and what would be right.
 """
 
 import bisect
@@ -67,10 +67,8 @@ class Machine:
     price_usd: float | None = None
 
     def disk_rate(self, block_bytes: int, depth: int) -> float:
-        """Bytes per second of such reads: of the nearest block at or below, and of its nearest depth at or below.
-
-        Below the smallest block, or depth, that one's.
-        """
+        """Bytes per second of such reads: the figure of the largest block and depth that are not above these; below the
+        smallest ones, theirs."""
         blocks = sorted({rate.block_bytes for rate in self.disk})
         block = blocks[max(0, bisect.bisect_right(blocks, block_bytes) - 1)]
         rates = [rate for rate in self.disk if rate.block_bytes == block]
@@ -108,7 +106,7 @@ def read_machine(path: Path) -> Machine:
 
 
 def real_path(path: Path) -> Path:
-    """A person's own path with links followed; raises UsageError for what is none."""
+    """The path that a person wrote, with links followed. Raises UsageError for an invalid one."""
     try:
         return Path(os.path.realpath(path))
     except (OSError, ValueError):
@@ -123,7 +121,8 @@ def _from_text(raw: bytes, what: str) -> Machine:
 
 
 def machine_json(machine: Machine) -> str:
-    """What `read_machine` reads back to an equal value; a figure that is not a number raises UsageError."""
+    """JSON that `read_machine` reads back as an equal value. Raises UsageError for a figure that is not a finite
+    number."""
     fields = {name: getattr(machine, name) for name in Machine.__slots__}
     fields |= {name: dict(fields[name]) for name in ("identity", "products") if fields[name] is not None}
     fields["disk"] = [asdict(rate) for rate in machine.disk]
@@ -133,7 +132,7 @@ def machine_json(machine: Machine) -> str:
 
 
 def check_machine(machine: Machine) -> Machine:
-    """The same, as a file of it would be read: raises UsageError for a figure that no file may hold."""
+    """Raises UsageError for a figure that `read_machine` would refuse."""
     return _from_text(machine_json(machine).encode(), machine.name)
 
 
@@ -162,7 +161,7 @@ def _line(value: object) -> str:
 
 
 def save_machine(machine: Machine, path: Path) -> None:
-    """Writes the file whole or not at all, in a folder that is made where it is absent. Raises UsageError."""
+    """Write the file as a whole or not at all. Creates its folder if it is absent. Raises UsageError."""
     text = machine_json(machine)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +180,7 @@ def save_machine(machine: Machine, path: Path) -> None:
 
 
 def described() -> Mapping[str, Path]:
-    """The machines that are described with the package: their names, and their files."""
+    """The names and files of the machines that ship with the package."""
     folder = Path(__file__).with_name("described")
     return {path.stem: path for path in sorted(folder.glob("*.json"))}
 

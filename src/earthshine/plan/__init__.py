@@ -1,7 +1,6 @@
-"""What goes where and what it costs: from a spec, a machine and a budget to one frozen plan, without torch.
+"""Divides a memory budget among the parts of a model and forecasts the speed: one frozen plan, without torch.
 
-`make_plan` divides the memory and forecasts; `read_plan` and `plan_json` keep plans as files. The engine takes nothing
-else by way of configuration.
+`make_plan` makes a plan; `read_plan` and `plan_json` read and write it. A plan is the engine's only configuration.
 """
 
 from earthshine.plan.args import PlanArgs, check_args

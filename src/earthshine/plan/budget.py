@@ -101,7 +101,7 @@ def check_memory(memory: MemoryPlan, sizes: Sizes, process_bytes: int) -> None:
 
 
 def weight_parts(sizes: Sizes, streamed: list[str], on_disk: bool, slots: int, transit: int) -> dict[str, int]:
-    """Bytes of what a choice of places holds of the weights."""
+    """Bytes of the weights in memory, by part."""
     held = sum(min(slots, n) for n in sizes.experts)
     return {
         "trunk": sum(size for name, size in sizes.units.items() if name not in streamed),

@@ -1,9 +1,9 @@
-"""Bytes on disk to tensors: published checkpoints read in place, and routed experts fetched as tokens need them.
+"""Reads published checkpoints in place as tensors, and fetches routed experts as tokens need them.
 
-Owns the safetensors reader, the published names of tensors, the reads past the page cache, the checksums,
-the expert store, and the trunk, resident or streamed. Values leave as published, quantised ones as the bytes that
-kernels take; only an int8 trunk is rounded. No pickle, no memory map of a file, no unchecked length: a
-file that is damaged, unsafe or does not fit its config is refused with a CheckpointError.
+Owns the safetensors reader, the published names of tensors, reads past the page cache, checksums, the expert store, and
+the trunk, resident or streamed. Values are those published, quantised ones as the bytes that kernels take; only an int8
+trunk is rounded. No pickle, no memory map of a file, no unchecked length: a file that is damaged, unsafe or does not
+fit its config is refused with a CheckpointError.
 """
 
 from earthshine.weights.arrivals import Held

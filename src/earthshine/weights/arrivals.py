@@ -1,8 +1,8 @@
-"""Reads that bring routed experts into slots.
+"""Reads of routed experts into slots.
 
-Invariant: a slot is known here before its read can begin, so `cancel` finds every read that could still write into a
-slot, whatever was interrupted. Refuses what a checkpoint refuses: bytes that can't be read, scales that are NaN or
-infinite, an expert that differs from its checksum.
+Invariant: a slot is recorded here before its read can begin, so that `cancel` finds every read that could still write
+into a slot, even after an interrupt. Refuses what a checkpoint refuses: bytes that can't be read, scales that are NaN
+or infinite, an expert that does not match its checksum.
 """
 
 import time
@@ -22,14 +22,14 @@ Key = tuple[int, int]  # layer, expert
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Held:
-    """An expert in memory: its slot, and gate, up and down as they lie there."""
+    """An expert in memory: its slot, and views of its gate, up and down."""
 
     slot: int
     weights: Expert | tuple[Weight, Weight, Weight]  # the tuple where activations are fp32
 
 
 class Arrivals:
-    """Reads under way into slots of `arena`, for activations of `dtype`."""
+    """Running reads into slots of `arena`, for activations of `dtype`."""
 
     def __init__(
         self, checkpoint: Checkpoint, arena: Arena, reader: Reader, dtype: torch.dtype, manifest: Manifest | None
@@ -56,7 +56,7 @@ class Arrivals:
         self._reader.queue(ticket)
 
     def has_ended(self, slot: int) -> bool:
-        """Whether `finish` would not wait."""
+        """Whether the slot's read has ended, so that `finish` returns at once."""
         return self._reads[slot][0].ended
 
     def finish(self, slot: int) -> Held:
@@ -73,7 +73,7 @@ class Arrivals:
         return held
 
     def cancel(self) -> None:
-        """Give up all reads; returns once none writes into a slot any more."""
+        """Cancel all reads. Returns once none of them writes into a slot."""
         for ticket, _ in self._reads.values():
             if not ticket.cancel():
                 ticket.settle()

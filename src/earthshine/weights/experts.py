@@ -1,7 +1,7 @@
-"""Routed experts on loan: from their slots in memory, or read from the checkpoint.
+"""Lends routed experts: from their slots in memory, or read from the checkpoint.
 
-Invariant: a lent expert is whole, has its published values, and stays in place until it is released. A loan that failed
-or was interrupted is cleaned up by the next call. For one thread at a time, but for `stats`.
+Invariant: a lent expert is whole, has its published values, and stays in place until it is released. The next call
+cleans up after a loan that failed or was interrupted. Not thread-safe, except `stats`.
 """
 
 from collections import deque
@@ -30,7 +30,7 @@ _MOST_AHEAD = 64  # reads queued at once; two keep the disk busy
 
 @dataclass(frozen=True, slots=True)
 class ExpertStats:
-    """Counts since construction. An expert counts once a loan, however many tokens chose it."""
+    """Counts since construction. An expert counts once per loan, however many tokens chose it."""
 
     hits: int
     misses: int
@@ -41,7 +41,7 @@ class ExpertStats:
 
 
 class ExpertStore:
-    """The routed experts of a checkpoint, `slots_per_layer` of each layer in memory and the rest on disk."""
+    """The routed experts of a checkpoint: `slots_per_layer` of each layer in memory, the others on disk."""
 
     def __init__(
         self,
@@ -87,13 +87,13 @@ class ExpertStore:
 
     @property
     def stats(self) -> ExpertStats:
-        """A snapshot of the counters, for any thread."""
+        """A snapshot of the counters. May be called on any thread."""
         read, reader = self._arrivals, self._reader
         counts = (self._hits.n, read.misses, read.bytes_read)
         return ExpertStats(*counts, read.wait_seconds, reader.direct, reader.rereads)
 
     def all_of(self, layer: int, experts: Sequence[int]) -> list[Held] | None:
-        """The experts, where every one of the layer has a permanent slot; None otherwise."""
+        """The experts, if every expert of the layer has a permanent slot; None otherwise."""
         resident = self._whole(layer)
         if resident is None:
             return None
@@ -136,9 +136,9 @@ class ExpertStore:
         return len(gone) * self._arena.slot_bytes
 
     def preload(self, progress: Callable[[int, int], None]) -> None:
-        """Fill the slots of a store that has one for every expert; `progress` gets bytes done and bytes in all.
+        """Read all experts of a store that has a slot for each. `progress` is called with bytes done and bytes in all.
 
-        UsageError where experts outnumber slots; CheckpointError as for a loan.
+        Raises UsageError where experts outnumber slots, and CheckpointError as a loan does.
         """
         home, arrivals = self._home, self._arrivals
         if not home.whole:
@@ -168,7 +168,7 @@ class ExpertStore:
 
 
 class Loan:
-    """A context. Within it each expert is taken once and released once, in any order."""
+    """A context manager. Within it each expert is taken once and released once, in any order."""
 
     def __init__(self, store: ExpertStore, layer: int, experts: Sequence[int], later: Sequence[int]) -> None:
         self._store, self._home = store, store._home
@@ -191,22 +191,22 @@ class Loan:
             self._store._end()
 
     def is_there(self, expert: int) -> bool:
-        """Whether `take` would not wait."""
+        """Whether the expert is in memory, so that `take` returns at once."""
         return expert in self._resident or self._ahead.is_there((self._layer, expert))
 
     def take(self, expert: int) -> Held:
-        """The expert, once it has been read. Raises CheckpointError where it can't be."""
+        """The expert, once it has been read. Raises CheckpointError where it can't be read."""
         found = self._resident.get(expert)
         return self._ahead.take((self._layer, expert)) if found is None else found
 
     def release(self, expert: int, held: Held) -> None:
-        """After the expert's use: it keeps its slot, or the slot serves the next read."""
+        """End the expert's use. It keeps its slot, or the slot serves the next read."""
         self._home.settle(self._layer, expert, held, expert in self._kept)
         self._ahead.go_on()
 
 
 class _ReadAhead:
-    """Reads of experts in the order in which they will be taken, as far as there are free slots; they begin now."""
+    """Reads experts in the order in which they will be taken, as far as there are free slots. Begins at once."""
 
     def __init__(self, home: Residency, arrivals: Arrivals, keys: Sequence[Key]) -> None:
         self._home, self._arrivals = home, arrivals

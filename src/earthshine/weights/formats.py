@@ -1,8 +1,7 @@
-"""A stored linear layer and its values: the tensors as published, what must hold of them, the decoded matrix, and the
-one form of our own, int8.
+"""Stored linear layers: the tensors as published, their checks, the decoded matrix, and int8, a form of our own.
 
-Invariant: decoding yields exactly the published values, in bf16 for quantised formats and as stored otherwise. Refuses
-scales that are NaN or infinite and shape tensors that contradict the config, naming the tensor.
+Invariant: decoding yields exactly the published values, in bf16 for quantised formats and in the stored dtype
+otherwise. Refuses scales that are NaN or infinite and shape tensors that contradict the config, naming the tensor.
 """
 
 from dataclasses import dataclass
@@ -33,9 +32,10 @@ class StoredLinear:
     tensors: tuple[torch.Tensor, ...]
 
     def check(self) -> None:
-        """CheckpointError for a scale, norm or router bias that is NaN or infinite, or a stored shape that lies.
+        """Raises CheckpointError for a scale, norm or router bias that is NaN or infinite, and for a stored shape that
+        differs from the config's.
 
-        Zero and negative scales are values like any other.
+        Zero and negative scales are valid.
         """
         if len(self.shape) == 1 and not bool(torch.isfinite(self.tensors[0]).all()):
             raise CheckpointError(f"{shown(self.names[0])} holds a value that is NaN or infinite; the file is damaged.")
@@ -66,12 +66,12 @@ def kernel_scales(storage: Storage, raw: torch.Tensor, extent: TensorExtent) -> 
 
 
 def dense(weight: Weight, dtype: torch.dtype) -> torch.Tensor:
-    """[out, in] in `dtype`, which is bf16 or wider, from stored bytes or from a tensor that is dense already."""
+    """[out, in] in `dtype`, which must be bf16 or wider, from stored bytes or from a tensor that is already dense."""
     return (kernels.decode(weight) if isinstance(weight, Matrix) else weight).to(dtype)
 
 
 def exactly(value: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
-    """`value` in `dtype`; CheckpointError, naming the tensor, where that would round a published value."""
+    """`value` in `dtype`. Raises CheckpointError, naming the tensor, where that would round a published value."""
     used = value.to(dtype)
     if used.dtype.itemsize < value.dtype.itemsize and not torch.equal(used.to(value.dtype), value):
         raise CheckpointError(f"{shown(name)} is published in more digits than bf16 has; load this model in fp32.")
@@ -79,9 +79,10 @@ def exactly(value: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
 
 
 def encode_int8(weight: Weight) -> Matrix:
-    """Symmetric int8 in groups of 128 columns, the largest of a group becoming 127: half of bf16's size, and lossy.
+    """Symmetric int8 in groups of 128 columns, scaled so that the largest value of a group is 127: half of bf16's size,
+    and lossy.
 
-    A few rows at a time, so that what is computed on the way, some six times their fp32 values, takes little memory.
+    Works on a few rows at a time, since temporary values take about six times the rows' size in fp32.
     """
     plain = kernels.decode(weight) if isinstance(weight, Matrix) else weight
     rows, columns = plain.shape

@@ -40,14 +40,15 @@ class TensorExtent:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a safetensors file says about itself; `extents` are in the order of their data."""
+    """The header of a safetensors file. `extents` are in the order of their data."""
 
     metadata: dict[str, str]
     extents: tuple[TensorExtent, ...]
 
 
 def read_exactly(descriptor: int, offset: int, nbytes: int, shown_name: str) -> bytearray:
-    """`nbytes` bytes from `offset`; a file that ends earlier is a CheckpointError. The caller has checked `nbytes`."""
+    """Read `nbytes` bytes from `offset`. Raises CheckpointError for a file that ends earlier. The caller has checked
+    `nbytes`."""
     try:
         buffer = bytearray(nbytes)
     except MemoryError:
@@ -125,7 +126,7 @@ def _header_bytes(descriptor: int, file_bytes: int, where: str) -> bytes:
 
 
 def read_header(path: Path, shown_name: str | None = None) -> Header:
-    """The header of a safetensors file; CheckpointError, naming the file, for anything that breaks the format."""
+    """The header of a safetensors file. Raises CheckpointError, naming the file, for one that is malformed."""
     where = path.name if shown_name is None else shown_name
     descriptor = open_regular(path, shown(where), CheckpointError)
     try:

@@ -47,23 +47,23 @@ def digest_of(parts: Sequence[Buffer]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`experts` holds a layer's hashes one after the other, 32 bytes each: 0.7 MB for Kimi-K2.6."""
+    """`experts`: by layer, the hashes of its experts one after the other, 32 bytes each: 0.7 MB for Kimi-K2.6."""
 
     trunk: dict[str, bytes]  # by Earthshine's name
     experts: dict[int, bytes]
 
     def check_expert(self, layer: int, expert: int, parts: Sequence[Buffer], where: ByteRange) -> None:
-        """Raises CheckpointError, naming expert, shard and offset, unless these are the bytes that were hashed."""
+        """Raises CheckpointError, naming expert, shard and offset, for bytes that do not match the hash."""
         if digest_of(parts) != self.experts[layer][expert * _DIGEST : (expert + 1) * _DIGEST]:
             raise _damaged(f"expert {expert} of layer {layer}", where)
 
     def check_trunk(self, name: str, parts: Sequence[Buffer], where: ByteRange) -> None:
-        """The same for a trunk tensor by Earthshine's name; `parts` as `trunk_ranges` gives them."""
+        """Raises CheckpointError for a trunk tensor that does not match its hash. `parts`: as by `trunk_ranges`."""
         if digest_of(parts) != self.trunk.get(name):
             raise _damaged(f"the trunk tensor {name}", where)
 
     def check_stored(self, name: str, ranges: Sequence[ByteRange]) -> None:
-        """The same for a trunk tensor on disk, which is read here, 32 MiB at a time, and not kept."""
+        """As `check_trunk`, for a tensor on disk, which is read 32 MiB at a time and not kept."""
         for _ in range(2):
             digest = blake3()
             for span in ranges:
@@ -82,7 +82,7 @@ def _damaged(what: str, where: ByteRange) -> CheckpointError:
 
 
 def trunk_ranges(checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[ByteRange, ...]]]:
-    """Every trunk tensor's name and the bytes that its hash covers: its published parts by file and offset."""
+    """Every trunk tensor's name and the bytes that its hash covers: its published parts, by file and offset."""
     for published in published_trunk(checkpoint.spec):
         extents = [checkpoint.shards[part.name] for part in published.parts]
         extents.sort(key=lambda extent: (extent.file, extent.offset))
@@ -90,7 +90,7 @@ def trunk_ranges(checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[ByteRange,
 
 
 def shard_sizes(checkpoint: Checkpoint) -> dict[Path, int]:
-    """The size of each shard as its header has it: a header's tensors cover the file to its end."""
+    """The size of each shard, from its header."""
     sizes: dict[Path, int] = {}
     for extent in checkpoint.shards.values():
         sizes[extent.file] = max(sizes.get(extent.file, 0), extent.offset + extent.nbytes)
@@ -98,9 +98,9 @@ def shard_sizes(checkpoint: Checkpoint) -> dict[Path, int]:
 
 
 def load_manifest(checkpoint: Checkpoint) -> Manifest | None:
-    """The folder's manifest, or None where it has none; CheckpointError if it does not fit.
+    """The folder's manifest, or None if it has none. Raises CheckpointError where it does not fit the shards.
 
-    That of Kimi-K2.6 has 1.6 MB and takes 3 ms, and 40 ms go to the sizes of its shards.
+    Kimi-K2.6's has 1.6 MB and takes 3 ms; reading the sizes of its shards takes 40 ms.
     """
     folder = checkpoint.shards.folder
     if not os.path.lexists(folder / MANIFEST_NAME):
@@ -145,10 +145,10 @@ def _table(found: Any, counts: dict[str, int], key: str, remedy: str) -> dict[st
 
 
 def write_manifest(checkpoint: Checkpoint, reader: Reader, progress: Progress) -> Path:
-    """Reads the whole checkpoint once and writes its manifest beside the shards; returns where.
+    """Read the whole checkpoint once and write its manifest beside the shards. Returns the manifest's path.
 
-    Takes 100 MB of memory. `progress` is called after every 32 MiB. CheckpointError where a file can't be read or the
-    folder can't be written, and where the folder has a manifest that these files do not match, which then stays.
+    Takes 100 MB of memory. `progress` is called after every 32 MiB. Raises CheckpointError where a file can't be read
+    or the folder can't be written, and where an existing manifest does not match these files; it is kept then.
     """
     before = load_manifest(checkpoint)
     sizes = shard_sizes(checkpoint)
@@ -179,7 +179,7 @@ def write_manifest(checkpoint: Checkpoint, reader: Reader, progress: Progress) -
 
 
 def _require_same(before: Manifest, made: Manifest, checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError for the first block whose hash is another than before."""
+    """Raises CheckpointError for the first block whose hash differs from the existing manifest's."""
     for name, ranges in trunk_ranges(checkpoint):
         if made.trunk[name] != before.trunk[name]:
             raise _changed(f"The trunk tensor {name}", ranges[0], checkpoint)
@@ -199,7 +199,7 @@ def _changed(what: str, where: ByteRange, checkpoint: Checkpoint) -> CheckpointE
 
 
 def _digests(blocks: Sequence[Sequence[ByteRange]], reader: Reader, progress: Progress) -> Iterator[bytes]:
-    """The hash of each block in turn, while the reads of what follows are under way."""
+    """The hash of each block, in order, while later blocks are being read."""
     arena = Arena(_CHUNK + 2 * ALIGNMENT, _AHEAD)
     total = sum(span.nbytes for block in blocks for span in block)
     pieces = _pieces(blocks)

@@ -1,9 +1,8 @@
-"""Where the bytes of one expert lie once they are read into a slot, and the matrices that they are there.
+"""Where the bytes of one expert are in a slot after they were read, and the matrices over them.
 
-Invariant: a matrix is a view of the published bytes, at any address, but for FP8 scales that are widened to fp32; what
-is checked once after a read (scales, stored shapes) holds for as long as the slot belongs to the expert. Refuses scales
-that are NaN or infinite, shape tensors that contradict the config, and an expert that takes more room than its layer's
-first one.
+Invariant: a matrix is a view of the published bytes, at any address, except FP8 scales, which are widened to fp32. What
+is checked once after a read (scales, stored shapes) holds as long as the slot belongs to the expert. Refuses scales
+that are NaN or infinite, shape tensors that contradict the config, and an expert that is larger than its slot.
 """
 
 from dataclasses import dataclass
@@ -48,13 +47,13 @@ class PlacedExpert:
     nbytes: int  # as published
 
     def published(self, slot: memoryview) -> list[memoryview]:
-        """The published bytes of each range, without the rest of the pages they lie in."""
+        """The published bytes of each range, without the rest of the pages that they are in."""
         begins = [at + span.offset % ALIGNMENT for span, at in self.ranges]
         return [slot[begin : begin + span.nbytes] for begin, (span, _) in zip(begins, self.ranges, strict=True)]
 
 
 def slot_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of a slot that holds any routed expert wherever its parts lie; 0 for a model without experts.
+    """Bytes of a slot for any routed expert, wherever its parts begin; 0 for a model without experts.
 
     The largest expert as published and two pages for each of its tensors, 0.3% of an expert of Kimi-K2.6.
     """
@@ -64,7 +63,7 @@ def slot_bytes(checkpoint: Checkpoint) -> int:
 
 
 def place(extents: ExpertExtents, room: int) -> PlacedExpert:
-    """Where an expert's parts go in a slot of `room` bytes. Takes 11 microseconds, so it is not kept."""
+    """The layout of an expert in a slot of `room` bytes. Takes 11 microseconds, so it is not cached."""
     ranges = []
     used = 0
     for span in extents.ranges:
@@ -90,9 +89,10 @@ def _begin(part: TensorExtent, ranges: list[tuple[ByteRange, int]]) -> int:
 
 
 def check_values(expert: PlacedExpert, slot: memoryview) -> None:
-    """CheckpointError, by the tensor's name, for a scale that is NaN or infinite or a stored shape that lies.
+    """Raises CheckpointError, naming the tensor, for a scale that is NaN or infinite and for a stored shape that
+    differs from the config's.
 
-    Zero and negative scales are values like any other. 50 microseconds for an expert of Kimi-K2.6.
+    Zero and negative scales are valid. Takes 50 microseconds for an expert of Kimi-K2.6.
     """
     for matrix in expert.matrices:
         if matrix.published.storage not in QUANTISED:

@@ -1,10 +1,11 @@
-"""Which of a layer's experts deserve its slots: what was used last, and what followed when the layer looked like this.
+"""Decides which of a layer's experts should have slots: those used last, and those used after earlier steps like the
+present one.
 
-Routing repeats itself: after steps that chose much the same experts as now, much the same experts came next. The
-score of an expert is how lately it was used plus how often it was used right after the steps of the recent past,
-each weighing as it resembles the present one. A missed expert gets a slot only where its score beats a resident's.
-Pure arithmetic over small arrays: no tensors, no input and output. Constants: tools/replay_routing.py prints what
-they reach. The choice is a matter of speed alone; no result depends on it.
+Routing repeats itself: after steps that chose similar experts, similar experts came next. An expert's score is how
+recently it was used plus how often it was used right after recent steps, each weighted by its similarity to the present
+one. A missed expert gets a slot only where its score is higher than a resident's. Pure arithmetic over small arrays,
+without tensors or I/O. Constants: tools/replay_routing.py prints the hit rates that they reach. Only speed depends on
+these choices, never a result.
 """
 
 import numpy as np

@@ -54,8 +54,10 @@ class Residency:
         return found
 
     def learn(self, layer: int, chosen: NDArray[np.int64], experts: list[int], n_pairs: NDArray[np.int64]) -> None:
-        """Show the policy what a step chose. chosen: [tokens, top_k]; experts: the distinct ones, ascending; n_pairs:
-        how often each was chosen."""
+        """Update the layer's policy with what a step chose.
+
+        chosen: [tokens, top_k]; experts: the distinct ones, ascending; n_pairs: how often each was chosen.
+        """
         policy = self._policy.get(layer)
         if policy is None:
             return
@@ -67,7 +69,8 @@ class Residency:
             policy.step(_ids(experts), n_pairs / len(chosen))
 
     def keep(self, layer: int, experts: list[int]) -> set[int]:
-        """The experts that should have slots once `experts` are used; slots neither kept nor used are freed now."""
+        """The experts that should have slots after `experts` were used. Slots that are neither kept nor used are freed
+        now."""
         resident = self._resident[layer]
         policy = self._policy.get(layer)
         if policy is None:
@@ -83,9 +86,9 @@ class Residency:
         return self._free.pop()
 
     def settle(self, layer: int, expert: int, held: Held, keep: bool) -> None:
-        """After an expert's use, whether it was resident or has arrived: it keeps its slot, or the slot is free.
+        """End an expert's use, resident or arrived. It keeps its slot, or the slot is free.
 
-        An arrival keeps it only where its layer has one left: residents that are still to be used count too.
+        An arrival keeps its slot only where its layer has one left; residents that are still to be used count too.
         """
         resident = self._resident[layer]
         if expert in resident:
@@ -98,7 +101,7 @@ class Residency:
             self._free.append(held.slot)
 
     def recover(self) -> None:
-        """Take back every slot that holds no whole expert; no read may be under way."""
+        """Free every slot that holds no whole expert. No read may be running."""
         for layer, resident in self._resident.items():  # those that were to give up their slots may still be there
             for expert in list(resident)[self.n_slots[layer] :]:
                 del resident[expert]
@@ -106,10 +109,10 @@ class Residency:
         self._free = [slot for slot in range(self.n_all) if slot not in taken | self.given_back]
 
     def shrink(self, n_slots: int) -> list[int]:
-        """Up to `n_slots` slots that are never used again, for the system to have.
+        """Remove up to `n_slots` slots, which are returned to the system.
 
-        Layers with the most slots lose them first, each the expert that its policy wants least. Transit slots stay, so
-        a store without any other still works.
+        Layers with the most slots lose them first, each the expert with the lowest score. Transit slots stay, so that a
+        store with no others still works.
         """
         if self.whole and n_slots > 0:
             self.whole = False

@@ -50,13 +50,13 @@ class Shards(Mapping[str, TensorExtent]):
 
 
 def listed(problems: Sequence[str]) -> str:
-    """The first 20 problems and how many there are in all, for one message."""
+    """The first 20 problems and the number of all, for one message."""
     more = f"; and {len(problems) - _LISTED_PROBLEMS} more" if len(problems) > _LISTED_PROBLEMS else ""
     return f"{len(problems)} problem{'s' * (len(problems) != 1)}: {'; '.join(problems[:_LISTED_PROBLEMS])}{more}"
 
 
 def read_bytes(file: Path, offset: int, nbytes: int) -> bytearray:
-    """`nbytes` bytes of a shard from `offset`; the numbers come from a checked header. Raises CheckpointError."""
+    """Read `nbytes` bytes of a shard from `offset`, which come from a checked header. Raises CheckpointError."""
     descriptor = open_regular(file, shown(file.name), CheckpointError)
     try:
         return read_exactly(descriptor, offset, nbytes, file.name)
@@ -65,7 +65,7 @@ def read_bytes(file: Path, offset: int, nbytes: int) -> bytearray:
 
 
 def view_bytes(raw: torch.Tensor, extent: TensorExtent) -> torch.Tensor:
-    """The extent's tensor over its bytes, uint8 [nbytes]; copies only where they are not aligned to its dtype."""
+    """The extent's tensor over its bytes, uint8 [nbytes]. Copies only where they are not aligned to its dtype."""
     dtype = TORCH_DTYPES[extent.dtype]
     if extent.nbytes == 0:
         return torch.empty(extent.shape, dtype=dtype)
@@ -74,7 +74,7 @@ def view_bytes(raw: torch.Tensor, extent: TensorExtent) -> torch.Tensor:
 
 
 def read_tensor(extent: TensorExtent) -> torch.Tensor:
-    """The published tensor, dtype and shape as stored; a file that has become shorter is a CheckpointError."""
+    """The published tensor, dtype and shape as stored. Raises CheckpointError for a file that has become shorter."""
     raw = read_bytes(extent.file, extent.offset, extent.nbytes)
     return view_bytes(torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8), extent)
 
@@ -121,9 +121,9 @@ def _compare(weight_map: dict[str, str], files: dict[str, Path], problems: list[
 
 
 def open_shards(folder: Path) -> Shards:
-    """All tensors of a checkpoint folder, from its index or its single `model.safetensors`; raises CheckpointError.
+    """All tensors of a checkpoint folder, from its index or its single `model.safetensors`. Raises CheckpointError.
 
-    Headers only: 208,550 tensors in 64 shards take about three seconds, and no weight is read.
+    Reads headers only: 208,550 tensors in 64 shards take about three seconds.
     """
     try:
         real_folder = Path(os.path.realpath(folder, strict=True))

@@ -1,7 +1,7 @@
-"""Memory that reads arrive in: one region, cut in equal slots.
+"""Memory for reads: one region, divided into equal slots.
 
-Invariant: a slot begins at a page and never moves; memory is touched as slots are used, or all at once, and goes
-back to the system a slot at a time, if at all. Refuses a region that the machine can't map.
+Invariant: a slot begins at a page and never moves. Memory is committed as slots are used, or all at once, and is
+returned to the system slot by slot. Refuses a region that the machine can't map.
 """
 
 import mmap
@@ -18,7 +18,7 @@ _TOUCHED_AT_ONCE = 64 << 20  # so that an interrupt is noticed
 
 
 class Arena:
-    """`n_slots` slots of `slot_bytes` rounded up to pages, in private memory of huge pages where there are some."""
+    """`n_slots` slots of `slot_bytes`, rounded up to pages, in private memory; huge pages where the system has them."""
 
     def __init__(self, slot_bytes: int, n_slots: int) -> None:
         if slot_bytes < 1 or n_slots < 1:
@@ -43,9 +43,9 @@ class Arena:
             return
 
     def touch(self) -> None:
-        """Asks the system for all of the memory now: a read into pages that were never used takes twice as long.
+        """Commit all of the memory now: a read into pages that were never used takes twice as long.
 
-        24 GB/s, and 2 where a host gives its guest memory only then. Does nothing where the system can't.
+        24 GB/s, and 2 GB/s where a host gives its guest memory only then. Does nothing where the system can't.
         """
         for start in range(0, self.nbytes, _TOUCHED_AT_ONCE):
             try:
@@ -54,16 +54,16 @@ class Arena:
                 return
 
     def give_back(self, slot: int) -> None:
-        """Lets the system have a slot's memory, by whole pages of its own; what it held is gone."""
+        """Return a slot's whole pages to the system. Its contents are lost."""
         start = -(-slot * self.slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         length = (slot + 1) * self.slot_bytes // mmap.PAGESIZE * mmap.PAGESIZE - start
         if length > 0:
             self._map.madvise(mmap.MADV_DONTNEED, start, length)
 
     def view(self, slot: int) -> memoryview:
-        """A slot's bytes, to read into; begins at a page."""
+        """A slot's bytes as a buffer that begins at a page."""
         return self._view[slot * self.slot_bytes : (slot + 1) * self.slot_bytes]
 
     def tensor(self, slot: int) -> Tensor:
-        """The same bytes, uint8 [slot_bytes]."""
+        """A slot's bytes as uint8 [slot_bytes]."""
         return self._bytes[slot * self.slot_bytes : (slot + 1) * self.slot_bytes]

@@ -1,7 +1,7 @@
-"""Units of the trunk that pass through two buffers: leased while a forward pass uses them, and read ahead.
+"""Units of the trunk that stream through two buffers: leased while a forward pass uses them, and read ahead.
 
-Invariant: a leased buffer is not written to. So a pass may be paused anywhere while another runs through any units: it
-uses the other buffer, without reading ahead. Refuses a third pass.
+Invariant: a leased buffer is not written to. So a pass may be paused anywhere while another one runs through any units;
+that one uses the other buffer, without reading ahead. Refuses a third pass.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ class _Buffer:
 
 
 class Lease:
-    """A context: within it the unit's weights stay where they are."""
+    """A context manager, within which the unit's weights stay in place."""
 
     __slots__ = ("__weakref__", "_buffer", "_weights")
 
@@ -54,8 +54,8 @@ class Lease:
 
 
 class StreamedUnits:
-    """`names` in the order of a forward pass, each of at most `nbytes` in memory. `tickets` makes the reads of a unit
-    into a buffer, and `weights` its tensors once they have ended."""
+    """`names`: in the order of a forward pass, each of at most `nbytes` in memory. `tickets` makes the reads of a unit
+    into a buffer; `weights` makes its tensors once the reads have ended."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class StreamedUnits:
         self._read(self._names[0], self._buffers[0], Priority.PREFETCH)
 
     def lease(self, name: str) -> Lease:
-        """The unit's weights, once they are read. Raises CheckpointError where they can't be, and UsageError where
+        """The unit's weights, once they are read. Raises CheckpointError where they can't be read, and UsageError where
         every buffer is leased to another unit."""
         buffer = next((each for each in self._buffers if each.unit == name), None)
         if buffer is None:

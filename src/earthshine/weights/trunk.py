@@ -48,7 +48,7 @@ class _Placed:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What is read and kept together: the tensors of "layers.3", or the head. `nbytes`: of a buffer that holds it."""
+    """The tensors that are read and kept together: those of a layer, or the head. `nbytes`: of a buffer for it."""
 
     name: str
     placed: tuple[_Placed, ...]
@@ -63,12 +63,12 @@ def units(checkpoint: Checkpoint) -> dict[str, Unit]:
 
 
 def embedding_bytes(spec: ModelSpec) -> int:
-    """Of the embedding in bf16."""
+    """Bytes of the embedding in bf16."""
     return BF16_BYTES * spec.vocab_size * spec.hidden
 
 
 class StoredTrunk:
-    """`models`' Trunk over a checkpoint, for bf16 activations."""
+    """Implements `models.Trunk` over a checkpoint, for bf16 activations."""
 
     dtype = torch.bfloat16
 
