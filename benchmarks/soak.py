@@ -66,7 +66,7 @@ def asked(count: int, seed: int) -> list[dict[str, Any]]:
     return found
 
 
-def said(answer: dict[str, Any]) -> list[tuple[str, str]]:
+def parts_of(answer: dict[str, Any]) -> list[tuple[str, str]]:
     return [(choice["message"]["content"] or "", choice["finish_reason"]) for choice in answer["choices"]]
 
 
@@ -107,7 +107,7 @@ async def one(
     request = requests[number]
     if kind == "whole":
         answer = await client.post("/v1/chat/completions", json=request)
-        found = said(answer.json()) if answer.status_code == 200 else answer.text
+        found = parts_of(answer.json()) if answer.status_code == 200 else answer.text
     else:
         found = await streamed(client, request, draw.randrange(1, 12) if kind == "left" else None)
     tally.done[kind if found is not None else "left in the middle"] += 1
@@ -129,7 +129,7 @@ async def course(url: str, options: argparse.Namespace) -> dict[str, Any]:
         alone = []
         for number, request in enumerate(requests):
             answer = await client.post("/v1/chat/completions", json=request | {"cache_salt": f"alone {number}"})
-            alone.append(said(answer.raise_for_status().json()))
+            alone.append(parts_of(answer.raise_for_status().json()))
         until = time.monotonic() + options.minutes * 60
 
         async def work(number: int) -> None:

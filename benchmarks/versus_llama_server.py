@@ -103,9 +103,9 @@ def course(options: argparse.Namespace) -> None:
     finally:
         if results:
             gain = gains(results)
-            said = (f"{name}: " + ", ".join(f"{n} at once {by:.2f}" for n, by in by_count.items())
+            shown = (f"{name}: " + ", ".join(f"{n} at once {by:.2f}" for n, by in by_count.items())
                     for name, by_count in gain.items())  # fmt: skip
-            print(table(results, ["tokens per second over those of the first row", *said]), flush=True)
+            print(table(results, ["tokens per second over those of the first row", *shown]), flush=True)
             print(json.dumps({"peer": "llama-server", "gains": gain, **document(results)}), flush=True)
 
 

@@ -67,10 +67,10 @@ const char* amx_refusal() {
   return permitted ? "" : "This processor has AMX, but the operating system does not permit its use.";
 }
 #else
-const char* avx2_refusal() { return "This processor is no x86-64."; }
-const char* avx512_refusal() { return "This processor is no x86-64."; }
-const char* avx512_bf16_refusal() { return "This processor is no x86-64."; }
-const char* amx_refusal() { return "This processor is no x86-64."; }
+const char* avx2_refusal() { return "This processor is not x86-64."; }
+const char* avx512_refusal() { return "This processor is not x86-64."; }
+const char* avx512_bf16_refusal() { return "This processor is not x86-64."; }
+const char* amx_refusal() { return "This processor is not x86-64."; }
 #endif
 
 }  // namespace earthshine

@@ -77,7 +77,7 @@ def forker() -> Iterator[Forker]:
 
 @pytest.fixture(scope="session")
 def build_native() -> Callable[..., Path]:
-    """`build_native(name, *flags, options=())`: the folder of a build of `native/` that is unoptimised but for `flags`.
+    """`build_native(name, *flags, options=())`: the folder of a build of `native/` that is unoptimised except `flags`.
 
     It stays in build/tests until anything that it is made from changes; of each name, the three last are kept.
     """

@@ -71,9 +71,9 @@ def main() -> int:
         asked = [(case, mode) for case in cases for mode in verifier.REQUEST_MODES if (case[2] is not None) is own]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             verdicts = list(pool.map(partial(_verdict, verifier, client, model), asked))
-        for passed, said in verdicts:
+        for passed, verdict in verdicts:
             n_failed += own and not passed
-            print("" if passed else f"FAILED  {said}\n", end="", flush=True)
+            print("" if passed else f"FAILED  {verdict}\n", end="", flush=True)
         print(f"{what}: {sum(passed for passed, _ in verdicts)} of {len(asked)} passed", flush=True)
     return int(n_failed > 0)
 

@@ -35,8 +35,8 @@ def _block(result: Result) -> str:
         spread = f"{min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} pairs"
         lines.append(f"  {'speed over theirs':<18} {statistics.median(ratios):9.2f}  ({spread})")
     if result.tried:
-        said = (f"{name}: {'failed' if took is None else f'{took:.4g} s'}" for name, took in result.tried.items())
-        lines.append("  tried " + "; ".join(said))
+        shown = (f"{name}: {'failed' if took is None else f'{took:.4g} s'}" for name, took in result.tried.items())
+        lines.append("  tried " + "; ".join(shown))
     if any(run.answer.get("page_cache") == "asked" for run in result.runs):
         lines.append("  the page cache could only be asked to let the files go, which it may decline: that needs root")
     if max(run.others for run in result.runs) >= _QUIET:
@@ -69,8 +69,8 @@ def _over(side: Side, peak: int) -> str:
 
 
 def _limits(limits: Mapping[str, Any]) -> str:
-    said = [text.format(limits[name] / 1e9) for name, text in _NAMES.items() if name in limits]
-    return ", ".join(said) or "not measured"
+    shown = [text.format(limits[name] / 1e9) for name, text in _NAMES.items() if name in limits]
+    return ", ".join(shown) or "not measured"
 
 
 def document(results: Sequence[Result]) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def run_entry(run: Run) -> dict[str, Any]:
 
 def watched(run: Run) -> None:
     """One line on a run that has ended, on standard error."""
-    said = run.failed or f"{run.figure:.4g} s, peak {format_bytes(run.peak_bytes or 0)}"
-    print(f"  {run.side}: {said}", file=sys.stderr, flush=True)
+    shown = run.failed or f"{run.figure:.4g} s, peak {format_bytes(run.peak_bytes or 0)}"
+    print(f"  {run.side}: {shown}", file=sys.stderr, flush=True)
 
 
 def over_budgets(runs: Mapping[str, Run]) -> str:
@@ -135,8 +135,8 @@ def over_budgets(runs: Mapping[str, Run]) -> str:
     lines = ["peak resident memory over --memory"]
     for size, run in runs.items():
         peak = run.peak_bytes or 0
-        said = run.failed or f"{peak / parse_bytes(size):.2f}  ({format_bytes(peak)}), {run.figure:.4g} s"
-        lines.append(f"  {size:<18} {said}")
+        shown = run.failed or f"{peak / parse_bytes(size):.2f}  ({format_bytes(peak)}), {run.figure:.4g} s"
+        lines.append(f"  {size:<18} {shown}")
     return "\n".join(lines)
 
 

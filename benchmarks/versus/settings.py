@@ -48,9 +48,9 @@ class _Trials:
     def figure(self, side: Side) -> float:
         answer = self._once(side, self._measurement)
         self.tried[side.setting] = None if answer.failed else answer.figure
-        said = answer.failed or f"{answer.figure:.4g} s"
-        self._reasons.append(f"{side.setting}: {said}")
-        print(f"  tried {side.name}, {side.setting}: {said}", file=sys.stderr, flush=True)
+        text = answer.failed or f"{answer.figure:.4g} s"
+        self._reasons.append(f"{side.setting}: {text}")
+        print(f"  tried {side.name}, {side.setting}: {text}", file=sys.stderr, flush=True)
         return answer.figure
 
     def checked(self, side: Side) -> Side:

@@ -44,7 +44,7 @@ ES_API const char* es_instruction_set_at(int32_t index);
 ES_API const char* es_instruction_set(void);
 
 /* Forces one of es_instruction_set_at()'s names for the whole process, or the best one again with "auto".
- * Results are the same bits whichever serves, but for avx512_bf16, whose instruction adds in an order of its own.
+ * Results are the same bits whichever serves, except avx512_bf16, whose instruction adds in an order of its own.
  * ES_NULL_POINTER, ES_UNSUPPORTED. */
 ES_API int32_t es_force_instruction_set(const char* name);
 

@@ -1,4 +1,4 @@
-// Memory read by all threads: what bounds every product by few rows, and so what they are held against.
+// Memory read by all threads: what bounds every product by few rows, and so the limit that they are compared with.
 #pragma once
 
 #include <cstdint>

@@ -37,7 +37,7 @@ struct Random {
   }
 };
 
-// n values at the end of an allocation of their own. Where `shift` is not 0 they are misaligned by so many bytes.
+// n values at the end of an allocation of their own. Where `shift` is not 0 they are misaligned by that many bytes.
 template <class Value>
 class Heap {
  public:

@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, who owns which capability, how large a file may grow.
+"""The project's rules: which package may import which, which owns a capability, how large a file may be.
 
 Each test lists every offender by file and line.
 """

@@ -48,7 +48,7 @@ def matrix(form: Storage, rows: int, cols: int, seed: int = 0) -> Matrix:
 
 
 def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "") -> None:
-    """Equal but for the sign and payload of a nan."""
+    """Equal except the sign and payload of a nan."""
     nan = expected.isnan()
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), what
     assert torch.equal(actual.isnan(), nan), what

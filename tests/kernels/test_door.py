@@ -1,4 +1,4 @@
-"""The door: what serves each operation, that it is the oracle's equal, and that a fallback is said."""
+"""The door: what serves each operation, that it is the oracle's equal, and that a fallback is reported."""
 
 import inspect
 import os

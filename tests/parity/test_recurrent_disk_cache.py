@@ -62,11 +62,11 @@ def served(folder: Path, disk: Path, *asked: tuple[list[int], int]) -> list[tupl
         for tokens, max_tokens in asked:
             events: Queue = Queue()
             engine.submit(Request(tokens, params(max_tokens)), events.put)
-            said = [events.get(timeout=300)]
-            while not isinstance(said[-1], Finished | Failed):
-                said.append(events.get(timeout=300))
-            assert isinstance(said[0], Admitted)
-            found.append((said[0].reused, said[1:]))
+            received = [events.get(timeout=300)]
+            while not isinstance(received[-1], Finished | Failed):
+                received.append(events.get(timeout=300))
+            assert isinstance(received[0], Admitted)
+            found.append((received[0].reused, received[1:]))
     finally:
         engine.close()
         loaded.close()

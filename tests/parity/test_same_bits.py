@@ -84,7 +84,7 @@ def test_output_does_not_depend_on_prefix_reuse(load, dtype):
 
 
 def test_a_decode_step_takes_two_native_calls_a_layer(load, monkeypatch):
-    """Where the library serves and every expert is in memory; but for delta attention, which has several."""
+    """Where the library serves and every expert is in memory; not for delta attention, which has several."""
     served = next(one for one in kernels.implementations() if one.operation == "mla_layer")
     if served.name == "torch":
         pytest.skip(served.reason)

@@ -3,7 +3,7 @@
 A script holds what each request is answered with, in the order of submission; the last answer serves all that follow.
 An answer lists token ids, which become TokenEvents, whole events, which pass as they are, and HOLD, which waits for
 `release` or a cancellation. Whatever lacks an end gets one: `Finished("stop", stop_token)`. max_tokens and the stop
-tokens end an answer as in the engine itself, and a constraint is told of every token.
+tokens end an answer as in the engine itself, and a constraint accepts every token.
 """
 
 import threading
@@ -91,7 +91,7 @@ class FakeEngine:
             self._called()
 
     def release(self, holds: int = 1) -> None:
-        """Lets so many HOLDs pass."""
+        """Lets this number of HOLDs pass."""
         with self._changed:
             self._released += holds
             self._called()

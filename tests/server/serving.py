@@ -47,12 +47,12 @@ class Echo:
             [GenerationRequest(body.prompt, SamplingParams(n=body.n))] * body.times,
             body.stream,
         )
-        self.said = []
+        self.texts = []
 
     def push(self, piece):
         if isinstance(piece, Delta):
-            self.said.append("".join(event.text for event in piece.events))
-            return [ServerEvent({"text": self.said[-1]}, "said")]
+            self.texts.append("".join(event.text for event in piece.events))
+            return [ServerEvent({"text": self.texts[-1]}, "said")]
         return []
 
     def end(self):
@@ -62,7 +62,7 @@ class Echo:
         return [ServerEvent({"error": str(problem), "kind": problem.kind})]
 
     def whole(self):
-        return {"text": "".join(self.said)}
+        return {"text": "".join(self.texts)}
 
     def counted(self, tokens):
         return {"tokens": list(tokens)}

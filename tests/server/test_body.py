@@ -199,7 +199,7 @@ def test_a_head_that_does_not_come_ends_the_connection(monkeypatch):
         assert received(silent) == received(slow) == b""
         server.generator.gate.set()
         assert answered(waiting) == (200, b'{"text":"a"}')
-        assert client.get("/health").status_code == 200  # idle between requests is no head that does not come
+        assert client.get("/health").status_code == 200  # an idle connection is not an incomplete head
         assert "Request Count: 3" in next(iter(client._transport._pool.connections)).info()
 
 

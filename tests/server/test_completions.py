@@ -265,7 +265,7 @@ class TestBodies:
             CompletionBody.model_validate({"prompt": "x"} | body)
 
     @pytest.mark.parametrize(
-        ("prompt", "said"),
+        ("prompt", "refusal"),
         [
             (["a"] * 129, "prompt should have at most 128 items, and is a list of 129 entries."),
             ([], "prompt should have at least 1 item, and is []."),
@@ -274,10 +274,10 @@ class TestBodies:
             (5, "prompt should be a valid string or a valid list, and is 5."),
         ],
     )
-    def test_a_bound_is_named_of_the_form_that_was_meant(self, prompt, said):
+    def test_a_bound_is_named_of_the_form_that_was_meant(self, prompt, refusal):
         with pytest.raises(Refused) as caught:
             parse_body(json.dumps({"prompt": prompt}).encode(), CompletionBody)
-        assert str(caught.value) == said
+        assert str(caught.value) == refusal
 
     def test_a_long_list_of_the_wrong_kind_costs_one_error(self):
         with pytest.raises(ValidationError) as caught:

@@ -12,7 +12,7 @@ def _closed(**properties):
     return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
 
 
-STEP = _closed(said=TEXT, done=TEXT)
+STEP = _closed(called=TEXT, done=TEXT)
 NODE = _closed(
     kind={"enum": ["leaf", "branch"]},
     marks={"type": "array", "items": _closed(key=TEXT, text=TEXT)},

@@ -1,4 +1,4 @@
-"""Tools that are no plain functions, and what conversations hold that the model can't read, without a server."""
+"""Tools other than plain functions, and content that the model can't read, without a server."""
 
 import json
 from dataclasses import replace

@@ -33,9 +33,9 @@ class Scribe:
 
     def prompt(self, question: str) -> list[int]:
         """Up to and including the open `<think>`."""
-        said = self._encode(question, allow_special=False)
+        asked = self._encode(question, allow_special=False)
         user, assistant = self._encode("user", allow_special=False), self._encode("assistant", allow_special=False)
-        head = [self._user, *user, self._middle, *said, self._end]
+        head = [self._user, *user, self._middle, *asked, self._end]
         return [*head, self._assistant, *assistant, self._middle, self._think]
 
     def reply(self, answer: str) -> list[int]:

@@ -63,12 +63,13 @@ def read_pairs(path: Path) -> list[Pair]:
         if page["platform"] not in PLATFORMS:
             continue
         for description, command in _ITEM.findall(page["page"]):
-            said = _MNEMONIC.sub(r"\1", description).strip()
+            question = _MNEMONIC.sub(r"\1", description).strip()
             written = plain_command(command)
-            found.setdefault((page["name"], said), written)
-            commands[said.lower()].add(written)
+            found.setdefault((page["name"], question), written)
+            commands[question.lower()].add(written)
     return [
-        Pair(name, said, command, ambiguous=len(commands[said.lower()]) > 1) for (name, said), command in found.items()
+        Pair(name, question, command, ambiguous=len(commands[question.lower()]) > 1)
+        for (name, question), command in found.items()
     ]
 
 

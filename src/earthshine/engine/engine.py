@@ -161,7 +161,7 @@ class Engine:
         with self._changed:
             if not self._accepting or not self.alive:
                 raise OverloadError("The engine is shutting down; retry later.", _RETRY_SECONDS[0])
-            waiting = self._open - self._model.plan.memory.batch  # those that need not wait are no queue
+            waiting = self._open - self._model.plan.memory.batch  # those that start at once do not count as waiting
             if waiting >= self.options.max_queue:
                 raise OverloadError(
                     f"{waiting} requests are waiting, the most that may; ask again later.",

@@ -73,7 +73,7 @@ class Expert:
 
 
 def decode(matrix: Matrix) -> Tensor:
-    """As `reference.decode`, to the same bits but for the sign and payload of a nan: bf16 [rows, cols]."""
+    """As `reference.decode`, to the same bits except the sign and payload of a nan: bf16 [rows, cols]."""
     out = torch.empty(matrix.shape, dtype=_BF16)
     check_status(library().es_decode(ctypes.byref(describe(matrix)), out.data_ptr()))
     return out

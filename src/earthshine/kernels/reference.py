@@ -1,7 +1,7 @@
 """The oracle: every operation in plain torch, written to be read beside its formula, never to be fast.
 
 Sums are fp32 whatever the inputs are, and a result returns to its input's dtype. Faster implementations are
-held against these, elementwise, in cosine, and in where nan and inf stand. All but the decoders are
+compared with these: elementwise, by cosine, and by the positions of nan and inf. All but the decoders are
 differentiable, so the trainer of the shipped model runs through them as well.
 Sources: DeepSeek-V3 (arXiv 2412.19437) and its inference code; compressed-tensors for the INT4 form.
 """

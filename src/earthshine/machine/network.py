@@ -89,7 +89,7 @@ def _answer(listener: socket.socket, token: bytes, repeats: int) -> None:
                 for _ in range(_ROUND_BYTES // _PIECE_BYTES):
                     _receive(connection, piece)
                 connection.sendall(b"!")
-    except OSError:  # the other side has gone, and says so to whom it concerns
+    except OSError:  # the other side has gone, and reports the reason itself
         return
 
 

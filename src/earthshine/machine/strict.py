@@ -1,4 +1,4 @@
-"""A machine's file held against its rules, field by field: what is read from it is plain values of known types.
+"""Checks a machine's file against its rules, field by field, and reads it as plain values of known types.
 
 A number is a JSON number, never a boolean or a text with a unit (but `memory_bytes`, which may be a size such as
 "24GiB"), and lies within the bounds below, which are generous: a figure outside them is a slip of a unit. Refuses keys

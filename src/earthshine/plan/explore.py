@@ -90,7 +90,7 @@ class Case:
                 yield name, now / other.decode().seconds
 
     def _otherwise(self, machine: Machine | None = None, **changed: Any) -> "Case | None":
-        """The same plan but for what changed; None where that can't be."""
+        """The plan for changed arguments or sizes; None if it is not possible."""
         memory = self.plan.memory
         fixed = {"memory_bytes": memory.budget_bytes, "context_tokens": memory.context_tokens}
         try:

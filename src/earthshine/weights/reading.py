@@ -26,7 +26,7 @@ from earthshine.storage import ALIGNMENT, padded
 from earthshine.untrusted import open_regular, shown
 
 # A decoded layer that misses 5 experts of 24.8 MB, medians of five interleaved runs: 1, 2 and 3 threads take 32.5,
-# 33.4 and 35.7 ms, and 53.9, 49.0 and 50.3 where each expert is held against its checksum. More in flight bring the
+# 33.4 and 35.7 ms, and 53.9, 49.0 and 50.3 where each expert's checksum is verified. More in flight bring the
 # first expert later; fewer leave the disk idle during a check.
 THREADS = 2
 

@@ -1,7 +1,7 @@
 """The safetensors shards of one checkpoint folder, as one mapping from published name to extent.
 
 Invariant: the index and the shards' own headers agree on every tensor. Refuses shard names that are not plain
-file names, links that leave the folder (but for shards on another disk and a Hugging Face cache's blobs), and any
+file names, links that leave the folder (except shards on another disk and a Hugging Face cache's blobs), and any
 tensor that is absent, doubled or not in the index. Data is read with positioned reads into torch tensors.
 """
 

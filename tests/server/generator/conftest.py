@@ -60,7 +60,7 @@ def wanted(prompt: Any, **fields: Any) -> GenerationRequest:
 
 
 class Asker:
-    """Asks TextGenerator with an engine that answers as told; all that was started is ended with the test."""
+    """Asks TextGenerator with an engine of scripted answers; all that was started is ended with the test."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
         self.tokenizer, self.template = tokenizer, template

@@ -95,7 +95,7 @@ class TestTools:
         pieces = asker(wanted(HELLO, tools=[TOOL], tool_choice=ToolChoice("named", "look")))
         assert ended(pieces).reason == "tool_calls"
         constraint = asker.engine.requests[0].constraint
-        assert constraint is not None  # the fake told it every token, and it took them all
+        assert constraint is not None  # the fake passed it every token, and it accepted them all
         with pytest.raises(TextError, match="not among the tools"):
             asker(wanted(HELLO, tools=[TOOL], tool_choice=ToolChoice("named", "peek")))
 

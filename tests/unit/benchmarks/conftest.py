@@ -1,4 +1,4 @@
-"""The folder of benchmarks is no package that is installed; its modules are imported from where they lie."""
+"""The modules of benchmarks are not installed; they are imported from their folder."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The harness of comparisons: alternation, ratios, failures, limits, caches, environments, and what is said about
+"""The harness of comparisons: alternation, ratios, failures, limits, caches, environments, and what is reported about
 them."""
 
 import dataclasses
@@ -260,7 +260,7 @@ class TestReport:
         assert "speed over" not in text
         assert report.document([failed])["measurements"][0]["ratio"] is None
 
-    def test_other_work_on_the_machine_is_said(self, result):
+    def test_other_work_on_the_machine_is_reported(self, result):
         assert "NOT QUIET" not in report.table([result])
         runs = (*result.runs[:3], dataclasses.replace(result.runs[3], others=0.83))
         text = report.table([dataclasses.replace(result, runs=runs)])
@@ -296,7 +296,7 @@ def test_a_picture_without_matplotlib_is_refused_before_measuring(tmp_path, monk
         refuse_no_picture(arguments("").parse_args(["--png", str(tmp_path / "a.png")]))
 
 
-def test_our_budget_stays_below_the_limit_unless_said():
+def test_our_budget_stays_below_the_limit_unless_given():
     parse = arguments("").parse_args
     assert earthshine(parse([]), Path("m")).settings["memory"] is None
     assert earthshine(parse(["--limit", "12GiB"]), Path("m")).settings["memory"] == "11776MiB"

@@ -1,4 +1,4 @@
-"""`earthshine bench serve` against a server that answers at once: what is said, saved, drawn, and refused."""
+"""`earthshine bench serve` against a server that answers at once: what is printed, saved, drawn, and refused."""
 
 import json
 import sys

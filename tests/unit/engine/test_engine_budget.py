@@ -1,4 +1,4 @@
-"""A model loaded within budgets: the same bits from the smallest to all of it in memory, and what is said meanwhile."""
+"""A model loaded within budgets: the same bits from the smallest to all of it in memory, and its reports."""
 
 import re
 import shutil

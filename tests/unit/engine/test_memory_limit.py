@@ -108,7 +108,7 @@ def test_what_is_about_to_be_allocated_counts() -> None:
 
 @pytest.fixture
 def ballast() -> Iterator[Callable[[int], None]]:
-    """Memory of the rest of the program: so many bytes more, all of them used."""
+    """Memory of the rest of the program: this number of bytes more, all of them used."""
     maps: list[mmap.mmap] = []
 
     def hold(nbytes: int) -> None:

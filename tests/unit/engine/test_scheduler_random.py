@@ -246,7 +246,7 @@ class Run:
             event("a sequence was preempted")
 
     def _holders_are_known(self) -> None:
-        """Every page is held by whom it should be, and by nobody else."""
+        """Every page has exactly the holders that it should have."""
         cache, pool = self.bench.cache, self.bench.pool
         cache.settle()
         held = Counter(page for each in self.bench.scheduler.queue.running for page in each.page_table.pages)

@@ -136,12 +136,12 @@ def test_page_that_one_tier_lacks_is_read_from_the_next():
     keys = [each.key for each in asked]
     order = []
 
-    def tier(number: int, said: list[PageKey], had: list[PageKey]) -> Tier:
+    def tier(number: int, listed: list[PageKey], had: list[PageKey]) -> Tier:
         def read(key: PageKey, tokens: Sequence[int]) -> PageParts | None:
             order.append((number, keys.index(key)))
             return values(key, tokens) if key in had else None
 
-        return Tier(read, said)
+        return Tier(read, listed)
 
     tiers = [tier(0, keys[1:4], keys[1:3]), tier(1, [keys[0], keys[3]], [keys[0], keys[3]]), tier(2, keys[4:], [])]
     reads = PageReads(pool, tiers, threaded=False)

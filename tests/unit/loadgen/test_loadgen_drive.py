@@ -1,4 +1,4 @@
-"""The measuring client against a server that says what it is told to: lengths, prefixes, times, ways to fail."""
+"""The measuring client against a server of scripted answers: lengths, prefixes, times, ways to fail."""
 
 import asyncio
 import errno
@@ -181,7 +181,7 @@ class TestRuns:
         [sample] = drive(target, ARRIVALS[:1], target.shape(0, 1.0), concurrency=1).samples
         assert sample.first is not None
         assert sample.first >= 0.06
-        assert len(sample.gaps) == 2  # the empty text is no piece
+        assert len(sample.gaps) == 2  # an empty text is not a piece
         assert sample.gaps[0] >= 0.025
         assert sample.gaps[1] >= 0.085
         assert sample.seconds >= sample.first + sum(sample.gaps)

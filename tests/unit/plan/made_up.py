@@ -86,7 +86,7 @@ def machine(**changed: Any) -> Machine:
 
 
 def memory_plan(sizes: Sizes, **changed: Any) -> MemoryPlan:
-    """Everything in memory, but for what is changed."""
+    """Everything in memory, except what is changed."""
     held = {"streamed": (), "embedding_on_disk": False, "slots_per_layer": max(sizes.experts, default=0)}
     counts = {"budget_bytes": GIB, "context_tokens": 1024, "batch": 1, "pages": 16, "prefill_tokens": 512}
     return MemoryPlan(**(held | counts | {"transit_slots": 0, "parts": {}, "smallest": GIB} | changed))

@@ -128,7 +128,7 @@ def test_the_smallest_budget_is_named_and_works(sizes: Sizes, context: int | Non
 
 @pytest.mark.parametrize("sizes", [K2_6, K2_6_INT8, TINY], ids=["K2.6", "K2.6 int8", "tiny"])
 def test_more_memory_never_means_less_of_anything(sizes: Sizes) -> None:
-    """Context never shrinks, nor prefill below 2048 tokens once it has so many. Of the trunk, then of the experts once
+    """Context never shrinks, nor prefill once it has 2048 tokens. Of the trunk, then of the experts once
     all of it is there, no less stays in memory with half a GiB more; within that the steps of context and prefill may
     take what one layer needs."""
     start = smallest(sizes)

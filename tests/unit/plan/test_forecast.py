@@ -1,4 +1,4 @@
-"""Forecasts held against sums by hand, over a machine whose rates are round numbers and a model small enough to add up.
+"""Forecasts compared with sums by hand, for a machine with round rates and a model small enough to add up.
 
 The machine reads 1 GB/s from disk and 10 GB/s of memory; products run at 20 GFLOP/s at one row, attention at 50.
 """
@@ -28,7 +28,7 @@ TRUNK = 3 * (ATTENTION + KV_B) + DENSE + 2 * (SHARED + ROUTER)
 
 
 def at(rows: float) -> float:
-    """FLOP/s at so many rows: a straight line in logarithms from 20 GFLOP/s at 1 to 100 at 100."""
+    """FLOP/s at a number of rows: a straight line in logarithms from 20 GFLOP/s at 1 to 100 at 100."""
     return MANY if rows >= 100 else ONE * 5 ** (math.log(rows) / math.log(100))
 
 

@@ -112,7 +112,7 @@ WRONG: list[Any] = [None, -1, 1.5, "12", True, [], {}, [1], {"a": "b"}, 1 << 61,
 
 
 def test_every_mistyped_value_is_named(tmp_path: Path, plan: Plan) -> None:
-    """Each field with each of a dozen values, but for those that its type admits."""
+    """Each field with each of a dozen values, except those that its type admits."""
     admitted = {"str": (str,), "int": (), "bool": (bool,), "float": (float, int)}
     for index, (_, _, kind) in enumerate(objects(json.loads(plan_json(plan)))):
         for field in fields(kind):

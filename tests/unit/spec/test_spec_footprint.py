@@ -41,7 +41,7 @@ def test_k26_with_its_vision_tower_fills_the_published_checkpoint(k26: Config) -
 
 
 def test_k2_instruct_fills_its_published_checkpoint(k2_instruct: Config) -> None:
-    """958.49 GiB of tensors, among them a 64-byte inv_freq a layer that is no weight."""
+    """958.49 GiB of tensors, among them a 64-byte inv_freq per layer that is not a weight."""
     sizes = footprint(spec_from_config(k2_instruct))
     assert sizes.expert_bytes == 44_050_944
     assert round((sizes.experts_bytes + sizes.trunk_bytes["fp8"]) / 2**30, 2) == 958.49

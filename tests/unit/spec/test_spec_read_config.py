@@ -1,4 +1,4 @@
-"""A config.json is read from a file or its folder; what is no sound JSON object is refused before it is used."""
+"""A config.json is read from a file or its folder; anything but a sound JSON object is refused before it is used."""
 
 import json
 import os

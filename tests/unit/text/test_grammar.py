@@ -92,8 +92,8 @@ def test_lark(house: House) -> None:
 def test_choice(house: House, choices: list[str]) -> None:
     choices = [*choices, choices[0] + "<|im_end|>"]
     grammar = house.compile(format="choice", value=choices)
-    said = {house.tokenizer.decode(house.reply(grammar, seed) or []) for seed in range(4)}
-    assert said <= set(choices)
+    replies = {house.tokenizer.decode(house.reply(grammar, seed) or []) for seed in range(4)}
+    assert replies <= set(choices)
     for choice in choices:
         ids, constraint = house.tokenizer.encode(choice, allow_special=False), grammar.start()
         for token in [*ids, house.end]:

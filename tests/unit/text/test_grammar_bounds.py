@@ -42,7 +42,7 @@ def _long_references() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("format_", "value", "said"),
+    ("format_", "value", "refusal"),
     [
         ("json_schema", 5, "must be an object"),
         ("json_schema", _nested(2000), "nests more than 32"),
@@ -101,8 +101,8 @@ def _long_references() -> dict[str, Any]:
         ("choice", [str(number) for number in range(5000)], "1 to 4096"),
     ],
 )  # fmt: skip
-def test_hostile_forms(house: House, format_: Any, value: Any, said: str) -> None:
-    with pytest.raises(TextError, match=said) as caught:
+def test_hostile_forms(house: House, format_: Any, value: Any, refusal: str) -> None:
+    with pytest.raises(TextError, match=refusal) as caught:
         house.compile(format=format_, value=value)
     assert len(str(caught.value)) < 300
     assert "\n" not in str(caught.value)

@@ -65,7 +65,7 @@ def test_schemas_without_strict_are_enforced_as_far_as_possible(house: House) ->
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("rule", "refusal"),
     [
         ({"choice": "required"}, "no tools are given"),
         ({"choice": "named", "name": "other", "tools": (FREE_TOOL,)}, "'other', is not among"),
@@ -77,8 +77,8 @@ def test_schemas_without_strict_are_enforced_as_far_as_possible(house: House) ->
         ({"tools": (ToolRule("f", {"anyOf": 5}, strict=True),)}, "tool 'f' can't be used"),
     ],
 )
-def test_hostile_tools(house: House, rule: dict[str, Any], said: str) -> None:
-    with pytest.raises(TextError, match=said):
+def test_hostile_tools(house: House, rule: dict[str, Any], refusal: str) -> None:
+    with pytest.raises(TextError, match=refusal):
         house.compile(**rule)
 
 

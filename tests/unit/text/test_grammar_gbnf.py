@@ -96,7 +96,7 @@ def test_notation(house: House, grammar: str, right: list[str], wrong: list[str]
 
 
 @pytest.mark.parametrize(
-    ("grammar", "said"),
+    ("grammar", "refusal"),
     [
         ('begin ::= "a"', "no rule named root"),
         ("root ::= nowhere", "no rule named 'nowhere'"),
@@ -118,8 +118,8 @@ def test_notation(house: House, grammar: str, right: list[str], wrong: list[str]
         ("root ::= " + "[a] " * 5000, "characters"),
     ],
 )
-def test_what_can_not_be_read_is_refused(house: House, grammar: str, said: str) -> None:
-    with pytest.raises(TextError, match=said) as caught:
+def test_what_can_not_be_read_is_refused(house: House, grammar: str, refusal: str) -> None:
+    with pytest.raises(TextError, match=refusal) as caught:
         house.compile(format="grammar", value=grammar)
     assert len(str(caught.value)) < 300
     assert "\n" not in str(caught.value)

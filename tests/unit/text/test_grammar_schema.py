@@ -28,7 +28,7 @@ def test_any_name_is_harmless(house: House, name: str) -> None:
     assert _allows(house, schema, ["x"], strict=True)
     assert not _allows(house, schema, [1], strict=True)
     if name.strip("#") != name or not name:
-        return  # then it is no document of its own, and its references start outside
+        return  # then it is part of another document, where its references start
     inner = {"type": "object", "properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
     assert _allows(house, inner, {"a": ["x"]}, strict=True)
     assert not _allows(house, inner, {"a": [1]}, strict=True)
@@ -132,8 +132,8 @@ def test_what_has_no_strict_is_annotated(house: House) -> None:
     assert not _allows(house, unique, ["x"])
     assert _allows(house, colour, "no colour")
     assert not _allows(house, {"type": "string", "format": "date"}, "no date")
-    for schema, said in ((unique, 'not supported: "uniqueItems"'), (colour, "format color is not supported")):
-        with pytest.raises(TextError, match=said):
+    for schema, refusal in ((unique, 'not supported: "uniqueItems"'), (colour, "format color is not supported")):
+        with pytest.raises(TextError, match=refusal):
             house.compile(format="json_schema", value=schema, strict=True)
     assert _allows(house, {"type": "array", "uniqueItems": False}, [1, 1], strict=True)
     with pytest.raises(TextError, match='not supported: "not"'):

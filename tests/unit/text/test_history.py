@@ -81,7 +81,7 @@ def test_equal_ids_in_one_turn_are_answered_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "refusal"),
     [
         ([USER, _result("x")], "tool_call_id not found"),
         ([USER, _asks(("x", "a")), _result("y")], "tool_call_id not found"),
@@ -107,8 +107,8 @@ def test_equal_ids_in_one_turn_are_answered_in_order() -> None:
         ({}, "at least one"),
     ],
 )
-def test_refused(messages: Any, said: str) -> None:
-    with pytest.raises(TextError, match=said):
+def test_refused(messages: Any, refusal: str) -> None:
+    with pytest.raises(TextError, match=refusal):
         repair_history(messages)
 
 

@@ -152,7 +152,7 @@ PIECES = ("<tool_call>", "</tool_call>", "<think>", "</think>", "x", "\n", '{"na
 
 @given(st.lists(st.sampled_from(PIECES)), st.booleans())
 def test_nothing_raises_and_no_text_is_lost(tokenizer, pieces, thinking) -> None:
-    """But for newlines and what a call is made of."""
+    """Except newlines and what a call is made of."""
     events = events_of(tokenizer, "".join(pieces), thinking)
     assert sum("x" in piece for piece in pieces) == sum(getattr(event, "text", "").count("x") for event in events)
     starts = [event.index for event in events if isinstance(event, ToolCallStart)]

@@ -1,4 +1,4 @@
-"""Kimi's published tokenizer and K2.5's template, held against every section of the golden values."""
+"""Kimi's published tokenizer and K2.5's template compared with all golden values."""
 
 from pathlib import Path
 from typing import Any

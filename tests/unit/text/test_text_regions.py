@@ -160,7 +160,7 @@ PARTS = st.sampled_from(
 
 @given(parts=st.lists(PARTS, max_size=12), thinking=st.booleans(), broken=st.booleans())
 def test_no_text_is_lost(tiny: Tokenizer, parts: list[str], thinking: bool, broken: bool) -> None:
-    """Every letter that is no marker comes out, in order, in some event; starts and ends alternate."""
+    """Every letter that is not part of a marker comes out, in order, in some event; starts and ends alternate."""
     events = _parse(tiny, "".join(parts), thinking)
     out = "".join(event.id if isinstance(event, ToolCallStart) else _text(event) for event in events)
     kept = "".join(part for part in parts if not part.startswith("<"))
