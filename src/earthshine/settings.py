@@ -40,7 +40,7 @@ class Settings:
 
     @property
     def downloads(self) -> Path:
-        """The folder that models are downloaded to, there or not; raises UsageError where no home is known."""
+        """The folder of downloaded models, which need not exist. Raises UsageError if the home folder is unknown."""
         if self.home is not None or self.hub_cache is not None:
             return self.home or self.hub_cache or Path()
         try:
@@ -51,7 +51,7 @@ class Settings:
 
     @property
     def pages(self) -> Path:
-        """The folder of conversations kept on disk, there or not; raises UsageError where no home is known."""
+        """The folder of the disk cache, which need not exist. Raises UsageError if the home folder is unknown."""
         try:
             cache = self.cache or Path("~/.cache").expanduser()
         except RuntimeError:
@@ -60,7 +60,7 @@ class Settings:
 
     @property
     def profile(self) -> Path:
-        """The file of this machine's measured profile, there or not; raises UsageError where no home is known."""
+        """The file of this machine's profile, which need not exist. Raises UsageError if the home folder is unknown."""
         try:
             state = self.state or Path("~/.local/state").expanduser()
         except RuntimeError:
@@ -69,7 +69,7 @@ class Settings:
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings of `environ`, by default this process's; raises UsageError for a value that has no meaning."""
+    """The settings of `environ`, by default this process's. Raises UsageError for an invalid value."""
     variables = os.environ if environ is None else environ
     return Settings(
         kernels=_choice(variables, "EARTHSHINE_KERNELS", KERNEL_CHOICES),
@@ -83,7 +83,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def child_environment() -> dict[str, str]:
-    """The variables that Python itself may need in a child process that is to know nothing else of this one."""
+    """The variables that Python itself may need in a child process; the others are not passed on."""
     return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
 
 

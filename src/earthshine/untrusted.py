@@ -1,9 +1,9 @@
-"""What strangers wrote: the small files of a model's folder, their JSON, and their names in our messages.
+"""Reads untrusted input: the small files of a model's folder, their JSON, and their names in messages.
 
-A file is read only if it is regular, within the caller's limit and, once links are followed, in the model's folder or
-among the blobs of the hub cache that the folder belongs to, wherever its owner keeps these. A JSON object is UTF-8, at
-most 32 levels deep, repeats no key and holds no number beyond a float's range. What breaks a rule raises the error that
-the caller names.
+A file is read only if it is regular, within the caller's limit and, after links are followed, in the model's folder or
+among the blobs of the hub cache that the folder belongs to, wherever these are kept. A JSON object must be UTF-8, at
+most 32 levels deep, without repeated keys, and without numbers beyond a float's range. Violations raise the error class
+that the caller names.
 """
 
 import codecs
@@ -26,9 +26,9 @@ Refusal = type[EarthshineError]
 
 
 def shown(value: object) -> str:
-    """A short ASCII rendering of an untrusted value in JSON's spelling, so that no terminal is misled by it.
+    """A short ASCII form of an untrusted value in JSON's notation, safe to print on a terminal.
 
-    A Path is a person's own and its end tells most, so it is escaped but never cut.
+    A Path is given by the user and its end is most informative, so it is escaped but never cut.
     """
     if isinstance(value, Path):
         return ascii(str(value))
@@ -48,12 +48,12 @@ def shown(value: object) -> str:
 
 
 def resolve_in(folder: Path, name: str, refusal: Refusal, *, elsewhere: str = "") -> Path:
-    """The real path of `folder/name`, there or not; a link that leads out of the folder is refused.
+    """The real path of `folder/name`, which need not exist. A link that leaves the folder is refused.
 
-    A stranger's folder may hold links, and the file of a person's that one leads to would be read and quoted. Allowed
-    are those that give nothing away: `snapshots/<revision>/name` of a hub cache to the same repository's `blobs`, which
-    may lie on another disk, whole or each under its own digest; and links to a file whose name ends in `elsewhere`,
-    where that is given, because the caller reads nothing but sound files of that kind.
+    An untrusted folder may have links to private files, whose content would then be read and quoted. Allowed are links
+    that can't reveal anything: `snapshots/<revision>/name` of a hub cache to the same repository's `blobs`, which may
+    be on another disk; and, if `elsewhere` is given, links to files whose name ends in it, because the caller reads
+    only sound files of that kind.
     """
     try:
         home, real = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / name))
@@ -77,7 +77,7 @@ def _moved_blob(link: Path, blobs: list[Path], real: Path) -> bool:
 
 
 def open_regular(path: Path, what: str, refusal: Refusal) -> int:
-    """A read-only descriptor of a regular file at a resolved path; a pipe is refused without waiting for a writer."""
+    """A read-only descriptor of a regular file at a resolved path. A pipe is refused at once."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (OSError, ValueError) as error:

@@ -1,9 +1,9 @@
-"""The door to every operation: what serves it is decided here, and nowhere else.
+"""The operations. Which implementation serves each one is decided here, and nowhere else.
 
-`reference` is the oracle. The native library serves bf16 activations on the CPU, with weights in any stored
-format. `rows` is torch made independent of the batch; it serves fp32 activations, training, and machines without the
-library. EARTHSHINE_KERNELS can ask for the reference or for an instruction set, and EARTHSHINE_CPU hides the better
-ones. A fallback is never silent: `implementations()` says what serves and why a better one does not.
+`reference` is the oracle. The native library serves bf16 activations on the CPU, with weights in any stored format.
+`rows` is torch made independent of the batch; it serves fp32 activations, training, and machines without the library.
+EARTHSHINE_KERNELS can choose the reference or an instruction set, and EARTHSHINE_CPU hides the better ones. A fallback
+is never silent: `implementations()` says what serves and why a better one does not.
 """
 
 import functools
@@ -83,7 +83,8 @@ _NATIVE = (
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """What serves one operation on bf16 here, and why a better one does not ("" where this is best)."""
+    """The implementation of one operation on bf16 in this process, and why a better one does not serve ("" for the
+    best)."""
 
     operation: str
     name: str  # "torch" or "native" and its instruction set
@@ -99,10 +100,10 @@ def implementations() -> tuple[Implementation, ...]:
 
 
 def numerics(dtype: torch.dtype = torch.bfloat16) -> str:
-    """Names the bits of results on activations of `dtype`: where the names are equal, what is computed is.
+    """A name of the numerics on activations of `dtype`: equal names mean equal bits of all results.
 
-    VDPBF16PS adds in an order of its own; all other instruction sets add alike. What torch computes depends on its
-    version and on the vectors that it finds, as far as it says. Raises KernelError as `implementations`.
+    VDPBF16PS adds in its own order; all other instruction sets add alike. Results of torch depend on its version and on
+    the vector instructions that it reports. Raises KernelError as `implementations`.
     """
     by_torch = f"torch-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}"
     if not _serving().native:
@@ -113,10 +114,10 @@ def numerics(dtype: torch.dtype = torch.bfloat16) -> str:
 
 
 def set_threads(n_threads: int, dtype: torch.dtype = torch.bfloat16) -> None:
-    """How many threads share an operation on activations of `dtype`, 1 to 512. No result depends on it.
+    """Set the number of threads of an operation on activations of `dtype`, 1 to 512. No result depends on it.
 
-    Where the native library serves, torch keeps one thread: more would wait in loops on the kernels' processors. For
-    fp32 it keeps one as well: with more, MKL on Intel's processors divides a sum among them, and its bits change.
+    Where the native library serves, torch keeps one thread: more would busy-wait on the kernels' processors. It also
+    keeps one for fp32: with more, MKL on Intel's processors divides a sum among them, and its bits change.
     """
     native_serves = library.available() and _serving().native
     if native_serves:
@@ -125,7 +126,7 @@ def set_threads(n_threads: int, dtype: torch.dtype = torch.bfloat16) -> None:
 
 
 def threads() -> int:
-    """How many threads share an operation."""
+    """The number of threads of an operation."""
     return library.threads() if library.available() else torch.get_num_threads()
 
 
@@ -159,7 +160,7 @@ def linear_by_head(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tens
 
 
 def ffn(x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
-    """As `reference.ffn`: gate x and up x stay in fp32, as an expert's do, but where gradients are wanted."""
+    """As `reference.ffn`. gate x and up x stay in fp32, as an expert's do, except where gradients are needed."""
     if all(_is_stored(weight) and _is_native(x, weight) for weight in (gate, up, down)):
         return native.ffn(x, gate, up, down)
     wide = None if torch.is_grad_enabled() else torch.float32

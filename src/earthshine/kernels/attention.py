@@ -1,9 +1,9 @@
-"""Causal attention over the rows of pages, prefill and decode alike, by the native library.
+"""Causal attention over rows in pages, for prefill and decode, by the native library.
 
-A query reads the keys and values of its sequence where they lie in the pool: absorbed MLA, whose values are a part of
-the keys that all heads share, and grouped-query attention. A token's result depends on its own query and the rows up to
-its own: not on the batch, on how a prompt was cut, or on what lies in a page beyond the last token. Every tensor is
-checked before its address crosses the boundary; what does not fit raises KernelError.
+A query reads the keys and values of its sequence in place in the pool. Absorbed MLA is the case whose values are a part
+of keys that all heads share; grouped-query attention is another. A token's result depends only on its own query and the
+rows up to its own: not on the batch, on how a prompt was cut, or on the rest of a page. Raises KernelError for tensors
+that do not fit, before their addresses are passed to the library.
 """
 
 import ctypes

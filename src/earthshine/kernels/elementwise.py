@@ -1,8 +1,9 @@
-"""What lies between the products, by the native library: RMS norm, rotary embedding, SwiGLU and the router's choice.
+"""The operations between matrix products, by the native library: RMS norm, rotary embedding, SwiGLU and routing.
 
-Activations are bf16 (norm and SwiGLU also take fp32) and may be strided views whose rows are contiguous.
-A row's bits depend on that row alone. Subnormal numbers count as zero; a nan comes out as 0x7fc0.
-Tensors that do not fit raise KernelError before an address crosses. Outputs may not overlap inputs, but may be them.
+Activations are bf16 (norm and SwiGLU also take fp32) and may be strided views whose rows are contiguous. A row's bits
+depend on that row alone. Subnormal numbers count as zero; a nan comes out as 0x7fc0. Raises KernelError for tensors
+that do not fit, before their addresses are passed to the library. An output may be an input itself, but may not overlap
+one partially.
 """
 
 import torch

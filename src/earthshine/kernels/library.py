@@ -1,8 +1,8 @@
 """The native library, and the only module that loads native code.
 
 It is `libearthshine.so` in one of this package's folders (an editable install has two: the sources and the built
-files). A library that is absent or of another interface version is never loaded, and `reason()` says so.
-Interface: native/include/earthshine.h.
+files). A missing library, or one of another interface version, is not loaded, and `reason()` says why. Interface:
+native/include/earthshine.h.
 """
 
 import ctypes
@@ -85,7 +85,7 @@ def available() -> bool:
 
 
 def reason() -> str:
-    """Why the library does not serve, in a sentence; empty where it does."""
+    """Why the library does not serve, in a sentence; empty if it does."""
     loaded = _load()
     return loaded if isinstance(loaded, str) else ""
 
@@ -100,18 +100,18 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 def instruction_set() -> str:
-    """The instruction set that serves now."""
+    """The instruction set in use."""
     return str(library().es_instruction_set().decode("ascii"))
 
 
 def refusal(name: str) -> str:
-    """Why an instruction set can't run here, or is hidden, in a sentence; empty where it can."""
+    """Why an instruction set can't be used here, in a sentence; empty if it can."""
     text = library().es_refusal(name.encode("ascii"))
     return f"This build has no {name}." if text is None else str(text.decode("ascii"))
 
 
 def force(name: str) -> None:
-    """Makes one of `instruction_sets()`, or with "auto" the best, serve the whole process."""
+    """Use one of `instruction_sets()`, or with "auto" the best, in the whole process."""
     permitted = ("auto", *instruction_sets())
     if name not in permitted:
         raise KernelError(f"The instruction set {name!r} can't run here; permitted are {', '.join(permitted)}.")
@@ -119,9 +119,9 @@ def force(name: str) -> None:
 
 
 def narrow(name: str) -> None:
-    """Hides every instruction set better than `name` from this process, or with "auto" none.
+    """Hide every instruction set better than `name` from this process; "auto" hides none.
 
-    It never adds one: raises KernelError, saying why, for a name that can't run here.
+    Raises KernelError, saying why, for a name that can't run here.
     """
     _narrow(library(), name)
 
@@ -135,7 +135,7 @@ def set_threads(n_threads: int) -> None:
 
 
 def threads() -> int:
-    """How many threads share an operation."""
+    """The number of threads of the library's operations."""
     return int(library().es_threads())
 
 

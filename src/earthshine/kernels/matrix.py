@@ -1,7 +1,7 @@
 """A stored matrix as kernels take it: raw published bytes, their format and their shape; nothing is decoded.
 
-The bytes may lie anywhere and need no alignment, so a matrix can be a view into the buffer that a disk read filled.
-Sizes are checked here, once, when the matrix is made; values are not looked at.
+The bytes need no alignment, so a matrix can be a view into the buffer that a disk read filled. Sizes are checked once,
+when the matrix is made; values are not read.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""The kernels' rates on this machine: memory read, products by stored weights, attention over latents.
+"""Measures the kernels' rates on this machine: memory reads, products by stored weights, attention over latents.
 
-Every function returns plain numbers, one per repeat, and leaves the median to its caller. Weights and latents are cut
-from one region of memory and used one after another, so that at few rows they come from memory and not from a cache,
-as a model's do. Refuses a region that holds less than one of what is measured.
+Every function returns plain numbers, one per repeat; the caller takes the median. Weights and latents are parts of one
+region of memory and are used one after another, so that at few rows they come from memory and not from a cache, as a
+model's do. Refuses a region that is too small for one of them.
 """
 
 import ctypes

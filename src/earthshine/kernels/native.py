@@ -1,7 +1,7 @@
-"""Tensors into the native library's matrix products: a linear layer, one a head, the experts of a batch.
+"""Matrix products by the native library: a linear layer, one per head, and the experts of a batch.
 
-Every tensor is checked before its address crosses the boundary; what does not fit raises KernelError. Activations
-are bf16 on the CPU; weights are bf16 tensors or a Matrix in any stored format.
+Raises KernelError for tensors that do not fit, before their addresses are passed to the library. Activations are bf16
+on the CPU; weights are bf16 tensors or a Matrix in any stored format.
 """
 
 import ctypes

@@ -1,9 +1,9 @@
-"""Recurrences over the tokens of several sequences by the native library: Kimi Delta Attention and its output's norm.
+"""Recurrences over the tokens of several sequences, by the native library: Kimi Delta Attention and its output norm.
 
-What a sequence keeps is a state of constant size, which a call updates in place. Tokens are computed one after the
-other in prefill as in decode, so a token's bits depend on its sequence up to it, and not on how a prompt is cut, on the
-batch, on threads or on the instruction set. Every tensor is checked before its address crosses the boundary; what does
-not fit raises KernelError.
+A sequence keeps a state of constant size, which a call updates in place. Tokens are computed one after the other in
+prefill as in decode, so a token's bits depend only on its sequence up to it: not on how a prompt is cut, on the batch,
+on threads or on the instruction set. Raises KernelError for tensors that do not fit, before their addresses are passed
+to the library.
 """
 
 import ctypes

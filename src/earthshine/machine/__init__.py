@@ -1,8 +1,7 @@
-"""What the computer is: facts probed from the system's own files, and rates measured or described. No torch.
+"""Facts of the computer, probed from the system's files, and its rates, measured or described. No torch.
 
-Measuring lies in `machine.disk` and `machine.network`, which are imported where a profile is made; memory and products
-are measured by `kernels.measure`. A number that this package returns comes from the system, from a clock,
-or from a file that says where it is from.
+Disk and network are measured by `machine.disk` and `machine.network`, memory and products by `kernels.measure`. Every
+number comes from the system, from a clock, or from a file that names its source.
 """
 
 from earthshine.machine.probe import memory_available, memory_peak, memory_resident, memory_total, processors

@@ -1,8 +1,8 @@
-"""The limits that a container or a service sets on this process, by control groups of version 1 or 2.
+"""Limits that a container or a service sets on this process, by control groups of version 1 or 2.
 
-A limit of the process's own group or of any above it that can be seen counts. Inside a container the group that the
-system names may not lie under the mount: then the mount's own root is the process's group. What can't be read sets no
-limit. `root` is where the system's files lie, so that tests can put others there.
+The limits of the process's own group and of all visible groups above it apply. Inside a container the group that the
+system names may not exist under the mount; then the mount's root is the process's group. A file that can't be read sets
+no limit. `root` is where the system's files are, so that tests can use others.
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ class _Group:
 
 
 def memory_limit(root: Path = ROOT) -> int | None:
-    """Bytes that this process and its neighbours in the group may take together; None without a limit."""
+    """Bytes that all processes of the group may take together; None without a limit."""
     return min((limit for group in _groups("memory", root) if (limit := _memory_most(group)) is not None), default=None)
 
 
 def memory_room(root: Path = ROOT) -> int | None:
-    """Bytes that the narrowest limit leaves, page cache that can be given back counted as free."""
+    """Bytes that remain under the lowest limit, with reclaimable page cache counted as free."""
     rooms = []
     for group in _groups("memory", root):
         limit, used = _memory_most(group), _integer(group.folder / _USAGE[group.version])
@@ -37,7 +37,7 @@ def memory_room(root: Path = ROOT) -> int | None:
 
 
 def processors_quota(root: Path = ROOT) -> int | None:
-    """Processors' worth of time that this process may take, rounded up; None without a limit."""
+    """The number of processors that the quota of processor time amounts to, rounded up; None without a limit."""
     quotas = []
     for group in _groups("cpu", root):
         quota, period = _cpu_time(group)

@@ -1,10 +1,10 @@
-"""How fast this machine reads a file past the page cache: blocks of several sizes, several concurrent reads.
+"""Measures reads of a file past the page cache: blocks of several sizes, several concurrent reads.
 
-The file is one that is given, or one written for the purpose and unlinked at once, so that it is gone however the
-process ends. Every read is of a whole, aligned block, in an order drawn from a seed, and lands in memory that no cache
-holds, as a model's does. Refuses a file that is too small or mostly holes, a folder without room, and file systems in
-memory. Where a file system has no O_DIRECT, the page cache is asked to drop the file before each round, and
-`Rates.direct` is False.
+The file is given, or is written for the measurement and unlinked at once, so that it disappears however the process
+ends. Each read is of a whole, aligned block, in an order drawn from a seed, into memory that is in no cache, as a
+model's reads are. Refuses a file that is too small or mostly holes, a folder without space, and file systems in memory.
+Where a file system has no O_DIRECT, the page cache is asked to drop the file before each round, and `Rates.direct` is
+False.
 """
 
 import fcntl
@@ -43,18 +43,18 @@ _IN_MEMORY = ("tmpfs", "ramfs")
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Bytes per second of each repeat, by block and depth; whether the page cache was passed by."""
+    """Bytes per second of each repeat, by block and depth; `direct`: whether reads went past the page cache."""
 
     samples: Mapping[tuple[int, int], tuple[float, ...]]
     direct: bool
 
     def medians(self) -> tuple[DiskRate, ...]:
-        """One entry a block and depth, in order."""
+        """One entry for each block and depth, in order."""
         return tuple(DiskRate(*key, statistics.median(rates)) for key, rates in sorted(self.samples.items()))
 
 
 def measure_file(path: Path, repeats: int = 3) -> Rates:
-    """Rates of a file that exists, which is only read. Raises UsageError for one that tells nothing about the disk."""
+    """Rates of an existing file, which is only read. Raises UsageError for a file that can't represent the disk."""
     descriptor = open_regular(real_path(path), shown(path), UsageError)
     try:
         found = os.fstat(descriptor)
@@ -71,9 +71,9 @@ def measure_file(path: Path, repeats: int = 3) -> Rates:
 
 
 def measure_folder(folder: Path, repeats: int = 3, most_bytes: int = MOST_BYTES) -> Rates:
-    """Rates of a new file of at most `most_bytes` and a quarter of the free space, which is gone afterwards.
+    """Rates of a new file of at most `most_bytes` and a quarter of the free space, which is removed.
 
-    Raises UsageError where the folder has no room, or can't be written.
+    Raises UsageError where the folder has too little space or can't be written.
     """
     try:
         _refuse_memory(folder, os.stat(folder).st_dev)

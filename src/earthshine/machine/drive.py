@@ -1,7 +1,7 @@
-"""The disk below a folder, as far as the system tells: the space left on it, its kind, and how it is attached.
+"""The disk that a folder is on: its free space, its kind, and how it is attached.
 
-Nothing is read from the disk itself. What the system does not say is None or "unknown". `root` is where the system's
-files are, so that tests can use others.
+The disk itself is not read. What the system does not report is None or "unknown". `root` is where the system's files
+are, so that tests can use others.
 """
 
 import os
@@ -21,7 +21,7 @@ def nearest_folder(path: Path) -> Path:
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Bytes that this user may still write below `folder`, which need not exist yet; None where nobody says."""
+    """Bytes that this user may still write below `folder`, which need not exist; None if unknown."""
     try:
         system = os.statvfs(nearest_folder(folder))
     except OSError:
@@ -30,7 +30,8 @@ def free_bytes(folder: Path) -> int | None:
 
 
 def disk_kind(folder: Path, root: Path = ROOT) -> str:
-    """What `folder` lies on: "NVMe drive", "SATA SSD", "hard disk", "virtual disk", "network" or "unknown"."""
+    """The kind of disk that `folder` is on: "NVMe drive", "SATA SSD", "hard disk", "virtual disk", "network" or
+    "unknown"."""
     device, kind = _device(folder, root)
     if device is None:
         return "network" if kind in _NETWORK else "unknown"

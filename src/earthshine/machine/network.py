@@ -1,8 +1,8 @@
-"""How fast this machine's own network stack is: one TCP connection to itself.
+"""Measures this machine's own network stack: one TCP connection to itself.
 
-It tells what a process can send and how long a question takes where the wire costs nothing; a true network is slower.
-The listener is bound to 127.0.0.1, takes one connection, which must give a token drawn for it, and lives as long as the
-call. Nothing waits longer than some seconds.
+An upper limit for a real network: the rate at which a process can send, and the time of a question and its answer
+without a wire. The listener is bound to 127.0.0.1, accepts one connection, which must send a token drawn for it, and is
+closed with the call. No wait is longer than some seconds.
 """
 
 import hmac
@@ -37,7 +37,7 @@ class Loopback:
 
 
 def measure_loopback(repeats: int = 3) -> Loopback | None:
-    """None where the system permits no such connection, or another process took it."""
+    """The rates; None where the system permits no such connection, or another process took it."""
     try:
         with socket.create_server((HOST, 0), backlog=1) as listener:
             listener.settimeout(_TIMEOUT_SECONDS)

@@ -23,40 +23,40 @@ _SETS = (
 
 
 def processors(root: Path = ROOT) -> int:
-    """Processors that this process may run on, at most what its control group's quota of processor time amounts to."""
+    """The number of processors that this process may use, within its control group's quota of processor time."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(allowed, processors_quota(root) or allowed)
 
 
 def memory_total(root: Path = ROOT) -> int:
-    """Bytes that there are for this process: the machine's, or its group's limit where that is lower."""
+    """Bytes of memory of the machine, or of its control group's limit where that is lower."""
     total, limit = physical_memory(root), memory_limit(root)
     return total if limit is None else min(total, limit)
 
 
 def memory_available(root: Path = ROOT) -> int:
-    """Bytes that this process could still take: what the system calls available, or what its group leaves it."""
+    """Bytes that this process could still allocate, by the system and its control group."""
     rooms = (_field(root / "proc/meminfo", "MemAvailable:"), memory_room(root))
     return min((room for room in rooms if room is not None), default=_UNKNOWN)
 
 
 def memory_resident(root: Path = ROOT) -> int:
-    """Bytes of memory that this process holds now."""
+    """Resident bytes of this process."""
     return _field(root / "proc/self/status", "VmRSS:") or 0
 
 
 def memory_peak(root: Path = ROOT) -> int:
-    """The most bytes of memory that this process has held; getrusage would count what started it, too."""
+    """Peak resident bytes of this process. (getrusage would include those of its parent.)"""
     return _field(root / "proc/self/status", "VmHWM:") or 0
 
 
 def physical_memory(root: Path = ROOT) -> int:
-    """Bytes of memory that the system has, whatever this process may take of it."""
+    """Bytes of memory of the machine, without the limits of this process."""
     return _field(root / "proc/meminfo", "MemTotal:") or _UNKNOWN
 
 
 def busy_seconds(root: Path = ROOT) -> float:
-    """Seconds of processors' time that all programs together have taken since the start; 0 where nobody says.
+    """Processor seconds of all programs since the system started; 0 if unknown.
 
     The line of /proc/stat: "cpu user nice system idle iowait irq softirq steal ...".
     """
@@ -69,7 +69,7 @@ def busy_seconds(root: Path = ROOT) -> float:
 
 
 def identity(root: Path = ROOT) -> dict[str, str | int]:
-    """What a measured profile belongs to: rates change with any of these."""
+    """What a measured profile depends on: rates change with any of these."""
     return {
         "cpu_model": _cpu(root, "model name") or os.uname().machine,
         "processors": processors(root),
@@ -79,7 +79,7 @@ def identity(root: Path = ROOT) -> dict[str, str | int]:
 
 
 def last_cache_bytes(root: Path = ROOT) -> int:
-    """Bytes of the last level of cache, those of all processors together; 0 where the system does not say."""
+    """Bytes of the last-level cache, of all processors together; 0 if unknown."""
     sizes: dict[tuple[int, str], int] = {}
     for folder in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cache/index[0-9]*"):
         try:

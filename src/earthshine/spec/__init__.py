@@ -1,7 +1,7 @@
-"""What a model is: frozen values, read strictly from config.json, and what follows from them alone.
+"""A model as frozen values: read strictly from config.json, and what follows from them alone.
 
-`load_spec` reads a checkpoint's config, `trunk_tensors` and `expert_shapes` name its tensors, `footprint` weighs it.
-Importing this package loads no torch. A config key that no family knows is refused by name.
+`load_spec` reads a checkpoint's config, `trunk_tensors` and `expert_shapes` name its tensors, and `footprint` computes
+its size and FLOPs. Importing this package loads no torch. A config key that no family knows is refused by name.
 """
 
 from earthshine.spec.attention import AttentionSpec, GqaSpec, KdaSpec, MlaSpec, RopeSpec, Rows, State, YarnSpec

@@ -1,8 +1,8 @@
-"""The kinds of attention: what each keeps of a sequence, the tensors it needs, and what it costs.
+"""The kinds of attention: what each keeps in the cache, its tensors, and its cost.
 
-The page pool, the page table, the stored form, the plan, the footprint and `inspect` read nothing of a kind but the
-interface of `AttentionSpec`. A new kind is a class here, a file of mathematics in `models`, chosen in
-`models/attention.py`, and a kernel.
+The page pool, the page table, the stored form, the plan, the footprint and `inspect` use only the interface of
+`AttentionSpec`. A new kind is a class here, a file of mathematics in `models`, a line in `models/attention.py`, and a
+kernel.
 """
 
 import math
@@ -18,7 +18,8 @@ STATES_PER_SEQUENCE = MOST_CHECKPOINTS + 2  # and the state that a step reads an
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What grows by one row of `width` values per token, in the activations' dtype, and may be cut anywhere."""
+    """A part of the cache that grows by one row of `width` values per token, in the activations' dtype. It may be cut
+    at any token."""
 
     name: str
     width: int
@@ -26,8 +27,8 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What has a constant size and can only be extended: `shape` values after a sequence's last token, in fp32 or in
-    the activations' dtype."""
+    """A part of the cache of constant size: `shape` values after a sequence's last token, in fp32 or in the
+    activations' dtype. It can only be extended."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,11 +43,11 @@ Kept = Sequence[Sequence[Rows | State]]  # by layer
 
 
 class AttentionSpec(Protocol):
-    """One kind of attention in one layer, as everything outside `models` sees it."""
+    """The attention of one layer. This is the interface for everything outside `models`."""
 
     @property
     def kept(self) -> tuple[Rows | State, ...]:
-        """What a sequence keeps in this layer."""
+        """What a sequence keeps in the cache of this layer."""
         ...
 
     @property
@@ -56,36 +57,36 @@ class AttentionSpec(Protocol):
 
     @property
     def score_rows(self) -> int:
-        """Query rows of one token that share a cached row, which a native kernel computes together."""
+        """The number of one token's query rows that share a cached row, which a kernel computes together."""
         ...
 
     @property
     def decode_macs(self) -> int:
-        """Multiply-adds of one new token per token that it attends to, over cached rows as stored."""
+        """Multiply-adds of a new token for each token that it attends to, over cached rows as stored."""
         ...
 
     @property
     def prefill_macs(self) -> int:
-        """The same with compressed keys and values expanded: the form with the fewest operations."""
+        """As `decode_macs`, with compressed keys and values expanded: the form with the fewest operations."""
         ...
 
     @property
     def token_macs(self) -> int:
-        """Multiply-adds of one new token that involve neither a weight nor another token: of a recurrent state."""
+        """Multiply-adds of a new token on a recurrent state, which involve neither a weight nor another token."""
         ...
 
     @property
     def activation_values(self) -> int:
-        """The most values that exist together for one token of a prompt."""
+        """The most values that exist at the same time for one token of a prompt."""
         ...
 
     @property
     def gathered_values(self) -> int:
-        """Values per token of a context that fp32 attention copies out of its page and pads."""
+        """Values per token of the context that attention in fp32 copies from its page and pads."""
         ...
 
     def tensors(self, hidden: int) -> Iterator[TensorSpec]:
-        """Its weights, named without the layer's prefix, in the order in which a forward pass meets them."""
+        """Its weights, in the order of a forward pass; names are without the layer's prefix."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""From a config.json on disk to a ModelSpec, and what an hf_quant_config.json beside it says of the weights.
+"""Reads a ModelSpec from a config.json, and from an hf_quant_config.json beside it the format of the weights.
 
-The file is untrusted and read as `earthshine.untrusted` says. A config.json that a person names is read wherever its
-links lead; one that a folder holds must lie in that folder. Refuses files above 4 MiB.
+The files are untrusted and read as described in `earthshine.untrusted`. A config.json that is given by its path may be
+a link to any place; one that is found in a folder must be within the folder. Refuses files above 4 MiB.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""What a model weighs, from its spec alone: parameters, bytes and floating-point operations a token.
+"""The size of a model, from its spec alone: parameters, bytes, and floating-point operations per token.
 
-Every figure is a sum over the tensors of `spec.layout`; nothing is looked up in a table of model names. Bytes are
-those of the tensors, without file headers; the multi-token-prediction layers and the vision tower are not counted.
+Every figure is a sum over the tensors of `spec.layout`; no model is looked up by its name. Bytes are those of the
+tensors, without file headers; multi-token-prediction layers and the vision tower are not counted.
 """
 
 from collections.abc import Iterator, Mapping

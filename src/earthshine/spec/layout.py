@@ -1,8 +1,8 @@
-"""The tensors that a model consists of, by Earthshine's own names, from the spec alone.
+"""The tensors of a model, by Earthshine's own names, from the spec alone.
 
-One table serves the footprint, the checkpoint reader (which adds the published spellings and the stored
-formats) and the decoder (which asks for tensors by these names), so that none can drift from another.
-Names: "embed", "head", "norm", and for layer i "layers.i." + "attention_norm", "attention.q_a", ...
+One table serves the footprint, the checkpoint reader (which adds published names and stored formats) and the decoder
+(which asks for tensors by these names), so that they always agree. Names: "embed", "head", "norm", and for layer i
+"layers.i." + "attention_norm", "attention.q_a", ...
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def _ffn(prefix: str, hidden: int, intermediate: int) -> Iterator[TensorSpec]:
 
 
 def layer_tensors(index: int, layer: LayerSpec, hidden: int) -> Iterator[TensorSpec]:
-    """The trunk tensors of one layer; routed experts are not among them."""
+    """The trunk tensors of one layer, without routed experts."""
     prefix = f"layers.{index}"
     yield TensorSpec(f"{prefix}.attention_norm", (hidden,))
     for tensor in layer.attention.tensors(hidden):
@@ -43,7 +43,7 @@ def layer_tensors(index: int, layer: LayerSpec, hidden: int) -> Iterator[TensorS
 
 
 def trunk_tensors(model: ModelSpec) -> Iterator[TensorSpec]:
-    """All that is not a routed expert, in the order a forward pass meets it."""
+    """All tensors except routed experts, in the order of a forward pass."""
     yield TensorSpec("embed", (model.vocab_size, model.hidden))
     for index, layer in enumerate(model.layers):
         yield from layer_tensors(index, layer, model.hidden)
@@ -52,7 +52,8 @@ def trunk_tensors(model: ModelSpec) -> Iterator[TensorSpec]:
 
 
 def trunk_units(model: ModelSpec) -> dict[str, list[TensorSpec]]:
-    """What of the trunk is read and kept together, in the order of a forward pass: "layers.0" and so on, and "head"."""
+    """The parts of the trunk that are read and kept together, in the order of a forward pass: "layers.0" and so on, and
+    "head"."""
     units: dict[str, list[TensorSpec]] = {}
     for tensor in trunk_tensors(model):
         if tensor.name not in ("embed", "norm"):

@@ -1,7 +1,7 @@
-"""What a model is: frozen values with no behaviour beyond arithmetic on themselves.
+"""A model as frozen values, without behaviour beyond arithmetic on themselves.
 
-A family reader (`spec.families`) makes these from a config.json; everything above reads only these.
-Shapes are written [out, in], as checkpoints store a linear layer.
+A family reader (`spec.families`) makes these from a config.json; all other packages read only these. Shapes are written
+[out, in], as checkpoints store a linear layer.
 """
 
 from dataclasses import dataclass
@@ -79,15 +79,15 @@ class ModelSpec:
 
     @property
     def kept(self) -> tuple[tuple[Rows | State, ...], ...]:
-        """What a sequence keeps, by layer."""
+        """What a sequence keeps in the cache, by layer."""
         return tuple(layer.attention.kept for layer in self.layers)
 
     @property
     def row_values(self) -> int:
-        """Values that every token of a sequence keeps, all layers together."""
+        """Values that each token keeps in the cache, over all layers."""
         return sum(part.width for layer in self.kept for part in layer if isinstance(part, Rows))
 
     def state_bytes(self, value_bytes: int) -> int:
-        """Of a sequence's recurrent state, all layers together; `value_bytes`: of an activation."""
+        """Bytes of a sequence's recurrent state, over all layers; `value_bytes`: of an activation."""
         states = [part for layer in self.kept for part in layer if isinstance(part, State)]
         return sum(state.size * (FP32_BYTES if state.fp32 else value_bytes) for state in states)

@@ -40,15 +40,16 @@ class TensorSpec:
 
     @property
     def rounds_to_int8(self) -> bool:
-        """Whether an int8 trunk rounds it: linear layers and the head, but not what attention splits by head."""
+        """Whether an int8 trunk rounds this tensor: linear layers and the head, except those that attention splits by
+        head."""
         return (self.linear or self.name == "head") and self.use is Use.STORED
 
     @property
     def plain_bytes(self) -> int:
-        """As published without quantisation: bf16, or fp32."""
+        """Bytes in bf16, or in fp32 where it is published so."""
         return self.size * (FP32_BYTES if self.published_fp32 else BF16_BYTES)
 
     @property
     def int8_bytes(self) -> int:
-        """In an int8 trunk."""
+        """Bytes in an int8 trunk."""
         return stored_bytes(Storage.INT8_GROUP128, *self.shape) if self.rounds_to_int8 else self.plain_bytes

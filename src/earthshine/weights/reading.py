@@ -34,7 +34,7 @@ Check = Callable[[], None]  # judges what was read; raises CheckpointError
 
 
 class Priority(IntEnum):
-    """Whether a caller waits for the read: lower numbers go first, equal ones in order of submission."""
+    """The urgency of a read. Lower numbers go first, equal ones in the order of submission."""
 
     DEMAND = 0
     PREFETCH = 1
@@ -42,10 +42,10 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """`nbytes` bytes of `file` from `offset`, to arrive at `buffer[offset % ALIGNMENT:]`.
+    """`nbytes` bytes of `file` from `offset`, which are read to `buffer[offset % ALIGNMENT:]`.
 
-    The buffer begins at a multiple of ALIGNMENT in memory and has `padded(offset, nbytes)` bytes or more; those
-    around the ones that are read are overwritten too.
+    The buffer must begin at a multiple of ALIGNMENT in memory and have at least `padded(offset, nbytes)` bytes. Bytes
+    around those requested are overwritten too.
     """
 
     file: Path
@@ -55,7 +55,7 @@ class Segment:
 
 
 class Ticket:
-    """One read of one or more segments, queued or about to be."""
+    """A read of one or more segments, queued or about to be."""
 
     __slots__ = ("_begun", "_done", "_error", "_gate", "_priority", "_reader", "check", "segments")
 
@@ -76,9 +76,9 @@ class Ticket:
         return self._done
 
     def wait(self) -> None:
-        """Returns once the bytes are there. Raises CheckpointError where they can't be read, at every call.
+        """Wait until the bytes have been read. Raises CheckpointError, at every call, where they can't be read.
 
-        What is waited for is no longer a prefetch: it goes before those that are.
+        A read that is waited for takes precedence over prefetches.
         """
         self.hasten()
         self.settle()
@@ -86,17 +86,17 @@ class Ticket:
             raise self._error
 
     def hasten(self) -> None:
-        """Puts a read that somebody waits for before those that are read ahead; does nothing once it has begun."""
+        """Give a waiting read precedence over prefetches. Has no effect once it has begun."""
         self._reader._hasten(self)
 
     def settle(self) -> None:
-        """Returns once the reader is done with the buffers, successfully or not."""
+        """Wait until the reader is done with the buffers, successfully or not."""
         while not self._done:
             with self._gate:
                 pass
 
     def cancel(self) -> bool:
-        """Cancels the read if it has not begun; returns whether the buffers are free now."""
+        """Cancel the read if it has not begun. Returns whether the buffers are free now."""
         return self._reader._cancel(self)
 
     def _end(self, error: BaseException | None) -> None:
@@ -115,7 +115,7 @@ class _File:
 
 
 class Reader:
-    """Threads that read; close it, or use it in a `with`. Safe to call from several threads."""
+    """Threads that read files. A context manager, or call `close`. Thread-safe."""
 
     def __init__(self, *, threads: int = THREADS, direct: bool = True) -> None:
         if threads < 1:
@@ -145,13 +145,13 @@ class Reader:
 
     @property
     def rereads(self) -> int:
-        """Reads that were repeated because what came first did not pass its check."""
+        """The number of reads that were repeated because the first result did not pass its check."""
         return self._rereads
 
     def open(self, file: Path, nbytes: int | None = None) -> None:
-        """Opens a regular file at a resolved path, once; from now on it must not change.
+        """Open a regular file at a resolved path. It must not change from now on. Opening it again has no effect.
 
-        CheckpointError where it can't be opened or does not have `nbytes` bytes.
+        Raises CheckpointError where it can't be opened or does not have `nbytes` bytes.
         """
         with self._lock:
             self._require_open()
@@ -175,7 +175,7 @@ class Reader:
         priority: Priority = Priority.DEMAND,
         check: Check | None = None,
     ) -> Ticket:
-        """Queues the read of one Segment; see there for where the bytes arrive, and `ticket` for the rest."""
+        """Queue the read of one Segment. See Segment for where the bytes arrive, and `ticket` for `check`."""
         ticket = self.ticket((Segment(file, offset, nbytes, buffer),), check)
         self.queue(ticket, priority)
         return ticket
@@ -183,8 +183,8 @@ class Reader:
     def ticket(self, segments: Sequence[Segment], check: Check | None = None) -> Ticket:
         """A read that is not queued yet, so that its owner can record its buffers before it begins.
 
-        `check` is called in the reading thread. Where it raises, everything is read and checked once more, and the
-        second CheckpointError is the ticket's. UsageError for a buffer that is too small or not aligned.
+        `check` is called on the reading thread. If it raises, everything is read and checked once more, and a second
+        CheckpointError is the ticket's. Raises UsageError for a buffer that is too small or not aligned.
         """
         for segment in segments:
             self.open(segment.file)
@@ -192,7 +192,7 @@ class Reader:
         return Ticket(self, segments, check)
 
     def queue(self, ticket: Ticket, priority: Priority = Priority.DEMAND) -> None:
-        """Queues a ticket's read, once."""
+        """Queue a ticket's read. May be called once per ticket."""
         with self._lock:
             self._require_open()
             self._asked += 1
@@ -201,7 +201,7 @@ class Reader:
             heapq.heappush(self._queue, (priority, self._asked, ticket))
 
     def close(self) -> None:
-        """Cancels what is queued, waits for what is being read, and closes the files. May be called twice."""
+        """Cancel queued reads, wait for running ones, and close the files. May be called twice."""
         with self._lock:
             self._closed = True
             for _, _, ticket in self._queue:

@@ -87,3 +87,12 @@ def test_gguf_is_refused_by_name(earthshine, tmp_path):
     assert earthshine("inspect", beside)[0] == 0, "a config alone is enough"
     shutil.copy(GLEAM / "model.safetensors", beside)
     assert earthshine("inspect", beside)[0] == 0
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["plan", "--machine", "mini-24gb"], ["chat", "-p", "hello"]])
+def test_empty_model_is_refused_as_such(earthshine, command):
+    code, out, err = earthshine(*command, "")
+    assert (code, out) == (1, "")
+    assert (
+        err == "earthshine: MODEL is empty; give a folder, a Hugging Face id such as moonshotai/Kimi-K2.6, or gleam.\n"
+    )

@@ -1,7 +1,7 @@
-"""The model families: which config.json each `model_type` is read by, and what the known others still need.
+"""The model families: which reader each `model_type` has, and what other known families would need.
 
-A family is a short file of mapping and refusals. A config whose family is not here is Unsupported, with a message
-that says what is missing rather than a guess that runs.
+A family is a short file of mapping and refusals. A config of any other family is Unsupported; the message says what is
+missing.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Keys that a Hugging Face config of any family may hold: those without effect, and those of other kinds of model."""
+"""Keys that a config of any family may have: those without effect, and those of other kinds of models."""
 
 from earthshine.spec.families.reader import KeyReader
 
@@ -18,7 +18,7 @@ BOOKKEEPING = (
 
 
 def refuse_encoders(keys: KeyReader) -> None:
-    """Refuse what would make the model more than a decoder, or a part of one."""
+    """Refuse keys that would make the model an encoder, or a part of a larger model."""
     for key in ("is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"):
         keys.equal(key, False, optional=True)
     keys.equal("cross_attention_hidden_size", None, optional=True)

@@ -212,7 +212,7 @@ class Patterns:
         self.start = self._closure([self._build(expression, _ACCEPT) for expression in expressions])
 
     def after(self, state: State, text: str) -> State:
-        """The state once `text` is read too. Raises PatternError beyond MAX_WORK."""
+        """The state after `text` is read from `state`. Raises PatternError beyond MAX_WORK."""
         self._spend(1)
         known = self._after.get((state, text))
         if known is None:

@@ -1,10 +1,9 @@
 """A typed reader of one object of a config.json: every key is required, expected to equal, or ignored by name.
 
-Problems are collected, so that one run names them all: a getter that finds a problem records it and returns a
-stand-in within bounds, and `finish` raises before a caller can use what was built from it. A key that nobody
-asked for is refused by name, because an unread key may change the mathematics, unless it says nothing: null, false or
-empty, or a note of the library that wrote the file. Both spellings of a key are read
-where published configs differ.
+All problems are collected, so that they are reported together: a getter that finds a problem records it and returns a
+stand-in within bounds, and `finish` raises before a caller can use what was built from it. A key that was not read is
+refused by name, because it may change the mathematics, unless its value has no effect (null, false or empty) or it is a
+note of the library that wrote the file. Both spellings of a key are read where published configs differ.
 """
 
 from collections.abc import Iterable
@@ -50,7 +49,7 @@ def same(left: object, right: object) -> bool:
 
 
 def says_nothing(value: object) -> bool:
-    """Whether a value asks for nothing: null, false, empty, or an object of such values."""
+    """Whether a value has no effect: null, false, empty, or an object of such values."""
     if isinstance(value, dict):
         return all(map(says_nothing, value.values()))
     return value is None or value is False or value in ("", [])
@@ -75,7 +74,7 @@ class Problems:
         return bool(self._texts)
 
     def raise_any(self) -> None:
-        """Raise SpecError if anything is malformed, Unsupported if all problems are sound requests, else nothing."""
+        """Raise SpecError if anything is malformed, else Unsupported if there is any problem."""
         if not self._texts:
             return
         text = "; ".join(self._texts[:_SHOWN_PROBLEMS])
@@ -119,7 +118,7 @@ class KeyReader:
         self.problems.malformed(f"{self._where}{name} {state}; it must be {right}")
 
     def given(self, key: str) -> bool:
-        """Whether the key is there at all, null or not."""
+        """Whether the key is present, also with null."""
         return self._find(key)[1] is not _ABSENT
 
     def has(self, key: str) -> bool:
@@ -218,11 +217,11 @@ class KeyReader:
         self._read.update(key for key in self._config if key.startswith(beginnings))
 
     def waive(self) -> None:
-        """Read nothing more of an object that is refused as a whole."""
+        """Ignore the rest of an object that is refused as a whole."""
         self._read.update(self._config)
 
     def require(self, holds: bool, text: str) -> None:
-        """A rule over several keys. Only judged while nothing is wrong, since stand-ins would break it too."""
+        """A rule over several keys. Checked only if there is no problem so far, since stand-ins could break it."""
         if not holds and not self.problems:
             self.problems.malformed(text)
 
