@@ -1,4 +1,4 @@
-"""What a comparison found: a table to read, a document to keep, a picture to look at.
+"""The results of a comparison as a table, a JSON document and a picture.
 
 Every figure has its spread; a side that failed has its reason in place of a figure. The ratio is the
 median over pairs of neighbouring runs, their seconds over ours.

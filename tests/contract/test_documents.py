@@ -1,4 +1,4 @@
-"""What the documents say is so: links lead somewhere, the example runs, every dependency has its reason."""
+"""Documents: links lead to existing targets, the README's example runs, and every dependency has a reason."""
 
 import importlib.metadata
 import re

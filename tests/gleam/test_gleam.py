@@ -1,4 +1,4 @@
-"""The shipped model through the public pieces: its format, its answers, reuse between turns, and saved states."""
+"""The shipped model through the public interfaces: its format, answers, reuse of the cache, and saved states."""
 
 import importlib
 import json

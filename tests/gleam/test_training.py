@@ -1,4 +1,4 @@
-"""The trainer on a toy shape: it learns, balances its experts, and a resumed run goes on as if it had not stopped."""
+"""The trainer on a tiny model: it learns, balances its experts, and a resumed run equals an uninterrupted one."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""One instruction set at a time, AMX in emulation as well, and every processor that this one can pretend to be."""
+"""Runs tests on one instruction set at a time, with emulated AMX, and on every processor that this one can imitate."""
 
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution

@@ -1,4 +1,4 @@
-"""Seeded matrices in every stored format, at addresses that no type would choose."""
+"""Seeded matrices in every stored format, at unaligned addresses."""
 
 import torch
 from torch import Tensor

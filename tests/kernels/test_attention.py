@@ -1,4 +1,4 @@
-"""Attention over pages against the oracle, and against itself however heads, tokens, pages and threads are divided."""
+"""Attention over pages: against the oracle, and the same bits for any division of heads, tokens, pages and threads."""
 
 import ctypes
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The door: what serves each operation, that it is the oracle's equal, and that a fallback is reported."""
+"""Dispatch: which implementation serves each operation, that it matches the oracle, and that fallbacks are reported."""
 
 import inspect
 import os

@@ -1,4 +1,4 @@
-"""Kimi Delta Attention and its output's norm: against the oracle, transformers, and itself however a prompt is cut."""
+"""Kimi Delta Attention and its output norm: against the oracle and transformers, and for any cut of a prompt."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple

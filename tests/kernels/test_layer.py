@@ -1,4 +1,4 @@
-"""Parts of a layer in one call: the bits of the operations that `models` names one by one, and near the oracle."""
+"""Fused layers: the bits of the separate operations in `models`, and values close to the oracle's."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace

@@ -1,4 +1,4 @@
-"""Measuring of the kernels: it counts what they do, spreads over the memory it is given, and ends in bounded time."""
+"""Measuring kernels: work is counted, all given memory is used, and the time is bounded."""
 
 import itertools
 

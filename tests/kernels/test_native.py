@@ -1,4 +1,4 @@
-"""The native library itself: decoding bit for bit, what it refuses, threads, children of fork, and how it is loaded."""
+"""The native library itself: exact decoding, refusals, threads, children of fork, and loading."""
 
 import ctypes
 import re

@@ -1,4 +1,4 @@
-"""Products whose bits do not depend on the batch: equal to the oracle's values, and to themselves at every cut."""
+"""Products whose bits do not depend on the batch: the oracle's values, and the same bits at every cut."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""States kept on disk or in snapshots are believed by kernels that compute the same bits, and by no others."""
+"""States on disk and in snapshots are used only by kernels that compute the same bits."""
 
 import queue
 import re

@@ -1,4 +1,4 @@
-"""The promise of same bits with every part real and at work at once: each reply is what the same request gets alone.
+"""Same bits with all parts running at once: each reply equals that of the same request alone.
 
 Trunk and experts stream from disk into the fewest buffers and slots that work, the store shrinks under way, pages run
 out and go to disk and come back, requests are cancelled, and decode steps run between the pieces of prefill passes,

@@ -1,4 +1,4 @@
-"""One server with the shipped model on a socket of its own, for every test that speaks to it as clients do."""
+"""One server with the shipped model on its own socket, for all tests that use it as clients do."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""An engine without a model: it has the interface of `engine.Engine` and says what a script tells it.
+"""An engine without a model: the interface of `engine.Engine`, with scripted answers.
 
 A script holds what each request is answered with, in the order of submission; the last answer serves all that follow.
 An answer lists token ids, which become TokenEvents, whole events, which pass as they are, and HOLD, which waits for

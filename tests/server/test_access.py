@@ -1,4 +1,4 @@
-"""Who is let in: keys each way on every route, the Host, pages of other origins, and the file of keys."""
+"""Access control over HTTP: API keys on every route, the Host, pages of other origins, and the file of keys."""
 
 import hashlib
 

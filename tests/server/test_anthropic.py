@@ -1,4 +1,4 @@
-"""Anthropic's API as two translations: bodies to Turns, pieces to events and messages that the SDK's types accept."""
+"""Anthropic's API as two translations: bodies to requests, and pieces to events and messages of the SDK's types."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Anthropic's own SDK reads what the Messages API says: first from scripted pieces, then from a server with a model."""
+"""Anthropic's own SDK against the Messages API: first with scripted pieces, then with a model."""
 
 import json
 from collections.abc import Iterator

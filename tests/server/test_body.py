@@ -1,4 +1,4 @@
-"""Bodies and heads that are too large, too slow, or not what they should be."""
+"""Request bodies and heads that are too large, too slow, or malformed."""
 
 import json
 import select

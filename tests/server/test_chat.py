@@ -1,4 +1,4 @@
-"""Chat completions without a server: requests to turns, and pieces to what OpenAI's SDK parses."""
+"""Chat completions without a server: bodies to requests, and pieces to what OpenAI's SDK parses."""
 
 import json
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Bodies in the shapes that coding agents send, with invented words: all are answered by a real server.
+"""Bodies in the forms that coding agents send, with invented words: a real server answers all of them.
 
 Recorded from Claude Code 2.1.332, Codex 0.171.0, Kimi Code 2.1.0 and opencode 1.18.33 (benchmarks/clients/coding.py
 drives the real ones), each where a picture was read by a tool and the conversation went on.

@@ -1,4 +1,4 @@
-"""Many connections that ask nothing: the server stays reachable for those who ask, over real sockets."""
+"""Many idle connections: the server stays reachable for others, over real sockets."""
 
 import contextlib
 import resource

@@ -1,4 +1,4 @@
-"""What the log says about a request: tokens, and the rate at which they came."""
+"""The log line of a request: its tokens, and their rate."""
 
 import asyncio
 

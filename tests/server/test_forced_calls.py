@@ -1,4 +1,4 @@
-"""Calls that are forced on the shipped model, which was never trained to make any: each comes to an end of its own."""
+"""Calls that are forced on the shipped model, which was not trained to make any: each is completed."""
 
 import json
 

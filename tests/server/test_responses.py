@@ -1,4 +1,4 @@
-"""Responses without a server: items to turns, and pieces to the objects and events that OpenAI's SDK parses."""
+"""Responses without a server: items to requests, and pieces to the objects and events that OpenAI's SDK parses."""
 
 import json
 from contextlib import suppress

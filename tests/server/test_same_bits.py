@@ -1,4 +1,4 @@
-"""The promise of same bits over a server process whose trunk and experts stream: each reply is what it is alone."""
+"""Same bits over a server whose trunk and experts stream: each reply equals that of the same request alone."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Forks that the tests start: what they are given arrives, and none outlives its time."""
+"""The processes that tests fork: their arguments arrive, and none outlives its time."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The environment becomes one frozen value, and what has no meaning is refused by name."""
+"""The environment as one frozen value; invalid variables are refused by name."""
 
 import subprocess
 import sys

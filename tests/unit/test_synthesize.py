@@ -1,4 +1,4 @@
-"""The synthesiser: checkpoints that open and compute sanely, the same bytes every time, refusals that leave nothing."""
+"""Synthesised checkpoints: they open and compute sanely, are reproducible, and refusals leave no files."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""What a stranger wrote is read within bounds, in its folder and without repeats, or refused by the caller's error."""
+"""Untrusted files and JSON are read within limits, in their folder and without repeated keys, or refused."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which pairs gleam trains on and which it never sees: one fixed draw that trainer and evaluation share."""
+"""The split of gleam's pairs into training and evaluation: one fixed draw that both use."""
 
 import random
 

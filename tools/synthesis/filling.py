@@ -1,4 +1,4 @@
-"""What the tensors of a synthesised model hold, so that it computes like a model and not like noise.
+"""The values of a synthesised model's tensors, chosen so that activations and routing resemble a real model's.
 
 Weights are scaled so that activations stay of order 1 at any depth: a matrix keeps its input's size, what each layer
 adds to the residual stream shrinks as n_layers ** -0.5, attention is far from uniform, and logits have a deviation of

@@ -1,4 +1,4 @@
-"""Which tensor lies in which shard, and in what order, as far as the published checkpoints are known.
+"""The order of tensors in shards, as far as it is known of the published checkpoints.
 
 Moonshot publishes one shard per layer, then one with embedding, norm and head, then for Kimi-K2.5 and later one with
 the projector and one with the vision tower (64 shards for K2.6). Inside a shard, tensors lie as the safetensors library

@@ -1,4 +1,4 @@
-"""TextGenerator that are refused, cancelled or fail."""
+"""Requests to TextGenerator that are refused, cancelled or fail."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""The stored form of a conversation: what comes back is what went in, or BlobError."""
+"""The stored form of a sequence's state: it is read back unchanged, or refused with BlobError."""
 
 import dataclasses
 import io

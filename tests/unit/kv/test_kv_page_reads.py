@@ -1,4 +1,4 @@
-"""Pages read by a thread of their own: in order, in rotation, and not written to once nobody waits for them."""
+"""Pages read by other threads: in order, in rotation, and not written once their fetch is closed."""
 
 import threading
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Pages and recurrent states on their way to a store: held while they are written, states one at a time."""
+"""Pages and recurrent states that are being written: held until the end, states one at a time."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The page pool and page tables over it: what is written is read, and every page returns."""
+"""The page pool and page tables: written rows are read back, and every page is released."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Recurrent states beside pages: what is held is always the state after just these tokens, and every slot returns."""
+"""Recurrent states beside pages: a kept state always belongs to exactly these tokens, and every slot is released."""
 
 import pytest
 import torch

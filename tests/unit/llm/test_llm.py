@@ -1,4 +1,4 @@
-"""LLM over gleam: the same tokens as a session of its own, outputs as vLLM's users know them, streams, and refusals."""
+"""LLM over gleam: the tokens of a session, outputs in vLLM's form, streams, and refusals."""
 
 import json
 import re

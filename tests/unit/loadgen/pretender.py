@@ -1,4 +1,4 @@
-"""A server that answers at once and remembers what it was asked: what the measuring client is measured against.
+"""A server that answers at once and records its requests, to test the load generator.
 
 `python pretender.py` serves on a port that it prints, until its standard input ends.
 """

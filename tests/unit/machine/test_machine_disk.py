@@ -1,4 +1,4 @@
-"""Reading a disk: every figure is of reads that were made, nothing stays behind, and what is not a disk is refused."""
+"""Measuring a disk: every figure comes from real reads, no file is left, and what is not a disk is refused."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The disk below a folder: what this system says, and what others would."""
+"""The disk below a folder: on this system, and on described others."""
 
 import os
 from pathlib import Path

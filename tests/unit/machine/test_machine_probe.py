@@ -1,4 +1,4 @@
-"""What the computer is: numbers that other sources confirm, and none that a strange system could make up."""
+"""Facts of the computer: confirmed by other sources, and robust against unusual systems."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""A machine's file: what is written is read back, what is interpolated is right, and what is wrong is named."""
+"""A machine's file: it is read back unchanged, interpolation is right, and errors are named."""
 
 import json
 import math

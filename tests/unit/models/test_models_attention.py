@@ -1,4 +1,4 @@
-"""Latent attention: both forms agree, the past alone counts, and positions matter only by their distance."""
+"""Latent attention: both forms agree, only the past counts, and only distances between positions matter."""
 
 from dataclasses import replace
 

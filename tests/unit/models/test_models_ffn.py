@@ -1,4 +1,4 @@
-"""The mixture's rule: the router decides in fp32, weights follow the spec, and shared experts may be absent."""
+"""Mixture of experts: routing in fp32, weights as in the spec, shared experts or none."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Delta attention: the bound of its decay, where a model has one, reaches the recurrence."""
+"""Delta attention: the lower bound of its decay, where a model has one, is applied."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Which connection is closed for a new one, however many wait."""
+"""Which connection is closed for a new one, for any number of waiting ones."""
 
 from typing import Any
 

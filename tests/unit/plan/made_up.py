@@ -1,4 +1,4 @@
-"""Models and machines small enough to reckon with by hand, and checkpoints of them."""
+"""Models and machines that are small enough to compute by hand, and checkpoints of them."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Forecasts beside one another: each of a plan that could be carried out, and no improvement makes anything worse."""
+"""Forecasts compared: each is of a possible plan, and no improvement of the machine makes one worse."""
 
 import json
 from dataclasses import replace

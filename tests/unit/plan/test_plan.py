@@ -1,4 +1,4 @@
-"""Plans: what can not be is refused in sentences, the same arguments give the same plan, and nothing changes one."""
+"""Plans: impossible ones are refused in a sentence, equal arguments give equal plans, and plans are immutable."""
 
 import dataclasses
 import subprocess

@@ -1,4 +1,4 @@
-"""Prices and what a machine's hour costs: sums by hand, and tables that are not believed."""
+"""Prices and the cost of a machine's hour: sums by hand, and invalid tables."""
 
 import json
 from pathlib import Path

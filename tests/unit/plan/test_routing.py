@@ -1,4 +1,4 @@
-"""Routing by popularity: shares that add up, distinct experts as a draw gives them, and what a router did."""
+"""Routing by popularity: shares, distinct experts as random draws give them, and recorded routing."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Plans as files: what is written reads back, differences show by line, and nothing in a file is believed."""
+"""Plans as files: they are read back unchanged, differences show by line, and invalid files are refused."""
 
 import difflib
 import json

@@ -1,4 +1,4 @@
-"""Sizes from a spec: what the headers of its files make them, never less than what lies in memory, and hardly more."""
+"""Sizes from a spec: those of the files' headers, never less than the memory used, and hardly more."""
 
 from dataclasses import replace
 from pathlib import Path

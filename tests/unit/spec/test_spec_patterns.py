@@ -1,4 +1,4 @@
-"""The matcher of a stranger's expressions agrees with Python's `re` wherever both can answer."""
+"""The matcher of untrusted expressions agrees with Python's `re` wherever both can answer."""
 
 import re
 

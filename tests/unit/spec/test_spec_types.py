@@ -1,4 +1,4 @@
-"""A value of a wrong type, anywhere in a config, is refused by its key, or is in a place that nobody reads."""
+"""A value of a wrong type, anywhere in a config, is refused by its key, unless the key is not read."""
 
 import copy
 import re

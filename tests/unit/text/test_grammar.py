@@ -1,4 +1,4 @@
-"""Masks: whatever a reply draws from them has the form that was asked for."""
+"""Masks: every reply drawn under them has the requested form."""
 
 import json
 import random

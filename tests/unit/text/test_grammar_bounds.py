@@ -1,4 +1,4 @@
-"""Hostile forms are refused in time, in one sentence, and hurt no other reply."""
+"""Hostile formats are refused in time, in one sentence, without effect on other replies."""
 
 import random
 import threading

@@ -1,4 +1,4 @@
-"""A model that ends its reply in the middle of JSON has it closed, and the JSON keeps its schema."""
+"""JSON that a model would end too early is completed as its schema requires."""
 
 import json
 import random

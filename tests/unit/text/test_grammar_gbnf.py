@@ -1,4 +1,4 @@
-"""Grammars of llama.cpp and SGLang: what they allow here is what they say."""
+"""Grammars of llama.cpp and SGLang allow exactly what they describe."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Qwen3's form: reasoning and tool calls as its template writes them, parsed from ids and held to their schemas."""
+"""Qwen3's form: reasoning and tool calls as its template writes them, parsed from ids and held to schemas."""
 
 from typing import Any
 

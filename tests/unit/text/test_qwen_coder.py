@@ -1,4 +1,4 @@
-"""Qwen3-Coder's form: tool calls as tags, parsed from ids with types from their schemas, and held to these."""
+"""Qwen3-Coder's form: tool calls as tags, parsed from ids with types from their schemas, and constrained to these."""
 
 import json
 from typing import Any

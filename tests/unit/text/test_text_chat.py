@@ -1,4 +1,4 @@
-"""Chat templates: what is rendered, which ids come of it, and which messages and files are refused."""
+"""Chat templates: rendering, encoding, and which messages and files are refused."""
 
 import json
 from datetime import datetime

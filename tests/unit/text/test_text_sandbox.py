@@ -1,4 +1,4 @@
-"""Templates as an attacker writes them: each is stopped, soon and without much memory, and the next rendering works."""
+"""Hostile templates: each is stopped within its limits, and the next rendering works."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Streaming: text appears as soon as it is final, and never has to be taken back."""
+"""Streaming: text appears as soon as it is final, and is never changed afterwards."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""A folder against its spec: round trips in every storage, and each way of not fitting."""
+"""Checkpoints: round trips in every storage, and every mismatch with the spec refused."""
 
 from collections.abc import Callable
 from dataclasses import replace

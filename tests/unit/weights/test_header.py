@@ -1,4 +1,4 @@
-"""Safetensors headers: what is read from sound ones, and that each way of being unsound is refused."""
+"""Safetensors headers: valid ones are read, and every kind of invalid one is refused."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Checksums beside the shards: what is damaged is named, and a manifest that does not fit is refused."""
+"""Checksums beside the shards: damage is named, and a manifest that does not fit is refused."""
 
 import json
 from collections.abc import Callable

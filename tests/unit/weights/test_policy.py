@@ -1,4 +1,4 @@
-"""Which experts keep their slots: what was used last, and what followed steps like this one."""
+"""The policy of expert slots: experts used last, and those used after similar steps, stay."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Reads past the page cache: the bytes asked for or a sentence, in the order of need, whatever interrupts."""
+"""Reads past the page cache: the right bytes or an error, in order of priority, also after interrupts."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The trunk from disk: the published values wherever they lie, checked on every read, and int8 near them."""
+"""The trunk from disk: published values in memory and streamed, checked at every read, and int8 close to them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

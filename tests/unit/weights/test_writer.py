@@ -1,4 +1,4 @@
-"""Encoders against their definition and compressed-tensors; shards that are whole or absent."""
+"""Encoders compared with their definitions and compressed-tensors; shards are written as a whole or not at all."""
 
 import json
 from collections.abc import Iterator

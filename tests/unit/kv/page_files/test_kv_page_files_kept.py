@@ -1,4 +1,4 @@
-"""Pages that are written are found, within the limit and in a folder of their own."""
+"""Pages that were written are found, within the size limit and in the cache's own folder."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Pages of older versions are deleted with their folders, and nothing is that anyone else may have made."""
+"""Pages of older versions are deleted with their folders; files that a cache does not make are kept."""
 
 import os
 from collections.abc import Callable
