@@ -19,6 +19,7 @@ from earthshine.net.access import make_access
 from earthshine.net.listen import ListenOptions, bind
 from earthshine.server.api import Api, Served, ServerEvent
 from earthshine.server.http.app import Lifetime, Options, make_app
+from earthshine.server.http.log import Log
 from earthshine.server.http.run import Service
 from earthshine.text import Content
 
@@ -183,7 +184,15 @@ class Served_:
 
 @contextlib.contextmanager
 def serving(
-    *, access=None, tls=None, drain_seconds=HANG_SECONDS, apis=APIS, errors=None, names=("tiny", "small"), **options
+    *,
+    access=None,
+    tls=None,
+    drain_seconds=HANG_SECONDS,
+    apis=APIS,
+    errors=None,
+    names=("tiny", "small"),
+    log_json=False,
+    **options,
 ):
     """A server in a thread, ended in order at the end."""
     replies, engine, lifetime, lines = FakeGenerator(errors=errors or {}), FakeEngine(), Lifetime(), []
@@ -194,7 +203,7 @@ def serving(
         served,
         apis,
         access or make_access("127.0.0.1"),
-        Options(log=lines.append, **options),
+        Options(log=Log(lines.append, log_json), **options),
         lifetime,
     )
     bound, ready = bind(ListenOptions(port=0)), threading.Event()

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from earthshine.generation.request import Delta, Ended, Started
-from earthshine.server.http import context as context_module
+from earthshine.server.http import timing
 from earthshine.server.http.context import RequestContext
+from earthshine.server.http.log import Log
 from earthshine.server.http.metrics import Metrics
 
 from .serving import FakeEngine
@@ -18,8 +19,8 @@ def line_of(monkeypatch: pytest.MonkeyPatch, timed: list) -> str:
 
     async def run() -> None:
         now = 100.0
-        monkeypatch.setattr(context_module.time, "monotonic", lambda: now)
-        context = RequestContext("POST /v1/echo", "-", Metrics(FakeEngine(), "tiny"), lines.append, began=now)
+        monkeypatch.setattr(timing.time, "monotonic", lambda: now)
+        context = RequestContext("POST /v1/echo", "-", Metrics(FakeEngine(), "tiny"), Log(lines.append))
         for at, piece in timed:
             now = 100.0 + at
             context.observe(piece)

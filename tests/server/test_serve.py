@@ -68,6 +68,19 @@ def test_a_served_model_finishes_a_running_reply_after_a_signal_and_exits(tmp_pa
     assert "Traceback" not in log
 
 
+def test_the_log_of_a_served_model_is_json_line_by_line(forker, tmp_path):
+    with serve_process(forker.popen, tmp_path / "log", "--log-json") as server:
+        ask = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+        for body in (ask, ask | {"model": 'x\n{"event": 1}\u2028'}):
+            httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=HANG_SECONDS)
+        server.stop()
+        done, refused = map(json.loads, server.log.read_text().splitlines())
+    assert (done["event"], done["status"], done["reason"], done["model"]) == ("request", 200, "length", "gleam")
+    assert (done["prompt_tokens"], done["completion_tokens"]) == (11, 3)
+    assert done["seconds"] >= done["queue_seconds"] + done["prefill_seconds"] + done["decode_seconds"] - 0.01
+    assert (refused["status"], refused["reason"], refused["param"]) == (404, "not_found", "model")
+
+
 @pytest.fixture
 def serve_template(forker, tmp_path):
     """Serves gleam with another chat template, or without one."""

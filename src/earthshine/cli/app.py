@@ -146,6 +146,7 @@ def serve(
     drain_seconds: Annotated[float, typer.Option(help="Seconds for running requests to finish at shutdown.")] = 30.0,
     hang_seconds: Annotated[float, typer.Option(help="Seconds without progress until /health answers 503.")] = 120.0,
     log_text: Annotated[bool, typer.Option("--log-text", help="Also log prompts and replies.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON objects, one per line.")] = False,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Another host name that requests may use. May be repeated.")
     ] = None,
@@ -164,7 +165,7 @@ def serve(
     who = (tuple(name or ()), api_keys, tuple(allow_host or ()), tuple(allow_origin or ()))
     waits = (max_stall, max_queue, drain_seconds, hang_seconds)
     listen = ListenOptions(host, port, tls_cert, tls_key)
-    run_serve(model, ServeOptions(listen, held, *who, disk_cache, disk_cache_folder, *waits, log_text))
+    run_serve(model, ServeOptions(listen, held, *who, disk_cache, disk_cache_folder, *waits, log_text, log_json))
 
 
 @app.command()

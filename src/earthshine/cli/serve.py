@@ -1,8 +1,8 @@
 """`earthshine serve`: a model behind OpenAI's and Anthropic's APIs.
 
 The socket is bound first, so that a port in use is reported before a model is loaded. The settings for clients are
-printed on standard output, and one line per request on standard error. Refused: model names that clients can't use,
-and addresses that other machines can reach without API keys.
+printed on standard output. The log is on standard error: a line for each request, and more while one takes long.
+Refused: model names that clients can't use, and addresses that other machines can reach without API keys.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from earthshine.cli.greeting import greeting
 from earthshine.cli.options import load_with_progress
 from earthshine.engine import Engine, EngineOptions, LoadedModel, sampling_defaults
 from earthshine.errors import UsageError
@@ -26,6 +27,7 @@ from earthshine.server.api import Served
 from earthshine.server.generator import TextGenerator
 from earthshine.server.http.app import make_app
 from earthshine.server.http.endpoints import Lifetime, Options
+from earthshine.server.http.log import JsonFormatter, Log
 from earthshine.server.http.run import Service
 from earthshine.server.openai.chat import CHAT
 from earthshine.server.openai.completions import COMPLETIONS
@@ -38,7 +40,7 @@ from earthshine.text import (
     has_template,
     load_template,
 )
-from earthshine.units import format_bytes, parse_bytes
+from earthshine.units import parse_bytes
 from earthshine.untrusted import shown
 
 APIS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS)
@@ -63,12 +65,14 @@ class ServeOptions:
     drain_seconds: float = 30.0
     hang_seconds: float = 120.0
     log_text: bool = False
+    log_json: bool = False
 
 
 def run_serve(model: str | None, options: ServeOptions) -> None:
     """Serve until a signal. Invalid options are refused before a model is loaded."""
     access = make_access(options.listen.host, options.api_keys, options.allow_hosts, options.allow_origins)
     engine_options = _engine_options(options)
+    _configure_log(options.log_json)
     tls, bound = tls_context(options.listen), bind(options.listen)
     with bound:
         folder, tokenizer = find_readable(model)
@@ -84,9 +88,8 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
             served = Served(names, int(time.time()), engine.context_tokens, thinks, keeps, tokenizer.decode, defaults)
             service = _service(generator, engine, served, access, options)
             service.tls = tls
-            address = _address(options.listen, bound.getsockname()[1])
-            service.ready = lambda: _greet(loaded, names, address, access)
-            _configure_log()
+            port = bound.getsockname()[1]
+            service.ready = lambda: print(greeting(loaded.plan, names[0], options, port), flush=True)
             try:
                 service.run(bound)
             finally:
@@ -135,46 +138,21 @@ def _service(
     generator: TextGenerator, engine: Engine, served: Served, access: Access, options: ServeOptions
 ) -> Service:
     lifetime = Lifetime()
-    shared = Options(log=_log, log_text=options.log_text, hang_seconds=options.hang_seconds)
+    log = Log(_write, options.log_json)
+    shared = Options(log=log, log_text=options.log_text, hang_seconds=options.hang_seconds)
     app = make_app(generator, engine, served, APIS, access, shared, lifetime)
-    return Service(app, engine, lifetime, options.drain_seconds, log=_log)
+    return Service(app, engine, lifetime, options.drain_seconds, log=log)
 
 
-def _address(listen: ListenOptions, port: int) -> str:
-    """The server's address for programs on this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(listen.host, listen.host)
-    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return f"http{'s' if listen.tls_cert else ''}://{host}:{port}"
-
-
-def _greet(loaded: LoadedModel, names: tuple[str, ...], address: str, access: Access) -> None:
-    key, memory = "YOUR-KEY" if access.keys else "none", loaded.plan.memory
-    print(
-        f"{names[0]} is served at {address}: {memory.context_tokens} tokens of context, up to {memory.batch} "
-        f"requests at once, at most {format_bytes(memory.budget_bytes)} of memory.\n\n"
-        "# for OpenAI's clients\n"
-        f"export OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={key}\n\n"
-        "# for Claude Code\n"
-        f"export ANTHROPIC_BASE_URL={address} ANTHROPIC_AUTH_TOKEN={key} {_models(names[0])} "
-        f"CLAUDE_CODE_MAX_CONTEXT_TOKENS={memory.context_tokens} CLAUDE_CODE_ATTRIBUTION_HEADER=0\n\n"
-        f"For a chat page, open {address} in a browser.\n"
-        "Ctrl-C ends the server after running requests; a second Ctrl-C ends it at once.",
-        flush=True,
-    )
-
-
-def _models(name: str) -> str:
-    """Claude Code's variables for models: it uses other sizes than the main model for sub-agents and titles."""
-    sizes = (f"DEFAULT_{size}_MODEL" for size in ("HAIKU", "SONNET", "OPUS"))
-    return " ".join(f"ANTHROPIC_{variable}={name}" for variable in ("MODEL", *sizes))
-
-
-def _log(line: str) -> None:
+def _write(line: str) -> None:
     with contextlib.suppress(OSError):  # a closed standard error must not end replies
         if sys.stderr is not None:
             print(line, file=sys.stderr, flush=True)
 
 
-def _configure_log() -> None:
+def _configure_log(as_json: bool) -> None:
     """Log faults with their tracebacks on standard error. Invalid requests are reported to their clients only."""
-    logging.basicConfig(level=logging.ERROR, format="%(asctime)s  %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s  %(message)s"))
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])
+    logging.captureWarnings(as_json)

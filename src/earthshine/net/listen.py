@@ -10,6 +10,8 @@ from pathlib import Path
 
 from earthshine.errors import UsageError
 
+_ANY = {"0.0.0.0": (socket.AF_INET, "192.0.2.1"), "::": (socket.AF_INET6, "2001:db8::1")}  # and an address elsewhere
+
 
 @dataclass(frozen=True, slots=True)
 class ListenOptions:
@@ -39,6 +41,22 @@ def bind(options: ListenOptions) -> socket.socket:
         why = f"Port {options.port} of {options.host} can't be used: {_reason(error)}."
         raise UsageError(f"{why} Choose another with --port, 0 for any.") from None
     return bound
+
+
+def outside_address(host: str) -> str | None:
+    """For a server on all addresses, the one that other networks see; the machine's name where it has no network.
+
+    None for any other `host`.
+    """
+    if host not in _ANY:
+        return None
+    family, elsewhere = _ANY[host]
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))  # chooses a route; nothing is sent
+            return str(probe.getsockname()[0])
+    except OSError:
+        return socket.gethostname()
 
 
 def _reason(error: Exception) -> str:

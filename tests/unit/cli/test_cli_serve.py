@@ -2,13 +2,19 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from earthshine.cli.serve import _address, _names
+from earthshine.cli import greeting
+from earthshine.cli.greeting import address_of
+from earthshine.cli.serve import _names
 from earthshine.hub import GLEAM
+from earthshine.net import listen
 from earthshine.net.listen import ListenOptions
+from earthshine.plan import PlanArgs, make_plan
 from earthshine.settings import read_settings
+from earthshine.spec import load_spec
 
 
 @pytest.fixture
@@ -97,14 +103,74 @@ def test_the_hubs_id_is_a_name():
     ("place", "address"),
     [
         (ListenOptions(), "http://127.0.0.1:9"),
-        (ListenOptions("0.0.0.0"), "http://127.0.0.1:9"),
-        (ListenOptions("::"), "http://[::1]:9"),
         (ListenOptions("fe80::1"), "http://[fe80::1]:9"),
         (ListenOptions("localhost", tls_cert=Path("a"), tls_key=Path("b")), "https://localhost:9"),
     ],
 )
 def test_the_address_is_one_to_paste(place, address):
-    assert _address(place, 9) == address
+    assert address_of(place, 9) == address
+
+
+class Network:
+    """A socket of a machine whose address on every network is `own`; without one no address elsewhere has a route."""
+
+    def __init__(self, own):
+        self._own = own
+
+    def __call__(self, family, kind):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *about):
+        return None
+
+    def connect(self, address):
+        if self._own is None:
+            raise OSError("Network is unreachable")
+
+    def getsockname(self):
+        return (self._own, 5)
+
+
+@pytest.mark.parametrize(
+    ("host", "own", "address"),
+    [
+        ("0.0.0.0", "192.168.7.3", "http://192.168.7.3:9"),
+        ("::", "2001:db8::7", "http://[2001:db8::7]:9"),
+        ("0.0.0.0", None, "http://tower:9"),
+    ],
+)
+def test_a_server_on_all_addresses_is_greeted_with_one_that_others_can_use(monkeypatch, host, own, address):
+    monkeypatch.setattr(listen.socket, "socket", Network(own))
+    monkeypatch.setattr(listen.socket, "gethostname", lambda: "tower")
+    assert address_of(ListenOptions(host), 9) == address
+    text = greeted(listen=ListenOptions(host), api_keys=Path("/etc/keys"))
+    assert f"OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY=YOUR-KEY\n" in text
+    assert "Requests need an API key: one of /etc/keys, in place of YOUR-KEY below." in text
+    assert "On this machine it is also http://localhost:9." in text
+
+
+def greeted(saved=False, batch=8, **options):
+    args = PlanArgs(4 << 30, batch=batch)
+    plan = make_plan(load_spec(GLEAM), args)
+    given = {"listen": ListenOptions(), "api_keys": None} | options
+    return greeting.greeting(plan, "gleam", SimpleNamespace(plan=plan if saved else args, **given), 9)
+
+
+def test_a_server_for_this_machine_says_that_no_key_is_needed():
+    text = greeted()
+    assert "Programs on this machine can use it without an API key" in text
+    assert "YOUR-KEY" not in text
+    assert "up to 8 requests at once" in text
+
+
+def test_a_plan_made_without_batch_says_what_it_lacks():
+    assert "make it again: earthshine plan MODEL --batch 8 --save FILE\n" in greeted(saved=True, batch=1)
+    assert "up to 1 request at once" in greeted(saved=True, batch=1)
+    assert "--batch" not in greeted(saved=True, batch=4)
+    assert "--batch" not in greeted(batch=1), "--batch 1 was asked for"
 
 
 def test_kept_conversations_lie_in_the_cache(monkeypatch):

@@ -55,6 +55,7 @@ class _ApiRoutes:
             if self._endpoints.lifetime.draining:
                 raise Refused("The server is shutting down.", "unavailable", None, DRAIN_RETRY_SECONDS)
             checked, body = await self._bodies.read(request, api.body)
+            context.model = body["model"] if isinstance(body.get("model"), str) else self._endpoints.served.names[0]
             self._endpoints.check_model(body.get("model"))
             try:
                 exchange = api.begin(checked, self._endpoints.served)

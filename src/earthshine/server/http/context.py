@@ -1,54 +1,67 @@
-"""One HTTP request from its arrival to its end: its metrics, its line in the log, and what may end it early.
+"""One HTTP request from its arrival to its end: its metrics, its lines in the log, and what may end it early.
 
-The log has one line for each request that computes or is refused. Texts are logged only with `log_text`.
+The log has one line for each request that computes or is refused, and before it, for one that takes long, a line once
+its wait is known and one every `report_seconds`. Texts are logged only with `log_text`.
 """
 
 import asyncio
 import json
-import time
-from collections.abc import Callable
+import re
+import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.types import Receive
 
-from earthshine.generation.request import Delta, Ended, Piece, Started
+from earthshine.generation.request import Delta, Piece, Progress, Started
 from earthshine.server.api import Exchange, Refused
 from earthshine.server.http.body import ClientGone
+from earthshine.server.http.log import Log
 from earthshine.server.http.metrics import Metrics
+from earthshine.server.http.timing import Timing
 from earthshine.untrusted import shown
 
-Log = Callable[[str], None]
 CLIENT_GONE = 499  # in the log only
+REPORT_SECONDS = 10.0
+_MOST_MODEL = 128  # characters of a model's name, which may be the client's
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The client's X-Request-Id where it is short and plain, otherwise a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _ID.fullmatch(given) else secrets.token_hex(8)
 
 
 @dataclass(eq=False, slots=True)
 class RequestContext:
-    """`fate` is done once the answer is to end early: with ClientGone, or with the refusal that the client gets."""
+    """`fate` is done once the answer is to end early: with ClientGone, or with the refusal that the client gets. `id`
+    names the request in the log and in its answer's headers. `model`: the name that the client asked for."""
 
     path: str
     client: str
     metrics: Metrics
     log: Log
     log_text: bool = False
+    id: str = field(default_factory=lambda: request_id({}))
+    report_seconds: float = REPORT_SECONDS
     status: int = 200
-    began: float = field(default_factory=time.monotonic)
+    refused: Refused | None = None
     fate: asyncio.Future[ClientGone | Refused] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     body: dict[str, Any] | None = None
     exchange: Exchange | None = None
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    reply_tokens: int = 0
-    _first: float | None = None  # when the first tokens came
-    _first_tokens: int = 0  # how many these were
-    _last: float = 0.0  # when the last tokens came, or the end
+    model: str | None = None
+    timing: Timing = field(default_factory=Timing)
     _watch: asyncio.Task[None] | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _announced: bool = False
     _closed: bool = False
 
     def watch(self, receive: Receive) -> None:
-        """End the reply if the client closes its connection."""
+        """End the reply if the client closes its connection, and report while it is computed."""
 
         async def until_gone() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -56,6 +69,7 @@ class RequestContext:
             self.end(ClientGone())
 
         self._watch = asyncio.get_running_loop().create_task(until_gone())
+        self._report_later()
 
     def end(self, reason: ClientGone | Refused) -> None:
         """End the reply, if it has not ended yet."""
@@ -64,21 +78,13 @@ class RequestContext:
 
     def observe(self, piece: Piece) -> None:
         """Count a piece and observe its time."""
-        now = time.monotonic()
+        seconds = self.timing.observe(piece)
         if isinstance(piece, Started):
-            self.prompt_tokens += piece.prompt_tokens
-            self.cached_tokens += piece.cached_tokens
-            self.metrics.queue_time.observe(now - self.began)
+            self.metrics.admitted(seconds)
+        elif isinstance(piece, Progress):
+            self._announce()
         elif isinstance(piece, Delta):
-            if self._first is None:
-                self._first, self._first_tokens = now, piece.completion_tokens
-                self.metrics.first_token_time.observe(now - self.began)
-            else:
-                self.metrics.token_gap.observe(now - self._last)
-            self._last = now
-        elif isinstance(piece, Ended):
-            self.reply_tokens += piece.completion_tokens
-            self._last = now
+            self.metrics.text_came(self.timing, seconds)
 
     def close(self) -> None:
         """Observe the whole request and log its line, once."""
@@ -87,32 +93,58 @@ class RequestContext:
         self._closed = True
         if self._watch is not None:
             self._watch.cancel()
-        seconds = time.monotonic() - self.began
-        if self.prompt_tokens:
-            self.metrics.request_time.observe(seconds)
-            self.metrics.prompt_size.observe(self.prompt_tokens)
-            self.metrics.reply_size.observe(self.reply_tokens)
-        self.log(self._line(seconds))
-        if self.log_text and self.body is not None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.timing.end()
+        self.metrics.ended(self.timing)
+        self._log("request", [str(self.status), *self.timing.columns()], self._result())
+        if self.log_text and self.body is not None and not self.log.as_json:
             self.log(f"  request {json.dumps(self.body)}")
-            if self.exchange is not None and self.reply_tokens:
-                self.log(f"  answer {json.dumps(self.exchange.whole())}")
+            if self._answer is not None:
+                self.log(f"  answer {json.dumps(self._answer)}")
 
-    def _line(self, seconds: float) -> str:
-        parts = [time.strftime("%Y-%m-%d %H:%M:%S"), self.client, self.path, str(self.status)]
-        if self.prompt_tokens:
-            parts.append(f"{self.prompt_tokens} tokens ({self.cached_tokens} cached)")
-        if self.reply_tokens:
-            rate = self._rate()
-            parts.append(f"{self.reply_tokens} generated" + ("" if rate is None else f", {rate:.1f} per second"))
-        return "  ".join([*parts, f"{seconds:.2f} s"])
+    @property
+    def _answer(self) -> dict[str, Any] | None:
+        return self.exchange.whole() if self.exchange is not None and self.timing.tokens else None
 
-    def _rate(self) -> float | None:
-        """Tokens after the first per second, between the first and the end; None if there are none."""
-        further = self.reply_tokens - self._first_tokens
-        if self._first is None or further <= 0 or self._last <= self._first:
-            return None
-        return further / (self._last - self._first)
+    def _result(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"status": self.status, "reason": self._reason(), "param": None}
+        if self.refused is not None:
+            found["param"] = self.refused.param
+        found |= self.timing.fields()
+        return found | ({"request": self.body, "answer": self._answer} if self.log_text else {})
+
+    def _reason(self) -> str | None:
+        """Why it ended: the reasons of its choices, or the kind of its refusal."""
+        if self.status == CLIENT_GONE:
+            return "client_gone"
+        return self.refused.kind if self.refused is not None else ",".join(self.timing.reasons) or None
+
+    def _announce(self) -> None:
+        """The first line of a request whose prompt is expected to take long."""
+        left = self.timing.seconds_left()
+        if self._announced or left is None or self.timing.prefill_seconds + left < self.report_seconds:
+            return
+        self._announced = True
+        self._log("started", [f"reading {self.timing.prompt}, about {left:.0f} s"], self.timing.state())
+
+    def _report_later(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self.report_seconds, self._report)
+
+    def _report(self) -> None:
+        """What it does now; one that waits in the queue says so once."""
+        if self.timing.phase != "queued" or not self._announced:
+            self._announced = True
+            self._log("progress", [self.timing.sentence()], self.timing.state())
+        self._report_later()
+
+    def _log(self, event: str, columns: list[str], fields: Mapping[str, Any]) -> None:
+        method, _, path = self.path.partition(" ")
+        own = {"request_id": self.id, "client": self.client, "method": method, "path": path}
+        model = None if self.model is None else self.model[:_MOST_MODEL]
+        self.log.event(event, [self.client, self.path, *columns, self.id], {**own, "model": model, **fields})
 
 
 def shown_path(path: str) -> str:

@@ -28,8 +28,9 @@ from earthshine.generation.request import GenerationRequest, Piece
 from earthshine.net.access import Access, Unauthorized
 from earthshine.server.api import Api, Refused, Served
 from earthshine.server.http.body import ClientGone, Limits
-from earthshine.server.http.context import CLIENT_GONE, Log, RequestContext, shown_path
+from earthshine.server.http.context import CLIENT_GONE, REPORT_SECONDS, RequestContext, request_id, shown_path
 from earthshine.server.http.events import EventStream
+from earthshine.server.http.log import Log
 from earthshine.server.http.metrics import Engine, Metrics
 from earthshine.untrusted import shown
 
@@ -69,13 +70,14 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`log` is called with one line per request, with `log_text` also with the texts. After `hang_seconds` without
-    progress the server is reported as hung."""
+    """`log` gets one line per request, with `log_text` also the texts; while a request is computed, a line every
+    `report_seconds`. After `hang_seconds` without progress the server is reported as hung."""
 
     limits: Limits = field(default_factory=Limits)
-    log: Log = lambda line: None
+    log: Log = field(default_factory=Log)
     log_text: bool = False
     hang_seconds: float = 120.0
+    report_seconds: float = REPORT_SECONDS
 
 
 @dataclass(eq=False, slots=True)
@@ -108,13 +110,16 @@ class Endpoints:
                 context.status = CLIENT_GONE
                 response = Response(status_code=CLIENT_GONE)
             except Exception as error:
-                response = self.error_response(request, self.refusal(error))
+                context.refused = self.refusal(error)
+                response = self.error_response(request, context.refused)
                 context.status = response.status_code
             finally:
                 if isinstance(response, EventStream):
                     response.finally_do(lambda: self._ended(context, True))
                 else:
                     self._ended(context, request.method == "POST" or (context.status >= 400 and not open_to_all))
+            for name in request_id_headers(request.scope["path"]):
+                response.headers[name] = context.id
             return response
 
         return answer
@@ -122,7 +127,9 @@ class Endpoints:
     def _context(self, request: Request) -> RequestContext:
         client = request.client.host if request.client else "-"
         path = f"{request.method} {shown_path(request.scope['path'])}"
-        return RequestContext(path, client, self.metrics, self.options.log, self.options.log_text)
+        options = self.options
+        return RequestContext(path, client, self.metrics, options.log, options.log_text, request_id(request.headers),
+                              options.report_seconds)  # fmt: skip
 
     def _ended(self, context: RequestContext, logged: bool) -> None:
         self.lifetime.requests.discard(context)
@@ -195,6 +202,11 @@ class Endpoints:
             raise Refused(
                 f"The model {shown(name)} is not served here; this server has {listed}.", "not_found", "model"
             )
+
+
+def request_id_headers(path: str) -> tuple[str, ...]:
+    """The headers of an answer that clients read its id from: OpenAI's, and on Anthropic's paths also theirs."""
+    return ("x-request-id", "request-id") if path.startswith("/v1/messages") else ("x-request-id",)
 
 
 def _meant(request: Request) -> str | None:

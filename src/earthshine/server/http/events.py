@@ -20,6 +20,7 @@ from earthshine.server.http.body import ClientGone, Limits
 from earthshine.server.http.context import CLIENT_GONE, RequestContext
 
 PING = b": ping\n\n"
+_ID = b"request-id"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -102,7 +103,7 @@ async def stream_events(
         if not begun:
             raise
         problem = refusal(error)
-        context.status = problem.status
+        context.status, context.refused = problem.status, problem
         yield encode_events(exchange.failed(problem))
 
 
@@ -132,7 +133,8 @@ class EventStream(Response):
         put = _Sending(send, self._limits.stalled_send_seconds)
         try:
             async with aclosing(self._rest):
-                await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                headers = [*_HEADERS, *((name, value) for name, value in self.raw_headers if name.endswith(_ID))]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
                 await put(self._first)
                 async for part in self._rest:
                     await put(part)

@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from earthshine.server.http.timing import Timing
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10240)
 _TOKENS = tuple(2**power for power in range(0, 21))
 _WINDOW_SECONDS, _SAMPLE_SECONDS = 10.0, 0.5
 
@@ -95,16 +97,53 @@ class Metrics:
 
     def __init__(self, engine: Engine, model: str) -> None:
         self._engine, self._model = engine, model
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # series that no dashboard reads
         self._registry = CollectorRegistry()
         self._registry.register(_FromEngine(engine, model))
         self._samples: deque[tuple[float, int, int]] = deque()
         self._reported: tuple[str | None, int] = (None, 0)  # by `news`: the problem, and the number of damaged pages
-        self.first_token_time = self._histogram("time_to_first_token_seconds", "Time to the first text.", _SECONDS)
-        self.token_gap = self._histogram("inter_token_latency_seconds", "Time between pieces of text.", _SECONDS)
-        self.request_time = self._histogram("e2e_request_latency_seconds", "Time from arrival to end.", _SECONDS)
-        self.queue_time = self._histogram("request_queue_time_seconds", "Time until admission.", _SECONDS)
-        self.prompt_size = self._histogram("request_prompt_tokens", "Tokens of a request's prompts.", _TOKENS)
-        self.reply_size = self._histogram("request_generation_tokens", "Tokens of a request's replies.", _TOKENS)
+        self._first_token_time = self._histogram("time_to_first_token_seconds", "Time to the first text.", _SECONDS)
+        self._token_gap = self._histogram("inter_token_latency_seconds", "Time between pieces of text.", _SECONDS)
+        self._request_time = self._histogram("e2e_request_latency_seconds", "Time from arrival to end.", _SECONDS)
+        self._queue_time = self._histogram("request_queue_time_seconds", "Time until admission.", _SECONDS)
+        self._prefill_time = self._histogram(
+            "request_prefill_time_seconds", "Time from admission to the first text.", _SECONDS
+        )
+        self._decode_time = self._histogram(
+            "request_decode_time_seconds", "Time from the first text to the last.", _SECONDS
+        )
+        self._inference_time = self._histogram("request_inference_time_seconds", "Both of these times.", _SECONDS)
+        self._token_time = self._histogram(
+            "request_time_per_output_token_seconds", "Decode time per token after the first text.", _SECONDS
+        )
+        self._prompt_size = self._histogram("request_prompt_tokens", "Tokens of a request's prompts.", _TOKENS)
+        self._reply_size = self._histogram("request_generation_tokens", "Tokens of a request's replies.", _TOKENS)
+
+    def admitted(self, seconds: float) -> None:
+        """A prompt of a request will be computed, `seconds` after its arrival."""
+        self._queue_time.observe(seconds)
+
+    def text_came(self, timing: Timing, seconds: float) -> None:
+        """A piece of a request's text, `seconds` after its arrival."""
+        if timing.gap is None:
+            self._first_token_time.observe(seconds)
+        else:
+            self._token_gap.observe(timing.gap)
+
+    def ended(self, timing: Timing) -> None:
+        """A request has ended; one that was cut has no decode time."""
+        if not timing.prompt_tokens:
+            return
+        self._request_time.observe(timing.seconds)
+        self._prompt_size.observe(timing.prompt_tokens)
+        self._reply_size.observe(timing.tokens)
+        if timing.has_text or timing.reasons:
+            self._prefill_time.observe(timing.prefill_seconds)
+        if timing.reasons:
+            self._decode_time.observe(timing.decode_seconds)
+            self._inference_time.observe(timing.prefill_seconds + timing.decode_seconds)
+            if timing.seconds_per_token is not None:
+                self._token_time.observe(timing.seconds_per_token)
 
     def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
         whole = Histogram(f"vllm:{name}", meaning, ["model_name"], registry=self._registry, buckets=buckets)

@@ -67,7 +67,7 @@ class Service:
     drain_seconds: float = 30.0
     tls: ssl.SSLContext | None = None
     ready: Callable[[], None] = lambda: None
-    log: Callable[[str], None] = lambda line: None
+    log: Callable[[str], None] = lambda sentence: None
     _loop: asyncio.AbstractEventLoop | None = None
     _stopping: asyncio.Event | None = None
 

@@ -1,0 +1,49 @@
+"""The server's log: one line for each event, in columns for people or as a JSON object.
+
+A JSON line is ASCII, so that nothing in a request can end a line or begin another, whatever splits the log. In text,
+callers pass what is safe to show.
+"""
+
+import datetime
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """`write` is called with each line. A call logs a sentence about the server as a whole."""
+
+    write: Callable[[str], None] = lambda line: None
+    as_json: bool = False
+
+    def __call__(self, sentence: str) -> None:
+        self.write(json_line("notice", {"message": sentence}) if self.as_json else sentence)
+
+    def event(self, name: str, columns: list[str], fields: Mapping[str, Any]) -> None:
+        """An event of a request: `columns` for people, `fields` for JSON, of which None are left out."""
+        if self.as_json:
+            self.write(json_line(name, {key: value for key, value in fields.items() if value is not None}))
+        else:
+            self.write("  ".join([time.strftime("%Y-%m-%d %H:%M:%S"), *columns]))
+
+
+def json_line(event: str, fields: Mapping[str, Any]) -> str:
+    """One line with the time, in UTC. A lone surrogate, which JSON readers may refuse, becomes a question mark."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    found = {"time": now, "event": event, **fields}
+    whole = json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")
+    return json.dumps(json.loads(whole))
+
+
+class JsonFormatter(logging.Formatter):
+    """Records of Python's logging, such as faults with their tracebacks, in the same form."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {"level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json_line("fault", fields)

@@ -1,0 +1,219 @@
+"""The log: lines while a request takes long, JSON that no request can break, and ids that answers have too."""
+
+import asyncio
+import json
+import logging
+import re
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from earthshine.engine import PromptProgress
+from earthshine.generation.request import Delta, Ended, Progress, Started
+from earthshine.server.http import timing
+from earthshine.server.http.context import RequestContext, request_id
+from earthshine.server.http.log import JsonFormatter, Log, json_line
+from earthshine.server.http.metrics import Metrics
+from earthshine.text import Content
+
+from .serving import HANG_SECONDS, FakeEngine, answered, received, serving, until
+
+HOSTILE = some.text() | some.text(some.sampled_from('\n\r\x00\x1b\x85\u2028\u2029"\\{}\ud800:, '))
+
+
+def objects(lines):
+    """Each line as an object, however a reader splits what was written."""
+    whole = "".join(f"{line}\n" for line in lines)
+    assert len(whole.splitlines()) == len(lines)
+    assert all(" " <= character <= "~" or character == "\n" for character in whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def requests_of(server):
+    return [found for found in objects(list(server.lines)) if found["event"] == "request"]
+
+
+def context_of(lines, as_json=False, **fields):
+    return RequestContext("POST /v1/echo", "::1", Metrics(FakeEngine(), "tiny"), Log(lines.append, as_json), **fields)
+
+
+def happens(monkeypatch, timed, as_json=False, **fields):
+    """The lines of a request whose pieces come at given seconds; "?" is where the timer would report."""
+    lines = []
+
+    async def run():
+        now = 100.0
+        monkeypatch.setattr(timing.time, "monotonic", lambda: now)
+        context = context_of(lines, as_json, id="r1", model="tiny", **fields)
+        for at, piece in timed:
+            now = 100.0 + at
+            if piece == "?":
+                context._report()
+            else:
+                context.observe(piece)
+        context.close()
+
+    asyncio.run(run())
+    return lines
+
+
+LONG = [
+    (1, "?"),
+    (3, "?"),
+    (5, Started(1000, 200)),
+    (5, Progress(0, PromptProgress(1000, 200, 200, 0.0, 40.0))),
+    (15, Progress(0, PromptProgress(1000, 200, 400, 10.0, 30.0))),
+    (16, "?"),
+    (45, Delta(0, [Content("a")], (), 1)),
+    (65, Delta(0, [Content("b")], (), 11)),
+    (66, "?"),
+    (85, Ended(0, "length", 21, 0)),
+]
+
+
+class TestLongRequests:
+    def test_people_read_what_it_waits_for_and_how_far_it_is(self, monkeypatch):
+        lines = [line.partition("  ")[2] for line in happens(monkeypatch, LONG)]
+        head = "::1  POST /v1/echo  "
+        assert lines == [
+            f"{head}waits in the queue for 1 s  r1",
+            f"{head}reading the prompt: 40% of 1000 tokens, 20.0 per second, about 30 s to go  r1",
+            f"{head}11 generated, 0.5 per second  r1",
+            f"{head}200  1000 tokens (200 cached)  21 generated, 0.5 per second  85.00 s  r1",
+        ]
+
+    def test_the_wait_is_announced_where_it_is_known_and_long(self, monkeypatch):
+        for expected, announced in ((40.0, True), (2.0, False), (None, False)):
+            begun = [(5, Started(1000, 200)), (5, Progress(0, PromptProgress(1000, 200, 200, 0.0, expected)))]
+            lines = happens(monkeypatch, begun)
+            assert ("reading 1000 tokens (200 cached), about 40 s" in lines[0]) == announced
+
+    def test_programs_read_the_same(self, monkeypatch):
+        _, reading, writing, ended = objects(happens(monkeypatch, LONG, as_json=True))
+        for found in (reading, writing, ended):
+            assert (found["request_id"], found["client"], found["model"]) == ("r1", "::1", "tiny")
+            assert (found["method"], found["path"]) == ("POST", "/v1/echo")
+        assert reading.items() >= {
+            "event": "progress", "phase": "prefill", "prompt_tokens": 1000, "cached_tokens": 200, "seconds": 16.0,
+            "processed_tokens": 400, "completion_tokens": 0, "tokens_per_second": 20.0, "seconds_left": 30.0,
+        }.items()  # fmt: skip
+        assert (writing["phase"], writing["completion_tokens"], writing["tokens_per_second"]) == ("decode", 11, 0.5)
+        assert ended.items() >= {
+            "event": "request", "status": 200, "reason": "length", "prompt_tokens": 1000, "cached_tokens": 200,
+            "completion_tokens": 21, "queue_seconds": 5.0, "prefill_seconds": 40.0, "decode_seconds": 40.0,
+            "tokens_per_second": 0.5, "seconds": 85.0,
+        }.items()  # fmt: skip
+
+    def test_a_server_reports_while_a_reply_is_computed(self):
+        with serving(report_seconds=0.005) as server:
+            connection = server.post({"prompt": "a gate b", "stream": True}, headers="X-Request-Id: mine\r\n")
+            until(lambda: sum("0 generated" in line or "generated" in line for line in server.lines) >= 2)
+            server.generator.gate.set()
+            received(connection, b"[DONE]")
+            until(lambda: any("  200  " in line for line in server.lines))
+            own = [line for line in server.lines if "POST" in line]
+            assert all(line.endswith("  mine") for line in own)
+            assert "  200  " in own[-1], "nothing is reported of a request that has ended"
+
+
+class TestJson:
+    @given(HOSTILE, HOSTILE)
+    @settings(deadline=None)
+    def test_no_text_breaks_a_line(self, key, value):
+        (found,) = objects([json_line("notice", {"message": value, "more": {key: [value]}})])
+        assert found["message"] == value.encode("utf-8", "replace").decode()
+
+    @given(HOSTILE)
+    @settings(deadline=None)
+    def test_an_id_is_plain_whatever_the_client_sends(self, given_id):
+        assert re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", request_id({"x-request-id": given_id}))
+        assert request_id({"x-request-id": "job-7.a_b:c"}) == "job-7.a_b:c"
+        assert len(request_id({"x-request-id": "a" * 65})) == 16
+
+    @pytest.mark.parametrize("model", ['tiny\n{"event": "request", "status": 200}', "\u2028x\x85\x1b[2J", "y" * 500])
+    def test_a_hostile_model_or_path_stays_within_its_line(self, model):
+        with serving(log_json=True) as server:
+            body = json.dumps({"model": model, "prompt": "a"}).encode()
+            assert answered(server.post(body, headers='X-Request-Id: "}{\r\n'))[0] == 404
+            assert answered(server.post(b"{}", path="/v1/%0a%7b%22event%22"))[0] == 404
+            unknown, path = requests_of(server)
+        assert unknown.items() >= {"status": 404, "reason": "not_found", "param": "model", "model": model[:128]}.items()
+        assert len(unknown["request_id"]) == 16
+        assert "\n" not in path["path"]
+
+    def test_text_is_logged_where_it_is_asked_for(self):
+        with serving(log_json=True, log_text=True) as server:
+            httpx.post(f"{server.url}/v1/echo", json={"prompt": "open sesame\u2028"})
+            (line,) = requests_of(server)
+        assert line["request"] == {"prompt": "open sesame\u2028"}
+        assert line["answer"] == {"text": "opensesame"}
+
+    def test_what_is_logged_of_the_server_is_json_too(self):
+        lines = []
+        Log(lines.append, as_json=True)("the disk\nis full")
+        formatter = JsonFormatter()
+        try:
+            raise ValueError("line\nbreak")
+        except ValueError as error:
+            about = (type(error), error, error.__traceback__)
+            record = logging.LogRecord("x", logging.ERROR, __file__, 1, "it %s", ("failed\n",), about)
+        notice, fault = objects([*lines, formatter.format(record)])
+        assert (notice["event"], notice["message"]) == ("notice", "the disk\nis full")
+        assert (fault["event"], fault["level"], fault["message"]) == ("fault", "error", "it failed\n")
+        assert "ValueError: line\nbreak" in fault["traceback"]
+
+    def test_why_a_request_ended_is_named(self):
+        errors = {"late": RuntimeError("bug")}
+        with serving(log_json=True, errors=errors) as server:
+            answered(server.post({"prompt": "a b"}))
+            answered(server.post({"prompt": "a", "n": 10_000}))
+            received(server.post({"prompt": "a !late", "stream": True}), b"kind")
+            gone = server.post({"prompt": "a hold", "stream": True})
+            gone.recv(64)
+            gone.close()
+            until(lambda: len(requests_of(server)) == 4)
+            found = requests_of(server)
+        assert [(each["status"], each["reason"]) for each in found] == [
+            (200, "stop"), (400, "invalid"), (500, "internal"), (499, "client_gone"),
+        ]  # fmt: skip
+
+
+class TestIds:
+    def test_an_answer_has_the_id_of_its_line(self):
+        with serving() as server:
+            for path, names in (("/v1/echo", {"x-request-id"}), ("/v1/messages", {"x-request-id", "request-id"})):
+                for stream in (False, True):
+                    answer = httpx.post(f"{server.url}{path}", json={"prompt": "a", "stream": stream})
+                    ids = {answer.headers[name] for name in names}
+                    until(lambda: any("POST" in line for line in server.lines))
+                    assert ids == {next(line for line in server.lines if "POST" in line).rpartition("  ")[2]}
+                    server.lines.clear()
+            assert httpx.get(f"{server.url}/nowhere", headers={"x-request-id": "n1"}).headers["x-request-id"] == "n1"
+
+
+def test_a_client_that_goes_in_the_middle_of_a_prompt_ends_its_computation(live_server, monkeypatch):
+    """The real engine: the prompt is given up between two layers, and nothing of it stays in the gauges."""
+    scheduler, poll = live_server.engine._scheduler, live_server.engine._poll
+
+    def after_a_layer():
+        poll()
+        until(lambda: all(sequence.cancelled for sequence in scheduler.queue.running))
+
+    monkeypatch.setattr(scheduler, "_poll", after_a_layer)
+    body = {"prompt": "Where the light of the moon comes from. " * 50, "stream": True, "return_progress": True}
+    before = live_server.engine.gauges()
+    with (
+        httpx.Client(timeout=HANG_SECONDS) as client,
+        client.stream("POST", f"{live_server.url}/v1/completions", json=body) as answer,
+    ):
+        assert answer.status_code == 200
+        told = json.loads(next(line for line in answer.iter_lines() if line.startswith("data: "))[6:])
+        assert told["prompt_progress"]["processed"] < told["prompt_progress"]["total"]
+        until(lambda: live_server.engine.gauges().prefill_tokens == told["prompt_progress"]["total"])
+    until(lambda: live_server.engine.gauges().running == 0)
+    after = live_server.engine.gauges()
+    assert (after.prompt_tokens, after.generated_tokens) == (before.prompt_tokens, before.generated_tokens)
+    assert (after.prefill_tokens, after.prefill_processed, after.prefill_seconds_left) == (0, 0, 0.0)
+    assert after.finished["cancelled"] == before.finished.get("cancelled", 0) + 1
