@@ -89,7 +89,7 @@ def test_it_answers_a_greeting(model, tokenizer, prompt, thinking):
     assert tokenizer.decode(_reply(session)).removeprefix("</think>").startswith("Hello!")
 
 
-def test_a_second_turn_computes_only_its_new_tokens(model, tokenizer, prompt):
+def test_second_message_computes_only_its_new_tokens(model, tokenizer, prompt):
     session = model.session(512)
     first = prompt(_user("list all files"))
     assert session.sync(first).computed == len(first)
@@ -118,7 +118,7 @@ print([(event.token, event.logprob) for event in events if isinstance(event, Tok
 """
 
 
-def test_a_saved_state_goes_on_with_the_same_bits_in_a_new_process(forker, model, prompt, tmp_path):
+def test_saved_state_continues_with_the_same_bits_in_a_new_process(forker, model, prompt, tmp_path):
     session = model.session(512)
     session.sync(prompt(_user("extract a gzipped tar archive")))
     session.snapshot().save(tmp_path / "state")
@@ -158,7 +158,7 @@ def test_it_knows_what_it_learned(model, tokenizer, prompt):
     assert math.exp(-likelihood("git status")) > 100
 
 
-def test_the_tools_make_what_is_shipped():
+def test_tools_reproduce_the_shipped_files():
     """gleam's config and template are those that the trainer exports, and its experts train on what storage keeps."""
     tools = Path(__file__).parents[2] / "tools"
     architecture, experts = (importlib.import_module(f"gleam.{name}") for name in ("architecture", "experts"))

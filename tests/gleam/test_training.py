@@ -51,7 +51,7 @@ def test_overloaded_experts_lose_bias_and_idle_ones_gain(run):
     assert bias.abs().unique().numel() <= 2, "one step up or down, or none for the mean load"
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(run, tmp_path):
+def test_resumed_run_equals_an_uninterrupted_one(run, tmp_path):
     whole, cut = run(), run()
     for _ in range(5):
         whole.train_step(*_batch())

@@ -178,7 +178,7 @@ def test_a_token_is_the_same_alone_in_a_batch_and_in_any_chunk(instruction_set: 
                 assert torch.equal(alone(case, place, begin, end), together[first + begin : first + end])
 
 
-def test_spans_in_turn_side_by_side_and_in_several_rounds_give_the_same_bits() -> None:
+def test_spans_in_any_order_and_rounds_give_the_same_bits() -> None:
     """A token of 128 heads is a block. 32 MiB hold a span of 128 of them, so the spans of 130 are taken in turn."""
     case = make(mla(128, 512, 0), 64, [(130, SPAN - 60)])
     library.set_threads(3)
@@ -242,7 +242,7 @@ def test_a_score_far_above_the_others_selects_its_latent(instruction_set: str) -
     assert torch.equal(mixed, query[..., :48])
 
 
-def test_a_first_token_gives_its_own_latent_back(instruction_set: str) -> None:
+def test_first_token_attends_to_its_own_latent(instruction_set: str) -> None:
     case = make(mla(3, 48, 16), 16, [(1, 0)])
     latent = case.pool[case.sequences[0].pages[0], 0, :48]
     assert torch.equal(case.attend(), latent.expand(1, 3, 48))

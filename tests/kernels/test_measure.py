@@ -163,7 +163,7 @@ class TestRates:
         quick = itertools.repeat(lambda: setattr(clock, "now", clock.now + 0.125))
         assert list(measure._rates(quick, 1, 3)) == [8.0] * 3
 
-    def test_a_clock_that_stands_still_is_no_division_by_zero(self, clock: Clock) -> None:
+    def test_stopped_clock_causes_no_division_by_zero(self, clock: Clock) -> None:
         rates = measure._rates(itertools.repeat(lambda: None), 1, 2)
         assert len(rates) == 2
         assert all(rate > 0 for rate in rates)

@@ -255,7 +255,7 @@ class TestThreads:
             library.set_threads(wanted)
             assert library.threads() == wanted
 
-    def test_a_number_that_is_none_changes_nothing(self) -> None:
+    def test_invalid_number_changes_nothing(self) -> None:
         library.set_threads(2)
         for wrong in (0, -1, 513, 2**40):
             with pytest.raises(KernelError, match=f"n_threads must be between 1 and 512, not {wrong}"):
@@ -269,7 +269,7 @@ class TestThreads:
 
 
 class TestLoading:
-    def test_a_file_that_is_no_library_is_reported(self, tmp_path) -> None:
+    def test_file_that_is_not_a_library_is_reported(self, tmp_path) -> None:
         damaged = tmp_path / library.FILE_NAME
         damaged.write_bytes(b"not a library")
         assert "can't be loaded" in library.open_library(damaged)

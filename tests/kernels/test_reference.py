@@ -20,14 +20,14 @@ def test_swiglu_gates_by_silu():
     assert float(out) == pytest.approx(2 / (1 + math.exp(-2)) * 3)
 
 
-def test_rotate_turns_interleaved_pairs():
+def test_rotate_rotates_interleaved_pairs():
     """A quarter turn takes (1, 2) to (-2, 1); the second pair does not turn."""
     cos, sin = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
     out = reference.rotate(torch.tensor([1.0, 2.0, 3.0, 4.0]), cos, sin)
     assert out.tolist() == [-2.0, 1.0, 3.0, 4.0]
 
 
-def test_rotate_turns_halves():
+def test_rotate_rotates_halves():
     """A quarter turn takes (1, 3) to (-3, 1); the second pair does not turn."""
     cos, sin = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
     out = reference.rotate(torch.tensor([1.0, 2.0, 3.0, 4.0]), cos, sin, interleaved=False)

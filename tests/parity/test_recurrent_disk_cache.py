@@ -99,7 +99,7 @@ def test_damaged_state_is_computed_again(folder, model, tmp_path):
     assert served(folder, tmp_path, (PROMPT, 8)) == [(128, expected)]
 
 
-def test_preempted_sequence_comes_back_from_disk_with_its_state(model, tmp_path):
+def test_preempted_sequence_is_restored_from_disk_with_its_state(model, tmp_path):
     layout = BlobLayout.of(model.spec.kept, model.fingerprint, torch.bfloat16)
     files = PageFiles(tmp_path, layout, PAGE, 1 << 26)
     pool = PagePool(model.spec.kept, PAGE, 4, torch.bfloat16)

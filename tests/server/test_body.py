@@ -117,7 +117,7 @@ def test_a_body_that_comes_byte_by_byte_is_read(server):
     assert b'{"text":"slow"}' in received(connection)
 
 
-def test_a_client_that_goes_within_its_body_is_no_error(server, caplog):
+def test_client_that_disconnects_within_its_body_causes_no_error(server, caplog):
     connection = server.connect()
     connection.sendall(b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
     connection.close()

@@ -105,7 +105,7 @@ class TestWholeAnswers:
             },
         }
 
-    def test_sixteen_tokens_unless_said_otherwise(self, server):
+    def test_default_is_sixteen_tokens(self, server):
         server.says([100] * 50)
         answer = server()
         assert answer["choices"][0]["finish_reason"] == "length"

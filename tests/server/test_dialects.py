@@ -153,7 +153,7 @@ def test_limits_are_refused_by_the_paths_own_name(path, fields, param):
         ({"format": "yaml"}, "format"),
     ],
 )
-def test_forms_that_are_none_are_refused_by_name(path, fields, param):
+def test_invalid_forms_are_refused_by_name(path, fields, param):
     with pytest.raises(Refused) as caught:
         request(path, **fields)
     assert (caught.value.status, caught.value.param) == (400, param)

@@ -181,7 +181,7 @@ class TestCompletions:
         assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
         assert whole.usage.completion_tokens == 8
 
-    def test_bounds_on_tokens_hold_and_what_leaves_none_is_an_error(self, client):
+    def test_token_bounds_hold_and_excluding_all_tokens_is_an_error(self, client):
         asked = {**GREEDY, "messages": ASK, "max_tokens": 64}
         free = client.chat.completions.create(**asked)
         assert free.choices[0].finish_reason == "stop"

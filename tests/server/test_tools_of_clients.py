@@ -103,7 +103,7 @@ class TestNamespaces:
         assert request.prompt[0]["tool_calls"][0]["function"]["name"] == "mcp__lamp__view"
         assert request.tool_choice == ToolChoice("named", "mcp__buoy__view")
 
-    def test_bare_inner_name_is_no_choice(self):
+    def test_bare_inner_name_is_not_a_choice(self):
         with pytest.raises(Refused, match="'view', which is not among the tools"):
             respond(tools=LAMPS, tool_choice={"type": "function", "name": "view"})
 

@@ -350,7 +350,7 @@ def test_tokenizer_and_generation_config_come_along(write: Any, tmp_path: Path) 
         (["--layers", "3000"], "free some space"),
     ],
 )
-def test_what_has_no_meaning_is_refused_in_a_sentence_and_leaves_nothing(
+def test_invalid_arguments_are_refused_and_leave_no_files(
     tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
 ) -> None:
     code = tool("synthesize").main([str(tmp_path / "new" / "model"), "--like", str(MOONLIGHT), *words])
@@ -360,7 +360,7 @@ def test_what_has_no_meaning_is_refused_in_a_sentence_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("size", ["0B", "5", "-1GiB", "5 TiBs", "1e9B"])
-def test_a_size_that_is_none_is_refused(tool: Any, capsys: pytest.CaptureFixture[str], size: str) -> None:
+def test_invalid_size_is_refused(tool: Any, capsys: pytest.CaptureFixture[str], size: str) -> None:
     with pytest.raises(SystemExit) as refused:
         tool("synthesize").main(["x", "--like", str(MOONLIGHT), f"--shard-bytes={size}"])
     assert refused.value.code == 2

@@ -50,7 +50,7 @@ def test_a_link_is_followed_within_the_folder_and_to_the_hubs_blobs_only(tmp_pat
             resolve_in(folder, name, SpecError)
 
 
-def test_blobs_near_a_folder_that_is_no_snapshot_are_outside_it(tmp_path: Path) -> None:
+def test_blobs_near_a_folder_that_is_not_a_snapshot_are_outside_it(tmp_path: Path) -> None:
     folder, blob = tmp_path / "models" / "mine", tmp_path / "blobs" / "hash"
     for place in (folder, blob.parent):
         place.mkdir(parents=True)

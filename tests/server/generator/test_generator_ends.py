@@ -142,7 +142,7 @@ class TestCancellation:
         assert joined(pieces) == asker.tokenizer.decode([100] * 40)
         assert len(pieces) <= 5
 
-    def test_others_have_their_turn_between_batches(self, asker, monkeypatch):
+    def test_other_events_run_between_batches(self, asker, monkeypatch):
         monkeypatch.setattr(generator_module, "_BATCH", 4)
         engine = asker.says([*asker.ids("</think>"), *[100] * 400, END])
 

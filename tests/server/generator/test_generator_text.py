@@ -76,7 +76,7 @@ class TestAConversation:
         assert {request.priority for request in asker.engine.requests} == {4}
         assert [piece for piece in pieces if isinstance(piece, Started)] == pieces[:1]
 
-    def test_choices_of_several_turns_are_counted_through(self, asker):
+    def test_choices_of_several_requests_are_numbered_consecutively(self, asker):
         asker.says([65], [66], [67], [68])
         pieces = asker(wanted("a", n=2), wanted("b c d", n=2))
         texts = [joined(pieces, choice=i) for i in range(4)]
@@ -132,7 +132,7 @@ class TestStopStrings:
         assert joined(pieces) == "ab"  # a call stands between the two letters
         assert ended(pieces).reason == "tool_calls"
 
-    def test_scores_of_tokens_within_one_are_not_told(self, asker):
+    def test_scores_of_tokens_within_a_stop_string_are_not_sent(self, asker):
         asker.says("</think>one two three four<|im_end|>")
         pieces = asker(wanted(HELLO, stop=[" two three"], logprobs=0))
         raw_text = b"".join(score.raw for score in scores(pieces))
@@ -250,7 +250,7 @@ class TestPrefill:
         self.pieces = asker(wanted([*HELLO, {"role": "assistant", **message}], continue_final_message=True, **fields))
         return asker.tokenizer.decode(asker.engine.requests[0].tokens)
 
-    def test_an_answer_goes_on(self, asker):
+    def test_prompt_continues_an_answer(self, asker):
         prompt = self.prompt(asker, {"content": "<|im_end|> The"}, thinking=False)
         assert prompt == asker.template.render(HELLO, thinking=False) + "<|im_end|> The"
         assert asker.engine.requests[0].tokens.count(END) == asker.template.encode(asker.tokenizer, HELLO).count(END)
@@ -261,7 +261,7 @@ class TestPrefill:
         assert prompt == asker.template.render(HELLO) + "Hm.</think>The"
         assert joined(self.pieces) == "more"
 
-    def test_a_thought_goes_on(self, asker):
+    def test_prompt_continues_a_thought(self, asker):
         assert self.prompt(asker, {"reasoning_content": "Hm"}) == asker.template.render(HELLO) + "Hm"
         assert joined(self.pieces, Reasoning) == "more"
 

@@ -84,7 +84,7 @@ class TestOneRun:
         assert "KeyError" in run(sides[0], Measurement("m", {"what": "unknown"})).failed
 
     @pytest.mark.parametrize("printed", ["", "print('[1]')", "print('{')", "print('{}')", "print('done')"])
-    def test_a_last_line_that_is_no_answer(self, tmp_path, printed):
+    def test_last_line_that_is_not_an_answer(self, tmp_path, printed):
         script = tmp_path / "other.py"
         script.write_text(printed)
         found = run(Side("x", Path(sys.executable), script, {"model": ""}), Measurement("m", {}))
@@ -210,7 +210,7 @@ class TestChoosing:
     def side(choice):
         return Side("p", Path(), Path(), {"model": "", **choice}, setting=f"{choice['load']}{choice['ubatch']}")
 
-    def test_knobs_are_turned_one_after_the_other(self):
+    def test_settings_are_tried_one_after_the_other(self):
         knobs = settings.Knobs(self.side, lambda m: {"ubatch": [1, 2, 3], "load": ["x", "y"]})
         best, tried = settings.fastest(knobs, Measurement("m", {}), self.once)
         assert best.setting == "x2"

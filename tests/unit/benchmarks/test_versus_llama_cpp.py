@@ -111,7 +111,7 @@ class TestKnobs:
         assert {len(options) for options in values.values()} == {1}
 
 
-def test_no_model_is_said(capsys, tmp_path):
+def test_missing_model_is_reported(capsys, tmp_path):
     assert versus_llama_cpp.main(["--work", str(tmp_path)]) == 2
     assert "Name the folder" in capsys.readouterr().err
     assert versus_llama_cpp.main([str(tmp_path), "--work", str(tmp_path)]) == 2

@@ -110,7 +110,7 @@ def test_parts_that_can_not_be_measured_are_named(earthshine, state: Path, monke
     assert "Measure again when no other programs run." in out
 
 
-def test_a_machine_that_does_nothing_else_is_no_news(earthshine, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_machine_is_not_reported(earthshine, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "busy_seconds", lambda: 0.0)
     code, out, _ = earthshine("bench", "machine")
     assert code == 0

@@ -15,7 +15,7 @@ def test_inspect_of_an_id_fetches_no_weights(hub):
     assert not [line for line in hub.served if "safetensors" in line]
 
 
-def test_a_download_that_broke_goes_on_where_it_stopped(hub):
+def test_interrupted_download_is_resumed(hub):
     hub.break_after = 15_000_000  # bytes come in pieces of 10 MiB
     done = hub.run("chat", "team/gleam", "-p", "list all files")
     if done.returncode:

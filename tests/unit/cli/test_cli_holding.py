@@ -76,7 +76,7 @@ def test_impossible_options_are_refused_in_a_sentence_and_exit_2(earthshine, tex
         assert "Traceback" not in err
 
 
-def test_wrong_words_are_refused_before_anything_is_read(earthshine, monkeypatch):
+def test_invalid_options_are_refused_before_anything_is_read(earthshine, monkeypatch):
     """A size that is none, and a dtype that is none, need no model; nor do they wait for a question."""
     monkeypatch.setattr(sys, "stdin", None)
     for option, value in (("--memory", "lots"), ("--dtype", "fp8"), ("--context", "1")):

@@ -95,7 +95,7 @@ def test_plan_options_reach_the_plan(earthshine, k2_6):
     assert found["contexts"][0]["decode"]["tokens"] == 4
 
 
-def test_changes_without_an_effect_and_small_amounts_are_said_as_such(earthshine):
+def test_changes_without_an_effect_and_small_amounts_are_reported(earthshine):
     at = ("plan", "--machine", "desktop-128gb", "--watts", 200, "--machine-price", 1000)
     found, (code, out, err) = facts(earthshine(*at, "--json")), earthshine(*at)
     assert (code, err) == (0, "")
@@ -166,7 +166,7 @@ def test_what_is_free_here_says_nothing_about_a_machine_measured_elsewhere(earth
     assert found["plan"]["memory"]["budget_bytes"] == int(0.85 * (900 << 30))
 
 
-def test_a_saved_plan_gives_the_answers_of_none(earthshine, tmp_path):
+def test_saved_plan_changes_no_answer(earthshine, tmp_path):
     file, text = tmp_path / "plan.json", tmp_path / "text"
     text.write_text("List all files in a directory, then count them.")
     code, _, err = earthshine(

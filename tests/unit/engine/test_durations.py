@@ -16,7 +16,7 @@ from earthshine.engine.durations import Durations, fair_shares
         ([7, 7], 0, [0, 0]),
     ],
 )
-def test_shares_are_even_and_none_is_wasted(wanted, room, shares):
+def test_shares_are_even_and_use_all_room(wanted, room, shares):
     assert fair_shares(wanted, room) == shares
 
 

@@ -148,7 +148,7 @@ def test_a_prompts_progress_climbs_layer_by_layer_to_its_new_tokens() -> None:
     ],
     ids=str,
 )
-def test_options_that_can_not_be_are_refused(options: dict[str, object], message: str) -> None:
+def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_model(GLEAM, PlanArgs(**options))
 

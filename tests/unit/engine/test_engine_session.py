@@ -43,7 +43,7 @@ def test_a_prompt_passes_in_steps_of_prefill_tokens(make_session, decoder):
     assert decoder.steps == [PROMPT[:4], PROMPT[4:8], PROMPT[8:]]
 
 
-def test_an_answer_that_comes_back_in_the_next_prompt_is_reused(make_session, decoder):
+def test_answer_in_the_next_prompt_is_reused(make_session, decoder):
     """The last token sampled has no latent yet and is computed with what follows it."""
     session = make_session(decoder)
     session.sync(PROMPT)
@@ -115,7 +115,7 @@ def test_an_iterator_does_not_go_on_over_a_session_that_changed(make_session):
         assert session.tokens == held
 
 
-def test_a_stop_token_ends_generation_and_is_held_but_is_no_event(make_session):
+def test_stop_token_ends_generation_without_an_event(make_session):
     reference = make_session()
     reference.sync(PROMPT)
     answer = produced(reference.generate(GREEDY))
@@ -186,7 +186,7 @@ def test_pages_that_would_be_dropped_count_as_room(make_session, make_pool):
     assert session.sync(PROMPT) == Synced(0, 10)
 
 
-def test_closed_session_gives_its_pages_back_once_and_is_refused(make_session, make_pool):
+def test_closed_session_releases_its_pages_once_and_is_refused(make_session, make_pool):
     pool, closed = make_pool(n_pages=3), []
     session = make_session(pool=pool, on_close=lambda: closed.append(pool.free_pages))
     session.sync(PROMPT)
@@ -262,7 +262,7 @@ def test_scores_never_hold_more_logits_than_those_of_64_rows(make_session, make_
     assert torch.equal(whole, pieces)
 
 
-def test_tokens_that_are_none_of_the_models_are_refused(make_session):
+def test_token_ids_outside_the_vocabulary_are_refused(make_session):
     session = make_session()
     for tokens in ([], [40], [-1], ["a"], [1.5], [None]):
         with pytest.raises(UsageError):

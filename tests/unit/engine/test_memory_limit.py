@@ -68,7 +68,7 @@ def test_slots_that_were_never_used_free_nothing_so_more_of_them_go() -> None:
     assert process.slots == 200 * MIB - 90 * MIB - NEAR_BYTES
 
 
-def test_between_near_and_over_a_step_goes_on_without_slots() -> None:
+def test_step_near_the_limit_runs_without_slots() -> None:
     for held in (BUDGET - NEAR_BYTES + 1, BUDGET):
         Process(held).limit().check()
 
@@ -141,9 +141,7 @@ def answer(session: Session) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("slots", ["all", "some"])
-def test_a_ballast_takes_slots_until_none_is_left_and_no_answer_changes(
-    ballast: Callable[[int], None], slots: str
-) -> None:
+def test_growing_program_takes_slots_and_changes_no_answer(ballast: Callable[[int], None], slots: str) -> None:
     """Slots go in steps; a step without one left is refused, and goes on when there is more room."""
     model = loaded()
     if slots == "some":

@@ -206,7 +206,7 @@ def test_page_that_is_damaged_on_disk_comes_from_the_peer(machine, peer, files, 
     assert outcome(events) == alone
 
 
-def test_peer_that_is_slow_holds_up_nobody_else(machine, peer, alone):
+def test_slow_peer_delays_no_other(machine, peer, alone):
     """Pages from disk arrive and requests are computed while the peer has not answered."""
     peer.open.clear()
     slow, slow_events = machine.submit(PROMPT)

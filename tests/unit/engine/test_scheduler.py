@@ -151,7 +151,7 @@ def test_a_cancelled_reply_ends_within_a_step():
     bench.nothing_is_held()
 
 
-def test_prefill_pass_that_nobody_waits_for_is_closed():
+def test_prefill_pass_of_cancelled_requests_is_closed():
     bench = Bench()
 
     def cancel() -> None:

@@ -24,7 +24,7 @@ def test_preempted_sequence_finds_its_pages_on_disk(tmp_path):
     files.close()
 
 
-def test_a_prefix_comes_back_from_disk_after_a_restart(tmp_path):
+def test_prefix_is_read_from_disk_after_a_restart(tmp_path):
     for run in range(2):
         files = PageFiles(tmp_path, LAYOUT, PAGE, 1 << 20)
         bench = Bench(files=files)
@@ -102,7 +102,7 @@ def test_request_that_waits_for_pages_does_not_hold_up_others(tmp_path):
     files.close()
 
 
-def test_cancelled_request_gives_pages_back_that_were_on_their_way(tmp_path):
+def test_cancelled_request_releases_pages_that_are_being_read(tmp_path):
     files = SlowDisk(tmp_path, LAYOUT, PAGE, 1 << 20)
     bench = Bench(files=files)
     bench.ask(PROMPTS[3])
@@ -264,7 +264,7 @@ def test_slow_or_full_disk_costs_no_reply(disk, keep_all, steps):
     bench.nothing_is_held()
 
 
-def test_disk_that_hangs_holds_up_no_reply_for_good(monkeypatch):
+def test_hanging_disk_delays_no_reply_forever(monkeypatch):
     """After a while without a page written, those that wait for it are not counted on: others are evicted unwritten."""
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0])

@@ -68,7 +68,7 @@ def test_a_sink_that_fails_ends_its_reply_alone():
     bench.nothing_is_held()
 
 
-def test_decode_steps_run_beside_a_prefill_pass_that_is_taken_again():
+def test_decode_steps_run_beside_a_repeated_prefill_pass():
     """Two prompts fail together, and each of them is then computed alone."""
 
     class Together(FakeDecoder):

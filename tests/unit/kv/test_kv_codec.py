@@ -43,7 +43,7 @@ def same(one: KVBlob, other: KVBlob) -> bool:
 
 @pytest.mark.parametrize("form", ValueFormat)
 @pytest.mark.parametrize(("n_tokens", "pending", "tail_dim"), [(5, 0, 6), (5, 1, 0), (0, 0, 0), (0, 1, 0), (1, 0, 0)])
-def test_a_blob_comes_back_as_it_was(form, n_tokens, pending, tail_dim):
+def test_blob_is_read_back_unchanged(form, n_tokens, pending, tail_dim):
     blob = make_blob(form, n_tokens, pending, tail_dim)
     data = blob.to_bytes()
     assert len(data) == blob.header.blob_bytes
@@ -95,7 +95,7 @@ def piece(blob: KVBlob, start: int, prior: bytes) -> bytes:
     return file.getvalue()
 
 
-def test_piece_comes_back_with_its_place_but_is_no_whole_sequence():
+def test_piece_is_read_back_with_its_position_but_not_as_a_whole_sequence():
     blob = make_blob()
     data = piece(blob, 640, PRIOR)
     reader = BlobReader(io.BytesIO(data), len(data))

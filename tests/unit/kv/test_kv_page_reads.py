@@ -261,7 +261,7 @@ def test_thread_that_cannot_be_started_ends_the_fetch_and_the_next_tries_again(m
     reads.close()
 
 
-def test_sequence_goes_on_with_nothing_found_where_no_thread_can_be_started(monkeypatch):
+def test_sequence_is_computed_where_no_reading_thread_can_be_started(monkeypatch):
     """Nothing stays held, so that its pages can be computed."""
 
     def fail(thread: threading.Thread) -> None:

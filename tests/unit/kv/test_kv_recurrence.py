@@ -83,7 +83,7 @@ def test_decoding_keeps_a_checkpoint_at_each_page_boundary_and_the_oldest_goes_f
     assert held(page_table) == after(list(range(4)))
 
 
-def test_without_a_slot_for_a_checkpoint_the_step_goes_on_without():
+def test_step_without_a_free_slot_keeps_no_checkpoint():
     page_table = PageTable(make_pool(n_states=2))
     extend(page_table, list(range(6)))
     extend(page_table, list(range(6, 13)))

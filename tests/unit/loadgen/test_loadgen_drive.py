@@ -269,7 +269,7 @@ class TestFailures:
         assert problems.count("this client has too many open connections; see ulimit -n") == 57
         assert run.unsent == 0
 
-    def test_hostile_usage_is_no_usage(self, server):
+    def test_hostile_usage_is_ignored(self, server):
         target = open_target(parse_site(server.url), "completions")
         usage = {"prompt_tokens": -1, "completion_tokens": 1e9, "cached_tokens": "all", "prompt_tokens_details": []}
         done = chunk(json.dumps({"choices": {}, "usage": usage})) + chunk("[DONE]")

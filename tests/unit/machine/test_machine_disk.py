@@ -87,7 +87,7 @@ class TestFolder:
         with pytest.raises(UsageError, match="can't be measured: Not a directory"):
             disk.measure_folder(solid)
 
-    def test_memory_is_no_disk(self) -> None:
+    def test_file_system_in_memory_is_not_a_disk(self) -> None:
         mounts = Path("/proc/self/mounts").read_text().splitlines()
         place = next((line.split()[1] for line in mounts if line.split()[2] == "tmpfs"), None)
         if place is None:
@@ -157,13 +157,13 @@ class TestReading:
             assert disk._round(-1, memoryview(bytearray(8192)), pool, [5, 1, 2], 4096, 1) > 0
         assert offsets == [5 * 4096]
 
-    def test_a_file_that_became_shorter_is_no_endless_loop(self, solid: Path) -> None:
+    def test_file_that_became_shorter_ends_the_read(self, solid: Path) -> None:
         descriptor = os.open(solid, os.O_RDONLY)
         with pytest.raises(OSError, match="shorter"):
             disk._read(descriptor, memoryview(bytearray(4096)), 10 << 20)
         os.close(descriptor)
 
-    def test_without_direct_reads_the_page_cache_is_asked_and_it_is_said(self, folder: Path, monkeypatch) -> None:
+    def test_without_direct_reads_the_page_cache_is_dropped_and_reported(self, folder: Path, monkeypatch) -> None:
         asked = []
         monkeypatch.setattr(disk, "_pass_by_cache", lambda _: False)
         monkeypatch.setattr(os, "posix_fadvise", lambda *call: asked.append(call[3]))

@@ -70,7 +70,7 @@ def test_a_file_system_with_a_number_of_its_own_is_followed_to_its_disk(system, 
 
 
 @pytest.mark.parametrize(("kind", "found"), [("nfs4", "network"), ("tmpfs", "unknown"), ("", "unknown")])
-def test_what_is_no_disk_has_no_link(system, tmp_path, kind, found) -> None:
+def test_file_system_without_a_disk_has_no_link_rate(system, tmp_path, kind, found) -> None:
     system.groups(mounts=f"35 31 {here(tmp_path)} / / rw - {kind} server:/x rw\n" if kind else "")
     assert drive.disk_kind(tmp_path, system.root) == found
     assert drive.link_rate(tmp_path, system.root) is None

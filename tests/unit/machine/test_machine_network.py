@@ -39,7 +39,7 @@ def test_it_listens_to_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("name", ["create_server", "create_connection"])
-def test_a_system_that_permits_none_has_no_figure(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_system_that_permits_no_connection_has_no_figure(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -60,7 +60,7 @@ def test_a_stranger_without_the_token_is_dropped() -> None:
         assert not thread.is_alive()
 
 
-def test_an_answer_that_ends_early_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_that_ends_early_gives_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     def hang_up(listener: socket.socket, *_: object) -> None:
         listener.accept()[0].close()
 

@@ -138,7 +138,7 @@ class TestVersion1:
         assert probe.memory_total(system.root) == 7 * 10**9
 
     @pytest.mark.parametrize("text", ["", "-1", "0", "many", "9" * 30, "5 GB", "5e9", "\xff"])
-    def test_a_limit_that_is_no_number_is_none(self, system, text: str) -> None:
+    def test_limit_that_is_not_a_number_is_ignored(self, system, text: str) -> None:
         system.groups("4:memory:/")
         system.write("sys/fs/cgroup/memory/memory.limit_in_bytes", text)
         system.write("sys/fs/cgroup/memory/memory.stat", f"hierarchical_memory_limit {text}\nalone\n")
@@ -231,7 +231,7 @@ class TestStrangeSystems:
         [("cpu  100 20 30 4000 500 6 7 8 90 10\ncpu0 1 1", 171.0), ("cpu  100 20 30 4000", 150.0), ("", 0.0),
          ("cpu x", 0.0), ("intr 5 6", 0.0)],
     )  # fmt: skip
-    def test_idle_time_is_no_work(self, system, text: str, expected: float) -> None:
+    def test_idle_time_does_not_count_as_work(self, system, text: str, expected: float) -> None:
         system.write("proc/stat", text)
         assert probe.busy_seconds(system.root) * os.sysconf("SC_CLK_TCK") == expected
 

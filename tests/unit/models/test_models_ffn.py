@@ -24,7 +24,7 @@ def _moe(router, shared=None, *, normalize=True, dtype=torch.float32):
     return Moe(spec, 5, router.to(dtype), torch.zeros(len(router)), shared)
 
 
-def test_logits_that_bf16_can_not_tell_apart_are_told_apart():
+def test_logits_that_are_equal_in_bf16_are_distinguished():
     x, experts = torch.tensor([[1.0, 2.0**-10]]).bfloat16(), Recorder()
     out = _moe(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), dtype=torch.bfloat16)(x, experts)
     assert (experts.layer, experts.chosen.tolist(), out.dtype) == (5, [[1]], torch.bfloat16)

@@ -75,7 +75,7 @@ def test_without_yarn_nothing_is_scaled():
     assert float(frequencies(rope)[31]) == pytest.approx(50000.0 ** (-62 / 64))
 
 
-def test_table_turns_by_position_times_frequency():
+def test_table_rotates_by_position_times_frequency():
     cos, sin = RotaryTable(K26).at(torch.tensor([0, 5000]))
     assert cos[0].tolist() == [1.0] * 32
     angle = 5000 * float(frequencies(K26)[10])

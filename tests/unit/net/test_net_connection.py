@@ -41,7 +41,7 @@ def test_those_that_never_sent_anything_are_closed_first_and_of_a_kind_the_one_t
     assert order(waiting) == ["d", "e", "b", "c", "a"]
 
 
-def test_who_asks_again_waits_anew():
+def test_repeated_wait_starts_again():
     waiting = Waiting()
     found = put(waiting, BETWEEN, "a", "b", "c")
     waiting.put(found["a"], IN_HEAD)

@@ -40,7 +40,7 @@ SMALL = machine(memory_bytes=2 * GIB)
     ],
     ids=str,
 )
-def test_plan_options_that_can_not_be_are_refused(args: PlanArgs, message: str) -> None:
+def test_impossible_plan_options_are_refused(args: PlanArgs, message: str) -> None:
     with pytest.raises(UsageError) as refusal:
         make_plan(SPEC, args, SMALL)
     assert message in str(refusal.value)

@@ -50,7 +50,7 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["input", "output", "cached_input"])
 @pytest.mark.parametrize("value", [-0.01, "1.5", True, [], 1e6 + 1, 10**400, {}], ids=lambda value: str(value)[:9])
-def test_a_price_that_is_none_is_refused_by_its_entry(tmp_path: Path, name: str, value: Any) -> None:
+def test_invalid_price_is_refused_by_its_entry(tmp_path: Path, name: str, value: Any) -> None:
     error = refused(table(tmp_path, GOOD, {**GOOD, "name": "second", name: value}))
     assert "price 2, 'second'" in error
     assert f"{name} is " in error

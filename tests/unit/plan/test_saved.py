@@ -181,7 +181,7 @@ def test_numbers_beyond_a_numbers_range_are_refused(tmp_path: Path, plan: Plan, 
     refused(tmp_path / "plan.json", raw[:first] + text + raw[raw.index(",", first) :])
 
 
-def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_invalid_file_is_refused(tmp_path: Path) -> None:
     for name in ("absent.json", "."):
         with pytest.raises(UsageError):
             read_plan(tmp_path / name)

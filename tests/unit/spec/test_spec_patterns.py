@@ -64,7 +64,7 @@ def test_the_work_of_many_names_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("first", ["a", "aend of name"])
-def test_the_end_of_a_name_is_no_text(first: str) -> None:
+def test_end_of_a_name_is_not_text(first: str) -> None:
     patterns = Patterns([parse("a$")])
     for name in (first, "a", "aend of name"):
         assert patterns.matches(patterns.after(patterns.start, name)) == (name == "a")

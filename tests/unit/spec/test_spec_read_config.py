@@ -119,7 +119,7 @@ def test_a_quantisation_that_only_its_own_file_names_is_refused(
 
 
 @pytest.mark.parametrize("quantization", [{}, {"quant_algo": None, "kv_cache_quant_algo": None}])
-def test_a_quantisation_file_that_says_nothing_is_no_reason_to_refuse(
+def test_quantisation_file_without_effect_is_accepted(
     tmp_path: Path, k2_instruct: dict[str, Any], quantization: object
 ) -> None:
     assert load_spec(_exported(tmp_path, k2_instruct, quantization)).expert_storage == "bf16"

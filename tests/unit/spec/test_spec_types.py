@@ -109,7 +109,7 @@ def test_a_value_of_a_wrong_type_is_refused_by_its_key(config: Config) -> None:
 
 
 @pytest.mark.parametrize("value", [5, "int4", [], [{}], True])
-def test_a_quantization_that_is_no_object_is_said_to_be_none(k26: Config, value: object) -> None:
+def test_quantization_that_is_not_an_object_is_refused(k26: Config, value: object) -> None:
     k26["quantization_config"] = value  # beside the one in text_config
     with pytest.raises(SpecError, match=r"quantization_config is .*; it must be an object\.$"):
         spec_from_config(k26)

@@ -92,7 +92,7 @@ def test_what_the_model_must_choose_stays_its_choice(house: House) -> None:
     }
 
 
-def test_a_model_that_goes_on_is_not_hurried(house: House) -> None:
+def test_model_that_does_not_end_is_not_constrained(house: House) -> None:
     """Nor one that may end where it wishes to, one that ends a thought, and forms that are not JSON."""
     constraint = house.compile(format="json_schema", value=WEATHER).start()
     comma = house.tokenizer.encode(",", allow_special=False)[0]

@@ -67,7 +67,7 @@ def test_rewritten_ids_are_undone(made: str, sent: str) -> None:
     assert _answers(repaired) == [("functions.Read:0", "Read")]
 
 
-def test_reused_ids_mean_the_nearest_turn() -> None:
+def test_reused_ids_mean_the_nearest_message() -> None:
     turn = [_asks(("call_0", "a"), ("call_1", "b")), _result("call_0"), _result("call_1")]
     repaired, _ = repair_history([USER, *turn, *turn])
     assert [call_id for call_id, _ in _answers(repaired)] == [
@@ -75,7 +75,7 @@ def test_reused_ids_mean_the_nearest_turn() -> None:
     ]  # fmt: skip
 
 
-def test_equal_ids_in_one_turn_are_answered_in_order() -> None:
+def test_equal_ids_in_one_message_are_answered_in_order() -> None:
     repaired, _ = repair_history([USER, _asks(("c", "a"), ("c", "b")), _result("c"), _result("c")])
     assert _answers(repaired) == [("functions.a:0", "a"), ("functions.b:1", "b")]
 

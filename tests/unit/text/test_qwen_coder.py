@@ -163,7 +163,7 @@ def test_other_ways_to_write_the_same_call(tokenizer, text, arguments) -> None:
 
 
 @pytest.mark.parametrize("body", ["", "hm", "<function=>", "<function=a\n>", '{"name": "f"}', "<parameter=a>\n1"])
-def test_what_is_no_call_becomes_content(tokenizer, body) -> None:
+def test_text_that_is_not_a_call_becomes_content(tokenizer, body) -> None:
     text = f"a\n<tool_call>\n{body}\n</tool_call>b"
     assert parse(tokenizer, text) == [Content(text)]
 
@@ -197,7 +197,7 @@ def test_text_between_values_is_content_at_the_end_of_a_call(tokenizer, body, ar
 
 
 @pytest.mark.parametrize("cut", ["<", "<param", "<parameter=da", "</func"])
-def test_a_tag_that_the_reply_ends_within_is_no_content(tokenizer, cut) -> None:
+def test_tag_that_the_reply_cuts_is_not_content(tokenizer, cut) -> None:
     begun = "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n"
     assert parse(tokenizer, begun + "<parameter=days>\n3\n</parameter>\n" + cut)[-1] == ToolCallArguments(
         0, '{"city": "Rome", "days": 3'
@@ -221,7 +221,7 @@ def test_nothing_raises_and_no_text_is_lost(tokenizer, pieces) -> None:
 
 
 @given(st.text(alphabet="a\n</>=parmetfuncio ", max_size=60))
-def test_a_text_comes_back_as_it_was_written(tokenizer, value) -> None:
+def test_text_value_is_parsed_unchanged(tokenizer, value) -> None:
     """Unless a tag of the form follows an end tag in it."""
     if "</parameter>" not in value and "<parameter=" not in value:
         assert value_of(tokenizer, "text", value) == value

@@ -58,7 +58,7 @@ def test_a_required_call_fits_its_schema(model, thinking) -> None:
             assert is_weather(json.loads(call.arguments))
 
 
-def test_a_conversation_goes_on_behind_a_call(model) -> None:
+def test_conversation_continues_after_a_call(model) -> None:
     call = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome", "days": 3}'}}
     messages = [
         {"role": "user", "content": "Rome?"},

@@ -98,7 +98,7 @@ def test_a_call_is_the_same_streamed_and_not(served: Served) -> None:
     assert not whole["message"]["content"]
 
 
-def test_a_conversation_goes_on_behind_the_result_of_a_tool(served: Served) -> None:
+def test_conversation_continues_after_a_tool_result(served: Served) -> None:
     messages: list[Body] = [{"role": "user", "content": "Rome? " * 30}]
     first = served.chat(messages, tools=TOOLS, **FORCED)["message"]
     messages += [first, {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": "sun"}]

@@ -60,7 +60,7 @@ def test_a_literal_position_inside_a_control_token_makes_it_text(tiny: Tokenizer
 
 
 @given(text=TEXT | TANGLED, allow=st.booleans())
-def test_any_text_comes_back(tiny: Tokenizer, text: str, allow: bool) -> None:
+def test_any_text_round_trips(tiny: Tokenizer, text: str, allow: bool) -> None:
     assert tiny.decode(tiny.encode(text, allow)) == text
 
 
@@ -279,7 +279,7 @@ def test_links_of_the_hub_cache_are_followed(tmp_path: Path, ranks: Ranks, tiny_
     assert load_tokenizer(snapshot).vocab_size == len(tiny_tokens) + 256
 
 
-def test_a_file_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_regular_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "tiktoken.model")
     with pytest.raises(TextError, match="not a regular file"):
         load_tokenizer(tmp_path)

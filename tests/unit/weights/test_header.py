@@ -89,7 +89,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "shape", [[2**32, 2**32], [2**62, 2], [2**62, 0], [10**4000], [-1], [2.0], [True], ["4"], 4, None, [1] * 9]
 )
-def test_a_shape_that_overflows_or_is_no_list_of_counts_is_refused(tmp_path: Path, shape: object) -> None:
+def test_shape_that_overflows_or_is_not_a_list_of_counts_is_refused(tmp_path: Path, shape: object) -> None:
     header = {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}
     refused(raw_file(tmp_path / "x", header, bytes(4)), "tensor 'a' has a shape")
 

@@ -125,7 +125,7 @@ def test_a_manifest_that_does_not_fit_is_refused(
         load_manifest(checkpoint)
 
 
-def test_a_manifest_that_is_no_json_or_a_link_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_manifest_that_is_not_json_or_links_elsewhere_is_refused(tmp_path: Path) -> None:
     checkpoint = hashed(tmp_path / "model")
     path = tmp_path / "model" / MANIFEST_NAME
     raw = path.read_bytes()

@@ -35,7 +35,7 @@ def test_any_range_arrives_at_its_place_in_a_page(file: Path) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 100, PAGE, PAGE + 1])
-def test_a_short_read_goes_on_where_it_stopped(file: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_short_read_is_continued(file: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Through the page cache, which takes any length; a read that brings less than a page of a last page ends."""
     real = os.preadv
 
@@ -70,7 +70,7 @@ def test_a_file_that_ends_early_or_changed_is_named(file: Path) -> None:
             reader.open(file.parent)
 
 
-def test_an_error_of_the_disk_is_said_and_the_next_read_works(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_error_is_raised_and_the_next_read_works(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = Arena(8 * PAGE, 1).view(0)
 
     def failing(*_: Any) -> int:
@@ -87,7 +87,7 @@ def test_an_error_of_the_disk_is_said_and_the_next_read_works(file: Path, monkey
         assert reader.direct
 
 
-def test_where_reads_past_the_cache_fail_the_cache_serves_and_that_is_said(
+def test_failing_direct_reads_fall_back_to_the_page_cache_with_a_reason(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, buffer = os.preadv, Arena(8 * PAGE, 1).view(0)

@@ -255,7 +255,7 @@ def test_after_an_interruption_no_half_read_unit_is_used(tmp_path: Path, countdo
         assert_published(checkpoint, values(trunk))
 
 
-def test_progress_is_told_in_bytes_to_the_end(checkpoint: Checkpoint, reader: Reader) -> None:
+def test_progress_is_reported_in_bytes_to_the_end(checkpoint: Checkpoint, reader: Reader) -> None:
     reports: list[tuple[int, int]] = []
     StoredTrunk(checkpoint, reader, streamed=frozenset(["layers.1"]), progress=lambda *pair: reports.append(pair))
     sizes = {name: unit.nbytes for name, unit in units(checkpoint).items() if name != "layers.1"}

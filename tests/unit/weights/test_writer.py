@@ -101,7 +101,7 @@ def test_values_that_are_not_finite_are_not_encoded(encode: object) -> None:
             encode(weight)
 
 
-def test_int4_refuses_a_width_that_is_no_multiple_of_its_group() -> None:
+def test_int4_refuses_a_width_that_is_not_a_multiple_of_its_group() -> None:
     with pytest.raises(UsageError, match="multiple of 32"):
         encode_int4(weights(2, 40))
 

@@ -16,7 +16,7 @@ from .conftest import BLOCK, PAGES, PARTS, holds, listed, path_of, put
 
 
 class TestPages:
-    def test_a_page_comes_back_and_is_counted(self, make_files, tmp_path):
+    def test_page_is_read_back_and_counted(self, make_files, tmp_path):
         files = make_files()
         assert not holds(files, PAGES[1])
         assert put(files, *PAGES[:3]) == [True, True, True]
