@@ -6,11 +6,11 @@ All variables are optional; an empty one counts as unset. A value that has no me
                          is seen here. It hides better ones, for tests, and is refused where the processor lacks it
     EARTHSHINE_HOME      the folder that downloaded models go to; by default Hugging Face's own cache
     HF_TOKEN             passed to the downloader, never shown
-    XDG_STATE_HOME       where the measured profile of this machine lies, in a folder earthshine; by default
+    XDG_STATE_HOME       folder of the measured profile of this machine, in a subfolder earthshine; by default
                          ~/.local/state. One that does not start with / is ignored, as its specification asks
-    XDG_CACHE_HOME       where conversations lie that a server keeps on disk, in a folder earthshine; by default
+    XDG_CACHE_HOME       folder of the server's disk cache, in a subfolder earthshine; by default
                          ~/.cache, and the same holds
-    HF_HUB_CACHE, HF_HOME where the downloader's own cache lies, which it reads itself; here to know the disk
+    HF_HUB_CACHE, HF_HOME the downloader's own cache; read here only to find its disk
 """
 
 import os

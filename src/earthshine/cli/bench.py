@@ -49,7 +49,7 @@ ATTENTION = ((16, 1), (64, 1), (64, 256))  # heads, tokens: Moonlight's and Kimi
 _MEMORY_BYTES = 1 << 30
 _LEAST_MEMORY_BYTES = 256 << 20  # beyond most caches, and three matrices of bf16
 _LAYER_TOKENS, _WARM_TOKENS = 64, 8
-_BUSY = 0.1  # share of the processors' time beyond which the profile says that other programs ran
+_BUSY = 0.1  # share of the processors' time beyond which the profile notes that other programs ran
 _LEAST_SHARE = 0.25  # of a token's time in gleam, since its weights are partly in a cache and read faster
 
 

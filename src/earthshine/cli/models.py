@@ -46,7 +46,7 @@ def pull(model: Annotated[str, typer.Argument(help="A Hugging Face id, such as m
     pending = pending_download(model)
     if pending.files:
         print(f"{model} ({spec.family}), to download: {pending.size.sentence()}.")
-        print("Ctrl-C stops; the same command goes on from there.", flush=True)
+        print("Ctrl-C stops; run the same command again to resume.", flush=True)
     find_model(model)
     found = find_downloaded(model)
     print(f"{model} is whole: {format_bytes(found.nbytes)} in {found.folder}.")

@@ -248,7 +248,7 @@ def read_trunk(checkpoint: Checkpoint, dtype: torch.dtype, manifest: Manifest | 
 
 
 def sampling_defaults(folder: Path) -> SamplingParams:
-    """`temperature`, `top_p` and `top_k` as generation_config.json recommends them; greedy where it says nothing.
+    """`temperature`, `top_p` and `top_k` as generation_config.json recommends them; greedy where it has none.
 
     Raises CheckpointError for a file that is not a JSON object of at most 1 MiB with sensible numbers there.
     """

@@ -18,7 +18,7 @@ from torch import Tensor
 from earthshine.engine.sampling_params import SamplingParams
 from earthshine.errors import EarthshineError, UsageError
 
-_NUCLEUS_FIRST = 1024  # tokens sorted before a whole vocabulary is; nearly every nucleus lies within
+_NUCLEUS_FIRST = 1024  # tokens sorted before a whole vocabulary is; nearly every nucleus is within these
 
 
 @dataclass(frozen=True, slots=True)

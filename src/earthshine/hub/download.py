@@ -28,12 +28,12 @@ _SMALL = (
     "tiktoken.model",
     "chat_template.jinja",
 )
-_KEPT = "What has arrived is kept, and the same command goes on from there."
+_KEPT = "Downloaded data is kept; run the same command again to resume."
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What a download still has to fetch: `files` are missing, whole or in part; `size` says how much that is."""
+    """What a download still has to fetch: `files` are missing or incomplete; `size`: the missing bytes, in words."""
 
     name: str
     files: tuple[RemoteFile, ...]

@@ -1,4 +1,4 @@
-"""What lies in the folder of downloads: each model's size and state, and its removal.
+"""The models in the folder of downloads: each one's size and state, and its removal.
 
 Nothing outside of that folder is removed: links in it are, their targets are not.
 """
@@ -24,7 +24,7 @@ class Downloaded:
 
     nbytes: what its files occupy, parts of files included. family: of its config, None for one that is not read.
     n_shards: weight files that it needs, of which `n_absent` are not there; both 0 without a readable config.
-    elsewhere: where its files lie if a link leads out of the folder of downloads.
+    elsewhere: where its files are if a link leads out of the folder of downloads.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The folder of downloads: where a model lies in it, and which files of a model are needed.
+"""The folder of downloads: where a model is in it, and which of its files are needed.
 
 The layout is that of Hugging Face's cache, which other programs share: `models--ORG--NAME` with `blobs` (the files,
 named by digest), `snapshots/COMMIT` (links to them under their own names) and `refs/main` (the newest commit).
@@ -25,7 +25,7 @@ def is_id(name: str) -> bool:
 
 
 def model_folder(name: str) -> Path:
-    """Where an id's files lie, there or not."""
+    """The folder of an id's files, which need not exist."""
     return read_settings().downloads / (_PREFIX + name.replace("/", "--"))
 
 

@@ -34,7 +34,7 @@ class RemoteFile:
     is_large: bool
 
     def part(self, blobs: Path) -> Path:
-        """Where what has arrived of it lies, there or not."""
+        """The path of the part that has been downloaded, which need not exist."""
         return blobs / f"{self.digest}.incomplete"
 
     def arrived(self, blobs: Path) -> int:

@@ -315,7 +315,7 @@ def _takes(*weights: Weight) -> bool:
 
 
 def _is_stored(weight: Weight) -> bool:
-    """Whether the native library takes it as it lies."""
+    """Whether the native library takes it without a copy."""
     return isinstance(weight, Matrix) or (weight.dtype == torch.bfloat16 and weight.is_contiguous())
 
 

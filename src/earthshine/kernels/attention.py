@@ -45,7 +45,7 @@ class _Attention(ctypes.Structure):
 class PagedTokens:
     """The next `count` tokens of a batch: positions `start` and on of one sequence, whose pages are `pages`.
 
-    pages: int32 [n], contiguous, on the CPU; position p lies in page pages[p // page_tokens] of the pool.
+    pages: int32 [n], contiguous, on the CPU; position p is in page pages[p // page_tokens] of the pool.
     """
 
     count: int

@@ -25,7 +25,7 @@ def rms_norm(
 
     x: bf16 or fp32 [..., dim]; weight: bf16 [dim]. With `added`, bf16 [..., dim], x += added comes first, rounded to
     x's dtype and kept in x: a residual and the norm after it in one pass. `out`: bf16 [..., dim], which may be x.
-    Heads [tokens, n_heads, dim] may lie in wider rows, as those of queries do in a product of queries and keys.
+    Heads [tokens, n_heads, dim] may be parts of wider rows, as those of queries do in a product of queries and keys.
     """
     dim = x.shape[-1] if x.ndim else 0
     if weight.dtype is not _BF16 or weight.shape != (dim,) or not weight.is_contiguous() or not weight.is_cpu:
@@ -165,7 +165,7 @@ def route(
 
 
 def _is_wide(x: Tensor) -> bool:
-    """Whether x is fp32 rather than bf16; KernelError where it is neither, has no axis, or lies elsewhere."""
+    """Whether x is fp32 rather than bf16; KernelError where it is neither, has no axis, or is not on the CPU."""
     wide = x.dtype is _FP32
     if (not wide and x.dtype is not _BF16) or not x.ndim or not x.is_cpu:
         raise KernelError(f"x must be bf16 or fp32 [..., dim] on the CPU, not {_words(x)}.")

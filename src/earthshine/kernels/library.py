@@ -140,7 +140,7 @@ def threads() -> int:
 
 
 def check_status(status: int) -> None:
-    """Raises KernelError, saying which, for any status but success."""
+    """Raises KernelError, with the reason, for any status other than success."""
     if status != 0:
         raise KernelError(str(library().es_status_text(status).decode("ascii")))
 

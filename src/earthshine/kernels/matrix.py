@@ -47,7 +47,7 @@ class Matrix:
         return sum(matrix_bytes(self.storage, self.rows, self.cols))
 
 
-Weight = Tensor | Matrix  # of a product, [out, in]: plain values, or stored ones as they lie
+Weight = Tensor | Matrix  # of a product, [out, in]: plain values, or stored ones
 
 
 def raw_bytes(tensor: Tensor) -> Tensor:

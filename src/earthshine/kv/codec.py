@@ -21,10 +21,10 @@
 Parts are what the model's attention keeps, layer by layer (`spec.attention`). A latent is `kv_lora_rank` values (512)
 after their norm, then `rope.dim` values (64) of the key after rotation at the token's position. Grouped-query
 attention keeps each key head's key after rotation, then its value. The tail is the last token's hidden state after the
-final norm: with it, generation goes on without computing anything again. It comes last because it is known last, so
+final norm: with it, generation continues without computing anything again. It comes last because it is known last, so
 that layers can be sent as soon as each is finished. A whole sequence has start 0; the disk cache stores pieces of one
 page each.
-No length is believed before it is compared with a limit that the caller or the file's size sets.
+Every length is compared with a limit, by the caller or the file's size, before it is used.
 """
 
 import os

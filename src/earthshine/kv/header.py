@@ -161,7 +161,7 @@ class BlobHeader:
         if self.tail_dim and not self.n_tokens:
             raise BlobError("An empty state has no tail.")
         if self.token_ids and not 0 <= min(self.token_ids) <= max(self.token_ids) < 1 << 32:
-            raise BlobError("A token id lies outside 0 to 4294967295.")
+            raise BlobError("A token id must be between 0 and 4294967295.")
 
     @property
     def stored(self) -> list[int]:
@@ -271,4 +271,4 @@ def _encoded(fingerprint: str) -> bytes:
 
 def _require_range(name: str, value: int, least: int) -> None:
     if not least <= value <= _MOST[name]:
-        raise BlobError(f"A state's {name} lies between {least} and {_MOST[name]}, so {value} is impossible.")
+        raise BlobError(f"A state's {name} must be between {least} and {_MOST[name]}, not {value}.")

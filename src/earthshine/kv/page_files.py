@@ -40,7 +40,7 @@ _LOGGER = logging.getLogger(__name__)
 PAUSE_SECONDS = 30
 _END_SECONDS = 10  # that a write under way has when the cache is closed
 _BLOCK_BYTES = 4096  # the usual unit of a disk's space
-_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # says nothing about the file
+_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # not a fault of the file
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 

@@ -40,7 +40,7 @@ class PageTable:
 
     @property
     def tensor(self) -> Tensor:
-        """int32 [pages]: position p lies in `pool.rows(layer)[tensor[p // page_tokens], p % page_tokens]`."""
+        """int32 [pages]: position p is in `pool.rows(layer)[tensor[p // page_tokens], p % page_tokens]`."""
         if self._tensor is None:
             self._tensor = torch.tensor(self._pages, dtype=torch.int32)
             self._in_one_piece = bool(self._pages) and bool((self._tensor.diff() == 1).all())

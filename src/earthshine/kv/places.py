@@ -11,7 +11,7 @@ class Places:
 
     def __init__(self, count: int, name: str) -> None:
         self._name = name
-        self._free = list(range(count))  # a heap: the lowest first, so that a lone sequence lies in order
+        self._free = list(range(count))  # a heap: the lowest first, so that a lone sequence's pages are consecutive
         self._holders = [0] * count
 
     @property

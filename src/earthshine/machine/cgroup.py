@@ -92,7 +92,7 @@ def _below(path: str, above: str) -> str:
 
 
 def _mount(controller: str, version: int, root: Path) -> tuple[Path, str]:
-    """Where a hierarchy is mounted, and which of its groups lies there; the usual place where the system says nothing.
+    """Where a hierarchy is mounted, and which of its groups is there; the usual place if that is unknown.
 
     A line of mountinfo: "35 31 0:32 /root /mount/point options [tags] - cgroup source rw,memory".
     """

@@ -92,7 +92,7 @@ def _refuse_memory(path: Path, device: int, mounts: Path = Path("/proc/self/moun
     number = f"{os.major(device)}:{os.minor(device)}"
     try:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # a system that says nothing
+    except OSError:  # unknown to the system
         return
     kinds = {line.partition(" - ")[2].split(" ")[0] for line in lines if line.split(" ")[2:3] == [number]}
     if kinds.intersection(_IN_MEMORY):

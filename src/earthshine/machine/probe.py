@@ -11,7 +11,7 @@ from pathlib import Path
 from earthshine.machine.cgroup import ROOT, memory_limit, memory_room, processors_quota
 from earthshine.settings import KERNEL_CHOICES, read_settings
 
-_UNKNOWN = 8 << 30  # where the system says nothing, what a small machine has
+_UNKNOWN = 8 << 30  # of a small machine, where the system does not report it
 
 # What the kernels' instruction sets ask of a processor, the best first, in the words of /proc/cpuinfo.
 _SETS = (

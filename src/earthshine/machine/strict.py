@@ -1,7 +1,7 @@
 """Checks a machine's file against its rules, field by field, and reads it as plain values of known types.
 
 A number is a JSON number, never a boolean or a text with a unit (but `memory_bytes`, which may be a size such as
-"24GiB"), and lies within the bounds below, which are generous: a figure outside them is a slip of a unit. Refuses keys
+"24GiB"), and is within the bounds below, which are generous: a figure outside them has a wrong unit. Refuses keys
 that it does not know, keys that are missing, and tables whose rows do not ascend.
 """
 

@@ -16,7 +16,7 @@ from earthshine.storage import PAGE_TOKENS, page_count
 from earthshine.units import format_bytes
 
 NEW_PLAN = "create a new one with earthshine plan --save"
-MARGIN_BYTES = 224 << 20  # allocators' rest, tokenizer, sampling; measured peaks lie below their sum (docs/numbers.md)
+MARGIN_BYTES = 224 << 20  # allocators' rest, tokenizer, sampling; measured peaks are below their sum (docs/numbers.md)
 WORKSPACE_BYTES = 192 << 20  # 64 MiB of experts' outputs, 64 of attention's partial sums, and the kernels' packed rows
 TRANSIT_SLOTS = 8  # experts on their way from disk: two keep it busy, and a token's misses fit at once
 CONTEXT_TOKENS, LEAST_CONTEXT = 32768, 2048  # of a sequence: most and least that are chosen by default

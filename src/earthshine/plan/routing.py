@@ -1,6 +1,6 @@
 """How a router spreads tokens over experts, as a forecast models it: by popularity alone.
 
-Invariant: every share lies between 0 and 1, none above 0.95 but where `top_k` leaves no choice, and the shares of
+Invariant: every share is between 0 and 1, and at most 0.95 unless `top_k` requires more, and the shares of
 a layer add up to `top_k`. Popularity follows Zipf's law with an exponent, the skew: 0 is even, and 0.9 is near what was
 recorded of Kimi-Linear, a relative of Kimi-K2.6. There the busiest tenth of experts carries 53% of choices, by this law
 55%; and slots for 1.6, 3.1, 6.3 and 25% of a layer's experts answer 27, 39, 50 and 76% of them under the store's policy

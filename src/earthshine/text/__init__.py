@@ -1,6 +1,6 @@
 """Tokens to words: tokenizers, chat templates, tool declarations, and the parsing of what a model writes.
 
-Everything here handles text from strangers: model folders, templates, messages. Malformed input raises TextError.
+All input is untrusted: model folders, templates, messages. Malformed input raises TextError.
 No torch, no network, no code from a model's folder.
 """
 

@@ -48,7 +48,7 @@ class ControlTokens:
     def spans(self, text: str, literal: Sequence[int] = ()) -> list[tuple[int, int, int]]:
         """(start, end, id) of each control token, leftmost first; none with a position of `literal` inside it.
 
-        `literal` is ascending; position p lies between characters p - 1 and p.
+        `literal` is ascending; position p is between characters p - 1 and p.
         """
         found: list[tuple[int, int, int]] = []
         at = 0

@@ -161,7 +161,7 @@ def _probe(pattern: Pattern) -> None:
 class Compiler:
     """Compiles for one tokenizer and caches the most recent results; safe to share between threads.
 
-    An abandoned compilation goes on, and its result is cached for the next request with the same text.
+    An abandoned compilation continues, and its result is cached for the next request with the same text.
     """
 
     def __init__(self, tokens: TokenSets) -> None:

@@ -58,7 +58,7 @@ class StoredLinear:
 
 
 def kernel_scales(storage: Storage, raw: torch.Tensor, extent: TensorExtent) -> torch.Tensor:
-    """The bytes of a matrix's scales as kernels take them: `raw` as they lie, except FP8 scales in fewer bits than
+    """The bytes of a matrix's scales as kernels take them: `raw` itself, except FP8 scales in fewer bits than
     fp32, which holds their values exactly."""
     if storage is not Storage.FP8_BLOCK128 or extent.dtype == "F32":
         return raw

@@ -1,6 +1,6 @@
 """The header of one safetensors file: which tensors it holds, and where.
 
-Invariant: every extent lies in the file, its length follows from its dtype and shape, and the extents together
+Invariant: every extent is within the file, its length follows from its dtype and shape, and the extents together
 cover the data exactly once. Refuses all else with a CheckpointError before anything is allocated from a number in
 the file. Format: 8 bytes little-endian length, that many bytes of JSON (padded with spaces), then the data.
 """
@@ -28,7 +28,7 @@ ITEM_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class TensorExtent:
-    """Where one tensor lies: `nbytes` bytes at the absolute `offset` of `file`; `dtype` as safetensors spells it."""
+    """The place of one tensor: `nbytes` bytes at the absolute `offset` of `file`; `dtype` as safetensors spells it."""
 
     name: str
     dtype: str

@@ -118,7 +118,7 @@ def _all_finite(extent: TensorExtent, slot: memoryview, begin: int) -> bool:
 def stored_expert(expert: PlacedExpert, slot: Tensor) -> Expert:
     """The expert over the slot's bytes, uint8 [slot bytes], for kernels that take bf16 activations.
 
-    Plain weights published in fp32 are turned into bf16 where they lie; CheckpointError where that would round one.
+    Plain weights published in fp32 are converted to bf16 in place. Raises CheckpointError where that would round one.
     """
     gate, up, down = (_matrix(matrix, slot) for matrix in expert.matrices)
     return Expert(gate, up, down)

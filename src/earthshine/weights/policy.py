@@ -76,7 +76,7 @@ class LayerPolicy:
         return self._recency + (_RECALL_WEIGHT / total if total > 0 else 0.0) * recall
 
     def kept(self, resident: Ids, missed: Ids, n_slots: int) -> Ids:
-        """At most `n_slots` experts to hold from now on, the best of both; a tie goes to what is there already."""
+        """At most `n_slots` experts to hold from now on, by score; of equal ones those in memory."""
         candidates = np.concatenate((resident, missed))
         if len(candidates) <= n_slots:
             return candidates

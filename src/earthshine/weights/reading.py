@@ -312,7 +312,7 @@ class Reader:
         view = segment.buffer[: padded(segment.offset, segment.nbytes)]
         done = 0
         while done < needed:
-            whole = done - done % ALIGNMENT  # O_DIRECT goes on at a multiple, after a short read too
+            whole = done - done % ALIGNMENT  # O_DIRECT continues at a multiple, after a short read too
             direct = file.direct
             try:
                 count = os.preadv(file.descriptor, [view[whole:]], start + whole)

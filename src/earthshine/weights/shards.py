@@ -80,7 +80,7 @@ def read_tensor(extent: TensorExtent) -> torch.Tensor:
 
 
 def _resolve(folder: Path, name: str) -> Path:
-    """The real path of a shard or the index; only plain file names are looked up, and only shards may lie elsewhere."""
+    """The real path of a shard or the index; only plain file names are looked up, and only shards may be elsewhere."""
     if not _PLAIN.issuperset(name) or name.startswith("."):
         raise CheckpointError(f"the index names the shard {shown(name)}, which is not a plain file name.")
     return resolve_in(folder, name, CheckpointError, elsewhere=_SHARD_SUFFIX if name.endswith(_SHARD_SUFFIX) else "")

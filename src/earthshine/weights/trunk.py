@@ -287,7 +287,7 @@ def _views(unit: Unit, memory: Tensor) -> dict[str, Weight]:
         linear = StoredLinear(placed.published.shape, placed.published.storage, names, tensors)
         linear.check()
         value = _used(placed, linear, raw)
-        if placed.own is not None and isinstance(value, Tensor):  # in the unit's own memory: so it is counted and goes
+        if placed.own is not None and isinstance(value, Tensor):  # in the unit's own memory, which is counted
             room = memory[placed.own : placed.own + value.nbytes].view(value.dtype).view(value.shape)
             value = room.copy_(value)
         weights[_short(placed.tensor.name)] = value

@@ -1,7 +1,7 @@
 """`kimi_k25`: Kimi-K2.5, K2.6 and K2.7-Code, whose text model is DeepSeek-V3's decoder under `text_config`.
 
 Text only: the vision tower and its projector are not part of the ModelSpec, and their keys beside `text_config` are
-ignored. Token ids, dtype and quantisation may stand at either level; where both speak they must agree, except that
+ignored. Token ids, dtype and quantisation may be given at either level; if both have them, they must agree, but
 stop tokens are united.
 """
 

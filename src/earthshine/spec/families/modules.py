@@ -39,7 +39,7 @@ _QWEN3 = _EVERY | {
     "attention.k_norm": "self_attn.k_norm",
     "attention.v": "self_attn.v_proj",
 }
-# Kimi-Linear's two kinds of attention share q, o and the norms; its experts lie beside the attention's "self_attn".
+# Kimi-Linear's two kinds of attention share q, o and the norms; its experts are beside the attention's "self_attn".
 _KIMI_LINEAR = {
     name: module.replace("mlp.", "block_sparse_moe.") if name.startswith(("router", "shared.")) else module
     for name, module in _DEEPSEEK.items()

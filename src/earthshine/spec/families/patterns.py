@@ -1,6 +1,6 @@
 r"""Whether a list of module names and regular expressions from a config matches a name, in bounded time and space.
 
-The expressions come from strangers, and Python's `re` backtracks: `(a+)+$` takes exponential time. Here a list
+The expressions are untrusted, and Python's `re` backtracks: `(a+)+$` takes exponential time. Here a list
 becomes one automaton, whose states are made as names need them, so that a name costs one step per character. No library
 that the project uses offers such an engine for plain matching.
 

@@ -144,7 +144,7 @@ def _read_fp8(block: KeyReader) -> Quantization:
     block.equal("fmt", "e4m3", None, optional=True)  # transformers writes none
     block.equal("activation_scheme", "dynamic")
     block.equal("weight_block_size", [FP8_BLOCK, FP8_BLOCK])
-    # ue8m0 (DeepSeek-V3.1) says that the scales were rounded to powers of two; they are stored as f32 all the same.
+    # ue8m0 (DeepSeek-V3.1) means that the scales were rounded to powers of two; they are stored as f32 all the same.
     block.equal("scale_fmt", "float", "ue8m0", None, optional=True)
     block.equal("expert_dtype", "fp8", None, optional=True)
     key = "modules_to_not_convert"

@@ -86,7 +86,7 @@ def _read_rope(keys: KeyReader, dim: int) -> RopeSpec:
     if keys.has("rope_scaling"):
         levels.append(keys.block("rope_scaling"))
         kind = levels[-1].equal("type", "default", "yarn")
-        if kind != levels[-1].raw("type"):  # what a refused kind goes on to say needs no reader
+        if kind != levels[-1].raw("type"):  # the other keys of a refused kind are not read
             levels[-1].waive()
         elif kind == "yarn":
             yarn = _read_yarn(levels[-1])

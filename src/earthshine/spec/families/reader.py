@@ -236,7 +236,7 @@ class KeyReader:
         return unread
 
     def finish(self) -> None:
-        """Refuse keys that say something and were not read, here or in a nested object; then raise all problems."""
+        """Refuse keys with an effect that were not read, here or in a nested object; then raise all problems."""
         unread = self._unread()
         if unread:
             more = f" and {len(unread) - _SHOWN_PROBLEMS} more" if len(unread) > _SHOWN_PROBLEMS else ""

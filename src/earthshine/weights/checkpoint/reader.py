@@ -2,7 +2,7 @@
 
 Invariant: once open, every tensor that the spec needs is there with a permitted dtype and the right shape, and
 nothing unknown is. Missing, unexpected, misshapen and mistyped tensors are reported together in one CheckpointError.
-Values are judged when they are read: a scale that is NaN, or a stored shape that lies, is refused by name.
+Values are checked when they are read: a scale that is NaN, or a wrong stored shape, is refused by name.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class ExpertExtents:
-    """Where one routed expert lies. `parts` holds, for gate, up and down, the spec's tensors and their extents."""
+    """The place of one routed expert. `parts` holds, for gate, up and down, the spec's tensors and their extents."""
 
     layer: int
     expert: int
@@ -162,7 +162,7 @@ class Checkpoint:
         return linear.decode()
 
     def expert_extents(self, layer: int, expert: int) -> ExpertExtents:
-        """Where a routed expert's three, six or nine tensors lie."""
+        """The places of a routed expert's three, six or nine tensors."""
         moe = self._moe.get(layer)
         if moe is None or not 0 <= expert < moe.n_experts:
             raise UsageError(f"layer {layer} has no routed expert {expert}.")
