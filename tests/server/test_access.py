@@ -7,12 +7,12 @@ import pytest
 from starlette.routing import Route
 
 from earthshine.net.access import make_access
-from earthshine.server.http.pages import _FOLDER
+from earthshine.server.http.pages import page_files
 
 from .serving import received, serving
 
 KEY, OTHER = "k" * 32, "o" * 32
-OPEN = {"/health", "/ping", "/", *(f"/{file.name}" for file in _FOLDER.iterdir())}
+OPEN = {"/health", "/ping", *page_files()}
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,18 @@ def test_the_page_may_run_its_own_scripts_only(client):
     answer = client.get("/")
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; connect-src 'self'; script-src 'self'; style-src 'self'")
-    assert "unsafe" not in policy
+    assert policy.endswith("require-trusted-types-for 'script'; trusted-types 'none'")
+    assert not [word for word in ("unsafe", "http", "data:", "blob:", "*", "nonce") if word in policy]
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    assert client.get("/page.js").headers["content-type"] == "text/javascript; charset=utf-8"
+    assert client.get("/main.js").headers["content-type"] == "text/javascript; charset=utf-8"
+    assert client.get("/vendor/katex/fonts/KaTeX_Main-Regular.woff2").headers["content-type"] == "font/woff2"
     assert client.get("/page/../../access.py").status_code == 401
+    assert client.get("/vendor/manifest.json").status_code == 401
+
+
+def test_a_file_of_the_page_is_sent_again_only_when_it_has_changed(client):
+    first = client.get("/main.js")
+    again = client.get("/main.js", headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["content-security-policy"] == first.headers["content-security-policy"]
+    assert client.get("/main.js", headers={"if-none-match": '"another"'}).content == first.content

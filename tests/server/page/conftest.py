@@ -1,31 +1,21 @@
-"""The page in headless Chromium, driven over DevTools' pipe, against a server that streams a script: no model.
+"""The page in headless Chromium against a server that streams a script: no model.
 
 Skipped where no Chromium is installed (Debian: apt-get install chromium).
 """
 
-import base64
-import fcntl
-import itertools
 import json
-import os
-import select
 import shutil
-import subprocess
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
+from browser.chromium import CHROMIUM, Browser
 
-from earthshine.server.http import pages
+from earthshine.server.http.pages import page_files, page_headers
 
-PAGE = Path(pages.__file__).parents[1] / "page"
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PATIENCE = 300  # seconds for what takes milliseconds, unless much else runs
+FILES = page_files()
 GAUGES = {
     "running": 1, "waiting": 2, "tokens_per_second": 18.25, "expert_hit_rate": 0.875, "disk_bytes_per_second": 3 << 28,
     "pages": 4096, "pages_used": 312, "pages_cached": 1040, "pages_free": 2744, "prefix_hit_rate": None,
@@ -44,12 +34,15 @@ def albedo():
 - and back <img src=x onerror=alert(2)>"""
 
 
+DIE = "die"  # a step that ends the connection in the middle of the reply
+
+
 def chunk(finish: str | None = None, **delta: Any) -> dict[str, Any]:
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
 
 
 class Server(ThreadingHTTPServer):
-    """`steps` are sent for each question; a Event among them is waited for. `key`, if set, is asked for."""
+    """`steps` are sent for each question; an Event among them is waited for. `key`, if set, is asked for."""
 
     daemon_threads = True
 
@@ -60,10 +53,13 @@ class Server(ThreadingHTTPServer):
         self.key = ""
         self.gone = threading.Event()  # a client left in the middle
         self.failure: tuple[int, str] | None = None
+        self.replaced: dict[str, bytes] = {}  # files of the page by their paths, instead of the real ones
+        self.gauges = dict(GAUGES)
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
+    protocol_version = "HTTP/1.1"  # a reply that ends early is an error there
 
     def log_message(self, *args: object) -> None:
         pass
@@ -84,11 +80,15 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def do_GET(self) -> None:
-        path = PAGE / (self.path.lstrip("/") or "index.html")
         if self.path == "/v1/gauges":
-            self._refused() or self._send(200, "application/json", json.dumps(GAUGES).encode())
+            self._refused() or self._send(200, "application/json", json.dumps(self.server.gauges).encode())
+        elif file := FILES.get(self.path):
+            headers = page_headers(file)
+            self._send(
+                200, headers.pop("content-type"), self.server.replaced.get(self.path) or file.read_bytes(), headers
+            )
         else:
-            self._send(200, TYPES[path.suffix], path.read_bytes(), pages.PAGE_HEADERS)
+            self._send(404, "application/json", b"{}")
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -101,131 +101,31 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(body)
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
         self.end_headers()
         try:
             for step in [*self.server.steps, "[DONE]"]:
+                if step == DIE:
+                    self.close_connection = True
+                    return
                 if isinstance(step, threading.Event):
                     while not step.wait(0.02):
-                        self.wfile.write(b": waiting\n\n")
+                        self._part(": waiting\n\n")
                     continue
-                data = step if isinstance(step, str) else json.dumps(step)
-                self.wfile.write(f"data: {data}\n\n".encode())
+                self._part(f"data: {step if isinstance(step, str) else json.dumps(step)}\n\n")
+            self._part("")
         except OSError:
             self.server.gone.set()
+            self.close_connection = True
 
-
-class Browser:
-    """One page of a Chromium. Messages are JSON that ends with a zero byte, in on descriptor 3 and out on 4."""
-
-    def __init__(self, profile: Path) -> None:
-        given, ours_out = os.pipe()
-        ours_in, answers = os.pipe()
-        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (given, answers)]  # clear of 3 and 4
-        command = [
-            BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-            "--disable-extensions", "--disable-background-networking", "--hide-scrollbars", "--mute-audio",
-            f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank",
-        ]  # fmt: skip
-        self._process = subprocess.Popen(
-            ["bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "chromium", *command],
-            pass_fds=ends, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        for end in (given, answers, *ends):
-            os.close(end)
-        self._out, self._in, self._held = ours_out, ours_in, b""
-        self._ids = itertools.count(1)
-        self._session: str | None = None
-        self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        number = next(self._ids)
-        message = {"id": number, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
-        while (answer := self._receive()).get("id") != number:
-            self.events.append(answer)
-        assert "error" not in answer, answer
-        return answer["result"]
-
-    def _receive(self) -> dict[str, Any]:
-        while b"\0" not in self._held:
-            assert select.select([self._in], [], [], PATIENCE)[0], "Chromium does not answer"
-            part = os.read(self._in, 1 << 20)
-            assert part, "Chromium ended"
-            self._held += part
-        message, self._held = self._held.split(b"\0", 1)
-        return json.loads(message)
-
-    def run(self, code: str) -> Any:
-        found = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
-
-    def until(self, code: str) -> None:
-        end = time.monotonic() + PATIENCE
-        while not self.run(f"Boolean({code})"):
-            assert time.monotonic() < end, (code, self.run("document.body.innerText"))
-            time.sleep(0.02)
-
-    def size(self, width: int, height: int) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-
-    def media(self, **features: str) -> None:
-        pairs = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
-        self.call("Emulation.setEmulatedMedia", features=pairs)
-
-    def open(self, url: str) -> None:
-        self.events.clear()
-        self.call("Page.navigate", url=url)
-        self.until("document.readyState === 'complete' && document.querySelector('#gauges > div')")
-
-    def type(self, text: str) -> None:
-        self.call("Input.insertText", text=text)
-
-    def press(self, key: str, shift: bool = False) -> None:
-        code = {"Enter": 13, "Escape": 27, "Tab": 9, " ": 32}[key]
-        about = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
-        text = {"Enter": "\r", " ": " "}.get(key, "")
-        self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **about)
-        self.call("Input.dispatchKeyEvent", type="keyUp", **about)
-
-    def tab_to(self, code: str) -> None:
-        """Presses Tab until the focused element, `focus` in the code, is the wanted one."""
-        for _ in range(40):
-            if self.run(f"((focus) => Boolean({code}))(document.activeElement)"):
-                return
-            self.press("Tab")
-        raise AssertionError(f"Tab does not lead to {code}")
-
-    def ask(self, text: str) -> None:
-        self.run("document.getElementById('question').focus()")
-        self.type(text)
-        self.press("Enter")
-
-    def picture(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
-
-    def complaints(self) -> list[str]:
-        """What the console holds: errors, warnings and breaches of the content security policy."""
-        self.run("1")
-        kinds = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
-        return [json.dumps(event["params"]) for event in self.events if event.get("method") in kinds]
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait(PATIENCE)
-        for end in (self._in, self._out):
-            os.close(end)
+    def _part(self, text: str) -> None:
+        data = text.encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if BROWSER is None or shutil.which("bash") is None:
+    if CHROMIUM is None or shutil.which("bash") is None:
         pytest.skip("no Chromium is installed")
     opened = Browser(tmp_path_factory.mktemp("chromium"))
     yield opened
@@ -257,7 +157,8 @@ def page(browser: Browser, server: Server) -> Browser:
     return browser
 
 
-DONE = "document.querySelector('.reply:last-child .acts:not([hidden])') && !document.getElementById('send').hidden"
+WRONG = "document.querySelector('.reply:last-child .wrong:not([hidden])')"
+DONE = "document.querySelector('.reply:last-child') && !document.getElementById('send').hidden"
 REPLY = "document.querySelector('.reply:last-child .text').innerText"
 
 

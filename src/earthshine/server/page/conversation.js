@@ -1,0 +1,121 @@
+// A conversation: a tree of messages of which one path is shown, so that editing and regenerating keep what was there.
+// A message: { id, parent, role, content, reasoning_content, calls, ... }; `parent` is an id, or null for a first one.
+// Also its forms outside the page: a record for the browser's store, JSON, and Markdown.
+
+const FORMAT = 1; // of a record; one without a number holds the messages of one path, in order
+
+export const newId = () => [...crypto.getRandomValues(new Uint8Array(12))].map((b) => b.toString(16).padStart(2, "0")).join("");
+
+function messageFrom(value, parent) {
+  const { id = newId(), role, content = "", reasoning_content = "", calls = [], summary, failure, finish, thought, texts } = value;
+  const named = parent === undefined ? (value.parent ?? null) : parent;
+  const fits = [id, content, reasoning_content].every((text) => typeof text === "string") && Array.isArray(calls) &&
+    ["user", "assistant"].includes(role) && (named === null || typeof named === "string") &&
+    calls.every((call) => typeof call?.name === "string" && typeof call.arguments === "string") &&
+    [summary, failure, finish, thought].every((text) => text === undefined || typeof text === "string");
+  if (!fits) throw new TypeError("not a message");
+  const kept = (Array.isArray(texts) ? texts : []).filter((each) => typeof each?.text === "string")
+    .map((each) => ({ name: String(each.name), text: each.text }));
+  return { id, parent: named, role, content, reasoning_content, calls, texts: kept, summary, failure, finish, thought };
+}
+
+export class Conversation {
+  id = newId();
+  title = ""; // given by the reader; else the first question's beginning
+  changed = Date.now();
+  messages = new Map(); // by id, in order of creation
+  removed = []; // ids, so that another tab's copy does not bring them back
+  leaf = null; // the last message of the path that is shown
+
+  get name() {
+    const first = [...this.messages.values()].find((message) => message.role === "user");
+    return this.title || (first?.content || first?.texts?.[0]?.name || "").trim().split("\n")[0].slice(0, 80) || "New conversation";
+  }
+
+  add(role, content, parent = this.leaf) {
+    const message = messageFrom({ role, content }, parent);
+    this.messages.set(message.id, message);
+    this.leaf = message.id;
+    this.changed = Date.now();
+    return message;
+  }
+
+  path() {
+    const found = [];
+    for (let at = this.messages.get(this.leaf); at; at = this.messages.get(at.parent)) found.unshift(at);
+    return found;
+  }
+
+  children(id) {
+    return [...this.messages.values()].filter((message) => message.parent === id);
+  }
+
+  siblings(message) {
+    return this.children(message.parent);
+  }
+
+  // Shows the path through the message and the newest of what follows it.
+  choose(message) {
+    this.leaf = message.id;
+    for (let next; (next = this.children(this.leaf).at(-1)); ) this.leaf = next.id;
+  }
+
+  // The message and all that follows it, on every path.
+  below(message) {
+    return [message, ...this.children(message.id).flatMap((child) => this.below(child))];
+  }
+
+  remove(message) {
+    const others = this.siblings(message).filter((each) => each !== message);
+    for (const { id } of this.below(message)) {
+      this.messages.delete(id);
+      this.removed.push(id);
+    }
+    if (others.length) this.choose(others.at(-1));
+    else this.leaf = message.parent;
+    this.changed = Date.now();
+  }
+
+  record() {
+    const { id, title, changed, removed, leaf } = this;
+    return { format: FORMAT, id, title, name: this.name, changed, leaf, removed, messages: [...this.messages.values()] };
+  }
+
+  // A conversation from a record or from someone's file. Throws TypeError where it is neither.
+  static from(record) {
+    if (!Array.isArray(record?.messages) || (record.format ?? 0) > FORMAT) throw new TypeError("not a conversation");
+    const made = new Conversation();
+    if (typeof record.id === "string" && record.id) made.id = record.id;
+    if (typeof record.title === "string") made.title = record.title;
+    if (Number.isFinite(record.changed)) made.changed = record.changed;
+    if (Array.isArray(record.removed)) made.removed = record.removed.filter((id) => typeof id === "string");
+    for (const value of record.messages) {
+      if (!record.format && value?.role === "system") continue; // of a request's messages; instructions are a setting
+      const message = messageFrom(value ?? {}, record.format ? undefined : made.leaf);
+      if (message.parent !== null && !made.messages.has(message.parent)) throw new TypeError("a message follows none");
+      made.messages.set(message.id, message);
+      made.leaf = message.id;
+    }
+    if (made.messages.has(record.leaf)) made.leaf = record.leaf;
+    return made;
+  }
+
+  markdown() {
+    const parts = this.path().map((message) => {
+      const thought = message.reasoning_content && `> ${message.reasoning_content.trim().replaceAll("\n", "\n> ")}\n\n`;
+      const calls = message.calls.map((call) => `\n\nCalls ${call.name}:\n\n${fenced(call.arguments, "json")}`).join("");
+      return `## ${message.role === "user" ? "You" : "Reply"}\n\n${thought}${textOf(message)}${calls}`.trim();
+    });
+    return `# ${this.name}\n\n${parts.join("\n\n")}\n`;
+  }
+}
+
+function fenced(text, language) {
+  const fence = "`".repeat(Math.max(3, ...[...text.matchAll(/`+/g)].map((run) => run[0].length + 1)));
+  return `${fence}${language}\n${text}\n${fence}`;
+}
+
+// What the model reads of a message: its text, then the texts that were added to it.
+export function textOf({ content, texts = [] }) {
+  return [content, ...texts.map(({ name, text }) => `${name}:\n\n${fenced(text, "")}`)].filter(Boolean).join("\n\n");
+}

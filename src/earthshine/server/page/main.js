@@ -1,0 +1,73 @@
+// Starts the page: what can be done to a message, the keys, and the question before a tab with unsaved text is closed.
+
+import { edit, editing, startComposer } from "./composer.js";
+import { $, ask, counted } from "./dom.js";
+import { buildGauges, poll } from "./gauges.js";
+import { draw, focusOn, setActions } from "./messages.js";
+import { write } from "./reply.js";
+import { keepSettings, loadSettings } from "./settings.js";
+import { save, state } from "./state.js";
+import { showMenu, startNew, startTitles } from "./titles.js";
+
+async function remove(message) {
+  const { conversation } = state, others = conversation.below(message).length - 1;
+  if (!(await ask(`Delete this message${others ? ` and the ${counted(others, "message")} after it` : ""}? This can't be undone.`, "Delete"))) return;
+  edit(null);
+  conversation.remove(message);
+  draw(conversation);
+  $("question").focus();
+  await save();
+}
+
+async function choose(message, by) {
+  const { conversation } = state, all = conversation.siblings(message);
+  const other = all[all.indexOf(message) + by];
+  if (!other || state.stopper) return;
+  edit(null);
+  conversation.choose(other);
+  draw(conversation);
+  focusOn(other, by < 0 ? "Previous version" : "Next version");
+  await save();
+}
+
+function regenerate(message) {
+  edit(null);
+  const reply = state.conversation.add("assistant", "", message.parent);
+  draw(state.conversation);
+  return write(reply);
+}
+
+function proceed(message) {
+  edit(null);
+  return write(message);
+}
+
+setActions({ edit, regenerate, proceed, remove, choose });
+loadSettings();
+startComposer();
+for (const id of ["settings", "theme"]) $(id).addEventListener("change", keepSettings);
+$("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("key", $("secret").value.trim());
+  $("secret").value = "";
+  $("key").hidden = true;
+  $("question").focus();
+  poll();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !$("dialog").open) {
+    if (document.body.classList.contains("menu")) showMenu(false), $("menu").focus();
+    else if (state.stopper) state.stopper.abort();
+    else if (editing()) edit(null);
+  }
+  if (event.ctrlKey && event.shiftKey && event.code === "KeyO") event.preventDefault(), startNew();
+  if (event.ctrlKey && !event.shiftKey && event.code === "KeyK") event.preventDefault(), showMenu(true), $("search").focus();
+});
+$("stop").addEventListener("click", () => state.stopper?.abort());
+document.addEventListener("visibilitychange", () => (document.hidden ? state.stopper && save() : poll()));
+window.addEventListener("beforeunload", (event) => {
+  if (state.stopper || state.library.unsaved) event.preventDefault();
+});
+buildGauges();
+poll();
+startTitles();

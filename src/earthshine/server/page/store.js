@@ -1,0 +1,146 @@
+// Conversations in the browser's own database (IndexedDB), or in this tab's memory. Both have the same methods.
+// A record that another tab has extended is merged when it is put, so that no tab's messages are lost.
+
+import { Conversation } from "./conversation.js";
+
+const NAME = "earthshine", VERSION = 1;
+
+const titleOf = ({ id, name, changed }) => ({ id, name, changed });
+
+function holds(record, wanted) {
+  const texts = [record.name, ...record.messages.flatMap(({ content, reasoning_content, texts = [] }) =>
+    [content, reasoning_content, ...texts.map((each) => each.text)])];
+  return texts.some((text) => String(text ?? "").toLowerCase().includes(wanted));
+}
+
+// The record with the messages that `stored`, an older state of it, has in addition; each follows its parent.
+function merged(record, stored) {
+  const messages = new Map((Array.isArray(stored?.messages) ? stored.messages : []).map((each) => [each?.id, each]));
+  for (const message of record.messages) messages.set(message.id, message);
+  const removed = [...new Set([...record.removed, ...(stored?.removed ?? [])])];
+  for (const id of [undefined, ...removed]) messages.delete(id); // an older form has no ids: the record holds all of it
+  return { ...record, removed, messages: [...messages.values()] };
+}
+
+export class MemoryStore {
+  #records = new Map();
+
+  get size() {
+    return this.#records.size;
+  }
+  async put(record) {
+    this.#records.set(record.id, record);
+  }
+  async get(id) {
+    return this.#records.get(id);
+  }
+  async remove(id) {
+    this.#records.delete(id);
+  }
+  async titles() {
+    return [...this.#records.values()].map(titleOf);
+  }
+  async search(wanted) {
+    return [...this.#records.values()].filter((record) => holds(record, wanted)).map(({ id }) => id);
+  }
+  async all() {
+    return [...this.#records.values()];
+  }
+}
+
+const finished = (request) => new Promise((resolve, reject) => {
+  request.onsuccess = () => resolve(request.result);
+  request.onerror = () => reject(request.error);
+});
+
+export class BrowserStore {
+  #database;
+
+  constructor(database) {
+    this.#database = database;
+  }
+
+  // Rejects with the browser's error: VersionError where a newer version of the page has written the database.
+  static open() {
+    const request = indexedDB.open(NAME, VERSION);
+    request.onupgradeneeded = () => {
+      for (const store of ["conversations", "titles"]) {
+        if (!request.result.objectStoreNames.contains(store)) request.result.createObjectStore(store, { keyPath: "id" });
+      }
+    };
+    const blocked = new Promise((_, reject) => (request.onblocked = () => reject(new DOMException("", "BlockedError"))));
+    return Promise.race([finished(request), blocked]).then((database) => {
+      database.onversionchange = () => database.close(); // a newer version of the page may take it over
+      return new BrowserStore(database);
+    });
+  }
+
+  // Runs `work` on both stores in one transaction, and waits until that is on disk.
+  #write(work) {
+    return new Promise((resolve, reject) => {
+      const change = this.#database.transaction(["conversations", "titles"], "readwrite");
+      change.oncomplete = () => resolve();
+      change.onabort = change.onerror = () => reject(change.error ?? new DOMException("", "AbortError"));
+      Promise.resolve(work(change.objectStore("conversations"), change.objectStore("titles"))).catch((error) => {
+        reject(error);
+        change.abort();
+      });
+    });
+  }
+
+  put(record) {
+    return this.#write(async (conversations, titles) => {
+      conversations.put(merged(record, await finished(conversations.get(record.id))));
+      titles.put(titleOf(record));
+    });
+  }
+  async get(id) {
+    return finished(this.#database.transaction("conversations").objectStore("conversations").get(id));
+  }
+  remove(id) {
+    return this.#write((...stores) => stores.forEach((store) => store.delete(id)));
+  }
+  clear() {
+    return this.#write((...stores) => stores.forEach((store) => store.clear()));
+  }
+  async titles() {
+    return finished(this.#database.transaction("titles").objectStore("titles").getAll());
+  }
+  async search(wanted) {
+    const found = [];
+    await this.#each((record) => holds(record, wanted) && found.push(record.id));
+    return found;
+  }
+  async all() {
+    const found = [];
+    await this.#each((record) => found.push(record));
+    return found;
+  }
+
+  // One record after the other: all at once could be more than the memory.
+  #each(work) {
+    return new Promise((resolve, reject) => {
+      const request = this.#database.transaction("conversations").objectStore("conversations").openCursor();
+      request.onerror = () => reject(request.error);
+      request.onsuccess = () => {
+        const cursor = request.result;
+        if (!cursor) return resolve();
+        try {
+          work(cursor.value);
+        } catch {
+          // A record in a form of another version: it is left alone, and said when it is opened.
+        }
+        cursor.continue();
+      };
+    });
+  }
+}
+
+// The record as a conversation, or null where it has another version's form.
+export function readable(record) {
+  try {
+    return Conversation.from(record);
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,278 @@
+"""Conversations that the browser keeps: listed, searched, exported, and what happens when they can't be kept."""
+
+import json
+import threading
+
+import pytest
+
+from .conftest import DONE, REPLY, chunk
+
+TITLES = "[...document.querySelectorAll('#titles li > button')].map((button) => button.textContent)"
+KEPT = "document.getElementById('kept')"
+
+
+def converse(page, server, *questions):
+    for question in questions:
+        page.click("New conversation")
+        server.steps = [chunk(content=f"About {question.lower()}."), chunk("stop")]
+        page.ask(question)
+        page.until(f"{DONE} && {TITLES}.includes({json.dumps(question)})")
+
+
+def load_again(page):
+    page.open(page.run("location.href"))
+
+
+def confirm(page, action):
+    page.click(action, "document.getElementById('dialog')")
+    page.until("!document.getElementById('dialog').open")
+
+
+def exported(page, name):
+    """The text of the next download, which the button of this name begins."""
+    page.run("URL.createObjectURL = (blob) => { window.saved = blob; return 'blob:none' }")
+    page.run("HTMLAnchorElement.prototype.click = function () { window.savedAs = this.download }")
+    page.click(name)
+    page.until("window.saved")
+    return page.run("window.savedAs"), page.run("window.saved.text()")
+
+
+def imported(page, text):
+    page.run(
+        f"(() => {{ const data = new DataTransfer(); data.items.add(new File([{json.dumps(text)}], 'some.json'));"
+        " const field = document.getElementById('importing'); field.files = data.files;"
+        " field.dispatchEvent(new Event('change')); })()"
+    )
+    page.until(f"!{KEPT}.hidden")
+    return page.run(f"{KEPT}.textContent")
+
+
+def stored(page, work):
+    """Runs `work` on the database of the page's origin, with the page's own connection closed."""
+    return page.run(f"""(async () => {{
+      const opened = (request) => new Promise((yes, no) => {{
+        request.onsuccess = () => yes(request.result);
+        request.onerror = no;
+      }});
+      {work}
+    }})()""")
+
+
+class TestKeeping:
+    def test_conversations_outlast_the_page(self, page, server):
+        converse(page, server, "Moon", "Sun")
+        load_again(page)
+        assert page.run(TITLES) == ["Sun", "Moon"]
+        assert page.run(REPLY) == "About sun."
+        page.click("Moon")
+        page.until(f"{REPLY} === 'About moon.'")
+        assert page.run("document.querySelector('#titles [aria-current]').textContent") == "Moon"
+        assert page.complaints() == []
+
+    def test_search_finds_what_was_said(self, page, server):
+        converse(page, server, "Moon", "Sun")
+        page.run("document.getElementById('search').focus()")
+        page.type("ABOUT MO")
+        page.until(f"{TITLES}.length === 1")
+        assert page.run(TITLES) == ["Moon"]
+        assert page.run("document.getElementById('found').textContent") == "1 conversation found"
+        page.type("x")
+        page.until(f"{TITLES}.length === 0")
+        assert "No conversation" in page.run("document.getElementById('found').textContent")
+
+    def test_rename_and_delete(self, page, server):
+        converse(page, server, "Moon", "Sun")
+        page.click("Rename")
+        page.run("document.getElementById('answer').select()")
+        page.type("Star")
+        page.press("Enter")
+        page.until(f"{TITLES}[0] === 'Star'")
+        page.click("Delete", "document.getElementById('titles')")
+        page.click("Cancel")
+        page.until("!document.getElementById('dialog').open")
+        assert page.run(TITLES) == ["Star", "Moon"]
+        page.click("Delete", "document.getElementById('titles')")
+        confirm(page, "Delete")
+        page.until(f"{TITLES}.length === 1")
+        load_again(page)
+        assert page.run(TITLES) == ["Moon"]
+
+    def test_settings_and_theme_are_kept(self, page, server):
+        page.run("document.getElementById('system').value = 'Be brief.'")
+        page.run("document.getElementById('theme').value = 'dark'")
+        page.run("document.getElementById('theme').dispatchEvent(new Event('change', { bubbles: true }))")
+        assert page.run("getComputedStyle(document.documentElement).backgroundColor") == "rgb(17, 22, 27)"
+        load_again(page)
+        assert page.run("document.documentElement.dataset.theme") == "dark"
+        assert page.run("document.getElementById('system').value") == "Be brief."
+        converse(page, server, "Moon")
+        assert server.asked[-1]["messages"][0] == {"role": "system", "content": "Be brief."}
+
+    def test_the_switch_deletes_only_when_that_is_confirmed(self, page, server):
+        converse(page, server, "Moon", "Sun")
+        page.run("document.getElementById('keep').click()")
+        page.until("document.getElementById('dialog').open")
+        assert "2 conversations" in page.run("document.getElementById('asking').textContent")
+        page.press("Escape")
+        page.until("document.getElementById('keep').checked")
+        page.run("document.getElementById('keep').click()")
+        confirm(page, "Delete them")
+        page.until(f"!{KEPT}.hidden && {TITLES}.length === 1")
+        assert page.run(TITLES) == ["Sun"]  # the open one, in memory
+        page.run("document.getElementById('system').value = 'A secret.'")
+        page.run("document.getElementById('settings').dispatchEvent(new Event('change'))")
+        assert "secret" not in page.run("JSON.stringify(localStorage)")
+        load_again(page)
+        assert "Page.javascriptDialogOpening" in page.methods  # asked before the page was left
+        assert page.run(TITLES) == []
+        assert not page.run("document.getElementById('keep').checked")
+
+    def test_a_new_conversation_asks_before_it_stops_a_reply(self, page, server):
+        hold = threading.Event()
+        server.steps = [chunk(content="first words"), hold, chunk("stop")]
+        page.ask("Slow")
+        page.until("document.querySelector('.reply .text').textContent === 'first words'")
+        page.click("New conversation")
+        page.click("Cancel")
+        page.until("!document.getElementById('dialog').open")
+        assert not page.run("document.getElementById('stop').hidden")
+        page.click("New conversation")
+        confirm(page, "Stop it")
+        page.until("document.querySelectorAll('article').length === 0")
+        page.click("Slow")
+        page.until(f"{REPLY} === 'first words'")
+        hold.set()
+
+
+class TestFiles:
+    def test_json_comes_back_as_it_was(self, page, server):
+        converse(page, server, "Moon")
+        page.click("Regenerate")
+        page.until("document.querySelector('.versions:not([hidden])') && " + DONE)
+        name, text = exported(page, "Save as JSON")
+        assert name == "Moon.json"
+        assert imported(page, text).startswith("1 conversation imported.")
+        page.until(f"{TITLES}.length === 2")
+        page.click("Moon", "document.getElementById('titles')", last=True)
+        page.until("document.querySelector('.versions:not([hidden])')?.textContent.includes('2 of 2')")
+
+    def test_markdown_is_the_path_that_is_shown(self, page, server):
+        server.steps = [chunk(reasoning_content="I\nthink"), chunk(content="```py\n1\n```"), chunk("stop")]
+        page.ask("Code?")
+        page.until(DONE)
+        name, text = exported(page, "Save as Markdown")
+        assert name.split(".") == ["Code", "md"]
+        assert text == "# Code?\n\n## You\n\nCode?\n\n## Reply\n\n> I\n> think\n\n```py\n1\n```\n"
+
+    def test_all_conversations_at_once(self, page, server):
+        converse(page, server, "Moon", "Sun")
+        name, text = exported(page, "Export all")
+        assert name == "earthshine-conversations.json"
+        assert sorted(each["name"] for each in json.loads(text)["conversations"]) == ["Moon", "Sun"]
+        assert imported(page, text).startswith("2 conversations imported.")
+        page.until(f"{TITLES}.length === 4")
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("no json", "holds no conversations"),
+            ("3", "0 conversations imported; 1 could not be read"),
+            ('{"conversations": [{"messages": 1}, {"format": 99, "messages": []}]}', "0 conversations imported; 2"),
+            ('{"messages": [{"role": "user", "content": [1]}]}', "1 could not be read"),
+            ('{"format": 1, "messages": [{"id": "a", "parent": "b", "role": "user"}]}', "1 could not be read"),
+            ('{"messages": [{"role": "system"}, {"role": "user", "content": "Hi"}]}', "1 conversation im"),
+        ],
+    )  # fmt: skip
+    def test_a_file_from_elsewhere(self, page, text, words):
+        assert words in imported(page, text)
+
+
+class TestTrouble:
+    def test_a_full_store_is_said_and_the_page_goes_on(self, page, server):
+        origin = page.run("location.origin")
+        page.call("Storage.overrideQuotaForOrigin", origin=origin, quotaSize=1)
+        server.steps = [chunk(content="x" * 100_000), chunk("stop")]
+        page.ask("Much")
+        page.until(f"{DONE} && {KEPT}.textContent.includes('storage is full')")
+        page.call("Storage.overrideQuotaForOrigin", origin=origin)
+        page.ask("More")
+        page.until(f"{DONE} && {KEPT}.hidden")
+        load_again(page)
+        assert page.run("document.querySelectorAll('article').length") == 4
+
+    def test_a_store_of_a_newer_page_is_left_alone(self, page, server):
+        stored(
+            page,
+            "(await opened(indexedDB.open('earthshine', 99))).close()",
+        )
+        load_again(page)
+        page.until(f"{KEPT}.textContent.includes('newer version')")
+        server.steps = [chunk(content="yes"), chunk("stop")]
+        page.ask("Still there?")
+        page.until(DONE)
+        assert page.run(TITLES) == ["Still there?"]
+        assert stored(page, "const all = await opened(indexedDB.open('earthshine')); return all.version") == 99
+
+    def test_records_of_older_and_unknown_forms(self, page, server):
+        converse(page, server, "Moon")
+        stored(
+            page,
+            """const all = await opened(indexedDB.open('earthshine'));
+          const change = all.transaction(['conversations', 'titles'], 'readwrite');
+          const asked = { role: 'user', content: 'Old question' }, said = { role: 'assistant', content: 'Old reply' };
+          const old = { id: 'old', messages: [asked, said] };
+          change.objectStore('conversations').put(old);
+          change.objectStore('titles').put({ id: 'old', name: 'Older', changed: 2 });
+          change.objectStore('conversations').put({ id: 'odd', messages: 'none', format: 99 });
+          change.objectStore('titles').put({ id: 'odd', name: 'Odd', changed: 1 });
+          await new Promise((done) => (change.oncomplete = done));
+          all.close();""",
+        )
+        load_again(page)
+        page.click("Odd")
+        page.until(f'{KEPT}.textContent.includes("can\'t read")')
+        page.run("document.getElementById('search').focus()")
+        page.type("question")
+        page.until(f"{TITLES}.length === 1")
+        page.click("Older")
+        page.until(f"{REPLY} === 'Old reply'")
+        server.steps = [chunk(content="New reply"), chunk("stop")]
+        page.ask("New question")
+        page.until(DONE)
+        assert [message["content"] for message in server.asked[-1]["messages"]] == [
+            "Old question",
+            "Old reply",
+            "New question",
+        ]
+        kept = stored(
+            page,
+            "const all = await opened(indexedDB.open('earthshine'));"
+            " return opened(all.transaction('conversations').objectStore('conversations').get('odd'))",
+        )
+        assert kept["messages"] == "none"
+
+    def test_without_a_database_the_tab_keeps_them(self, page, server):
+        blocked = page.call(
+            "Page.addScriptToEvaluateOnNewDocument",
+            source="IDBFactory.prototype.open = () => { throw new DOMException('', 'SecurityError') }",
+        )
+        load_again(page)
+        assert "does not let the page keep" in page.run(f"{KEPT}.textContent")
+        converse(page, server, "Moon", "Sun")
+        page.click("Moon")
+        page.until(f"{REPLY} === 'About moon.'")
+        page.call("Page.removeScriptToEvaluateOnNewDocument", identifier=blocked["identifier"])
+
+    def test_two_tabs_do_not_lose_each_others_messages(self, page, server):
+        converse(page, server, "Moon")
+        merged = page.run("""(async () => {
+          const { state } = await import("/state.js"), { Conversation } = await import("/conversation.js");
+          const other = Conversation.from(state.conversation.record());
+          other.add("user", "from another tab");
+          await state.library.save(other.record());
+          state.conversation.add("user", "from this tab");
+          await state.library.save(state.conversation.record());
+          const found = await state.library.open(other.id);
+          return [...found.messages.values()].map((message) => message.content).sort();
+        })()""")
+        assert merged == ["About moon.", "Moon", "from another tab", "from this tab"]
