@@ -22,6 +22,11 @@ def format_bytes(value: float) -> str:
     return _scaled(value, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
 
 
+def format_rate(bytes_per_second: float) -> str:
+    """Decimal units, as data sheets have: 3.5e9 is "3.50 GB/s"."""
+    return _scaled(bytes_per_second, 1000, (" B/s", " kB/s", " MB/s", " GB/s", " TB/s"))
+
+
 def format_count(value: float) -> str:
     """Decimal magnitudes: 1026408232448 is "1026.41 B"."""
     return _scaled(value, 1000, ("", " K", " M", " B")) if abs(value) >= 1000 else f"{value:.0f}"

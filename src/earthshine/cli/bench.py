@@ -29,6 +29,7 @@ from earthshine.machine import (
     memory_total,
     processors,
     save_machine,
+    title,
 )
 from earthshine.machine.disk import Rates, measure_file, measure_folder
 from earthshine.machine.network import Loopback, measure_loopback
@@ -141,7 +142,7 @@ class _Others:
 def _machine(found: _Found, options: BenchOptions, threads: int) -> Machine:
     own, network = identity(), found.network.medians() if found.network is not None else None
     return Machine(
-        name=f"{str(own['cpu_model'])[:50]}, {threads} threads, {format_bytes(memory_total())}",
+        name=title(threads),
         source=_source(found, options, threads),
         measured=datetime.date.today().isoformat(),
         identity=own,

@@ -1,14 +1,17 @@
-"""Facts of the computer, probed from the system's files, and its rates, measured or described. No torch.
+"""Facts of the computer, probed from the system's files, and its rates: measured, described or estimated. No torch.
 
 Disk and network are measured by `machine.disk` and `machine.network`, memory and products by `kernels.measure`. Every
-number comes from the system, from a clock, or from a file that names its source.
+number comes from the system, from a clock, from a file that names its source, or from `machine.estimate`, which marks
+it as an estimate.
 """
 
-from earthshine.machine.probe import memory_available, memory_peak, memory_resident, memory_total, processors
+from earthshine.machine.estimate import estimated_machine
+from earthshine.machine.probe import memory_available, memory_peak, memory_resident, memory_total, processors, title
 from earthshine.machine.profile import (
     DiskRate,
     Machine,
     Network,
+    OtherMachine,
     check_machine,
     described,
     machine_json,
@@ -21,8 +24,10 @@ __all__ = [
     "DiskRate",
     "Machine",
     "Network",
+    "OtherMachine",
     "check_machine",
     "described",
+    "estimated_machine",
     "machine_json",
     "memory_available",
     "memory_peak",
@@ -32,4 +37,5 @@ __all__ = [
     "processors",
     "read_machine",
     "save_machine",
+    "title",
 ]

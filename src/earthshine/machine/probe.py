@@ -10,6 +10,7 @@ from pathlib import Path
 
 from earthshine.machine.cgroup import ROOT, memory_limit, memory_room, processors_quota
 from earthshine.settings import KERNEL_CHOICES, read_settings
+from earthshine.units import format_bytes
 
 _UNKNOWN = 8 << 30  # of a small machine, where the system does not report it
 
@@ -76,6 +77,12 @@ def identity(root: Path = ROOT) -> dict[str, str | int]:
         "memory_bytes": physical_memory(root),
         "instruction_set": _instruction_set(root),
     }
+
+
+def title(threads: int, root: Path = ROOT) -> str:
+    """This machine in a few words: its processor, the threads in use, its memory."""
+    model = _cpu(root, "model name")[:50] or os.uname().machine
+    return f"{model}, {threads} threads, {format_bytes(memory_total(root))}"
 
 
 def last_cache_bytes(root: Path = ROOT) -> int:

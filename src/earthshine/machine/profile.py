@@ -23,6 +23,11 @@ from earthshine.untrusted import parse_object, read_file, shown
 MAX_FILE_BYTES = 1 << 20
 MEMORY_TOLERANCE = 0.02  # of the memory there is: another kernel keeps a little more or less of it to itself
 
+
+class OtherMachine(UsageError):
+    """A profile that was measured on another machine than this."""
+
+
 Points = tuple[tuple[int, float], ...]  # rows, FLOP/s
 
 
@@ -65,6 +70,7 @@ class Machine:
     network: Network | None = None
     watts: float | None = None  # the whole machine under load
     price_usd: float | None = None
+    device: str = "cpu"  # or "gpu": rates of hardware that Earthshine has no kernels for
 
     def disk_rate(self, block_bytes: int, depth: int) -> float:
         """Bytes per second of such reads: the figure of the largest block and depth that are not above these; below the
@@ -100,7 +106,7 @@ def _between(points: Points, rows: float) -> float:
 def read_machine(path: Path) -> Machine:
     """The machine that a file of at most 1 MiB describes; `memory_bytes` may be a text such as "24GiB".
 
-    `network`, `watts` and `price_usd` may be left out. Raises UsageError.
+    `network`, `watts`, `price_usd` and `device` may be left out. Raises UsageError.
     """
     return _from_text(read_file(real_path(path), shown(path), MAX_FILE_BYTES, UsageError), shown(path))
 
@@ -116,8 +122,8 @@ def real_path(path: Path) -> Path:
 def _from_text(raw: bytes, what: str) -> Machine:
     fields = read_fields(parse_object(raw, what, UsageError), what)
     disk = tuple(DiskRate(*entry) for entry in fields.pop("disk"))
-    network = fields.pop("network")
-    return Machine(disk=disk, network=None if network is None else Network(*network), **fields)
+    network, device = fields.pop("network"), fields.pop("device") or "cpu"
+    return Machine(disk=disk, network=None if network is None else Network(*network), device=device, **fields)
 
 
 def machine_json(machine: Machine) -> str:
@@ -188,7 +194,8 @@ def described() -> Mapping[str, Path]:
 def own_machine(path: Path) -> Machine | None:
     """The measured profile of this machine, with the memory that this process may use now; None if there is no file.
 
-    Raises UsageError, which names the field, for a profile that was measured on another machine than this.
+    Raises OtherMachine, which names the field, for a profile that was measured on another machine than this, and
+    UsageError for a file that is none.
     """
     if not os.path.lexists(path):
         return None
@@ -202,7 +209,7 @@ def own_machine(path: Path) -> Machine | None:
             same = abs(int(there) - int(here)) <= MEMORY_TOLERANCE * int(here)
         if not same:
             asks = "" if name != "instruction_set" else " (EARTHSHINE_CPU and EARTHSHINE_KERNELS count)"
-            raise UsageError(
+            raise OtherMachine(
                 f"{shown(path)} was measured on another machine: its {name} is {shown(there)}, and here it is "
                 f"{shown(here)}{asks}. Measure this one with {_AGAIN}."
             )

@@ -38,7 +38,8 @@ _REQUIRED = (
     "name", "source", "measured", "identity", "processors", "memory_bytes", "memory_read", "disk", "products",
     "attention", "layer_seconds",
 )  # fmt: skip
-_OPTIONAL = ("network", "watts", "price_usd")
+_OPTIONAL = ("network", "watts", "price_usd", "device")
+DEVICES = ("cpu", "gpu")
 
 
 class _Unsound(Exception):
@@ -176,6 +177,12 @@ def _network(field: str, value: object) -> tuple[float, float] | None:
     return rate, _number(f"{field}.round_trip_seconds", found["round_trip_seconds"], ROUND_TRIP_SECONDS, "seconds")
 
 
+def _device(field: str, value: object) -> str | None:
+    if value is not None and value not in DEVICES:
+        raise _wrong(field, value, f"one of {', '.join(DEVICES)}")
+    return value
+
+
 def _or_none(bounds: tuple[float, float], unit: str) -> Callable[[str, object], float | None]:
     return lambda field, value: None if value is None else _number(field, value, bounds, unit)
 
@@ -196,5 +203,6 @@ _READERS: MappingProxyType[str, Callable[[str, Any], Any]] = MappingProxyType(
         "network": _network,
         "watts": _or_none(WATTS, "watts"),
         "price_usd": _or_none(PRICE, "US dollars"),
+        "device": _device,
     }
 )

@@ -41,14 +41,14 @@ class Download:
         if not self.missing_bytes:
             return f"none: the weights are here, {format_bytes(self.total_bytes)}"
         size = format_bytes(self.missing_bytes)
-        if self.present_bytes:
+        if self.present_bytes > (1 - _WHOLE) * self.total_bytes:  # more than the config and the tokenizer
             size += f" more, of {format_bytes(self.total_bytes)}"
         if self.free_bytes is None:
             return size
         free = f"{shown(self.folder)} has {format_bytes(self.free_bytes)} free"
         if self.lacking_bytes:
-            return f"{size}, and the disk is too small: {free}, {format_bytes(self.lacking_bytes)} too few"
-        return f"{size}; the disk holds it: {free}"
+            return f"{size}, which the disk can't hold: {free}"
+        return f"{size}, which the disk holds: {free}"
 
 
 def weights_bytes(spec: ModelSpec) -> int:

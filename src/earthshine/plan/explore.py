@@ -12,14 +12,16 @@ from earthshine.errors import UsageError
 from earthshine.machine import DiskRate, Machine
 from earthshine.machine.profile import Points
 from earthshine.plan.args import PlanArgs
+from earthshine.plan.budget import plan_memory
 from earthshine.plan.forecast import Cost, Forecaster, Load
-from earthshine.plan.plan import Plan, make_plan
+from earthshine.plan.plan import PROCESS_BYTES, Plan, make_plan
 from earthshine.plan.sizes import Sizes, sizes_of
 from earthshine.spec import ModelSpec
 
 CONTEXTS = (4096, 32768, 131072, 262144)
 _BUDGETS = 4  # steps from the smallest that works to the machine's memory
 _GIB = 1 << 30
+_BOUNDLESS = 1 << 60  # bytes, in which any plan fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,14 @@ class Case:
         """Of a first prompt."""
         return self.costs().prompt(n_tokens, self.args.skew)
 
+    def with_context(self, context_tokens: int) -> "Case | None":
+        """The same budget with room for another context; None where that can't be."""
+        return self._otherwise(context_tokens=context_tokens)
+
     def by_context(self) -> Iterator[tuple[int, Cost, Cost]]:
         """Each context that there can be: the cost of a step there, and of a first prompt of that length."""
         for context in sorted({*CONTEXTS, self.plan.memory.context_tokens}):
-            other = self._otherwise(context_tokens=context)
+            other = self.with_context(context)
             if other is not None:
                 yield context, other.decode(), other.prompt(context)
 
@@ -81,7 +87,8 @@ class Case:
         now, budget = self.decode().seconds, self.plan.memory.budget_bytes
         disk = tuple(DiskRate(d.block_bytes, d.depth, 2 * d.bytes_per_second) for d in self.machine.disk)
         for name, machine, more in (
-            ("one more GiB of memory", replace(self.machine, memory_bytes=self.machine.memory_bytes + _GIB), _GIB),
+            ("one more GiB of memory", _with_memory(self.machine, _GIB), _GIB),
+            ("twice as much memory", _with_memory(self.machine, budget), budget),
             ("a disk twice as fast, or a second one", replace(self.machine, disk=disk), 0),
             ("memory twice as fast", _with_faster_memory(self.machine), 0),
         ):
@@ -97,6 +104,16 @@ class Case:
             return Case.of(self.spec, machine or self.machine, replace(self.args, **(fixed | changed)))
         except UsageError:
             return None
+
+
+def smallest_budget(spec: ModelSpec, args: PlanArgs) -> int:
+    """The least budget that works on any machine, with the context that is asked for or a short one."""
+    sizes = sizes_of(spec, args.dtype, args.trunk)
+    return plan_memory(sizes, _BOUNDLESS, args, PROCESS_BYTES, spec.max_context).smallest
+
+
+def _with_memory(machine: Machine, more: int) -> Machine:
+    return replace(machine, memory_bytes=machine.memory_bytes + more)
 
 
 def _with_faster_memory(machine: Machine) -> Machine:

@@ -69,7 +69,7 @@ def make_plan(
     """
     check_args(args, spec)
     sizes = sizes or sizes_of(spec, args.dtype, args.trunk)
-    budget = _budget(args, machine, process_bytes, available_bytes)
+    budget = budget_bytes(args, machine, process_bytes, available_bytes)
     memory = plan_memory(sizes, budget, args, process_bytes, spec.max_context)
     threads = args.threads or min(machine.processors if machine else processors, MOST_THREADS)
     name = machine.name if machine else "rates unknown"
@@ -79,7 +79,8 @@ def make_plan(
     return replace(plan, forecast=_forecast(Forecaster(spec, sizes, memory, machine, args.trunk), memory, args))
 
 
-def _budget(args: PlanArgs, machine: Machine | None, process: int, available: int | None) -> int:
+def budget_bytes(args: PlanArgs, machine: Machine | None, process: int, available: int | None) -> int:
+    """The budget that `args` names, or else a share of what is available; raises UsageError as `make_plan` does."""
     most = machine.memory_bytes if machine else None
     if args.memory_bytes is not None:
         if most is not None and machine is not None and args.memory_bytes > most:

@@ -20,12 +20,15 @@ _HOURS_A_YEAR = 8766.0
 
 @dataclass(frozen=True, slots=True)
 class ServicePrice:
-    """US dollars for a million tokens; `cached_input` None where the table does not know it."""
+    """US dollars for a million tokens; `cached_input` None where the table does not know it. `family` and `parameters`:
+    of an open model that the service offers, as `inspect` shows them; None for others."""
 
     name: str
     input: float
     output: float
     cached_input: float | None
+    family: str | None = None
+    parameters: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,10 @@ class PriceTable:
     dated: str
     source: str
     prices: tuple[ServicePrice, ...]
+
+    def service_of(self, family: str, parameters: int) -> ServicePrice | None:
+        """The first service that offers a model of this family and size, if any."""
+        return next((p for p in self.prices if (p.family, p.parameters) == (family, parameters)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +92,25 @@ def read_prices(path: Path = SHIPPED) -> PriceTable:
 def _price(entry: object, where: str) -> ServicePrice:
     if not isinstance(entry, dict):
         raise UsageError(f"{where} must be an object with name, input and output.")
-    unknown = entry.keys() - {"name", "input", "output", "cached_input"}
+    unknown = entry.keys() - {"name", "input", "output", "cached_input", "family", "parameters"}
     if unknown:
-        raise UsageError(f"{where} has {shown(min(unknown))}; it may have name, input, output and cached_input.")
+        raise UsageError(
+            f"{where} has {shown(min(unknown))}; it may have name, input, output, cached_input, family and parameters."
+        )
     name = _text(entry.get("name"), where, "name")
     where = f"{where}, {shown(name)}"
-    cached = entry.get("cached_input")
+    cached, family, parameters = (entry.get(key) for key in ("cached_input", "family", "parameters"))
+    if (family is None) != (parameters is None):
+        raise UsageError(f"{where} must have both family and parameters, or neither.")
+    if parameters is not None and not (type(parameters) is int and 0 < parameters < 1 << 60):
+        raise UsageError(f"{where}: parameters is {shown(parameters)}; it must be a whole number above 0.")
     return ServicePrice(
         name,
         _usd(entry.get("input"), where, "input"),
         _usd(entry.get("output"), where, "output"),
         None if cached is None else _usd(cached, where, "cached_input"),
+        None if family is None else _text(family, where, "family"),
+        parameters,
     )
 
 

@@ -8,6 +8,7 @@ the counts by what their headers say.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from earthshine.spec.layout import expert_shapes, moe_layers, trunk_tensors, trunk_units
 from earthshine.spec.model import DenseSpec, LayerSpec, ModelSpec, MoeSpec
@@ -40,6 +41,7 @@ class Sizes:
         return replace(self, units=resident, streamed_units=streamed, expert=max(self.expert, expert), loading=loading)
 
 
+@lru_cache(maxsize=8)  # a forecast asks for the same model's sizes some thirty times
 def sizes_of(spec: ModelSpec, dtype: str = "bf16", trunk: str = "bf16") -> Sizes:
     """`dtype`: of activations, "bf16" or "fp32"; `trunk`: "bf16" as published, or "int8".
 

@@ -34,7 +34,7 @@ def test_a_config_alone_is_downloaded_whole(tmp_path: Path) -> None:
     assert found.missing_bytes == found.total_bytes == weights_bytes(load_spec(GLEAM))
     assert found.free_bytes is not None
     assert found.lacking_bytes == 0
-    assert "the disk holds it" in found.sentence()
+    assert "which the disk holds" in found.sentence()
 
 
 def test_a_download_that_stopped_counts_what_has_arrived(tmp_path: Path) -> None:
@@ -42,22 +42,22 @@ def test_a_download_that_stopped_counts_what_has_arrived(tmp_path: Path) -> None
     snapshot, blobs = tmp_path / "snapshots" / "abc", tmp_path / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
-    (snapshot / "model-00001.safetensors").write_bytes(b"x" * 10_000)
+    (snapshot / "model-00001.safetensors").write_bytes(b"x" * 2_000_000)
     (blobs / "123.incomplete").write_bytes(b"x" * 8192)
     with (blobs / "456.incomplete").open("wb") as file:
         file.truncate(1 << 20)  # all of it a hole
     spec = load_spec(GLEAM)
     found = download_of(spec, snapshot, tmp_path)
-    assert 10_000 <= found.present_bytes <= 10_000 + 8192 + 4096
+    assert 2_000_000 <= found.present_bytes <= 2_000_000 + 8192 + 4096
     assert found.missing_bytes == weights_bytes(spec) - found.present_bytes
     assert "more, of 19" in found.sentence()
-    assert download_of(spec, snapshot, tmp_path, 50_000).total_bytes == 50_000
+    assert download_of(spec, snapshot, tmp_path, 5_000_000).total_bytes == 5_000_000
 
 
 def test_a_disk_that_is_too_small_lacks_the_rest(tmp_path: Path) -> None:
     found = Download(10 * GIB, 2 * GIB, tmp_path, 5 * GIB)
     assert (found.missing_bytes, found.lacking_bytes) == (8 * GIB, 3 * GIB)
-    assert "5.00 GiB free, 3.00 GiB too few" in found.sentence()
+    assert "8.00 GiB more, of 10.00 GiB, which the disk can't hold" in found.sentence()
     unknown = replace(found, free_bytes=None)
     assert (unknown.lacking_bytes, unknown.sentence()) == (0, "8.00 GiB more, of 10.00 GiB")
 

@@ -130,3 +130,32 @@ def test_an_hour_and_a_million_tokens_by_hand() -> None:
 def test_figures_that_can_not_be_are_refused_by_name(figures: tuple[float, ...], named: str) -> None:
     with pytest.raises(UsageError, match=f"^{named} is .*; it must be a number from"):
         Ownership(*figures)
+
+
+def test_a_service_of_an_open_model_is_found_by_its_family_and_size(tmp_path: Path) -> None:
+    shipped = read_prices()
+    found = shipped.service_of("kimi_k25", 1_026_408_232_448)
+    assert found is not None
+    assert found.name == "Kimi K2.6 (Moonshot)"
+    assert shipped.service_of("kimi_k25", 23_500_000) is None, "gleam is of the same family"
+    assert shipped.service_of("deepseek_v3", 1_026_408_232_448) is None
+    own = read_prices(table(tmp_path, GOOD, {**GOOD, "name": "two", "family": "qwen3_moe", "parameters": 5}))
+    service = own.service_of("qwen3_moe", 5)
+    assert service is not None
+    assert service.name == "two"
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ({"family": "x"}, "both family and parameters, or neither"),
+        ({"parameters": 5}, "both family and parameters, or neither"),
+        ({"family": "x", "parameters": 1.5}, "it must be a whole number above 0"),
+        ({"family": "x", "parameters": True}, "it must be a whole number above 0"),
+        ({"family": "x", "parameters": 0}, "it must be a whole number above 0"),
+        ({"family": 7, "parameters": 5}, "family is 7"),
+    ],
+    ids=str,
+)
+def test_an_open_model_of_a_service_is_named_whole(tmp_path: Path, more: dict[str, Any], error: str) -> None:
+    assert error in refused(table(tmp_path, {**GOOD, **more}))
