@@ -218,9 +218,10 @@ def plan(
     context: Context = None,
     batch: Annotated[int, typer.Option(help="Sequences that are decoded together; serve takes up to 8.")] = 1,
     machine: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="A machine's file, or mini-24gb, desktop-128gb, server-768gb or 8xh200; default: this machine."
+            help="A machine's file, or mini-24gb, desktop-128gb, server-768gb, 8xh200 or this; default: this machine. "
+            "May be repeated, to compare machines."
         ),
     ] = None,
     threads: Threads = None,
@@ -246,7 +247,8 @@ def plan(
     from earthshine.cli.plan import PlanOptions, run_plan
 
     money = (watts, kwh_price, machine_price, life_years, prices)
-    run_plan(model, PlanOptions(memory, context, batch, threads, trunk, machine, skew, *money, save, plot, json))
+    held = (memory, context, batch, threads, trunk, tuple(machine or ()))
+    run_plan(model, PlanOptions(*held, skew, *money, save, plot, json))
 
 
 @app.command()

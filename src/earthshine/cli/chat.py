@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from earthshine.cli.models import announce_download
 from earthshine.cli.options import load_with_progress, read_text, standard_input
 from earthshine.cli.progress import TokenProgress
 from earthshine.cli.stats import Tally
@@ -68,7 +69,7 @@ def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) 
 
 
 def _open(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> "Conversation":
-    folder, tokenizer = find_readable(model)
+    folder, tokenizer = find_readable(model, announce_download)
     template = load_template(folder)
     params = replace(sampling_defaults(folder), **sampling)
     model_in_use = load_with_progress(folder, options.plan)

@@ -1,45 +1,76 @@
 """`earthshine doctor`: what this machine offers, and which implementation serves each operation and why."""
 
 import platform
-from collections.abc import Iterable
-from textwrap import fill
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from earthshine import __version__
+from earthshine.cli.layout import Report
 from earthshine.errors import EarthshineError
 from earthshine.hub import GLEAM
 from earthshine.kernels import Implementation, implementations
-from earthshine.machine import processors
-from earthshine.settings import read_settings
+from earthshine.machine import own_machine, processors
+from earthshine.settings import Settings, read_settings
 from earthshine.spec import load_spec
 from earthshine.units import format_bytes
 from earthshine.weights import Checkpoint
 
 
 def run_doctor() -> None:
-    settings = read_settings()
-    print(f"earthshine   {__version__}")
-    print(f"python       {platform.python_version()} on {platform.system()} {platform.machine()}")
-    print(f"torch        {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"processors   {processors()}")
-    print(f"kernels      {settings.kernels} (EARTHSHINE_KERNELS)")
-    print(f"cpu          {settings.cpu} (EARTHSHINE_CPU)")
-    print(f"downloads    {settings.home or 'the default cache of huggingface_hub'} (EARTHSHINE_HOME)")
-    print(f"gleam        {_gleam()}")
-    print()
-    print_served(implementations())
+    settings, served, report = read_settings(), implementations(), Report()
+    report.heading(_summary(served))
+    report.blank()
+    report.facts(
+        (
+            ("earthshine", __version__),
+            ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+            ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+            ("processors", str(processors())),
+            ("kernels", f"{settings.kernels} (EARTHSHINE_KERNELS)"),
+            ("cpu", f"{settings.cpu} (EARTHSHINE_CPU)"),
+            ("profile", _profile(settings)),
+            ("downloads", f"{settings.downloads} (EARTHSHINE_HOME)"),
+            ("gleam", _gleam()),
+        )
+    )
+    report.blank()
+    print_served(served, report)
 
 
-def print_served(served: Iterable[Implementation]) -> None:
-    """Print each implementation with its operations, and the reason why no better one is used."""
+def _summary(served: Sequence[Implementation]) -> str:
+    """Whether what serves most operations is the best for this processor."""
+    (name, reason), count = Counter((one.name, one.reason) for one in served).most_common(1)[0]
+    if not name.startswith("native"):
+        return (
+            f"Slow: {name} serves {count} of {len(served)} operations instead of native kernels; the reason is below."
+        )
+    if reason:
+        return f"Works, but the best kernels are not in use: {name} serves {count} of {len(served)} operations."
+    return f"All is well: {name}, the best kernels for this processor, serves {count} of {len(served)} operations."
+
+
+def print_served(served: Iterable[Implementation], report: Report) -> None:
+    """Print each implementation with its operations, and each reason why no better one is used once."""
     groups: dict[tuple[str, str], list[str]] = {}
     for one in served:
         groups.setdefault((one.name, one.reason), []).append(one.operation)
+    reasons: set[str] = set()
     for (name, reason), operations in groups.items():
-        print(fill(f"{name} serves {', '.join(operations)}.", 120, subsequent_indent="  "))
-        if reason:
-            print(fill(reason, 120, initial_indent="  ", subsequent_indent="  "))
+        report.paragraph(f"{name} serves {', '.join(operations)}.")
+        if reason and reason not in reasons:
+            report.note(reason)
+        reasons.add(reason)
+
+
+def _profile(settings: Settings) -> str:
+    """What `plan` knows of this machine's speed."""
+    try:
+        own = own_machine(settings.profile)
+    except EarthshineError as error:
+        return f"unusable: {error}"
+    return f"measured on {own.measured}" if own is not None else "none; earthshine bench machine measures this machine"
 
 
 def _gleam() -> str:

@@ -14,11 +14,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
 
+from earthshine.cli.layout import Report
+from earthshine.cli.words import count_in_words, least_size
 from earthshine.errors import UsageError
-from earthshine.hub import GLEAM, find_model
+from earthshine.hub import GLEAM, find_model, size_on_disk
+from earthshine.plan import PlanArgs
 from earthshine.plan.budget import CONTEXT_TOKENS
+from earthshine.plan.explore import smallest_budget
 from earthshine.spec import ModelSpec, decode_flops_per_token, footprint, load_spec, prefill_flops_per_token
 from earthshine.spec.model import MoeSpec
 from earthshine.units import format_bytes, format_count
@@ -64,16 +67,43 @@ def run_inspect(model: str | None, context: int | None, as_json: bool, make_hash
     if make_hashes:
         _require_place(path)
     spec = load_spec(path)
+    summary, in_words = _summary(model, path, spec)
     facts = {"architecture": _architecture(spec), "footprint": _footprint(spec, context_tokens(spec, context))}
     if _has_weights(path):
         facts["weights"] = _coverage(path, spec)
     if make_hashes:
         facts["manifest"] = _hash(path, spec)
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps({"summary": summary} | facts, indent=2))
         return
+    report = Report()
+    report.facts(in_words.items())
     for title, rows in facts.items():
-        _show(title, rows)
+        report.blank()
+        _show(report, title, rows)
+
+
+def _summary(model: str | None, path: Path, spec: ModelSpec) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a person wants to know before the internals: for a program, and in words."""
+    on_disk, params, least = size_on_disk(model, path, spec), footprint(spec), smallest_budget(spec, PlanArgs())
+    facts = {
+        "model_bytes": on_disk.total_bytes,
+        "download_bytes": on_disk.missing_bytes,
+        "free_disk_bytes": on_disk.free_bytes,
+        "smallest_memory_bytes": least,
+        "family": spec.family,
+        "total_params": params.total_params,
+        "active_params": params.active_params,
+        "max_context": spec.max_context,
+    }
+    total, active = count_in_words(params.total_params), count_in_words(params.active_params)
+    return facts, {
+        "Download": on_disk.sentence(),
+        "Smallest memory": f"{least_size(least)}; how fast it is with more, earthshine plan says",
+        "Family": spec.family,
+        "Parameters": f"{total}, {active} used per token",
+        "Longest context": f"{spec.max_context:,} tokens",
+    }
 
 
 def context_tokens(spec: ModelSpec, asked: int | None) -> int:
@@ -221,9 +251,6 @@ def _label(name: str) -> str:
     return _LABELS.get(name, name.replace("_", " "))
 
 
-def _show(title: str, rows: dict[str, Any]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in rows.items():
-        table.add_row(_label(name), *_readable(name, value))
-    Console().print(table)
-    print()
+def _show(report: Report, title: str, rows: dict[str, Any]) -> None:
+    report.heading(title)
+    report.columns((_label(name), *_readable(name, value)) for name, value in rows.items())

@@ -12,7 +12,7 @@ from earthshine.errors import SourceError, UsageError
 from earthshine.units import format_bytes
 
 if TYPE_CHECKING:
-    from earthshine.hub import Downloaded
+    from earthshine.hub import Downloaded, Pending
 
 
 def list_models(
@@ -37,19 +37,20 @@ def list_models(
 
 def pull(model: Annotated[str, typer.Argument(help="A Hugging Face id, such as moonshotai/Kimi-K2.6.")]) -> None:
     """Download a model, or the rest of it: only the files that are needed, after a check of the free disk space."""
-    from earthshine.hub import find_downloaded, find_model, pending_download, require_readable
+    from earthshine.hub import find_downloaded, find_readable
 
     if model == "gleam" or os.path.exists(model):
         print(f"{model} is on this machine already.")
         return
-    spec = require_readable(model)[0]
-    pending = pending_download(model)
-    if pending.files:
-        print(f"{model} ({spec.family}), to download: {pending.size.sentence()}.")
-        print("Ctrl-C stops; run the same command again to resume.", flush=True)
-    find_model(model)
+    find_readable(model, announce_download)
     found = find_downloaded(model)
     print(f"{model} is whole: {format_bytes(found.nbytes)} in {found.folder}.")
+
+
+def announce_download(pending: "Pending") -> None:
+    """Say on standard error what is about to be downloaded, and that the disk holds it."""
+    print(f"{pending.name}, to download: {pending.size.sentence()}.", file=sys.stderr)
+    print("Ctrl-C stops; run the same command again to resume.", file=sys.stderr, flush=True)
 
 
 def remove(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from earthshine.cli.models import announce_download
 from earthshine.cli.options import load_with_progress, read_text, standard_input
 from earthshine.engine import Session
 from earthshine.errors import UsageError
@@ -22,7 +23,7 @@ _MOST_NATS = 700.0  # per token; exp of more overflows
 
 def run_score(model: str, file: Path, as_json: bool, plan: Plan | PlanArgs) -> None:
     text = _read(file)
-    folder, tokenizer = find_readable(model)
+    folder, tokenizer = find_readable(model, announce_download)
     tokens = tokenizer.encode(text, allow_special=False)
     if len(tokens) < 2:
         raise UsageError("The text has fewer than two tokens; a score needs at least two.")

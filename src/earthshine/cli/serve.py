@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from earthshine.cli.greeting import greeting
+from earthshine.cli.models import announce_download
 from earthshine.cli.options import load_with_progress
 from earthshine.engine import Engine, EngineOptions, LoadedModel, sampling_defaults
 from earthshine.errors import UsageError
@@ -75,7 +76,7 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
     _configure_log(options.log_json)
     tls, bound = tls_context(options.listen), bind(options.listen)
     with bound:
-        folder, tokenizer = find_readable(model)
+        folder, tokenizer = find_readable(model, announce_download)
         names = _names(options.names, folder)
         template = load_template(folder) if has_template(folder) else None  # a base model completes texts alone
         loaded = load_with_progress(folder, options.plan)

@@ -1,8 +1,8 @@
 """MODEL to a folder: one on disk, one to download, or gleam. The only package that downloads."""
 
-from earthshine.hub.download import Pending, pending_download
+from earthshine.hub.download import Pending
 from earthshine.hub.downloaded import Downloaded, downloaded, find_downloaded, remove
-from earthshine.hub.find import GLEAM, find_model, find_readable, require_readable
+from earthshine.hub.find import GLEAM, find_model, find_readable, size_on_disk
 from earthshine.hub.place import model_folders
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "find_model",
     "find_readable",
     "model_folders",
-    "pending_download",
     "remove",
-    "require_readable",
+    "size_on_disk",
 ]

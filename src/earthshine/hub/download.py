@@ -7,6 +7,7 @@ while the hub can't be reached are huggingface_hub's.
 import errno
 import fnmatch
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from earthshine.hub.weight_files import RemoteFile, fetch_weights
 from earthshine.machine.drive import free_bytes
 from earthshine.plan.download import Download
 from earthshine.settings import read_settings
+from earthshine.units import format_bytes
 from earthshine.untrusted import shown
 
 # No Python, no pickles: only what Earthshine reads.
@@ -43,9 +45,12 @@ class Pending:
         """Raises SourceError if the disk can't hold what is missing."""
         if self.size.lacking_bytes:
             raise SourceError(
-                f"{self.name} needs {self.size.sentence()}. Free some space, or set EARTHSHINE_HOME to a folder on a "
-                "larger disk."
+                f"{self.name} needs {self.size.sentence()}. Free {format_bytes(self.size.lacking_bytes)} more, or set "
+                "EARTHSHINE_HOME to a folder on a larger disk."
             )
+
+
+Announce = Callable[[Pending], None]
 
 
 def pending_download(name: str, *, weights: bool = True) -> Pending:
@@ -61,9 +66,10 @@ def pending_download(name: str, *, weights: bool = True) -> Pending:
     return _pending(name, commit, listing, _needed(name, commit, listing, weights))
 
 
-def download(name: str, *, weights: bool) -> Path:
+def download(name: str, *, weights: bool, announce: Announce | None = None) -> Path:
     """The folder of an id's newest snapshot with the files that are needed, `weights` or the small ones alone.
 
+    `announce` is called with what is missing of the weights, if anything is, before the first of them is fetched.
     Raises SourceError for an id that does not exist or has no safetensors weights, for a disk that is too small or
     full, and for a network that fails.
     """
@@ -81,6 +87,8 @@ def download(name: str, *, weights: bool) -> Path:
     names = _needed(name, commit, listing, True)
     missing = _pending(name, commit, listing, names)
     missing.require_space()
+    if announce is not None and missing.files:
+        announce(missing)
     try:
         fetch_weights(name, commit, missing.size.folder / "blobs", missing.files)
     except Exception as error:

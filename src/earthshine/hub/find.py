@@ -1,12 +1,15 @@
 """Which folder a person means by MODEL: one on disk, one to download, or gleam."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earthshine.errors import SourceError
-from earthshine.hub.download import download
+from earthshine.hub.download import Announce, download, pending_download
 from earthshine.hub.place import is_id
+from earthshine.plan.download import Download, download_of
+from earthshine.settings import read_settings
 from earthshine.spec import ModelSpec, load_spec
 from earthshine.untrusted import shown
 
@@ -17,11 +20,12 @@ GLEAM = Path(__file__).resolve().parents[1] / "gleam"
 _GGUF = "GGUF is not read; use the published safetensors."
 
 
-def find_model(name: str | None, *, weights: bool = True) -> Path:
+def find_model(name: str | None, *, weights: bool = True, announce: Announce | None = None) -> Path:
     """The folder of a model, downloaded (and resumed, with progress) if `name` is a Hugging Face id.
 
-    A path to a config.json is returned as it is. `weights` False fetches an id's small files only. Raises SourceError
-    for what is neither, for GGUF, and for a download that fails.
+    A path to a config.json is returned as it is. `weights` False fetches an id's small files only. `announce` is
+    called with what has to be fetched before weights are. Raises SourceError for what is neither, for GGUF, and for a
+    download that fails.
     """
     if name is None or name == "gleam":
         return GLEAM
@@ -40,7 +44,7 @@ def find_model(name: str | None, *, weights: bool = True) -> Path:
         return found
     if not is_id(name):
         raise SourceError(f"{shown(name)} is neither a folder here nor a Hugging Face id such as moonshotai/Kimi-K2.6.")
-    return download(name, weights=weights)
+    return download(name, weights=weights, announce=announce)
 
 
 def _refuse_gguf(folder: Path) -> None:
@@ -51,25 +55,30 @@ def _refuse_gguf(folder: Path) -> None:
         raise SourceError(_GGUF)
 
 
-def find_readable(name: str | None) -> "tuple[Path, Tokenizer]":
-    """The folder of a model with its weights, and its tokenizer.
+def find_readable(name: str | None, announce: Announce | None = None) -> "tuple[Path, Tokenizer]":
+    """The folder of a model with its weights, and its tokenizer; `announce` as in `find_model`.
 
     A family that is not implemented and a tokenizer that does not fit are refused first, as SpecError, Unsupported and
     TextError: before a weight is downloaded or read.
     """
-    tokenizer = require_readable(name)[1]
-    return find_model(name), tokenizer
-
-
-def require_readable(name: str | None) -> "tuple[ModelSpec, Tokenizer]":
-    """The spec and the tokenizer of a model, from its small files; raises what `find_readable` refuses."""
     from earthshine.text import load_tokenizer
 
     folder = find_model(name, weights=False)
     spec = load_spec(folder)
     tokenizer = load_tokenizer(folder)
     tokenizer.require_fit(spec.vocab_size, spec.stop_tokens)
-    return spec, tokenizer
+    return find_model(name, announce=announce), tokenizer
+
+
+def size_on_disk(name: str | None, folder: Path, spec: ModelSpec) -> Download:
+    """What MODEL, whose small files are in `folder`, takes on disk and still has to be fetched.
+
+    Of an id as the hub lists it; of any other, or while the hub can't be reached, as the config and the files here say.
+    """
+    if name is not None and name != "gleam" and not os.path.exists(name):
+        with suppress(SourceError):
+            return pending_download(name).size
+    return download_of(spec, folder, read_settings().downloads)
 
 
 def snapshot(path: Path) -> Path:

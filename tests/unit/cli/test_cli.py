@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import time
 import pytest
 import torch
 
-from earthshine.cli.doctor import print_served
+from earthshine.cli.doctor import print_served, run_doctor
+from earthshine.cli.layout import Report
 from earthshine.engine import Session, load_model
 from earthshine.hub import GLEAM
 from earthshine.kernels import Implementation
@@ -163,7 +165,8 @@ def test_inspect_prints_words_and_no_keys(earthshine):
     facts = json.loads(earthshine("inspect", "--json")[1])
     assert code == 0
     labels = [line.split("  ")[0] for line in out.splitlines() if line]
-    assert len(labels) == len(facts) + sum(map(len, facts.values()))
+    del facts["summary"]  # in words of its own: five lines
+    assert len(labels) == 5 + len(facts) + sum(map(len, facts.values()))
     assert not [label for label in labels if "_" in label]
     assert {"routed experts per token", "KV cache per token in bf16", "active parameters per token"} <= set(labels)
 
@@ -211,20 +214,65 @@ def test_score_refuses_bytes_that_are_not_text(earthshine, tmp_path, raw, code):
 def test_doctor_names_what_serves_each_operation(earthshine):
     code, out, _ = earthshine("doctor")
     assert code == 0
-    served = out.partition("\n\n")[2].split()
+    served = out.split("\n\n")[-1].split()
     for operation in ("attend", "decode", "linear", "rms_norm", "route"):
         assert sum(word.rstrip(",.") == operation for word in served) == 1
-    assert "unusable" not in out
+    assert "gleam" in out
+    assert not re.search(r"gleam +unusable", out)
+
+
+def test_doctor_begins_with_one_line_that_sums_up(monkeypatch, capsys):
+    """What serves most operations decides, and whether anything better would run here."""
+    torch, amx = Implementation("attend", "torch", "Few use it."), Implementation("ffn", "native amx", "")
+    avx2 = Implementation("ffn", "native avx2", "There is no AVX-512.")
+    for served, line in (
+        ((amx, amx, torch), "All is well: native amx, the best kernels for this processor, serves 2 of 3 operations."),
+        ((avx2, avx2, torch), "Works, but the best kernels are not in use: native avx2 serves 2 of 3 operations."),
+        ((torch, torch, amx), "Slow: torch serves 2 of 3 operations instead of native kernels; the reason is below."),
+    ):
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr("earthshine.cli.doctor.implementations", lambda served=served: served)
+        run_doctor()
+        assert capsys.readouterr().out.splitlines()[0] == line
 
 
 def test_doctor_says_each_reason_once(capsys):
     """As where the kernels lack three instruction sets, and one operation has a reason of its own."""
     slow = [Implementation(name, "native avx2", "There is no AVX-512.") for name in ("decode", "linear", "route")]
-    print_served([*slow, Implementation("attend", "torch", "Few use it."), Implementation("ffn", "native amx", "")])
+    more = [Implementation("kda", "torch", "There is no AVX-512."), Implementation("attend", "torch", "Few use it.")]
+    print_served([*slow, *more, Implementation("ffn", "native amx", "")], Report())
     assert capsys.readouterr().out == (
         "native avx2 serves decode, linear, route.\n  There is no AVX-512.\n"
-        "torch serves attend.\n  Few use it.\nnative amx serves ffn.\n"
+        "torch serves kda.\ntorch serves attend.\n  Few use it.\nnative amx serves ffn.\n"
     )
+
+
+def test_inspect_begins_with_what_a_person_needs(earthshine, monkeypatch, shared_data):
+    monkeypatch.setenv("COLUMNS", "200")
+    config = shared_data / "configs/moonshotai--Kimi-K2.6_config.json"
+    found = json.loads(earthshine("inspect", config, "--json")[1])
+    assert list(found) == ["summary", "architecture", "footprint"]
+    assert found["summary"]["download_bytes"] == 23_040 * 24_772_632 + 23_444_463_616
+    code, out, _ = earthshine("inspect", config)
+    assert code == 0
+    lines = dict(re.split(r"  +", line, maxsplit=1) for line in out.partition("\n\n")[0].splitlines())
+    assert list(lines) == ["Download", "Smallest memory", "Family", "Parameters", "Longest context"]
+    assert lines["Download"].startswith("553.40 GiB")
+    assert lines["Family"] == "kimi_k25"
+    least = lines["Smallest memory"].partition(";")[0].replace(" ", "")
+    at = ("plan", config, "--machine", "mini-24gb", "--memory")
+    assert earthshine(*at, least)[0] == 0
+    assert earthshine(*at, f"{found['summary']['smallest_memory_bytes'] - 1}B")[0] == 2
+    assert json.loads(earthshine("inspect", "--json")[1])["summary"]["download_bytes"] == 0
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80])
+def test_inspect_and_doctor_fit_the_terminal(earthshine, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for command in ("inspect", "doctor"):
+        code, out, _ = earthshine(command)
+        assert code == 0
+        assert all(len(line) <= columns for line in out.splitlines())
 
 
 def test_no_command_shows_help(earthshine):

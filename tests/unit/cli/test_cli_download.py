@@ -1,5 +1,9 @@
 """A model named by its Hugging Face id, against a hub of our own on loopback: fetched, resumed, and refused plainly."""
 
+import json
+
+from earthshine.units import format_bytes
+
 
 def test_an_id_is_downloaded_and_answers(hub):
     done = hub.run("chat", "team/gleam", "-p", "list all files")
@@ -32,3 +36,17 @@ def test_an_id_that_does_not_exist_is_named(hub):
     assert done.returncode == 1
     assert "team/nothing" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_downloaded_is_said_before_and_only_then(hub):
+    """With its size, which is that of the files, and the disk's free space; the same figure in plan and inspect."""
+    nbytes = (hub.folder / "model.safetensors").stat().st_size
+    asked = [json.loads(hub.run(command, "team/gleam", "--json").stdout) for command in ("plan", "inspect")]
+    for found in (asked[0]["answer"], asked[1]["summary"]):
+        assert nbytes <= found["download_bytes"] <= found["model_bytes"] < nbytes + (4 << 20)
+    first, again = (hub.run("chat", "team/gleam", "-p", "list all files") for _ in range(2))
+    assert f"team/gleam, to download: {format_bytes(nbytes)}, which the disk holds: " in first.stderr
+    assert "to download" not in again.stderr
+    assert first.stdout == again.stdout
+    later = json.loads(hub.run("plan", "team/gleam", "--json").stdout)["answer"]
+    assert (later["download_bytes"], later["runs"]) == (0, True)

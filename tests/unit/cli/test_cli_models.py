@@ -49,8 +49,8 @@ def _blob(hub, name="model.safetensors"):
 def test_pull_fetches_what_the_index_names_and_nothing_else(sharded):
     done = sharded.run("pull", "team/gleam")
     assert done.returncode == 0, done.stderr
-    assert "to download: " in done.stdout
-    assert "the disk holds it: " in done.stdout
+    assert "to download: " in done.stderr
+    assert "which the disk holds: " in done.stderr
     assert "team/gleam is whole" in done.stdout
     assert {line.split()[1] for line in sharded.weights_served()} == {
         "model-00001-of-00002.safetensors",
@@ -118,8 +118,8 @@ def test_a_disk_that_is_too_small_is_refused_before_a_weight_is_fetched(hub):
     for command in (["pull", "team/gleam"], ["chat", "team/gleam", "-p", "hello"]):
         done = hub.run(*command, before=SMALL_DISK)
         assert done.returncode == 1
-        assert "team/gleam needs 19.50 MiB more, of 19.58 MiB, and the disk is too small" in done.stderr
-        assert "has 5.00 MiB free, 14.50 MiB too few" in done.stderr
+        assert "team/gleam needs 19.50 MiB, which the disk can't hold: " in done.stderr
+        assert "has 5.00 MiB free. Free 14.50 MiB more, or set EARTHSHINE_HOME" in done.stderr
     assert hub.weights_served() == []
 
 

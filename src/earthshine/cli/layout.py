@@ -1,0 +1,98 @@
+"""Reports on standard output: headings, labelled lines, tables and paragraphs, on a terminal of any width or in a pipe.
+
+A table that is wider than the terminal is printed row by row instead, each value with its column's name. Text is never
+markup, since names come from files.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+_NARROW = 60  # columns, below which a label stands above its text
+
+Rows = Iterable[Sequence[str]]
+
+
+class Report:
+    """Prints one part after the other."""
+
+    def __init__(self) -> None:
+        self._console = Console(markup=False, emoji=False, highlight=False)
+
+    def blank(self) -> None:
+        self._print("")
+
+    def heading(self, text: str) -> None:
+        """Begins a part."""
+        self._print(Text(text, style="bold"))
+
+    def paragraph(self, text: str) -> None:
+        self._print(Text(text))
+
+    def facts(self, rows: Rows) -> None:
+        """A label and its text, a line each; the text below the label where the terminal is narrow."""
+        if self._console.width < _NARROW:
+            for label, text in rows:
+                self._stacked(label, text)
+            return
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(no_wrap=True, style="bold")
+        grid.add_column()
+        for label, text in rows:
+            grid.add_row(Text(label), Text(text))
+        self._print(grid)
+
+    def table(self, columns: Sequence[str], rows: Rows) -> None:
+        """The first column and the last are words, others numbers. Without a name, the first is a row's heading."""
+        rows = [tuple(row) for row in rows]
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
+        for index, name in enumerate(columns):
+            table.add_column(name, justify="left" if index in (0, len(columns) - 1) else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        if self._fits(table):
+            self._print(table)
+            return
+        for first, *others in rows:
+            self.paragraph(f"{columns[0]}: {first}" if columns[0] else first)
+            named = zip(columns[1:], others, strict=True)
+            self.note("; ".join(f"{name}: {value}" if name else value for name, value in named if value))
+
+    def columns(self, rows: Rows) -> None:
+        """A label and one or two values, a line each; the values below the label where that is too wide."""
+        rows = [tuple(row) for row in rows]
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        for row in rows:
+            grid.add_row(*map(Text, row))
+        if self._fits(grid):
+            self._print(grid)
+            return
+        for label, *values in rows:
+            self._stacked(label, "; ".join(values))
+
+    def _fits(self, table: Table) -> bool:
+        wide = self._console.options.update(max_width=1 << 16)
+        return Measurement.get(self._console, wide, table).maximum <= self._console.width
+
+    def _stacked(self, label: str, text: str) -> None:
+        """On one line where that is short, else below one another."""
+        if len(label) + 2 + len(text) <= self._console.width:
+            self._print(Text.assemble((label, "bold"), f"  {text}"))
+            return
+        self.heading(label)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """A paragraph that belongs to what is above it."""
+        self._print(Padding(Text(text), (0, 0, 0, 2)))
+
+    def _print(self, part: RenderableType) -> None:
+        """Without the blanks to the terminal's edge, which a copy or a pipe would keep."""
+        with self._console.capture() as capture:
+            self._console.print(part)
+        for line in capture.get().splitlines():
+            print(line.rstrip())

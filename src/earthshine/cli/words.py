@@ -1,0 +1,42 @@
+"""Quantities as a person reads them: sizes, durations, rates, amounts of money."""
+
+import math
+
+from earthshine.units import format_bytes
+
+
+def count_in_words(parameters: int) -> str:
+    """2.58 billion."""
+    for least, name in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
+        if parameters >= least:
+            return f"{parameters / least:.3g} {name}"
+    return f"{parameters:,}"
+
+
+def least_size(nbytes: int) -> str:
+    """The smallest that is no less, in what `--memory` takes."""
+    return f"{math.ceil(nbytes / 2**30 * 100) / 100:.2f} GiB"
+
+
+def size(nbytes: float) -> str:
+    """To three digits: 553 GiB."""
+    number, _, unit = format_bytes(nbytes).partition(" ")
+    return f"{float(number):.3g} {unit}" if float(number) < 1000 else f"{float(number):.0f} {unit}"
+
+
+def dollars(usd: float) -> str:
+    """To the cent; below 10 cents to two digits, since small models cost less than a cent."""
+    return f"{usd:.2f}" if usd >= 0.1 or usd == 0 else f"{usd:.{1 - math.floor(math.log10(usd))}f}"
+
+
+def rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.2f}" if rate >= 0.1 else f"{rate:.2g}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+    for least, unit, name in ((48 * 3600, 86400, "days"), (7200, 3600, "h"), (120, 60, "min")):
+        if seconds >= least:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,182 @@
+"""`earthshine plan` answers before its tables: for one machine, for several, and where the answer is no."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from earthshine.cli.words import duration, rate
+from earthshine.machine import Machine, described, machine_json, read_machine
+
+MACHINES = sorted(described())
+MINI = read_machine(described()["mini-24gb"])
+
+
+@pytest.fixture(autouse=True)
+def _no_profile(monkeypatch, tmp_path):
+    """Whatever was measured here stays out of it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def k2_6(shared_data):
+    return shared_data / "configs/moonshotai--Kimi-K2.6_config.json"
+
+
+def written(folder: Path, machine: Machine) -> Path:
+    path = folder / "machine.json"
+    path.write_text(machine_json(machine))
+    return path
+
+
+def facts(run) -> dict:
+    code, out, err = run
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def answered(out: str) -> dict[str, str]:
+    """The block of the answer, by its labels, at a width where no text wraps."""
+    block = next(part for part in out.split("\n\n") if part.startswith("Does it run"))
+    return dict(re.split(r"  +", line, maxsplit=1) for line in block.splitlines())
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_answer_comes_first_with_the_forecasts_figures(earthshine, monkeypatch, k2_6, machine):
+    monkeypatch.setenv("COLUMNS", "300")
+    found = facts(earthshine("plan", k2_6, "--machine", machine, "--json"))
+    given = found["answer"]
+    memory = found["plan"]["memory"]
+    (at_4k,) = (row for row in found["contexts"] if row["at"] == 4096)
+    (at_32k,) = (row for row in found["contexts"] if row["at"] == 32_768)
+    assert given["runs"] == (machine != "8xh200")
+    assert given["budget_bytes"] == memory["budget_bytes"]
+    assert given["download_bytes"] == given["model_bytes"] == 23_040 * 24_772_632 + 23_444_463_616
+    assert given["reply_seconds"] == pytest.approx(300 / given["tokens_per_second"])
+    assert given["first_token_seconds"] == {
+        "4096": at_4k["first_token"]["seconds"],
+        "32768": at_32k["first_token"]["seconds"],
+    }
+    assert given["output_usd_per_million"] == found["usd_per_million"]["output"]
+    assert given["times_service_price"] == pytest.approx(found["usd_per_million"]["output"] / 4.0)
+    change, times = max(found["times_quicker"].items(), key=lambda item: item[1])
+    assert given["helps_most"] == {"change": change, "times_as_fast": times}
+
+    _, out, _ = earthshine("plan", k2_6, "--machine", machine)
+    block = answered(out)
+    assert out.index("Does it run") < out.index("What the memory holds")
+    assert block["Download"].startswith("553.40 GiB")
+    assert block["Speed"].startswith(f"{rate(given['tokens_per_second'])} tokens per second")
+    assert block["300-token answer"] == duration(given["reply_seconds"])
+    assert f"{duration(at_32k['first_token']['seconds'])} after a prompt of 32K tokens" in block["First token"]
+    times_price, _, rest = block["Cost of output"].partition(" ")
+    assert float(times_price) == pytest.approx(given["times_service_price"], rel=0.06)
+    assert rest.startswith("times the API's price: $")
+    if machine == "8xh200":
+        assert block["Does it run there?"].startswith("Not with Earthshine")
+        assert "no GPU kernels" in block["Does it run there?"]
+        assert "vLLM" in block["Would help most"]
+    else:
+        assert block["Does it run there?"].startswith("Yes, with ")
+        assert block["Would help most"].startswith(f"{change}: tokens come {times:.1f} times as fast")
+
+
+def test_the_least_memory_of_the_answer_works_and_less_does_not(earthshine, k2_6):
+    at = ("plan", k2_6, "--machine", "mini-24gb", "--memory")
+    _, out, _ = earthshine(*at[:-1])
+    least = re.search(r"; ([0-9.]+) GiB is the least that works", out)[1]
+    assert earthshine(*at, f"{least}GiB")[0] == 0
+    assert earthshine(*at, f"{float(least) - 0.01:.2f}GiB")[0] == 2
+
+
+def test_a_disk_that_is_too_small_is_a_no_with_what_is_missing(earthshine, monkeypatch, k2_6):
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("earthshine.plan.download.free_bytes", lambda folder: 100 << 30)
+    given = facts(earthshine("plan", k2_6, "--json"))["answer"]
+    assert (given["runs"], given["lacks"], given["free_disk_bytes"]) == (False, ["disk"], 100 << 30)
+    block = answered(earthshine("plan", k2_6)[1])
+    assert block["Does it run here?"].startswith("Not yet: 453 GiB of disk space are missing.")
+    assert "which the disk can't hold: " in block["Download"]
+    assert "453 GiB more free space, or EARTHSHINE_HOME" in block["Would help most"]
+
+
+def test_too_little_memory_is_a_no_with_the_least_that_works(earthshine, tmp_path, k2_6):
+    small = written(tmp_path, replace(MINI, memory_bytes=2 << 30))
+    found = facts(earthshine("plan", k2_6, "--machine", small, "--json"))
+    assert (found["answer"]["runs"], found["answer"]["lacks"]) == (False, ["memory"])
+    assert "plan" not in found
+    code, out, err = earthshine("plan", k2_6, "--machine", small)
+    assert (code, err) == (0, "")
+    assert "No: it needs at least 4.9" in out
+    assert "1.7 GiB can be used" in out
+    code, out, err = earthshine("plan", k2_6, "--machine", small, "--save", tmp_path / "plan.json")
+    assert (code, out) == (2, "")
+    assert "--save need one plan: the model does not fit the memory there" in err
+
+
+def test_machines_are_compared_row_by_row(earthshine, monkeypatch, k2_6):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ("mini-24gb", "desktop-128gb", "server-768gb", "8xh200", "this")
+    options = [word for name in names for word in ("--machine", name)]
+    found = facts(earthshine("plan", k2_6, *options, "--memory", "8GiB", "--json"))["machines"]
+    alone = facts(earthshine("plan", k2_6, "--machine", "mini-24gb", "--memory", "8GiB", "--json"))
+    assert found[0] == alone
+    assert [one["estimated"] for one in found] == [False] * 4 + [True]
+    code, out, err = earthshine("plan", k2_6, *options, "--memory", "8GiB")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    for name, one in zip(names[:4], found, strict=False):
+        (row,) = (line.split() for line in lines if re.match(rf"{name} +(yes|no) ", line))
+        given = one["answer"]
+        about = "~" if one["estimated"] else ""
+        assert row[1] == ("yes" if given["runs"] else "no")
+        assert about + rate(given["tokens_per_second"]) in row
+        assert f"{name}: " in out
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_a_machine_that_refuses_is_a_row_of_a_comparison(earthshine, k2_6):
+    """Where alone it is an error: more memory than it has."""
+    options = ("--memory", "60GiB", "--machine", "mini-24gb", "--machine", "desktop-128gb")
+    first, second = facts(earthshine("plan", k2_6, *options, "--json"))["machines"]
+    assert "60.00 GiB" in first["refusal"]
+    assert second["answer"]["runs"]
+    code, out, _ = earthshine("plan", k2_6, *options)
+    assert code == 0
+    assert re.search(r"^mini-24gb +no", out, re.MULTILINE)
+    assert first["refusal"].partition(",")[0] in " ".join(out.split())
+    for option in ("--save", "--plot"):
+        code, out, err = earthshine("plan", k2_6, *options, option, "x.png")
+        assert (code, out) == (2, "")
+        assert f"{option} need one plan: give --machine once" in err
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80])
+def test_the_report_fits_the_terminal(earthshine, monkeypatch, k2_6, columns):
+    """Without a blank at a line's end or a control sequence."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for options in (("--machine", "mini-24gb"), ("--machine", "mini-24gb", "--machine", "8xh200"), ()):
+        code, out, err = earthshine("plan", k2_6, *options)
+        assert (code, err) == (0, "")
+        assert "\x1b" not in out
+        for line in out.splitlines():
+            assert line == line.rstrip()
+            assert len(line) <= columns or " " not in line.strip()
+
+
+def test_a_machine_that_nobody_measured_is_estimated_and_says_so(earthshine):
+    found = facts(earthshine("plan", "--json"))
+    assert found["estimated"]
+    assert found["answer"]["runs"]
+    code, out, err = earthshine("plan")
+    assert (code, err) == (0, "")
+    text = " ".join(out.split())
+    assert "This machine has not been measured." in text
+    assert "earthshine bench machine" in text
+    assert "Estimated, not measured: " in text
+    assert re.search(r"Speed +about [0-9,.]+ tokens per second", text)
+    assert re.search(r"300-token answer +about ", text)
+    assert not facts(earthshine("plan", "--machine", "mini-24gb", "--json"))["estimated"]
