@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from earthshine import kernels
-from earthshine.engine import LoadedModel, SamplingParams, TokenEvent, load_model, plan_for
+from earthshine.engine import LoadedModel, SamplingParams, TokenEvent, load_model, plan_for, progress
 from earthshine.engine.memory_limit import MemoryLimit
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.hub import GLEAM
@@ -120,18 +120,18 @@ def test_progress_climbs_to_the_whole_of_the_trunk_and_then_of_the_experts() -> 
         assert len(done) > 4
 
 
-def test_a_prompts_progress_climbs_layer_by_layer_to_its_new_tokens() -> None:
+def test_a_prompts_progress_climbs_layer_by_layer_to_its_new_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0.0)
     with loaded(memory_bytes=smallest(context_tokens=1000), context_tokens=1000) as model:
         session, reports = model.session(), []
         session.sync(PROMPT[:20])
-        session.sync((PROMPT * 10)[:600], lambda *report: reports.append(report))
+        session.sync((PROMPT * 10)[:600], reports.append)
         assert model.plan.memory.prefill_tokens == 256
-    assert {total for _, total in reports} == {580}
-    done = [at for at, _ in reports]
-    assert done == sorted(done)
-    assert len(done) == 3 * 5
-    assert done[-1] == 580
-    assert done[0] == pytest.approx(256 / 5)
+    assert {(each.total, each.cached) for each in reports} == {(600, 20)}
+    done = [each.processed for each in reports]
+    assert done == sorted(set(done))
+    assert len(done) == 1 + 3 * 5
+    assert (done[0], done[1], done[-1]) == (20, 20 + 256 // 5, 600)
 
 
 @pytest.mark.parametrize(

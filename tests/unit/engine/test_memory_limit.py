@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from earthshine import kernels
-from earthshine.engine import LoadedModel, SamplingParams, Session, TokenEvent, load_model
+from earthshine.engine import LoadedModel, PromptProgress, SamplingParams, Session, TokenEvent, load_model, progress
 from earthshine.engine.memory_limit import NEAR_BYTES, MemoryLimit
 from earthshine.errors import BudgetError
 from earthshine.hub import GLEAM
@@ -195,24 +195,27 @@ def test_a_reply_that_meets_the_limit_midway_can_go_on(ballast: Callable[[int], 
     model.close()
 
 
-def test_a_prompt_is_watched_layer_by_layer_and_a_refused_one_leaves_nothing(ballast: Callable[[int], None]) -> None:
+def test_a_prompt_is_watched_layer_by_layer_and_a_refused_one_leaves_nothing(
+    ballast: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The program grows while a prompt is computed: after the next layer that ends, and nothing of it is held."""
+    monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0.0)
     model = loaded(context_tokens=1000)
     session = model.session()
     wanted = answer(session)
     session.sync(PROMPT[:20])
     near(model)
     model.memory_limit.budget_bytes += 500 * MIB
-    progress: list[float] = []
+    reports: list[PromptProgress] = []
 
-    def grow(done: float, total: int) -> None:
-        progress.append(done)
-        if len(progress) == 2:
+    def grow(report: PromptProgress) -> None:
+        reports.append(report)
+        if report.processed > report.cached:
             model.memory_limit.budget_bytes -= 700 * MIB
 
     with pytest.raises(BudgetError):
         session.sync((PROMPT * 10)[:600], grow)
-    assert len(progress) == 2, "of five layers"
+    assert len(reports) == 2, "at the beginning, and once of five layers"
     assert session.tokens == tuple(PROMPT[:20])
     model.memory_limit.budget_bytes += 700 * MIB
     assert answer(session) == wanted
