@@ -125,6 +125,7 @@ export function startComposer() {
     }
     grow();
   });
+  window.addEventListener("resize", grow);
   $("attach").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", () => {
     addFiles([...$("file").files]);
