@@ -3,7 +3,7 @@
 A process takes three seconds of processor time for these imports before it does anything, a fork a third of a second
 in all. It has a process id, descriptors, an environment, signals and an end of its own like any process, and begins
 where `python -c CODE` would run its code. Tests of the start itself (what is imported, standard streams that are
-closed) run Python anew.
+closed) start Python itself.
 
 This file is run as the process that is forked; `Forker` starts it.
 """
@@ -79,7 +79,8 @@ class Forker:
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
-    """A `subprocess.Popen` whose child is a fork; everything but the start is its own."""
+    """A `subprocess.Popen` whose child is a fork. Only the start differs, for which `subprocess` has no public hook:
+    its private `_execute_child` is replaced."""
 
     def __init__(self, forker: Forker, command: list[str], **options: Any) -> None:
         assert command[:2] == [sys.executable, "-c"], command
