@@ -25,8 +25,8 @@ _PARTS = {
     "expert slots": "experts kept in memory",
     "experts in transit": "experts being read",
 }
-_BOUNDS = {"disk": "disk", "memory": "memory speed", "compute": "processor", "calls": "overhead"}
-_STEP = {"disk": "reading from disk", "calls": "overhead between kernels", "head": "output layer (head)"}
+_BOUNDS = {"disk": "disk", "memory": "memory speed", "compute": "processor", "overhead": "overhead"}
+_STEP = {"disk": "reading from disk", "overhead": "overhead between kernels", "head": "output layer (head)"}
 
 
 def print_plan(title: str, spec: ModelSpec, found: Found, table: PriceTable) -> None:

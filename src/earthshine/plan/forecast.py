@@ -38,7 +38,7 @@ class Cost:
 
     tokens: int  # generated, one per sequence; or of the prompt
     seconds: float
-    bound: str  # "disk", "memory", "compute" or "calls": what takes most of the time
+    bound: str  # "disk", "memory", "compute" or "overhead": what takes most of the time
     disk_bytes: float  # of experts and of the trunk
     hit_share: float  # of the experts that were chosen, those already in memory
     parts: Mapping[str, float]  # seconds of each part by itself; reading and computing overlap
@@ -151,7 +151,7 @@ class Forecaster:
         rate = machine.attention_flops(attention.score_rows * together)
         flops = n * 2 * (attention.decode_macs * attended + attention.token_macs * rows)
         seconds += clock.add("attention", _bound(rate, machine.attention[-1][1]), flops / rate)
-        seconds += clock.add("calls", "calls", n * machine.layer_seconds)
+        seconds += clock.add("overhead", "overhead", n * machine.layer_seconds)
         return seconds + clock.add("activations", "memory", n * rows * self._sizes.activation / machine.memory_read)
 
     def _experts_seconds(

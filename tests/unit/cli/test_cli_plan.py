@@ -59,7 +59,7 @@ def test_k2_6_is_planned_for_every_machine_that_ships(earthshine, k2_6, machine)
     for row in found["contexts"] + found["budgets"]:
         for cost in (row["decode"], row["first_token"]):
             assert cost["tokens_per_second"] == pytest.approx(cost["tokens"] / cost["seconds"])
-            assert cost["bound"] in ("disk", "memory", "compute", "calls")
+            assert cost["bound"] in ("disk", "memory", "compute", "overhead")
             assert 0 <= cost["hit_share"] <= 1
     assert all(times >= 0.999 for times in found["times_quicker"].values())
     assert len(found["services"]["prices"]) > 3

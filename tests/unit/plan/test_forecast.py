@@ -44,7 +44,7 @@ def test_a_token_with_all_in_memory() -> None:
         "experts": 2 * 2 * 4 * EXPERT / ONE,
         "head": 2 * HEAD / ONE,
         "attention": 3 * 2 * 4 * (40 + 32) * 1000 / 50e9,
-        "calls": 3 * 1e-6,
+        "overhead": 3 * 1e-6,
         "activations": 3 * SIZES.activation / 10e9,
         "disk": 0.0,
     }
@@ -94,7 +94,7 @@ def test_a_batch_shares_experts_and_the_weights_of_the_trunk() -> None:
     assert cost.parts["experts"] == pytest.approx(2 * 2 * EXPERT * 16 * 4 / at(16 * 4 / distinct))
     assert cost.parts["trunk"] == pytest.approx(2 * TRUNK * 16 / at(16))
     assert cost.parts["attention"] == pytest.approx(16 * one.parts["attention"])
-    assert cost.parts["calls"] == one.parts["calls"]
+    assert cost.parts["overhead"] == one.parts["overhead"]
     assert cost.tokens_per_second > one.tokens_per_second
 
 
@@ -112,7 +112,7 @@ def test_a_prompt_in_one_chunk_reads_each_expert_that_it_needs_once() -> None:
             "experts": 2 * 2 * 4 * n * EXPERT / at(4 * n / distinct),
             "head": 2 * HEAD / ONE,
             "attention": 3 * 2 * 4 * 72 * (n * (n + 1) / 2) / 50e9,
-            "calls": 3 * 1e-6,
+            "overhead": 3 * 1e-6,
             "activations": 3 * n * SIZES.activation / 10e9,
             "disk": nbytes / 1e9,
         }
@@ -138,7 +138,7 @@ def test_a_prompt_in_chunks_is_the_sum_of_them() -> None:
     assert cost.parts["attention"] == pytest.approx(3 * 2 * 4 * 72 * (1200 * 1201 / 2) / 50e9)
     assert cost.parts["head"] == 2 * HEAD / ONE, "for the last token only"
     assert cost.parts["trunk"] == pytest.approx(2 * TRUNK * 1200 / MANY)
-    assert cost.parts["calls"] == pytest.approx(3 * 3e-6)
+    assert cost.parts["overhead"] == pytest.approx(3 * 3e-6)
     assert cost.seconds > costs.prompt(1024, 0.0).seconds > costs.prompt(512, 0.0).seconds
 
 
@@ -159,7 +159,7 @@ def test_the_bound_of_many_chunks_is_that_of_most_of_the_time() -> None:
 
 
 def test_bounds_are_named_by_what_takes_the_time() -> None:
-    assert forecaster(changed_machine=machine(layer_seconds=1.0)).decode(Load(1)).bound == "calls"
+    assert forecaster(changed_machine=machine(layer_seconds=1.0)).decode(Load(1)).bound == "overhead"
     assert forecaster().decode(Load(1)).bound == "memory"
     assert forecaster().prompt(2000).bound == "compute"
     slow = machine(disk=(DiskRate(1 << 20, 1, 1e6),))
