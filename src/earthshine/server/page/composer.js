@@ -60,11 +60,15 @@ async function addFiles(files) {
   question.focus();
 }
 
+// What is typed and not sent is there again when this tab loads the page anew; added texts are not.
+const keepUnsent = () => sessionStorage.setItem("unsent", edited ? draft.text : question.value);
+
 function fill({ text, texts: given }) {
   question.value = text;
   texts = given;
   drawTexts();
   grow();
+  keepUnsent();
 }
 
 // Begins to edit the message, or ends editing without one.
@@ -105,6 +109,7 @@ async function send() {
 }
 
 export function startComposer() {
+  fill({ text: sessionStorage.getItem("unsent") ?? "", texts: [] });
   $("composer").addEventListener("submit", (event) => (event.preventDefault(), send()));
   question.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -124,6 +129,7 @@ export function startComposer() {
       question.value = "";
     }
     grow();
+    keepUnsent();
   });
   window.addEventListener("resize", grow);
   $("attach").addEventListener("click", () => $("file").click());

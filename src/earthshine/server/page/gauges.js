@@ -54,7 +54,7 @@ export async function poll() {
   try {
     const gauges = await (await request("v1/gauges")).json();
     seen = new Date();
-    Object.assign(state, { model: gauges.model, waiting: gauges.waiting });
+    Object.assign(state, { model: gauges.model, waiting: gauges.waiting, room: gauges.context_tokens });
     const context = make("span", { className: "wordy" }, `, up to ${number(gauges.context_tokens)} tokens`);
     $("model").replaceChildren(gauges.model, context);
     document.body.classList.remove("stale");

@@ -3,7 +3,7 @@
 import { edit, editing, startComposer } from "./composer.js";
 import { $, ask, counted } from "./dom.js";
 import { buildGauges, poll } from "./gauges.js";
-import { draw, focusOn, setActions } from "./messages.js";
+import { atEnd, draw, focusOn, setActions, toEnd } from "./messages.js";
 import { write } from "./reply.js";
 import { keepSettings, loadSettings } from "./settings.js";
 import { save, state } from "./state.js";
@@ -63,6 +63,8 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey && event.shiftKey && event.code === "KeyO") event.preventDefault(), startNew();
   if (event.ctrlKey && !event.shiftKey && event.code === "KeyK") event.preventDefault(), showMenu(true), $("search").focus();
 });
+$("log").addEventListener("scroll", () => ($("end").hidden = atEnd()));
+$("end").addEventListener("click", () => (toEnd(), $("log").focus()));
 $("stop").addEventListener("click", () => state.stopper?.abort());
 document.addEventListener("visibilitychange", () => (document.hidden ? state.stopper && save() : poll()));
 window.addEventListener("beforeunload", (event) => {

@@ -1,6 +1,6 @@
 // What a reply is doing, in words: how much of the prompt is read and how long that takes, thoughts, text and rates.
 
-import { counted } from "./dom.js";
+import { counted, number } from "./dom.js";
 
 // A rough duration: nobody needs seconds of an hour.
 export function duration(seconds) {
@@ -71,7 +71,8 @@ export class Progress {
     return `${counted(this.tokens, "token")}${rate === undefined ? "" : `, ${rate.toFixed(1)} per second`}`;
   }
 
-  summary(usage, reason) {
+  // `room`: the tokens that the conversation can hold; 0 where that is not known.
+  summary(usage, reason, room) {
     const parts = [], rate = this.rate(usage?.completion_tokens);
     if (reason === "stopped") parts.push("Stopped");
     if (reason === "length") parts.push("Stopped at the token limit");
@@ -79,6 +80,8 @@ export class Progress {
       parts.push(`${counted(usage.completion_tokens, "token")}${rate === undefined ? "" : `, ${rate.toFixed(1)} per second`}`);
       const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
       parts.push(`${cached} of ${usage.prompt_tokens} prompt tokens from the cache`);
+      const used = usage.prompt_tokens + usage.completion_tokens;
+      if (room) parts.push(`${number(used)} of ${number(room)} tokens of context used`);
     } else if (this.tokens) parts.push(this.writing());
     return parts.join(" · ");
   }

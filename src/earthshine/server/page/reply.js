@@ -110,7 +110,7 @@ export async function write(message) {
   state.stopper = null;
   message.calls = message.calls.filter(Boolean);
   message.thought = progress.thinking() || message.thought;
-  message.summary = progress.summary(usage, message.finish);
+  message.summary = progress.summary(usage, message.finish, state.room);
   conversation.changed = Date.now();
   const follows = atEnd();
   draw(conversation);

@@ -9,6 +9,7 @@ export const state = {
   stopper: null, // an AbortController while a reply is streamed
   model: "", // the served model's name, once the server has said it
   waiting: 0, // requests in the server's queue
+  room: 0, // tokens that a conversation can hold, once the server has said it
 };
 
 const listeners = [];
