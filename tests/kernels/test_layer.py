@@ -12,7 +12,7 @@ from earthshine import kernels
 from earthshine.errors import KernelError
 from earthshine.kernels import LAYER_TOKENS, Expert, Matrix, PagedBatch, PagedTokens, Weight, library
 from earthshine.models import Ffn, Moe, Run, attention_of
-from earthshine.models.few import FewTokens
+from earthshine.models.fused import FusedAttention
 from earthshine.models.rope import RotaryTables
 from earthshine.spec import GqaSpec, MlaSpec, RopeSpec, YarnSpec
 from earthshine.spec.model import MoeSpec, RouterSpec, Scoring
@@ -34,8 +34,9 @@ ATTENTION = {
     "grouped": GQA,
     "grouped, half of a head rotated": replace(GQA, rope=RopeSpec(16, 10000.0, None)),
 }
-# What the fused layers compute from a spec. A new field must be obeyed in models/few.py, or be a reason there to fuse
-# nothing, before it is added here: else decode steps of few tokens would drop it in silence.
+# What the fused layers compute from a spec. A new field must be obeyed by `fused` in models/mla.py, models/gqa.py or
+# models/ffn.py, or be a reason there to return None, before it is added here: else decode steps of few tokens would
+# drop it in silence.
 FIELDS = {
     MlaSpec: "n_heads q_lora_rank kv_lora_rank nope_dim v_dim rope latent_norm_eps",
     GqaSpec: "n_heads n_kv_heads head_dim rope norm_eps",
@@ -98,9 +99,11 @@ def wide(weight: Weight) -> Tensor:
     return (kernels.decode(weight) if isinstance(weight, Matrix) else weight).float()
 
 
-def few(spec: MlaSpec | GqaSpec, weights: dict[str, Weight], ffn: Moe | Ffn) -> FewTokens:
-    norms = 1 + draw(HIDDEN, seed=50, gain=0.2), 1 + draw(HIDDEN, seed=51, gain=0.2)
-    return FewTokens(attention_of(spec, weights, RotaryTables()), norms, EPS, ffn)
+ATTENTION_NORM, FFN_NORM = 1 + draw(HIDDEN, seed=50, gain=0.2), 1 + draw(HIDDEN, seed=51, gain=0.2)
+
+
+def fused(spec: MlaSpec | GqaSpec, weights: dict[str, Weight]) -> FusedAttention | None:
+    return attention_of(spec, weights, RotaryTables()).fused(ATTENTION_NORM, EPS)
 
 
 def dense(form: Storage = Storage.BF16, inner: int = 64) -> Ffn:
@@ -115,10 +118,10 @@ def test_attention_has_the_bits_of_its_operations_and_is_near_the_oracle(instruc
     weights = attention_weights(spec, form)
     width = spec.kept[0].width
     mine, theirs, oracle = Pages(width, tokens), Pages(width, tokens), Pages(width, tokens, torch.float32)
-    x, norm = draw(mine.n_tokens, HIDDEN, seed=9), 1 + draw(HIDDEN, seed=50, gain=0.2)
+    x, norm = draw(mine.n_tokens, HIDDEN, seed=9), ATTENTION_NORM
     for threads in (1, 3):
         library.set_threads(threads)
-        out = few(spec, weights, dense()).attend(x.clone(), mine.positions, mine)
+        out = fused(spec, weights)(x.clone(), mine.positions, mine)
         one_by_one = attention_of(spec, weights, RotaryTables())
         assert_same_bits(out, one_by_one(kernels.rms_norm(x, norm, EPS), theirs.positions, theirs))
         assert_same_bits(mine.pool(), theirs.pool())
@@ -180,12 +183,12 @@ def mixture(case: Mixture) -> tuple[Moe, Resident]:
 @pytest.mark.parametrize("name", MIXTURES)
 def test_a_mixture_has_the_bits_of_its_operations_and_is_near_the_oracle(instruction_set, name, tokens) -> None:
     moe, experts = mixture(MIXTURES[name])
-    x, mixed, norm = draw(tokens, HIDDEN, seed=4), draw(tokens, HIDDEN, seed=5), 1 + draw(HIDDEN, seed=51, gain=0.2)
+    x, mixed = draw(tokens, HIDDEN, seed=4), draw(tokens, HIDDEN, seed=5)
     for threads in (1, 3):
         library.set_threads(threads)
         before = experts.table(5).count.n
-        out = few(GQA, attention_weights(GQA, Storage.BF16), moe).feed(x.clone(), mixed, experts)
-        total, normed = kernels.add_rms_norm(x.clone(), mixed, norm, EPS)
+        out = moe.fused(FFN_NORM, EPS)(x.clone(), mixed, experts)
+        total, normed = kernels.add_rms_norm(x.clone(), mixed, FFN_NORM, EPS)
         assert_same_bits(out, total + moe(normed, experts))
         chosen, _ = moe._route(normed)
         assert experts.table(5).count.n - before == len(chosen.unique())
@@ -213,17 +216,17 @@ def oracle_of(moe: Moe, experts: Resident, total: Tensor, normed: Tensor, chosen
 
 @pytest.mark.parametrize("form", list(Storage), ids=lambda form: form.name.lower())
 def test_a_dense_network_has_the_bits_of_its_operations(instruction_set, form) -> None:
-    network, norm = dense(form), 1 + draw(HIDDEN, seed=51, gain=0.2)
+    network = dense(form)
     x, mixed = draw(5, HIDDEN, seed=4), draw(5, HIDDEN, seed=5)
-    out = few(GQA, attention_weights(GQA, Storage.BF16), network).feed(x.clone(), mixed, Resident([]))
-    total, normed = kernels.add_rms_norm(x.clone(), mixed, norm, EPS)
+    out = network.fused(FFN_NORM, EPS)(x.clone(), mixed, Resident([]))
+    total, normed = kernels.add_rms_norm(x.clone(), mixed, FFN_NORM, EPS)
     assert_same_bits(out, total + network(normed))
 
 
 class TestWhatDoesNotFitIsRefused:
     def test_of_attention(self) -> None:
         pages = Pages(48, [(2, 14)])
-        x, layer = draw(2, HIDDEN), few(MLA, attention_weights(MLA, Storage.BF16), dense())._attention
+        x, layer = draw(2, HIDDEN), fused(MLA, attention_weights(MLA, Storage.BF16)).layer
         angles = torch.zeros(2, 4), torch.zeros(2, 4)
         batch = pages.pieces[0].sequences
         layer(x, pages.pool(), batch, angles)
@@ -244,44 +247,69 @@ class TestWhatDoesNotFitIsRefused:
 
     def test_of_a_feed_forward_layer(self) -> None:
         moe, experts = mixture(MIXTURES["softmax"])
-        layer = few(GQA, attention_weights(GQA, Storage.BF16), moe)._ffn
+        layer = moe.fused(FFN_NORM, EPS).layer
         x = draw(2, HIDDEN)
         for added, table in ((draw(3, HIDDEN), experts.table(5)), (x, None), (x, kernels.ExpertTable([]))):
             with pytest.raises(KernelError, match="`added` must have 2 rows, as x has, and the table 10 experts"):
                 layer(x, added, table)
 
     def test_of_a_feed_forward_layer_whose_weights_have_another_width(self) -> None:
-        rule = kernels.RouteRule(2, 1, 1, True, 1.0, "softmax")
         network = draw(64, HIDDEN), draw(64, HIDDEN), draw(HIDDEN, 64)
-        narrow, router = (*network[:2], draw(80, 64)), draw(8, HIDDEN)
-        kernels.FfnLayer(draw(HIDDEN), EPS, router=router, bias=None, rule=rule, shared=network)
+        narrow = (*network[:2], draw(80, 64))
+        router = kernels.Router(draw(8, HIDDEN), None, 2, 1, 1, True, 1.0, "softmax")
+        kernels.FfnLayer(FFN_NORM, EPS, router=router, shared=network)
         with pytest.raises(KernelError, match="The router's columns are 128; the norm is 96 wide"):
-            kernels.FfnLayer(draw(HIDDEN), EPS, router=draw(8, 128), bias=None, rule=rule, shared=None)
-        for own, own_rule in ((router, rule), (None, None)):
+            kernels.FfnLayer(FFN_NORM, EPS, router=router._replace(matrix=draw(8, 128)), shared=None)
+        for own in (router, None):
             with pytest.raises(KernelError, match="The rows of down are 80; the norm is 96 wide"):
-                kernels.FfnLayer(draw(HIDDEN), EPS, router=own, bias=None, rule=own_rule, shared=narrow)
+                kernels.FfnLayer(FFN_NORM, EPS, router=own, shared=narrow)
+
+    def test_of_a_feed_forward_layer_without_any_network(self) -> None:
+        with pytest.raises(KernelError, match="needs a router, a network for all tokens, or both"):
+            kernels.FfnLayer(FFN_NORM, EPS, router=None, shared=None)
 
     def test_of_weights(self) -> None:
-        weights, shape = attention_weights(MLA, Storage.BF16), kernels.MlaShape(3, 40, 24, 8, 20, EPS, 1e-6, 0.1)
-        with pytest.raises(KernelError, match="kv_b is"):
-            kernels.mla_layer(shape, draw(HIDDEN), weights | {"kv_b": weights["kv_b"][:60]})
-        stored = matrix(Storage.INT8_GROUP128, *weights["kv_b"].shape, seed=1)
-        with pytest.raises(KernelError, match="kv_b is stored as"):
-            kernels.mla_layer(shape, draw(HIDDEN), weights | {"kv_b": stored})
-        with pytest.raises(KernelError, match=r"bfloat16 \[40\]"):
-            kernels.mla_layer(shape, draw(HIDDEN), weights | {"kv_a_norm": draw(41)})
+        shape = kernels.MlaShape(3, 40, 24, 8, 20, EPS, 1e-6, 0.1)
+        weights = attention_weights(MLA, Storage.BF16)
+        tensors = kernels.MlaTensors(norm=ATTENTION_NORM, q_a=None, q_a_norm=None, **weights)
+        kernels.mla_layer(shape, tensors)
+        stored = matrix(Storage.INT8_GROUP128, *tensors.kv_b.shape, seed=1)
+        for wrong, message in (
+            ({"kv_b": tensors.kv_b[:60]}, "kv_b is"),
+            ({"kv_b": stored}, "kv_b is stored as"),
+            ({"kv_a_norm": draw(41)}, r"bfloat16 \[40\]"),
+            ({"q_a": draw(36, HIDDEN)}, "need both q_a and q_a_norm"),
+            ({"q_a_norm": draw(36)}, "need both q_a and q_a_norm"),
+        ):
+            with pytest.raises(KernelError, match=message):
+                kernels.mla_layer(shape, tensors._replace(**wrong))
+
+
+class Elsewhere:
+    """`models`' ResidentExperts, of which some are on disk."""
+
+    def table(self, layer: int) -> None:
+        return None
+
+
+def test_one_operation_after_the_other_serves_where_not_all_is_in_memory_or_in_one_piece() -> None:
+    moe, _ = mixture(MIXTURES["softmax"])
+    x = draw(1, HIDDEN)
+    for experts in (Elsewhere(), object()):
+        assert moe.fused(FFN_NORM, EPS)(x.clone(), x, experts) is None
+    pages = Pages(48, [(1, 0)])
+    pages.pieces *= 2
+    assert fused(MLA, attention_weights(MLA, Storage.BF16))(x, pages.positions, pages) is None
 
 
 def test_one_operation_after_the_other_serves_where_the_library_does_not(monkeypatch) -> None:
-    weights = attention_weights(MLA, Storage.BF16)
-    in_fp32 = few(MLA, {name: wide(weight) for name, weight in weights.items()}, dense())
-    assert in_fp32.attend(draw(1, HIDDEN), torch.zeros(1).long(), Pages(48, [(1, 0)])) is None
+    weights, network, (moe, _) = attention_weights(MLA, Storage.BF16), dense(), mixture(MIXTURES["softmax"])
+    assert fused(MLA, {name: wide(weight) for name, weight in weights.items()}) is None
     monkeypatch.setenv("EARTHSHINE_KERNELS", "reference")
     kernels._serving.cache_clear()
     try:
-        layer = few(MLA, weights, dense())
+        made = fused(MLA, weights), network.fused(FFN_NORM, EPS), moe.fused(FFN_NORM, EPS)
     finally:
         monkeypatch.undo()
         kernels._serving.cache_clear()
-    assert layer.attend(draw(1, HIDDEN), torch.zeros(1).long(), Pages(48, [(1, 0)])) is None
-    assert layer.feed(draw(1, HIDDEN), draw(1, HIDDEN), Resident([])) is None
+    assert made == (None, None, None)

@@ -7,7 +7,7 @@ is never silent: `implementations()` says what serves and why a better one does 
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,10 @@ from earthshine.kernels.layer import (
     ExpertTable,
     FfnLayer,
     GqaShape,
+    GqaTensors,
     MlaShape,
-    RouteRule,
+    MlaTensors,
+    Router,
     UseCount,
 )
 from earthshine.kernels.matrix import Matrix, Weight, fp8_matrix, int4_matrix, raw_bytes
@@ -39,13 +41,15 @@ __all__ = [
     "ExpertTable",
     "FfnLayer",
     "GqaShape",
+    "GqaTensors",
     "Implementation",
     "Matrix",
     "MlaShape",
+    "MlaTensors",
     "PagedBatch",
     "PagedTokens",
     "RecurrentTokens",
-    "RouteRule",
+    "Router",
     "UseCount",
     "Weight",
     "add_rms_norm",
@@ -278,39 +282,33 @@ def moe_sum(each: Tensor, token: Tensor, weight: Tensor, total: Tensor) -> None:
     (native if _serving().native else reference).moe_sum(each, token, weight, total)
 
 
-def mla_layer(shape: MlaShape, norm: Tensor, weights: Mapping[str, Weight]) -> AttentionLayer | None:
-    """As `layer.mla_layer`, whose docstring gives the shapes; None where the library does not take these weights, and
-    one operation after the other serves."""
-    return layer.mla_layer(shape, norm, weights) if _takes(norm, *weights.values()) else None
+def mla_layer(shape: MlaShape, tensors: MlaTensors) -> AttentionLayer | None:
+    """As `layer.mla_layer`; None where the library does not take these weights, and one operation after the other
+    serves."""
+    return layer.mla_layer(shape, tensors) if _takes(*tensors) else None
 
 
-def gqa_layer(shape: GqaShape, norm: Tensor, weights: Mapping[str, Weight]) -> AttentionLayer | None:
+def gqa_layer(shape: GqaShape, tensors: GqaTensors) -> AttentionLayer | None:
     """As `layer.gqa_layer`, or None as `mla_layer`."""
-    return layer.gqa_layer(shape, norm, weights) if _takes(norm, *weights.values()) else None
+    return layer.gqa_layer(shape, tensors) if _takes(*tensors) else None
 
 
 def ffn_layer(
-    norm: Tensor,
-    eps: float,
-    *,
-    router: Tensor | None,
-    bias: Tensor | None,
-    rule: RouteRule | None,
-    shared: tuple[Weight, Weight, Weight] | None,
+    norm: Tensor, eps: float, *, router: Router | None, shared: tuple[Weight, Weight, Weight] | None
 ) -> FfnLayer | None:
     """As `layer.FfnLayer`, or None as `mla_layer`."""
-    if not _takes(norm, *(() if router is None else (router,)), *(shared or ())):
+    if router is not None and router.bias is not None and router.bias.dtype != torch.float32:
         return None
-    if bias is not None and bias.dtype != torch.float32:
-        return None
-    return FfnLayer(norm, eps, router=router, bias=bias, rule=rule, shared=shared)
+    matrix = None if router is None else router.matrix
+    return FfnLayer(norm, eps, router=router, shared=shared) if _takes(norm, matrix, *(shared or ())) else None
 
 
-def _takes(*weights: Weight) -> bool:
-    """Whether the library serves layers with these weights."""
+def _takes(*weights: Weight | None) -> bool:
+    """Whether the library serves layers with these weights; None stands for one that a layer does without."""
     return _serving().native and all(
         _is_stored(weight) and (isinstance(weight, Matrix) or (weight.is_cpu and not weight.requires_grad))
         for weight in weights
+        if weight is not None
     )
 
 

@@ -6,7 +6,7 @@ checked once, when a layer is made; what a step brings is checked in each call. 
 """
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,6 +37,20 @@ class MlaShape(NamedTuple):
     scale: float
 
 
+class MlaTensors(NamedTuple):
+    """Weights of latent attention and of the norm before it, in the library's order. Matrices are [out, in]; vectors
+    are bf16."""
+
+    norm: Tensor  # [hidden]
+    q_a: Weight | None  # [q_lora_rank, hidden]; where None, so is its norm, and q takes the hidden values
+    q_a_norm: Tensor | None  # [q_lora_rank]
+    q: Weight  # [n_heads * (nope_dim + rope_dim), q_lora_rank or hidden]
+    kv_a: Weight  # [kv_lora_rank + rope_dim, hidden]
+    kv_a_norm: Tensor  # [kv_lora_rank]
+    kv_b: Tensor  # bf16 [n_heads * (nope_dim + v_dim), kv_lora_rank]
+    o: Weight  # [hidden, n_heads * v_dim]
+
+
 class GqaShape(NamedTuple):
     """Sizes of grouped-query attention. `eps`: of the norm before it; `head_eps`: of those on heads."""
 
@@ -49,9 +63,23 @@ class GqaShape(NamedTuple):
     scale: float
 
 
-class RouteRule(NamedTuple):
-    """The arguments of `route` after logits and bias."""
+class GqaTensors(NamedTuple):
+    """Weights of grouped-query attention and of the norm before it, as MlaTensors."""
 
+    norm: Tensor  # [hidden]
+    q: Weight  # [n_heads * head_dim, hidden]
+    q_norm: Tensor  # [head_dim]
+    k: Weight  # [n_kv_heads * head_dim, hidden]
+    k_norm: Tensor  # [head_dim]
+    v: Weight  # [n_kv_heads * head_dim, hidden]
+    o: Weight  # [hidden, n_heads * head_dim]
+
+
+class Router(NamedTuple):
+    """What chooses experts: a matrix, and the arguments of `route` after the logits."""
+
+    matrix: Weight  # [n_experts, hidden]
+    bias: Tensor | None  # fp32 [n_experts]
     top_k: int
     n_groups: int
     groups_kept: int
@@ -152,42 +180,43 @@ class AttentionLayer:
         return out
 
 
-def mla_layer(shape: MlaShape, norm: Tensor, weights: Mapping[str, Weight]) -> AttentionLayer:
-    """Latent attention, absorbed. norm: bf16 [hidden]; weights: as `models.MlaWeights` names them."""
-    nothing, low_rank, kv_b = CMatrix(), "q_a" in weights, weights["kv_b"]
+def mla_layer(shape: MlaShape, tensors: MlaTensors) -> AttentionLayer:
+    """Latent attention, absorbed."""
+    norm, q_a, q_a_norm, q, kv_a, kv_a_norm, kv_b, o = tensors
     if not isinstance(kv_b, Tensor):
         raise KernelError(f"kv_b is stored as {kv_b.storage}; latent attention takes it as a bf16 tensor.")
-    described = _Mla(
-        *shape,
-        _vector(norm, weights["o"].shape[0]),
-        describe(weights["q_a"]) if low_rank else nothing,
-        _vector(weights["q_a_norm"], weights["q_a"].shape[0]) if low_rank else None,
-        describe(weights["q_b" if low_rank else "q"]),
-        describe(weights["kv_a"]),
-        _vector(weights["kv_a_norm"], shape.kv_lora_rank),
-        describe(kv_b).codes,
-        describe(weights["o"]),
-    )
     if tuple(kv_b.shape) != (shape.n_heads * (shape.nope_dim + shape.v_dim), shape.kv_lora_rank):
         raise KernelError(f"kv_b is {list(kv_b.shape)}, which does not fit {shape}.")
-    width = shape.kv_lora_rank + shape.rope_dim
-    return AttentionLayer("es_mla_layer", described, width, shape.rope_dim, (norm, dict(weights)))
+    if (q_a is None) != (q_a_norm is None):
+        raise KernelError("Low-rank queries need both q_a and q_a_norm.")
+    described = _Mla(
+        *shape,
+        _vector(norm, o.shape[0]),
+        CMatrix() if q_a is None else describe(q_a),
+        None if q_a is None or q_a_norm is None else _vector(q_a_norm, q_a.shape[0]),
+        describe(q),
+        describe(kv_a),
+        _vector(kv_a_norm, shape.kv_lora_rank),
+        describe(kv_b).codes,
+        describe(o),
+    )
+    return AttentionLayer("es_mla_layer", described, shape.kv_lora_rank + shape.rope_dim, shape.rope_dim, tensors)
 
 
-def gqa_layer(shape: GqaShape, norm: Tensor, weights: Mapping[str, Weight]) -> AttentionLayer:
-    """Grouped-query attention. norm: bf16 [hidden]; weights: as `models.GqaWeights` names them."""
+def gqa_layer(shape: GqaShape, tensors: GqaTensors) -> AttentionLayer:
+    """Grouped-query attention."""
+    norm, q, q_norm, k, k_norm, v, o = tensors
     described = _Gqa(
         *shape,
-        _vector(norm, weights["o"].shape[0]),
-        describe(weights["q"]),
-        _vector(weights["q_norm"], shape.head_dim),
-        describe(weights["k"]),
-        _vector(weights["k_norm"], shape.head_dim),
-        describe(weights["v"]),
-        describe(weights["o"]),
+        _vector(norm, o.shape[0]),
+        describe(q),
+        _vector(q_norm, shape.head_dim),
+        describe(k),
+        _vector(k_norm, shape.head_dim),
+        describe(v),
+        describe(o),
     )
-    width = 2 * shape.n_kv_heads * shape.head_dim
-    return AttentionLayer("es_gqa_layer", described, width, shape.rope_dim, (norm, dict(weights)))
+    return AttentionLayer("es_gqa_layer", described, 2 * shape.n_kv_heads * shape.head_dim, shape.rope_dim, tensors)
 
 
 class UseCount:
@@ -212,26 +241,20 @@ class ExpertTable:
 class FfnLayer:
     """x + added, then the norm of that through the chosen experts and the network for all tokens, added to it.
 
-    norm: bf16 [hidden]; router: [n_experts, hidden] with its rule, and its bias fp32 [n_experts], or None for a dense
-    layer; shared: gate, up and down of the network for all tokens, or None. Weights of another width than norm's raise
-    KernelError.
+    norm: bf16 [hidden]; router: None for a dense layer; shared: gate, up and down of the network for all tokens, or
+    None. Raises KernelError where there is neither, and for weights of another width than norm's.
     """
 
     def __init__(
-        self,
-        norm: Tensor,
-        eps: float,
-        *,
-        router: Weight | None,
-        bias: Tensor | None,
-        rule: RouteRule | None,
-        shared: tuple[Weight, Weight, Weight] | None,
+        self, norm: Tensor, eps: float, *, router: Router | None, shared: tuple[Weight, Weight, Weight] | None
     ) -> None:
-        self._keep = (norm, router, bias, shared)
-        self._n_experts = 0 if router is None else router.shape[0]
+        self._keep = (norm, router, shared)
+        self._n_experts = 0 if router is None else router.matrix.shape[0]
         self._hidden = norm.shape[0]
+        if router is None and shared is None:
+            raise KernelError("A feed-forward layer needs a router, a network for all tokens, or both.")
         widths = {
-            "The router's columns": None if router is None else router.shape[1],
+            "The router's columns": None if router is None else router.matrix.shape[1],
             "The rows of down": None if shared is None else shared[2].shape[0],
         }
         for name, width in widths.items():
@@ -240,13 +263,12 @@ class FfnLayer:
         self._described = _Ffn(eps=eps, norm=_vector(norm, norm.shape[0]))
         if shared is not None:
             self._described.shared = CExpert(*map(describe, shared))
-        if router is None or rule is None:
-            return
-        self._described.router = describe(router)
-        self._described.bias = None if bias is None else _vector(bias, self._n_experts, _FP32)
-        self._described.scoring = SCORINGS.index(rule.scoring)
-        for name in ("normalize", "top_k", "n_groups", "groups_kept", "scale"):
-            setattr(self._described, name, getattr(rule, name))
+        if router is not None:
+            self._described.router = describe(router.matrix)
+            self._described.bias = None if router.bias is None else _vector(router.bias, self._n_experts, _FP32)
+            self._described.scoring = SCORINGS.index(router.scoring)
+            for name in ("normalize", "top_k", "n_groups", "groups_kept", "scale"):
+                setattr(self._described, name, getattr(router, name))
 
     def __call__(self, x: Tensor, added: Tensor, experts: ExpertTable | None) -> Tensor:
         """x, added: bf16 [tokens, hidden], at most LAYER_TOKENS. Changes x and returns it."""

@@ -5,7 +5,8 @@ Reads the spec and calls kernels. Files and sequences stay behind three protocol
 
 from earthshine.models.attention import Attention, attention_of
 from earthshine.models.decoder import Decoder, result_of
-from earthshine.models.ffn import Experts, Ffn, GroupedExperts, Moe
+from earthshine.models.experts import Experts, GroupedExperts
+from earthshine.models.ffn import Ffn, Moe
 from earthshine.models.gqa import Gqa, GqaWeights
 from earthshine.models.mla import Mla, MlaWeights, Query
 from earthshine.models.state import LayerState, Recurrent, Run, States

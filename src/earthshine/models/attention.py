@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from earthshine.kernels import Weight
+from earthshine.models.fused import FusedAttention
 from earthshine.models.gqa import Gqa, GqaWeights
 from earthshine.models.kda import Kda, KdaWeights
 from earthshine.models.mla import Mla, MlaWeights
@@ -19,6 +20,11 @@ class Attention(Protocol):
 
     def __call__(self, x: Tensor, positions: Tensor, state: LayerState | None) -> Tensor:
         """x: [tokens, hidden]; positions: int64 [tokens]; returns [tokens, hidden]. `state`: see `models.state`."""
+        ...
+
+    def fused(self, norm: Tensor, eps: float) -> FusedAttention | None:
+        """With the norm before it, bf16 [hidden], in one call. None for a kind that the library has no call for, and
+        for weights that it does not take. Every field of the spec takes part, or is a reason for None."""
         ...
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from earthshine import kernels
 from earthshine.kernels import Weight
 from earthshine.models.attention import attention_of
-from earthshine.models.few import FewTokens
-from earthshine.models.ffn import Experts, Ffn, GroupedExperts, Moe
+from earthshine.models.experts import Experts, GroupedExperts
+from earthshine.models.ffn import Ffn, Moe
+from earthshine.models.fused import FusedAttention, FusedFfn
 from earthshine.models.rope import RotaryTables
 from earthshine.models.state import States
 from earthshine.models.trunk import LayerWeights, ResidentTrunk, Trunk
@@ -44,11 +45,11 @@ class _Layer:
         self, x: Tensor, positions: Tensor, states: States | None, experts: Experts, in_groups: bool
     ) -> Generator[None, None, Tensor]:
         state = None if states is None else states.layer(self.index)
-        few = self._few if state is not None and x.shape[0] <= kernels.LAYER_TOKENS else None
-        mixed = few.attend(x, positions, state) if few and state else None
+        attention, ffn = self._fused if state is not None and x.shape[0] <= kernels.LAYER_TOKENS else (None, None)
+        mixed = attention(x, positions, state) if attention and state else None
         if mixed is None:
             mixed = self.attention(kernels.rms_norm(x, self._attention_norm, self._eps), positions, state)
-        done = few.feed(x, mixed, experts) if few else None
+        done = ffn(x, mixed, experts) if ffn else None
         if done is not None:
             return done
         x, normed = kernels.add_rms_norm(x, mixed, self._ffn_norm, self._eps)
@@ -60,11 +61,11 @@ class _Layer:
         return x + self._dense(normed)
 
     @cached_property
-    def _few(self) -> FewTokens:
+    def _fused(self) -> tuple[FusedAttention | None, FusedFfn | None]:
         """Made when it is first asked for: a layer whose weights stream in a prompt has no use for it."""
         ffn = self._moe or self._dense
         assert ffn is not None
-        return FewTokens(self.attention, (self._attention_norm, self._ffn_norm), self._eps, ffn)
+        return self.attention.fused(self._attention_norm, self._eps), ffn.fused(self._ffn_norm, self._eps)
 
 
 class Decoder:

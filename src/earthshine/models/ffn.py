@@ -5,35 +5,15 @@ Routed experts are behind the `Experts` protocol: the mathematics does not know 
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from earthshine import kernels
 from earthshine.kernels import Weight
+from earthshine.models.experts import Experts, GroupedExperts
+from earthshine.models.fused import FusedFfn
 from earthshine.spec.model import MoeSpec
-
-
-class Experts(Protocol):
-    """The routed experts of all layers."""
-
-    def ffn(self, layer: int, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
-        """sum_k weight[t, k] * expert[chosen[t, k]](x[t]).
-
-        x: [tokens, hidden]; chosen: int64 [tokens, top_k]; weight: fp32 [tokens, top_k]. Returns [tokens, hidden] in
-        x's dtype, summed in fp32.
-        """
-        ...
-
-
-@runtime_checkable
-class GroupedExperts(Experts, Protocol):
-    """Experts whose execution may be interrupted."""
-
-    def ffn_in_groups(self, layer: int, x: Tensor, chosen: Tensor, weight: Tensor) -> Generator[None, None, Tensor]:
-        """As `ffn`, yielding between groups of experts; other calls may run meanwhile."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +26,11 @@ class Ffn:
 
     def __call__(self, x: Tensor) -> Tensor:
         return kernels.ffn(x, self.gate, self.up, self.down)
+
+    def fused(self, norm: Tensor, eps: float) -> FusedFfn | None:
+        """With the norm before it, in one call; None where the library does not take these weights."""
+        layer = kernels.ffn_layer(norm, eps, router=None, shared=(self.gate, self.up, self.down))
+        return None if layer is None else FusedFfn(layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +53,23 @@ class Moe:
         flat = x.reshape(-1, x.shape[-1])
         out = yield from experts.ffn_in_groups(self.layer, flat, *self._route(flat))
         return self._with_shared(out, flat).view_as(x)
+
+    def fused(self, norm: Tensor, eps: float) -> FusedFfn | None:
+        """As Ffn.fused."""
+        rule = self.spec.router
+        router = kernels.Router(
+            self.router,
+            self.router_bias,
+            self.spec.top_k,
+            rule.n_groups,
+            rule.groups_kept,
+            rule.normalize,
+            rule.scale,
+            rule.scoring.value,
+        )
+        shared = None if self.shared is None else (self.shared.gate, self.shared.up, self.shared.down)
+        layer = kernels.ffn_layer(norm, eps, router=router, shared=shared)
+        return None if layer is None else FusedFfn(layer, self.layer)
 
     def _route(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         rule = self.spec.router

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from earthshine import kernels
 from earthshine.kernels import Weight
+from earthshine.models.fused import FusedAttention
 from earthshine.models.rope import RotaryTable
 from earthshine.models.state import LayerState
 from earthshine.spec.attention import GqaSpec
@@ -60,6 +61,14 @@ class Gqa:
                 for piece in state.pieces
             ])  # fmt: skip
         return kernels.linear(heads.flatten(-2), w.o)
+
+    def fused(self, norm: Tensor, eps: float) -> FusedAttention | None:
+        """As Attention.fused."""
+        spec, w = self.spec, self.weights
+        sizes = (spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.rope.dim)
+        shape = kernels.GqaShape(*sizes, eps, spec.norm_eps, self.scale)
+        layer = kernels.gqa_layer(shape, kernels.GqaTensors(norm, w.q, w.q_norm, w.k, w.k_norm, w.v, w.o))
+        return None if layer is None else FusedAttention(layer, self.table)
 
     def _rotated(self, values: Tensor, norm: Tensor, positions: Tensor) -> Tensor:
         """[..., tokens, heads * head_dim] to [..., tokens, heads, head_dim], normed, the first rope.dim rotated."""

@@ -59,6 +59,9 @@ class Kda:
         normed = kernels.gated_rms_norm(mixed, gate.view_as(mixed), self._o_norm, self.spec.norm_eps)
         return kernels.linear(normed.flatten(-2), w.o)
 
+    def fused(self, norm: Tensor, eps: float) -> None:
+        """As Attention.fused: the library has no call for it."""
+
     def _stepped(self, qkv: Tensor, decay: Tensor, beta: Tensor, state: LayerState) -> Tensor:
         """[tokens, n_heads, head_dim]."""
         outputs = []

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from earthshine import kernels
 from earthshine.kernels import Weight
+from earthshine.models.fused import FusedAttention
 from earthshine.models.rope import RotaryTable, softmax_scale
 from earthshine.models.state import LayerState
 from earthshine.spec.attention import MlaSpec
@@ -69,6 +70,17 @@ class Mla:
         heads = [self.paged(query.part(piece.first, piece.last), pool, piece.sequences) for piece in state.pieces]
         return self.output(heads[0] if len(heads) == 1 else torch.cat(heads))
 
+    def fused(self, norm: Tensor, eps: float) -> FusedAttention | None:
+        """As Attention.fused."""
+        spec, w = self.spec, self.weights
+        q = w.q if w.q_b is None else w.q_b
+        assert q is not None
+        sizes = (spec.n_heads, spec.kv_lora_rank, spec.nope_dim, spec.rope.dim, spec.v_dim)
+        shape = kernels.MlaShape(*sizes, eps, spec.latent_norm_eps, self.scale)
+        tensors = kernels.MlaTensors(norm, w.q_a, w.q_a_norm, q, w.kv_a, w.kv_a_norm, w.kv_b, w.o)
+        layer = kernels.mla_layer(shape, tensors)
+        return None if layer is None else FusedAttention(layer, self.table)
+
     def query(self, x: Tensor, positions: Tensor) -> Query:
         """x: [..., tokens, hidden]; positions: int64 [tokens]."""
         spec, w = self.spec, self.weights
@@ -106,15 +118,9 @@ class Mla:
         q = torch.cat(query, -1).transpose(-2, -3)
         return kernels.attend(q, key, value, self.scale, start).transpose(-2, -3)
 
-    def absorbed(self, query: Query, latents: Tensor, start: int) -> Tensor:
-        """The same, reading latents as keys and values that all heads share: q' = W_uk^T q, out = W_uv (p c)."""
-        q = self.absorb(query).transpose(-2, -3)
-        shared = latents.unsqueeze(-3)
-        mixed = kernels.attend(q, shared, shared[..., : self.spec.kv_lora_rank], self.scale, start)
-        return self.expand(mixed.transpose(-2, -3))
-
     def paged(self, query: Query, pool: Tensor, sequences: Sequence[kernels.PagedTokens]) -> Tensor:
-        """Absorbed attention over latents where they lie, for the tokens of several sequences, one after the other.
+        """The same for the tokens of several sequences, one after the other, reading latents where they lie as keys and
+        values that all heads share: q' = W_uk^T q, out = W_uv (p c).
 
         query: [tokens, n_heads, ...]; pool: [n_pages, page_tokens, latent_dim], with the latents of these tokens
         written. Returns [tokens, n_heads, v_dim].

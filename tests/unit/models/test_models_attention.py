@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from earthshine.kernels import PagedTokens
 from earthshine.models import Mla, MlaWeights
 from earthshine.models.rope import RotaryTable
 from earthshine.spec import MlaSpec, RopeSpec, YarnSpec
@@ -37,22 +38,27 @@ def x():
 
 def _all(attention, x, form, start=0):
     positions = torch.arange(len(x))
-    query, latent = attention.query(x, positions), attention.latent(x, positions)
-    return getattr(attention, form)(type(query)(query.nope[start:], query.rope[start:]), latent, start)
+    query, latent = attention.query(x, positions).part(start, len(x)), attention.latent(x, positions)
+    if form == "naive":
+        return attention.naive(query, latent, start)
+    order = torch.tensor([4, 0, 3, 1, 2], dtype=torch.int32)
+    pool = torch.full((5, 8, SPEC.latent_dim), float("nan"))
+    pool[order.long()] = latent.unflatten(0, (5, 8))
+    return attention.paged(query, pool, [PagedTokens(len(x) - start, start, order)])
 
 
-def test_absorbed_equals_naive(attention, x):
-    naive, absorbed = _all(attention, x, "naive"), _all(attention, x, "absorbed")
-    torch.testing.assert_close(absorbed, naive, rtol=2e-4, atol=2e-5)
+def test_absorbed_over_pages_equals_naive(attention, x):
+    naive, paged = _all(attention, x, "naive"), _all(attention, x, "paged")
+    torch.testing.assert_close(paged, naive, rtol=2e-4, atol=2e-5)
     assert float((naive[30] - naive[31]).abs().max()) > 0.1
 
 
-@pytest.mark.parametrize("form", ["naive", "absorbed"])
+@pytest.mark.parametrize("form", ["naive", "paged"])
 def test_new_tokens_see_what_a_whole_pass_sees(attention, x, form):
     torch.testing.assert_close(_all(attention, x, form, start=33), _all(attention, x, form)[33:], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["naive", "absorbed"])
+@pytest.mark.parametrize("form", ["naive", "paged"])
 def test_the_future_is_hidden(attention, x, form):
     changed = x.clone()
     changed[21:] = 100.0
