@@ -37,17 +37,20 @@ LEAST_PREFILL = 256  # tokens: below that a resident model's kernels lose speed
 _PAGE_SECONDS = 0.01  # to wait for pages where nothing else can be done, before new requests are looked for
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens `begin` to `end` of a sequence, computed over the `begin` tokens before them."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk(StepRow):
+    """A row of a step, and whose: consecutive tokens of `sequence`, computed over the `begin` tokens before them."""
 
     sequence: TokenSequence
     begin: int
-    end: int
 
     @property
     def n_tokens(self) -> int:
-        return self.end - self.begin
+        return len(self.tokens)
+
+    @property
+    def end(self) -> int:
+        return self.begin + len(self.tokens)
 
     @property
     def decodes(self) -> bool:
@@ -236,9 +239,7 @@ class Scheduler:
         return Step(chunks, interruptible) if chunks else None
 
     def _new_pages(self, chunk: Chunk) -> int:
-        page_table = chunk.sequence.page_table
-        assert page_table is not None
-        return -(-chunk.end // self._pool.page_tokens) - len(page_table.pages)
+        return -(-chunk.end // self._pool.page_tokens) - len(chunk.page_table.pages)
 
     def _remove_ended(self) -> None:
         for sequence in self.queue.remove_ended(self._in_prefill):
@@ -257,7 +258,7 @@ class Scheduler:
     def _run_whole(self, step: Step) -> Outcome | None:
         began = time.monotonic()
         self._check_memory()
-        with ForwardPass(self._decoder, _rows(step)) as forward:
+        with ForwardPass(self._decoder, step.chunks) as forward:
             while not forward.advance():
                 report(step.chunks, forward.share)
                 self._poll()
@@ -269,7 +270,7 @@ class Scheduler:
 
     def _run_piece(self, step: Step) -> Outcome | None:
         if self._prefill is None:
-            self._prefill = _Prefill(step, ForwardPass(self._decoder, _rows(step), in_groups=True))
+            self._prefill = _Prefill(step, ForwardPass(self._decoder, step.chunks, in_groups=True))
         prefill, began, ended = self._prefill, time.monotonic(), True
         try:
             self._check_memory()
@@ -352,31 +353,22 @@ class Scheduler:
 
 
 def _chunk(sequence: TokenSequence, count: int) -> Chunk:
+    """Its next `count` tokens."""
     assert sequence.page_table is not None
     begin = sequence.page_table.length
-    return Chunk(sequence, begin, begin + count)
+    return Chunk(sequence.page_table, sequence.tokens[begin : begin + count], sequence, begin)
 
 
 def _is_current(step: Step) -> bool:
     """Whether its chunks are still what their sequences need next."""
     return all(
-        each.sequence.page_table is not None
-        and each.sequence.page_table.length == each.begin
-        and not each.sequence.ended
+        each.sequence.page_table is each.page_table and each.page_table.length == each.begin and not each.sequence.ended
         for each in step.chunks
     )
 
 
 def _next_token(sequence: TokenSequence) -> Chunk:
     return _chunk(sequence, 1)
-
-
-def _rows(step: Step) -> list[StepRow]:
-    rows = []
-    for chunk in step.chunks:
-        assert chunk.sequence.page_table is not None
-        rows.append(StepRow(chunk.sequence.page_table, chunk.sequence.tokens[chunk.begin : chunk.end]))
-    return rows
 
 
 def _guarded(sequence: TokenSequence, act: Callable[[], None]) -> None:

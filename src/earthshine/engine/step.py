@@ -44,7 +44,7 @@ class Model(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class StepRow:
     """The new tokens of one sequence, which follow what its page table holds."""
 
