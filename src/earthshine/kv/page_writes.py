@@ -7,7 +7,7 @@ is not written. So a running sequence always finds a slot.
 
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from earthshine.kv.page_key import PageKey
@@ -20,13 +20,14 @@ _LOGGER = logging.getLogger("earthshine.kv")
 @dataclass(slots=True)
 class CachedPage:
     """A page in the pool. `tries`: how often it may still be offered to the store; `state`: the slot of the recurrent
-    state after its last token, if that is kept."""
+    state after its last token, if that is kept; `last_use`: the highest is the latest."""
 
     key: PageKey
     page: int
     tokens: Sequence[int]
     tries: int
     state: int | None = None
+    last_use: int = 0
 
 
 class PageWrites:
@@ -42,11 +43,6 @@ class PageWrites:
     def holders(self, page: int) -> int:
         """The number of writes that hold this page."""
         return self._holders[page]
-
-    @property
-    def pages(self) -> Iterable[int]:
-        """The pages that are being written."""
-        return self._holders.keys()
 
     @property
     def is_busy(self) -> bool:
@@ -78,10 +74,10 @@ class PageWrites:
         any_done = bool(self._done)
         while self._done:
             page, state = self._done.popleft()
-            self._pool.release([page])
             self._holders[page] -= 1
             if not self._holders[page]:
                 del self._holders[page]
+            self._pool.release([page])  # last, since the cache then asks for whom it is held
             if state is not None and self._pool.states is not None:
                 self._pool.states.release([state])
                 self._writes_state = False
@@ -98,8 +94,8 @@ class PageWrites:
 
     def _begin(self, cached: CachedPage, state: int | None) -> None:
         page, states = cached.page, self._pool.states
-        self._pool.hold([page])
         self._holders[page] += 1
+        self._pool.hold([page])
         if state is not None and states is not None:
             states.hold([state])
 

@@ -1,16 +1,20 @@
 """The numbered places of a pool: a free list, and the number of holders of each place."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from earthshine.errors import ContextError, UsageError
 
 
 class Places:
-    """Places 0 to `count` - 1, all free at first. `name`: what a place is called in messages."""
+    """Places 0 to `count` - 1, all free at first. `name`: what a place is called in messages.
+
+    `holders_changed` is called with a place when `hold` or `release` has changed the number of its holders.
+    """
 
     def __init__(self, count: int, name: str) -> None:
         self._name = name
+        self.holders_changed: Callable[[int], object] | None = None
         self._free = list(range(count))  # a heap: the lowest first, so that a lone sequence's pages are consecutive
         self._holders = [0] * count
 
@@ -36,6 +40,8 @@ class Places:
         self._require_held(places)
         for place in places:
             self._holders[place] += 1
+            if self.holders_changed is not None:
+                self.holders_changed(place)
 
     def release(self, places: Sequence[int]) -> None:
         """Remove a holder from each of `places`. Those left without one are free."""
@@ -44,6 +50,8 @@ class Places:
             self._holders[place] -= 1
             if self._holders[place] == 0:
                 heapq.heappush(self._free, place)
+            if self.holders_changed is not None:
+                self.holders_changed(place)
 
     def _require_held(self, places: Sequence[int]) -> None:
         free = [place for place in places if self._holders[place] == 0]

@@ -7,10 +7,10 @@ thread that owns the pool.
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
+from earthshine.kv.idle_pages import IdlePages
 from earthshine.kv.page_key import PageKey
 from earthshine.kv.page_reads import PageFetch, PageRead, PageReads
 from earthshine.kv.page_tier import PageStore, PageTier
@@ -41,14 +41,16 @@ class PrefixCache:
         self._writes = PageWrites(pool, store, self._reads.wake)
         if pool.states is not None:
             pool.states.reclaim = self._drop_state
-        self._cached: OrderedDict[bytes, CachedPage] = OrderedDict()  # the longest unused first
+        self._idle = IdlePages(pool, self._writes)
+        self._cached: dict[bytes, CachedPage] = {}
+        self._with_state: dict[bytes, CachedPage] = {}  # those after which a recurrent state is kept
         self._waiting_since: float | None = None  # for a page to come back from a tier, and none has since
         self._stuck = False
 
     @property
     def idle_pages(self) -> int:
         """Pages that are in no sequence now. May be asked by any thread."""
-        return sum(self._idle(cached.page) for cached in list(self._cached.values()))
+        return len(self._idle)
 
     @property
     def is_writing(self) -> bool:
@@ -67,7 +69,7 @@ class PrefixCache:
         used = keys[::-1]
         for each in used:
             if each.key in self._cached:
-                self._cached.move_to_end(each.key)
+                self._idle.use(self._cached[each.key])
         if self._store is not None:
             self._store.used(used)
 
@@ -136,12 +138,14 @@ class PrefixCache:
             self._pool.hold([page])
             cached = CachedPage(key, page, tokens, _TRIES if self._keeps_all else 0)
             self._cached[key.key] = cached
-            if self._is_to_write(cached):
+            self._idle.add(cached)
+            if not self._stuck and self._writes.wants(cached):
                 self._writes.write(cached)
         if state is not None and cached.state is None:
             assert self._pool.states is not None
             self._pool.states.hold([state])
             cached.state = state
+            self._with_state[key.key] = cached
 
     def keep(self, last: Iterable[PageKey]) -> None:
         """A sequence has ended; with `keep_all` the recurrent states after these of its pages go to the store."""
@@ -167,8 +171,8 @@ class PrefixCache:
 
     def room(self, besides: Sequence[int] = ()) -> int:
         """Pages that are free or could be, without evicting `besides`: at once, or once they have been written."""
+        idle = len(self._idle) - (self._idle.n_in_writing if self._stuck else 0)
         coming = 0 if self._stuck else self._reads.n_closing
-        idle = sum(self._is_evictable(cached.page) for cached in self._cached.values())
         return self._pool.free_pages + coming + idle - sum(map(self._is_evictable, besides))
 
     def make_room(self, count: int) -> bool:
@@ -233,10 +237,8 @@ class PrefixCache:
             return True
         states = self._pool.states
         assert states is not None
-        room = states.free or any(
-            states.holders(each.state) == 1 for each in self._cached.values() if each.state is not None
-        )
-        return bool(room) and any(tier.has_state(key) for tier in self._tiers)
+        room = bool(states.free or self._unused_states())
+        return room and any(tier.has_state(key) for tier in self._tiers)
 
     def _state_after(self, keys: Sequence[PageKey]) -> int:
         """The slot of the recurrent state after the last page, or a free one to read it into, held for the caller."""
@@ -252,58 +254,52 @@ class PrefixCache:
             if each.key in self._cached:
                 self._writes.write_state(self._cached[each.key])
 
-    def _idle(self, page: int) -> bool:
-        """Whether nobody but the cache, and the store while it writes it, holds this page of the cache."""
-        return self._pool.holders(page) == 1 + self._writes.holders(page)
-
     def _is_evictable(self, page: int) -> bool:
-        return self._idle(page) and not (self._stuck and self._writes.holders(page))
-
-    def _is_to_write(self, cached: CachedPage) -> bool:
-        """Before it is evicted."""
-        return not self._stuck and self._writes.wants(cached)
+        return page in self._idle and not (self._stuck and self._writes.holders(page))
 
     def _evict(self, count: int) -> bool:
         """Whether `count` pages are free; if not, enough others are on their way to the store.
 
         What need not be written goes first, though it was used later.
         """
-        for cached in list(self._cached.values()):
-            if self._pool.free_pages >= count:
-                return True
-            if self._pool.holders(cached.page) == 1 and not self._is_to_write(cached):
+        while self._pool.free_pages < count:
+            cached = self._idle.first_to_drop(unwritten=self._stuck)
+            if cached is not None:
                 self._drop(cached)
-        coming = 0 if self._stuck else self._reads.n_closing + sum(map(self._idle, self._writes.pages))
-        for cached in list(self._cached.values()):
-            if self._pool.free_pages + coming >= count:
-                break
-            if self._pool.holders(cached.page) > 1:
                 continue
-            while self._pool.holders(cached.page) == 1:
-                if self._is_to_write(cached):
-                    self._writes.write(cached)
-                    self.settle()  # what the store refuses at once comes back at once
-                else:
-                    self._drop(cached)
-            coming += self._writes.holders(cached.page) > 0
-        return self._pool.free_pages >= count
+            coming = 0 if self._stuck else self._reads.n_closing + self._idle.n_in_writing
+            cached = self._idle.first_to_write()
+            if cached is None or self._pool.free_pages + coming >= count:
+                return False
+            self._writes.write(cached)
+            self.settle()  # what the store refuses at once comes back at once
+        return True
 
     def _drop(self, cached: CachedPage) -> None:
+        self._idle.remove(cached)
         del self._cached[cached.key.key]
+        self._with_state.pop(cached.key.key, None)
         self._pool.release([cached.page])
         self._release_state(cached.state)
         cached.state = None
 
     def _drop_state(self) -> bool:
         """Frees the slot of the state that was unused longest and that no sequence holds, if there is one."""
+        cached = min(self._unused_states(), key=lambda each: each.last_use, default=None)
+        if cached is None:
+            return False
+        self._release_state(cached.state)
+        cached.state = None
+        del self._with_state[cached.key.key]
+        return True
+
+    def _unused_states(self) -> list[CachedPage]:
+        """The pages after which a state is kept that no sequence holds: at most as many as there are slots."""
         states = self._pool.states
         assert states is not None
-        for cached in self._cached.values():
-            if cached.state is not None and states.holders(cached.state) == 1:
-                states.release([cached.state])
-                cached.state = None
-                return True
-        return False
+        return [
+            each for each in self._with_state.values() if each.state is not None and states.holders(each.state) == 1
+        ]
 
     def _release_reads(self, reads: Iterable[PageRead]) -> None:
         for each in reads:
