@@ -242,8 +242,11 @@ class Scheduler:
         return -(-chunk.end // self._pool.page_tokens) - len(chunk.page_table.pages)
 
     def _remove_ended(self) -> None:
-        for sequence in self.queue.remove_ended(self._in_prefill):
+        removed = self.queue.remove_ended(self._in_prefill)
+        for sequence in removed:
             self._admission.end(sequence)
+        if removed:
+            self._again = deque(filter(_is_current, self._again))
 
     # --- its computation
 

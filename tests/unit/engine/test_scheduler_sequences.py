@@ -28,6 +28,25 @@ def test_a_failed_step_ends_only_whom_it_concerns():
     bench.nothing_is_held()
 
 
+def test_cancelled_request_is_no_longer_waited_for_by_a_step_that_failed():
+    """Both prompts fail together; the second is cancelled before its chunk is computed alone."""
+
+    class Together(FakeDecoder):
+        def forward(self, tokens, positions, states, *, in_groups=False):
+            if len(tokens) > 3:
+                raise RuntimeError("too many")
+            return super().forward(tokens, positions, states, in_groups=in_groups)
+
+    bench = Bench(decoder=Together())
+    events = [bench.ask(tokens, 1) for tokens in ([1, 2, 3], [4, 5, 6])]
+    bench.run(1)
+    bench.sequences[1].cancelled = True
+    bench.run(1)
+    assert (reply(events[0]), reply(events[1])) == (alone([1, 2, 3], 1), [Finished("cancelled")])
+    assert not bench.scheduler._again
+    bench.nothing_is_held()
+
+
 @pytest.mark.parametrize("failures", [1, 2])
 def test_logits_that_fail_end_only_whom_they_concern(failures):
     """The first call is for both replies; the second one for the first reply alone."""
