@@ -1,6 +1,6 @@
 """Renews the libraries of the browser page from npm, as src/earthshine/server/page/vendor/manifest.json lists them.
 
-    python tools/vendor_page.py                    # every file anew, each held against its checksum
+    python tools/vendor_page.py                    # fetch every file again and verify its checksum
     python tools/vendor_page.py katex=0.19.1       # another version: its files, licence and checksums
 
 The files are those of the package, byte for byte; the manifest gives each one's path there, and its SHA-256 here. Of a

@@ -209,9 +209,9 @@ def test_a_client_that_goes_in_the_middle_of_a_prompt_ends_its_computation(live_
         client.stream("POST", f"{live_server.url}/v1/completions", json=body) as answer,
     ):
         assert answer.status_code == 200
-        told = json.loads(next(line for line in answer.iter_lines() if line.startswith("data: "))[6:])
-        assert told["prompt_progress"]["processed"] < told["prompt_progress"]["total"]
-        until(lambda: live_server.engine.gauges().prefill_tokens == told["prompt_progress"]["total"])
+        chunk = json.loads(next(line for line in answer.iter_lines() if line.startswith("data: "))[6:])
+        assert chunk["prompt_progress"]["processed"] < chunk["prompt_progress"]["total"]
+        until(lambda: live_server.engine.gauges().prefill_tokens == chunk["prompt_progress"]["total"])
     until(lambda: live_server.engine.gauges().running == 0)
     after = live_server.engine.gauges()
     assert (after.prompt_tokens, after.generated_tokens) == (before.prompt_tokens, before.generated_tokens)

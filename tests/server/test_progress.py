@@ -107,9 +107,9 @@ def test_openais_sdk_reads_a_chat_with_progress(live_server, every_layer):
 def test_choices_share_one_prompt_and_its_progress(live_server):
     ask = {"messages": [{"role": "user", "content": "Three at once, please."}], "max_tokens": 1, "n": 3}
     events = asked_of(live_server, "/v1/chat/completions", **ask, return_progress=True)
-    told = [event for event in events if "prompt_progress" in event]
-    assert {event["choices"][0]["index"] for event in told} == {0}
-    assert told[-1]["prompt_progress"]["processed"] == told[-1]["prompt_progress"]["total"]
+    chunks = [event for event in events if "prompt_progress" in event]
+    assert {event["choices"][0]["index"] for event in chunks} == {0}
+    assert chunks[-1]["prompt_progress"]["processed"] == chunks[-1]["prompt_progress"]["total"]
 
 
 @pytest.mark.parametrize(

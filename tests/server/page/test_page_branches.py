@@ -104,8 +104,8 @@ class TestEndings:
         page.until(f"{REPLY}.includes('Moonlight')")
         hold.set()
         page.until(f"{DONE} && {WRONG}")
-        told = page.run(f"{WRONG}.textContent")
-        assert told == (
+        text = page.run(f"{WRONG}.textContent")
+        assert text == (
             "The server can't be reached. Check that it runs, then try again."
             " What it wrote is kept; Continue goes on from there."
         )
@@ -127,7 +127,7 @@ class TestEndings:
         server.steps = [chunk(content="one"), "{not json"]
         page.ask("First")
         page.until(f"{DONE} && {WRONG}")
-        assert "no event of a reply" in page.run(f"{WRONG}.textContent")
+        assert "not an event of a reply" in page.run(f"{WRONG}.textContent")
         assert page.complaints() == []
 
     def test_a_setting_that_can_not_be_sent_is_said_and_nothing_is_lost(self, page, server):

@@ -39,9 +39,9 @@ class TestTrouble:
         server.failure = status, "It <b>can't</b>."
         page.ask("Hi")
         page.until(DONE)
-        told = page.run("document.querySelector('.wrong').textContent")
-        assert told.startswith("It <b>can't</b>. ")
-        assert words in told
+        text = page.run("document.querySelector('.wrong').textContent")
+        assert text.startswith("It <b>can't</b>. ")
+        assert words in text
         server.failure = None
         page.click("Try again")
         page.until(f"document.querySelector('.reply .text h4') && !{WRONG} && " + DONE)
@@ -73,12 +73,12 @@ class TestTrouble:
 
     def test_gauges(self, page, server):
         page.until("document.getElementById('gauges').innerText.includes('18.')")
-        told = re.sub(r"\s+", " ", page.run("document.getElementById('gauges').innerText"))
+        text = re.sub(r"\s+", " ", page.run("document.getElementById('gauges').innerText"))
         for words in (
             "1 running, 2 waiting", "21.0 GiB of 24.0 GiB", "88 %", "768.0 MiB per second",
             "8 % in use, 25 % kept for reuse", "Prompt tokens reused none yet",
         ):  # fmt: skip
-            assert words in told
+            assert words in text
         meters = page.run("[...document.querySelectorAll('[role=meter]')].map((m) => [m.ariaLabel, m.ariaValueNow])")
         assert meters == [
             ["Memory", "88"], ["Experts found in memory", "88"], ["Prompt tokens reused", "0"],

@@ -22,7 +22,7 @@ def every_layer(monkeypatch):
     monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0.0)
 
 
-def told(events):
+def reports(events):
     return [event for event in events if isinstance(event, PromptProgress)]
 
 
@@ -30,7 +30,7 @@ def test_a_client_that_asks_gets_each_layer_of_each_pass(every_layer):
     bench = Bench(prefill_tokens=16)
     events = bench.ask(PROMPT, progress=True)
     bench.run()
-    found = told(events)
+    found = reports(events)
     assert [each.processed for each in found] == [0, 5, 10, 16, 20, 25, 30]  # 16 tokens and 14, over 3 layers
     assert {(each.total, each.cached) for each in found} == {(30, 0)}
     assert all(before.seconds <= after.seconds for before, after in pairwise(found))
@@ -43,7 +43,7 @@ def test_a_client_that_does_not_ask_gets_none(every_layer):
     bench = Bench()
     events = bench.ask(PROMPT)
     bench.run()
-    assert not told(events)
+    assert not reports(events)
 
 
 def test_however_many_layers_pass_there_are_few_events(monkeypatch):
@@ -51,7 +51,7 @@ def test_however_many_layers_pass_there_are_few_events(monkeypatch):
     bench = Bench(prefill_tokens=4)
     events = bench.ask(PROMPT, progress=True)
     bench.run()
-    assert [each.processed for each in told(events)] == [0, 30], "the beginning and the end come always"
+    assert [each.processed for each in reports(events)] == [0, 30], "the beginning and the end come always"
 
 
 def test_tokens_that_were_found_count_as_processed(every_layer):
@@ -60,7 +60,7 @@ def test_tokens_that_were_found_count_as_processed(every_layer):
     bench.run()
     events = bench.ask([*PROMPT, 1, 2], progress=True)
     bench.run()
-    first, *_, last = told(events)
+    first, *_, last = reports(events)
     assert (first.total, first.cached, first.processed) == (32, 28, 28)
     assert last.processed == 32
 
@@ -71,7 +71,7 @@ def test_a_prefill_pass_in_pieces_between_decode_steps_reports_too(every_layer):
     bench.run(3)
     events = bench.ask(PROMPT, progress=True)
     bench.run()
-    processed = [each.processed for each in told(events)]
+    processed = [each.processed for each in reports(events)]
     assert len(processed) > 3
     assert processed == sorted(set(processed))
     assert processed[-1] == 30
@@ -83,9 +83,9 @@ def test_a_preempted_prompt_never_goes_back(every_layer):
     bench.run()
     assert bench.scheduler.counts.preemptions
     for events in replies:
-        processed = [each.processed for each in told(events)]
+        processed = [each.processed for each in reports(events)]
         assert processed == sorted(set(processed))
-        assert processed[-1] == told(events)[-1].total
+        assert processed[-1] == reports(events)[-1].total
 
 
 def test_the_gauges_count_prompts_while_they_are_computed():
@@ -104,9 +104,9 @@ def test_a_later_prompt_is_expected_to_take_what_an_earlier_one_took():
     expected = bench.scheduler.durations.prompt_seconds(31, 16, by_token=False)
     second = bench.ask([3, *PROMPT], progress=True)
     bench.run()
-    assert told(first)[0].seconds_left is None
-    assert told(second)[0].seconds_left == expected > 0
-    assert told(second)[-1].seconds_left == 0
+    assert reports(first)[0].seconds_left is None
+    assert reports(second)[0].seconds_left == expected > 0
+    assert reports(second)[-1].seconds_left == 0
 
 
 def test_the_own_rate_of_a_prompt_replaces_what_was_expected(monkeypatch):

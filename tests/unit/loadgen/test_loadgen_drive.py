@@ -276,7 +276,7 @@ class TestFailures:
         server.answer = lambda body: END + FIRST + done
         [sample] = drive(target, ARRIVALS[:1], target.shape(0, 0.1), concurrency=1).samples
         assert (sample.problem, sample.input_tokens, sample.cached_tokens) == (None, None, None)
-        assert sample.output_tokens == 1  # the pieces that said something
+        assert sample.output_tokens == 1  # the pieces with text
 
 
 class TestTargets:

@@ -51,7 +51,7 @@ export async function* events(stream) {
       try {
         parsed = JSON.parse(data);
       } catch {
-        throw new Problem(0, "The server sent something that is no event of a reply.");
+        throw new Problem(0, "The server sent something that is not an event of a reply.");
       }
       yield parsed;
     }

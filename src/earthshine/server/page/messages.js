@@ -117,7 +117,7 @@ function viewOf(message) {
   return views.get(message.id);
 }
 
-// Draws the path anew; articles that stay keep their place, and so the focus within.
+// Draws the path again; articles that stay keep their place, and so the focus within.
 export function draw(conversation) {
   const path = conversation.path(), nodes = path.map((message) => viewOf(message).node);
   const shown = [...log.querySelectorAll(":scope > article")];

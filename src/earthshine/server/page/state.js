@@ -7,7 +7,7 @@ export const state = {
   conversation: new Conversation(),
   library: new Library(),
   stopper: null, // an AbortController while a reply is streamed
-  model: "", // the served model's name, once the server has said it
+  model: "", // the served model's name, once the server has sent it
   waiting: 0, // requests in the server's queue
   room: 0, // tokens that a conversation can hold, once the server has said it
 };

@@ -128,7 +128,7 @@ export class BrowserStore {
         try {
           work(cursor.value);
         } catch {
-          // A record in a form of another version: it is left alone, and said when it is opened.
+          // A record in a form of another version: it is left alone, and reported when it is opened.
         }
         cursor.continue();
       };
