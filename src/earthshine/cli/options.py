@@ -36,7 +36,10 @@ def plan_or_args(
     if plan is None:
         return args
     if args != PlanArgs():
-        raise UsageError("--plan has all options for loading the model; leave out the others.")
+        raise UsageError(
+            "--plan has all options for loading the model; leave out the others, or make the plan again with them "
+            "(earthshine plan MODEL --batch 8 --save FILE, for example)."
+        )
     return read_plan(plan)
 
 

@@ -177,7 +177,7 @@ def test_a_session_has_room_for_what_the_budget_allows_and_no_more() -> None:
         room = model.plan.memory.context_tokens
         assert room == 2048
         for wrong in (0, room + 1, -5):
-            with pytest.raises(UsageError, match=f"1 to {room}"):
+            with pytest.raises(UsageError, match=f"between 1 and {room}"):
                 model.session(wrong)
         assert model.session().sync(PROMPT).computed == len(PROMPT)
 

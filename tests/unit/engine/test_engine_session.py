@@ -161,7 +161,7 @@ def test_generation_ends_where_the_pages_do(make_session, make_pool):
 
 def test_a_prompt_beyond_context_or_pages_changes_nothing(make_session, make_pool):
     session, small = make_session(), make_session(pool=make_pool(n_pages=3))
-    cases = ((session, 65, "65 tokens, but .* ends at 64"), (small, 13, "13 tokens, but .* hold 12"))
+    cases = ((session, 65, "65 tokens; the model.s context is 64"), (small, 13, "13 tokens; .* hold 12"))
     for one, length, message in cases:
         one.sync(PROMPT)
         stream = one.generate(GREEDY)
