@@ -23,7 +23,7 @@ class Hub(HubServer):
         super().__init__(folder)
         self._forker, self.home = forker, home
         self.model = home / "models--team--gleam"
-        self._environment = os.environ | {
+        self.environment = os.environ | {
             "HF_ENDPOINT": self.url,
             "EARTHSHINE_HOME": str(home),
             "HF_HUB_DISABLE_XET": "1",
@@ -31,14 +31,14 @@ class Hub(HubServer):
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }
-        self._environment.pop("HF_HUB_OFFLINE", None)
+        self.environment.pop("HF_HUB_OFFLINE", None)
 
-    def run(self, *arguments, before=""):
+    def run(self, *arguments, before="", **options):
         """The command's end and output; `before` is Python that its process runs first."""
-        return self._forker.run([*self._command(before), *arguments], text=True, env=self._environment)
+        return self._forker.run([*self._command(before), *arguments], text=True, env=self.environment, **options)
 
-    def popen(self, *arguments):
-        return self._forker.popen([*self._command(""), *arguments], env=self._environment)
+    def popen(self, *arguments, **options):
+        return self._forker.popen([*self._command(""), *arguments], env=self.environment, **options)
 
     def _command(self, before: str) -> list[str]:
         return [sys.executable, "-c", f"{before}\n{_RUN}"]

@@ -20,7 +20,7 @@ def digest(path: Path) -> str:
 
 
 class HubServer:
-    """Serves `folder` as the repository team/gleam, with a file of code that nobody should fetch.
+    """Serves `folder` as one repository, with a file of code that nobody should fetch.
 
     served: each request for a file, as "GET model.safetensors bytes=5-".
     break_after: bytes of a weight file after which the connection is cut, once.
@@ -28,7 +28,7 @@ class HubServer:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.repository = folder, "team/gleam"
         self.served: list[str] = []
         self.break_after: int | None = None
         self.stall_after: int | None = None
@@ -74,13 +74,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self):
-        if self.path.startswith("/api/models/team/gleam/tree/"):
+        repository = self.hub.repository
+        if self.path.startswith(f"/api/models/{repository}/tree/"):
             self._send(200, json.dumps(self._tree()).encode(), Content_Type="application/json")
-        elif self.path.startswith("/api/models/team/gleam"):
+        elif self.path.startswith(f"/api/models/{repository}"):
             files = [{"rfilename": entry["path"]} for entry in self._tree()]
-            listing = {"id": "team/gleam", "sha": COMMIT, "siblings": files}
+            listing = {"id": repository, "sha": COMMIT, "siblings": files}
             self._send(200, json.dumps(listing).encode(), Content_Type="application/json")
-        elif self.path.startswith("/team/gleam/resolve/"):
+        elif self.path.startswith(f"/{repository}/resolve/"):
             self._file(self.hub.folder / self.path.rsplit("/", 1)[-1])
         else:
             self._send(404, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
