@@ -62,6 +62,15 @@ def test_commands_run(reader, command):
     assert "Traceback" not in done.stderr
 
 
+def test_the_table_of_machines_is_what_plan_prints(earthshine, shared_data):
+    rows = re.findall(r"^\| `([\w-]+)`[^|]*\|(.*)\|$", README, re.MULTILINE)
+    machines = [part for name, _ in rows for part in ("--machine", name)]
+    code, out, err = earthshine("plan", shared_data / "configs" / "moonshotai--Kimi-K2.6_config.json", *machines)
+    assert (code, err, len(rows)) == (0, "", 4)
+    for name, cells in rows:
+        assert re.search(rf"^{name} +{' +'.join(cell.strip() for cell in cells.split('|'))}$", out, re.MULTILINE), out
+
+
 def test_a_request_is_answered_by_the_server_as_shown(reader):
     command = next(c for c in COMMANDS if c[0] == "serve")
     request = next(shlex.split(line) for line in LINES if line.startswith("curl "))
