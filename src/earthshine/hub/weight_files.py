@@ -101,14 +101,16 @@ def fetch_weights(name: str, commit: str, blobs: Path, files: Sequence[RemoteFil
     Raises SourceError for a file that another process fetches or that arrives damaged, OSError for the disk, and
     the library's errors for the network. Whatever happens, what has arrived stays.
     """
+    from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import tqdm
 
+    constants.DOWNLOAD_CHUNK_SIZE = _PIECE_BYTES  # with its 10 MiB a slow link shows nothing for a minute
     large = [file for file in files if file.is_large and _is_served_whole(file)]
     if not large:
         return
     blobs.mkdir(parents=True, exist_ok=True)
     total, arrived = sum(file.nbytes for file in large), sum(file.arrived(blobs) for file in large)
-    shown_as = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": None}  # None: a terminal only
+    shown_as = {"unit": "iB", "unit_scale": True, "unit_divisor": 1024, "disable": None}  # None: a terminal only
     with tqdm(desc=name, total=total, initial=arrived, **shown_as) as bar:  # type: ignore[no-untyped-call]
         _Workers(name, commit, blobs, bar).run(large)
 

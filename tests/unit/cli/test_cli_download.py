@@ -20,7 +20,7 @@ def test_inspect_of_an_id_fetches_no_weights(hub):
 
 
 def test_interrupted_download_is_resumed(hub):
-    hub.break_after = 15_000_000  # bytes come in pieces of 10 MiB
+    hub.break_after = 15_000_000
     done = hub.run("chat", "team/gleam", "-p", "list all files")
     if done.returncode:
         assert "run the same command again" in done.stderr
