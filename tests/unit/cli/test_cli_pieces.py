@@ -86,7 +86,7 @@ def test_a_download_shows_its_token_and_takes_the_index_with_the_shards(monkeypa
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     assert find_model("team/model") == tmp_path
     assert asked["token"] == "hf_mine"
-    assert {"*.safetensors", "*.safetensors.index.json"} < set(asked["allow_patterns"])
+    assert {"*.safetensors", "model.safetensors.index.json"} < set(asked["allow_patterns"])
 
 
 @pytest.mark.parametrize("reason", ["Got: ConnectError: name not known", "ConnectError: name not known.\nmore"])
