@@ -6,11 +6,14 @@ All variables are optional; an empty one counts as unset. A value that has no me
                          is seen here. It hides better ones, for tests, and is refused where the processor lacks it
     EARTHSHINE_HOME      the folder that downloaded models go to; by default Hugging Face's own cache
     HF_TOKEN             passed to the downloader, never shown
-    XDG_STATE_HOME       folder of the measured profile of this machine, in a subfolder earthshine; by default
-                         ~/.local/state. One that does not start with / is ignored, as its specification asks
+    EARTHSHINE_HISTORY   on (the default) or off: whether the questions of conversations are kept for later sessions
+    XDG_STATE_HOME       folder of the measured profile of this machine and of past questions, in a subfolder
+                         earthshine; by default ~/.local/state. One that does not start with / is ignored, as its
+                         specification asks
     XDG_CACHE_HOME       folder of the server's disk cache, in a subfolder earthshine; by default
                          ~/.cache, and the same holds
     HF_HUB_CACHE, HF_HOME the downloader's own cache; read here only to find its disk
+    TERM                 dumb or unset: a terminal whose cursor does not move
 """
 
 import os
@@ -23,6 +26,7 @@ from earthshine.errors import UsageError
 # From the slowest to the best.
 KERNEL_CHOICES = ("auto", "reference", "portable", "avx2", "avx512", "avx512_bf16", "amx")
 CPU_CHOICES = tuple(name for name in KERNEL_CHOICES if name != "reference")
+HISTORY_CHOICES = ("on", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class Settings:
     state: Path | None = None
     cache: Path | None = None
     hub_cache: Path | None = None
+    history: bool = True
+    dumb_terminal: bool = True
 
     @property
     def downloads(self) -> Path:
@@ -61,11 +67,19 @@ class Settings:
     @property
     def profile(self) -> Path:
         """The file of this machine's profile, which need not exist. Raises UsageError if the home folder is unknown."""
+        return self._state("machine.json", "set XDG_STATE_HOME, or name the profile's file")
+
+    @property
+    def history_file(self) -> Path:
+        """The file of past questions, which need not exist. Raises UsageError if the home folder is unknown."""
+        return self._state("questions.jsonl", "set XDG_STATE_HOME")
+
+    def _state(self, name: str, remedy: str) -> Path:
         try:
             state = self.state or Path("~/.local/state").expanduser()
         except RuntimeError:
-            raise UsageError("The home folder is unknown; set XDG_STATE_HOME, or name the profile's file.") from None
-        return state / "earthshine" / "machine.json"
+            raise UsageError(f"The home folder is unknown; {remedy}.") from None
+        return state / "earthshine" / name
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -79,6 +93,8 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         state=_absolute(variables.get("XDG_STATE_HOME", "")),
         cache=_absolute(variables.get("XDG_CACHE_HOME", "")),
         hub_cache=_hub_cache(variables),
+        history=_choice(variables, "EARTHSHINE_HISTORY", HISTORY_CHOICES) == "on",
+        dumb_terminal=variables.get("TERM", "") in ("", "dumb", "unknown"),
     )
 
 
@@ -91,7 +107,7 @@ def _choice(variables: Mapping[str, str], name: str, permitted: tuple[str, ...])
     text = variables.get(name, "")
     if text and text not in permitted:
         raise UsageError(f"{name} is {text!r}; permitted are {', '.join(permitted)}.")
-    return text or "auto"
+    return text or permitted[0]
 
 
 def _home(text: str) -> Path | None:

@@ -16,7 +16,7 @@ from earthshine import storage
 from .source import PACKAGE, ROOT, Module, modules
 
 FLOORS = [
-    {"errors", "units", "settings", "untrusted"},
+    {"errors", "units", "settings", "untrusted", "files"},
     {"storage"},
     {"kernels", "spec", "machine", "net", "loadgen"},
     {"models", "weights", "kv", "text", "plan"},
@@ -31,6 +31,7 @@ TORCH_FREE = (
     "units",
     "settings",
     "untrusted",
+    "files",
     "storage",
     "spec",
     "machine",
@@ -48,7 +49,7 @@ IMPORT_OWNERS = {
     "sockets": ({"socket", "http", "urllib", "requests", "httpx", "asyncio", "uvicorn", "huggingface_hub"},
                 ("hub", "server", "prfaas.transport", "machine.network", "net", "loadgen")),
     "native code": ({"ctypes", "cffi"}, ("kernels",)),
-    "printing": ({"rich", "typer"}, ("cli",)),
+    "printing": ({"rich", "typer", "prompt_toolkit", "markdown_it"}, ("cli",)),
     "pickle": ({"pickle", "marshal", "shelve", "dill"}, ()),
     "an oracle of the tests": ({"transformers"}, ()),
 }  # fmt: skip

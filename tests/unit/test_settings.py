@@ -128,3 +128,17 @@ def test_downloads_go_where_the_downloader_puts_them(monkeypatch, variables):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert str(read_settings().downloads) == done.stdout.strip()
     assert read_settings({**variables, "EARTHSHINE_HOME": "/srv/own"}).downloads == Path("/srv/own")
+
+
+def test_history_is_on_unless_it_is_switched_off():
+    assert read_settings({}).history
+    assert read_settings({"EARTHSHINE_HISTORY": "on"}).history
+    assert not read_settings({"EARTHSHINE_HISTORY": "off"}).history
+    with pytest.raises(UsageError, match="EARTHSHINE_HISTORY is '0'; permitted are on, off"):
+        read_settings({"EARTHSHINE_HISTORY": "0"})
+    assert read_settings({"XDG_STATE_HOME": "/s"}).history_file == Path("/s/earthshine/questions.jsonl")
+
+
+@pytest.mark.parametrize(("term", "dumb"), [("", True), ("dumb", True), ("xterm-256color", False), ("linux", False)])
+def test_a_terminal_without_a_name_is_dumb(term, dumb):
+    assert read_settings({"TERM": term}).dumb_terminal is dumb

@@ -52,14 +52,27 @@ PlanFile = Annotated[
     typer.Option(help="A file from earthshine plan --save, instead of the options that say how the model is loaded."),
 ]
 
+Question = Annotated[
+    list[str] | None, typer.Argument(metavar="prompt", help="Answer this question and exit, as with -p.")
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option("--prompt", "-p", help="Answer this question and exit. Standard input is put before it."),
+]
+ShowMarkdown = Annotated[bool, typer.Option("--markdown/--no-markdown", help="Render Markdown on a terminal.")]
+KeepHistory = Annotated[
+    bool,
+    typer.Option(
+        "--history/--no-history", help="Keep questions for later sessions; EARTHSHINE_HISTORY=off keeps none either."
+    ),
+]
+
 
 @app.command()
 def chat(
     model: Model = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", "-p", help="Answer this question and exit. Standard input is put before it."),
-    ] = None,
+    words: Question = None,
+    prompt: Prompt = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of a reply; default: up to the end of the context.")
@@ -86,6 +99,8 @@ def chat(
     stop: Annotated[list[str] | None, typer.Option(help="End the reply before this text. May be repeated.")] = None,
     thinking: Annotated[bool, typer.Option(help="Let the model think before it answers.")] = True,
     stats: Annotated[bool, typer.Option(help="After each reply, print rates, expert hits and bytes read.")] = False,
+    markdown: ShowMarkdown = True,
+    history: KeepHistory = True,
     context: Context = None,
     memory: Memory = None,
     threads: Threads = None,
@@ -93,12 +108,15 @@ def chat(
     dtype: Dtype = "bf16",
     plan: PlanFile = None,
 ) -> None:
-    """Chat with a model in the terminal. With -p, or with text on standard input, print one answer."""
+    """Chat with a model in the terminal. With a question, or text on standard input, print one answer."""
     from earthshine.cli.chat import ChatOptions, run_chat
     from earthshine.cli.options import plan_or_args
 
     held = plan_or_args(memory, context, threads, trunk, dtype, plan)
-    options = ChatOptions(prompt, system, thinking, tuple(stop or ()), held, stats)
+    if words and prompt is not None:
+        raise UsageError("The question is given twice, after the model and with -p; leave one out.")
+    asked = " ".join(words) if words else prompt
+    options = ChatOptions(asked, system, thinking, tuple(stop or ()), held, stats, markdown, history)
     sampling = {
         "max_tokens": max_tokens,
         "top_k": top_k,

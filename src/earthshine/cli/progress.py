@@ -1,22 +1,27 @@
-"""A progress line on standard error, if that is a terminal."""
+"""A progress line on standard error, if that is a terminal.
+
+It is rewritten, and cleared at the end. A terminal whose cursor does not move gets a new line now and then instead.
+"""
 
 import sys
 import time
 from types import TracebackType
 from typing import Self
 
+from earthshine.cli.terminal import can_rewrite, is_terminal, size
 from earthshine.engine import PromptProgress
 from earthshine.units import format_bytes
 
 _QUIET_SECONDS = 1.0  # nothing is shown for work that ends sooner
 _EVERY_SECONDS = 0.1
+_LINE_SECONDS = 10.0  # where each report is a line of its own
 
 
 class _Line:
     """Rewrites one terminal line, and clears it at the end."""
 
     def __init__(self) -> None:
-        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._terminal, self._rewrites = is_terminal(sys.stderr), can_rewrite(sys.stderr)
         self._began = self._last = time.monotonic()
         self._shown = False
 
@@ -24,16 +29,20 @@ class _Line:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        if self._shown:
+        if self._shown and self._rewrites:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
-    def _show(self, text: str) -> None:
+    def _show(self, text: str, short: str) -> None:
+        """`short`: for a terminal that is narrower than the text."""
         now = time.monotonic()
-        if not self._terminal or now - self._began < _QUIET_SECONDS or now - self._last < _EVERY_SECONDS:
+        every = _EVERY_SECONDS if self._rewrites else _LINE_SECONDS
+        if not self._terminal or now - self._began < _QUIET_SECONDS or now - self._last < every:
             return
         self._last, self._shown = now, True
-        sys.stderr.write(f"\r\x1b[K{text}")
+        columns, _ = size(sys.stderr)
+        text = text if len(text) < columns else short[: columns - 1]
+        sys.stderr.write(f"\r\x1b[K{text}" if self._rewrites else f"{text}\n")
         sys.stderr.flush()
 
 
@@ -49,15 +58,23 @@ class ByteProgress(_Line):
         if what != self._what:
             self._what, self._since = what, time.monotonic()
         rate = done / max(time.monotonic() - self._since, 1e-9)
-        self._show(f"reading the {what}: {format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s")
+        text = f"Reading the {what}: {format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s"
+        self._show(text, f"{what} {done / max(total, 1):.0%}")
 
 
 class TokenProgress(_Line):
     """Tokens of a prompt that are computed."""
 
     def report(self, progress: PromptProgress) -> None:
-        """How far the prompt is, as Session.sync passes it on."""
-        rate = (progress.processed - progress.cached) / max(progress.seconds, 1e-9)
-        left = "" if progress.seconds_left is None else f", {progress.seconds_left:.0f} s to go"
-        done = f"{progress.processed} of {progress.total} tokens"
-        self._show(f"reading the prompt: {done}, {rate:.1f} per second{left}")
+        """How far the prompt is, as Session.sync passes it on; what was cached is not counted."""
+        done, total = progress.processed - progress.cached, progress.total - progress.cached
+        left = "" if progress.seconds_left is None else f", about {about(progress.seconds_left)}"
+        share = f"{done / max(total, 1):.0%}{left}"
+        self._show(f"Reading the prompt: {share}", share)
+
+
+def about(seconds: float) -> str:
+    """A time to wait, as precise as a person needs it: "40 s", "3 min", "2.5 h"."""
+    if seconds < 60:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -12,6 +12,7 @@ from earthshine.cli import main
 from earthshine.hub import GLEAM
 
 from .hub_server import HubServer
+from .pseudo_terminal import Chat
 
 _RUN = "from earthshine.cli import main; main()"
 
@@ -68,3 +69,18 @@ def earthshine(monkeypatch, capsys):
 
     yield run
     kernels.set_threads(threads)
+
+
+@pytest.fixture
+def start(forker, tmp_path):
+    """Starts `earthshine chat` with these arguments on a pseudo-terminal; its history is in tmp_path / "state"."""
+    started = []
+
+    def begin(*arguments, environment=None, **options):
+        environment = {"XDG_STATE_HOME": str(tmp_path / "state"), "EARTHSHINE_HISTORY": ""} | (environment or {})
+        started.append(Chat(forker, arguments, environment=environment, **options))
+        return started[-1]
+
+    yield begin
+    for each in started:
+        each.close()

@@ -2,13 +2,9 @@
 
 import json
 import math
-import os
-import pty
 import re
-import select
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -92,6 +88,39 @@ def test_text_on_standard_input_comes_before_the_question(earthshine):
     assert out != earthshine("chat", "-p", "explain")[1]
 
 
+def test_words_after_the_model_are_the_question(earthshine):
+    code, out, err = earthshine("chat", "gleam", "list", "all", "files")
+    assert (code, err) == (0, "")
+    assert out == earthshine("chat", "-p", "list all files")[1]
+    assert (
+        earthshine("chat", "gleam", "explain", stdin=b"list files")[1]
+        == earthshine("chat", "-p", "list files\n\nexplain")[1]
+    )
+
+
+def test_a_question_that_is_given_twice_is_refused(earthshine):
+    code, out, err = earthshine("chat", "gleam", "hello", "-p", "hello")
+    assert (code, out) == (2, "")
+    assert "The question is given twice, after the model and with -p; leave one out." in err
+
+
+@pytest.mark.parametrize("question", [["-p", "hello"], []])
+def test_an_open_pipe_that_is_waited_for_is_named(forker, question):
+    code = "from earthshine.cli import chat, main; chat._WAIT_SECONDS = 0.0; main()"
+    process = forker.popen(
+        [sys.executable, "-c", code, "chat", *question, "--max-tokens", "2"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with process:
+        said = process.stderr.readline()
+        assert said.startswith(b"(reading standard input to its end, which ")
+        assert (b"</dev/null gives none" in said) is bool(question)
+        process.stdin.write(b"hello")
+        process.stdin.close()
+        assert process.stdout.read().startswith(b"Hello")
+    assert process.returncode == 0
+
+
 def test_invalid_utf8_on_standard_input_is_named(earthshine):
     code, out, err = earthshine("chat", stdin=b"list files \xff\xfe")
     assert (code, out) == (1, "")
@@ -108,32 +137,16 @@ def test_a_closed_output_pipe_ends_without_a_traceback(forker):
     assert process.wait(300) in (0, 1)
 
 
-def _terminal(forker, lines: list[str]) -> str:
-    """Type each line once the prompt is there; returns all that the terminal showed."""
-    screen, terminal = pty.openpty()
-    process = forker.popen([*RUN, "chat"], stdin=terminal, stdout=terminal, stderr=terminal)
-    os.close(terminal)
-    shown, deadline = "", time.monotonic() + 300
-    waiting = [*lines, "\x04"]
-    while time.monotonic() < deadline:
-        if not select.select([screen], [], [], 0.5)[0]:
-            continue
-        try:
-            shown += os.read(screen, 4096).decode(errors="replace")
-        except OSError:
-            break
-        if waiting and shown.count("> ") == len(lines) + 2 - len(waiting):
-            os.write(screen, waiting.pop(0).encode())
-    process.wait(300)
-    os.close(screen)
-    return shown
-
-
-def test_a_terminal_holds_a_conversation(forker):
-    shown = _terminal(forker, ["hello\n", "who are you?\n"])
-    assert "Hello!" in shown
-    assert "I am gleam" in shown
-    assert "Traceback" not in shown
+def test_a_terminal_holds_a_conversation(start):
+    chat = start()
+    chat.until_asked()
+    for question, answer in (("hello\r", "Hello!"), ("who are you?\r", "I am gleam")):
+        chat.type(question)
+        chat.until(answer)
+        chat.until_asked()
+    chat.type("\x04")
+    assert chat.end() == 0
+    assert "Traceback" not in chat.shown
 
 
 def test_inspect_reads_a_config_without_torch(shared_data):

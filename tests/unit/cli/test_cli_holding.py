@@ -134,6 +134,7 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal], ids=["pipe", "terminal"])
 @pytest.mark.parametrize("quiet", [0.0, 3600.0], ids=["slow", "quick"])
 def test_progress_is_for_terminals_and_for_what_takes_long(monkeypatch, stream, quiet):
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", stream())
     monkeypatch.setattr(progress, "_QUIET_SECONDS", quiet)
     monkeypatch.setattr(progress, "_EVERY_SECONDS", 0.0)
@@ -148,23 +149,46 @@ def test_progress_is_for_terminals_and_for_what_takes_long(monkeypatch, stream, 
         assert shown == ""
         return
     lines = shown.split("\r\x1b[K")
-    assert lines[1].startswith("reading the trunk: 1.00 MiB of 4.00 MiB, ")
-    assert lines[2].startswith("reading the experts: 3.00 MiB of 4.00 MiB, ")
+    assert lines[1].startswith("Reading the trunk: 1.00 MiB of 4.00 MiB, ")
+    assert lines[2].startswith("Reading the experts: 3.00 MiB of 4.00 MiB, ")
     assert lines[3] == "", "the line is cleared at the end"
-    assert lines[4] == "reading the prompt: 7 of 20 tokens, 7.0 per second"
-    assert lines[5] == "reading the prompt: 12 of 20 tokens, 2.5 per second, 3 s to go"
+    assert lines[4] == "Reading the prompt: 35%"
+    assert lines[5] == "Reading the prompt: 56%, about 3 s"
     assert lines[6] == ""
     assert "\n" not in shown
 
 
 def test_progress_is_shown_ten_times_a_second_at_most(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     clock = iter([0.0, *(i / 100 for i in range(1000))])
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with TokenProgress() as computing:
         for done in range(600):
             computing.report(PromptProgress(600, 0, done, 1.0, None))
-    assert 20 < sys.stderr.getvalue().count("reading") < 52
+    assert 20 < sys.stderr.getvalue().count("Reading") < 52
+
+
+def test_a_terminal_whose_cursor_does_not_move_gets_lines_now_and_then(monkeypatch):
+    clock = iter([0.0, *(i / 10 for i in range(1000))])
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with TokenProgress() as computing:
+        for done in range(300):
+            computing.report(PromptProgress(300, 0, done, 1.0, None))
+    lines = sys.stderr.getvalue().splitlines()
+    assert 1 < len(lines) < 10
+    assert all(line.startswith("Reading the prompt: ") for line in lines)
+    assert "\x1b" not in sys.stderr.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1 s"), (40, "40 s"), (59.4, "59 s"), (90, "2 min"), (3000, "50 min"), (5400, "1.5 h"), (90000, "25.0 h")],
+)
+def test_a_wait_is_as_precise_as_a_person_needs_it(seconds, text):
+    assert progress.about(seconds) == text
 
 
 def test_progress_bears_a_closed_standard_error(monkeypatch):
@@ -180,7 +204,8 @@ SLOW = "from earthshine.cli import main, progress; progress._QUIET_SECONDS = pro
 def test_a_terminal_sees_how_far_a_slow_start_is_and_an_answer_on_a_clean_line(forker):
     screen, terminal = pty.openpty()
     arguments = [sys.executable, "-c", SLOW, "chat", "-p", "hello", "--no-thinking"]
-    process = forker.popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=terminal)
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": terminal}
+    process = forker.popen(arguments, **streams, env=os.environ | {"TERM": "xterm"})
     os.close(terminal)
     shown, deadline = b"", time.monotonic() + 300
     while time.monotonic() < deadline:
@@ -195,7 +220,7 @@ def test_a_terminal_sees_how_far_a_slow_start_is_and_an_answer_on_a_clean_line(f
     process.stdout.close()
     assert process.wait(300) == 0
     assert out.startswith(b"Hello!")
-    for word in (b"reading the trunk: ", b"reading the experts: ", b"reading the prompt: "):
+    for word in (b"Reading the trunk: ", b"Reading the experts: ", b"Reading the prompt: "):
         assert word in shown
     assert shown.endswith(b"\r\x1b[K")
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from earthshine.cli.chat import ChatOptions, Conversation, _Screen
+from earthshine.cli.conversation import Choices, Conversation
 from earthshine.cli.inspect import context_tokens
+from earthshine.cli.reply import Reply
 from earthshine.cli.score import score_windows
 from earthshine.engine import SamplingParams, Session, load_model
 from earthshine.errors import SourceError, UsageError
@@ -24,22 +25,38 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("stream", "shown"),
-    [(Terminal, "\x1b[2mwhy]0;x\x1b[0m\n\na[31mb\tc\n"), (io.StringIO, "a\x1b[31mb\tc\x9b\n")],
-    ids=["terminal", "pipe"],
+    ("stream", "term", "shown"),
+    [
+        (Terminal, "xterm", "\x1b[2mwhy]0;x\x1b[0m\n\na[31mb  c\n"),
+        (Terminal, "dumb", "why]0;x\n\na[31mb\tc\n"),
+        (io.StringIO, "xterm", "a\x1b[31mb\tc\x9b\n"),
+    ],
+    ids=["terminal", "dumb terminal", "pipe"],
 )
-def test_a_terminal_sees_dimmed_reasoning_and_no_control_characters(monkeypatch, stream, shown):
+def test_a_terminal_sees_dimmed_reasoning_and_no_control_characters(monkeypatch, stream, term, shown):
+    monkeypatch.setenv("TERM", term)
     monkeypatch.setattr(sys, "stdout", stream())
-    screen = _Screen(())
-    screen.show(Reasoning("why\x1b]0;x\x07"))
-    screen.show(Content("a\x1b[31mb\tc\x9b"))
-    assert screen.finish() == "a\x1b[31mb\tc\x9b"
+    reply = Reply(())
+    reply.show(Reasoning("\n"))
+    reply.show(Reasoning("why\x1b]0;x\x07"))
+    reply.show(Content("a\x1b[31mb\tc\x9b"))
+    assert reply.finish() == "a\x1b[31mb\tc\x9b"
     assert sys.stdout.getvalue() == shown
+
+
+def test_a_reply_is_rendered_on_a_terminal_alone_and_can_be_left_as_written(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    for stream, markdown, bold in ((Terminal, True, True), (Terminal, False, False), (io.StringIO, True, False)):
+        monkeypatch.setattr(sys, "stdout", stream())
+        reply = Reply((), markdown=markdown)
+        reply.show(Content("a **word**"))
+        assert reply.finish() == "a **word**"
+        assert ("\x1b[1mword" in sys.stdout.getvalue()) is bold
 
 
 @pytest.fixture(scope="module")
 def gleam():
-    return load_model(GLEAM), load_tokenizer(GLEAM), load_template(GLEAM)
+    return load_model(GLEAM, PlanArgs(context_tokens=512)), load_tokenizer(GLEAM), load_template(GLEAM)
 
 
 @pytest.mark.parametrize("thinking", [False, True])
@@ -50,15 +67,16 @@ def test_a_conversation_holds_its_system_message_its_turns_and_its_way_of_thinki
     monkeypatch.setattr(
         Session, "sync", lambda self, tokens, *more: (synced.append(tokens), sync(self, tokens, *more))[1]
     )
-    options = ChatOptions(None, "Be brief.", thinking, (), PlanArgs(context_tokens=512))
-    conversation = Conversation(*gleam, options, SamplingParams(temperature=0, max_tokens=30))
+    model, tokenizer, template = gleam
+    choices = Choices(SamplingParams(temperature=0, max_tokens=30), "Be brief.", thinking)
+    conversation = Conversation(model, "gleam", tokenizer, template, choices)
     conversation.ask("hello")
     reply = {"role": "assistant", "content": capsys.readouterr().out.removesuffix("\n")}
     conversation.ask("who are you?")
     turns = [{"role": "user", "content": "hello"}, reply, {"role": "user", "content": "who are you?"}]
-    _, tokenizer, template = gleam
     messages = [{"role": "system", "content": "Be brief."}, *turns]
     assert synced[-1] == template.encode(tokenizer, messages, thinking=thinking)
+    conversation.close()
 
 
 def test_a_question_without_a_word_of_reply_is_forgotten(gleam, monkeypatch):
@@ -66,10 +84,11 @@ def test_a_question_without_a_word_of_reply_is_forgotten(gleam, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Session, "generate", interrupted)
-    options = ChatOptions(None, None, True, (), PlanArgs(context_tokens=512))
-    conversation = Conversation(*gleam, options, SamplingParams())
+    model, tokenizer, template = gleam
+    conversation = Conversation(model, "gleam", tokenizer, template, Choices(SamplingParams()))
     assert not conversation.ask("hello")
-    assert conversation._messages == []
+    assert conversation.messages == []
+    conversation.close()
 
 
 def test_flops_are_shown_at_32768_tokens_unless_another_number_is_asked_for():

@@ -1,0 +1,237 @@
+"""The commands of a conversation: lines that begin with a slash. Each checks its argument and says what it did.
+
+A line is a command if its first word is a slash and letters; a path or a pasted text of several lines is a message.
+"""
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from earthshine.cli.conversation import Choices, Conversation, encodable
+from earthshine.cli.saved_conversation import load_conversation, save_conversation
+from earthshine.cli.terminal import say
+from earthshine.errors import UsageError
+from earthshine.untrusted import shown
+
+_COMMAND = re.compile(r"/[A-Za-z?_-]*([ \t].*)?")
+_ENDS = ("/bye", "/exit", "/quit")
+_NAMES = ("/help", "/bye", "/clear", "/set", "/show", "/save", "/load", "/regen")
+_NUMBERS: dict[str, Callable[[str], Any]] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "repetition_penalty": float,
+    "seed": int,
+    "max_tokens": int,
+}
+_SWITCHES = {"think": "thinking", "markdown": "markdown", "stats": "stats"}
+_SETTINGS = ("system", *_NUMBERS, *_SWITCHES, "history")
+_HELP = f"""/help             this text; also /?
+/bye              end; also /exit, /quit and Ctrl-D
+/clear            start a new conversation
+/set NAME VALUE   change a setting; "default" as its value takes it back
+/show             the model and all settings; /show messages: the conversation
+/save FILE        write the conversation to a file
+/load FILE        go on with a saved conversation
+/regen            the last reply anew
+Settings: {", ".join(_SETTINGS)}.
+Ctrl-C stops a reply. Alt-Enter begins a new line, and a text between three quotes (\"\"\") is one message, as is a \
+pasted one. To send a message that begins with a command, put a space before it: " /help"."""
+
+
+def completions() -> list[str]:
+    """What Tab completes."""
+    return [*_NAMES, *(f"/set {name}" for name in _SETTINGS), "/show messages"]
+
+
+def is_command(line: str) -> bool:
+    return _COMMAND.fullmatch(line) is not None
+
+
+class Commands:
+    """`history` switches on or off whether questions are kept, and tells which holds."""
+
+    def __init__(self, conversation: Conversation, history: Callable[[bool | None], bool]) -> None:
+        self._conversation, self._history = conversation, history
+        self._start = conversation.choices
+        self._file: Path | None = None  # where this conversation was saved or loaded
+
+    def run(self, line: str) -> bool:
+        """Returns False for a command that ends the conversation. Raises EarthshineError."""
+        command, _, argument = line.strip().partition(" ")
+        argument = argument.strip()
+        if command in _ENDS:
+            return False
+        actions = {
+            "/help": self._help,
+            "/?": self._help,
+            "/clear": self._clear,
+            "/set": self._set,
+            "/show": self._show,
+            "/save": self._save,
+            "/load": self._load,
+            "/regen": self._regenerate,
+        }
+        if command in actions:
+            actions[command](argument)
+        else:
+            near = difflib.get_close_matches(command, (*_NAMES, *_ENDS), 1)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            say(f"Unknown command {shown(command)}. {hint}/help lists the commands.")
+        return True
+
+    def _help(self, argument: str) -> None:
+        say(_HELP)
+
+    def _clear(self, argument: str) -> None:
+        self._conversation.clear()
+        self._file = None
+        say("New conversation.")
+
+    def _set(self, argument: str) -> None:
+        name, _, value = argument.removeprefix("parameter ").strip().partition(" ")  # as other programs have it
+        value = value.strip()
+        if name.startswith("no") and name[2:] in (*_SWITCHES, "history") and not value:
+            name, value = name[2:], "off"
+        if name not in _SETTINGS:
+            what = f"{shown(name)} is not a setting" if name else "Name a setting"
+            raise UsageError(f"{what}; there are {', '.join(_SETTINGS)}. Example: /set temperature 0.7")
+        if name == "history":
+            say(f"history is {_word(self._history(_switch(name, value)))}")
+            return
+        self._conversation.choices = self._changed(name, value)
+        say(f"{name} is {self._value(name)}{self._remark(name)}")
+
+    def _changed(self, name: str, value: str) -> Choices:
+        choices, start = self._conversation.choices, self._start
+        if name == "system":
+            text = start.system if value == "default" else _unquoted(value)
+            return replace(choices, system=encodable(text, "The system message") if text else None)
+        if name in _SWITCHES:
+            field = _SWITCHES[name]
+            switched: dict[str, Any] = {field: getattr(start, field) if value == "default" else _switch(name, value)}
+            return replace(choices, **switched)
+        number: dict[str, Any] = {name: getattr(start.params, name) if value == "default" else _number(name, value)}
+        return replace(choices, params=replace(choices.params, **number))
+
+    def _remark(self, name: str) -> str:
+        conversation = self._conversation
+        if name == "think" and not conversation.can_think:
+            return ", which changes nothing: this model's template has no switch for thinking"
+        if name == "system" and conversation.messages:
+            return "; it holds from the next message on, and the conversation is computed anew"
+        return ""
+
+    def _value(self, name: str) -> str:
+        choices = self._conversation.choices
+        if name == "system":
+            return repr(choices.system) if choices.system else "empty"
+        if name == "history":
+            return _word(self._history(None))
+        if name in _SWITCHES:
+            return _word(getattr(choices, _SWITCHES[name]))
+        value = getattr(choices.params, name)
+        unset = {"seed": "different each time", "max_tokens": "up to the end of the context"}
+        return unset[name] if value is None else str(value)
+
+    def _show(self, argument: str) -> None:
+        conversation = self._conversation
+        if argument == "messages":
+            for message in conversation.messages:
+                say(f"{message['role']}: {message['content']}")
+            if not conversation.messages:
+                say("There are no messages yet.")
+            return
+        if argument:
+            raise UsageError(f"/show takes no argument, or messages; not {shown(argument)}.")
+        say(f"{shown(conversation.name)[1:-1]}: {conversation.n_tokens()} of {conversation.room} tokens used")
+        width = max(map(len, _SETTINGS)) + 2
+        say("\n".join(f"{name:{width}}{self._value(name)}" for name in _SETTINGS))
+
+    def _save(self, argument: str) -> None:
+        path = _path(argument, "/save") if argument or self._file is None else self._file
+        if not self._conversation.messages:
+            raise UsageError("There is nothing to save yet; ask a question first.")
+        choices = self._conversation.choices
+        settings = {name: getattr(choices.params, name) for name in _NUMBERS} | {"think": choices.thinking}
+        save_conversation(path, self._conversation.saved(settings), replace=path == self._file)
+        self._file = path
+        say(f"Saved to {shown(path)}, readable by you only.")
+
+    def _load(self, argument: str) -> None:
+        path = _path(argument, "/load")
+        saved = load_conversation(path)
+        conversation = self._conversation
+        conversation.restore(saved, _with_settings(conversation.choices, saved.settings, shown(path)))
+        self._file = path
+        choices = conversation.choices
+        say(
+            f"Loaded {len(saved.messages)} messages, {conversation.n_tokens()} tokens; temperature "
+            f"{choices.params.temperature}, think {_word(choices.thinking)}. /show has all settings."
+        )
+        if not conversation.is_of_this_model(saved):
+            say(f"It was saved with another model, {shown(saved.model)}; {shown(conversation.name)} goes on with it.")
+
+    def _regenerate(self, argument: str) -> None:
+        params = self._conversation.choices.params
+        if params.temperature == 0 or params.seed is not None:
+            fixed = "temperature 0" if params.temperature == 0 else "a seed"
+            change = "temperature 0.7" if params.temperature == 0 else "seed default"
+            say(f"With {fixed} the reply will be the same; /set {change} gives others.")
+        self._conversation.regenerate()
+        say("")
+
+
+def _path(argument: str, command: str) -> Path:
+    if not argument:
+        raise UsageError(f"Name a file: {command} FILE")
+    try:
+        return Path(_unquoted(argument)).expanduser().absolute()
+    except (RuntimeError, OSError):
+        raise UsageError(
+            f"{shown(argument)} is in a home folder that is not known here; write the whole path."
+        ) from None
+
+
+def _with_settings(choices: Choices, settings: dict[str, Any], where: str) -> Choices:
+    """The choices with a file's settings; raises UsageError for a value that has no meaning."""
+    numbers = {name: settings[name] for name in _NUMBERS if name in settings}
+    thinking = settings.get("think", choices.thinking)
+    if not isinstance(thinking, bool):
+        raise UsageError(f"{where} is damaged: think must be true or false, not {shown(thinking)}.")
+    for name, value in numbers.items():
+        if not isinstance(value, (int, float, type(None))):
+            raise UsageError(f"{where} is damaged: {name} must be a number, not {shown(value)}.")
+    try:
+        return replace(choices, params=replace(choices.params, **numbers), thinking=thinking)
+    except UsageError as error:
+        raise UsageError(f"{where} is damaged: {error}") from None
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def _word(on: bool) -> str:
+    return "on" if on else "off"
+
+
+def _switch(name: str, value: str) -> bool:
+    if value not in ("on", "off", ""):
+        raise UsageError(f"{name} is on or off, not {shown(value)}.")
+    return value != "off"
+
+
+def _number(name: str, value: str) -> float | int:
+    kind = _NUMBERS[name]
+    try:
+        return kind(value)  # type: ignore[no-any-return]
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise UsageError(f"{name} must be {what}, not {shown(value)}. Example: /set {name} 1") from None
