@@ -1,7 +1,7 @@
 """A terminal's screen as an SVG, for the documents: runs a command in a pseudo-terminal and draws it.
 
     python tools/terminal_picture.py docs/pictures/plan.svg earthshine plan gleam
-    python tools/terminal_picture.py docs/pictures/terminal.svg --type "list all files" --type /bye earthshine chat
+    python tools/terminal_picture.py --type "list all files" --type /bye docs/pictures/terminal.svg earthshine chat
 
 Each --type is a line, sent as soon as the program waits for input: once nothing was printed for a second. Needs pyte.
 """
