@@ -152,8 +152,11 @@ def _write(line: str) -> None:
 
 
 def _configure_log(as_json: bool) -> None:
-    """Log faults with their tracebacks on standard error. Invalid requests are reported to their clients only."""
+    """Log faults with their tracebacks on standard error, and warnings of this package and, as JSON, of Python.
+    Warnings of the HTTP server are about invalid requests, which are reported to their clients only."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s  %(message)s"))
     logging.basicConfig(level=logging.ERROR, handlers=[handler])
+    for name in ("earthshine", "py.warnings"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(as_json)

@@ -2,7 +2,7 @@
 
 With a streamed model a prefill pass of 256 tokens reads nearly as many experts as one of 8192; with a resident model
 its cost grows with the tokens. So durations are kept by powers of two of the number of tokens, and the longer one
-counts in between.
+counts in between. Costs per token are those of the largest pass, by its own number of tokens.
 """
 
 _OLD = 0.5  # the share of what was known before, since disks and neighbours change
@@ -13,13 +13,15 @@ class Durations:
 
     def __init__(self) -> None:
         self._prefill: dict[int, float] = {}  # by the exponent of the least power of two that holds the tokens
+        self._per_token: dict[int, float] = {}  # seconds, by the same exponent
         self.decode_seconds = 0.0  # of the last steps without a prompt
         self._interval = 0.0  # seconds per token of the longest time in which a prefill pass could not be interrupted
 
     def add_prefill(self, tokens: int, seconds: float) -> None:
         size = (tokens - 1).bit_length()
-        known = self._prefill.get(size)
-        self._prefill[size] = seconds if known is None else _OLD * known + (1 - _OLD) * seconds
+        for measured, value in ((self._prefill, seconds), (self._per_token, seconds / tokens)):
+            known = measured.get(size)
+            measured[size] = value if known is None else _OLD * known + (1 - _OLD) * value
 
     def add_decode(self, seconds: float) -> None:
         known = self.decode_seconds
@@ -47,8 +49,7 @@ class Durations:
             return larger[0]
         if not self._prefill:
             return None
-        most = max(self._prefill)
-        return self._prefill[most] * float(1 << (size - most))
+        return self._token_seconds() * tokens
 
     def prompt_seconds(self, tokens: int, pass_tokens: int, by_token: bool) -> float | None:
         """Expected seconds of a prompt in passes of at most `pass_tokens`; None before the first pass. `by_token`: the
@@ -57,9 +58,8 @@ class Durations:
         each, last = self.prefill_seconds(pass_tokens), self.prefill_seconds(max(1, rest))
         if each is None or last is None:
             return None
-        if by_token and self._prefill:
-            size = max(self._prefill)
-            rate = self._prefill[size] / (1 << size)
+        if by_token:
+            rate = self._token_seconds()
             each, last = (max(self.decode_seconds, rate * count) for count in (pass_tokens, rest))
         return whole * each + (last if rest else 0.0)
 
@@ -68,8 +68,11 @@ class Durations:
         the first."""
         if not self._prefill:
             return 0
-        most = max(self._prefill)
-        return int((1 << most) * seconds / max(self._prefill[most], 1e-9))
+        return int(seconds / max(self._token_seconds(), 1e-12))
+
+    def _token_seconds(self) -> float:
+        """Seconds per token of the largest passes measured."""
+        return self._per_token[max(self._per_token)]
 
 
 def fair_shares(wanted: list[int], room: int) -> list[int]:

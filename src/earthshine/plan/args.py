@@ -64,4 +64,4 @@ def check_args(args: PlanArgs, spec: ModelSpec) -> None:
         ("skew", args.skew, 0, MOST_SKEW, ""),
     ):
         if number is not None and not least <= number <= most:  # nan fails too
-            raise UsageError(f"{name} must be between {least} and {most:g}{unit}, not {shown(number)}.", name)
+            raise UsageError(f"{name} must be between {least} and {most}{unit}, not {shown(number)}.", name)

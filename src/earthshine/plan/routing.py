@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 SKEW = 0.9
-MOST_SKEW = 4.0
+MOST_SKEW = 4
 _MOST_SHARE = 0.95  # of all tokens, for any one expert
 
 

@@ -48,6 +48,15 @@ def test_impossible_plan_options_are_refused(args: PlanArgs, message: str) -> No
     assert "\n" not in str(refusal.value)
 
 
+def test_large_limits_are_whole_numbers() -> None:
+    for spec, args, message in (
+        (made(max_position_embeddings=1 << 20), PlanArgs(context_tokens=0), "between 1 and 1048576 tokens with this"),
+        (SPEC, PlanArgs(cache_tokens=-1), "between 0 and 1099511627776, not -1."),
+    ):
+        with pytest.raises(UsageError, match=message):
+            make_plan(spec, args, SMALL)
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_smallest_budget_named_is_one_that_works(dtype: str, batch: int) -> None:

@@ -58,6 +58,7 @@ class RequestContext:
     _watch: asyncio.Task[None] | None = None
     _timer: asyncio.TimerHandle | None = None
     _announced: bool = False
+    _queue_reported: bool = False
     _closed: bool = False
 
     def watch(self, receive: Receive) -> None:
@@ -135,8 +136,10 @@ class RequestContext:
 
     def _report(self) -> None:
         """What it does now; one that waits in the queue says so once."""
-        if self.timing.phase != "queued" or not self._announced:
-            self._announced = True
+        queued = self.timing.phase == "queued"
+        if not (queued and self._queue_reported):
+            self._queue_reported = queued
+            self._announced = self._announced or not queued
             self._log("progress", [self.timing.sentence()], self.timing.state())
         self._report_later()
 

@@ -1,6 +1,7 @@
 """Damaged pages, and disks and writers that fail."""
 
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -8,12 +9,33 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import pytest
 
+from earthshine.cli.serve import _configure_log
 from earthshine.kv import BlobLayout, BlobWriter, PageFiles, PageKey, PageParts, Part, ValueFormat, page_folder
 
 from .conftest import BLOCK, KILLED, PAGES, PARTS, holds, listed, path_of, put
+
+
+@pytest.fixture
+def server_log(monkeypatch, capsys):
+    """Configures logging as `earthshine serve` does; what it returns reads the lines."""
+    names = (None, "earthshine", "py.warnings")
+    before = {name: logging.getLogger(name).level for name in names}
+
+    def configure(as_json):
+        monkeypatch.setattr(logging.root, "handlers", [])
+        _configure_log(as_json)
+        return lambda: capsys.readouterr().err.splitlines()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        yield configure
+        logging.captureWarnings(False)
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
 
 
 class TestDamage:
@@ -172,6 +194,21 @@ class TestFailures:
         assert f"A page is not kept in '{taken.parents[1]}': {taken.parent.name}/{taken.name}: " in caplog.text
         assert holds(files, PAGES[1])
         assert not holds(files, PAGES[0])
+
+    @pytest.mark.parametrize("as_json", [False, True])
+    def test_the_servers_log_has_the_warning_and_none_of_libraries(self, make_files, tmp_path, server_log, as_json):
+        files = make_files()
+        taken = path_of(tmp_path / "cache", PAGES[0])
+        (taken / "inner").mkdir(parents=True)
+        read = server_log(as_json)
+        logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+        assert put(files, PAGES[0]) == [False]
+        if as_json:
+            warnings.warn("an old setting", UserWarning, stacklevel=1)
+        lines = read()
+        assert len(lines) == 1 + as_json
+        assert f"A page is not kept in '{taken.parents[1]}': " in lines[0]
+        assert "an old setting" in lines[-1] or not as_json
 
     def test_page_that_became_a_folder_is_evicted_like_others(self, make_files, tmp_path):
         files = make_files(2 * BLOCK)
