@@ -46,6 +46,18 @@ class Hub(HubServer):
 
 
 @pytest.fixture
+def no_profile(monkeypatch, tmp_path):
+    """Whatever was measured on this machine stays out of it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def k2_6(shared_data):
+    return shared_data / "configs/moonshotai--Kimi-K2.6_config.json"
+
+
+@pytest.fixture
 def hub(forker, tmp_path):
     made = Hub(forker, tmp_path / "models")
     yield made

@@ -5,44 +5,20 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from earthshine.cli.words import rate
-from earthshine.machine import Machine, described, machine_json, memory_total, read_machine, save_machine
+from earthshine.machine import Machine, described, memory_total, read_machine, save_machine
 from earthshine.machine.probe import identity
 from earthshine.plan import read_plan
 from earthshine.plan.prices import Ownership
 from earthshine.settings import read_settings
 from earthshine.units import parse_bytes
 
-MACHINES = sorted(described())
-MINI = read_machine(described()["mini-24gb"])
+from .plans import MACHINES, MINI, facts, written
 
-
-@pytest.fixture(autouse=True)
-def _no_profile(monkeypatch, tmp_path):
-    """Whatever was measured here stays out of it."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture
-def k2_6(shared_data):
-    return shared_data / "configs/moonshotai--Kimi-K2.6_config.json"
-
-
-def written(folder: Path, machine: Machine) -> Path:
-    path = folder / "machine.json"
-    path.write_text(machine_json(machine))
-    return path
-
-
-def facts(run) -> dict:
-    code, out, err = run
-    assert (code, err) == (0, "")
-    return json.loads(out)
+pytestmark = pytest.mark.usefixtures("no_profile")
 
 
 @pytest.mark.parametrize("machine", MACHINES)

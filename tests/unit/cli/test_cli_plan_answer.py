@@ -1,41 +1,15 @@
 """`earthshine plan` answers before its tables: for one machine, for several, and where the answer is no."""
 
-import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from earthshine.cli.words import duration, rate
-from earthshine.machine import Machine, described, machine_json, read_machine
 
-MACHINES = sorted(described())
-MINI = read_machine(described()["mini-24gb"])
+from .plans import MACHINES, MINI, facts, written
 
-
-@pytest.fixture(autouse=True)
-def _no_profile(monkeypatch, tmp_path):
-    """Whatever was measured here stays out of it."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture
-def k2_6(shared_data):
-    return shared_data / "configs/moonshotai--Kimi-K2.6_config.json"
-
-
-def written(folder: Path, machine: Machine) -> Path:
-    path = folder / "machine.json"
-    path.write_text(machine_json(machine))
-    return path
-
-
-def facts(run) -> dict:
-    code, out, err = run
-    assert (code, err) == (0, "")
-    return json.loads(out)
+pytestmark = pytest.mark.usefixtures("no_profile")
 
 
 def answered(out: str) -> dict[str, str]:
