@@ -106,13 +106,17 @@ class Terminal:
             self._rest()
 
     def _rest(self) -> None:
-        """Turn echo and editing off; Ctrl-C still interrupts, and input that was typed ahead is kept."""
+        """Turn echo and editing off; Ctrl-C still interrupts, and input that was typed ahead is kept.
+
+        Where the terminal edits lines itself it goes on with that, or a Ctrl-D typed ahead would be a character.
+        """
         import termios
 
         attributes = termios.tcgetattr(sys.stdin)
-        attributes[3] &= ~(termios.ICANON | termios.ECHO)
+        attributes[3] &= ~(termios.ECHO if self._screen is None else termios.ICANON | termios.ECHO)
         attributes[3] |= termios.ISIG
-        attributes[6][termios.VMIN], attributes[6][termios.VTIME] = 1, 0
+        if self._screen is not None:
+            attributes[6][termios.VMIN], attributes[6][termios.VTIME] = 1, 0
         termios.tcsetattr(sys.stdin, termios.TCSANOW, attributes)
         self._mark(_PASTE_ON)  # a line editor switches it off after each line
 
