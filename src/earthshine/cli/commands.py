@@ -59,13 +59,12 @@ class Commands:
 
     def __init__(self, conversation: Conversation, history: Callable[[bool | None], bool]) -> None:
         self._conversation, self._history = conversation, history
-        self._start = conversation.choices
+        self._start, self._starts_kept = conversation.choices, history(None)
         self._file: Path | None = None  # where this conversation was saved or loaded
 
     def run(self, line: str) -> bool:
         """Returns False for a command that ends the conversation. Raises EarthshineError."""
-        command, _, argument = line.strip().partition(" ")
-        argument = argument.strip()
+        command, argument = _first_word(line)
         if command in _ENDS:
             return False
         actions = {
@@ -95,15 +94,17 @@ class Commands:
         say("New conversation.")
 
     def _set(self, argument: str) -> None:
-        name, _, value = argument.removeprefix("parameter ").strip().partition(" ")  # as other programs have it
-        value = value.strip()
+        name, value = _first_word(argument)
+        if name == "parameter":  # as other programs have it
+            name, value = _first_word(value)
         if name.startswith("no") and name[2:] in (*_SWITCHES, "history") and not value:
             name, value = name[2:], "off"
         if name not in _SETTINGS:
             what = f"{shown(name)} is not a setting" if name else "Name a setting"
             raise UsageError(f"{what}; there are {', '.join(_SETTINGS)}. Example: /set temperature 0.7")
         if name == "history":
-            say(f"history is {_word(self._history(_switch(name, value)))}")
+            keeps = self._starts_kept if value == "default" else _switch(name, value)
+            say(f"history is {_word(self._history(keeps))}")
             return
         self._conversation.choices = self._changed(name, value)
         say(f"{name} is {self._value(name)}{self._remark(name)}")
@@ -186,6 +187,12 @@ class Commands:
             say(f"With {fixed} the reply will be the same; /set {change} gives others.")
         self._conversation.regenerate()
         say("")
+
+
+def _first_word(text: str) -> tuple[str, str]:
+    """The first word and the rest, without the blanks and tabs around them."""
+    first, *rest = text.split(None, 1) or [""]
+    return first, rest[0].strip() if rest else ""
 
 
 def _path(argument: str, command: str) -> Path:

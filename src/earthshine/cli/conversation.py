@@ -105,7 +105,7 @@ class Conversation:
                 raise ContextError(
                     f"It has {n_tokens} tokens, and this conversation has room for {self.room}; start with --context."
                 )
-        except EarthshineError:
+        except BaseException:  # an interrupt among them
             self._messages, self.choices = before
             raise
 

@@ -2,10 +2,12 @@
 
 A block is a paragraph, a heading, one item of a list, a table or a line of code, so that little is rewritten at a time.
 A block that is taller than the screen stays as it was written, and so does one whose terminal changed its width. HTML,
-images and definitions of links are shown as text, and line breaks are kept, so that no word of a reply is lost.
+images and definitions of links are shown as text, line breaks are kept, and a block whose rendering lacks a letter or a
+digit is shown as it was written, so that no word of a reply is lost.
 """
 
 import re
+from collections import Counter
 from typing import Any, TextIO
 
 from markdown_it import MarkdownIt
@@ -25,7 +27,8 @@ _FIRST_ITEM = re.compile(r" {0,3}(?:[-*+]|1[.)]) {1,4}\S")  # what may begin a l
 _UNDERLINE = re.compile(r" {0,3}(?:=+|-+)[ \t]*$")  # of a heading
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _MAY_BEGIN = tuple("-*+#>`~_=0123456789")  # another block, as the first character of a line
-_HIGHLIGHTED_LINES = 200  # what is highlighted again for each line of code
+_HIGHLIGHTED_LINES, _HIGHLIGHTED_CHARACTERS = 30, 2000  # the most that is highlighted again for each line of code
+_LETTER = re.compile(r"[^\s!-/:-@\[-`{-~]")  # or digit, or other sign that is no mark of Markdown
 _THEME = Theme({"markdown.code": "bold cyan", "markdown.code_block": "cyan"})  # on the terminal's own background
 _CODE = "ansi_dark"  # in the terminal's own colours
 
@@ -64,21 +67,27 @@ class Renderer:
             rows = self._rows(_Markdown(source), columns)
         except Exception:  # whatever a hostile text does to the renderer, it is shown
             return wrapped(source, columns)
-        # A table with too many columns for the terminal would be cut.
-        return wrapped(source, columns) if "".join(rows).count("…") > source.count("…") else rows
+        # A table that is too wide is cut; cells beyond its header and titles of links are left out.
+        rendered = _STYLE.sub("", "".join(rows))
+        lost = Counter(_LETTER.findall(source)) - Counter(_LETTER.findall(rendered))
+        return wrapped(source, columns) if lost or rendered.count("…") > source.count("…") else rows
 
     def code(self, lines: list[str], language: str, columns: int) -> list[str]:
         """The last of these lines of code."""
         try:
-            syntax = Syntax("\n".join(lines[-_HIGHLIGHTED_LINES:]), language or "text", theme=_CODE)
-            last = syntax.highlight(syntax.code).split("\n", allow_blank=True)[len(lines[-_HIGHLIGHTED_LINES:]) - 1]
+            recent = lines[-_HIGHLIGHTED_LINES:]
+            while len(recent) > 1 and sum(map(len, recent)) > _HIGHLIGHTED_CHARACTERS:
+                del recent[0]
+            syntax = Syntax("\n".join(recent), language or "text", theme=_CODE)
+            last = syntax.highlight(syntax.code).split("\n", allow_blank=True)[len(recent) - 1]
             return [self._rows(row, columns)[0] for row in last.wrap(self._console, columns, overflow="fold")]
         except Exception:
             return wrapped(lines[-1], columns)
 
     def _rows(self, renderable: Any, columns: int) -> list[str]:
+        self._console.width = columns  # COLUMNS, which rich would use, may be another terminal's
         with self._console.capture() as captured:
-            self._console.print(renderable, width=columns)
+            self._console.print(renderable)
         rows = [row.rstrip(" ") for row in captured.get().split("\n")]
         filled = [at for at, row in enumerate(rows) if _STYLE.sub("", row).strip()]
         return rows[filled[0] : filled[-1] + 1] if filled else [""]

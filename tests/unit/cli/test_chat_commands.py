@@ -85,6 +85,8 @@ def test_an_unknown_command_is_refused_with_a_hint(chat, capsys, line, hint):
         ("/set seed -3", "seed", -3),
         ("/set max_tokens 5", "max_tokens", 5),
         ("/set max_tokens default", "max_tokens", 8),
+        ("/set\ttop_p\t 0.5", "top_p", 0.5),
+        ("/set \tparameter\ttop_k\t20 ", "top_k", 20),
     ],
 )
 def test_sampling_is_set_for_the_next_reply(chat, monkeypatch, line, field, value):
@@ -140,6 +142,16 @@ def test_what_has_no_meaning_is_named_and_changes_nothing(chat, line, message):
         chat(line)
     assert message in str(refused.value)
     assert (chat.conversation.choices, chat.conversation.messages[1:]) == (before, [])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_history_is_set_back_to_what_the_session_began_with(chat, capsys, kept):
+    chat.kept = kept
+    chat.commands = Commands(chat.conversation, chat.history)
+    chat(f"/set history {'off' if kept else 'on'}")
+    chat("/set history default")
+    assert chat.kept is kept
+    assert capsys.readouterr().err.endswith(f"history is {'on' if kept else 'off'}\n")
 
 
 def test_show_has_every_setting_and_the_conversation(chat, capsys):
@@ -311,6 +323,18 @@ def test_another_models_conversation_goes_on_and_says_so(chat, capsys, tmp_path)
     assert chat.conversation.messages == HELLO
     chat.conversation.ask("who are you?")
     assert len(chat.conversation.messages) == 4
+
+
+def test_a_loading_that_is_interrupted_leaves_the_conversation(chat, monkeypatch, parts, tmp_path):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    (tmp_path / "file.json").write_bytes(document(settings={"temperature": 0.5}))
+    before = chat.conversation.messages, chat.conversation.choices
+    monkeypatch.setattr(type(parts[1]), "encode", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        chat(f"/load {tmp_path / 'file.json'}")
+    assert (chat.conversation.messages, chat.conversation.choices) == before
 
 
 def test_a_conversation_that_the_template_refuses_is_left_out(chat, monkeypatch, parts, tmp_path):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from earthshine.cli.history import MOST_CHARACTERS, MOST_ENTRIES, History
+from earthshine.cli.history import MOST_BYTES, MOST_CHARACTERS, MOST_ENTRIES, History
 from earthshine.errors import UsageError
 
 
@@ -26,6 +26,9 @@ def test_a_file_that_others_can_read_is_made_private(tmp_path):
     path.chmod(0o644)
     assert History(path).read() == ["one"]
     assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    History(path).add("two")
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_damaged_lines_are_left_out(tmp_path):
@@ -43,6 +46,28 @@ def test_the_oldest_questions_go_and_very_long_ones_are_not_kept(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
     History(path).add("x" * (MOST_CHARACTERS + 1))
     assert len(path.read_text().splitlines()) == MOST_ENTRIES
+
+
+def test_the_file_stays_small_where_it_is_only_added_to(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    history, largest = History(path), 0
+    for number in range(60):
+        history.add(f"{number} " + "\u2615" * 65_000)
+        largest = max(largest, path.stat().st_size)
+    assert 2 * MOST_BYTES - (1 << 20) < largest <= 2 * MOST_BYTES + (1 << 20)
+    kept = [question.split()[0] for question in History(path).read()]
+    assert kept == [str(number) for number in range(60 - len(kept), 60)]
+    assert len(kept) > 5
+
+
+def test_of_a_large_file_the_newest_questions_are_kept(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)  # without taking room on the disk
+        file.seek(0, os.SEEK_END)
+        file.write(b'\n"one"\n"two"\n')
+    assert History(path).read() == ["one", "two"]
+    assert path.read_bytes() == b'"one"\n"two"\n'
 
 
 def test_two_sessions_add_to_one_file(tmp_path):

@@ -183,6 +183,38 @@ def test_a_table_that_is_too_wide_is_left_as_written():
     assert "".join("".join(shown(text, 5, 24, 60).lines).split()) == "".join(text.split())
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "| a | b |\n|---|---|\n| 1 | 2 | 3 lost |",
+        "> | a | b |\n> |---|---|\n> | 1 | 2 | 日 |",
+        "- item\n\n  | a |\n  |---|\n  | 1 | 2 |",
+        'A [link](https://example.org "and its title").',
+    ],
+)
+def test_a_block_whose_rendering_would_lose_a_word_is_left_as_written(text):
+    assert "\n".join(shown(text, 3).lines) == text
+
+
+def test_a_variable_with_another_width_loses_nothing(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    text = f"```\n{'word ' * 10}end\n```\n\n{'word ' * 10}end"
+    assert shown(text, 5).lines == text.split("\n")
+
+
+def test_little_is_highlighted_for_each_line_of_code(monkeypatch):
+    highlighted = []
+    whole = markdown.Syntax.highlight
+    monkeypatch.setattr(
+        markdown.Syntax, "highlight", lambda self, code: (highlighted.append(code), whole(self, code))[1]
+    )
+    text = "```py\n" + "".join(f"x{number} = {'9' * length}\n" for number in range(50) for length in (1, 110)) + "```"
+    assert shown(text, 50, columns=130).lines == text.split("\n")
+    assert len(highlighted) == 100
+    assert max(code.count("\n") for code in highlighted) < 30
+    assert max(map(len, highlighted)) < 2100
+
+
 def test_code_in_an_unknown_language_and_code_that_does_not_end_are_shown():
     assert shown("```klingon\nqapla'\n```\n~~~\nopen", 2).lines == ["```klingon", "qapla'", "```", "~~~", "open"]
 
