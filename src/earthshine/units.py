@@ -1,4 +1,4 @@
-"""Bytes and counts as people read them: binary units for memory, decimal ones for counts."""
+"""Bytes, counts and durations as people read them: binary units for memory, decimal ones for counts."""
 
 import re
 
@@ -30,6 +30,16 @@ def format_rate(bytes_per_second: float) -> str:
 def format_count(value: float) -> str:
     """Decimal magnitudes: 1026408232448 is "1026.41 B"."""
     return _scaled(value, 1000, ("", " K", " M", " B")) if abs(value) >= 1000 else f"{value:.0f}"
+
+
+def format_duration(seconds: float, rough: bool = False) -> str:
+    """0.0015 is "1.5 ms", 5058 "84.3 min". `rough`, for a time to wait: whole seconds and minutes, at least "1 s"."""
+    if seconds < 1 and not rough:
+        return f"{1000 * seconds:.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+    for least, unit, name, digits in ((48 * 3600, 86400, "days", 1), (7200, 3600, "h", 1), (120, 60, "min", 0)):
+        if seconds >= least:
+            return f"{seconds / unit:.{digits if rough else 1}f} {name}"
+    return f"{max(1.0, seconds):.0f} s" if rough else f"{seconds:.1f} s"
 
 
 def parse_bytes(text: str) -> int:

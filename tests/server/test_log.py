@@ -91,6 +91,14 @@ class TestLongRequests:
             lines = happens(monkeypatch, begun)
             assert ("reading 1000 tokens (200 cached), about 40 s" in lines[0]) == announced
 
+    def test_long_waits_are_in_minutes(self, monkeypatch):
+        begun = [(600, "?"), (600, Started(9000, 0)), (600, Progress(0, PromptProgress(9000, 0, 0, 0.0, 5058.0)))]
+        reading = (660, Progress(0, PromptProgress(9000, 0, 90, 60.0, 5000.0)))
+        queued, started, read, _ = happens(monkeypatch, [*begun, reading, (660, "?")])
+        assert "waits in the queue for 10 min  " in queued
+        assert "reading 9000 tokens (0 cached), about 84 min  " in started
+        assert "1.5 per second, about 83 min to go  " in read
+
     def test_programs_read_the_same(self, monkeypatch):
         queued, started, reading, writing, ended = objects(happens(monkeypatch, LONG, as_json=True))
         assert (queued["event"], queued["phase"]) == ("progress", "queued")

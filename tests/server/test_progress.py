@@ -12,6 +12,7 @@ from earthshine.server.api import Served
 from earthshine.server.http.body import parse_body
 from earthshine.server.openai.chat import CHAT
 from earthshine.server.openai.completions import COMPLETIONS
+from earthshine.server.openai.responses import RESPONSES
 
 from .serving import HANG_SECONDS
 
@@ -61,6 +62,17 @@ class TestForm:
         assert {chunk["choices"][0]["text"] for chunk in chunks} == {""}
         assert [chunk["prompt_progress"]["total"] for chunk in chunks] == [900, 900, 900, 3]
         assert chunks_of(COMPLETIONS, asked, pieces) == []
+
+    def test_responses(self):
+        asked = {"input": "hi", "stream": True}
+        begun = chunks_of(RESPONSES, asked, self.PIECES)
+        assert [event["type"] for event in begun] == ["response.created", "response.in_progress"]
+        events = chunks_of(RESPONSES, asked | {"return_progress": True}, self.PIECES)
+        assert [event["sequence_number"] for event in events] == list(range(5))
+        assert "prompt_progress" not in json.dumps(events[:2])
+        for event, found in zip(events[2:], OBJECTS, strict=True):
+            assert (event["type"], event["response"]["status"]) == ("response.in_progress", "in_progress")
+            assert event["prompt_progress"] == found
 
 
 def asked_of(server, path, **body):
@@ -112,12 +124,15 @@ def test_choices_share_one_prompt_and_its_progress(live_server):
     assert chunks[-1]["prompt_progress"]["processed"] == chunks[-1]["prompt_progress"]["total"]
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/messages", {"max_tokens": 2, "messages": [{"role": "user", "content": "hi"}], "model": "gleam"}),
-        ("/v1/responses", {"input": "hi", "max_output_tokens": 2}),
-    ],
-)
-def test_apis_without_such_a_field_send_no_progress(live_server, every_layer, path, body):
-    assert "prompt_progress" not in json.dumps(asked_of(live_server, path, **body, return_progress=True))
+def test_messages_have_no_progress(live_server, every_layer):
+    body = {"max_tokens": 2, "messages": [{"role": "user", "content": "hi"}], "model": "gleam"}
+    assert "prompt_progress" not in json.dumps(asked_of(live_server, "/v1/messages", **body, return_progress=True))
+
+
+def test_openais_sdk_reads_a_response_with_progress(live_server, every_layer):
+    with openai.OpenAI(base_url=f"{live_server.url}/v1", api_key="none", timeout=HANG_SECONDS) as client:
+        asked = {"model": "gleam", "max_output_tokens": 2, "input": "How do I find a word in many files? " * 30}
+        events = list(client.responses.create(**asked, stream=True, extra_body={"return_progress": True}))
+    found = [event.model_extra["prompt_progress"] for event in events if "prompt_progress" in event.model_extra]
+    assert found[-1]["processed"] == found[-1]["total"] > 100
+    assert events[-1].response.usage.input_tokens == found[-1]["total"]

@@ -1,9 +1,9 @@
-"""Sizes and counts as people read them."""
+"""Sizes, counts and durations as people read them."""
 
 import pytest
 
 from earthshine.errors import UsageError
-from earthshine.units import format_bytes, format_count, parse_bytes
+from earthshine.units import format_bytes, format_count, format_duration, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,14 @@ def test_a_small_number_without_a_unit_is_asked_about(text, meant):
 @pytest.mark.parametrize("value", [1, 1000, 12 << 30, 25 * 10**9])
 def test_what_is_shown_is_read_back(value):
     assert abs(parse_bytes(format_bytes(value)) - value) <= 0.01 * value
+
+
+@pytest.mark.parametrize(
+    ("seconds", "exact", "rough"),
+    [
+        (0.0015, "1.5 ms", "1 s"), (0.25, "250 ms", "1 s"), (40, "40.0 s", "40 s"), (119, "119.0 s", "119 s"),
+        (5058, "84.3 min", "84 min"), (9000, "2.5 h", "2.5 h"), (3 * 86400, "3.0 days", "3.0 days"),
+    ],
+)  # fmt: skip
+def test_durations_have_the_unit_that_people_would_choose(seconds, exact, rough):
+    assert (format_duration(seconds), format_duration(seconds, rough=True)) == (exact, rough)

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from earthshine.cli.layout import Report
 from earthshine.cli.plan import Found
-from earthshine.cli.words import count_in_words, dollars, duration, least_size, rate, size
+from earthshine.cli.words import count_in_words, dollars, least_size, rate, size
 from earthshine.plan.answer import READING_RATE, REPLY_TOKENS, Answer
 from earthshine.plan.prices import PriceTable
 from earthshine.spec import ModelSpec, footprint
+from earthshine.units import format_duration
 
 _NO_KERNELS = (
     "Not with Earthshine: it runs on processors (CPUs) and has no GPU kernels. The figures are what an engine such as "
@@ -55,10 +56,10 @@ def _comparison_row(one: Found) -> tuple[str, ...]:
     about, exact = ("~", _rounded) if one.estimated else ("", float)
     if given.decode is None:
         return (one.asked, "no", f"> {size(given.smallest_bytes)}", "", "", "", "", "")
-    waits = [about + duration(exact(wait)) if wait is not None else "-" for wait in (given.waits or {}).values()]
+    waits = [about + format_duration(exact(wait)) if wait is not None else "-" for wait in (given.waits or {}).values()]
     times = given.times_service
     cost = _times(times) if times is not None else "unknown" if given.usd is None else f"${dollars(given.usd)}"
-    speed = (about + rate(exact(given.reply_rate)), about + duration(exact(given.reply_seconds or 0.0)))
+    speed = (about + rate(exact(given.reply_rate)), about + format_duration(exact(given.reply_seconds or 0.0)))
     return (one.asked, "yes" if given.runs else "no", size(given.budget_bytes), *speed, *waits, cost)
 
 
@@ -116,7 +117,7 @@ def _wait(n_tokens: int, seconds: float | None, estimated: bool, most: int) -> s
 
 
 def _about(seconds: float, estimated: bool) -> str:
-    return f"about {duration(_rounded(seconds))}" if estimated else duration(seconds)
+    return f"about {format_duration(_rounded(seconds))}" if estimated else format_duration(seconds)
 
 
 def _rounded(value: float) -> float:

@@ -3,14 +3,14 @@
 from earthshine.cli.layout import Report
 from earthshine.cli.plan import Found
 from earthshine.cli.plan_answer import answer_rows, parameters, print_estimated
-from earthshine.cli.words import dollars, duration, rate
+from earthshine.cli.words import dollars, rate
 from earthshine.plan import Cost
 from earthshine.plan.answer import LEAST_GAIN, usd_per_million
 from earthshine.plan.explore import Case
 from earthshine.plan.prices import Ownership, PriceTable
 from earthshine.spec import ModelSpec
 from earthshine.spec.layout import moe_layers
-from earthshine.units import format_bytes
+from earthshine.units import format_bytes, format_duration
 
 _PARTS = {
     "process": "Python and its libraries",
@@ -83,7 +83,7 @@ def _print_contexts(report: Report, case: Case) -> None:
     report.table(
         columns,
         (
-            (f"{at:,}", rate(decode.tokens_per_second), _limit(decode), duration(prompt.seconds), _limit(prompt))
+            (f"{at:,}", rate(decode.tokens_per_second), _limit(decode), format_duration(prompt.seconds), _limit(prompt))
             for at, decode, prompt in case.by_context()
         ),
     )
@@ -127,7 +127,11 @@ def _print_step(report: Report, case: Case) -> None:
     parts = sorted(cost.parts.items(), key=lambda part: -part[1])
     report.table(
         ("", "time", ""),
-        ((_STEP.get(name, name), duration(seconds), "") for name, seconds in parts if seconds > 0.005 * cost.seconds),
+        (
+            (_STEP.get(name, name), format_duration(seconds), "")
+            for name, seconds in parts
+            if seconds > 0.005 * cost.seconds
+        ),
     )
     spread = "even" if case.args.skew == 0 else f"skewed (--skew {case.args.skew:g})"
     report.paragraph(f"Parts overlap. The choice of experts is assumed to be {spread}.")

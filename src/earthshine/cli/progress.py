@@ -10,7 +10,7 @@ from typing import Self
 
 from earthshine.cli.terminal import can_rewrite, is_terminal, size
 from earthshine.engine import PromptProgress
-from earthshine.units import format_bytes
+from earthshine.units import format_bytes, format_duration
 
 _QUIET_SECONDS = 1.0  # nothing is shown for work that ends sooner
 _EVERY_SECONDS = 0.1
@@ -68,13 +68,6 @@ class TokenProgress(_Line):
     def report(self, progress: PromptProgress) -> None:
         """How far the prompt is, as Session.sync passes it on; what was cached is not counted."""
         done, total = progress.processed - progress.cached, progress.total - progress.cached
-        left = "" if progress.seconds_left is None else f", about {about(progress.seconds_left)}"
+        left = "" if progress.seconds_left is None else f", about {format_duration(progress.seconds_left, rough=True)}"
         share = f"{done / max(total, 1):.0%}{left}"
         self._show(f"Reading the prompt: {share}", share)
-
-
-def about(seconds: float) -> str:
-    """A time to wait, as precise as a person needs it: "40 s", "3 min", "2.5 h"."""
-    if seconds < 60:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

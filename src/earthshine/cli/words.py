@@ -1,4 +1,4 @@
-"""Quantities as a person reads them: sizes, durations, rates, amounts of money."""
+"""Quantities as a person reads them: sizes, rates, amounts of money."""
 
 import math
 
@@ -31,12 +31,3 @@ def dollars(usd: float) -> str:
 
 def rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.2f}" if rate >= 0.1 else f"{rate:.2g}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
-    for least, unit, name in ((48 * 3600, 86400, "days"), (7200, 3600, "h"), (120, 60, "min")):
-        if seconds >= least:
-            return f"{seconds / unit:.1f} {name}"
-    return f"{seconds:.1f} s"

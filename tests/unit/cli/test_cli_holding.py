@@ -183,14 +183,6 @@ def test_a_terminal_whose_cursor_does_not_move_gets_lines_now_and_then(monkeypat
     assert "\x1b" not in sys.stderr.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "1 s"), (40, "40 s"), (59.4, "59 s"), (90, "2 min"), (3000, "50 min"), (5400, "1.5 h"), (90000, "25.0 h")],
-)
-def test_a_wait_is_as_precise_as_a_person_needs_it(seconds, text):
-    assert progress.about(seconds) == text
-
-
 def test_progress_bears_a_closed_standard_error(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)

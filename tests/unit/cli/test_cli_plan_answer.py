@@ -5,11 +5,20 @@ from dataclasses import replace
 
 import pytest
 
-from earthshine.cli.words import duration, rate
+from earthshine.cli.words import rate
+from earthshine.units import format_duration
 
 from .plans import MACHINES, MINI, facts, written
 
 pytestmark = pytest.mark.usefixtures("no_profile")
+
+
+@pytest.fixture(autouse=True)
+def _sizes(monkeypatch):
+    """What this machine has of memory and disk stays out of it."""
+    monkeypatch.setattr("earthshine.machine.estimate.memory_total", lambda root: 32 << 30)
+    monkeypatch.setattr("earthshine.cli.plan.memory_available", lambda: 24 << 30)
+    monkeypatch.setattr("earthshine.plan.download.free_bytes", lambda folder: 1 << 40)
 
 
 def answered(out: str) -> dict[str, str]:
@@ -44,8 +53,8 @@ def test_the_answer_comes_first_with_the_forecasts_figures(earthshine, monkeypat
     assert out.index("Does it run") < out.index("What the memory holds")
     assert block["Download"].startswith("553.40 GiB")
     assert block["Speed"].startswith(f"{rate(given['tokens_per_second'])} tokens per second")
-    assert block["300-token answer"] == duration(given["reply_seconds"])
-    assert f"{duration(at_32k['first_token']['seconds'])} after a prompt of 32K tokens" in block["First token"]
+    assert block["300-token answer"] == format_duration(given["reply_seconds"])
+    assert f"{format_duration(at_32k['first_token']['seconds'])} after a prompt of 32K tokens" in block["First token"]
     times_price, _, rest = block["Cost of output"].partition(" ")
     assert float(times_price) == pytest.approx(given["times_service_price"], rel=0.06)
     assert rest.startswith("times the API's price: $")

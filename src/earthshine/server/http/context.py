@@ -20,6 +20,7 @@ from earthshine.server.http.body import ClientGone
 from earthshine.server.http.log import Log
 from earthshine.server.http.metrics import Metrics
 from earthshine.server.http.timing import Timing
+from earthshine.units import format_duration
 from earthshine.untrusted import shown
 
 CLIENT_GONE = 499  # in the log only
@@ -127,7 +128,9 @@ class RequestContext:
         if self._announced or left is None or self.timing.prefill_seconds + left < self.report_seconds:
             return
         self._announced = True
-        self._log("started", [f"reading {self.timing.prompt}, about {left:.0f} s"], self.timing.state())
+        self._log(
+            "started", [f"reading {self.timing.prompt}, about {format_duration(left, rough=True)}"], self.timing.state()
+        )
 
     def _report_later(self) -> None:
         if self._timer is not None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from earthshine.engine import PromptProgress
 from earthshine.generation.request import Delta, Ended, Piece, Progress, Started
+from earthshine.units import format_duration
 
 Phase = Literal["queued", "prefill", "decode"]
 
@@ -113,12 +114,12 @@ class Timing:
     def sentence(self) -> str:
         """What it does now, for people."""
         if self.phase == "queued":
-            return f"waits in the queue for {self.queue_seconds:.0f} s"
+            return f"waits in the queue for {format_duration(self.queue_seconds, rough=True)}"
         if self.phase == "decode":
             return self._written()
         total, done, rate = self._computed()
         left = self.seconds_left()
-        rest = "" if left is None else f", about {left:.0f} s to go"
+        rest = "" if left is None else f", about {format_duration(left, rough=True)} to go"
         return f"reading the prompt: {done / max(total, 1):.0%} of {total} tokens, {rate:.1f} per second{rest}"
 
     def columns(self) -> list[str]:

@@ -46,6 +46,7 @@ class ResponsesBody(ThinkingFields):
     top_logprobs: Annotated[int, documented("logprobs")] | None = None
     include: Annotated[list[str], Field(max_length=64)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    return_progress: bool | None = None  # llama.cpp's: a stream also has how far the prompt is
     store: bool | None = None
     background: bool | None = None
     truncation: str | None = None
@@ -111,7 +112,14 @@ def begin(body: ResponsesBody, served: Served) -> ResponsesExchange:
         unenforced=given.unenforced,
     )
     echo = _echo(body, request, given.known) | {"model": model_of(body, served)}
-    return ResponsesExchange(request, echo, given.known, stream=bool(body.stream), with_thoughts=thoughts.shown)
+    return ResponsesExchange(
+        request,
+        echo,
+        given.known,
+        stream=bool(body.stream),
+        with_thoughts=thoughts.shown,
+        with_progress=bool(body.return_progress),
+    )
 
 
 def _choice(choice: ToolChoice, known: Mapping[str, Known]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from earthshine.generation.request import Ended, GenerationRequest, Piece, Progress, Started
 from earthshine.server.api import Kind, Refused, ServerEvent
+from earthshine.server.openai.fields import prompt_progress
 from earthshine.server.openai.scores import score
 from earthshine.server.openai.tools import Known, custom_input
 from earthshine.text import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
@@ -86,10 +87,11 @@ class ResponsesExchange:
         *,
         stream: bool,
         with_thoughts: bool,
+        with_progress: bool = False,
     ) -> None:
         self.requests: Sequence[GenerationRequest] = (request,)
         self.stream, self._tools = stream, tools
-        self._with_thoughts = with_thoughts
+        self._with_thoughts, self._with_progress = with_thoughts, with_progress
         self._head = {"id": f"resp_{token_hex(16)}", "object": "response", "created_at": int(time.time()), **echo}
         self._output: list[dict[str, Any]] = []
         self._item: _Item | None = None
@@ -106,7 +108,7 @@ class ResponsesExchange:
             self._ended = piece
             return self._close("completed" if piece.reason in ("stop", "tool_calls") else "incomplete")
         if isinstance(piece, Progress):
-            return []
+            return [self._in_progress(prompt_progress=prompt_progress(piece.prompt))] if self._with_progress else []
         self._unsent += map(score, piece.tokens)
         return [found for event in piece.events for found in self._on(event)]
 
@@ -127,8 +129,10 @@ class ResponsesExchange:
         return {"object": "response.input_tokens", "input_tokens": sum(tokens)}
 
     def _begin(self) -> list[ServerEvent]:
-        events = ("response.created", "response.in_progress")
-        return [self._event(name, response=self._response("in_progress")) for name in events]
+        return [self._event("response.created", response=self._response("in_progress")), self._in_progress()]
+
+    def _in_progress(self, **more: Any) -> ServerEvent:
+        return self._event("response.in_progress", response=self._response("in_progress"), **more)
 
     def _event(self, name: str, /, **fields: Any) -> ServerEvent:
         data = {"type": name, "sequence_number": self._n_events, **fields}
