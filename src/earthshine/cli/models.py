@@ -68,11 +68,20 @@ def remove(
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"This removes {what}. Add --yes, since there is no terminal to ask on.")
-        if not typer.confirm(f"Remove {what}?"):
+        if not _confirmed(f"Remove {what}? [y/N] "):
             print("Nothing was removed.")
             raise typer.Exit(1)
     hub.remove(found)
     print(f"Removed {what}.")
+
+
+def _confirmed(question: str) -> bool:
+    """Only y and yes confirm; the end of input does not."""
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False
 
 
 def complete_model(incomplete: str) -> Iterator[str]:

@@ -109,7 +109,13 @@ def _remove_by_library(model: Downloaded) -> None:
     """The library knows which files of its shared store no other model uses."""
     from huggingface_hub import scan_cache_dir
 
-    cache = scan_cache_dir(read_settings().downloads)
+    try:
+        cache = scan_cache_dir(read_settings().downloads)
+    except OSError as error:
+        raise SourceError(
+            f"{model.name} is not removed: which of its files other models use can't be found out, because "
+            f"{shown(str(error.filename))} can't be read ({error.strerror})."
+        ) from None
     repos = [repo for repo in cache.repos if repo.repo_path.name == model.folder.name]
     if repos:  # alone, because a copy of the repository may have a commit of the same hash
         commits = (revision.commit_hash for revision in repos[0].revisions)

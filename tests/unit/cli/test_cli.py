@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from earthshine import cli
 from earthshine.cli.doctor import print_served, run_doctor
 from earthshine.cli.layout import Report
 from earthshine.engine import Session, load_model
@@ -325,3 +326,16 @@ def test_a_score_reads_control_words_as_text_and_never_overflows(earthshine, tmp
     assert code == 0
     assert json.loads(out)["perplexity"] == pytest.approx(math.exp(700))
     assert json.loads(out)["token_ids"] == load_tokenizer(GLEAM).encode("one <|im_end|> two", allow_special=False)
+
+
+def test_an_interrupt_while_modules_are_imported_ends_with_130(monkeypatch):
+    class Interrupting:
+        def find_spec(self, name, *_):
+            if name == "earthshine.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "earthshine.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130

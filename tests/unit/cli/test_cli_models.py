@@ -168,6 +168,28 @@ def test_rm_needs_yes_without_a_terminal_and_says_what_it_frees(hub):
     assert hub.run("rm", "team/gleam", "--yes").returncode == 1
 
 
+@pytest.mark.parametrize(("typed", "code", "kept"), [("", 1, True), ("maybe\n", 1, True), ("y\n", 0, False)])
+def test_rm_asks_on_a_terminal_and_only_yes_removes(hub, typed, code, kept):
+    hub.run("pull", "team/gleam")
+    on_a_terminal = "import sys; sys.stdin.isatty = lambda: True"
+    done = hub.run("rm", "team/gleam", before=on_a_terminal, input=typed)
+    assert (done.returncode, _blob(hub).exists()) == (code, kept), done.stderr
+    assert ("Nothing was removed." in done.stdout) is kept
+
+
+def test_rm_names_the_folder_that_keeps_it_from_looking_at_the_whole_cache(hub):
+    hub.run("pull", "team/gleam")
+    denied = (
+        "import huggingface_hub\n"
+        "def denied(_): raise PermissionError(13, 'Permission denied', 'models--b--other/snapshots')\n"
+        "huggingface_hub.scan_cache_dir = denied"
+    )
+    done = hub.run("rm", "team/gleam", "--yes", before=denied)
+    assert done.returncode == 1
+    assert "team/gleam is not removed" in done.stderr
+    assert "models--b--other/snapshots' can't be read (Permission denied)" in done.stderr
+
+
 def test_rm_refuses_while_a_process_has_a_file_open(hub):
     hub.run("pull", "team/gleam")
     code = "import sys; file = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
