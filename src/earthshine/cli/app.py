@@ -14,6 +14,7 @@ import typer
 
 from earthshine import __version__
 from earthshine.cli import models
+from earthshine.cli.words import SERVE_BATCH
 from earthshine.errors import EarthshineError, UsageError
 
 app = typer.Typer(
@@ -148,7 +149,7 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="The certificate's key, in PEM without a password.")] = None,
     memory: Memory = None,
     context: Context = None,
-    batch: Annotated[int | None, typer.Option(help="Most requests that are computed at once; default: 8.")] = None,
+    batch: Annotated[int | None, typer.Option(help=f"Most requests computed at once; default: {SERVE_BATCH}.")] = None,
     threads: Threads = None,
     trunk: Trunk = "bf16",
     dtype: Dtype = "bf16",
@@ -178,7 +179,7 @@ def serve(
     from earthshine.cli.serve import ServeOptions, run_serve
     from earthshine.net.listen import ListenOptions
 
-    at_once = (1, None) if plan is not None and batch is None else (8 if batch is None else batch, 0)
+    at_once = (1, None) if plan is not None and batch is None else (SERVE_BATCH if batch is None else batch, 0)
     held = plan_or_args(memory, context, threads, trunk, dtype, plan, *at_once)
     who = (tuple(name or ()), api_keys, tuple(allow_host or ()), tuple(allow_origin or ()))
     waits = (max_stall, max_queue, drain_seconds, hang_seconds)
@@ -234,7 +235,7 @@ def plan(
     model: Model = None,
     memory: Memory = None,
     context: Context = None,
-    batch: Annotated[int, typer.Option(help="Sequences that are decoded together; serve takes up to 8.")] = 1,
+    batch: Annotated[int, typer.Option(help=f"Sequences decoded together; serve takes up to {SERVE_BATCH}.")] = 1,
     machine: Annotated[
         list[str] | None,
         typer.Option(
@@ -256,7 +257,7 @@ def plan(
     prices: Annotated[Path | None, typer.Option(help="A table of services' prices; default: the included one.")] = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="Write the plan to this file, for --plan of chat, score and serve (serve: with --batch 8)."),
+        typer.Option(help=f"Save the plan, for --plan of chat, score and serve (serve: with --batch {SERVE_BATCH})."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the forecasts to a .png, .svg or .pdf file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,

@@ -44,7 +44,7 @@ def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) 
     """Answer a question or standard input, or chat in the terminal. Invalid options are refused before a model is
     loaded."""
     SamplingParams(**sampling, stop=options.stop)
-    _bear_encodings()
+    _replace_unencodable()
     question = _question(options)
     if question is None:
         with Terminal() as terminal:
@@ -62,7 +62,7 @@ def _open(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> 
     return Conversation(load_with_progress(folder, options.plan), model or "gleam", tokenizer, template, choices)
 
 
-def _bear_encodings() -> None:
+def _replace_unencodable() -> None:
     """A terminal or locale without a character gets a question mark instead, and the person is told once."""
     poor = [each for each in (sys.stdout, sys.stderr) if each is not None and not has_utf8(each)]
     for stream in poor:

@@ -4,37 +4,24 @@ A server that other machines can reach is greeted with an address that these can
 """
 
 from pathlib import Path
-from typing import Protocol
 
+from earthshine.cli.words import SERVE_BATCH
 from earthshine.net.access import is_loopback
 from earthshine.net.listen import ListenOptions, outside_address
 from earthshine.plan import Plan, PlanArgs
 from earthshine.units import format_bytes
 
-_USUAL_BATCH = 8
 
-
-class Options(Protocol):
-    """The part of the command's options that is used here."""
-
-    @property
-    def listen(self) -> ListenOptions: ...
-
-    @property
-    def plan(self) -> Plan | PlanArgs: ...
-
-    @property
-    def api_keys(self) -> Path | None: ...
-
-
-def greeting(plan: Plan, name: str, options: Options, port: int) -> str:
-    """The text for a server of the model `name` on `port`; `plan`: how the model was loaded."""
-    address, memory = address_of(options.listen, port), plan.memory
-    key = "YOUR-KEY" if options.api_keys else "none"
+def greeting(
+    plan: Plan, name: str, port: int, listen: ListenOptions, given: Plan | PlanArgs, api_keys: Path | None
+) -> str:
+    """The text for a server of the model `name` on `port`; `plan`: how the model was loaded, which `given` asked."""
+    address, memory = address_of(listen, port), plan.memory
+    key = "YOUR-KEY" if api_keys else "none"
     return (
         f"{name} is served at {address}: {memory.context_tokens} tokens of context, up to {_requests(memory.batch)} "
-        f"at once, at most {format_bytes(memory.budget_bytes)} of memory.\n{_reach(options, port)}"
-        f"{_one_at_a_time(options.plan, memory.batch)}\n"
+        f"at once, at most {format_bytes(memory.budget_bytes)} of memory.\n{_reach(listen, api_keys, port)}"
+        f"{_one_at_a_time(given, memory.batch)}\n"
         "# for OpenAI's clients\n"
         f"export OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={key}\n\n"
         "# for Claude Code\n"
@@ -55,13 +42,13 @@ def _url(listen: ListenOptions, host: str, port: int) -> str:
     return f"http{'s' if listen.tls_cert else ''}://{host}:{port}"
 
 
-def _reach(options: Options, port: int) -> str:
+def _reach(listen: ListenOptions, api_keys: Path | None, port: int) -> str:
     """Who can use the server, and with what key."""
-    listen, here = options.listen, ""
+    here = ""
     if outside_address(listen.host) is not None:
         here = f" On this machine it is also {_url(listen, 'localhost', port)}."
-    if options.api_keys:
-        return f"Requests need an API key: one of {options.api_keys}, in place of YOUR-KEY below.{here}\n"
+    if api_keys:
+        return f"Requests need an API key: one of {api_keys}, in place of YOUR-KEY below.{here}\n"
     assert is_loopback(listen.host)  # others need keys
     return "Programs on this machine can use it without an API key; --host and --api-keys open it to others.\n"
 
@@ -71,8 +58,8 @@ def _one_at_a_time(given: Plan | PlanArgs, batch: int) -> str:
     if not isinstance(given, Plan) or batch > 1:
         return ""
     return (
-        "The plan has --batch 1, so other requests wait while one is computed. For up to 8 at once, make it again: "
-        f"earthshine plan MODEL --batch {_USUAL_BATCH} --save FILE\n"
+        f"The plan has --batch 1, so other requests wait while one is computed. For up to {SERVE_BATCH} at once, make "
+        f"it again: earthshine plan MODEL --batch {SERVE_BATCH} --save FILE\n"
     )
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from earthshine.cli.layout import Report
-from earthshine.cli.words import count_in_words, least_size
+from earthshine.cli.words import least_size, parameters_in_words
 from earthshine.errors import UsageError
 from earthshine.hub import GLEAM, find_model, size_on_disk
 from earthshine.plan import PlanArgs
@@ -96,12 +96,11 @@ def _summary(model: str | None, path: Path, spec: ModelSpec) -> tuple[dict[str, 
         "active_params": params.active_params,
         "max_context": spec.max_context,
     }
-    total, active = count_in_words(params.total_params), count_in_words(params.active_params)
     return facts, {
         "Download": on_disk.sentence(),
         "Smallest memory": f"{least_size(least)}; how fast it is with more, earthshine plan says",
         "Family": spec.family,
-        "Parameters": f"{total}, {active} used per token",
+        "Parameters": parameters_in_words(params.total_params, params.active_params),
         "Longest context": f"{spec.max_context:,} tokens",
     }
 

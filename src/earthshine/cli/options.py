@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from earthshine.cli.progress import ByteProgress
+from earthshine.cli.words import SERVE_BATCH
 from earthshine.engine import LoadedModel, load_model
 from earthshine.errors import TextError, UsageError
 from earthshine.plan import Plan, PlanArgs, read_plan
@@ -38,7 +39,7 @@ def plan_or_args(
     if args != PlanArgs():
         raise UsageError(
             "--plan has all options for loading the model; leave out the others, or make the plan again with them "
-            "(earthshine plan MODEL --batch 8 --save FILE, for example)."
+            f"(earthshine plan MODEL --batch {SERVE_BATCH} --save FILE, for example)."
         )
     return read_plan(plan)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from earthshine.errors import UsageError
+from earthshine.files import written_whole
 from earthshine.hub import find_model, size_on_disk
 from earthshine.machine import (
     Machine,
@@ -162,7 +163,7 @@ def _write(found: list[Found], options: PlanOptions, title: str) -> None:
         why = "the model does not fit the memory there" if len(found) == 1 else "give --machine once"
         raise UsageError(f"{' and '.join(asked)} need one plan: {why}.")
     if options.save is not None:
-        options.save.write_text(plan_json(case.plan), encoding="utf-8")
+        _save(plan_json(case.plan).encode(), options.save)
     if options.plot is not None:
         from earthshine.cli.plot import plot_plan
 
@@ -170,6 +171,18 @@ def _write(found: list[Found], options: PlanOptions, title: str) -> None:
         if case.machine.device != "cpu":
             kind = "what another engine could reach, since there are no GPU kernels"
         plot_plan(options.plot, case, f"{title} on {case.machine.name}: {kind}")
+
+
+def _save(raw: bytes, path: Path) -> None:
+    """Write the file as a whole or not at all; a pipe or a terminal is written to. Raises OSError that names it."""
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(raw)
+            return
+        with written_whole(Path(os.path.realpath(path)), 0o644) as file:
+            file.write(raw)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _title(model: str | None, folder: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from earthshine.cli.layout import Report
 from earthshine.cli.plan import Found
-from earthshine.cli.words import count_in_words, dollars, least_size, rate, size
+from earthshine.cli.words import dollars, least_size, parameters_in_words, rate, size
 from earthshine.plan.answer import READING_RATE, REPLY_TOKENS, Answer
 from earthshine.plan.prices import PriceTable
 from earthshine.spec import ModelSpec, footprint
@@ -45,8 +45,7 @@ def print_comparison(title: str, spec: ModelSpec, found: Sequence[Found], table:
 def parameters(spec: ModelSpec) -> str:
     """How large the model is."""
     params = footprint(spec)
-    total, active = count_in_words(params.total_params), count_in_words(params.active_params)
-    return f"{total} parameters, {active} of them used per token"
+    return parameters_in_words(params.total_params, params.active_params, " parameters")
 
 
 def _comparison_row(one: Found) -> tuple[str, ...]:

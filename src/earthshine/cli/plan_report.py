@@ -3,7 +3,7 @@
 from earthshine.cli.layout import Report
 from earthshine.cli.plan import Found
 from earthshine.cli.plan_answer import answer_rows, parameters, print_estimated
-from earthshine.cli.words import dollars, rate
+from earthshine.cli.words import SERVE_BATCH, dollars, rate
 from earthshine.plan import Cost
 from earthshine.plan.answer import LEAST_GAIN, usd_per_million
 from earthshine.plan.explore import Case
@@ -145,7 +145,8 @@ def _print_step(report: Report, case: Case) -> None:
     if idle:
         report.paragraph(f"No faster with: {'; '.join(idle)}.")
     if case.args.batch == 1:
-        report.paragraph("Several replies at a time share what is read: serve decodes up to 8, see --batch 8.")
+        most = f"serve decodes up to {SERVE_BATCH}, see --batch {SERVE_BATCH}"
+        report.paragraph(f"Several replies at a time share what is read: {most}.")
 
 
 def _print_prices(report: Report, case: Case, own: Ownership | None, table: PriceTable) -> None:

@@ -90,7 +90,8 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
             service = _service(generator, engine, served, access, options)
             service.tls = tls
             port = bound.getsockname()[1]
-            service.ready = lambda: print(greeting(loaded.plan, names[0], options, port), flush=True)
+            asked = (options.listen, options.plan, options.api_keys)
+            service.ready = lambda: print(greeting(loaded.plan, names[0], port, *asked), flush=True)
             try:
                 service.run(bound)
             finally:

@@ -4,6 +4,8 @@ import math
 
 from earthshine.units import format_bytes
 
+SERVE_BATCH = 8  # the most sequences that serve decodes together, if --batch does not say
+
 
 def count_in_words(parameters: int) -> str:
     """2.58 billion."""
@@ -11,6 +13,11 @@ def count_in_words(parameters: int) -> str:
         if parameters >= least:
             return f"{parameters / least:.3g} {name}"
     return f"{parameters:,}"
+
+
+def parameters_in_words(total: int, active: int, noun: str = "") -> str:
+    """1.03 trillion, 32.9 billion used per token; `noun` follows the first number."""
+    return f"{count_in_words(total)}{noun}, {count_in_words(active)} used per token"
 
 
 def least_size(nbytes: int) -> str:

@@ -53,7 +53,7 @@ class Pending:
 Announce = Callable[[Pending], None]
 
 
-def pending_download(name: str, *, weights: bool = True) -> Pending:
+def pending_download(name: str) -> Pending:
     """What a download of an id would still fetch, from the hub's listing.
 
     Until the index of the weights is on disk, every shard of the repository counts. Raises SourceError if the hub
@@ -63,7 +63,7 @@ def pending_download(name: str, *, weights: bool = True) -> Pending:
         commit, listing = _listing(name)
     except Exception as error:  # the library raises errors of several others for what a network can do
         raise _failure(name, error) from None
-    return _pending(name, commit, listing, _needed(name, commit, listing, weights))
+    return _pending(name, commit, listing, _needed(name, commit, listing, True))
 
 
 def download(name: str, *, weights: bool, announce: Announce | None = None) -> Path:

@@ -29,11 +29,9 @@ Every length is compared with a limit, by the caller or the file's size, before 
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from tempfile import mkstemp
 from typing import BinaryIO
 
 import torch
@@ -41,6 +39,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from earthshine.errors import BlobError
+from earthshine.files import written_whole
 from earthshine.kv.header import (
     DIGEST_BYTES,
     INDEX,
@@ -204,7 +203,8 @@ class KVBlob:
     def save(self, path: Path) -> None:
         """Write to `path`, which is replaced as a whole or not at all. Raises BlobError."""
         try:
-            _replace_file(path, self)
+            with written_whole(path) as file:
+                self.write(file)
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
             raise BlobError(f"The state could not be written to {path}: {error}.") from None
 
@@ -246,23 +246,3 @@ def _parts(values: Tensor) -> Iterator[bytearray]:
         buffer = bytearray(part.nbytes)
         torch.frombuffer(buffer, dtype=values.dtype).copy_(part)
         yield buffer
-
-
-def _replace_file(path: Path, blob: KVBlob) -> None:
-    """Temporary file beside `path`, fsync, rename, fsync of the folder."""
-    handle, temporary = mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file:
-            blob.write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

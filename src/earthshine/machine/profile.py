@@ -9,13 +9,12 @@ import bisect
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from earthshine.errors import UsageError
+from earthshine.files import written_whole
 from earthshine.machine.probe import identity, memory_total
 from earthshine.machine.strict import read_fields
 from earthshine.untrusted import parse_object, read_file, shown
@@ -171,16 +170,8 @@ def save_machine(machine: Machine, path: Path) -> None:
     text = machine_json(machine)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
-            try:
-                file.write(text)
-                file.flush()
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                with suppress(FileNotFoundError):  # an interrupt may come after the last step
-                    os.unlink(file.name)
-                raise
+        with written_whole(path, 0o644) as file:
+            file.write(text.encode())
     except OSError as error:
         raise UsageError(f"{shown(path)} can't be written: {error.strerror}; name another file.") from None
 

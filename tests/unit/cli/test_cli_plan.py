@@ -1,6 +1,8 @@
 """`earthshine plan`: from a config alone, for any machine, to tables, JSON, a picture, and a file that chat takes."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -219,6 +221,36 @@ def test_a_file_that_can_not_be_written_is_named(earthshine, tmp_path, option):
     assert "absent" in err
     assert "No such file" in err
     assert err.count("\n") == 1
+
+
+def test_a_plan_that_can_not_be_written_leaves_the_one_before(earthshine, tmp_path, monkeypatch):
+    file = tmp_path / "plan.json"
+    command = ("plan", "--machine", "mini-24gb", "--save", file, "--memory")
+    earthshine(*command, "2GiB")
+    before = file.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        code, out, err = earthshine(*command, "3GiB")
+    assert (code, out) == (1, "")
+    assert f"{file}: No space left on device" in err
+    assert file.read_bytes() == before
+    assert os.listdir(tmp_path) == ["plan.json"]
+    (tmp_path / "link").symlink_to(file)
+    earthshine(*command[:-2], tmp_path / "link", "--memory", "3GiB")
+    assert read_plan(file).memory.budget_bytes == 3 << 30
+
+
+def test_a_plan_is_written_to_what_is_no_file(earthshine):
+    reading, writing = os.pipe()
+    with open(reading, "rb") as pipe:
+        code, _, err = earthshine("plan", "--machine", "mini-24gb", "--save", f"/proc/self/fd/{writing}")
+        os.close(writing)
+        assert (code, err) == (0, "")
+        assert json.loads(pipe.read())["format"].startswith("earthshine plan ")
 
 
 @pytest.mark.parametrize(("suffix", "first"), [(".png", b"\x89PNG"), (".SVG", b"<?xml"), (".pdf", b"%PDF")])

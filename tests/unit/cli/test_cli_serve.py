@@ -2,7 +2,6 @@
 
 import socket
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -156,7 +155,7 @@ def greeted(saved=False, batch=8, **options):
     args = PlanArgs(4 << 30, batch=batch)
     plan = make_plan(load_spec(GLEAM), args)
     given = {"listen": ListenOptions(), "api_keys": None} | options
-    return greeting.greeting(plan, "gleam", SimpleNamespace(plan=plan if saved else args, **given), 9)
+    return greeting.greeting(plan, "gleam", 9, given=plan if saved else args, **given)
 
 
 def test_a_server_for_this_machine_says_that_no_key_is_needed():
