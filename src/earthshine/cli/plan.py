@@ -213,7 +213,7 @@ def _facts(found: Found, table: PriceTable) -> dict[str, Any]:
 
 
 def _answer(given: Answer) -> dict[str, Any]:
-    load, helps = given.download, given.helps
+    load, helps = given.download, given.best_change
     return {
         "runs": given.runs,
         "lacks": list(given.lacks),
@@ -223,12 +223,12 @@ def _answer(given: Answer) -> dict[str, Any]:
         "model_bytes": load.total_bytes,
         "download_bytes": load.missing_bytes,
         "free_disk_bytes": load.free_bytes,
-        "context_tokens": given.talk_tokens or None,
+        "context_tokens": given.context_tokens or None,
         "tokens_per_second": given.reply_rate or None,
         "reply_tokens": REPLY_TOKENS,
         "reply_seconds": given.reply_seconds,
         "first_token_seconds": {str(n): seconds for n, seconds in (given.waits or {}).items()},
-        "output_usd_per_million": given.usd,
+        "output_usd_per_million": given.output_usd_per_million,
         "service": None if given.service is None else given.service.name,
         "times_service_price": given.times_service,
         "helps_most": None if helps is None else {"change": helps[0], "times_as_fast": helps[1]},

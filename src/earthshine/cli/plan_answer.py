@@ -57,7 +57,8 @@ def _comparison_row(one: Found) -> tuple[str, ...]:
         return (one.asked, "no", f"> {size(given.smallest_bytes)}", "", "", "", "", "")
     waits = [about + format_duration(exact(wait)) if wait is not None else "-" for wait in (given.waits or {}).values()]
     times = given.times_service
-    cost = _times(times) if times is not None else "unknown" if given.usd is None else f"${dollars(given.usd)}"
+    usd = given.output_usd_per_million
+    cost = _times(times) if times is not None else "unknown" if usd is None else f"${dollars(usd)}"
     speed = (about + rate(exact(given.reply_rate)), about + format_duration(exact(given.reply_seconds or 0.0)))
     return (one.asked, "yes" if given.runs else "no", size(given.budget_bytes), *speed, *waits, cost)
 
@@ -164,9 +165,9 @@ def _times(times: float) -> str:
 def _output_cost(given: Answer, table: PriceTable) -> str:
     service = given.service
     there = "" if service is None else f"${dollars(service.output)} at {service.name} on {table.dated}"
-    if given.usd is None:
+    if given.output_usd_per_million is None:
         return "unknown without --watts and --machine-price" + (f"; the API: {there}" if there else "")
-    here = f"${dollars(given.usd)} per million tokens here"
+    here = f"${dollars(given.output_usd_per_million)} per million tokens here"
     times = given.times_service
     if times is None:
         return f"{here}; no service in the table of prices offers this model"
@@ -183,7 +184,7 @@ def _helps(given: Answer) -> str:
     if "disk" in given.lacks:
         lacking = size(given.download.lacking_bytes)
         return f"{lacking} more free space, or EARTHSHINE_HOME set to a folder on a larger disk"
-    if given.helps is None:
+    if given.best_change is None:
         return "nothing of disk, memory size or memory speed: other parts take the time"
-    change, times = given.helps
+    change, times = given.best_change
     return f"{change}: tokens come " + (f"{times:.1f} times as fast" if times >= 1.1 else f"{times - 1:.1%} faster")

@@ -38,7 +38,8 @@ class PromptReport:
         return self.latest
 
     def _left(self, share: float, seconds: float) -> float | None:
-        """What steps before led to expect counts at the beginning, and this prompt's own rate more and more."""
+        """Weights the initial forecast by 1 - `share` and the measured rate by `share`. Without a forecast: None until
+        the measured rate can be trusted."""
         own = seconds / share
         if self._expected is None:
             return own * (1 - share) if share >= _TRUSTED else None

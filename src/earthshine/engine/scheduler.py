@@ -39,7 +39,8 @@ _PAGE_SECONDS = 0.01  # to wait for pages where nothing else can be done, before
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk(StepRow):
-    """A row of a step, and whose: consecutive tokens of `sequence`, computed over the `begin` tokens before them."""
+    """A step's row with its sequence: consecutive tokens of `sequence`, computed over the `begin` tokens
+    before them."""
 
     sequence: TokenSequence
     begin: int

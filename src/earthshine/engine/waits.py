@@ -1,4 +1,4 @@
-"""How far the prompts of a queue are, and how long they will take, from steps before and from what runs beside them."""
+"""Progress of running prompts, and their expected remaining time."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

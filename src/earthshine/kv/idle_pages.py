@@ -23,18 +23,18 @@ class _ByUse:
         return len(self._pages)
 
     def add(self, cached: CachedPage) -> None:
-        """A page that is not here yet."""
+        """Adds a page that is not here yet."""
         self._pages[cached.last_use] = cached
         heapq.heappush(self._heap, cached.last_use)
         if len(self._heap) > 2 * len(self._pages) + _SPARE:
             self._heap = sorted(self._pages)
 
     def discard(self, cached: CachedPage) -> bool:
-        """Whether it was here."""
+        """Removes the page; returns whether it was here."""
         return self._pages.pop(cached.last_use, None) is not None
 
     def first(self) -> CachedPage | None:
-        """The one that was unused longest; None where there is none."""
+        """The longest unused page; None where there is none."""
         while self._heap and self._heap[0] not in self._pages:
             heapq.heappop(self._heap)
         return self._pages[self._heap[0]] if self._heap else None
@@ -47,8 +47,8 @@ class IdlePages:
         self._pool, self._writes = pool, writes
         self._cached: dict[int, CachedPage] = {}  # all that were added, by their pages of the pool
         self._n_uses = 0
-        # Those held by the cache alone: most of them, and those that were found to want writing before they are
-        # evicted. And those held by the store too.
+        # Pages held by the cache alone: most of them, and those that must be written before eviction. Then pages that
+        # the store holds too.
         self._unused, self._unwritten, self._in_writing = _ByUse(), _ByUse(), set[int]()
         pool.holders_changed = self._sort
 
@@ -61,36 +61,37 @@ class IdlePages:
 
     @property
     def n_in_writing(self) -> int:
-        """Those that the store is writing."""
+        """The number of pages that the store is writing."""
         return len(self._in_writing)
 
     def add(self, cached: CachedPage) -> None:
-        """A page that is shared from now on, and still held by others."""
+        """Adds a page that is shared from now on, and still held by others."""
         self._cached[cached.page] = cached
         self.use(cached)
 
     def remove(self, cached: CachedPage) -> None:
-        """A page that is about to be released by the cache."""
+        """Removes a page that the cache is about to release."""
         del self._cached[cached.page]
         self._discard(cached)
         self._in_writing.discard(cached.page)
 
     def use(self, cached: CachedPage) -> None:
-        """It was used just now."""
+        """Marks the page as used just now."""
         was_there = self._discard(cached)
         self._n_uses += 1
         cached.last_use = self._n_uses
         if was_there:
             self._unused.add(cached)
 
-    def first_to_drop(self, unwritten: bool) -> CachedPage | None:
-        """The longest unused page that need not be written; with `unwritten`, of all that are not being written."""
-        while not unwritten and (first := self._unused.first()) is not None and self._writes.wants(first):
+    def first_to_drop(self, include_unwritten: bool) -> CachedPage | None:
+        """The longest unused page that need not be written; with `include_unwritten`, the longest unused of all that
+        are not being written. None where there is none."""
+        while not include_unwritten and (first := self._unused.first()) is not None and self._writes.wants(first):
             self._unused.discard(first)
             self._unwritten.add(first)
         found = [self._unused.first()]
         other = self._unwritten.first()
-        if other is not None and (unwritten or not self._writes.wants(other)):
+        if other is not None and (include_unwritten or not self._writes.wants(other)):
             found.append(other)
         return min((each for each in found if each is not None), key=lambda each: each.last_use, default=None)
 
@@ -99,7 +100,7 @@ class IdlePages:
         return self._unwritten.first()
 
     def _sort(self, page: int) -> None:
-        """The number of a page's holders has changed."""
+        """Sorts a page anew, after the number of its holders has changed."""
         cached = self._cached.get(page)
         if cached is None:
             return
@@ -113,5 +114,5 @@ class IdlePages:
             self._unused.add(cached)
 
     def _discard(self, cached: CachedPage) -> bool:
-        """Whether it was held by the cache alone."""
+        """Removes the page; returns whether the cache alone held it."""
         return self._unused.discard(cached) or self._unwritten.discard(cached)

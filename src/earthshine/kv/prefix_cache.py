@@ -263,7 +263,7 @@ class PrefixCache:
         What need not be written goes first, though it was used later.
         """
         while self._pool.free_pages < count:
-            cached = self._idle.first_to_drop(unwritten=self._stuck)
+            cached = self._idle.first_to_drop(include_unwritten=self._stuck)
             if cached is not None:
                 self._drop(cached)
                 continue

@@ -151,7 +151,8 @@ class LLM:
             sampling_params: one for all conversations, or a list of one for each; by default the model's own.
             options: see ChatOptions.
 
-        Raises UsageError, ContextError and TextError for invalid parameters and messages, before anything is computed.
+        Raises UsageError, ContextError and TextError for invalid parameters and messages, before anything is computed,
+        and UnavailableError where the process that renders templates does not work at the moment.
         """
         return self._whole(self._conversations(messages, sampling_params, **options))
 

@@ -16,7 +16,7 @@ from earthshine.machine.probe import identity, memory_total, processors, title
 from earthshine.machine.profile import DiskRate, Machine, Points
 from earthshine.units import format_rate
 
-_MEMORY_A_CORE = 10e9  # bytes per second that one core reads
+_MEMORY_PER_CORE = 10e9  # bytes per second that one core reads
 _DESKTOP_MEMORY, _SERVER_MEMORY = 60e9, 250e9  # that all cores read, two channels of DDR5 or eight
 _SERVER_BYTES = 200 << 30  # of memory, more than two channels hold
 _MEMORY_SHARE = 0.8  # of the memory's rate, that products of one row reach at best
@@ -30,8 +30,8 @@ _DISKS = {
     "unknown": 0.5e9,
 }
 _LAYER_SECONDS = 5e-4
-_BYTES_A_VALUE = {"bf16": 2.0, "int4": 0.5625, "fp8": 1.0, "int8": 1.03}
-_LATENT_FLOPS_A_BYTE = 1.9  # of one query row
+_BYTES_PER_VALUE = {"bf16": 2.0, "int4": 0.5625, "fp8": 1.0, "int8": 1.03}
+_LATENT_FLOPS_PER_BYTE = 1.9  # of one query row
 _ROWS, _HEADS = (1, 4, 16, 64, 512), (16, 64, 16384)
 
 
@@ -58,7 +58,7 @@ def estimated_machine(folder: Path, root: Path = ROOT) -> Machine:
     own, threads, nbytes = identity(root), processors(root), memory_total(root)
     core, kind = _CORES[str(own["instruction_set"])], disk_kind(folder, root)
     most = _SERVER_MEMORY if nbytes > _SERVER_BYTES else _DESKTOP_MEMORY
-    memory, disk = min(threads * _MEMORY_A_CORE, most), _disk_rate(folder, kind, root)
+    memory, disk = min(threads * _MEMORY_PER_CORE, most), _disk_rate(folder, kind, root)
     parts = (
         f"{threads} processors with {own['instruction_set']} kernels",
         f"memory read at {format_rate(memory)}",
@@ -87,7 +87,7 @@ def _disk_rate(folder: Path, kind: str, root: Path) -> float:
 def _products(core: _Core, threads: int, memory: float) -> Mapping[str, Points]:
     """The times of reading or decoding a weight, whichever is longer, and of multiplying it by the rows are added."""
     found: dict[str, Points] = {}
-    for form, nbytes in _BYTES_A_VALUE.items():
+    for form, nbytes in _BYTES_PER_VALUE.items():
         read = 2 / nbytes * _MEMORY_SHARE * memory
         one = read if form == "bf16" else min(read, core.decoded * threads)
         found[form] = tuple((rows, 1 / (1 / (one * rows) + 1 / (core.many * threads))) for rows in _ROWS)
@@ -95,4 +95,4 @@ def _products(core: _Core, threads: int, memory: float) -> Mapping[str, Points]:
 
 
 def _attention(peak: float, memory: float) -> Points:
-    return tuple((rows, 1 / (1 / (rows * _LATENT_FLOPS_A_BYTE * memory) + 1 / peak)) for rows in _HEADS)
+    return tuple((rows, 1 / (1 / (rows * _LATENT_FLOPS_PER_BYTE * memory) + 1 / peak)) for rows in _HEADS)

@@ -1,4 +1,4 @@
-"""What a mixture asks of the routed experts of all layers, wherever they lie: three protocols, each with more to it."""
+"""Protocols for the routed experts: any store; one that can be interrupted; one that may be resident."""
 
 from collections.abc import Generator
 from typing import Protocol, runtime_checkable

@@ -1,7 +1,7 @@
 """A layer of a decode step in two native calls: attention, and the feed-forward network, each with the norm before it.
 
-Each kind of attention or network says in its own file how it is fused, if at all. What it does one operation after the
-other serves everything else: prompts, fp32, training, experts on disk. The bits are the same.
+Each kind of attention or network says in its own file how it is fused, if at all. The unfused forward pass serves
+everything else: prompts, fp32, training, experts on disk. The bits are the same.
 """
 
 from typing import cast

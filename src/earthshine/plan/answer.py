@@ -29,9 +29,9 @@ class Answer:
 
     smallest_bytes: the least budget that works. budget_bytes: the one in use. free_bytes: what the process may take
     now; None on a machine that is described.
-    talk_tokens: the length of conversation that `decode` is at. waits: seconds to the first token of a prompt, by its
-    length; None where it does not fit. usd: per million tokens of output; None where the machine's cost is unknown.
-    helps: the change of the machine that makes replies fastest, with how many times as fast; None if none does.
+    context_tokens: the length of conversation that `decode` is at. waits: seconds to the first token of a prompt, by
+    its length; None where it does not fit. output_usd_per_million: of tokens; None where the machine's cost is unknown.
+    best_change: the change of the machine that makes replies fastest, with how many times as fast; None if none does.
     """
 
     lacks: tuple[str, ...]
@@ -39,12 +39,12 @@ class Answer:
     budget_bytes: int
     free_bytes: int | None
     download: Download
-    talk_tokens: int = 0
+    context_tokens: int = 0
     decode: Cost | None = None
     waits: Mapping[int, float | None] | None = None
-    usd: float | None = None
+    output_usd_per_million: float | None = None
     service: ServicePrice | None = None
-    helps: tuple[str, float] | None = None
+    best_change: tuple[str, float] | None = None
 
     @property
     def runs(self) -> bool:
@@ -63,9 +63,9 @@ class Answer:
     @property
     def times_service(self) -> float | None:
         """Output here over its price at the service that offers the same model; None where either is unknown."""
-        if self.usd is None or self.service is None or not self.service.output:
+        if self.output_usd_per_million is None or self.service is None or not self.service.output:
             return None
-        return self.usd / self.service.output
+        return self.output_usd_per_million / self.service.output
 
 
 def answer(
@@ -85,21 +85,28 @@ def answer(
     check_args(args, spec)
     smallest, budget = smallest_budget(spec, args), budget_bytes(args, machine, PROCESS_BYTES, available_bytes)
     if args.memory_bytes is None and budget < smallest:
-        return Answer((*lacks, "memory"), smallest, budget, available_bytes, download), None
+        found = Answer(
+            lacks=(*lacks, "memory"),
+            smallest_bytes=smallest,
+            budget_bytes=budget,
+            free_bytes=available_bytes,
+            download=download,
+        )
+        return found, None
     case = Case.of(spec, machine, args, available_bytes)
-    talk = min(PROMPTS[0], case.plan.memory.context_tokens)
+    context = min(PROMPTS[0], case.plan.memory.context_tokens)
     found = Answer(
-        tuple(lacks),
-        smallest,
-        budget,
-        available_bytes,
-        download,
-        talk,
-        case.decode(talk),
-        _waits(case),
-        None if own is None else usd_per_million(case, own)["output"],
-        table.service_of(spec.family, footprint(spec).total_params),
-        max((change for change in case.what_if() if change[1] >= LEAST_GAIN), key=lambda c: c[1], default=None),
+        lacks=tuple(lacks),
+        smallest_bytes=smallest,
+        budget_bytes=budget,
+        free_bytes=available_bytes,
+        download=download,
+        context_tokens=context,
+        decode=case.decode(context),
+        waits=_waits(case),
+        output_usd_per_million=None if own is None else usd_per_million(case, own)["output"],
+        service=table.service_of(spec.family, footprint(spec).total_params),
+        best_change=max((each for each in case.what_if() if each[1] >= LEAST_GAIN), key=lambda c: c[1], default=None),
     )
     return found, case
 

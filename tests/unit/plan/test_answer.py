@@ -33,19 +33,19 @@ def test_every_figure_is_the_forecasts() -> None:
     assert given.reply_rate == pytest.approx(case.decode(4096).tokens_per_second / 3), "of one of three replies"
     assert given.reply_seconds == pytest.approx(REPLY_TOKENS * case.decode(4096).seconds)
     assert given.budget_bytes == case.plan.memory.budget_bytes
-    assert given.usd == OWN.usd_per_million(case.decode(context // 2).tokens_per_second)
+    assert given.output_usd_per_million == OWN.usd_per_million(case.decode(context // 2).tokens_per_second)
     for n_tokens in PROMPTS:
         other = Case.of(long(), FLAT, PlanArgs(given.budget_bytes, n_tokens, 3))
         assert given.waits is not None
         assert given.waits[n_tokens] == other.prompt(n_tokens).seconds
-    assert given.helps == max(case.what_if(), key=lambda change: change[1])
+    assert given.best_change == max(case.what_if(), key=lambda change: change[1])
 
 
 def test_a_prompt_that_does_not_fit_has_no_wait() -> None:
     given, _ = answer(made(), FLAT, PlanArgs(), ROOMY, None, PRICES)
     assert given.waits is not None
     assert (given.waits[4096] is None, given.waits[32_768]) == (False, None)
-    assert (given.usd, given.service, given.times_service) == (None, None, None)
+    assert (given.output_usd_per_million, given.service, given.times_service) == (None, None, None)
 
 
 def test_the_cost_is_held_against_the_service_that_offers_the_model(shared_data: Path) -> None:
@@ -54,8 +54,8 @@ def test_the_cost_is_held_against_the_service_that_offers_the_model(shared_data:
     assert case is not None
     assert given.service is not None
     assert given.service.name == "Kimi K2.6 (Moonshot)"
-    assert given.usd is not None
-    assert given.times_service == pytest.approx(given.usd / 4.0)
+    assert given.output_usd_per_million is not None
+    assert given.times_service == pytest.approx(given.output_usd_per_million / 4.0)
 
 
 def test_a_disk_that_is_too_small_is_lacking_beside_the_forecast() -> None:

@@ -131,7 +131,7 @@ class Metrics:
             self._token_gap.observe(timing.gap)
 
     def ended(self, timing: Timing) -> None:
-        """A request has ended; one that was cut has no decode time."""
+        """Observe a request that has ended; a cancelled or failed request has no decode time."""
         if not timing.prompt_tokens:
             return
         self._request_time.observe(timing.seconds)
