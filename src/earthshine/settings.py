@@ -12,7 +12,8 @@ All variables are optional; an empty one counts as unset. A value that has no me
                          specification asks
     XDG_CACHE_HOME       folder of the server's disk cache, in a subfolder earthshine; by default
                          ~/.cache, and the same holds
-    HF_HUB_CACHE, HF_HOME the downloader's own cache; read here only to find its disk
+    HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME
+                         the downloader's cache: the default folder of downloads. The first that is set counts
     TERM                 dumb or unset: a terminal whose cursor does not move
 """
 

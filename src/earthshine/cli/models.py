@@ -44,6 +44,8 @@ def pull(model: Annotated[str, typer.Argument(help="A Hugging Face id, such as m
         return
     find_readable(model, announce_download)
     found = find_downloaded(model)
+    if not found.whole:
+        raise SourceError(f"{model} in {found.folder} is not whole: {_state(found)}. Run the same command again.")
     print(f"{model} is whole: {format_bytes(found.nbytes)} in {found.folder}.")
 
 

@@ -5,14 +5,17 @@ while the hub can't be reached are huggingface_hub's.
 """
 
 import errno
-import fnmatch
+import glob
 import os
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from earthshine.errors import EarthshineError, SourceError
+from earthshine.files import written_whole
 from earthshine.hub.place import INDEX, model_folder, shard_names
 from earthshine.hub.weight_files import RemoteFile, fetch_weights
 from earthshine.machine.drive import free_bytes
@@ -21,16 +24,18 @@ from earthshine.settings import read_settings
 from earthshine.units import format_bytes
 from earthshine.untrusted import shown
 
-# No Python, no pickles: only what Earthshine reads.
+# Whole names, because a pattern like tokenizer* would also fetch Python and pickles: only what Earthshine reads.
 _SMALL = (
     "config.json",
     "generation_config.json",
     "hf_quant_config.json",
-    "tokenizer*",
+    "tokenizer.json",
+    "tokenizer_config.json",
     "tiktoken.model",
     "chat_template.jinja",
 )
-_KEPT = "Downloaded data is kept; run the same command again to resume."
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +80,15 @@ def download(name: str, *, weights: bool, announce: Announce | None = None) -> P
     """
     try:
         commit, listing = _listing(name)
-    except Exception:
-        return _snapshot(name, [*_SMALL, *([INDEX, "*.safetensors"] if weights else [])])
+    except EarthshineError:
+        raise
+    except Exception as error:
+        return _copy_here(name, weights, error)
     if weights and not any(_is_shard(file.path) for file in listing):
         raise SourceError(f"{name} has no safetensors weights; other formats, GGUF among them, are not read.")
     small = _needed(name, commit, listing, False) + [file.path for file in listing if weights and file.path == INDEX]
     _pending(name, commit, listing, small).require_space()
-    folder = _snapshot(name, small)
+    folder = _snapshot(name, commit, small)
     if not weights:
         return folder
     names = _needed(name, commit, listing, True)
@@ -93,22 +100,49 @@ def download(name: str, *, weights: bool, announce: Announce | None = None) -> P
         fetch_weights(name, commit, missing.size.folder / "blobs", missing.files)
     except Exception as error:
         raise _failure(name, error) from None
-    return _snapshot(name, names)
+    return _snapshot(name, commit, names)
+
+
+def _copy_here(name: str, weights: bool, error: Exception) -> Path:
+    """The snapshot on disk, used while the hub can't be asked; raises `error` as a SourceError if a file is absent."""
+    folder = model_folder(name)
+    with suppress(OSError, ValueError):
+        commit = (folder / "refs" / "main").read_text(encoding="ascii").strip()
+        here = folder / "snapshots" / commit
+        if _COMMIT.fullmatch(commit) and (here / "config.json").exists():
+            shards = shard_names(here) if weights else []
+            if all((here / shard).exists() for shard in shards):
+                return here
+    raise _failure(name, error) from None
 
 
 def _listing(name: str) -> tuple[str, list[RemoteFile]]:
-    """The newest commit and the files at its top."""
+    """The newest commit and, of the files at its top, those that may be fetched.
+
+    All of it becomes paths on this machine. Raises SourceError for a commit, a digest, a size or a name that is none.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     api = HfApi(token=read_settings().token)
     commit = api.model_info(name).sha or ""
+    if not _COMMIT.fullmatch(commit):
+        raise SourceError(f"The hub's answer for {name} is damaged: {shown(commit)} is not a commit.")
     entries = api.list_repo_tree(name, revision=commit)
-    files = [entry for entry in entries if isinstance(entry, RepoFile)]
-    return commit, [
-        RemoteFile(file.path, file.size, file.lfs.sha256 if file.lfs else file.blob_id, file.lfs is not None)
-        for file in files
-    ]
+    files = (entry for entry in entries if isinstance(entry, RepoFile))
+    return commit, [_remote_file(name, file) for file in files if file.path in (*_SMALL, INDEX) or _is_shard(file.path)]
+
+
+def _remote_file(name: str, file: Any) -> RemoteFile:
+    digest, form = (file.lfs.sha256, _SHA256) if file.lfs else (file.blob_id, _COMMIT)
+    damaged = f"The hub's answer for {name} is damaged: "
+    if "/" in file.path or not file.path.isprintable():
+        raise SourceError(f"{damaged}{shown(file.path)} is not a file's name.")
+    if not isinstance(digest, str) or not form.fullmatch(digest):
+        raise SourceError(f"{damaged}{shown(digest)} is not the digest of {shown(file.path)}.")
+    if type(file.size) is not int or file.size < 0:
+        raise SourceError(f"{damaged}{shown(file.size)} is not the size of {shown(file.path)}.")
+    return RemoteFile(file.path, file.size, digest, file.lfs is not None)
 
 
 def _is_shard(path: str) -> bool:
@@ -118,7 +152,7 @@ def _is_shard(path: str) -> bool:
 def _needed(name: str, commit: str, listing: list[RemoteFile], weights: bool) -> list[str]:
     """The paths to fetch; the shards are those of the index once that is on disk."""
     paths = [file.path for file in listing]
-    small = [path for path in paths if any(fnmatch.fnmatchcase(path, pattern) for pattern in _SMALL)]
+    small = [path for path in paths if path in _SMALL]
     if not weights:
         return small
     snapshot = model_folder(name) / "snapshots" / commit
@@ -141,7 +175,8 @@ def _pending(name: str, commit: str, listing: list[RemoteFile], paths: list[str]
     return Pending(name, missing, Download(total, total - left, folder, free_bytes(folder / "blobs")))
 
 
-def _snapshot(name: str, patterns: list[str]) -> Path:
+def _snapshot(name: str, commit: str, paths: list[str]) -> Path:
+    """The folder of this commit with these files, which becomes the one that is used without the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -151,20 +186,36 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
 
     settings = read_settings()
     place, token = settings.downloads, settings.token
+    exact = [glob.escape(path) for path in paths]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, cache_dir=place, token=token, tqdm_class=Silent))
+        folder = snapshot_download(
+            name, revision=commit, allow_patterns=exact, cache_dir=place, token=token, tqdm_class=Silent
+        )
     except Exception as error:
         raise _failure(name, error) from None
+    _note_newest(model_folder(name) / "refs" / "main", commit)
+    return Path(folder)
+
+
+def _note_newest(main: Path, commit: str) -> None:
+    """Write `refs/main`, which the library leaves as it is where a commit is asked for."""
+    with suppress(OSError):  # a cache that can't be written to
+        if not main.exists() or main.read_bytes() != commit.encode():
+            main.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(main, 0o644) as file:
+                file.write(commit.encode())
 
 
 def _failure(name: str, error: Exception) -> EarthshineError:
     """What to tell a person of an error that a network, a disk or the hub's library gave."""
     if isinstance(error, EarthshineError):
         return error
+    has_data = any((model_folder(name) / "blobs").glob("*"))
+    kept = "Downloaded data is kept; run the same command again to resume. " if has_data else ""
     code, place = (error.errno if isinstance(error, OSError) else None), shown(read_settings().downloads)
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return SourceError(
-            f"{name} could not be downloaded whole: the disk of {place} takes no more ({os.strerror(code)}). {_KEPT} "
+            f"{name} could not be downloaded whole: the disk of {place} takes no more ({os.strerror(code)}). {kept}"
             "Free some space first, or set EARTHSHINE_HOME to a folder on a larger disk."
         )
     if code in (errno.EACCES, errno.EROFS, errno.EPERM):
@@ -175,5 +226,5 @@ def _failure(name: str, error: Exception) -> EarthshineError:
     first = str(error).strip().splitlines()
     reason = (first[0] if first else type(error).__name__).removeprefix("Got: ").rstrip(".")
     return SourceError(
-        f"{name} is not a folder here and could not be downloaded: {reason}. Check the id and the network. {_KEPT}"
+        f"{name} is not a folder here and could not be downloaded: {reason}. {kept}Check the id and the network."
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from earthshine.errors import SourceError
 from earthshine.hub.download import Announce, download, pending_download
-from earthshine.hub.place import is_id
+from earthshine.hub.place import is_id, model_folder, part_bytes
 from earthshine.plan.download import Download, download_of
 from earthshine.settings import read_settings
 from earthshine.spec import ModelSpec, load_spec
@@ -75,10 +75,12 @@ def size_on_disk(name: str | None, folder: Path, spec: ModelSpec) -> Download:
 
     Of an id as the hub lists it; of any other, or while the hub can't be reached, as the config and the files here say.
     """
+    arrived = 0
     if name is not None and name != "gleam" and not os.path.exists(name):
         with suppress(SourceError):
             return pending_download(name).size
-    return download_of(spec, folder, read_settings().downloads)
+        arrived = sum(map(part_bytes, (model_folder(name) / "blobs").glob("*")))
+    return download_of(spec, folder, read_settings().downloads, arrived_bytes=arrived)
 
 
 def snapshot(path: Path) -> Path:

@@ -6,6 +6,8 @@ named by digest), `snapshots/COMMIT` (links to them under their own names) and `
 
 import os
 import re
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 from earthshine.errors import SourceError
@@ -16,6 +18,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*", re.ASCII)
 _PREFIX = "models--"
+_PART = re.compile(r"[0-9a-f]{64}\.incomplete")  # huggingface_hub adds a random number to the names of its own
 _MOST_INDEX_BYTES = 1 << 28  # Kimi-K2.6's has 25 MB
 
 
@@ -38,6 +41,16 @@ def model_folders() -> list[tuple[str, Path]]:
         return []
     named = ((entry.name.removeprefix(_PREFIX).replace("--", "/"), entry) for entry in entries)
     return sorted((name, entry) for name, entry in named if is_id(name))
+
+
+def part_bytes(part: Path) -> int:
+    """Bytes of the part of a file among the blobs that the next download goes on from; 0 for any other path."""
+    if not _PART.fullmatch(part.name) or part.with_suffix("").exists():
+        return 0
+    with suppress(OSError):
+        found = os.lstat(part)
+        return found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return 0
 
 
 def shard_names(snapshot: Path) -> list[str]:

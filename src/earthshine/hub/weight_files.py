@@ -11,17 +11,19 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from earthshine.errors import SourceError
+from earthshine.hub.place import part_bytes
 from earthshine.settings import read_settings
 
 _AT_ONCE = 8
 _PIECE_BYTES = 1 << 20
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,9 @@ class RemoteFile:
         return blobs / f"{self.digest}.incomplete"
 
     def arrived(self, blobs: Path) -> int:
-        """Bytes of it that an earlier download left."""
-        with suppress(OSError):
-            return min(self.nbytes, self.part(blobs).stat().st_size) if self.is_large else 0
-        return 0
+        """Bytes of it that an earlier download left and the next one keeps."""
+        nbytes = part_bytes(self.part(blobs)) if self.is_large and _has_http_download(self) else 0
+        return nbytes if nbytes <= self.nbytes else 0
 
 
 class _Stopped(Exception):
@@ -55,7 +56,7 @@ class _Part(io.FileIO):
     """
 
     def __init__(self, file: RemoteFile, blobs: Path, stop: threading.Event) -> None:
-        descriptor = os.open(file.part(blobs), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(file.part(blobs), _OPEN, 0o666)
         super().__init__(descriptor, "r+b")
         self._stop = stop
         self._digest = hashlib.sha256()
@@ -101,21 +102,33 @@ def fetch_weights(name: str, commit: str, blobs: Path, files: Sequence[RemoteFil
     Raises SourceError for a file that another process fetches or that arrives damaged, OSError for the disk, and
     the library's errors for the network. Whatever happens, what has arrived stays.
     """
-    from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import tqdm
 
-    constants.DOWNLOAD_CHUNK_SIZE = _PIECE_BYTES  # with its 10 MiB a slow link shows nothing for a minute
-    large = [file for file in files if file.is_large and _is_served_whole(file)]
+    large = [file for file in files if file.is_large and _has_http_download(file)]
     if not large:
         return
     blobs.mkdir(parents=True, exist_ok=True)
     total, arrived = sum(file.nbytes for file in large), sum(file.arrived(blobs) for file in large)
     shown_as = {"unit": "iB", "unit_scale": True, "unit_divisor": 1024, "disable": None}  # None: a terminal only
-    with tqdm(desc=name, total=total, initial=arrived, **shown_as) as bar:  # type: ignore[no-untyped-call]
+    bar = tqdm(desc=name, total=total, initial=arrived, **shown_as)  # type: ignore[no-untyped-call]
+    with bar, _small_pieces():
         _Workers(name, commit, blobs, bar).run(large)
 
 
-def _is_served_whole(file: RemoteFile) -> bool:
+@contextmanager
+def _small_pieces() -> Iterator[None]:
+    """With the library's pieces of 10 MiB the progress of a slow link shows nothing for a minute."""
+    from huggingface_hub import constants
+
+    before = constants.DOWNLOAD_CHUNK_SIZE
+    constants.DOWNLOAD_CHUNK_SIZE = _PIECE_BYTES
+    try:
+        yield
+    finally:
+        constants.DOWNLOAD_CHUNK_SIZE = before
+
+
+def _has_http_download(file: RemoteFile) -> bool:
     """Over this size the hub serves a file by Xet alone, which `snapshot_download` speaks."""
     from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
 
@@ -169,6 +182,7 @@ class _Workers:
         blob = self._blobs / file.digest
         with _Part(file, self._blobs, self._stop) as part:
             if blob.exists():  # another process has brought it since
+                file.part(self._blobs).unlink(missing_ok=True)
                 return
             url, headers = hf_hub_url(name, file.path, revision=commit), build_hf_headers(token=read_settings().token)
             begin = part.tell()

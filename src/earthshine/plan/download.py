@@ -59,31 +59,30 @@ def weights_bytes(spec: ModelSpec) -> int:
     return size.experts_bytes + size.trunk_bytes[form]
 
 
-def download_of(spec: ModelSpec, model: Path, downloads: Path, total_bytes: int | None = None) -> Download:
+def download_of(
+    spec: ModelSpec, model: Path, downloads: Path, total_bytes: int | None = None, arrived_bytes: int = 0
+) -> Download:
     """Of the model in the folder `model`, or of a config.json alone, whose weights would go to `downloads`.
 
-    `total_bytes`: of the files, where they are known; by default what the config tells.
+    `total_bytes`: of the files, where they are known; by default what the config tells. `arrived_bytes`: of files that
+    are here in part.
     """
-    total, present = total_bytes or weights_bytes(spec), present_bytes(model)
+    total, present = total_bytes or weights_bytes(spec), present_bytes(model) + arrived_bytes
     if total_bytes is None and present >= _WHOLE * total:
         total = present
     return Download(total, min(present, total), downloads, free_bytes(downloads))
 
 
 def present_bytes(model: Path) -> int:
-    """Bytes of weights in a folder; in a snapshot of the hub's cache, with those of files that are still arriving."""
+    """Bytes of the whole weight files in a folder."""
     if not model.is_dir():
         return 0
-    nbytes = sum(_size(model / name) for name in os.listdir(model) if name.endswith(_ENDING))
-    if model.parent.name == "snapshots":
-        nbytes += sum(_size(file, held=True) for file in (model.parents[1] / "blobs").glob("*.incomplete"))
-    return nbytes
+    return sum(_size(model / name) for name in os.listdir(model) if name.endswith(_ENDING))
 
 
-def _size(file: Path, held: bool = False) -> int:
-    """Bytes of a file, or those that the disk holds of it; 0 for one that is not there."""
+def _size(file: Path) -> int:
+    """Bytes of a file; 0 for one that is not there."""
     try:
-        found = os.stat(file)
+        return os.stat(file).st_size
     except OSError:
         return 0
-    return found.st_blocks * 512 if held else found.st_size

@@ -25,6 +25,9 @@ class HubServer:
     served: each request for a file, as "GET model.safetensors bytes=5-".
     break_after: bytes of a weight file after which the connection is cut, once.
     stall_after: bytes of a weight file after which no more come until `go_on` is set.
+    commits: of the newest state, one for each time it is asked for; the last one stays.
+    listed: by path, what the listing says otherwise of a file.
+    failures: how many of the next questions about the repository are answered with status 500.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,6 +36,8 @@ class HubServer:
         self.break_after: int | None = None
         self.stall_after: int | None = None
         self.go_on = threading.Event()
+        self.commits, self.failures = [COMMIT], 0
+        self.listed: dict[str, dict] = {}
         server = self
 
         class Handler(_Handler):
@@ -75,11 +80,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         repository = self.hub.repository
-        if self.path.startswith(f"/api/models/{repository}/tree/"):
+        if self.path.startswith("/api/") and self.hub.failures:
+            self.hub.failures -= 1
+            self._send(500)
+        elif self.path.startswith(f"/api/models/{repository}/tree/"):
             self._send(200, json.dumps(self._tree()).encode(), Content_Type="application/json")
         elif self.path.startswith(f"/api/models/{repository}"):
             files = [{"rfilename": entry["path"]} for entry in self._tree()]
-            listing = {"id": repository, "sha": COMMIT, "siblings": files}
+            commits = self.hub.commits
+            commit = commits.pop(0) if len(commits) > 1 else commits[0]
+            listing = {"id": repository, "sha": commit, "siblings": files}
             self._send(200, json.dumps(listing).encode(), Content_Type="application/json")
         elif self.path.startswith(f"/{repository}/resolve/"):
             self._file(self.hub.folder / self.path.rsplit("/", 1)[-1])
@@ -92,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             entry = {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": digest(path)}
             if path.name.endswith(SHARD):
                 entry |= {"lfs": {"oid": digest(path), "size": path.stat().st_size, "pointerSize": 130}}
-            entries.append(entry)
+            entries.append(entry | self.hub.listed.get(path.name, {}))
         return entries
 
     def _file(self, path: Path):
@@ -102,7 +112,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data = path.read_bytes()
         begin = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
-        headers = {"Content-Length": len(data) - begin, "ETag": f'"{digest(path)}"', "X_Repo_Commit": COMMIT}
+        headers = {
+            "Content-Length": len(data) - begin,
+            "ETag": f'"{digest(path)}"',
+            "X_Repo_Commit": self.path.split("/")[-2],
+        }
         if begin:
             headers["Content_Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
         self._head(206 if begin else 200, headers | {"Accept_Ranges": "bytes"})

@@ -35,6 +35,7 @@ def test_an_id_that_does_not_exist_is_named(hub):
     done = hub.run("chat", "team/nothing", "-p", "hello")
     assert done.returncode == 1
     assert "team/nothing" in done.stderr
+    assert "kept" not in done.stderr, "nothing has been downloaded"
     assert "Traceback" not in done.stderr
 
 
