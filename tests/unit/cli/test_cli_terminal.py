@@ -198,6 +198,15 @@ def test_questions_of_earlier_sessions_are_found_by_the_arrow_and_kept_private(s
         assert kept.parent.stat().st_mode & 0o777 == 0o700
 
 
+def test_tab_completes_commands_and_settings(start):
+    chat = start()
+    chat.until_asked()
+    chat.type("/set temp\t 0.25\r")
+    chat.until("temperature is 0.25")
+    chat.type("/by\t\r")
+    assert chat.end() == 0
+
+
 @pytest.mark.parametrize("off", ["flag", "variable", "command"])
 def test_no_question_is_kept_where_the_history_is_off(start, tmp_path, off):
     variable = {"EARTHSHINE_HISTORY": "off"} if off == "variable" else {}
