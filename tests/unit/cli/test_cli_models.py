@@ -252,15 +252,3 @@ def test_the_shell_completes_commands_options_and_models(earthshine, tmp_path, m
     code, out, err = earthshine()
     assert (code, err) == (0, "")
     assert out.split() == expected
-
-
-def test_a_shell_completes_the_names_of_models(earthshine, monkeypatch, tmp_path):
-    monkeypatch.setenv("EARTHSHINE_HOME", "")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    for name in ("team--moon", "team--sun"):
-        (tmp_path / f"models--{name}" / "snapshots").mkdir(parents=True)
-    monkeypatch.setenv("_EARTHSHINE_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_CWORD", "2")
-    for typed, names in (("te", ["team/moon", "team/sun"]), ("team/m", ["team/moon"]), ("g", ["gleam"]), ("x", [])):
-        monkeypatch.setenv("COMP_WORDS", f"earthshine chat {typed}")
-        assert earthshine()[1].split() == names
