@@ -51,19 +51,21 @@ class TestProgress:
     def test_words_of_the_time_to_go(self, page):
         code = """(async () => {
           const { duration, Progress } = await import("/progress.js"), said = [];
-          for (const [total, cache, processed, time] of %s) {
+          for (const [total, cache, processed, time, left] of %s) {
             const progress = new Progress();
-            progress.take({ prompt_progress: { total, cache, processed, time_ms: time } }, {});
+            progress.take({ prompt_progress: { total, cache, processed, time_ms: time, left_ms: left } }, {});
             said.push(progress.reading(0).text);
           }
           return [said, [0.2, 59, 60, 3599, 3600, 5400, 86400].map(duration)];
         })()"""
-        cases = [[1000, 0, 340, 20_604], [1000, 340, 340, 0], [1000, 0, 1000, 9], [4000, 0, 10, 60_000], [0, 0, 0, 0]]
+        cases = [[1000, 0, 340, 20_604], [1000, 340, 340, 0], [1000, 0, 1000, 9], [4000, 0, 10, 60_000], [0, 0, 0, 0],
+                 [1000, 0, 340, 20_604, 90_000], [1000, 340, 340, 0, 30_000]]  # fmt: skip
         said, durations = page.run(code % cases)
         assert said == [
             "Reading the prompt: 34%, about 40 s", "Reading the prompt: 34%",
             "The prompt is read; the first word comes next", "Reading the prompt: 0%, about 6 h 39 min",
             "Reading the prompt: 1 s",
+            "Reading the prompt: 34%, about 2 min", "Reading the prompt: 34%, about 30 s",
         ]  # fmt: skip
         assert durations == ["1 s", "59 s", "1 min", "1 h", "1 h", "1 h 30 min", "24 h"]
 

@@ -77,6 +77,7 @@ class TestTrouble:
         for words in (
             "1 running, 2 waiting", "21.0 GiB of 24.0 GiB", "88 %", "768.0 MiB per second",
             "8 % in use, 25 % kept for reuse", "Prompt tokens reused none yet",
+            "Replies preempted 0",
         ):  # fmt: skip
             assert words in text
         meters = page.run("[...document.querySelectorAll('[role=meter]')].map((m) => [m.ariaLabel, m.ariaValueNow])")

@@ -19,7 +19,7 @@ const GAUGES = [
   ["Prompt tokens reused", (g) => percent(g.prefix_hit_rate), (g) => [g.prefix_hit_rate ?? 0]],
   ["Room for conversations", (g) => `${percent(g.pages_used / g.pages)} in use, ${percent(g.pages_cached / g.pages)} kept for reuse`,
     (g) => [g.pages_used / g.pages, g.pages_cached / g.pages]],
-  ["Replies put on hold", (g) => String(g.preemptions)],
+  ["Replies preempted", (g) => String(g.preemptions)],
 ];
 const history = []; // tokens per second, of the last minute
 let seen = null;

@@ -13,7 +13,7 @@ export function duration(seconds) {
 // Counts of one reply. Each piece of text is counted as a token, until the server's own count comes at the end.
 export class Progress {
   #began = performance.now();
-  #read = null; // the last prompt_progress of the stream, { total, cache, processed, time_ms }, and when it came
+  #read = null; // the last prompt_progress of the stream, { total, cache, processed, time_ms, left_ms? }, and when it came
   #started = false; // the server has begun with the prompt
   #first; // when the first piece came, and the last
   #last;
@@ -50,12 +50,13 @@ export class Progress {
     const waited = duration(this.elapsed);
     if (!this.#started) return { text: `${waiting ? "In the server's queue" : "Waiting for the server"}: ${waited}` };
     if (!this.#read) return { text: `Reading the prompt: ${waited}` };
-    const { total, cache = 0, processed, time_ms: time, at } = this.#read;
+    const { total, cache = 0, processed, time_ms: time, left_ms: known, at } = this.#read;
     const share = Math.min(1, processed / total), percent = `${Math.floor(100 * share)}%`;
     const computed = processed - cache;
     if (share === 1) return { text: "The prompt is read; the first word comes next", share };
-    if (!(computed > 0 && time > 0)) return { text: `Reading the prompt: ${percent}`, share };
-    const left = ((total - processed) * time) / computed / 1000 - (performance.now() - at) / 1000;
+    if (known === undefined && !(computed > 0 && time > 0)) return { text: `Reading the prompt: ${percent}`, share };
+    const expected = known ?? ((total - processed) * time) / computed; // the server's, which knows that later tokens take longer
+    const left = (expected - (performance.now() - at)) / 1000;
     return { text: `Reading the prompt: ${percent}, about ${duration(left)}`, share };
   }
 
