@@ -9,6 +9,8 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,10 +42,30 @@ class Browser:
         self._ids = itertools.count(1)
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._open_tab()
+
+    def _open_tab(self) -> str:
+        self._session = None
+        target: str = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        return target
+
+    @contextmanager
+    def other_tab(self) -> Iterator[Callable[[], None]]:
+        """Opens a tab, which all calls are about until it is closed at the end; what it yields changes tabs."""
+        tabs = [self._session]
+        target = self._open_tab()
+        tabs.append(self._session)
+
+        def change() -> None:
+            self._session = tabs[self._session == tabs[0]]
+
+        yield change
+        self._session = None
+        self.call("Target.closeTarget", targetId=target)
+        self._session = tabs[0]
 
     def _send(self, method: str, **params: Any) -> int:
         number = next(self._ids)

@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from .conftest import ANSWER, DIE, DONE, REPLY, WRONG, chunk
 
 ARTICLES = "document.querySelectorAll('article').length"
@@ -95,6 +97,16 @@ class TestVersions:
         page.click("Delete", "document.getElementById('dialog')")
         page.until(f"{ARTICLES} === 3")
 
+    def test_thousands_of_messages_are_deleted_at_once(self, page):
+        code = """(async () => {
+          const { Conversation } = await import("/conversation.js"), made = new Conversation();
+          for (let count = 0; count < 12_000; count++) made.add("user", `message ${count}`);
+          const read = Conversation.from(made.record()), second = read.path()[1], below = read.below(second).length;
+          read.remove(second);
+          return [below, read.messages.size, read.removed.length, read.path().map((message) => message.content)];
+        })()"""
+        assert page.run(code) == [11_999, 1, 11_999, ["message 0"]]
+
 
 class TestEndings:
     def test_a_server_that_dies_leaves_what_it_wrote(self, page, server):
@@ -133,7 +145,10 @@ class TestEndings:
     def test_a_setting_that_can_not_be_sent_is_said_and_nothing_is_lost(self, page, server):
         cases = (
             ("more", "{seed: 1}", "JSON object"),
-            ("more", '{"model": "x"}', "the page sets it"),
+            *(
+                ("more", f'{{"{name}": true}}', "the page sets it")
+                for name in ("model", "return_progress", "continue_final_message")
+            ),
             ("temperature", "9", "0 to 2"),
         )
         for field, value, words in cases:
@@ -146,3 +161,28 @@ class TestEndings:
             assert page.run("document.getElementById('question').value") == "First"
             page.run(f"document.getElementById('{field}').value = ''")
         assert server.asked == []
+
+    def test_a_setting_that_is_given_twice_is_said(self, page, server):
+        page.run("document.getElementById('temperature').value = '1'")
+        page.run("document.getElementById('more').value = '{\"temperature\": 0}'")
+        page.ask("First")
+        page.until("!document.getElementById('refused').hidden")
+        assert '"temperature" is set twice' in page.run("document.getElementById('refused').textContent")
+        assert server.asked == []
+
+    @pytest.mark.parametrize("action", ["Regenerate", "Continue"])
+    def test_a_reply_is_not_asked_for_with_a_setting_that_can_not_be_sent(self, page, server, action):
+        answer(server, "one ", "length")
+        page.ask("First")
+        page.until(DONE)
+        page.run("document.getElementById('temperature').value = '9'")
+        page.click(action)
+        page.until("!document.getElementById('refused').hidden")
+        assert "0 to 2" in page.run("document.getElementById('refused').textContent")
+        assert (page.run(REPLY), page.run(ARTICLES), page.run(VERSIONS)) == ("one", 2, [])
+        page.run("document.getElementById('temperature').value = ''")
+        answer(server, "two")
+        page.click(action)
+        page.until(f"{REPLY}.includes('two') && {DONE}")
+        assert page.run("document.getElementById('refused').hidden")
+        assert page.complaints() == []

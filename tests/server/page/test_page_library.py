@@ -127,6 +127,78 @@ class TestKeeping:
         assert page.run(TITLES) == []
         assert not page.run("document.getElementById('keep').checked")
 
+    def test_the_switch_holds_in_every_tab(self, page, server):
+        converse(page, server, "Moon", "Sun")
+        address = page.run("location.href")
+        with page.other_tab() as change:
+            page.size(1280, 800)
+            page.open(address)
+            assert page.run(TITLES) == ["Sun", "Moon"]
+            page.click("Moon")
+            page.until(f"{REPLY} === 'About moon.'")
+            change()
+            page.run("document.getElementById('keep').click()")
+            confirm(page, "Delete them")
+            page.until(f"{TITLES}.length === 1")
+            change()
+            page.until(f"!document.getElementById('keep').checked && {TITLES}.length === 1")
+            page.ask("More")
+            page.until(f"document.querySelectorAll('article').length === 4 && {DONE}")
+            page.run("document.getElementById('theme').dispatchEvent(new Event('change', { bubbles: true }))")
+            assert page.run("JSON.parse(localStorage['earthshine.settings']).keep") is False
+            assert self.count(page) == 0
+            page.run("document.getElementById('keep').click()")
+            change()
+            page.until("document.getElementById('keep').checked")
+            change()
+        page.until(f"{TITLES}.length === 2")
+
+    def test_a_reply_that_is_written_while_all_is_deleted_is_not_kept(self, page, server):
+        converse(page, server, "Moon")
+        page.run("""(async () => {
+          const { state } = await import("/state.js"), record = state.conversation.record();
+          const deleted = state.library.forget(record);
+          await state.library.save(state.conversation.record());
+          await deleted;
+        })()""")
+        assert self.count(page) == 0
+        assert page.run("import('/state.js').then(({ state }) => state.library.unsaved)") == 1
+
+    def test_a_deletion_that_fails_is_said_and_changes_nothing(self, page, server):
+        converse(page, server, "Moon", "Sun")
+        page.run("IDBObjectStore.prototype.clear = () => { throw new DOMException('', 'UnknownError') }")
+        page.run("document.getElementById('keep').click()")
+        confirm(page, "Delete them")
+        page.until(f"{KEPT}.textContent.includes('did not delete')")
+        assert page.run("document.getElementById('keep').checked")
+        assert page.run(TITLES) == ["Sun", "Moon"]
+        load_again(page)
+        assert page.run(TITLES) == ["Sun", "Moon"]
+
+    def count(self, page):
+        """How many conversations the browser's database holds."""
+        return stored(
+            page,
+            "const all = await opened(indexedDB.open('earthshine'));"
+            " return opened(all.transaction('conversations').objectStore('conversations').count())",
+        )
+
+    def test_keys_wait_for_an_open_dialog(self, page, server):
+        converse(page, server, "Moon", "Sun")
+        page.click("Delete", "document.querySelector('.question')")
+        page.until("document.getElementById('dialog').open")
+        for code, shift in (("KeyO", True), ("KeyK", False)):
+            page.run(
+                f"document.dispatchEvent(new KeyboardEvent('keydown', {{ code: '{code}', ctrlKey: true,"
+                f" shiftKey: {json.dumps(shift)}, bubbles: true, cancelable: true }}))"
+            )
+        assert page.run("document.querySelectorAll('article').length") == 2
+        assert not page.run("document.body.classList.contains('menu')")
+        confirm(page, "Delete")
+        page.until("document.querySelectorAll('article').length === 0")
+        page.click("Moon")
+        page.until(f"{REPLY} === 'About moon.'")
+
     def test_a_new_conversation_asks_before_it_stops_a_reply(self, page, server):
         hold = threading.Event()
         server.steps = [chunk(content="first words"), hold, chunk("stop")]
@@ -172,6 +244,12 @@ class TestFiles:
         assert imported(page, text).startswith("2 conversations imported.")
         page.until(f"{TITLES}.length === 4")
 
+    def test_two_conversations_with_one_id_stay_two(self, page):
+        records = [{"id": "same", "messages": [{"role": "user", "content": name}]} for name in ("One", "Two")]
+        assert imported(page, json.dumps(records)).startswith("2 conversations imported.")
+        page.until(f"{TITLES}.length === 2")
+        assert sorted(page.run(TITLES)) == ["One", "Two"]
+
     @pytest.mark.parametrize(
         ("text", "words"),
         [
@@ -180,6 +258,11 @@ class TestFiles:
             ('{"conversations": [{"messages": 1}, {"format": 99, "messages": []}]}', "0 conversations imported; 2"),
             ('{"messages": [{"role": "user", "content": [1]}]}', "1 could not be read"),
             ('{"format": 1, "messages": [{"id": "a", "parent": "b", "role": "user"}]}', "1 could not be read"),
+            (
+                '{"format": 1, "messages": [{"id": "a", "role": "user"}, {"id": "b", "parent": "a", "role": "user"},'
+                ' {"id": "a", "parent": "b", "role": "user"}]}',
+                "1 could not be read",
+            ),
             ('{"messages": [{"role": "system"}, {"role": "user", "content": "Hi"}]}', "1 conversation im"),
         ],
     )  # fmt: skip
@@ -199,6 +282,44 @@ class TestTrouble:
         page.until(f"{DONE} && {KEPT}.hidden")
         load_again(page)
         assert page.run("document.querySelectorAll('article').length") == 4
+
+    def test_what_the_full_store_refused_is_tried_again_with_the_next_conversation(self, page, server):
+        page.run("""(() => {
+          const put = IDBObjectStore.prototype.put;
+          IDBObjectStore.prototype.put = function (value) {
+            if (value.name === "Moon" && !window.room) throw new DOMException("", "QuotaExceededError");
+            return put.call(this, value);
+          };
+        })()""")
+        converse(page, server, "Moon", "Sun")
+        page.until(f"{KEPT}.textContent.includes('storage is full')")
+        unsaved = "(await import('/state.js')).state.library.unsaved"
+        page.run(f"(async () => {{ while ({unsaved} !== 1) await new Promise((next) => setTimeout(next)); }})()")
+        assert "storage is full" in page.run(f"{KEPT}.textContent")
+        page.run("window.room = true")
+        page.ask("More")
+        page.until(f"document.querySelectorAll('article').length === 4 && {DONE} && {KEPT}.hidden")
+        page.run(f"(async () => {{ while ({unsaved}) await new Promise((next) => setTimeout(next)); }})()")
+        load_again(page)
+        assert sorted(page.run(TITLES)) == ["Moon", "Sun"]
+
+    def test_a_tab_without_any_storage_works(self, page, server):
+        blocked = page.call(
+            "Page.addScriptToEvaluateOnNewDocument",
+            source="""for (const name of ["sessionStorage", "localStorage", "indexedDB"])
+              Object.defineProperty(window, name, { get() { throw new DOMException("", "SecurityError") } });""",
+        )
+        page.open(page.run("location.href"))
+        page.call("Page.removeScriptToEvaluateOnNewDocument", identifier=blocked["identifier"])
+        converse(page, server, "Moon", "Sun")
+        server.key = "secret"
+        page.until("!document.getElementById('key').hidden")
+        page.run("document.getElementById('secret').focus()")
+        page.type("secret")
+        page.press("Enter")
+        page.ask("With a key?")
+        page.until(f"document.querySelectorAll('article').length === 4 && {DONE}")
+        assert len(server.asked) == 3
 
     def test_a_store_of_a_newer_page_is_left_alone(self, page, server):
         stored(
@@ -276,3 +397,27 @@ class TestTrouble:
           return [...found.messages.values()].map((message) => message.content).sort();
         })()""")
         assert merged == ["About moon.", "Moon", "from another tab", "from this tab"]
+
+    @pytest.mark.parametrize("again", [False, True])
+    def test_what_another_tab_added_below_a_deleted_message_is_kept_with_it(self, page, server, again):
+        converse(page, server, "Moon")
+        page.ask("Sun")
+        page.until(f"document.querySelectorAll('article').length === 4 && {DONE}")
+        kept = page.run(f"""(async () => {{
+          const {{ state }} = await import("/state.js"), {{ Conversation }} = await import("/conversation.js");
+          const {{ conversation, library }} = state, other = Conversation.from(conversation.record());
+          const [, , question, reply] = conversation.path();
+          other.choose(question);
+          conversation.remove(question);
+          await library.save(conversation.record());
+          if (!{json.dumps(again)}) other.add("user", "below", reply.id);
+          else other.add("assistant", "below", question.id);
+          await library.save(other.record());
+          conversation.add("user", "after");
+          await library.save(conversation.record());
+          const found = await library.open(other.id);
+          found.leaf = [...found.messages.values()].find((each) => each.content === "below").id;
+          return [found.path().map((message) => message.content), found.messages.size, found.removed.length];
+        }})()""")
+        below = ["Moon", "About moon.", "Sun", *([] if again else ["About moon."]), "below"]
+        assert kept == [below, len(below) + 1, int(again)]  # and "after", on a path of its own

@@ -1,6 +1,7 @@
 // The server: one function that asks it, the events of a stream, and what to do about each failure in words.
 
 import { $ } from "./dom.js";
+import { session } from "./store.js";
 
 export class Problem extends Error {
   constructor(status, message, wait) {
@@ -10,7 +11,7 @@ export class Problem extends Error {
 }
 
 export async function request(path, options = {}) {
-  const key = sessionStorage.getItem("key");
+  const key = session.get("key");
   const headers = { "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) };
   const response = await fetch(path, { ...options, headers, cache: "no-store" });
   if (response.ok) return response;

@@ -4,8 +4,9 @@
 import { $, counted, make, note, quiet } from "./dom.js";
 import { dim, draw, toEnd } from "./messages.js";
 import { write } from "./reply.js";
-import { requestFields } from "./settings.js";
+import { settingsFit } from "./settings.js";
 import { save, state } from "./state.js";
+import { session } from "./store.js";
 
 const LONGEST = 100_000; // characters in the field
 const LARGEST_FILE = 32 << 20; // bytes; the server accepts no larger request
@@ -61,7 +62,7 @@ async function addFiles(files) {
 }
 
 // What is typed and not sent is there again when this tab loads the page anew; added texts are not.
-const keepUnsent = () => sessionStorage.setItem("unsent", edited ? draft.text : question.value);
+const keepUnsent = () => session.set("unsent", edited ? draft.text : question.value);
 
 function fill({ text, texts: given }) {
   question.value = text;
@@ -88,14 +89,7 @@ export const editing = () => edited !== null;
 async function send() {
   const text = question.value.trim();
   if ((!text && !texts.length) || state.stopper) return;
-  try {
-    requestFields();
-    note($("refused"), "");
-  } catch (problem) {
-    if (!(problem instanceof RangeError)) throw problem;
-    $("settings").open = true;
-    return note($("refused"), problem.message);
-  }
+  if (!settingsFit()) return;
   const { conversation } = state, role = edited?.role ?? "user";
   const message = conversation.add(role, text, edited ? edited.parent : conversation.leaf);
   message.texts = texts;
@@ -109,7 +103,7 @@ async function send() {
 }
 
 export function startComposer() {
-  fill({ text: sessionStorage.getItem("unsent") ?? "", texts: [] });
+  fill({ text: session.get("unsent") ?? "", texts: [] });
   $("composer").addEventListener("submit", (event) => (event.preventDefault(), send()));
   question.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;

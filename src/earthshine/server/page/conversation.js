@@ -26,6 +26,7 @@ export class Conversation {
   messages = new Map(); // by id, in order of creation
   removed = []; // ids, so that another tab's copy does not bring them back
   leaf = null; // the last message of the path that is shown
+  #children = new Map(); // the messages that follow one, by its id; without it, long conversations take quadratic time
 
   get name() {
     const first = [...this.messages.values()].find((message) => message.role === "user");
@@ -33,21 +34,27 @@ export class Conversation {
   }
 
   add(role, content, parent = this.leaf) {
-    const message = messageFrom({ role, content }, parent);
-    this.messages.set(message.id, message);
-    this.leaf = message.id;
+    const message = this.#append(messageFrom({ role, content }, parent));
     this.changed = Date.now();
+    return message;
+  }
+
+  #append(message) {
+    this.messages.set(message.id, message);
+    const beside = this.children(message.parent);
+    if (beside.push(message) === 1) this.#children.set(message.parent, beside);
+    this.leaf = message.id;
     return message;
   }
 
   path() {
     const found = [];
-    for (let at = this.messages.get(this.leaf); at; at = this.messages.get(at.parent)) found.unshift(at);
-    return found;
+    for (let at = this.messages.get(this.leaf); at; at = this.messages.get(at.parent)) found.push(at);
+    return found.reverse();
   }
 
   children(id) {
-    return [...this.messages.values()].filter((message) => message.parent === id);
+    return this.#children.get(id) ?? [];
   }
 
   siblings(message) {
@@ -62,13 +69,17 @@ export class Conversation {
 
   // The message and all that follows it, on every path.
   below(message) {
-    return [message, ...this.children(message.id).flatMap((child) => this.below(child))];
+    const found = [message];
+    for (const each of found) found.push(...this.children(each.id)); // also of those that this adds
+    return found;
   }
 
   remove(message) {
     const others = this.siblings(message).filter((each) => each !== message);
+    this.#children.set(message.parent, others);
     for (const { id } of this.below(message)) {
       this.messages.delete(id);
+      this.#children.delete(id);
       this.removed.push(id);
     }
     if (others.length) this.choose(others.at(-1));
@@ -93,8 +104,8 @@ export class Conversation {
       if (!record.format && value?.role === "system") continue; // of a request's messages; instructions are a setting
       const message = messageFrom(value ?? {}, record.format ? undefined : made.leaf);
       if (message.parent !== null && !made.messages.has(message.parent)) throw new TypeError("a message follows none");
-      made.messages.set(message.id, message);
-      made.leaf = message.id;
+      if (made.messages.has(message.id)) throw new TypeError("two messages have one id");
+      made.#append(message);
     }
     if (made.messages.has(record.leaf)) made.leaf = record.leaf;
     return made;

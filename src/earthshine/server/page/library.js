@@ -8,6 +8,7 @@ const PROBLEMS = {
   VersionError: "The conversations in this browser were kept by a newer version of this page. They are left as they are, and new ones are lost when this tab is closed.",
   BlockedError: "Another tab has an older version of this page open. Close it and load this page again to keep conversations.",
 };
+const NOT_DELETED = "This browser did not delete the conversations. They are still kept; try again, or delete this site's data in the browser's settings.";
 const OTHER = "This browser does not let the page keep conversations. They are lost when this tab is closed.";
 
 export class Library {
@@ -23,15 +24,25 @@ export class Library {
     } catch (error) {
       return this.#fails(error);
     }
-    for (const record of await this.#memory.all()) await this.save(record);
+    await this.#move();
   }
 
-  // Deletes the browser's copies; `open`, a record, stays in memory.
+  // Deletes the browser's copies; `open`, a record, stays in memory. False where the browser can't delete them: then
+  // conversations are kept as before.
   async forget(open) {
-    await this.#browser?.clear();
-    this.#browser = null;
-    this.problem = "";
+    const browser = this.#browser;
+    this.#browser = null; // first, so that what is saved meanwhile stays in memory
     if (open) await this.#memory.put(open);
+    try {
+      await browser?.clear();
+    } catch {
+      this.#browser = browser;
+      await this.#move();
+      this.problem = NOT_DELETED;
+      return false;
+    }
+    this.problem = "";
+    return true;
   }
 
   // How many conversations would be lost with this tab.
@@ -41,14 +52,24 @@ export class Library {
 
   async save(record) {
     await this.#memory.put(record);
-    if (!this.#browser) return;
-    try {
-      await this.#browser.put(record);
-      if ((await this.#memory.get(record.id)) === record) await this.#memory.remove(record.id);
-      this.problem = "";
-    } catch (error) {
-      this.#fails(error);
+    await this.#move();
+  }
+
+  // Moves what is in memory to the browser's database, also what that refused before.
+  async #move() {
+    const browser = this.#browser;
+    let failure = null;
+    for (const record of browser ? await this.#memory.all() : []) {
+      if (this.#browser !== browser) return; // it was switched off meanwhile
+      try {
+        await browser.put(record);
+        if ((await this.#memory.get(record.id)) === record) await this.#memory.remove(record.id);
+      } catch (error) {
+        failure = error;
+      }
     }
+    if (failure) this.#fails(failure);
+    else if (browser && !this.#memory.size) this.problem = "";
   }
 
   #fails(error) {
@@ -63,6 +84,7 @@ export class Library {
   async remove(id) {
     await this.#browser?.remove(id);
     await this.#memory.remove(id);
+    await this.#move(); // there may be room now
   }
 
   async titles() {

@@ -5,8 +5,9 @@ import { $, ask, counted } from "./dom.js";
 import { buildGauges, poll } from "./gauges.js";
 import { atEnd, draw, focusOn, setActions, toEnd } from "./messages.js";
 import { write } from "./reply.js";
-import { keepSettings, loadSettings } from "./settings.js";
+import { keepSettings, loadSettings, settingsFit } from "./settings.js";
 import { save, state } from "./state.js";
+import { session } from "./store.js";
 import { showMenu, startNew, startTitles } from "./titles.js";
 
 async function remove(message) {
@@ -31,6 +32,7 @@ async function choose(message, by) {
 }
 
 function regenerate(message) {
+  if (!settingsFit()) return;
   edit(null);
   const reply = state.conversation.add("assistant", "", message.parent);
   draw(state.conversation);
@@ -38,6 +40,7 @@ function regenerate(message) {
 }
 
 function proceed(message) {
+  if (!settingsFit()) return;
   edit(null);
   return write(message);
 }
@@ -48,14 +51,15 @@ startComposer();
 for (const id of ["settings", "theme"]) $(id).addEventListener("change", keepSettings);
 $("key").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem("key", $("secret").value.trim());
+  session.set("key", $("secret").value.trim());
   $("secret").value = "";
   $("key").hidden = true;
   $("question").focus();
   poll();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !$("dialog").open) {
+  if ($("dialog").open) return; // what it asks is about the conversation that is shown
+  if (event.key === "Escape") {
     if (document.body.classList.contains("menu")) showMenu(false), $("menu").focus();
     else if (state.stopper) state.stopper.abort();
     else if (editing()) edit(null);

@@ -17,12 +17,12 @@ function sent(message) {
     : { role: "assistant", content: message.content, reasoning_content: message.reasoning_content };
 }
 
-function bodyOf(path, continues) {
+function bodyOf(path, fields, continues) {
   const system = systemMessage();
   const messages = path.filter((message) => textOf(message)).map(sent); // without empty replies, such as the one asked for
   if (system) messages.unshift({ role: "system", content: system });
   const fixed = { model: state.model, messages, stream: true, stream_options: { include_usage: true }, return_progress: true };
-  return JSON.stringify({ ...requestFields(), ...fixed, ...(continues && { continue_final_message: true }) });
+  return JSON.stringify({ ...fields, ...fixed, ...(continues && { continue_final_message: true }) });
 }
 
 function take(message, delta) {
@@ -59,10 +59,10 @@ function painter(paint) {
 }
 
 // Reads the stream into the message. Returns { usage, reason }.
-async function stream(message, path, continues, progress, changed) {
+async function stream(message, body, progress, changed) {
   let usage, reason;
   if (!state.model) await poll();
-  const response = await request("v1/chat/completions", { method: "POST", body: bodyOf(path, continues), signal: state.stopper.signal });
+  const response = await request("v1/chat/completions", { method: "POST", body: body(), signal: state.stopper.signal });
   for await (const chunk of events(response.body)) {
     if (chunk.error) throw new Problem(500, chunk.error.message);
     usage = chunk.usage ?? usage;
@@ -81,10 +81,10 @@ function explain(message, problem) {
   return `${advice(problem)}${kept}`;
 }
 
-// Writes `message`, an assistant's message of the open conversation; one with text is continued.
+// Writes `message`, an assistant's message of the open conversation; one with text is continued. The settings must fit.
 export async function write(message) {
   const { conversation } = state, progress = new Progress(), continues = message.content !== "";
-  const path = conversation.path();
+  const path = conversation.path(), fields = requestFields(); // as they are now: they may change while a model is awaited
   let over = false, kept = performance.now(), length = 0;
   const paint = () => over || drawMessage(conversation, message, progress);
   const clock = setInterval(() => {
@@ -100,7 +100,7 @@ export async function write(message) {
   save();
   let usage;
   try {
-    ({ usage, reason: message.finish } = await stream(message, path, continues, progress, painter(paint)));
+    ({ usage, reason: message.finish } = await stream(message, () => bodyOf(path, fields, continues), progress, painter(paint)));
   } catch (problem) {
     message.finish = problem.name === "AbortError" ? "stopped" : "failed";
     if (message.finish === "failed") message.failure = explain(message, problem);

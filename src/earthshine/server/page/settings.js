@@ -1,19 +1,32 @@
 // The settings: read from the form, kept in the browser, and turned into fields of a request. The theme and the switch
 // are always kept; the others only while conversations are.
 
-import { $ } from "./dom.js";
+import { $, note } from "./dom.js";
 
 const KEY = "earthshine.settings";
 const FIELDS = ["system", "thinking", "most", "temperature", "top_p", "more"];
-const OWN = ["model", "messages", "stream", "stream_options", "n"]; // the page needs these as they are
+const OWN = ["model", "messages", "stream", "stream_options", "n", "return_progress", "continue_final_message"]; // the page needs these as they are
+
+function keptSettings() {
+  try {
+    return JSON.parse(localStorage.getItem(KEY) ?? "{}") ?? {};
+  } catch {
+    return {}; // blocked, or not ours: the defaults
+  }
+}
+
+// Calls `follow` with true or false when another tab has switched the keeping of conversations on or off.
+export function onSwitched(follow) {
+  const compare = () => {
+    const { keep } = keptSettings();
+    if (typeof keep === "boolean" && keep !== $("keep").checked) follow(keep);
+  };
+  window.addEventListener("storage", ({ key }) => key === KEY && compare());
+  window.addEventListener("pageshow", ({ persisted }) => persisted && compare()); // it was put aside, without events
+}
 
 export function loadSettings() {
-  let kept = {};
-  try {
-    kept = JSON.parse(localStorage.getItem(KEY) ?? "{}") ?? {};
-  } catch {
-    // Blocked, or not ours: the defaults.
-  }
+  const kept = keptSettings();
   $("keep").checked = kept.keep !== false;
   $("theme").value = ["light", "dark"].includes(kept.theme) ? kept.theme : "";
   for (const id of FIELDS) if (typeof kept[id] === "string") $(id).value = kept[id];
@@ -55,11 +68,31 @@ function numberOf(id, label) {
 
 // The fields of a request that the settings give. Throws RangeError with a sentence for a setting that can't be sent.
 export function requestFields() {
-  const fields = furtherFields();
-  if ($("thinking").value) fields.thinking = { type: $("thinking").value };
-  const numbers = { max_completion_tokens: numberOf("most", "Longest reply"), temperature: numberOf("temperature", "Temperature"), top_p: numberOf("top_p", "Top p") };
-  for (const [name, value] of Object.entries(numbers)) if (value !== undefined) fields[name] = value;
+  const fields = furtherFields(), type = $("thinking").value;
+  const own = {
+    thinking: type ? { type } : undefined, max_completion_tokens: numberOf("most", "Longest reply"),
+    temperature: numberOf("temperature", "Temperature"), top_p: numberOf("top_p", "Top p"),
+  };
+  for (const [name, value] of Object.entries(own)) {
+    if (value === undefined) continue;
+    if (name in fields) throw new RangeError(`"${name}" is set twice: by its own setting and by "More fields of the request". Remove one.`);
+    fields[name] = value;
+  }
   return fields;
+}
+
+// Whether the settings can be sent; where not, the page says why above the message's field.
+export function settingsFit() {
+  try {
+    requestFields();
+  } catch (problem) {
+    if (!(problem instanceof RangeError)) throw problem;
+    $("settings").open = true;
+    note($("refused"), problem.message);
+    return false;
+  }
+  note($("refused"), "");
+  return true;
 }
 
 export const systemMessage = () => $("system").value.trim();

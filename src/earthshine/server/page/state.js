@@ -2,6 +2,7 @@
 
 import { Conversation } from "./conversation.js";
 import { Library } from "./library.js";
+import { session } from "./store.js";
 
 export const state = {
   conversation: new Conversation(),
@@ -20,7 +21,7 @@ export const onKept = (listener) => listeners.push(listener);
 // Keeps the open conversation, once it holds something.
 export async function save() {
   const { conversation, library } = state;
-  sessionStorage.setItem("open", conversation.id); // what this tab shows when it is loaded again
+  session.set("open", conversation.id); // what this tab shows when it is loaded again
   if (conversation.messages.size || conversation.removed.length) await library.save(conversation.record());
   for (const listener of listeners) listener();
 }

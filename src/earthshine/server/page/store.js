@@ -1,5 +1,6 @@
-// Conversations in the browser's own database (IndexedDB), or in this tab's memory. Both have the same methods.
-// A record that another tab has extended is merged when it is put, so that no tab's messages are lost.
+// Conversations in the browser's own database (IndexedDB), or in this tab's memory. Both put, get, remove, list, search
+// and return all. The database is shared by tabs: there, a record is merged with the one that it replaces, so that no
+// tab's messages are lost. Also short texts of this tab.
 
 import { Conversation } from "./conversation.js";
 
@@ -13,13 +14,18 @@ function holds(record, wanted) {
   return texts.some((text) => String(text ?? "").toLowerCase().includes(wanted));
 }
 
-// The record with the messages that `stored`, an older state of it, has in addition; each follows its parent.
+// The record with the messages that `stored`, an older state of it, has in addition; each follows its parent. A message
+// that one tab removed comes back where another tab has added one below it.
 function merged(record, stored) {
   const messages = new Map((Array.isArray(stored?.messages) ? stored.messages : []).map((each) => [each?.id, each]));
   for (const message of record.messages) messages.set(message.id, message);
-  const removed = [...new Set([...record.removed, ...(stored?.removed ?? [])])];
-  for (const id of [undefined, ...removed]) messages.delete(id); // an older form has no ids: the record holds all of it
-  return { ...record, removed, messages: [...messages.values()] };
+  messages.delete(undefined); // an older form has no ids: the record holds all of it
+  const removed = new Set([...record.removed, ...(stored?.removed ?? [])]), needed = new Set();
+  for (const { id } of messages.values()) {
+    if (removed.has(id)) continue;
+    for (let at = id; messages.has(at) && !needed.has(at); at = messages.get(at).parent) needed.add(at);
+  }
+  return { ...record, removed: [...removed].filter((id) => !needed.has(id)), messages: [...messages.values()].filter(({ id }) => needed.has(id)) };
 }
 
 export class MemoryStore {
@@ -135,6 +141,26 @@ export class BrowserStore {
     });
   }
 }
+
+// Texts of this tab that outlast loading it again, unless storage is blocked.
+const texts = new Map();
+export const session = {
+  get(name) {
+    try {
+      return texts.get(name) ?? sessionStorage.getItem(name);
+    } catch {
+      return null;
+    }
+  },
+  set(name, text) {
+    texts.set(name, text);
+    try {
+      sessionStorage.setItem(name, text);
+    } catch {
+      // Blocked or full: it holds until the page is loaded again.
+    }
+  },
+};
 
 // The record as a conversation, or null where it has another version's form.
 export function readable(record) {

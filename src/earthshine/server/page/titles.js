@@ -4,9 +4,9 @@ import { Conversation, newId } from "./conversation.js";
 import { edit } from "./composer.js";
 import { $, ask, counted, download, make, note, quiet } from "./dom.js";
 import { draw, forget, toEnd } from "./messages.js";
-import { keepSettings } from "./settings.js";
+import { keepSettings, onSwitched } from "./settings.js";
 import { onKept, save, state } from "./state.js";
-import { readable } from "./store.js";
+import { readable, session } from "./store.js";
 
 const SEARCH_MS = 200; // after the last key
 let found = null; // the ids that a search has found; null without a search
@@ -25,7 +25,7 @@ async function mayLeave() {
 function setOpen(conversation) {
   edit(null);
   state.conversation = conversation;
-  sessionStorage.setItem("open", conversation.id);
+  session.set("open", conversation.id);
   forget();
   draw(conversation);
   toEnd();
@@ -93,8 +93,18 @@ async function search() {
   await drawTitles();
 }
 
+const forgetAll = ({ library, conversation }) => library.forget(conversation.messages.size ? conversation.record() : null);
+
+// Another tab has switched it: what this tab may have written since is deleted too.
+async function followSwitch(keep) {
+  $("keep").checked = keep;
+  if (keep) await state.library.keep();
+  else if (!(await forgetAll(state))) $("keep").checked = true; // it still keeps them
+  await drawTitles();
+}
+
 async function switchKeeping() {
-  const { library, conversation } = state;
+  const { library } = state;
   if ($("keep").checked) await library.keep();
   else {
     const count = (await library.titles()).length;
@@ -102,7 +112,10 @@ async function switchKeeping() {
       $("keep").checked = true;
       return;
     }
-    await library.forget(conversation.messages.size ? conversation.record() : null);
+    if (!(await forgetAll(state))) {
+      $("keep").checked = true;
+      return drawTitles();
+    }
   }
   keepSettings();
   await save();
@@ -125,6 +138,7 @@ async function importFile(file) {
   const read = records.map(readable), known = new Set((await state.library.titles()).map(({ id }) => id));
   for (const conversation of read.filter(Boolean)) {
     if (known.has(conversation.id)) conversation.id = newId(); // a copy: nothing that is kept is replaced
+    known.add(conversation.id);
     await state.library.save(conversation.record());
   }
   await drawTitles();
@@ -143,6 +157,7 @@ export async function startTitles() {
   let timer;
   $("search").addEventListener("input", () => (clearTimeout(timer), (timer = setTimeout(search, SEARCH_MS))));
   $("keep").addEventListener("change", switchKeeping);
+  onSwitched(followSwitch);
   $("export").addEventListener("click", exportAll);
   $("import").addEventListener("click", () => $("importing").click());
   $("importing").addEventListener("change", async () => {
@@ -153,7 +168,7 @@ export async function startTitles() {
   $("new").addEventListener("click", startNew);
   $("menu").addEventListener("click", () => showMenu($("menu").ariaExpanded !== "true"));
   if ($("keep").checked) await state.library.keep();
-  const last = sessionStorage.getItem("open"), conversation = last && (await state.library.open(last));
+  const last = session.get("open"), conversation = last && (await state.library.open(last));
   if (conversation && !state.conversation.messages.size) setOpen(conversation);
   await drawTitles();
   $("titles").ariaBusy = "false";
