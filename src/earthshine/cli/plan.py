@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from earthshine.cli.plan_answer import MachinePlan, print_comparison
+from earthshine.cli.plan_report import print_plan
 from earthshine.errors import UsageError
 from earthshine.files import written_whole
 from earthshine.hub import find_model, size_on_disk
@@ -26,7 +28,6 @@ from earthshine.machine import (
 from earthshine.plan import Cost, PlanArgs, plan_json
 from earthshine.plan.answer import REPLY_TOKENS, Answer, answer, usd_per_million
 from earthshine.plan.download import Download
-from earthshine.plan.explore import Case
 from earthshine.plan.plan import PROCESS_BYTES
 from earthshine.plan.prices import SHIPPED, Ownership, PriceTable, read_prices
 from earthshine.settings import read_settings
@@ -58,24 +59,7 @@ class PlanOptions:
     as_json: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What was found for one machine. `asked`: its name as it was given, "this" for this one. `estimated`: why its
-    rates are no measurement, or "". `refusal`: why there is neither an answer nor a plan, or ""."""
-
-    asked: str
-    machine: Machine
-    estimated: str
-    own: Ownership | None
-    answer: Answer | None = None
-    case: Case | None = None
-    refusal: str = ""
-
-
 def run_plan(model: str | None, options: PlanOptions) -> None:
-    from earthshine.cli.plan_answer import print_comparison
-    from earthshine.cli.plan_report import print_plan
-
     table = read_prices(options.prices or SHIPPED)
     folder = find_model(model, weights=False)
     spec = load_spec(folder)
@@ -101,7 +85,7 @@ def _find(
     options: PlanOptions,
     table: PriceTable,
     alone: bool,
-) -> Found:
+) -> MachinePlan:
     """The answer for one machine; a refusal of one of several is kept instead of raised."""
     machine, estimated = _machine(name, folder)
     own = _ownership(machine, options)
@@ -122,8 +106,8 @@ def _find(
     except UsageError as error:
         if alone:
             raise
-        return Found(name, machine, estimated, own, refusal=str(error))
-    return Found(name, machine, estimated, own, given, case)
+        return MachinePlan(name, machine, estimated, own, refusal=str(error))
+    return MachinePlan(name, machine, estimated, own, given, case)
 
 
 def _machine(name: str, folder: Path) -> tuple[Machine, str]:
@@ -153,7 +137,7 @@ def _ownership(machine: Machine, options: PlanOptions) -> Ownership | None:
     return None if watts is None and price is None else own
 
 
-def _write(found: list[Found], options: PlanOptions, title: str) -> None:
+def _write(found: list[MachinePlan], options: PlanOptions, title: str) -> None:
     """The files of --save and --plot, which need one machine that can hold the model."""
     asked = [name for name, path in (("--save", options.save), ("--plot", options.plot)) if path is not None]
     if not asked:
@@ -193,7 +177,7 @@ def _title(model: str | None, folder: Path) -> str:
     return "".join(filter(str.isprintable, named.name)) or model
 
 
-def _facts(found: Found, table: PriceTable) -> dict[str, Any]:
+def _facts(found: MachinePlan, table: PriceTable) -> dict[str, Any]:
     facts: dict[str, Any] = {"machine": found.machine.name, "estimated": bool(found.estimated)}
     if found.answer is None:
         return facts | {"refusal": found.refusal}

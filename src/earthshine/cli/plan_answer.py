@@ -4,12 +4,14 @@ Figures of a machine that was not measured are rounded and marked: "about" in se
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from earthshine.cli.layout import Report
-from earthshine.cli.plan import Found
 from earthshine.cli.words import dollars, least_size, parameters_in_words, rate, size
+from earthshine.machine import Machine
 from earthshine.plan.answer import READING_RATE, REPLY_TOKENS, Answer
-from earthshine.plan.prices import PriceTable
+from earthshine.plan.explore import Case
+from earthshine.plan.prices import Ownership, PriceTable
 from earthshine.spec import ModelSpec, footprint
 from earthshine.units import format_duration
 
@@ -19,7 +21,24 @@ _NO_KERNELS = (
 )
 
 
-def print_comparison(title: str, spec: ModelSpec, found: Sequence[Found], table: PriceTable) -> None:
+@dataclass(frozen=True, slots=True)
+class MachinePlan:
+    """The answer and the plan for one machine.
+
+    asked: its name as given, "this" for this one. estimated: why its rates are estimates, or "". refusal: why there
+    is neither an answer nor a plan, or "".
+    """
+
+    asked: str
+    machine: Machine
+    estimated: str
+    own: Ownership | None
+    answer: Answer | None = None
+    case: Case | None = None
+    refusal: str = ""
+
+
+def print_comparison(title: str, spec: ModelSpec, found: Sequence[MachinePlan], table: PriceTable) -> None:
     """A row of the answer for each machine, then what the rows need in words."""
     report = Report()
     report.heading(f"{title} on {len(found)} machines")
@@ -48,7 +67,7 @@ def parameters(spec: ModelSpec) -> str:
     return parameters_in_words(params.total_params, params.active_params, " parameters")
 
 
-def _comparison_row(one: Found) -> tuple[str, ...]:
+def _comparison_row(one: MachinePlan) -> tuple[str, ...]:
     given = one.answer
     if given is None:
         return (one.asked, "no", "", "", "", "", "", "")
@@ -63,7 +82,7 @@ def _comparison_row(one: Found) -> tuple[str, ...]:
     return (one.asked, "yes" if given.runs else "no", size(given.budget_bytes), *speed, *waits, cost)
 
 
-def _remarks(one: Found) -> Iterator[str]:
+def _remarks(one: MachinePlan) -> Iterator[str]:
     given = one.answer
     if given is None:
         yield one.refusal
@@ -76,14 +95,14 @@ def _remarks(one: Found) -> Iterator[str]:
         yield f"What would help most: {_helps(given)}"
 
 
-def _service_name(found: Sequence[Found], table: PriceTable) -> str:
+def _service_name(found: Sequence[MachinePlan], table: PriceTable) -> str:
     service = next((one.answer.service for one in found if one.answer and one.answer.service), None)
     if service is None:
         return "what a service asks, or US dollars per million tokens where none offers this model"
     return f"the price at {service.name} on {table.dated}"
 
 
-def print_estimated(report: Report, found: Found) -> None:
+def print_estimated(report: Report, found: MachinePlan) -> None:
     report.paragraph(
         f"{found.estimated} Speeds are estimates and may be off by a factor of three; earthshine bench machine "
         "measures it in under a minute."
@@ -91,7 +110,7 @@ def print_estimated(report: Report, found: Found) -> None:
     report.paragraph(found.machine.source)
 
 
-def answer_rows(found: Found, given: Answer, table: PriceTable, most: int) -> Iterator[tuple[str, str]]:
+def answer_rows(found: MachinePlan, given: Answer, table: PriceTable, most: int) -> Iterator[tuple[str, str]]:
     """The block. `most`: the model's context in tokens."""
     yield "Does it run here?" if found.asked == "this" else "Does it run there?", _verdict(given)
     yield "Download", _download(given)

@@ -1,8 +1,7 @@
 """What `earthshine plan` prints for one machine: the answer, then a section for each thing that it follows from."""
 
 from earthshine.cli.layout import Report
-from earthshine.cli.plan import Found
-from earthshine.cli.plan_answer import answer_rows, parameters, print_estimated
+from earthshine.cli.plan_answer import MachinePlan, answer_rows, parameters, print_estimated
 from earthshine.cli.words import SERVE_BATCH, dollars, rate
 from earthshine.plan import Cost
 from earthshine.plan.answer import LEAST_GAIN, usd_per_million
@@ -29,7 +28,7 @@ _BOUNDS = {"disk": "disk", "memory": "memory speed", "compute": "processor", "ov
 _STEP = {"disk": "reading from disk", "overhead": "overhead between kernels", "head": "output layer (head)"}
 
 
-def print_plan(title: str, spec: ModelSpec, found: Found, table: PriceTable) -> None:
+def print_plan(title: str, spec: ModelSpec, found: MachinePlan, table: PriceTable) -> None:
     """The answer for one machine and, where there is a plan, what is behind it."""
     report, given, case = Report(), found.answer, found.case
     assert given is not None
