@@ -22,7 +22,7 @@ def digest(path: Path) -> str:
 class HubServer:
     """Serves `folder` as one repository, with a file of code that nobody should fetch.
 
-    served: each request for a file, as "GET model.safetensors bytes=5-".
+    served: each request for a file, as "GET model.safetensors bytes=5-". tokens: what requests were authorised by.
     break_after: bytes of a weight file after which the connection is cut, once.
     stall_after: bytes of a weight file after which no more come until `go_on` is set.
     commits: of the newest state, one for each time it is asked for; the last one stays.
@@ -33,6 +33,7 @@ class HubServer:
     def __init__(self, folder: Path) -> None:
         self.folder, self.repository = folder, "team/gleam"
         self.served: list[str] = []
+        self.tokens: set[str | None] = set()
         self.break_after: int | None = None
         self.stall_after: int | None = None
         self.go_on = threading.Event()
@@ -80,6 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         repository = self.hub.repository
+        self.hub.tokens.add(self.headers.get("Authorization"))
         if self.path.startswith("/api/") and self.hub.failures:
             self.hub.failures -= 1
             self._send(500)

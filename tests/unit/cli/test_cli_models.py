@@ -65,6 +65,12 @@ def test_pull_fetches_what_the_index_names_and_nothing_else(sharded):
     assert len(sharded.weights_served()) == before
 
 
+def test_every_request_of_a_pull_shows_the_token(hub):
+    hub.environment["HF_TOKEN"] = "hf_mine"
+    assert hub.run("pull", "team/gleam").returncode == 0
+    assert hub.tokens == {"Bearer hf_mine"}
+
+
 def test_list_says_which_weight_files_are_absent(sharded):
     sharded.run("pull", "team/gleam")
     (one,) = _listed(sharded)

@@ -148,10 +148,10 @@ def test_saved_plan_changes_no_answer(earthshine, tmp_path):
     file, text = tmp_path / "plan.json", tmp_path / "text"
     text.write_text("List all files in a directory, then count them.")
     code, _, err = earthshine(
-        "plan", "--machine", "mini-24gb", "--memory", "2GiB", "--context", 300, "--threads", 2, "--save", file
+        "plan", "--machine", "mini-24gb", "--memory", "4GiB", "--context", 300, "--threads", 2, "--save", file
     )
     assert (code, err) == (0, "")
-    assert read_plan(file).memory.budget_bytes == 2 << 30
+    assert read_plan(file).memory.budget_bytes == 4 << 30
     asked = ("chat", "-p", "How do I list files?", "--max-tokens", 12, "--temperature", 0)
     plain, planned = earthshine(*asked), earthshine(*asked, "--plan", file)
     assert plain == planned

@@ -39,7 +39,7 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture
 def plan(checkpoint: Checkpoint) -> Plan:
-    return plan_for(checkpoint, PlanArgs(2 * GIB, 512, threads=1))
+    return plan_for(checkpoint, PlanArgs(4 * GIB, 512, threads=1))
 
 
 @contextmanager
