@@ -159,7 +159,7 @@ def page(browser: Browser, server: Server) -> Browser:
 
 WRONG = "document.querySelector('.reply:last-child .wrong:not([hidden])')"
 DONE = "document.querySelector('.reply:last-child') && !document.getElementById('send').hidden"
-REPLY = "document.querySelector('.reply:last-child .text').innerText"
+REPLY = "document.querySelector('.reply:last-child .text')?.innerText"
 
 
 # Of every visible text: its size, and the contrast between its colour and the nearest background behind it (WCAG 2).

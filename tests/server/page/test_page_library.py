@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import pytest
 
@@ -19,7 +20,14 @@ def converse(page, server, *questions):
         page.until(f"{DONE} && {TITLES}.includes({json.dumps(question)})")
 
 
+SETTLED = """import("./state.js").then(({ state: { library } }) =>
+  !library.unsaved || library.problem !== "" || !document.getElementById("keep").checked)"""
+
+
 def load_again(page):
+    """Loads the page again, once everything is kept that can be."""
+    while not page.run(SETTLED):
+        time.sleep(0.02)
     page.open(page.run("location.href"))
 
 
