@@ -211,7 +211,7 @@ class TestKeeping:
         hold = threading.Event()
         server.steps = [chunk(content="first words"), hold, chunk("stop")]
         page.ask("Slow")
-        page.until("document.querySelector('.reply .text').textContent === 'first words'")
+        page.until("document.querySelector('.reply .text')?.textContent === 'first words'")
         page.click("New conversation")
         page.click("Cancel")
         page.until("!document.getElementById('dialog').open")

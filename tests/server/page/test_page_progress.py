@@ -74,7 +74,7 @@ class TestProgress:
         hold = threading.Event()
         server.steps = [chunk(content="the first words"), hold, chunk("stop")]
         page.ask("Slow")
-        page.until("document.querySelector('.reply .text').textContent === 'the first words'")
+        page.until("document.querySelector('.reply .text')?.textContent === 'the first words'")
         page.run("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
         page.run("document.dispatchEvent(new Event('visibilitychange'))")
         page.until("""(async () => {
