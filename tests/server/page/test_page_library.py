@@ -74,7 +74,7 @@ class TestKeeping:
         assert page.run(REPLY) == "About sun."
         page.click("Moon")
         page.until(f"{REPLY} === 'About moon.'")
-        assert page.run("document.querySelector('#titles [aria-current]').textContent") == "Moon"
+        page.until("document.querySelector('#titles [aria-current]')?.textContent === 'Moon'")
         assert page.complaints() == []
 
     def test_search_finds_what_was_said(self, page, server):
