@@ -42,7 +42,7 @@ class Downloaded:
 
 
 def downloaded() -> list[Downloaded]:
-    """Every model in the folder of downloads, whoever put it there."""
+    """Every model in the folder of downloads, also those that other programs downloaded."""
     return [_look(name, folder) for name, folder in model_folders()]
 
 
