@@ -27,7 +27,7 @@ from earthshine.engine.memory_limit import WATCHED_ROWS, MemoryLimit
 from earthshine.engine.request_queue import RequestQueue, in_order
 from earthshine.engine.sequence import TokenSequence
 from earthshine.engine.step import ForwardPass, Model, StepRow
-from earthshine.engine.waits import PromptWaits, report
+from earthshine.engine.waits import PromptWaits
 from earthshine.errors import ContextError, EarthshineError
 from earthshine.kv import PagePool, PrefixCache
 
@@ -65,6 +65,12 @@ class Step:
 
     chunks: tuple[Chunk, ...]
     interruptible: bool = False
+
+    def report(self, share: float) -> None:
+        """Tell the requests whose prompts it computes that `share` of the layers is done."""
+        for chunk in self.chunks:
+            if chunk.begin < chunk.sequence.n_prompt:
+                chunk.sequence.progress(chunk.begin + chunk.n_tokens * share)
 
     @property
     def n_tokens(self) -> int:
@@ -264,7 +270,7 @@ class Scheduler:
         self._check_memory()
         with ForwardPass(self._decoder, step.chunks) as forward:
             while not forward.advance():
-                report(step.chunks, forward.share)
+                step.report(forward.share)
                 self._poll()
                 if step.n_tokens > WATCHED_ROWS:
                     self._check_memory()
@@ -287,7 +293,7 @@ class Scheduler:
         prefill.advanced, prefill.seconds = True, prefill.seconds + seconds
         prefill.longest = max(prefill.longest, seconds)
         if not ended:
-            report(step.chunks, prefill.forward.share)
+            step.report(prefill.forward.share)
             return None
         self.durations.add_interval(step.n_tokens, prefill.longest)
         return Outcome(step, prefill.forward.hidden(), prefill.seconds)
@@ -309,7 +315,7 @@ class Scheduler:
                 self._again.extendleft(Step((chunk,), outcome.step.interruptible) for chunk in reversed(chunks))
             return
         self._time(outcome)
-        report(chunks, 1)
+        outcome.step.report(1)
         last = []
         for chunk, states in zip(chunks, outcome.hidden, strict=True):
             sequence = chunk.sequence

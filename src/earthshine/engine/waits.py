@@ -1,8 +1,7 @@
 """Progress of running prompts, and their expected remaining time."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from earthshine.engine.durations import Durations
 from earthshine.engine.request_queue import RequestQueue
@@ -25,26 +24,6 @@ class PromptWaits:
         others = (each for each in self.queue.running if each is not sequence and not each.decoding)
         tokens = own + sum(min(own, each.missing) for each in others)
         return self.durations.prompt_seconds(tokens, self.prefill_tokens, by_token=not self.streams)
-
-
-class Part(Protocol):
-    """Tokens of a sequence that are computed in one step: `n_tokens` from `begin` on."""
-
-    @property
-    def sequence(self) -> TokenSequence: ...
-
-    @property
-    def begin(self) -> int: ...
-
-    @property
-    def n_tokens(self) -> int: ...
-
-
-def report(parts: Iterable[Part], share: float) -> None:
-    """Report how far prompts are after `share` of the layers."""
-    for part in parts:
-        if part.begin < part.sequence.n_prompt:
-            part.sequence.progress(part.begin + part.n_tokens * share)
 
 
 def prompts_under_way(running: Sequence[TokenSequence]) -> tuple[int, int, float]:
