@@ -64,7 +64,8 @@ ShowMarkdown = Annotated[bool, typer.Option("--markdown/--no-markdown", help="Re
 KeepHistory = Annotated[
     bool,
     typer.Option(
-        "--history/--no-history", help="Keep questions for later sessions; EARTHSHINE_HISTORY=off keeps none either."
+        "--history/--no-history",
+        help="Keep questions for later sessions; EARTHSHINE_HISTORY=off is the same as --no-history.",
     ),
 ]
 

@@ -35,11 +35,11 @@ _SETTINGS = ("system", *_NUMBERS, *_SWITCHES, "history")
 _HELP = f"""/help             this text; also /?
 /bye              end; also /exit, /quit and Ctrl-D
 /clear            start a new conversation
-/set NAME VALUE   change a setting; "default" as its value takes it back
+/set NAME VALUE   change a setting; the value "default" restores it
 /show             the model and all settings; /show messages: the conversation
 /save FILE        write the conversation to a file
-/load FILE        go on with a saved conversation
-/regen            the last reply anew
+/load FILE        continue a saved conversation
+/regen            generate the last reply again
 Settings: {", ".join(_SETTINGS)}.
 Ctrl-C stops a reply. Alt-Enter begins a new line, and a text between three quotes (\"\"\") is one message, as is a \
 pasted one. To send a message that begins with a command, put a space before it: " /help"."""
@@ -95,7 +95,7 @@ class Commands:
 
     def _set(self, argument: str) -> None:
         name, value = _first_word(argument)
-        if name == "parameter":  # as other programs have it
+        if name == "parameter":  # Ollama's form
             name, value = _first_word(value)
         if name.startswith("no") and name[2:] in (*_SWITCHES, "history") and not value:
             name, value = name[2:], "off"
@@ -126,7 +126,7 @@ class Commands:
         if name == "think" and not conversation.can_think:
             return ", which changes nothing: this model's template has no switch for thinking"
         if name == "system" and conversation.messages:
-            return "; it holds from the next message on, and the conversation is computed anew"
+            return "; it applies from the next message on, and the conversation is then computed again"
         return ""
 
     def _value(self, name: str) -> str:

@@ -126,7 +126,7 @@ class MarkdownText:
         self._finish_block()
 
     def _notice_width(self) -> None:
-        """What the terminal has wrapped anew can't be rewritten: the rest of the running block follows below it."""
+        """Rows that the terminal has rewrapped can't be rewritten: the rest of the running block follows below them."""
         if self._region.columns == self._columns:
             return
         self._columns = self._region.columns

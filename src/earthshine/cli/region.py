@@ -90,7 +90,7 @@ class Flow:
         self._region, self._row, self._columns = region, row, region.columns
 
     def push(self, text: str) -> None:
-        if self._region.columns != self._columns:  # the terminal has wrapped the row anew
+        if self._region.columns != self._columns:  # the terminal has rewrapped the row
             self._region.finish()
             self._row, self._columns = "", self._region.columns
         rows = wrapped(self._row + text, self._columns)

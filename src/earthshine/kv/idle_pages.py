@@ -100,7 +100,7 @@ class IdlePages:
         return self._unwritten.first()
 
     def _sort(self, page: int) -> None:
-        """Sorts a page anew, after the number of its holders has changed."""
+        """Updates a page's place in the order after the number of its holders has changed."""
         cached = self._cached.get(page)
         if cached is None:
             return

@@ -61,7 +61,7 @@ async function addFiles(files) {
   question.focus();
 }
 
-// What is typed and not sent is there again when this tab loads the page anew; added texts are not.
+// Unsent text is restored when this tab reloads the page; attached texts are not.
 const keepUnsent = () => session.set("unsent", edited ? draft.text : question.value);
 
 function fill({ text, texts: given }) {

@@ -92,7 +92,7 @@ export class Conversation {
     return { format: FORMAT, id, title, name: this.name, changed, leaf, removed, messages: [...this.messages.values()] };
   }
 
-  // A conversation from a record or from someone's file. Throws TypeError where it is neither.
+  // A conversation from a record or from someone's file. Throws TypeError for anything else.
   static from(record) {
     if (!Array.isArray(record?.messages) || (record.format ?? 0) > FORMAT) throw new TypeError("not a conversation");
     const made = new Conversation();
