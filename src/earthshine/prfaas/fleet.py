@@ -1,0 +1,146 @@
+"""A fleet: clusters of like instances, which prefill, decode or both, and the links between them; and its file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earthshine.errors import UsageError
+from earthshine.prfaas.profile import (
+    Profile,
+    flag_field,
+    number_field,
+    profile_from,
+    require_keys,
+    text_field,
+)
+from earthshine.untrusted import parse_object, read_file, shown
+
+FORMAT = "earthshine fleet 1"
+MOST_CLUSTERS = 64
+_MOST_INSTANCES = 1 << 20
+_MAX_BYTES = 4 << 20
+_MOST_RATE = 1e15  # bytes per second
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Instances of one profile behind one network, where moving a cache costs nothing next to computing it."""
+
+    name: str
+    profile: Profile
+    n_prefill: int
+    n_decode: int
+    convertible: bool = False  # an instance may change between prefill and decode
+
+    @property
+    def n_instances(self) -> int:
+        return self.n_prefill + self.n_decode
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Egress from one cluster to another, all its connections together."""
+
+    source: str
+    target: str
+    bytes_per_second: float
+    round_trip_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Clusters by name, and a link for each pair that is connected, by (source, target)."""
+
+    clusters: dict[str, Cluster]
+    links: dict[tuple[str, str], Link]
+
+    @property
+    def decoding(self) -> list[Cluster]:
+        """Clusters that decode or could."""
+        return [c for c in self.clusters.values() if c.n_decode or (c.convertible and c.profile.decode)]
+
+    @property
+    def prefilling(self) -> list[Cluster]:
+        """Clusters that prefill or could."""
+        return [c for c in self.clusters.values() if c.n_prefill or (c.convertible and c.profile.prefill)]
+
+
+def read_fleet(path: Path) -> Fleet:
+    """The fleet in a JSON file; raises UsageError that names the entry and what would be right."""
+    where = shown(path)
+    found = parse_object(read_file(path.resolve(), where, _MAX_BYTES, UsageError), where, UsageError)
+    if found.get("format") != FORMAT:
+        raise UsageError(f"{where} is not a fleet; its format must be {FORMAT!r}.")
+    require_keys(found, where, ("format", "profiles", "clusters"), ("format", "profiles", "clusters", "links"))
+    profiles: dict[str, Profile] = {}
+    for number, entry in enumerate(_objects(found, "profiles", where), 1):
+        profile = profile_from(entry, f"{where}: profile {number}")
+        if profiles.setdefault(profile.name, profile) is not profile:
+            raise UsageError(f"{where}: two profiles have the name {shown(profile.name)}.")
+    clusters: dict[str, Cluster] = {}
+    for number, entry in enumerate(_objects(found, "clusters", where), 1):
+        cluster = _cluster(entry, f"{where}: cluster {number}", profiles)
+        if clusters.setdefault(cluster.name, cluster) is not cluster:
+            raise UsageError(f"{where}: two clusters have the name {shown(cluster.name)}.")
+    links: dict[tuple[str, str], Link] = {}
+    for number, entry in enumerate(_objects(found, "links", where) if "links" in found else [], 1):
+        link = _link(entry, f"{where}: link {number}", clusters)
+        if links.setdefault((link.source, link.target), link) is not link:
+            raise UsageError(f"{where}: two links lead from {shown(link.source)} to {shown(link.target)}.")
+    return check_fleet(Fleet(clusters, links), where)
+
+
+def check_fleet(fleet: Fleet, where: str) -> Fleet:
+    """`fleet` itself; raises UsageError where no request could ever be served."""
+    if not fleet.decoding:
+        raise UsageError(f"{where} has no cluster that decodes; give one n_decode of at least 1.")
+    if not fleet.prefilling:
+        raise UsageError(f"{where} has no cluster that prefills; give one n_prefill of at least 1.")
+    for target in fleet.decoding:
+        if any(c is target or (c.name, target.name) in fleet.links for c in fleet.prefilling):
+            return fleet
+    raise UsageError(f"{where}: no cluster that prefills has a link to one that decodes.")
+
+
+def _objects(found: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]:
+    value = found[name]
+    most = MOST_CLUSTERS**2
+    if not isinstance(value, list) or len(value) > most or not all(isinstance(entry, dict) for entry in value):
+        raise UsageError(f"{where}: {name} must be a list of at most {most} objects.")
+    return value
+
+
+def _cluster(found: dict[str, Any], where: str, profiles: dict[str, Profile]) -> Cluster:
+    keys = ("name", "profile", "n_prefill", "n_decode", "convertible")
+    require_keys(found, where, ("name", "profile"), keys)
+    name = text_field(found, "profile", where)
+    if name not in profiles:
+        raise UsageError(f"{where}: profile is {shown(name)}; it must be one of {', '.join(map(shown, profiles))}.")
+    profile = profiles[name]
+    counts = {
+        key: int(number_field(found, key, where, 0, _MOST_INSTANCES, whole=True)) if key in found else 0
+        for key in ("n_prefill", "n_decode")
+    }
+    for key, curve in (("n_prefill", profile.prefill), ("n_decode", profile.decode)):
+        if counts[key] and curve is None:
+            raise UsageError(f"{where}: {key} is {counts[key]}, but {shown(name)} has no {key[2:]} curve.")
+    if not sum(counts.values()):
+        raise UsageError(f"{where} must have n_prefill, n_decode or both.")
+    convertible = flag_field(found, "convertible", where)
+    if convertible and None in (profile.prefill, profile.decode):
+        raise UsageError(f"{where} is convertible, so {shown(name)} must have both prefill and decode.")
+    return Cluster(text_field(found, "name", where), profile, **counts, convertible=convertible)
+
+
+def _link(found: dict[str, Any], where: str, clusters: dict[str, Cluster]) -> Link:
+    keys = ("source", "target", "bytes_per_second", "round_trip_seconds")
+    require_keys(found, where, keys[:3], keys)
+    ends = [text_field(found, key, where) for key in ("source", "target")]
+    for key, end in zip(keys, ends, strict=False):
+        if end not in clusters:
+            raise UsageError(f"{where}: {key} is {shown(end)}; it must be one of {', '.join(map(shown, clusters))}.")
+    if ends[0] == ends[1]:
+        raise UsageError(f"{where} leads from {shown(ends[0])} to itself.")
+    rate = number_field(found, "bytes_per_second", where, 0, _MOST_RATE)
+    trip = number_field(found, "round_trip_seconds", where, 0, 60) if "round_trip_seconds" in found else 0.0
+    return Link(ends[0], ends[1], rate, trip)

@@ -1,0 +1,115 @@
+"""What `decide` reads and returns: a request, the state of a fleet, and a route.
+
+State is what a router or the simulator knows now, and updates in place; `decide` only reads it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from earthshine.prfaas.fleet import Fleet
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A request's prefix in one cluster's cache: rows of `tokens` tokens, and the lengths where a recurrent state is
+    kept, ascending."""
+
+    tokens: int
+    states: tuple[int, ...] = ()
+
+    def usable(self, recurrent: bool) -> int:
+        """Tokens from which a prefill can go on: a recurrent model needs rows and a state of exactly that length."""
+        if not recurrent:
+            return self.tokens
+        return max((length for length in self.states if length <= self.tokens), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """A prompt of `tokens` tokens, and what each cluster has of it. Seconds count from now."""
+
+    tokens: int
+    cached: Mapping[str, Cached] = field(default_factory=dict)  # by cluster
+    deadline_seconds: float | None = None  # for the first token
+    usd_ceiling: float | None = None  # for borrowed compute
+    decode: str | None = None  # the cluster that must decode it; None: any
+
+
+@dataclass(slots=True)
+class ClusterState:
+    """Live figures of a cluster."""
+
+    n_prefill: int  # instances that work, by role
+    n_decode: int
+    prefill_wait_seconds: float = 0.0  # until an instance begins a prompt that joins the queue now
+    prefill_depth: int = 0  # prompts queued or in work
+    decode_wait_seconds: float = 0.0  # until a batch admits a sequence whose cache arrives now
+    decode_depth: int = 0  # sequences waiting or in a batch
+
+
+@dataclass(slots=True)
+class LinkState:
+    """Live figures of a link."""
+
+    bytes_per_second: float  # measured, all connections together; 0: it is down
+    queued_bytes: float = 0.0  # that are still to be sent
+    retransmitted: float = 0.0  # share of the segments
+
+
+@dataclass(slots=True)
+class FleetState:
+    """A fleet and its live figures, by the fleet's own names."""
+
+    fleet: Fleet
+    clusters: dict[str, ClusterState]
+    links: dict[tuple[str, str], LinkState]
+    threshold: float  # tokens after prefix hits, above which a prompt is prefilled remotely; see `control`
+
+    @classmethod
+    def idle(cls, fleet: Fleet, threshold: float) -> "FleetState":
+        """Every instance works, every queue is empty and every link has its nominal rate."""
+        return cls(
+            fleet,
+            {name: ClusterState(c.n_prefill, c.n_decode) for name, c in fleet.clusters.items()},
+            {ends: LinkState(link.bytes_per_second) for ends, link in fleet.links.items()},
+            threshold,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Cache that crosses a link: the first `tokens` tokens' rows, without those that the target holds."""
+
+    source: str
+    target: str
+    tokens: int
+    nbytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """Seconds to the first token by parts; they add up."""
+
+    queue: float  # for an instance that prefills
+    pull: float  # of a cached prefix from another cluster, before the prefill
+    prefill: float
+    transfer: float  # of the cache, beyond the prefill that it overlaps with
+    decode: float  # for a place in a batch, and the first step
+
+    @property
+    def total(self) -> float:
+        return self.queue + self.pull + self.prefill + self.transfer + self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a prompt is computed and decoded, what moves, and why."""
+
+    prefill: str
+    decode: str
+    reused_tokens: int  # found in the prefix cache of `prefill`, what is pulled included
+    pull: Move | None  # a cached prefix, to where the prompt is computed
+    send: Move | None  # the prompt's cache, to where it is decoded; None in one cluster
+    first_token: FirstToken
+    usd: float  # of borrowed compute
+    reason: str  # in words, for a log
