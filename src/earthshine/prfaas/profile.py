@@ -40,7 +40,7 @@ class Profile:
         return self.prefill.between(cached, tokens)
 
     def cache_bytes(self, tokens: int, held: int = 0) -> float:
-        """Bytes of `tokens` tokens to send to a cluster that holds the first `held`; a recurrent state is always sent."""
+        """Bytes of `tokens` tokens to send to a cluster that holds the first `held`; a recurrent state always goes."""
         return self.cache.between(held, tokens)
 
     def requests_per_second(self, output_tokens: float) -> float:
