@@ -1,5 +1,6 @@
 """A command as a person runs it, in this process."""
 
+import functools
 import io
 import os
 import sys
@@ -9,7 +10,10 @@ import pytest
 
 from earthshine import kernels
 from earthshine.cli import main
+from earthshine.engine import load as engine_load
+from earthshine.engine.memory_limit import MemoryLimit
 from earthshine.hub import GLEAM
+from earthshine.plan.plan import PROCESS_BYTES
 
 from .hub_server import HubServer
 from .pseudo_terminal import Chat
@@ -66,8 +70,17 @@ def hub(forker, tmp_path):
 
 @pytest.fixture
 def earthshine(monkeypatch, capsys):
-    """Run a command in this process: (exit code, standard output, standard error). `stdin`: bytes, or a binary file."""
+    """Run a command in this process: (exit code, standard output, standard error). `stdin`: bytes, or a binary file.
+
+    Its budget counts what a fresh process holds, not what earlier tests left in this one.
+    """
     threads = kernels.threads()
+
+    def resident() -> int:
+        return PROCESS_BYTES
+
+    monkeypatch.setattr(engine_load, "memory_resident", resident)
+    monkeypatch.setattr(engine_load, "MemoryLimit", functools.partial(MemoryLimit, resident=resident))
 
     def run(*arguments, stdin=b""):
         monkeypatch.setattr(sys, "argv", ["earthshine", *map(str, arguments)])
