@@ -1,8 +1,9 @@
-"""What `earthshine serve` prints once it listens: its address, settings to paste for clients, and what they must know.
+"""What `earthshine serve` prints once it listens: its address, and settings to paste for the clients that can use it.
 
 A server that other machines can reach is greeted with an address that these can use.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from earthshine.cli.words import SERVE_BATCH
@@ -11,25 +12,79 @@ from earthshine.net.listen import ListenOptions, outside_address
 from earthshine.plan import Plan, PlanArgs
 from earthshine.units import format_bytes
 
+CLAUDE_CODE_TOKENS = 32768  # its first prompt had 16,665 to 28,103 (docs/numbers_serving.md); a reply needs some too
 
-def greeting(
-    plan: Plan, name: str, port: int, listen: ListenOptions, given: Plan | PlanArgs, api_keys: Path | None
-) -> str:
-    """The text for a server of the model `name` on `port`; `plan`: how the model was loaded, which `given` asked."""
-    address, memory = address_of(listen, port), plan.memory
-    key = "YOUR-KEY" if api_keys else "none"
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What is served, and where.
+
+    names: of the model, its own first.
+    plan: how the model was loaded; `given`: what the command was given, of which the plan may have been made.
+    max_context: the model's own limit, in tokens.
+    chats: the model has a chat template; `calls_tools`: in a form that can be read.
+    """
+
+    names: tuple[str, ...]
+    port: int
+    listen: ListenOptions
+    api_keys: Path | None
+    plan: Plan
+    given: Plan | PlanArgs
+    max_context: int
+    chats: bool
+    calls_tools: bool
+
+    @property
+    def address(self) -> str:
+        return address_of(self.listen, self.port)
+
+    @property
+    def key(self) -> str:
+        return "YOUR-KEY" if self.api_keys else "none"
+
+
+def greeting(server: Server) -> str:
+    """The text for a server that has begun to listen."""
+    address, memory = server.address, server.plan.memory
+    texts = "" if server.chats else ", to complete texts: without a chat template the model has no conversations"
+    page = f"For a chat page, open {address} in a browser.\n" if server.chats else ""
     return (
-        f"{name} is served at {address}: {memory.context_tokens} tokens of context, up to {_requests(memory.batch)} "
-        f"at once, at most {format_bytes(memory.budget_bytes)} of memory.\n{_reach(listen, api_keys, port)}"
-        f"{_one_at_a_time(given, memory.batch)}\n"
-        "# for OpenAI's clients\n"
-        f"export OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={key}\n\n"
-        "# for Claude Code\n"
-        f"export ANTHROPIC_BASE_URL={address} ANTHROPIC_AUTH_TOKEN={key} {_models(name)} "
-        f"CLAUDE_CODE_MAX_CONTEXT_TOKENS={memory.context_tokens} CLAUDE_CODE_ATTRIBUTION_HEADER=0\n\n"
-        f"For a chat page, open {address} in a browser.\n"
-        "Ctrl-C ends the server after running requests; a second Ctrl-C ends it at once."
+        f"{server.names[0]} is served at {address}: {memory.context_tokens} tokens of context, up to "
+        f"{_requests(memory.batch)} at once, at most {format_bytes(memory.budget_bytes)} of memory.\n"
+        f"{_reach(server)}{_one_at_a_time(server.given, memory.batch)}\n"
+        f"# for OpenAI's clients{texts}\n"
+        f"export OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={server.key}\n\n"
+        f"{_claude_code(server)}\n\n"
+        f"{page}Ctrl-C ends the server after running requests; a second Ctrl-C ends it at once."
     )
+
+
+def _claude_code(server: Server) -> str:
+    """The settings for Claude Code, or why it can't be used."""
+    context = server.plan.memory.context_tokens
+    if not server.calls_tools:
+        lacks = (
+            "chat template declares no tool calls that can be read" if server.chats else "model has no chat template"
+        )
+        return f"# not for Claude Code, which calls tools: the {lacks}"
+    if context < CLAUDE_CODE_TOKENS:
+        return f"# Claude Code needs a context of at least {CLAUDE_CODE_TOKENS} tokens: {_more_context(server)}"
+    name = next((each for each in server.names if "/" not in each), None)
+    if name is None:
+        return "# Claude Code needs a name of the model without a slash: add one with --name"
+    return (
+        "# for Claude Code\n"
+        f"export ANTHROPIC_BASE_URL={server.address} ANTHROPIC_AUTH_TOKEN={server.key} {_models(name)} "
+        f"CLAUDE_CODE_MAX_CONTEXT_TOKENS={context} CLAUDE_CODE_ATTRIBUTION_HEADER=0"
+    )
+
+
+def _more_context(server: Server) -> str:
+    if server.max_context < CLAUDE_CODE_TOKENS:
+        return f"this model has {server.max_context} at most"
+    option = f"--context {CLAUDE_CODE_TOKENS}"
+    return f"make the plan again with {option}" if isinstance(server.given, Plan) else f"start again with {option}"
 
 
 def address_of(listen: ListenOptions, port: int) -> str:
@@ -42,14 +97,14 @@ def _url(listen: ListenOptions, host: str, port: int) -> str:
     return f"http{'s' if listen.tls_cert else ''}://{host}:{port}"
 
 
-def _reach(listen: ListenOptions, api_keys: Path | None, port: int) -> str:
+def _reach(server: Server) -> str:
     """Who can use the server, and with what key."""
     here = ""
-    if outside_address(listen.host) is not None:
-        here = f" On this machine it is also {_url(listen, 'localhost', port)}."
-    if api_keys:
-        return f"Requests need an API key: one of {api_keys}, in place of YOUR-KEY below.{here}\n"
-    assert is_loopback(listen.host)  # others need keys
+    if outside_address(server.listen.host) is not None:
+        here = f" On this machine it is also {_url(server.listen, 'localhost', server.port)}."
+    if server.api_keys:
+        return f"Requests need an API key: one of {server.api_keys}, in place of {server.key} below.{here}\n"
+    assert is_loopback(server.listen.host)  # others need keys
     return "Programs on this machine can use it without an API key; --host and --api-keys open it to others.\n"
 
 

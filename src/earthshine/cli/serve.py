@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from earthshine.cli.greeting import greeting
+from earthshine.cli.greeting import Server, greeting
 from earthshine.cli.models import announce_download
 from earthshine.cli.options import load_with_progress
 from earthshine.engine import Engine, EngineOptions, LoadedModel, sampling_defaults
@@ -37,6 +37,7 @@ from earthshine.settings import read_settings
 from earthshine.text import (
     ChatTemplate,
     Tokenizer,
+    call_form,
     can_think,
     has_template,
     load_template,
@@ -89,9 +90,18 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
             served = Served(names, int(time.time()), engine.context_tokens, thinks, keeps, tokenizer.decode, defaults)
             service = _service(generator, engine, served, access, options)
             service.tls = tls
-            port = bound.getsockname()[1]
-            asked = (options.listen, options.plan, options.api_keys)
-            service.ready = lambda: print(greeting(loaded.plan, names[0], port, *asked), flush=True)
+            server = Server(
+                names,
+                bound.getsockname()[1],
+                options.listen,
+                options.api_keys,
+                plan=loaded.plan,
+                given=options.plan,
+                max_context=loaded.spec.max_context,
+                chats=template is not None,
+                calls_tools=template is not None and call_form(tokenizer, template) is not None,
+            )
+            service.ready = lambda: print(greeting(server), flush=True)
             try:
                 service.run(bound)
             finally:

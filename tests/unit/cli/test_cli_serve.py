@@ -1,12 +1,13 @@
 """`earthshine serve` and `bench serve`: what is refused before a model is loaded, and what a server is called."""
 
+import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from earthshine.cli import greeting
-from earthshine.cli.greeting import address_of
+from earthshine.cli.greeting import Server, address_of, greeting
 from earthshine.cli.serve import _names
 from earthshine.hub import GLEAM
 from earthshine.net import listen
@@ -151,11 +152,50 @@ def test_a_server_on_all_addresses_is_greeted_with_one_that_others_can_use(monke
     assert "On this machine it is also http://localhost:9." in text
 
 
-def greeted(saved=False, batch=8, **options):
+def greeted(saved=False, batch=8, context=4096, **options):
     args = PlanArgs(4 << 30, batch=batch)
     plan = make_plan(load_spec(GLEAM), args)
-    given = {"listen": ListenOptions(), "api_keys": None} | options
-    return greeting.greeting(plan, "gleam", 9, given=plan if saved else args, **given)
+    plan = replace(plan, memory=replace(plan.memory, context_tokens=context))
+    known = {"listen": ListenOptions(), "api_keys": None, "names": ("gleam",), "max_context": 4096}
+    known |= {"chats": True, "calls_tools": True} | options
+    return greeting(Server(port=9, plan=plan, given=plan if saved else args, **known))
+
+
+def test_claude_code_gets_its_settings_where_its_first_prompt_fits():
+    text = greeted(context=32768, max_context=262_144, names=("moonshotai/Kimi-K2.6", "kimi"))
+    variables = dict(re.findall(r"(\w+)=(\S+)", text.partition("# for Claude Code\nexport ")[2].partition("\n")[0]))
+    sizes = ("ANTHROPIC_MODEL", *(f"ANTHROPIC_DEFAULT_{size}_MODEL" for size in ("HAIKU", "SONNET", "OPUS")))
+    assert {variables.pop(size) for size in sizes} == {"kimi"}, "it takes no name with a slash"
+    assert variables == {
+        "ANTHROPIC_BASE_URL": "http://127.0.0.1:9",
+        "ANTHROPIC_AUTH_TOKEN": "none",
+        "CLAUDE_CODE_MAX_CONTEXT_TOKENS": "32768",  # otherwise it assumes a million
+        "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("known", "reason"),
+    [
+        ({}, "# Claude Code needs a context of at least 32768 tokens: this model has 4096 at most\n"),
+        ({"max_context": 32768}, "at least 32768 tokens: start again with --context 32768\n"),
+        ({"max_context": 32768, "saved": True}, "at least 32768 tokens: make the plan again with --context 32768\n"),
+        ({"context": 32768, "calls_tools": False}, "calls tools: the chat template declares no tool calls that can"),
+        ({"context": 32768, "chats": False, "calls_tools": False}, "calls tools: the model has no chat template\n"),
+        ({"context": 32768, "names": ("a/b",)}, "needs a name of the model without a slash: add one with --name\n"),
+    ],
+)
+def test_claude_code_that_can_not_work_gets_a_reason_instead_of_settings(known, reason):
+    text = greeted(**known)
+    assert reason in text
+    assert "ANTHROPIC" not in text
+    assert "OPENAI_BASE_URL=" in text
+
+
+def test_a_model_without_a_chat_template_gets_no_page():
+    text = greeted(chats=False, calls_tools=False)
+    assert "# for OpenAI's clients, to complete texts: without a chat template" in text
+    assert "chat page" not in text
 
 
 def test_a_server_for_this_machine_says_that_no_key_is_needed():
