@@ -38,7 +38,7 @@ _NOTE, _ASKED = "moonlight 42", "Follow this."
 _SIDE = Path(__file__).with_name("standin.py")
 _LAMP = Path(__file__).with_name("lamp.py")
 _SECONDS = 180
-_LINE = re.compile(r"POST /v1/\S+  (\d+)(?:  (\d+) tokens)?")
+_LINE = re.compile(r"POST /v1/\S+  (\d+)(?: [\w,]+  (\d+) tokens)?")
 
 
 @dataclass(frozen=True, slots=True)

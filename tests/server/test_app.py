@@ -245,7 +245,7 @@ def test_the_document_names_every_route_and_status(client):
 def test_the_log_has_a_line_a_request_and_no_text(server, client):
     client.post("/v1/echo", json={"prompt": "sesame open"})
     line = server.lines[-1]
-    assert "POST /v1/echo  200  2 tokens (0 cached)  2 generated" in line
+    assert "POST /v1/echo  200 stop  2 tokens (0 cached)  2 generated" in line
     assert not [line for line in server.lines if "sesame" in line]
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -11,14 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from earthshine.engine import PromptProgress
+from earthshine.errors import ContextError, OverloadError, UnavailableError
 from earthshine.generation.request import Delta, Ended, Progress, Started
 from earthshine.server.http import timing
+from earthshine.server.http.body import Limits
 from earthshine.server.http.context import RequestContext, request_id
 from earthshine.server.http.log import JsonFormatter, Log, json_line
 from earthshine.server.http.metrics import Metrics
 from earthshine.text import Content
 
-from .serving import HANG_SECONDS, FakeEngine, answered, received, serving, until
+from .serving import GAUGES, HANG_SECONDS, FakeEngine, answered, received, serving, until
 
 HOSTILE = some.text() | some.text(some.sampled_from('\n\r\x00\x1b\x85\u2028\u2029"\\{}\ud800:, '))
 
@@ -35,8 +38,20 @@ def requests_of(server):
     return [found for found in objects(list(server.lines)) if found["event"] == "request"]
 
 
+class ReadingEngine(FakeEngine):
+    """Uses 40 experts between two looks at its gauges, and reads 10 of them, 64 MiB in all."""
+
+    looks = 0
+
+    def gauges(self):
+        self.looks += 1
+        used = {"expert_hits": 30, "expert_misses": 10, "expert_bytes_read": 64 << 20}
+        return SimpleNamespace(**vars(GAUGES) | {name: self.looks * each for name, each in used.items()})
+
+
 def context_of(lines, as_json=False, **fields):
-    return RequestContext("POST /v1/echo", "::1", Metrics(FakeEngine(), "tiny"), Log(lines.append, as_json), **fields)
+    metrics = Metrics(ReadingEngine(), "tiny")
+    return RequestContext("POST /v1/echo", "::1", metrics, Log(lines.append, as_json), **fields)
 
 
 def happens(monkeypatch, timed, as_json=False, **fields):
@@ -82,7 +97,8 @@ class TestLongRequests:
             f"{head}reading 1000 tokens (200 cached), about 40 s  r1",
             f"{head}reading the prompt: 40% of 1000 tokens, 20.0 per second, about 30 s to go  r1",
             f"{head}11 generated, 0.5 per second  r1",
-            f"{head}200  1000 tokens (200 cached)  21 generated, 0.5 per second  85.00 s  r1",
+            f"{head}200 length  1000 tokens (200 cached)  21 generated, 0.5 per second  "
+            "75% of experts in memory, 64.00 MiB read  5.00 s in the queue  85.00 s  r1",
         ]
 
     def test_the_wait_is_announced_where_it_is_known_and_long(self, monkeypatch):
@@ -115,7 +131,14 @@ class TestLongRequests:
             "event": "request", "status": 200, "reason": "length", "prompt_tokens": 1000, "cached_tokens": 200,
             "completion_tokens": 21, "queue_seconds": 5.0, "prefill_seconds": 40.0, "decode_seconds": 40.0,
             "tokens_per_second": 0.5, "seconds": 85.0,
+            "expert_hits": 30, "expert_misses": 10, "expert_bytes_read": 64 << 20,
         }.items()  # fmt: skip
+
+    def test_a_request_that_was_never_admitted_used_no_experts(self, monkeypatch):
+        (line,) = happens(monkeypatch, [])
+        assert "experts" not in line
+        (found,) = objects(happens(monkeypatch, [], as_json=True))
+        assert not [name for name in found if name.startswith("expert")]
 
     def test_a_server_reports_while_a_reply_is_computed(self):
         with serving(report_seconds=0.005) as server:
@@ -123,10 +146,10 @@ class TestLongRequests:
             until(lambda: sum("generated" in line for line in server.lines) >= 2)
             server.generator.gate.set()
             received(connection, b"[DONE]")
-            until(lambda: any("  200  " in line for line in server.lines))
+            until(lambda: any("  200 stop  " in line for line in server.lines))
             own = [line for line in server.lines if "POST" in line]
             assert all(line.endswith("  mine") for line in own)
-            assert "  200  " in own[-1], "nothing is reported of a request that has ended"
+            assert "  200 stop  " in own[-1], "nothing is reported of a request that has ended"
 
 
 class TestJson:
@@ -170,25 +193,58 @@ class TestJson:
         except ValueError as error:
             about = (type(error), error, error.__traceback__)
             record = logging.LogRecord("x", logging.ERROR, __file__, 1, "it %s", ("failed\n",), about)
-        notice, fault = objects([*lines, formatter.format(record)])
+        warned = logging.LogRecord("x", logging.WARNING, __file__, 1, "a page is not kept", (), None)
+        notice, failed, warning = objects([*lines, formatter.format(record), formatter.format(warned)])
         assert (notice["event"], notice["message"]) == ("notice", "the disk\nis full")
-        assert (fault["event"], fault["level"], fault["message"]) == ("fault", "error", "it failed\n")
-        assert "ValueError: line\nbreak" in fault["traceback"]
+        assert (failed["event"], failed["message"]) == ("error", "it failed\n")
+        assert "ValueError: line\nbreak" in failed["traceback"]
+        assert (warning["event"], warning["message"]) == ("warning", "a page is not kept")
 
-    def test_why_a_request_ended_is_named(self):
-        errors = {"late": RuntimeError("bug")}
-        with serving(log_json=True, errors=errors) as server:
-            answered(server.post({"prompt": "a b"}))
-            answered(server.post({"prompt": "a", "n": 10_000}))
-            received(server.post({"prompt": "a !late", "stream": True}), b"kind")
-            gone = server.post({"prompt": "a hold", "stream": True})
-            gone.recv(64)
-            gone.close()
-            until(lambda: len(requests_of(server)) == 4)
-            found = requests_of(server)
-        assert [(each["status"], each["reason"]) for each in found] == [
-            (200, "stop"), (400, "invalid"), (500, "internal"), (499, "client_gone"),
-        ]  # fmt: skip
+
+ENDS = (  # a request's body and path, and the status, reason and parameter in the log
+    ({"prompt": "a b"}, "/v1/echo", 200, "stop", None),
+    ({"prompt": "a", "n": 10_000}, "/v1/echo", 400, "invalid", "n"),
+    ({"prompt": "!long"}, "/v1/echo", 400, "context", None),
+    ({"prompt": "a", "model": "gpt"}, "/v1/echo", 404, "not_found", "model"),
+    ({}, "/v1/nowhere", 404, "not_found", None),
+    ({}, "/metrics", 405, "method", None),
+    (b" " * 1001, "/v1/echo", 413, "too_large", None),
+    ({"prompt": "!full"}, "/v1/echo", 429, "rate", None),
+    ({"prompt": "!late"}, "/v1/echo", 500, "internal", None),
+    ({"prompt": "a !late", "stream": True}, "/v1/echo", 500, "internal", None),
+    ({"prompt": "!soon"}, "/v1/echo", 503, "unavailable", None),
+)
+
+
+def requests(server):
+    return [line for line in list(server.lines) if "POST" in line]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_log_has_the_reason_of_each_end(as_json):
+    errors = {
+        "long": ContextError("Too long."),
+        "full": OverloadError("Many wait.", 7),
+        "late": RuntimeError("bug"),
+        "soon": UnavailableError("Not now."),
+    }
+    with serving(log_json=as_json, errors=errors, limits=Limits(body_bytes=1000)) as server:
+        for count, (body, path, *_) in enumerate(ENDS, 1):
+            sent = {"content": body} if isinstance(body, bytes) else {"json": body}
+            httpx.post(f"{server.url}{path}", **sent)
+            until(lambda: len(requests(server)) == count)  # noqa: B023
+        gone = server.post({"prompt": "a hold", "stream": True})
+        gone.recv(64)
+        gone.close()
+        until(lambda: len(requests(server)) == len(ENDS) + 1)
+        lines = requests(server)
+    if as_json:
+        found = [(each["status"], each["reason"], each.get("param")) for each in objects(lines)]
+        assert found == [*(each[2:] for each in ENDS), (499, "client_gone", None)]
+    else:
+        ends = [line.split("  ")[3] for line in lines]
+        named = [f"{status} {reason}" + (f": {param}" if param else "") for *_, status, reason, param in ENDS]
+        assert ends == [*named, "499 client_gone"]
 
 
 class TestIds:

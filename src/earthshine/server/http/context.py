@@ -1,7 +1,8 @@
 """One HTTP request from its arrival to its end: its metrics, its lines in the log, and what may end it early.
 
 The log has one line for each request that computes or is refused, and before it, for one that takes long, a line once
-its wait is known and one every `report_seconds`. Texts are logged only with `log_text`.
+its wait is known and one every `report_seconds`. Its experts are those that the engine used from its admission to its
+end, for other requests too. Texts are logged only with `log_text`.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from earthshine.generation.request import Delta, Piece, Progress, Started
 from earthshine.server.api import Exchange, Refused
 from earthshine.server.http.body import ClientGone
 from earthshine.server.http.log import Log
-from earthshine.server.http.metrics import Metrics
+from earthshine.server.http.metrics import ExpertCounts, Metrics
 from earthshine.server.http.timing import Timing
 from earthshine.units import format_duration
 from earthshine.untrusted import shown
@@ -56,6 +57,7 @@ class RequestContext:
     exchange: Exchange | None = None
     model: str | None = None
     timing: Timing = field(default_factory=Timing)
+    _experts_before: ExpertCounts | None = None  # at its admission
     _watch: asyncio.Task[None] | None = None
     _timer: asyncio.TimerHandle | None = None
     _announced: bool = False
@@ -83,6 +85,7 @@ class RequestContext:
         seconds = self.timing.observe(piece)
         if isinstance(piece, Started):
             self.metrics.admitted(seconds)
+            self._experts_before = self._experts_before or self.metrics.experts()
         elif isinstance(piece, Progress):
             self._announce()
         elif isinstance(piece, Delta):
@@ -99,7 +102,10 @@ class RequestContext:
             self._timer.cancel()
         self.timing.end()
         self.metrics.ended(self.timing)
-        self._log("request", [str(self.status), *self.timing.columns()], self._result())
+        before = self._experts_before
+        used = None if before is None else self.metrics.experts().since(before)
+        columns = [self._outcome(), *self.timing.columns([] if used is None else used.columns())]
+        self._log("request", columns, self._result() | (used.fields() if used is not None else {}))
         if self.log_text and self.body is not None and not self.log.as_json:
             self.log(f"  request {json.dumps(self.body)}")
             if self._answer is not None:
@@ -121,6 +127,12 @@ class RequestContext:
         if self.status == CLIENT_GONE:
             return "client_gone"
         return self.refused.kind if self.refused is not None else ",".join(self.timing.reasons) or None
+
+    def _outcome(self) -> str:
+        """The status and the reason, for people; for a refused field its name."""
+        param = None if self.refused is None else self.refused.param
+        named = "" if param is None else f": {shown(param)[1:-1]}"
+        return f"{self.status} {self._reason() or ''}".rstrip() + named
 
     def _announce(self) -> None:
         """The first line of a request whose prompt is expected to take long."""

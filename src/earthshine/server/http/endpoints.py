@@ -188,9 +188,9 @@ class Endpoints:
                 meant = _meant(request)
                 hint = f"; {shown_path(meant)} is probably meant, so correct the base URL" if meant else ""
                 raise Refused(f"The path {path} does not exist{hint}.", "not_found")
-            context.status = 405
             allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
             problem = Refused(f"{path} takes {allowed}, not {shown(request.method)}.", "method")
+            context.status, context.refused = problem.status, problem
             return self.error_response(request, problem, {"allow": allowed})
 
         return await self.wrap(refuse)(request)

@@ -40,10 +40,10 @@ def json_line(event: str, fields: Mapping[str, Any]) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """Records of Python's logging, such as faults with their tracebacks, in the same form."""
+    """Records of Python's logging in the same form: the event is "warning" or "error", which may have a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = {"level": record.levelname.lower(), "message": record.getMessage()}
+        fields: dict[str, Any] = {"message": record.getMessage()}
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return json_line("fault", fields)
+        return json_line("error" if record.levelno >= logging.ERROR else "warning", fields)

@@ -7,6 +7,7 @@ user.
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
@@ -14,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from earthshine.server.http.timing import Timing
+from earthshine.units import format_bytes
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10240)
@@ -57,6 +59,29 @@ class Engine(Protocol):
     def gauges(self) -> Any: ...
 
     def stalled_seconds(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCounts:
+    """Experts found in memory, experts read, and the bytes of these; since the start, or between two times."""
+
+    hits: int
+    misses: int
+    bytes_read: int
+
+    def since(self, before: "ExpertCounts") -> "ExpertCounts":
+        """What was added after `before`."""
+        return ExpertCounts(self.hits - before.hits, self.misses - before.misses, self.bytes_read - before.bytes_read)
+
+    def columns(self) -> list[str]:
+        """For people; nothing where no experts were used."""
+        wanted = self.hits + self.misses
+        read = format_bytes(self.bytes_read)
+        return [f"{self.hits / wanted:.0%} of experts in memory, {read} read"] if wanted else []
+
+    def fields(self) -> dict[str, int]:
+        """For the log, named as in /metrics."""
+        return {"expert_hits": self.hits, "expert_misses": self.misses, "expert_bytes_read": self.bytes_read}
 
 
 def pages_used(gauges: Any) -> float:
@@ -148,6 +173,11 @@ class Metrics:
     def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
         whole = Histogram(f"vllm:{name}", meaning, ["model_name"], registry=self._registry, buckets=buckets)
         return whole.labels(self._model)
+
+    def experts(self) -> ExpertCounts:
+        """All experts used so far."""
+        gauges = self._engine.gauges()
+        return ExpertCounts(gauges.expert_hits, gauges.expert_misses, gauges.expert_bytes_read)
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

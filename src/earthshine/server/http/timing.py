@@ -122,10 +122,13 @@ class Timing:
         rest = "" if left is None else f", about {format_duration(left, rough=True)} to go"
         return f"reading the prompt: {done / max(total, 1):.0%} of {total} tokens, {rate:.1f} per second{rest}"
 
-    def columns(self) -> list[str]:
-        """What is known at the end, for people."""
+    def columns(self, more: list[str]) -> list[str]:
+        """What is known at the end, for people; `more` comes before the times."""
         found = [self.prompt] if self.prompt_tokens else []
-        return [*found, *([self._written()] if self.tokens else []), f"{self.seconds:.2f} s"]
+        found += [self._written()] if self.tokens else []
+        found += more
+        found += [f"{self.queue_seconds:.2f} s in the queue"] if self._admitted is not None else []
+        return [*found, f"{self.seconds:.2f} s"]
 
     def state(self) -> dict[str, Any]:
         """What it does now, for programs."""
