@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from earthshine.engine import PromptProgress, progress
-from earthshine.generation.request import Progress, Started
+from earthshine.generation.request import Started
 from earthshine.server.api import Served
 from earthshine.server.http.body import parse_body
 from earthshine.server.openai.chat import CHAT
@@ -42,7 +42,7 @@ def every_layer(monkeypatch):
 class TestForm:
     """llama.cpp's: a chunk with an empty delta, and `prompt_progress` beside its choices."""
 
-    PIECES = (Started(900, 100), *(Progress(0, step) for step in STEPS))
+    PIECES = (Started(900, 100), *STEPS)
 
     def test_chat(self):
         asked = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -56,7 +56,7 @@ class TestForm:
 
     def test_completions_of_several_prompts(self):
         asked = {"prompt": ["a", "b"], "n": 2, "stream": True}
-        pieces = (*self.PIECES, Started(3, 0), Progress(2, PromptProgress(3, 0, 3, 0.5, 0.0)))
+        pieces = (*self.PIECES, Started(3, 0), PromptProgress(3, 0, 3, 0.5, 0.0, choice=2))
         chunks = chunks_of(COMPLETIONS, asked | {"return_progress": True}, pieces)
         assert [chunk["choices"][0]["index"] for chunk in chunks] == [0, 0, 0, 2]
         assert {chunk["choices"][0]["text"] for chunk in chunks} == {""}
@@ -122,6 +122,18 @@ def test_choices_share_one_prompt_and_its_progress(live_server):
     chunks = [event for event in events if "prompt_progress" in event]
     assert {event["choices"][0]["index"] for event in chunks} == {0}
     assert chunks[-1]["prompt_progress"]["processed"] == chunks[-1]["prompt_progress"]["total"]
+
+
+def test_progress_of_each_prompt_comes_under_the_number_of_its_first_choice(live_server):
+    ask = {"prompt": ["One of two prompts.", "The other one, which is longer."], "max_tokens": 1, "n": 2}
+    events = asked_of(live_server, "/v1/completions", **ask, return_progress=True)
+    totals = {
+        event["choices"][0]["index"]: event["prompt_progress"]["total"]
+        for event in events
+        if "prompt_progress" in event
+    }
+    assert set(totals) == {0, 2}
+    assert totals[0] < totals[2]
 
 
 def test_messages_have_no_progress(live_server, every_layer):

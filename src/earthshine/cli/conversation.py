@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from earthshine.cli.progress import TokenProgress
+from earthshine.cli.progress import ProgressLine
 from earthshine.cli.reply import Reply
 from earthshine.cli.saved_conversation import SavedConversation
 from earthshine.cli.stats import Tally
@@ -138,8 +138,8 @@ class Conversation:
         shown = Reply(tuple(choices.params.stop), markdown=choices.markdown)
         tally = Tally(self._model)
         try:
-            with TokenProgress() as progress:
-                tally.synced(self._session.sync(prompt, progress.report))
+            with ProgressLine() as line:
+                tally.synced(self._session.sync(prompt, line.prompt))
             for event in self._events(parser, shown, tally):
                 if shown.show(event):
                     break

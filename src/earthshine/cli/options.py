@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from earthshine.cli.progress import ByteProgress
+from earthshine.cli.progress import ProgressLine
 from earthshine.cli.words import SERVE_BATCH
 from earthshine.engine import LoadedModel, load_model
 from earthshine.errors import TextError, UsageError
@@ -46,8 +46,8 @@ def plan_or_args(
 
 def load_with_progress(folder: Path, plan: Plan | PlanArgs) -> LoadedModel:
     """Load the model in `folder`, with progress on a terminal."""
-    with ByteProgress() as progress:
-        return load_model(folder, plan, progress.report)
+    with ProgressLine() as line:
+        return load_model(folder, plan, line.loading)
 
 
 def standard_input() -> BinaryIO | None:

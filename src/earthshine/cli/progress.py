@@ -17,10 +17,11 @@ _EVERY_SECONDS = 0.1
 _LINE_SECONDS = 10.0  # where each report is a line of its own
 
 
-class _Line:
-    """Rewrites one terminal line, and clears it at the end."""
+class ProgressLine:
+    """What is being read: a model or a prompt. Nothing is shown of work that ends soon."""
 
     def __init__(self) -> None:
+        self._what, self._since = "", time.monotonic()  # what is being loaded, and from when
         self._terminal, self._rewrites = is_terminal(sys.stderr), can_rewrite(sys.stderr)
         self._began = self._last = time.monotonic()
         self._shown = False
@@ -33,6 +34,21 @@ class _Line:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
+    def loading(self, what: str, done: int, total: int) -> None:
+        """`what` is being read, `done` of `total` bytes so far."""
+        if what != self._what:
+            self._what, self._since = what, time.monotonic()
+        rate = done / max(time.monotonic() - self._since, 1e-9)
+        text = f"Reading the {what}: {format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s"
+        self._show(text, f"{what} {done / max(total, 1):.0%}")
+
+    def prompt(self, progress: PromptProgress) -> None:
+        """How far a prompt is; what was cached is not counted."""
+        done, total = progress.processed - progress.cached, progress.total - progress.cached
+        left = "" if progress.seconds_left is None else f", about {format_duration(progress.seconds_left, rough=True)}"
+        share = f"{done / max(total, 1):.0%}{left}"
+        self._show(f"Reading the prompt: {share}", share)
+
     def _show(self, text: str, short: str) -> None:
         """`short`: for a terminal that is narrower than the text."""
         now = time.monotonic()
@@ -44,30 +60,3 @@ class _Line:
         text = text if len(text) < columns else short[: columns - 1]
         sys.stderr.write(f"\r\x1b[K{text}" if self._rewrites else f"{text}\n")
         sys.stderr.flush()
-
-
-class ByteProgress(_Line):
-    """Bytes read while a model is loaded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._what, self._since = "", time.monotonic()
-
-    def report(self, what: str, done: int, total: int) -> None:
-        """`what` is being read, `done` of `total` bytes so far."""
-        if what != self._what:
-            self._what, self._since = what, time.monotonic()
-        rate = done / max(time.monotonic() - self._since, 1e-9)
-        text = f"Reading the {what}: {format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s"
-        self._show(text, f"{what} {done / max(total, 1):.0%}")
-
-
-class TokenProgress(_Line):
-    """Tokens of a prompt that are computed."""
-
-    def report(self, progress: PromptProgress) -> None:
-        """How far the prompt is, as Session.sync passes it on; what was cached is not counted."""
-        done, total = progress.processed - progress.cached, progress.total - progress.cached
-        left = "" if progress.seconds_left is None else f", about {format_duration(progress.seconds_left, rough=True)}"
-        share = f"{done / max(total, 1):.0%}{left}"
-        self._show(f"Reading the prompt: {share}", share)

@@ -5,6 +5,7 @@ INTERVAL_SECONDS.
 """
 
 import time
+from collections.abc import Callable
 
 from earthshine.engine.request import PromptProgress
 
@@ -12,35 +13,35 @@ INTERVAL_SECONDS = 0.25
 _TRUSTED = 0.05  # the share of a prompt from which its own rate is a forecast; first layers are often dense and fast
 
 
-class PromptReport:
-    """Of one prompt of `total` tokens, of which `cached` were found. `expected`: seconds for the others, if known from
-    steps before."""
+def report_progress(
+    total: int, cached: int, send: Callable[[PromptProgress], None], expected: float | None = None
+) -> Callable[[float], None]:
+    """Sends the beginning of a prompt of `total` tokens, of which `cached` were found, and returns what sends the rest.
 
-    def __init__(self, total: int, cached: int, expected: float | None = None) -> None:
-        self._cached, self._expected = cached, expected
-        self._began = self._last = time.monotonic()
-        self.latest = PromptProgress(total, cached, cached, 0.0, expected)
+    That is to be called with the number of tokens done, found ones included; after each layer a token is done in part.
+    `expected`: seconds for the tokens that were not found, if known from steps before.
+    """
+    began = time.monotonic()
+    last, latest = began, cached
 
-    @property
-    def ended(self) -> bool:
-        return self.latest.processed >= self.latest.total
+    def report(done: float) -> None:
+        nonlocal last, latest
+        now, processed = time.monotonic(), int(done)
+        due = processed >= total or now - last >= INTERVAL_SECONDS
+        if not due or processed <= latest:
+            return
+        last, latest = now, processed
+        share, seconds = (done - cached) / (total - cached), now - began
+        send(PromptProgress(total, cached, processed, seconds, _seconds_left(share, seconds, expected)))
 
-    def update(self, done: float) -> PromptProgress | None:
-        """`done` of the prompt's tokens, with those that were found; after each layer a token is done in part.
-        None where that is no news, or too soon after the last."""
-        now, total, processed = time.monotonic(), self.latest.total, int(done)
-        due = processed >= total or now - self._last >= INTERVAL_SECONDS
-        if not due or processed <= self.latest.processed:
-            return None
-        seconds, self._last = now - self._began, now
-        share = (done - self._cached) / (total - self._cached)
-        self.latest = PromptProgress(total, self._cached, processed, seconds, self._left(share, seconds))
-        return self.latest
+    send(PromptProgress(total, cached, cached, 0.0, expected))
+    return report
 
-    def _left(self, share: float, seconds: float) -> float | None:
-        """Weights the initial forecast by 1 - `share` and the measured rate by `share`. Without a forecast: None until
-        the measured rate can be trusted."""
-        own = seconds / share
-        if self._expected is None:
-            return own * (1 - share) if share >= _TRUSTED else None
-        return ((1 - share) * self._expected + share * own) * (1 - share)
+
+def _seconds_left(share: float, seconds: float, expected: float | None) -> float | None:
+    """Weights the initial forecast by 1 - `share` and the measured rate by `share`. Without a forecast: None until the
+    measured rate can be trusted."""
+    own = seconds / share
+    if expected is None:
+        return own * (1 - share) if share >= _TRUSTED else None
+    return ((1 - share) * expected + share * own) * (1 - share)

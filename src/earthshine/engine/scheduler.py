@@ -70,7 +70,7 @@ class Step:
         """Tell the requests whose prompts it computes that `share` of the layers is done."""
         for chunk in self.chunks:
             if chunk.begin < chunk.sequence.n_prompt:
-                chunk.sequence.progress(chunk.begin + chunk.n_tokens * share)
+                chunk.sequence.report(chunk.begin + chunk.n_tokens * share)
 
     @property
     def n_tokens(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from earthshine.engine.progress import PromptReport
+from earthshine.engine.progress import report_progress
 from earthshine.engine.request import (
     Admitted,
     Failed,
@@ -44,7 +44,8 @@ class TokenSequence:
         self.asked_at = time.monotonic()
         self.last_token_at = self.asked_at  # when its client last got a token, or began to wait for one
         self.admitted_at: float | None = None
-        self.report: PromptReport | None = None  # once it was admitted
+        self.progress: PromptProgress | None = None  # the latest, once it was admitted
+        self._report: Callable[[float], None] | None = None
         self._keys = PageKeys(request.tenant, page_tokens)
         self._page_tokens, self._stops = page_tokens, stops
         self._sampler: Sampler | None = None
@@ -86,14 +87,13 @@ class TokenSequence:
         of the prompt has been computed, if known."""
         if self.admitted_at is None:
             self.admitted_at = self.last_token_at = time.monotonic()
-            self.report = PromptReport(self.n_prompt, reused, expected)
             self._send(Admitted(reused))
-            self._inform(self.report.latest)
+            self._report = report_progress(self.n_prompt, reused, self._progressed, expected)
 
-    def progress(self, done: float) -> None:
+    def report(self, done: float) -> None:
         """Report that `done` of the prompt's tokens have been computed or found, in fractions too."""
-        if self.report is not None and (news := self.report.update(min(done, self.n_prompt))) is not None:
-            self._inform(news)
+        if self._report is not None:
+            self._report(min(done, self.n_prompt))
 
     def score(self, start: int, hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
         """Send the log-likelihood of the token after each of those from `start`.
@@ -149,7 +149,8 @@ class TokenSequence:
             self.page_table = None
         self.shared = 0
 
-    def _inform(self, event: PromptProgress) -> None:
+    def _progressed(self, event: PromptProgress) -> None:
+        self.progress = event
         if self.request.progress:
             self._send(event)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from earthshine.engine.memory_limit import WATCHED_ROWS, MemoryLimit
-from earthshine.engine.progress import PromptReport
+from earthshine.engine.progress import report_progress
 from earthshine.engine.request import Finished, PromptProgress, TokenEvent
 from earthshine.engine.sampling import Sampler
 from earthshine.engine.sampling_params import SamplingParams
@@ -92,7 +92,7 @@ class Session:
         self._require_room(reused, len(wanted))
         self._replace(reused, wanted)
         try:
-            self._latest(_informer(PromptReport(len(wanted), reused), progress or (lambda event: None)))
+            self._latest(report_progress(len(wanted), reused, progress or (lambda event: None)))
         except BaseException:
             self._trim()
             raise
@@ -200,18 +200,18 @@ class Session:
             yield TokenEvent(sampled.token, sampled.logprob, sampled.top)
         yield Finished("length")
 
-    def _latest(self, inform: Callable[[float], None] = lambda done: None) -> Tensor:
+    def _latest(self, report: Callable[[float], None] = lambda done: None) -> Tensor:
         """The hidden state [hidden] of the last token. Computes tokens that are missing up to it."""
         if self._last is None and self._page_table.length == len(self._tokens):
             self._page_table.truncate(len(self._tokens) - 1)
-        for _ in self._prefill(len(self._tokens), inform):
+        for _ in self._prefill(len(self._tokens), report):
             pass
         assert self._last is not None
         return self._last
 
-    def _prefill(self, end: int, inform: Callable[[float], None] = lambda done: None) -> Iterator[tuple[int, Tensor]]:
+    def _prefill(self, end: int, report: Callable[[float], None] = lambda done: None) -> Iterator[tuple[int, Tensor]]:
         """Compute the tokens that are missing up to `end`. Yields each step's first position and hidden states [tokens,
-        hidden]. `inform` is called with the number of tokens done, in fractions too."""
+        hidden]. `report` is called with the number of tokens done, in fractions too."""
         while (start := self._page_table.length) < end:
             self._last = None
             chunk = self._tokens[start : min(end, start + self._prefill_tokens)]
@@ -221,8 +221,8 @@ class Session:
                 while not forward.advance():
                     if self._memory_limit is not None and len(chunk) > WATCHED_ROWS:
                         self._memory_limit.check()
-                    inform(start + len(chunk) * forward.share)
-            inform(start + len(chunk))
+                    report(start + len(chunk) * forward.share)
+            report(start + len(chunk))
             hidden = forward.hidden()[0]
             self._last = hidden[-1].clone()
             yield start, hidden
@@ -262,17 +262,6 @@ class Session:
             raise ContextError(
                 f"The sequence has {n_tokens} tokens; its pages and the free ones hold {self._room(keep)}."
             )
-
-
-def _informer(report: PromptReport, progress: Callable[[PromptProgress], None]) -> Callable[[float], None]:
-    """Passes on what `report` makes of how far a prompt is, from its beginning on."""
-    progress(report.latest)
-
-    def inform(done: float) -> None:
-        if (news := report.update(done)) is not None:
-            progress(news)
-
-    return inform
 
 
 def _likelihoods(logits: Tensor, following: Tensor) -> Tensor:

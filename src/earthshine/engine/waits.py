@@ -29,6 +29,7 @@ class PromptWaits:
 def prompts_under_way(running: Sequence[TokenSequence]) -> tuple[int, int, float]:
     """Of the prompts that are being computed: their tokens, those that are done, and the longest expected wait in
     seconds; 0 where none is, or nothing is known. May be called on any thread."""
-    reports = [report.latest for each in running if (report := each.report) is not None and not report.ended]
-    left = max((each.seconds_left or 0.0 for each in reports), default=0.0)
-    return sum(each.total for each in reports), sum(each.processed for each in reports), left
+    known = [each.progress for each in running]
+    prompts = [progress for progress in known if progress is not None and not progress.ended]
+    left = max((each.seconds_left or 0.0 for each in prompts), default=0.0)
+    return sum(each.total for each in prompts), sum(each.processed for each in prompts), left

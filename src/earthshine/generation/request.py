@@ -89,14 +89,6 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a prompt is. `choice`: the first of its choices; the others share what is computed for it."""
-
-    choice: int
-    prompt: PromptProgress
-
-
-@dataclass(frozen=True, slots=True)
 class Delta:
     """More of choice `choice`: events of its text, and its tokens where log-probabilities were asked for.
     `completion_tokens`: tokens of the choice generated so far."""
@@ -119,4 +111,4 @@ class Ended:
     stop_text: str | None = None
 
 
-Piece = Started | Progress | Delta | Ended
+Piece = Started | PromptProgress | Delta | Ended

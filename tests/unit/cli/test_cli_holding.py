@@ -13,7 +13,7 @@ import time
 import pytest
 
 from earthshine.cli import progress
-from earthshine.cli.progress import ByteProgress, TokenProgress
+from earthshine.cli.progress import ProgressLine
 from earthshine.engine import PromptProgress
 
 STATS = re.compile(
@@ -138,12 +138,12 @@ def test_progress_is_for_terminals_and_for_what_takes_long(monkeypatch, stream, 
     monkeypatch.setattr(sys, "stderr", stream())
     monkeypatch.setattr(progress, "_QUIET_SECONDS", quiet)
     monkeypatch.setattr(progress, "_EVERY_SECONDS", 0.0)
-    with ByteProgress() as reading:
-        reading.report("trunk", 1 << 20, 4 << 20)
-        reading.report("experts", 3 << 20, 4 << 20)
-    with TokenProgress() as computing:
-        computing.report(PromptProgress(20, 0, 7, 1.0, None))
-        computing.report(PromptProgress(20, 2, 12, 4.0, 3.2))
+    with ProgressLine() as reading:
+        reading.loading("trunk", 1 << 20, 4 << 20)
+        reading.loading("experts", 3 << 20, 4 << 20)
+    with ProgressLine() as computing:
+        computing.prompt(PromptProgress(20, 0, 7, 1.0, None))
+        computing.prompt(PromptProgress(20, 2, 12, 4.0, 3.2))
     shown = sys.stderr.getvalue()
     if quiet or stream is io.StringIO:
         assert shown == ""
@@ -163,9 +163,9 @@ def test_progress_is_shown_ten_times_a_second_at_most(monkeypatch):
     clock = iter([0.0, *(i / 100 for i in range(1000))])
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    with TokenProgress() as computing:
+    with ProgressLine() as computing:
         for done in range(600):
-            computing.report(PromptProgress(600, 0, done, 1.0, None))
+            computing.prompt(PromptProgress(600, 0, done, 1.0, None))
     assert 20 < sys.stderr.getvalue().count("Reading") < 52
 
 
@@ -174,9 +174,9 @@ def test_a_terminal_whose_cursor_does_not_move_gets_lines_now_and_then(monkeypat
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    with TokenProgress() as computing:
+    with ProgressLine() as computing:
         for done in range(300):
-            computing.report(PromptProgress(300, 0, done, 1.0, None))
+            computing.prompt(PromptProgress(300, 0, done, 1.0, None))
     lines = sys.stderr.getvalue().splitlines()
     assert 1 < len(lines) < 10
     assert all(line.startswith("Reading the prompt: ") for line in lines)
@@ -186,8 +186,8 @@ def test_a_terminal_whose_cursor_does_not_move_gets_lines_now_and_then(monkeypat
 def test_progress_bears_a_closed_standard_error(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
-    with ByteProgress() as reading:
-        reading.report("trunk", 1, 2)
+    with ProgressLine() as reading:
+        reading.loading("trunk", 1, 2)
 
 
 SLOW = "from earthshine.cli import main, progress; progress._QUIET_SECONDS = progress._EVERY_SECONDS = 0.0; main()"

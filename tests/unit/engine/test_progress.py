@@ -6,7 +6,7 @@ import pytest
 
 from earthshine.engine import Admitted, Finished, PromptProgress, SamplingParams, Session, TokenEvent, progress
 from earthshine.engine.durations import Durations
-from earthshine.engine.progress import PromptReport
+from earthshine.engine.progress import report_progress
 from earthshine.engine.waits import prompts_under_way
 from earthshine.kv import PagePool
 
@@ -112,26 +112,33 @@ def test_a_later_prompt_is_expected_to_take_what_an_earlier_one_took():
 def test_the_own_rate_of_a_prompt_replaces_what_was_expected(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    report = PromptReport(1000, 200, expected=10.0)
-    assert report.latest == PromptProgress(1000, 200, 200, 0.0, 10.0)
+    sent = []
+    report = report_progress(1000, 200, sent.append, expected=10.0)
     now[0] += 20
-    half = report.update(600)
-    assert half == PromptProgress(1000, 200, 600, 20.0, pytest.approx(0.5 * (0.5 * 10 + 0.5 * 40)))
+    report(600)
+    half = pytest.approx(0.5 * (0.5 * 10 + 0.5 * 40))
+    assert sent == [PromptProgress(1000, 200, 200, 0.0, 10.0), PromptProgress(1000, 200, 600, 20.0, half)]
     now[0] += 0.1
-    assert report.update(700) is None, "too soon"
+    report(700)
+    assert len(sent) == 2, "too soon"
     now[0] += 10
-    assert report.update(600) is None, "no news"
-    assert report.update(1000).seconds_left == 0
+    report(600)
+    assert len(sent) == 2, "no news"
+    report(1000)
+    assert (sent[2].processed, sent[2].seconds_left) == (1000, 0)
 
 
 def test_the_first_layers_alone_are_no_forecast(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    report = PromptReport(1000, 0)
+    sent = []
+    report = report_progress(1000, 0, sent.append)
     now[0] = 1.0
-    assert report.update(20).seconds_left is None
+    report(20)
+    assert sent[-1].seconds_left is None
     now[0] = 10.0
-    assert report.update(500).seconds_left == pytest.approx(10)
+    report(500)
+    assert sent[-1].seconds_left == pytest.approx(10)
 
 
 def test_a_pass_that_streams_costs_as_much_for_few_tokens():

@@ -10,8 +10,9 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from earthshine.engine import PromptProgress
 from earthshine.errors import EarthshineError
-from earthshine.generation.request import Ended, GenerationRequest, Piece, Progress, Started
+from earthshine.generation.request import Ended, GenerationRequest, Piece, Started
 from earthshine.server.anthropic.body import CountBody, MessagesBody
 from earthshine.server.anthropic.conversation import generation_request
 from earthshine.server.api import Api, Kind, Refused, Served, ServerEvent
@@ -86,7 +87,7 @@ class MessagesExchange:
             self._ended = piece
             stopped = {key: value for key, value in self._stopped().items() if key != "usage"}
             return [*self._close(), _event("message_delta", delta=stopped, usage=self._usage())]
-        if isinstance(piece, Progress):
+        if isinstance(piece, PromptProgress):
             return []
         return [event for each in piece.events for event in self._events(each)]
 

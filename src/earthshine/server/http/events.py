@@ -14,7 +14,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from earthshine.generation.request import Piece, Progress, Started
+from earthshine.engine import PromptProgress
+from earthshine.generation.request import Piece, Started
 from earthshine.server.api import Exchange, Refused, ServerEvent
 from earthshine.server.http.body import ClientGone, Limits
 from earthshine.server.http.context import CLIENT_GONE, RequestContext
@@ -65,7 +66,7 @@ async def follow(
                 return
             context.observe(piece)
             yield piece
-            if not isinstance(piece, Started | Progress):  # not every client gets an event for these
+            if not isinstance(piece, Started | PromptProgress):  # not every client gets an event for these
                 until = loop.time() + silence
     finally:
         if pending is not None and not pending.done():
