@@ -3,7 +3,7 @@
 State is what a router or the simulator knows now, and updates in place; `decide` only reads it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from earthshine.prfaas.fleet import Fleet
@@ -113,3 +113,6 @@ class Route:
     first_token: FirstToken
     usd: float  # of borrowed compute
     reason: str  # in words, for a log
+
+
+Router = Callable[[RouteRequest, FleetState], Route]  # `decide` with its policy, or a baseline

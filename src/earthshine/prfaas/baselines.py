@@ -1,0 +1,124 @@
+"""Policies to compare `decide` with, each as its authors describe it, and with what every real router has: a place that
+does not work, or whose link is down, is not used.
+
+- local only: no disaggregation across clusters.
+- all remote: the paper's naive heterogeneous system; every prompt goes to a cluster that does not decode.
+- static threshold: Dynamo's and llm-d's conditional disaggregation. A prompt goes to a remote prefill worker if the
+  tokens that the decoding side has not cached exceed a constant.
+- exo: the same with its constant of 1,000 tokens.
+- the paper's: its threshold and roles from the grid search, frozen at the start, with its rules for prefixes (PrfaaS,
+  arXiv 2604.15039, section 3.4.3).
+"""
+
+from earthshine.errors import UnavailableError
+from earthshine.prfaas.route import Cached, FirstToken, FleetState, Move, Route, Router, RouteRequest
+
+EXO_TOKENS = 1000
+_NOTHING = Cached(0)
+
+
+def local_only(request: RouteRequest, state: FleetState) -> Route:
+    """Every prompt is computed where it is decoded; raises UnavailableError where nothing can do so now."""
+    decode = _decoding(request, state)
+    return _first(request, state, decode, [_local(state, decode)], "local only")
+
+
+def all_remote(request: RouteRequest, state: FleetState) -> Route:
+    """Every prompt is computed remotely while that works; raises UnavailableError where nothing can do so now."""
+    decode = _decoding(request, state)
+    return _first(request, state, decode, [_remote(state, decode), _local(state, decode)], "all remote")
+
+
+def static_threshold(tokens: float) -> Router:
+    """More than `tokens` uncached where it is decoded: remotely."""
+
+    def route(request: RouteRequest, state: FleetState) -> Route:
+        decode = _decoding(request, state)
+        places = [_local(state, decode), _remote(state, decode)]
+        uncached = request.tokens - _reusable(request, state, decode)
+        if uncached > tokens:
+            places.reverse()
+        return _first(request, state, decode, places, f"{uncached} uncached tokens, threshold {tokens:g}")
+
+    return route
+
+
+def paper(abundant: bool) -> Router:
+    """The paper's rule with the state's threshold. Scarce bandwidth: each cluster's cache alone counts. Abundant: the
+    longest one does, and is moved to where the prompt is computed."""
+
+    def route(request: RouteRequest, state: FleetState) -> Route:
+        if not abundant:
+            return static_threshold(state.threshold)(request, state)
+        decode = _decoding(request, state)
+        places = [_local(state, decode), _remote(state, decode)]
+        reusable = {name: _reusable(request, state, name) for name in places if name is not None}
+        longest = max(reusable.values(), default=0)
+        if request.tokens - longest > state.threshold:
+            places.reverse()
+        found = next((name for name in places if name is not None), None)
+        source = next((name for name, tokens in reusable.items() if tokens == longest), None)
+        pulls = found is not None and source is not None and longest > reusable[found]
+        return _first(request, state, decode, places, "paper, abundant", source if pulls else None)
+
+    return route
+
+
+def _decoding(request: RouteRequest, state: FleetState) -> str:
+    """The cluster that decodes it: the one demanded, or that with the shortest wait."""
+    names = [c.name for c in state.fleet.decoding if state.clusters[c.name].n_decode]
+    if request.decode is not None:
+        names = [name for name in names if name == request.decode]
+    if not names:
+        raise UnavailableError("No cluster decodes now.")
+    return min(names, key=lambda name: state.clusters[name].decode_wait_seconds)
+
+
+def _local(state: FleetState, decode: str) -> str | None:
+    return decode if state.clusters[decode].n_prefill else None
+
+
+def _remote(state: FleetState, decode: str) -> str | None:
+    """The cluster with the shortest queue among those with a link that is up."""
+    names = [
+        source
+        for (source, target), link in state.links.items()
+        if target == decode and link.bytes_per_second > 0 and state.clusters[source].n_prefill
+    ]
+    return min(names, key=lambda name: state.clusters[name].prefill_wait_seconds, default=None)
+
+
+def _reusable(request: RouteRequest, state: FleetState, name: str) -> int:
+    return request.cached.get(name, _NOTHING).usable(state.fleet.clusters[name].profile.recurrent)
+
+
+def _first(
+    request: RouteRequest,
+    state: FleetState,
+    decode: str,
+    places: list[str | None],
+    reason: str,
+    source: str | None = None,
+) -> Route:
+    """The route to the first place that works, with the prefix of `source` moved there if that has a link."""
+    prefill = next((name for name in places if name is not None), None)
+    if prefill is None:
+        raise UnavailableError("No cluster prefills now.")
+    profile, cluster = state.fleet.clusters[prefill].profile, state.clusters[prefill]
+    reused, pull, pull_seconds = _reusable(request, state, prefill), None, 0.0
+    wire = state.links.get((source, prefill)) if source is not None and source != prefill else None
+    if source is not None and wire is not None and wire.bytes_per_second > 0:
+        tokens = _reusable(request, state, source)
+        nbytes = profile.cache_bytes(tokens, reused)
+        pull, reused, pull_seconds = Move(source, prefill, tokens, nbytes), tokens, nbytes / wire.bytes_per_second
+    seconds = profile.prefill_seconds(request.tokens, reused)
+    send, transfer, usd = None, 0.0, 0.0
+    if prefill != decode:
+        nbytes = profile.cache_bytes(request.tokens, request.cached.get(decode, _NOTHING).tokens)
+        send, usd = Move(prefill, decode, request.tokens, nbytes), profile.usd_per_hour * seconds / 3600
+        link = state.links[prefill, decode]
+        transfer = max(0.0, (link.queued_bytes + nbytes) / link.bytes_per_second - seconds)
+    first = FirstToken(
+        cluster.prefill_wait_seconds, pull_seconds, seconds, transfer, state.clusters[decode].decode_wait_seconds
+    )
+    return Route(prefill, decode, reused, pull, send, first, usd, reason)

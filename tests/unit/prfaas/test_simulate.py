@@ -1,0 +1,276 @@
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from earthshine.errors import UnavailableError, UsageError
+from earthshine.loadgen.trace import Arrival
+from earthshine.prfaas.baselines import EXO_TOKENS, all_remote, local_only, paper, static_threshold
+from earthshine.prfaas.conditions import Conditions, Failure, RateChange
+from earthshine.prfaas.curve import Curve
+from earthshine.prfaas.fleet import Fleet, Link
+from earthshine.prfaas.route import FleetState, Route, Router, RouteRequest
+from earthshine.prfaas.simulate import simulate
+from earthshine.prfaas.workload import PAPER_TOKENS, drawn, evenly, poisson
+
+from .simulated import BATCH, ENDS, STEP, at, two_clusters, waits
+
+LAYERS = Conditions().layers
+
+
+def near(value: float) -> object:
+    return pytest.approx(value, rel=1e-9)
+
+
+def test_first_token_of_a_lone_prompt_is_prefill_and_a_step():
+    assert waits(simulate(two_clusters(), at(0, tokens=10000), local_only)) == [near(3.0 + STEP)]
+
+
+def test_cache_arrives_a_piece_after_the_prefill_on_a_fast_link():
+    outcome = simulate(two_clusters(rate=1e9, trip=0.1), at(0), all_remote)
+    nbytes = 10000 * 900 + 100000
+    assert waits(outcome) == [near(1.0 + nbytes / LAYERS / 1e9 + 0.05 + STEP)]
+    assert outcome.sent_bytes == near(nbytes)
+
+
+def test_cache_is_sent_from_the_first_layer_on_over_a_slow_link():
+    outcome = simulate(two_clusters(rate=1e6), at(0), all_remote)
+    assert waits(outcome) == [near(1.0 / LAYERS + 9.1 + STEP)]
+
+
+def test_transfers_share_a_link_evenly():
+    both = waits(simulate(two_clusters(far=2, rate=1e6), at(0, 0), all_remote))
+    assert both == [near(1.0 / LAYERS + 18.2 + STEP)] * 2
+
+
+def test_a_link_changes_its_rate_in_the_middle_of_a_transfer():
+    slower = Conditions(rates=(RateChange(1.0 / LAYERS + 5, ENDS, 5e5),))
+    outcome = simulate(two_clusters(rate=1e6), at(0), all_remote, conditions=slower)
+    assert waits(outcome) == [near(1.0 / LAYERS + 5 + 2 * 4.1 + STEP)]
+
+
+def test_prompts_queue_first_in_first_out_over_all_instances():
+    found = waits(simulate(two_clusters(near=2), at(0, 0, 0, 0, 0), local_only))
+    assert found == [near(3 * n + STEP) for n in (1, 1, 2, 2, 3)]
+
+
+def test_a_full_batch_admits_when_a_reply_ends():
+    requests = at(*[0] * (BATCH + 1), tokens=1000, output=50)
+    found = waits(simulate(two_clusters(near=BATCH + 1), requests, local_only))
+    assert found[-1] == near(0.3 + 50 * STEP + STEP)
+
+
+def test_larger_batches_take_longer_steps():
+    fleet = two_clusters(near=2)
+    profile = replace(fleet.clusters["near"].profile, decode=Curve(((1.0, 0.02), (2.0, 0.03))))
+    fleet.clusters["near"] = replace(fleet.clusters["near"], profile=profile)
+    both = simulate(fleet, at(0, 0, output=100), local_only)
+    assert [s.ended for s in both.served] == [near(3.0 + 100 * 0.03)] * 2
+
+
+def test_equal_seeds_give_equal_results_and_others_do_not():
+    def run(seed: int) -> list[float]:
+        times = poisson(300, lambda _: 0.5, 0.5, seed)
+        return waits(simulate(two_clusters(), drawn(times, PAPER_TOKENS, seed), static_threshold(20000)))
+
+    assert run(1) == run(1) != run(2)
+
+
+def test_baselines_go_where_their_rules_say():
+    fleet, lengths = two_clusters(far=4, near=4), (500, 1500, 30000)
+    requests = [a for tokens in lengths for a in at(0, tokens=tokens)]
+
+    def remote(router: Router, threshold: float = 0) -> list[bool]:
+        found = simulate(fleet, requests, router, threshold=threshold)
+        return [served.remote for served in found.served]
+
+    assert remote(local_only) == [False] * 3
+    assert remote(all_remote) == [True] * 3
+    assert remote(static_threshold(EXO_TOKENS)) == [False, True, True]
+    assert remote(paper(abundant=False), threshold=2000) == [False, False, True]
+
+
+def test_paper_moves_the_longest_prefix_only_where_bandwidth_is_abundant():
+    requests = at(0, tokens=4097, blocks=tuple(range(8))) + at(30, tokens=12289, blocks=tuple(range(24)))
+    fleet = two_clusters()
+    fleet.links[ENDS[::-1]] = Link(*ENDS[::-1], 1e9)
+    for abundant, reused in ((True, 4096), (False, 0)):
+        found = simulate(fleet, requests, paper(abundant), threshold=4097)
+        assert [s.remote for s in found.served] == [False, True]
+        assert [s.reused_tokens for s in found.served] == [0, reused]
+        assert waits(found)[1] > (12289 - reused) * 1e-4
+
+
+def test_requests_are_routed_again_when_the_link_goes_down():
+    down = Conditions(rates=(RateChange(0.5, ENDS, 0.0), RateChange(60.5, ENDS, 1e9)))
+    outcome = simulate(two_clusters(), at(0, 5, 70), all_remote, conditions=down)
+    assert [s.remote for s in outcome.served] == [False, False, True]
+    assert [s.routes for s in outcome.served] == [2, 1, 1]
+    assert waits(outcome)[0] == near(0.5 + down.detect_seconds + 3.0 + STEP)
+
+
+def test_prompt_of_a_failed_instance_is_computed_elsewhere():
+    failed = Conditions(failures=(Failure(0.6, 99, "far", "prefill"),))
+    outcome = simulate(two_clusters(), at(0), all_remote, conditions=failed)
+    assert (outcome.served[0].routes, outcome.served[0].remote) == (2, False)
+    assert waits(outcome) == [near(0.6 + 3.0 + STEP)]
+
+
+def test_sequences_of_a_failed_instance_are_prefilled_with_what_they_had_generated():
+    failed = Conditions(failures=(Failure(3.0 + 50 * STEP, 99, "near", "decode"),))
+    outcome = simulate(two_clusters(decode=2), at(0, output=100), local_only, conditions=failed)
+    assert outcome.served[0].first_token == near(3.0 + STEP)
+    assert outcome.served[0].ended == near(3.0 + 50 * STEP + 10050 * 0.0003 + 50 * STEP)
+
+
+def test_request_waits_for_an_instance_when_none_works():
+    failed = Conditions(failures=(Failure(1, 50, "near", "prefill"),))
+    outcome = simulate(two_clusters(), at(0, 10, 11), local_only, conditions=failed)
+    assert [s.first_token for s in outcome.served] == [near(50 + 3 * n + STEP) for n in (1, 2, 3)]
+
+
+def test_request_that_nothing_will_ever_serve_is_reported():
+    fleet = two_clusters(near=0)
+    outcome = simulate(fleet, at(0, 1), local_only)
+    assert outcome.unserved == 2
+
+
+class Roles:
+    """Controls with one change of roles."""
+
+    period_seconds = 10.0
+
+    def __init__(self, n_prefill: int) -> None:
+        self.threshold, self.n_prefill = 1.0, {"near": n_prefill}
+
+    def observe(self, now: float, uncached_tokens: int, output_tokens: int) -> None:
+        pass
+
+    def tick(self, now: float, state: object) -> "Roles":
+        return self
+
+
+def test_a_decoding_instance_ends_its_replies_before_it_converts():
+    fleet = two_clusters(near=1, decode=2)
+    requests = at(0, 0, tokens=1000, output=1000) + at(12, 12.0, 12.0)
+    outcome = simulate(fleet, requests, local_only, controls=Roles(2))
+    assert outcome.conversions == 1
+    drained = outcome.served[0].ended
+    assert drained == near(0.3 + 1000 * STEP)
+    third = outcome.served[4]
+    assert third.first_token == near(12 + 9 + STEP)  # before the conversion ended, at 35.3 s
+    assert all(s.ended < float("inf") for s in outcome.served)
+
+
+def test_an_instance_that_converts_shortens_the_queue_once_it_works():
+    requests = at(*range(20))
+    fixed = simulate(two_clusters(near=1, decode=2), requests, local_only)
+    converted = simulate(two_clusters(near=1, decode=2), requests, local_only, controls=Roles(2))
+    begins = 10 + Conditions().convert_seconds
+    assert fixed.waits[-1] == near(60 + STEP - 19)
+    assert waits(converted)[:8] == waits(fixed)[:8]
+    late = max(s.first_token for s in converted.served)
+    assert begins + (60 - begins) / 2 < late < begins + (60 - begins) / 2 + 4
+
+
+def rate_sustained(fleet: Fleet, requests_at: Callable[[float], list[Arrival]], router: Router) -> float:
+    """The highest rate of evenly spaced requests at which the last ones wait no longer than the service itself."""
+    low, high = 0.1, 20.0
+    for _ in range(11):
+        rate = (low + high) / 2
+        found = waits(simulate(fleet, requests_at(rate), router))
+        tenth = len(found) // 10
+        grows = sum(found[-tenth:]) / tenth - sum(found[tenth : 2 * tenth]) / tenth
+        low, high = (low, rate) if grows > 0.5 else (rate, high)
+    return low
+
+
+def test_rate_without_queueing_is_the_models():
+    """Equations (3) to (6) of the paper, with its own simplification of two lengths and even arrivals."""
+    long, short, share = 40000, 8000, 0.4
+    fleet = two_clusters(far=3, near=4, decode=30, rate=1e10)
+    model = min(3 / (long * 1e-4) / share, 4 / (short * 3e-4) / (1 - share), 30 * BATCH / (STEP * 500))
+
+    def requests(rate: float) -> list[Arrival]:
+        kinds = [long if i % 5 in (1, 3) else short for i in range(1000)]
+        times = evenly(1000, rate)
+        return [a for second, tokens in zip(times, kinds, strict=True) for a in at(second, tokens=tokens, output=500)]
+
+    assert rate_sustained(fleet, requests, static_threshold(20000)) == pytest.approx(model, rel=0.02)
+
+
+def test_rate_over_a_narrow_link_is_the_links():
+    fleet = two_clusters(far=8, near=1, decode=10, rate=5e7)
+    model = 5e7 / (40000 * 900 + 1e5)
+    found = rate_sustained(fleet, lambda rate: at(*evenly(1000, rate), tokens=40000), all_remote)
+    assert found == pytest.approx(model, rel=0.02)
+
+
+def test_no_request_is_lost_under_any_sequence_of_failures():
+    for seed in range(60):
+        draw = random.Random(seed)
+        fleet = two_clusters(draw.randint(0, 2), draw.randint(1, 2), draw.randint(1, 3), 10 ** draw.uniform(6, 9))
+        instants = sorted(draw.uniform(0, 100) for _ in range(12))
+        rates = tuple(RateChange(t, ENDS, draw.choice((0.0, 1e6, 1e8))) for t in instants[:8])
+        places = (("far", "prefill"), ("near", "prefill"), ("near", "decode"))
+        failures = tuple(Failure(t, t + draw.uniform(1, 60), *draw.choice(places)) for t in instants[::-1])
+        requests = [a for t in sorted(draw.uniform(0, 100) for _ in range(60)) for a in _any(draw, t)]
+        controls = _Restless(draw)
+        router = draw.choice((local_only, all_remote, static_threshold(5000), _fickle(draw)))
+        found = simulate(fleet, requests, router, conditions=Conditions(rates, failures), controls=controls)
+        assert found.unserved == 0
+        assert all(s.arrived < s.first_token <= s.ended + 1e-9 for s in found.served)
+
+
+def _any(draw: random.Random, t: float) -> list[Arrival]:
+    blocks = tuple(draw.choice((range(9), range(20, 31))))
+    return at(t, tokens=draw.randint(1, 9000), output=draw.randint(1, 300), blocks=blocks)
+
+
+class _Restless(Roles):
+    """Changes roles at random."""
+
+    period_seconds = 3.0
+
+    def __init__(self, draw: random.Random) -> None:
+        super().__init__(1)
+        self._draw, self._ticks = draw, 0
+
+    def tick(self, now: float, state: object) -> "Roles":
+        self._ticks += 1
+        self.n_prefill = {"near": self._draw.randint(0, 3) if self._ticks < 60 else 1}
+        return self
+
+
+def _fickle(draw: random.Random) -> Router:
+    """Any route that works, or none."""
+
+    def route(request: RouteRequest, state: FleetState) -> Route:
+        if draw.random() < 0.1:
+            raise UnavailableError("Not now.")
+        return draw.choice((local_only, all_remote))(request, state)
+
+    return route
+
+
+@pytest.mark.parametrize(
+    ("conditions", "problem"),
+    [
+        (Conditions(rates=(RateChange(5, ENDS, 1), RateChange(4, ENDS, 1))), "sort them by time"),
+        (Conditions(rates=(RateChange(5, ("near", "moon"), 1),)), "moon"),
+        (Conditions(rates=(RateChange(5, ENDS, -1),)), "0 or more bytes per second"),
+        (Conditions(failures=(Failure(5, 4, "far", "prefill"),)), "end after that"),
+        (Conditions(failures=(Failure(4, 5, "moon", "prefill"),)), "moon"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(conditions: Conditions, problem: str):
+    with pytest.raises(UsageError, match=problem):
+        simulate(two_clusters(), at(0), local_only, conditions=conditions)
+
+
+def test_a_rate_or_number_of_requests_out_of_range_is_refused():
+    with pytest.raises(UsageError, match="above 0"):
+        evenly(10, 0.0)
+    with pytest.raises(UsageError, match="requests"):
+        evenly(0, 1.0)

@@ -1,0 +1,130 @@
+import random
+
+import pytest
+
+from earthshine.loadgen.trace import BLOCK_TOKENS, Arrival
+from earthshine.prfaas.prefix import PrefixCache
+from earthshine.prfaas.route import Cached
+from earthshine.prfaas.sharing import Sharing
+from earthshine.prfaas.workload import PAPER_TOKENS, at_rate, drawn, poisson, repeated, whole_blocks
+
+from .simulated import profile
+
+ROWS, STATE = 0.9 * 1000 * BLOCK_TOKENS, 1e5  # bytes of a block, and of a recurrent state
+
+
+def shared_in_small_steps(joins: list[tuple[float, float]], rate: float) -> list[float]:
+    """Ends of jobs (time, size) that share `rate`, by steps of a millisecond."""
+    left, ends, step = [size for _, size in joins], [0.0] * len(joins), 0.001
+    now = 0.0
+    while any(size > 0 for size in left):
+        present = [i for i, (begin, _) in enumerate(joins) if begin <= now and left[i] > 0]
+        for i in present:
+            left[i] -= rate / len(present) * step
+            ends[i] = now + step
+        now += step
+    return ends
+
+
+def test_jobs_share_as_in_a_simulation_of_small_steps():
+    for seed in range(5):
+        draw = random.Random(seed)
+        joins = sorted((draw.uniform(0, 5), draw.uniform(1, 20)) for _ in range(8))
+        shared: Sharing[int] = Sharing(lambda n: 10 / n)
+        ends, waiting = [0.0] * len(joins), list(enumerate(joins))
+        while waiting or shared.n:
+            if waiting and waiting[0][1][0] <= shared.next_end():
+                number, (begin, size) = waiting.pop(0)
+                shared.join(begin, number, size)
+            else:
+                at = shared.next_end()
+                ends[shared.end_first(at)] = at
+        assert ends == pytest.approx(shared_in_small_steps(joins, 10), abs=0.02)
+
+
+def test_a_job_that_leaves_makes_the_others_faster():
+    shared: Sharing[str] = Sharing(lambda n: 10 / n)
+    shared.join(0, "a", 10)
+    shared.join(0, "b", 10)
+    assert shared.left(1, "a") == pytest.approx(5)
+    assert shared.leave(1, "a") == pytest.approx(5)
+    assert shared.next_end() == pytest.approx(1.5)
+
+
+def test_a_stopped_capacity_ends_nothing():
+    shared: Sharing[str] = Sharing(lambda n: 10 / n)
+    shared.join(0, "a", 10)
+    shared.reset_rate(0.5, lambda n: 0.0)
+    assert shared.next_end() == float("inf")
+    shared.reset_rate(2.5, lambda n: 1 / n)
+    assert shared.next_end() == pytest.approx(7.5)
+
+
+def test_prefix_cache_finds_leading_blocks_alone():
+    cache = PrefixCache(profile("any", 1.0), 100 * ROWS)
+    cache.keep((1, 2, 3))
+    assert cache.find((1, 2, 9)) == Cached(2 * BLOCK_TOKENS)
+    assert cache.find((9, 2, 3)) == Cached(0)
+
+
+def test_prefix_cache_is_bounded_and_evicts_the_last_blocks_of_the_oldest_prompt_first():
+    cache = PrefixCache(profile("any", 1.0), 4.5 * ROWS)
+    cache.keep((1, 2, 3))
+    cache.keep((7, 8))
+    assert cache.nbytes <= 4.5 * ROWS
+    assert (cache.find((1, 2, 3)).tokens, cache.find((7, 8)).tokens) == (2 * BLOCK_TOKENS, 2 * BLOCK_TOKENS)
+
+
+def test_blocks_that_were_used_stay_longer():
+    cache = PrefixCache(profile("any", 1.0), 4 * ROWS)
+    cache.keep((1, 2))
+    cache.keep((7, 8))
+    cache.touch((1, 2))
+    cache.keep((9,))
+    assert (cache.find((1, 2)).tokens, cache.find((7, 8)).tokens) == (2 * BLOCK_TOKENS, BLOCK_TOKENS)
+
+
+def test_recurrent_states_are_kept_at_the_last_block_and_where_prompts_part():
+    cache = PrefixCache(profile("any", 1.0, recurrent=True), 100 * ROWS)
+    cache.keep((1, 2, 3, 4))
+    parting = cache.find((1, 2, 9, 10))
+    assert parting == Cached(2 * BLOCK_TOKENS)  # rows, but no state to go on from
+    assert parting.usable(recurrent=True) == 0
+    cache.keep((1, 2, 9, 10), branch=2)
+    assert cache.find((1, 2, 11)) == Cached(2 * BLOCK_TOKENS, (2 * BLOCK_TOKENS,))
+    assert cache.find((1, 2, 3, 4, 5)).usable(recurrent=True) == 4 * BLOCK_TOKENS
+    assert cache.nbytes == pytest.approx(6 * ROWS + 3 * STATE)
+
+
+def test_equal_blocks_after_different_ones_are_different_prefixes_and_a_last_token_is_never_cached():
+    requests = [Arrival(0, 1024, 1, (5, 6)), Arrival(0, 1025, 1, (5, 6)), Arrival(0, 1537, 1, (7, 6, 6))]
+    first, second, third = whole_blocks(requests)
+    assert (len(first), len(second), len(third)) == (1, 2, 3)
+    assert first == second[:1]
+    assert not set(second) & set(third)
+
+
+def test_poisson_times_follow_the_rate():
+    times = poisson(1000, lambda t: 10 if t < 100 else 1, 10, 7)
+    early = sum(t < 100 for t in times)
+    assert abs(early - 1000) < 4 * 1000**0.5
+    assert abs(len(times) - early - 900) < 4 * 900**0.5
+    assert times == sorted(times)
+
+
+def test_drawn_lengths_are_the_papers():
+    lengths = [a.input_tokens for a in drawn([0.0] * 20000, PAPER_TOKENS, 1)]
+    assert sum(lengths) / len(lengths) == pytest.approx(27486, rel=0.03)
+    assert min(lengths) >= 128
+    assert max(lengths) <= 131072
+
+
+def test_a_trace_at_another_rate_keeps_its_order_and_its_pattern():
+    trace = [Arrival(t, 10, 1) for t in (0.0, 1.0, 4.0)]
+    assert [a.seconds for a in at_rate(trace, 0.5)] == [0.0, 1.5, 6.0]
+
+
+def test_a_repeated_trace_shares_no_prefix_with_itself():
+    once = [Arrival(t, 1000, 1, (0, t + 1)) for t in range(3)]
+    twice = list(whole_blocks(repeated(once, 2)))
+    assert not {b for blocks in twice[:3] for b in blocks} & {b for blocks in twice[3:] for b in blocks}
