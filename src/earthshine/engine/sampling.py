@@ -12,9 +12,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from earthshine.engine.request import Constraint
 from earthshine.engine.sampling_params import SamplingParams
 from earthshine.errors import EarthshineError, UsageError
 
@@ -56,6 +58,16 @@ class Sampler:
         self._sampled += 1
         logprobs = logits.log_softmax(-1)
         return Sampled(token, float(logprobs[token]), most_likely(logprobs, self.params.logprobs or 0))
+
+    def constrained(self, logits: Tensor, constraint: Constraint | None, stops: Collection[int] = ()) -> Sampled:
+        """As `sample`, a token that `constraint` allows, which is then advanced by it. Raises also as `constraint`."""
+        if constraint is None:
+            return self.sample(logits, stops=stops)
+        likeliest = None if self.params.ignore_eos else self.likeliest(logits, stops)
+        allowed = constraint.allowed(likeliest)
+        sampled = self.sample(logits, None if allowed is None else _unpacked(allowed, len(logits)), stops)
+        constraint.accept(sampled.token)
+        return sampled
 
     def likeliest(self, logits: Tensor, stops: Collection[int] = ()) -> int:
         """The token that would be chosen from logits, fp32 [vocab], at temperature 0 without a constraint. `stops` and
@@ -138,6 +150,12 @@ class Sampler:
         digest = blake2b(self._seed + struct.pack("<Q", self._drawn), digest_size=8).digest()
         self._drawn += 1
         return float((int.from_bytes(digest, "little") >> 11) * 2.0**-53)
+
+
+def _unpacked(allowed: np.ndarray, vocab_size: int) -> Tensor:
+    """bool [vocab_size] from int32 words whose lowest bit is the lowest id."""
+    bits = np.unpackbits(allowed.view(np.uint8), bitorder="little", count=vocab_size)
+    return torch.from_numpy(bits.view(np.bool_))
 
 
 def _flags(tokens: Sequence[int], vocab_size: int) -> Tensor:

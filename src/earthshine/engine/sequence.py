@@ -7,7 +7,6 @@ cache. A preempted sequence continues from its tokens alone, with the same resul
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,14 +112,9 @@ class TokenSequence:
         """Choose the next token and send it; finish the request where it is the last. logits: fp32 [vocab]."""
         if self._sampler is None:
             self._sampler = Sampler(self.request.params, self.tokens)
-        constraint, params = self.request.constraint, self.request.params
+        params = self.request.params
         stops = frozenset() if params.ignore_eos else self._stops.union(params.stop_token_ids)
-        allowed = None
-        if constraint is not None:
-            allowed = constraint.allowed(None if params.ignore_eos else self._sampler.likeliest(logits, stops))
-        sampled = self._sampler.sample(logits, None if allowed is None else _unpacked(allowed, len(logits)), stops)
-        if constraint is not None:
-            constraint.accept(sampled.token)
+        sampled = self._sampler.constrained(logits, self.request.constraint, stops)
         self.tokens.append(sampled.token)
         self.last_token_at = time.monotonic()
         if sampled.token in stops:
@@ -166,9 +160,3 @@ def _scores(rows: Tensor, following: Sequence[int], alternatives: int) -> list[T
     chosen = rows.gather(1, torch.tensor(following)[:, None])[:, 0].tolist()
     tops = [most_likely(row, alternatives) for row in rows]
     return [TokenEvent(*each) for each in zip(following, chosen, tops, strict=True)]
-
-
-def _unpacked(allowed: np.ndarray, vocab_size: int) -> Tensor:
-    """bool [vocab_size] from int32 words whose lowest bit is the lowest id."""
-    bits = np.unpackbits(allowed.view(np.uint8), bitorder="little", count=vocab_size)
-    return torch.from_numpy(bits.view(np.bool_))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from earthshine.engine.memory_limit import WATCHED_ROWS, MemoryLimit
 from earthshine.engine.progress import report_progress
-from earthshine.engine.request import Finished, PromptProgress, TokenEvent
+from earthshine.engine.request import Constraint, Finished, PromptProgress, TokenEvent
 from earthshine.engine.sampling import Sampler
 from earthshine.engine.sampling_params import SamplingParams
 from earthshine.engine.sequence import SCORE_ROWS
@@ -98,16 +98,16 @@ class Session:
             raise
         return Synced(reused, len(wanted) - reused)
 
-    def generate(self, params: SamplingParams) -> Iterator[Event]:
+    def generate(self, params: SamplingParams, constraint: Constraint | None = None) -> Iterator[Event]:
         """Sample tokens that follow the session's: one event per token, then Finished. A stop token has no event.
 
-        The iterator may be abandoned at any event. Raises UsageError for an empty session, and where another call
-        changed the session between two events.
+        `constraint`: restricts the tokens of this reply. The iterator may be abandoned at any event. Raises UsageError
+        for an empty session, and where another call changed the session between two events; and as `constraint` does.
         """
         if not self._tokens:
             raise UsageError("An empty session can't generate; sync it with a prompt first.")
         self._version += 1
-        return self._events(params, self._version)
+        return self._events(params, constraint, self._version)
 
     def score(self, tokens: Sequence[int]) -> Tensor:
         """The log-likelihood of each token but the first, given those before it: fp32 [n - 1].
@@ -181,7 +181,7 @@ class Session:
             raise UsageError("This session is closed; open another one.")
         return self._open
 
-    def _events(self, params: SamplingParams, version: int) -> Iterator[Event]:
+    def _events(self, params: SamplingParams, constraint: Constraint | None, version: int) -> Iterator[Event]:
         sampler = Sampler(params, self._tokens)
         stops = set() if params.ignore_eos else {*params.stop_token_ids, *self._spec.stop_tokens}
         produced = 0
@@ -191,7 +191,7 @@ class Session:
             if len(self._tokens) >= self._context_tokens or self._room(self._page_table.length) < len(self._tokens):
                 yield Finished("context")
                 return
-            sampled = sampler.sample(self._decoder.logits(self._latest()[None])[0], stops=stops)
+            sampled = sampler.constrained(self._decoder.logits(self._latest()[None])[0], constraint, stops)
             self._tokens.append(sampled.token)
             produced += 1
             if sampled.token in stops:

@@ -12,7 +12,7 @@ from typing import Any, cast
 from earthshine.engine import Request, SamplingParams
 from earthshine.errors import ContextError, UsageError
 from earthshine.generation.output import Choice
-from earthshine.generation.request import GenerationRequest, Messages
+from earthshine.generation.request import Format, GenerationRequest, Messages
 from earthshine.text import ChatTemplate, Tokenizer, call_form, leaves_thinking_open
 from earthshine.text.grammar import Grammar, Grammars, OutputRule
 from earthshine.text.grammar_calls import ToolRule
@@ -41,6 +41,10 @@ class Prompts:
     def count(self, request: GenerationRequest) -> int:
         """The number of tokens in the prompt. Raises TextError and UsageError."""
         return len(self._encoded(request)[0])
+
+    def check(self, form: Format) -> None:
+        """Raises TextError for a format that replies can't be held to, such as a schema that does not compile."""
+        self._grammars.compile(OutputRule(format=form.kind, value=form.value, strict=form.strict))
 
     def choices(self, request: GenerationRequest, tenant: str = "", *, repeat_thought: bool = False) -> list[Choice]:
         """One for each of `params.n`, with the engine's Request; `repeat_thought` as Choice.

@@ -2,7 +2,9 @@
 
 import dataclasses
 from itertools import islice
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,6 +38,31 @@ def test_generation_equals_recomputing_everything_for_each_token(make_session, m
     assert events[-1] == Finished("length")
     assert session.tokens == (*PROMPT, *expected)
     assert len(set(expected)) > 4
+
+
+def test_a_constraint_restricts_every_token_and_is_advanced_by_each(make_session):
+    class Descending:
+        """Allows the tokens below the last one."""
+
+        below = 7
+        seen: ClassVar[list[int]] = []
+
+        def allowed(self, likeliest=None):
+            assert likeliest is None, "with ignore_eos no token ends the reply"
+            return np.array([(1 << self.below) - 1, *[0] * (n_words - 1)], np.int32)
+
+        def accept(self, token):
+            self.seen.append(token)
+            self.below = token or 7
+
+    session = make_session()
+    n_words = -(-session._spec.vocab_size // 32)
+    session.sync(PROMPT)
+    constraint = Descending()
+    tokens = produced(session.generate(GREEDY, constraint))
+    assert tokens == constraint.seen
+    assert len(tokens) == 12
+    assert all(token < (before or 7) for before, token in zip([7, *tokens], tokens, strict=False))
 
 
 def test_a_prompt_passes_in_steps_of_prefill_tokens(make_session, decoder):
