@@ -40,6 +40,7 @@ TORCH_FREE = (
     "net",
     "loadgen",
     "prfaas.router",
+    "cli.chat",
 )
 CALL_OWNERS = {
     "printing": ({"print", "typer.echo", "click.echo", "sys.stdout.write", "sys.stderr.write"}, ("cli",)),

@@ -14,6 +14,8 @@ import typer
 
 from earthshine import __version__
 from earthshine.cli import models
+from earthshine.cli.arguments import Context, Dtype, Memory, Model, PlanFile, Threads, Trunk
+from earthshine.cli.chat_command import chat
 from earthshine.cli.words import SERVE_BATCH
 from earthshine.errors import EarthshineError, UsageError
 
@@ -24,114 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-MODEL_HELP = "A folder, a Hugging Face id (downloaded first), or gleam, the included small model and the default."
-Model = Annotated[str | None, typer.Argument(help=MODEL_HELP, autocompletion=models.complete_model)]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        help="Type of activations: bf16 as published, or fp32. FP8 and INT4 weights decode to bf16 either way."
-    ),
-]
-Memory = Annotated[
-    str | None, typer.Option(help="Memory that the process may use, such as 16GiB; default: most of what is free.")
-]
-Context = Annotated[
-    int | None, typer.Option(help="Most tokens of a conversation; default: what the memory allows, up to 32768.")
-]
-Threads = Annotated[
-    int | None, typer.Option(help="Threads to use; default: all processors. Results do not depend on it.")
-]
-Trunk = Annotated[
-    str,
-    typer.Option(
-        help="Weights other than experts: bf16 as published, or int8, which halves their memory and is lossy."
-    ),
-]
-
-PlanFile = Annotated[
-    Path | None,
-    typer.Option(help="A file from earthshine plan --save, instead of the options that say how the model is loaded."),
-]
-
-Question = Annotated[
-    list[str] | None, typer.Argument(metavar="prompt", help="Answer this question and exit, as with -p.")
-]
-Prompt = Annotated[
-    str | None,
-    typer.Option("--prompt", "-p", help="Answer this question and exit. Standard input is put before it."),
-]
-ShowMarkdown = Annotated[bool, typer.Option("--markdown/--no-markdown", help="Render Markdown on a terminal.")]
-KeepHistory = Annotated[
-    bool,
-    typer.Option(
-        "--history/--no-history",
-        help="Keep questions for later sessions; EARTHSHINE_HISTORY=off is the same as --no-history.",
-    ),
-]
-
-
-@app.command()
-def chat(
-    model: Model = None,
-    words: Question = None,
-    prompt: Prompt = None,
-    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of a reply; default: up to the end of the context.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Sampling temperature, 0 for greedy; default: the model's own, or else 0.")
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(help="Probability mass of the tokens to sample from; default: the model's own, or else 1."),
-    ] = None,
-    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0 for all.")] = 0,
-    min_p: Annotated[float, typer.Option(help="Least probability of a token, relative to the most likely one.")] = 0.0,
-    presence_penalty: Annotated[
-        float, typer.Option(help="Subtracted from the logit of each token generated so far.")
-    ] = 0.0,
-    frequency_penalty: Annotated[
-        float, typer.Option(help="The same, times the number of times the token was generated.")
-    ] = 0.0,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Divides the logits of tokens in the prompt or reply; 1 for off.")
-    ] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Seed of sampling; the same seed gives the same reply.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End the reply before this text. May be repeated.")] = None,
-    thinking: Annotated[bool, typer.Option(help="Let the model think before it answers.")] = True,
-    stats: Annotated[bool, typer.Option(help="After each reply, print rates, expert hits and bytes read.")] = False,
-    markdown: ShowMarkdown = True,
-    history: KeepHistory = True,
-    context: Context = None,
-    memory: Memory = None,
-    threads: Threads = None,
-    trunk: Trunk = "bf16",
-    dtype: Dtype = "bf16",
-    plan: PlanFile = None,
-) -> None:
-    """Chat with a model in the terminal. With a question, or text on standard input, print one answer."""
-    from earthshine.cli.chat import ChatOptions, run_chat
-    from earthshine.cli.options import plan_or_args
-
-    held = plan_or_args(memory, context, threads, trunk, dtype, plan)
-    if words and prompt is not None:
-        raise UsageError("The question is given twice, after the model and with -p; leave one out.")
-    asked = " ".join(words) if words else prompt
-    options = ChatOptions(asked, system, thinking, tuple(stop or ()), held, stats, markdown, history)
-    sampling = {
-        "max_tokens": max_tokens,
-        "top_k": top_k,
-        "min_p": min_p,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
-    chosen = {key: value for key, value in (("temperature", temperature), ("top_p", top_p)) if value is not None}
-    run_chat(model, options, sampling | chosen)
-
-
+app.command()(chat)
 app.command("run", hidden=True)(chat)  # the name that other tools use
 
 

@@ -6,23 +6,22 @@ Ctrl-D; Ctrl-C stops a reply.
 
 import sys
 import threading
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from earthshine.cli.commands import Commands, completions, is_command
-from earthshine.cli.conversation import Choices, Conversation, encodable
 from earthshine.cli.history import History
 from earthshine.cli.line_editor import LineEditor
-from earthshine.cli.models import announce_download
-from earthshine.cli.options import load_with_progress, read_text, standard_input
-from earthshine.cli.terminal import Terminal, has_utf8, is_terminal, say
-from earthshine.engine import SamplingParams, sampling_defaults
+from earthshine.cli.options import read_text, standard_input
+from earthshine.cli.progress import ProgressLine
+from earthshine.cli.terminal import Terminal, encodable, has_utf8, is_terminal, say
 from earthshine.errors import EarthshineError, UsageError
-from earthshine.hub import find_readable
 from earthshine.plan import Plan, PlanArgs
 from earthshine.settings import read_settings
-from earthshine.text import load_template
 from earthshine.untrusted import shown
+
+if TYPE_CHECKING:
+    from earthshine.cli.conversation import Conversation
 
 _WAIT_SECONDS = 2.0  # standard input that takes longer is named
 _EMPTY = "The question is empty; give one after the model, with -p or on standard input."
@@ -38,28 +37,29 @@ class ChatOptions:
     stats: bool = False
     markdown: bool = True
     history: bool = True
+    format: str | None = None
+    json_schema: str | None = None
 
 
 def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> None:
     """Answer a question or standard input, or chat in the terminal. Invalid options are refused before a model is
     loaded."""
-    SamplingParams(**sampling, stop=options.stop)
     _replace_unencodable()
     question = _question(options)
     if question is None:
         with Terminal() as terminal:
-            history = _history(options)
-            _converse(_open(model, options, sampling), LineEditor(terminal, history, completions()))
-    elif not _open(model, options, sampling).ask(question):
+            _converse(terminal, model, options, sampling)
+    elif not _open(model, options, sampling)[0].ask(question):
         raise KeyboardInterrupt
 
 
-def _open(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> Conversation:
-    folder, tokenizer = find_readable(model, announce_download)
-    template = load_template(folder)
-    params = replace(sampling_defaults(folder), **sampling, stop=options.stop)
-    choices = Choices(params, options.system, options.thinking, options.markdown, options.stats)
-    return Conversation(load_with_progress(folder, options.plan), model or "gleam", tokenizer, template, choices)
+def _open(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> tuple["Conversation", str]:
+    """The conversation, and its greeting. What is loaded is shown before torch is imported, which takes seconds."""
+    name = shown(Path(model or "gleam"))[1:-1]
+    with ProgressLine(f"Loading {name} ...") as line:
+        from earthshine.cli.open_chat import open_conversation
+
+        return open_conversation(model, options, sampling, line)
 
 
 def _replace_unencodable() -> None:
@@ -111,10 +111,13 @@ def _history(options: ChatOptions) -> History | None:
         return None
 
 
-def _converse(conversation: Conversation, editor: LineEditor) -> None:
+def _converse(terminal: Terminal, model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> None:
     """Answer questions from the terminal until its end."""
-    name = shown(conversation.name)[1:-1]
-    say(f"{name}: ask a question. /help lists the commands, /bye or Ctrl-D ends.")
+    conversation, greeting = _open(model, options, sampling)
+    from earthshine.cli.commands import Commands, completions, is_command
+
+    editor = LineEditor(terminal, _history(options), completions())
+    say(greeting)
     commands = Commands(conversation, editor.keeps)
     while True:
         try:

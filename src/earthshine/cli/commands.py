@@ -10,15 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from earthshine.cli.conversation import Choices, Conversation, encodable
+from earthshine.cli.answer_format import FORMATS, format_named, format_of_schema, name_of, schema_of
+from earthshine.cli.attached import attached
+from earthshine.cli.conversation import Choices, Conversation
 from earthshine.cli.saved_conversation import load_conversation, save_conversation
-from earthshine.cli.terminal import say
+from earthshine.cli.terminal import encodable, say
 from earthshine.errors import UsageError
+from earthshine.generation.request import Format
 from earthshine.untrusted import shown
 
 _COMMAND = re.compile(r"/[A-Za-z?_-]*([ \t].*)?")
 _ENDS = ("/bye", "/exit", "/quit")
-_NAMES = ("/help", "/bye", "/clear", "/set", "/show", "/save", "/load", "/regen")
+_NAMES = ("/help", "/bye", "/clear", "/set", "/show", "/save", "/load", "/regen", "/read", "/stats")
 _NUMBERS: dict[str, Callable[[str], Any]] = {
     "temperature": float,
     "top_p": float,
@@ -30,8 +33,9 @@ _NUMBERS: dict[str, Callable[[str], Any]] = {
     "seed": int,
     "max_tokens": int,
 }
-_SWITCHES = {"think": "thinking", "markdown": "markdown", "stats": "stats"}
-_SETTINGS = ("system", *_NUMBERS, *_SWITCHES, "history")
+_SWITCHES = {"think": "thinking", "markdown": "markdown", "stats": "stats", "multi_turn": "multi_turn"}
+_FORMS = ("format", "json-schema")
+_SETTINGS = ("system", *_NUMBERS, *_FORMS, *_SWITCHES, "history")
 _HELP = f"""/help             this text; also /?
 /bye              end; also /exit, /quit and Ctrl-D
 /clear            start a new conversation
@@ -40,9 +44,12 @@ _HELP = f"""/help             this text; also /?
 /save FILE        write the conversation to a file
 /load FILE        continue a saved conversation
 /regen            generate the last reply again
+/read FILE        begin the next message with the text of a file
+/stats            print figures after each reply, or no longer
 Settings: {", ".join(_SETTINGS)}.
-Ctrl-C stops a reply. Alt-Enter begins a new line, and a text between three quotes (\"\"\") is one message, as is a \
-pasted one. To send a message that begins with a command, put a space before it: " /help"."""
+Ctrl-C stops a reply. Ctrl-G opens the message in an editor, $VISUAL or $EDITOR. Alt-Enter begins a new line, and a \
+text between three quotes (\"\"\") is one message, as is a pasted one. To send a message that begins with a \
+command, put a space before it: " /help"."""
 
 
 def completions() -> list[str]:
@@ -76,6 +83,8 @@ class Commands:
             "/save": self._save,
             "/load": self._load,
             "/regen": self._regenerate,
+            "/read": self._read,
+            "/stats": self._stats,
         }
         if command in actions:
             actions[command](argument)
@@ -97,8 +106,8 @@ class Commands:
         name, value = _first_word(argument)
         if name == "parameter":  # Ollama's form
             name, value = _first_word(value)
-        if name.startswith("no") and name[2:] in (*_SWITCHES, "history") and not value:
-            name, value = name[2:], "off"
+        if name.startswith("no") and name[2:] in (*_SWITCHES, "history", "format") and not value:
+            name, value = name[2:], FORMATS[0] if name == "noformat" else "off"
         if name not in _SETTINGS:
             what = f"{shown(name)} is not a setting" if name else "Name a setting"
             raise UsageError(f"{what}; there are {', '.join(_SETTINGS)}. Example: /set temperature 0.7")
@@ -109,11 +118,25 @@ class Commands:
         self._conversation.choices = self._changed(name, value)
         say(f"{name} is {self._value(name)}{self._remark(name)}")
 
+    def _stats(self, argument: str) -> None:
+        self._set(f"stats {argument or _word(not self._conversation.choices.stats)}")
+
+    def _read(self, argument: str) -> None:
+        file = attached(_path(argument, "/read"))
+        n_tokens = self._conversation.attach(file)
+        left_out = f" ({file.removed} control characters were left out)" if file.removed else ""
+        say(f"The next message begins with {shown(file.name)}: {n_tokens} tokens{left_out}. /clear removes it.")
+
     def _changed(self, name: str, value: str) -> Choices:
         choices, start = self._conversation.choices, self._start
         if name == "system":
             text = start.system if value == "default" else _unquoted(value)
             return replace(choices, system=encodable(text, "The system message") if text else None)
+        if name in _FORMS:
+            form = start.form if value == "default" else _form(name, value)
+            if form is not None:
+                self._conversation.check(form)
+            return replace(choices, form=form)
         if name in _SWITCHES:
             field = _SWITCHES[name]
             switched: dict[str, Any] = {field: getattr(start, field) if value == "default" else _switch(name, value)}
@@ -135,6 +158,9 @@ class Commands:
             return repr(choices.system) if choices.system else "empty"
         if name == "history":
             return _word(self._history(None))
+        if name in _FORMS:
+            schema = schema_of(choices.form)
+            return name_of(choices.form) if name == "format" else "none" if schema is None else shown(schema)
         if name in _SWITCHES:
             return _word(getattr(choices, _SWITCHES[name]))
         value = getattr(choices.params, name)
@@ -152,6 +178,8 @@ class Commands:
         if argument:
             raise UsageError(f"/show takes no argument, or messages; not {shown(argument)}.")
         say(f"{shown(conversation.name)[1:-1]}: {conversation.n_tokens()} of {conversation.room} tokens used")
+        for file in conversation.attached:
+            say(f"The next message begins with {shown(file.name)}.")
         width = max(map(len, _SETTINGS)) + 2
         say("\n".join(f"{name:{width}}{self._value(name)}" for name in _SETTINGS))
 
@@ -161,6 +189,7 @@ class Commands:
             raise UsageError("There is nothing to save yet; ask a question first.")
         choices = self._conversation.choices
         settings = {name: getattr(choices.params, name) for name in _NUMBERS} | {"think": choices.thinking}
+        settings |= {"format": name_of(choices.form), "json-schema": schema_of(choices.form)}
         save_conversation(path, self._conversation.saved(settings), replace=path == self._file)
         self._file = path
         say(f"Saved to {shown(path)}, readable by you only.")
@@ -216,9 +245,28 @@ def _with_settings(choices: Choices, settings: dict[str, Any], where: str) -> Ch
         if not isinstance(value, (int, float, type(None))):
             raise UsageError(f"{where} is damaged: {name} must be a number, not {shown(value)}.")
     try:
-        return replace(choices, params=replace(choices.params, **numbers), thinking=thinking)
+        form = _saved_form(settings, choices.form)
+        return replace(choices, params=replace(choices.params, **numbers), thinking=thinking, form=form)
     except UsageError as error:
         raise UsageError(f"{where} is damaged: {error}") from None
+
+
+def _saved_form(settings: dict[str, Any], before: Format | None) -> Format | None:
+    name, schema = settings.get("format"), settings.get("json-schema")
+    for what, value in (("format", name), ("json-schema", schema)):
+        if not isinstance(value, (str, type(None))):
+            raise UsageError(f"{what} must be a text, not {shown(value)}.")
+    if schema is not None:
+        if not schema.lstrip().startswith("{"):  # the name of a file is nothing that a stranger's file decides
+            raise UsageError("json-schema must be a JSON schema.")
+        return format_of_schema(schema)
+    return before if name is None else format_named(name)
+
+
+def _form(name: str, value: str) -> Format | None:
+    if name == "json-schema":
+        return None if value == "none" else format_of_schema(_unquoted(value))
+    return format_named(value)
 
 
 def _unquoted(text: str) -> str:

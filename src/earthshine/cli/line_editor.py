@@ -100,6 +100,7 @@ class LineEditor:
             complete_style=CompleteStyle.READLINE_LIKE,
             reserve_space_for_menu=0,
             enable_suspend=True,
+            tempfile_suffix=".md",
         )
 
     def _keep(self, text: str) -> None:
@@ -135,6 +136,12 @@ class LineEditor:
         def _(event: Any) -> None:
             event.current_buffer.insert_text("\n")
 
+        @keys.add("c-g")
+        @keys.add("c-x", "c-e")
+        def _(event: Any) -> None:
+            event.app.loop.set_exception_handler(_not_edited)  # until this question is read
+            event.current_buffer.open_in_editor()
+
         @keys.add("c-c")
         def _(event: Any) -> None:
             self.cleared = bool(event.current_buffer.text)
@@ -147,6 +154,17 @@ class LineEditor:
             event.current_buffer.insert_text(printable(text))
 
         return keys
+
+
+def _not_edited(loop: Any, context: dict[str, Any]) -> None:
+    """The editor left a file that can't be read, or there is no place for one; the text stays as it was."""
+    from prompt_toolkit.application import run_in_terminal
+
+    error = context.get("exception")
+    if not isinstance(error, (OSError, UnicodeError)):
+        loop.default_exception_handler(context)
+        return
+    run_in_terminal(lambda: say(f"The text of the editor can't be used: {error}."))
 
 
 def _line(prompt: str) -> str:

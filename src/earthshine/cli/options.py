@@ -2,15 +2,17 @@
 
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from earthshine.cli.progress import ProgressLine
 from earthshine.cli.words import SERVE_BATCH
-from earthshine.engine import LoadedModel, load_model
 from earthshine.errors import TextError, UsageError
 from earthshine.plan import Plan, PlanArgs, read_plan
 from earthshine.units import parse_bytes
 from earthshine.untrusted import shown
+
+if TYPE_CHECKING:
+    from earthshine.engine import LoadedModel
 
 MAX_TEXT_BYTES = 64 << 20
 
@@ -44,8 +46,10 @@ def plan_or_args(
     return read_plan(plan)
 
 
-def load_with_progress(folder: Path, plan: Plan | PlanArgs) -> LoadedModel:
+def load_with_progress(folder: Path, plan: Plan | PlanArgs) -> "LoadedModel":
     """Load the model in `folder`, with progress on a terminal."""
+    from earthshine.engine import load_model
+
     with ProgressLine() as line:
         return load_model(folder, plan, line.loading)
 

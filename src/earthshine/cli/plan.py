@@ -12,17 +12,15 @@ from typing import Any
 
 from earthshine.cli.plan_answer import MachinePlan, print_comparison
 from earthshine.cli.plan_report import print_plan
+from earthshine.cli.this_machine import this_machine
 from earthshine.errors import UsageError
 from earthshine.files import written_whole
 from earthshine.hub import find_model, size_on_disk
 from earthshine.machine import (
     Machine,
-    OtherMachine,
     described,
-    estimated_machine,
     memory_available,
     memory_resident,
-    own_machine,
     read_machine,
 )
 from earthshine.plan import Cost, PlanArgs, plan_json
@@ -120,14 +118,7 @@ def _machine(name: str, folder: Path) -> tuple[Machine, str]:
             known = ", ".join((THIS, *shipped))
             raise UsageError(f"{shown(name)} is neither a file nor a known machine; known are {known}.")
         return read_machine(Path(name)), ""
-    try:
-        own = own_machine(read_settings().profile)
-        reason = "This machine has not been measured."
-    except OtherMachine as other:
-        own, reason = None, str(other).partition(". ")[0] + "."
-    if own is not None:
-        return own, ""
-    return estimated_machine(folder if folder.is_dir() else read_settings().downloads), reason
+    return this_machine(folder if folder.is_dir() else read_settings().downloads)
 
 
 def _ownership(machine: Machine, options: PlanOptions) -> Ownership | None:

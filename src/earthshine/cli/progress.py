@@ -6,11 +6,13 @@ It is rewritten, and cleared at the end. A terminal whose cursor does not move g
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from earthshine.cli.terminal import can_rewrite, is_terminal, size
-from earthshine.engine import PromptProgress
 from earthshine.units import format_bytes, format_duration
+
+if TYPE_CHECKING:
+    from earthshine.engine import PromptProgress
 
 _QUIET_SECONDS = 1.0  # nothing is shown for work that ends sooner
 _EVERY_SECONDS = 0.1
@@ -18,21 +20,29 @@ _LINE_SECONDS = 10.0  # where each report is a line of its own
 
 
 class ProgressLine:
-    """What is being read: a model or a prompt. Nothing is shown of work that ends soon."""
+    """What is being read: a model or a prompt. Nothing is shown of work that ends soon. `title`: shown at once, until
+    there is more to show."""
 
-    def __init__(self) -> None:
+    def __init__(self, title: str = "") -> None:
         self._what, self._since = "", time.monotonic()  # what is being loaded, and from when
         self._terminal, self._rewrites = is_terminal(sys.stderr), can_rewrite(sys.stderr)
         self._began = self._last = time.monotonic()
         self._shown = False
+        if title and self._terminal:
+            self._put(title, title)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Make room for other lines."""
         if self._shown and self._rewrites:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
+        self._shown = False
 
     def loading(self, what: str, done: int, total: int) -> None:
         """`what` is being read, `done` of `total` bytes so far."""
@@ -42,7 +52,7 @@ class ProgressLine:
         text = f"Reading the {what}: {format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s"
         self._show(text, f"{what} {done / max(total, 1):.0%}")
 
-    def prompt(self, progress: PromptProgress) -> None:
+    def prompt(self, progress: "PromptProgress") -> None:
         """How far a prompt is; what was cached is not counted."""
         done, total = progress.processed - progress.cached, progress.total - progress.cached
         left = "" if progress.seconds_left is None else f", about {format_duration(progress.seconds_left, rough=True)}"
@@ -55,7 +65,11 @@ class ProgressLine:
         every = _EVERY_SECONDS if self._rewrites else _LINE_SECONDS
         if not self._terminal or now - self._began < _QUIET_SECONDS or now - self._last < every:
             return
-        self._last, self._shown = now, True
+        self._last = now
+        self._put(text, short)
+
+    def _put(self, text: str, short: str) -> None:
+        self._shown = True
         columns, _ = size(sys.stderr)
         text = text if len(text) < columns else short[: columns - 1]
         sys.stderr.write(f"\r\x1b[K{text}" if self._rewrites else f"{text}\n")

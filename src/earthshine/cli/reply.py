@@ -10,7 +10,7 @@ from typing import Protocol, TextIO
 
 from earthshine.cli.region import Flow, Region
 from earthshine.cli.terminal import DIM, can_rewrite, has_utf8, is_terminal, printable, say
-from earthshine.text import Content, Reasoning, StopStrings
+from earthshine.text import Content, Reasoning
 from earthshine.text import Event as TextEvent
 
 
@@ -38,8 +38,8 @@ class Reply:
     """Shows one reply. `markdown`: render it where standard output is a terminal that can show it. `notice` is printed
     on standard error at the end."""
 
-    def __init__(self, stop: tuple[str, ...], *, markdown: bool = True) -> None:
-        self._stream, self._stops, self._markdown = sys.stdout, StopStrings(stop), markdown
+    def __init__(self, *, markdown: bool = True) -> None:
+        self._stream, self._markdown = sys.stdout, markdown
         self._terminal, self._rewrites = is_terminal(sys.stdout), can_rewrite(sys.stdout)
         self._texts: list[str] = []
         self._thought: _Text | None = None
@@ -51,19 +51,15 @@ class Reply:
         """Whether anything has been written."""
         return self._thought is not None or self._answer is not None
 
-    def show(self, event: TextEvent) -> bool:
-        """Write an event. Returns whether a stop text has ended the reply."""
+    def show(self, event: TextEvent) -> None:
+        """Write an event."""
         if isinstance(event, Reasoning):
             self._think(event.text)
-        if not isinstance(event, Content):
-            return False
-        text, stopped = self._stops.push(event.text)
-        self._write(text)
-        return stopped
+        elif isinstance(event, Content):
+            self._write(event.text)
 
     def finish(self) -> str:
         """End the line and return the reply's text."""
-        self._write(self._stops.flush())
         self._end_thought()
         if self._answer is None and not self._rewrites:
             self._answer = _Plain(self._stream)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self, TextIO
 
+from earthshine.errors import TextError
 from earthshine.settings import read_settings
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
@@ -29,6 +30,15 @@ _COLUMNS, _ROWS = 80, 24  # of a terminal that does not say
 def printable(text: str) -> str:
     """The text without control characters other than line breaks and tabs."""
     return text.translate(_CONTROLS)
+
+
+def encodable(text: str, what: str) -> str:
+    """The text. Raises TextError for bytes that are not UTF-8, which Python represents as lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TextError(f"{what} is not UTF-8 text: character {error.start} can't be encoded.") from None
+    return text
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -62,7 +72,9 @@ def say(text: str) -> None:
     if is_terminal(sys.stderr):
         columns, _ = size(sys.stderr)
         lines = printable(text).expandtabs(4).split("\n")
-        text = "\n".join(textwrap.fill(line, columns - 1, subsequent_indent="  ") for line in lines)
+        text = "\n".join(
+            textwrap.fill(line, columns - 1, subsequent_indent="  ", break_on_hyphens=False) for line in lines
+        )
     print(text, file=sys.stderr)
 
 

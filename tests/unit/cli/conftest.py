@@ -10,10 +10,15 @@ import pytest
 
 from earthshine import kernels
 from earthshine.cli import main
+from earthshine.cli.commands import Commands
+from earthshine.cli.conversation import Choices, Conversation
+from earthshine.engine import SamplingParams, load_model
 from earthshine.engine import load as engine_load
 from earthshine.engine.memory_limit import MemoryLimit
 from earthshine.hub import GLEAM
+from earthshine.plan import PlanArgs
 from earthshine.plan.plan import PROCESS_BYTES
+from earthshine.text import load_template, load_tokenizer
 
 from .hub_server import HubServer
 from .pseudo_terminal import Chat
@@ -109,3 +114,36 @@ def start(forker, tmp_path):
     yield begin
     for each in started:
         each.close()
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return load_tokenizer(GLEAM), load_template(GLEAM)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(GLEAM, PlanArgs(context_tokens=512))
+
+
+@pytest.fixture
+def chat(model, parts):
+    """Commands of a conversation with gleam: `chat(line)` runs one."""
+
+    class Chat:
+        def __init__(self):
+            choices = Choices(SamplingParams(temperature=0, max_tokens=8), "Be brief.", thinking=False)
+            self.conversation = Conversation(model, "gleam", *parts, choices)
+            self.kept = True
+            self.commands = Commands(self.conversation, self.history)
+
+        def history(self, on):
+            self.kept = self.kept if on is None else on
+            return self.kept
+
+        def __call__(self, line):
+            return self.commands.run(line)
+
+    made = Chat()
+    yield made
+    made.conversation.close()

@@ -7,48 +7,11 @@ import os
 import pytest
 
 from earthshine.cli.commands import Commands, completions, is_command
-from earthshine.cli.conversation import Choices, Conversation
 from earthshine.cli.saved_conversation import FORMAT
-from earthshine.engine import SamplingParams, Session, load_model
+from earthshine.engine import Session
 from earthshine.errors import EarthshineError, TextError
-from earthshine.hub import GLEAM
-from earthshine.plan import PlanArgs
-from earthshine.text import load_template, load_tokenizer
 
 HELLO = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Hi."}]
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return load_tokenizer(GLEAM), load_template(GLEAM)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model(GLEAM, PlanArgs(context_tokens=512))
-
-
-@pytest.fixture
-def chat(model, parts):
-    """Commands of a conversation with gleam: `chat(line)` runs one."""
-
-    class Chat:
-        def __init__(self):
-            choices = Choices(SamplingParams(temperature=0, max_tokens=8), "Be brief.", thinking=False)
-            self.conversation = Conversation(model, "gleam", *parts, choices)
-            self.kept = True
-            self.commands = Commands(self.conversation, self.history)
-
-        def history(self, on):
-            self.kept = self.kept if on is None else on
-            return self.kept
-
-        def __call__(self, line):
-            return self.commands.run(line)
-
-    made = Chat()
-    yield made
-    made.conversation.close()
 
 
 @pytest.mark.parametrize("line", ["/help", "/?", "/set temperature 1", "/", "/HELP", "/save a/b"])
@@ -92,7 +55,7 @@ def test_an_unknown_command_is_refused_with_a_hint(chat, capsys, line, hint):
 def test_sampling_is_set_for_the_next_reply(chat, monkeypatch, line, field, value):
     used = []
     whole = Session.generate
-    monkeypatch.setattr(Session, "generate", lambda self, params: (used.append(params), whole(self, params))[1])
+    monkeypatch.setattr(Session, "generate", lambda self, *given: (used.append(given[0]), whole(self, *given))[1])
     assert chat(line)
     chat.conversation.ask("hello")
     assert getattr(used[0], field) == value
@@ -196,7 +159,7 @@ def test_a_regen_that_is_interrupted_at_once_keeps_the_reply(chat, monkeypatch):
     chat.conversation.ask("hello")
     before = chat.conversation.messages
 
-    def interrupted(self, params):
+    def interrupted(self, *request):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Session, "generate", interrupted)

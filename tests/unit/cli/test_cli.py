@@ -298,8 +298,8 @@ def test_no_command_shows_help(earthshine):
 def test_an_interrupted_answer_is_marked_and_exits_130(earthshine, monkeypatch):
     whole = Session.generate
 
-    def interrupted(self, params):
-        events = whole(self, params)
+    def interrupted(self, *request):
+        events = whole(self, *request)
         yield next(events)
         yield next(events)
         raise KeyboardInterrupt
@@ -313,7 +313,7 @@ def test_an_interrupted_answer_is_marked_and_exits_130(earthshine, monkeypatch):
 
 
 def test_memory_that_torch_can_not_get_is_a_sentence(earthshine, monkeypatch):
-    monkeypatch.setattr("earthshine.cli.options.load_model", lambda *_, **__: torch.empty(10**15))
+    monkeypatch.setattr("earthshine.cli.open_chat.load_model", lambda *_, **__: torch.empty(10**15))
     code, _, err = earthshine("chat", "-p", "hello")
     assert code == 1
     assert "not enough memory" in err

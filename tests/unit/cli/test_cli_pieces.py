@@ -36,7 +36,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_sees_dimmed_reasoning_and_no_control_characters(monkeypatch, stream, term, shown):
     monkeypatch.setenv("TERM", term)
     monkeypatch.setattr(sys, "stdout", stream())
-    reply = Reply(())
+    reply = Reply()
     reply.show(Reasoning("\n"))
     reply.show(Reasoning("why\x1b]0;x\x07"))
     reply.show(Content("a\x1b[31mb\tc\x9b"))
@@ -48,7 +48,7 @@ def test_a_reply_is_rendered_on_a_terminal_alone_and_can_be_left_as_written(monk
     monkeypatch.setenv("TERM", "xterm")
     for stream, markdown, bold in ((Terminal, True, True), (Terminal, False, False), (io.StringIO, True, False)):
         monkeypatch.setattr(sys, "stdout", stream())
-        reply = Reply((), markdown=markdown)
+        reply = Reply(markdown=markdown)
         reply.show(Content("a **word**"))
         assert reply.finish() == "a **word**"
         assert ("\x1b[1mword" in sys.stdout.getvalue()) is bold
@@ -80,7 +80,7 @@ def test_a_conversation_holds_its_system_message_its_turns_and_its_way_of_thinki
 
 
 def test_a_question_without_a_word_of_reply_is_forgotten(gleam, monkeypatch):
-    def interrupted(self, params):
+    def interrupted(self, *request):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Session, "generate", interrupted)

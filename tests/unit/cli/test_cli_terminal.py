@@ -18,8 +18,8 @@ ENDLESS = """
 import itertools, time
 from earthshine.engine import Session, TokenEvent
 whole = Session.generate
-def endless(self, params):
-    events = [event for event in whole(self, params) if isinstance(event, TokenEvent)]
+def endless(self, *request):
+    events = [event for event in whole(self, *request) if isinstance(event, TokenEvent)]
     for event in itertools.cycle(events):
         yield event
         time.sleep(0.01)

@@ -1,0 +1,37 @@
+"""What several commands take, as typer declares it: the model, and how it is loaded."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from earthshine.cli import models
+
+MODEL_HELP = "A folder, a Hugging Face id (downloaded first), or gleam, the included small model and the default."
+Model = Annotated[str | None, typer.Argument(help=MODEL_HELP, autocompletion=models.complete_model)]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Type of activations: bf16 as published, or fp32. FP8 and INT4 weights decode to bf16 either way."
+    ),
+]
+Memory = Annotated[
+    str | None, typer.Option(help="Memory that the process may use, such as 16GiB; default: most of what is free.")
+]
+Context = Annotated[
+    int | None, typer.Option(help="Most tokens of a conversation; default: what the memory allows, up to 32768.")
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads to use; default: all processors. Results do not depend on it.")
+]
+Trunk = Annotated[
+    str,
+    typer.Option(
+        help="Weights other than experts: bf16 as published, or int8, which halves their memory and is lossy."
+    ),
+]
+
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(help="A file from earthshine plan --save, instead of the options that say how the model is loaded."),
+]
