@@ -39,6 +39,7 @@ TORCH_FREE = (
     "text",
     "net",
     "loadgen",
+    "prfaas.solve",
     "prfaas.router",
     "cli.chat",
 )

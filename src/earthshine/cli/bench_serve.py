@@ -202,7 +202,7 @@ def _report(
         "tokens_per_second": (outputs + inputs) / run.seconds,
         "requests_per_second": len(done) / run.seconds,
         "prefix_share": found / max(sum(s.input_tokens or 0 for s in cached), 1) if cached else None,
-        "prefix_share_possible": shape.shared_units(arrivals) / sum(prompts),
+        "prefix_share_possible": sum(shape.shared_units(arrivals)) / sum(prompts),
         "latency": _latency(done),
         "client_share": run.client_share,
         "late": max(sample.late for sample in run.samples),

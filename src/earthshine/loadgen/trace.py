@@ -105,10 +105,10 @@ class Shape:
             found += _stream(f"{self.seed} block {block}", until - len(found))
         return found + _stream(f"{self.seed} request {index}", wanted - len(found))
 
-    def shared_units(self, arrivals: Sequence[Arrival]) -> int:
-        """Units in leading blocks that an earlier request had: what an unlimited prefix cache would find."""
+    def shared_units(self, arrivals: Sequence[Arrival]) -> list[int]:
+        """Units of each in leading blocks that an earlier one had: what an unlimited prefix cache would find."""
         nodes: dict[tuple[int, int], int] = {}  # block after node, to node: equal nodes are equal prefixes
-        shared = 0
+        shared = []
         for arrival in arrivals:
             wanted, node, found = self.input_units(arrival), 0, 0
             for at, block in enumerate(arrival.blocks):
@@ -116,7 +116,7 @@ class Shape:
                 if known is not None and found == self._edge(at):
                     found = min(self._edge(at + 1), wanted)
                 node = nodes.setdefault((node, block), len(nodes) + 1)
-            shared += found
+            shared.append(found)
         return shared
 
     def _edge(self, at: int) -> int:

@@ -1,5 +1,6 @@
 """A fleet: clusters of like instances, which prefill, decode or both, and the links between them; and its file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,12 @@ class Fleet:
     def prefilling(self) -> list[Cluster]:
         """Clusters that prefill or could."""
         return [c for c in self.clusters.values() if c.n_prefill or (c.convertible and c.profile.prefill)]
+
+
+def shipped_fleets() -> Mapping[str, Path]:
+    """The names and files of the fleets that ship with the package."""
+    folder = Path(__file__).with_name("fleets")
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
 
 
 def read_fleet(path: Path) -> Fleet:

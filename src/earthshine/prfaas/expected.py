@@ -1,0 +1,47 @@
+"""Expected seconds of prefill and bytes of cache over a band of lengths, exactly: curves are linear between points.
+
+The sums up to each point are kept, so that a band costs two look-ups however many points there are.
+"""
+
+import bisect
+import functools
+from collections.abc import Sequence
+from itertools import accumulate
+
+from earthshine.prfaas.curve import Curve
+from earthshine.prfaas.lengths import Lengths, between
+
+CUTS = 256  # a threshold is looked for among this many lengths first
+
+
+class Work:
+    """For each stage (a curve of seconds, a curve of bytes): the expected value per request of the whole workload."""
+
+    def __init__(self, lengths: Lengths, stages: Sequence[tuple[Curve, Curve]]) -> None:
+        self._lengths, self._stages = lengths, stages
+        bends = {size for pair in stages for curve in pair for size, _ in curve.points[1:-1]}
+        inner = {size for size in bends if lengths.shortest < size < lengths.longest}
+        self.cuts = [0.0, *sorted(inner.union(lengths.cuts(CUTS)))]
+        self.shares = [lengths.upto(cut).share for cut in self.cuts]
+        cells = [between(lengths, low, high) for low, high in zip(self.cuts, self.cuts[1:], strict=False)]
+        self.sums = [
+            [list(accumulate((c.share * curve(c.mean) for c in cells), initial=0.0)) for curve in pair]
+            for pair in stages
+        ]
+
+    def between(self, stage: int, low: float, high: float) -> tuple[float, float]:
+        """Seconds and bytes of prompts above `low` and up to `high` tokens, per request of all."""
+        (begin, first), (end, last) = self._upto(stage, low), self._upto(stage, high)
+        return max(0.0, end - begin), max(0.0, last - first)
+
+    def _upto(self, stage: int, tokens: float) -> tuple[float, float]:
+        at = bisect.bisect_right(self.cuts, tokens) - 1
+        cell = between(self._lengths, self.cuts[at], tokens)
+        (seconds, nbytes), (time, size) = self.sums[stage], self._stages[stage]
+        return seconds[at] + cell.share * time(cell.mean), nbytes[at] + cell.share * size(cell.mean)
+
+
+@functools.lru_cache(maxsize=32)
+def work_of(lengths: Lengths, stages: tuple[tuple[Curve, Curve], ...]) -> Work:
+    """The sums for a workload and the stages' curves; kept, since a search asks for the same ones many times."""
+    return Work(lengths, stages)
