@@ -139,7 +139,7 @@ class Life:
             job = self._jobs[next(iter(prompts.queue))]
             estimated = prompts.queue.pop(job.number)
             found = place.cache.find(job.blocks) if job.blocks else NOTHING
-            reused, job.known = found.usable(profile.recurrent), found.tokens
+            reused, job.known = found.usable(profile.recurrent), found.tokens // BLOCK_TOKENS
             job.record.reused_tokens = reused
             if reused:
                 place.cache.touch(job.blocks)
