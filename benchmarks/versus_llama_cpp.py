@@ -35,6 +35,7 @@ from versus.settings import Knobs
 
 from earthshine.errors import UsageError
 from earthshine.spec import load_spec
+from earthshine.storage.index import INDEX_NAME
 from earthshine.units import format_bytes
 
 LLAMA = Environment(
@@ -136,7 +137,7 @@ def converted(options: argparse.Namespace, python: Path, model: Path) -> Path:
 def small_model(options: argparse.Namespace) -> Path:
     """A model of 0.6 GiB in Moonlight's shape, four layers deep, made once."""
     folder, tools = options.work / "short", HERE.parents[1] / "tools"
-    if not (folder / "model.safetensors.index.json").exists():
+    if not (folder / INDEX_NAME).exists():
         options.work.mkdir(parents=True, exist_ok=True)
         words = [str(tools / "synthesis" / word) if word.endswith(".json") else word for word in SHORT]
         done = subprocess.run(

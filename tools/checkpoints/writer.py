@@ -22,9 +22,10 @@ from torch.nn import functional
 from earthshine.errors import CheckpointError, UsageError
 from earthshine.spec.model import ModelSpec
 from earthshine.storage import FP8_BLOCK, INT4_GROUP, Storage
+from earthshine.storage.index import INDEX_NAME, SINGLE_NAME
 from earthshine.untrusted import shown
 from earthshine.weights.checkpoint.names import Published, published_experts, published_trunk
-from earthshine.weights.shards import INDEX_NAME, SINGLE_NAME, TORCH_DTYPES
+from earthshine.weights.shards import TORCH_DTYPES
 
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _FP8_MAX = 448.0  # of e4m3fn

@@ -259,7 +259,8 @@ def _fail(message: str, code: int) -> NoReturn:
     if sys.stdout is not None:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
-    typer.echo(f"earthshine: {message}", err=True)
+    safe = "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in message)
+    typer.echo(f"earthshine: {safe}", err=True)
     sys.exit(code)
 
 

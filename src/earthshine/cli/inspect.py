@@ -24,6 +24,7 @@ from earthshine.plan.budget import CONTEXT_TOKENS
 from earthshine.plan.explore import smallest_budget
 from earthshine.spec import ModelSpec, decode_flops_per_token, footprint, load_spec, prefill_flops_per_token
 from earthshine.spec.model import MoeSpec
+from earthshine.storage.index import has_weights
 from earthshine.units import format_bytes, format_count
 from earthshine.untrusted import shown
 
@@ -69,7 +70,7 @@ def run_inspect(model: str | None, context: int | None, as_json: bool, make_hash
     spec = load_spec(path)
     summary, in_words = _summary(model, path, spec)
     facts = {"architecture": _architecture(spec), "footprint": _footprint(spec, context_tokens(spec, context))}
-    if _has_weights(path):
+    if has_weights(path):
         facts["weights"] = _coverage(path, spec)
     if make_hashes:
         facts["manifest"] = _hash(path, spec)
@@ -113,10 +114,6 @@ def context_tokens(spec: ModelSpec, asked: int | None) -> int:
             f"context must be between 2 and {spec.max_context} tokens with this model, not {shown(tokens)}.", "context"
         )
     return tokens
-
-
-def _has_weights(path: Path) -> bool:
-    return any(os.path.lexists(path / name) for name in ("model.safetensors", "model.safetensors.index.json"))
 
 
 def _architecture(spec: ModelSpec) -> dict[str, Any]:
@@ -187,7 +184,7 @@ def _coverage(folder: Path, spec: ModelSpec) -> dict[str, Any]:
 
 def _require_place(folder: Path) -> None:
     """Reading all weights takes long, so a folder that can't hold their checksums is refused before."""
-    if not _has_weights(folder):
+    if not has_weights(folder):
         raise UsageError(f"{folder} has no weights to make checksums of.")
     if folder.resolve() == GLEAM:
         raise UsageError(f"gleam is part of the installed package, which is not changed; copy {shown(folder)} first.")

@@ -12,16 +12,18 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+_BOUNDLESS = 1 << 16  # columns
 _NARROW = 60  # columns, below which a label stands above its text
 
 Rows = Iterable[Sequence[str]]
 
 
 class Report:
-    """Prints one part after the other."""
+    """Prints one part after the other. `whole_lines`: none is broken, however long, for a program that reads them."""
 
-    def __init__(self) -> None:
-        self._console = Console(markup=False, emoji=False, highlight=False)
+    def __init__(self, whole_lines: bool = False) -> None:
+        width = _BOUNDLESS if whole_lines else None
+        self._console = Console(markup=False, emoji=False, highlight=False, width=width)
 
     def blank(self) -> None:
         self._print("")
@@ -46,12 +48,14 @@ class Report:
             grid.add_row(Text(label), Text(text))
         self._print(grid)
 
-    def table(self, columns: Sequence[str], rows: Rows) -> None:
-        """The first column and the last are words, others numbers. Without a name, the first is a row's heading."""
+    def table(self, columns: Sequence[str], rows: Rows, words: Sequence[str] = ()) -> None:
+        """The first column, the last and those in `words` are words, others numbers. Without a name, the first is a
+        row's heading."""
         rows = [tuple(row) for row in rows]
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
         for index, name in enumerate(columns):
-            table.add_column(name, justify="left" if index in (0, len(columns) - 1) else "right", no_wrap=True)
+            left = index in (0, len(columns) - 1) or name in words
+            table.add_column(name, justify="left" if left else "right", no_wrap=True)
         for row in rows:
             table.add_row(*map(Text, row))
         if self._fits(table):
@@ -75,7 +79,7 @@ class Report:
             self._stacked(label, "; ".join(values))
 
     def _fits(self, table: Table) -> bool:
-        wide = self._console.options.update(max_width=1 << 16)
+        wide = self._console.options.update(max_width=_BOUNDLESS)
         return Measurement.get(self._console, wide, table).maximum <= self._console.width
 
     def _stacked(self, label: str, text: str) -> None:

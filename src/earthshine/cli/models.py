@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from earthshine.cli.words import plain
 from earthshine.errors import SourceError, UsageError
 from earthshine.units import format_bytes
 
@@ -19,6 +20,7 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
 ) -> None:
     """List the models in the folder of downloads, with size, family, and whether all files are there."""
+    from earthshine.cli.layout import Report
     from earthshine.hub import GLEAM, downloaded
     from earthshine.settings import read_settings
 
@@ -28,11 +30,9 @@ def list_models(
         return
     rows = [(model.name, format_bytes(model.nbytes), model.family or "-", _state(model)) for model in models]
     included = format_bytes(sum(file.stat().st_size for file in GLEAM.iterdir()))
-    rows = [("model", "size", "family", "state"), ("gleam", included, "kimi_k25", "included"), *rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for name, size, family, state in rows:
-        print(f"{name:<{widths[0]}}  {size:>{widths[1]}}  {family:<{widths[2]}}  {state}".rstrip())
-    print(f"\nDownloads are in {read_settings().downloads}.", file=sys.stderr)
+    rows = [("gleam", included, "kimi_k25", "included"), *rows]
+    Report(whole_lines=not sys.stdout.isatty()).table(("model", "size", "family", "state"), rows, ("family",))
+    print(f"\nDownloads are in {plain(read_settings().downloads)}.", file=sys.stderr)
 
 
 def pull(model: Annotated[str, typer.Argument(help="A Hugging Face id, such as moonshotai/Kimi-K2.6.")]) -> None:
@@ -40,13 +40,13 @@ def pull(model: Annotated[str, typer.Argument(help="A Hugging Face id, such as m
     from earthshine.hub import find_downloaded, find_readable
 
     if model == "gleam" or os.path.exists(model):
-        print(f"{model} is on this machine already.")
+        print(f"{plain(model)} is on this machine already.")
         return
     find_readable(model, announce_download)
     found = find_downloaded(model)
     if not found.whole:
         raise SourceError(f"{model} in {found.folder} is not whole: {_state(found)}. Run the same command again.")
-    print(f"{model} is whole: {format_bytes(found.nbytes)} in {found.folder}.")
+    print(f"{model} is whole: {format_bytes(found.nbytes)} in {plain(found.folder)}.")
 
 
 def announce_download(pending: "Pending") -> None:
@@ -65,8 +65,10 @@ def remove(
     if model == "gleam":
         raise SourceError("gleam is part of the package and stays.")
     found = hub.find_downloaded(model)
-    gain = f"which frees {format_bytes(found.nbytes)}" if found.elsewhere is None else f"without {found.elsewhere}"
-    what = f"{model} ({_state(found)}) from {found.folder.parent}, {gain}"
+    gain = f"which frees {format_bytes(hub.freed_bytes(found))}"
+    if found.elsewhere is not None:
+        gain = f"without {plain(found.elsewhere)}"
+    what = f"{model} ({_state(found)}) from {plain(found.folder.parent)}, {gain}"
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"This removes {what}. Add --yes, since there is no terminal to ask on.")
@@ -96,6 +98,10 @@ def complete_model(incomplete: str) -> Iterator[str]:
 
 
 def _state(model: "Downloaded") -> str:
+    if model.elsewhere is not None and not model.elsewhere.exists():
+        return f"link to {plain(model.elsewhere)}, which is not there"
+    if model.damage:
+        return f"damaged: {model.damage.rstrip('.')}"
     if model.family is None:
         return "not read by Earthshine"
     if model.whole:
@@ -113,5 +119,6 @@ def _facts(model: "Downloaded") -> dict[str, Any]:
         "family": model.family,
         "weight_files": model.n_shards,
         "absent_weight_files": model.n_absent,
+        "damage": model.damage or None,
         "whole": model.whole,
     }

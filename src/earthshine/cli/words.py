@@ -1,10 +1,15 @@
-"""Quantities as a person reads them: sizes, rates, amounts of money."""
+"""Quantities and names as a person reads them: sizes, rates, amounts of money, paths."""
 
 import math
 
 from earthshine.units import format_bytes
 
 SERVE_BATCH = 8  # the most sequences that serve decodes together, if --batch does not say
+
+
+def plain(text: object) -> str:
+    """A name or a path as a person wrote it; escaped if a terminal could take any of it for a control sequence."""
+    return str(text) if str(text).isprintable() else ascii(str(text))
 
 
 def count_in_words(parameters: int) -> str:

@@ -16,11 +16,12 @@ from typing import Any
 
 from earthshine.errors import EarthshineError, SourceError
 from earthshine.files import written_whole
-from earthshine.hub.place import INDEX, model_folder, shard_names
+from earthshine.hub.place import model_folder
 from earthshine.hub.weight_files import RemoteFile, fetch_weights
 from earthshine.machine.drive import free_bytes
 from earthshine.plan.download import Download
 from earthshine.settings import read_settings
+from earthshine.storage.index import INDEX_NAME, is_shard, shard_names
 from earthshine.units import format_bytes
 from earthshine.untrusted import shown
 
@@ -84,9 +85,11 @@ def download(name: str, *, weights: bool, announce: Announce | None = None) -> P
         raise
     except Exception as error:
         return _copy_here(name, weights, error)
-    if weights and not any(_is_shard(file.path) for file in listing):
+    if weights and not any(is_shard(file.path) for file in listing):
         raise SourceError(f"{name} has no safetensors weights; other formats, GGUF among them, are not read.")
-    small = _needed(name, commit, listing, False) + [file.path for file in listing if weights and file.path == INDEX]
+    small = _needed(name, commit, listing, False) + [
+        file.path for file in listing if weights and file.path == INDEX_NAME
+    ]
     _pending(name, commit, listing, small).require_space()
     folder = _snapshot(name, commit, small)
     if not weights:
@@ -130,7 +133,9 @@ def _listing(name: str) -> tuple[str, list[RemoteFile]]:
         raise SourceError(f"The hub's answer for {name} is damaged: {shown(commit)} is not a commit.")
     entries = api.list_repo_tree(name, revision=commit)
     files = (entry for entry in entries if isinstance(entry, RepoFile))
-    return commit, [_remote_file(name, file) for file in files if file.path in (*_SMALL, INDEX) or _is_shard(file.path)]
+    return commit, [
+        _remote_file(name, file) for file in files if file.path in (*_SMALL, INDEX_NAME) or is_shard(file.path)
+    ]
 
 
 def _remote_file(name: str, file: Any) -> RemoteFile:
@@ -145,10 +150,6 @@ def _remote_file(name: str, file: Any) -> RemoteFile:
     return RemoteFile(file.path, file.size, digest, file.lfs is not None)
 
 
-def _is_shard(path: str) -> bool:
-    return path.endswith(".safetensors")
-
-
 def _needed(name: str, commit: str, listing: list[RemoteFile], weights: bool) -> list[str]:
     """The paths to fetch; the shards are those of the index once that is on disk."""
     paths = [file.path for file in listing]
@@ -156,10 +157,10 @@ def _needed(name: str, commit: str, listing: list[RemoteFile], weights: bool) ->
     if not weights:
         return small
     snapshot = model_folder(name) / "snapshots" / commit
-    if INDEX in paths and not (snapshot / INDEX).exists():
-        return [*small, INDEX, *filter(_is_shard, paths)]
+    if INDEX_NAME in paths and not (snapshot / INDEX_NAME).exists():
+        return [*small, INDEX_NAME, *filter(is_shard, paths)]
     shards = set(shard_names(snapshot))
-    return [path for path in paths if path in shards or path == INDEX or path in small]
+    return [path for path in paths if path in shards or path == INDEX_NAME or path in small]
 
 
 def _pending(name: str, commit: str, listing: list[RemoteFile], paths: list[str]) -> Pending:

@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from earthshine.errors import EarthshineError, SourceError
+from earthshine.errors import CheckpointError, EarthshineError, SourceError
 from earthshine.hub.find import snapshot
-from earthshine.hub.place import is_id, model_folder, model_folders, shard_names
+from earthshine.hub.place import model_folder, model_folders
 from earthshine.settings import read_settings
 from earthshine.spec import load_spec
+from earthshine.storage.index import shard_names
 from earthshine.untrusted import shown
 
 
@@ -23,8 +24,9 @@ class Downloaded:
     """A model in the folder of downloads.
 
     nbytes: what its files occupy, parts of files included. family: of its config, None for one that is not read.
-    n_shards: weight files that it needs, of which `n_absent` are not there; both 0 without a readable config.
-    elsewhere: where its files are if a link leads out of the folder of downloads.
+    n_shards: weight files that it needs, of which `n_absent` are not there; both 0 without a readable config and index.
+    damage: what is wrong with the index of its weights, or "". elsewhere: where its files are if its folder or its
+    blobs are a link out of the folder of downloads; that may not exist.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Downloaded:
     family: str | None
     n_shards: int
     n_absent: int
+    damage: str
     elsewhere: Path | None
 
     @property
@@ -48,43 +51,59 @@ def downloaded() -> list[Downloaded]:
 
 def find_downloaded(name: str) -> Downloaded:
     """The model with this id; raises SourceError for one that is not in the folder of downloads."""
+    known = model_folders()
     folder = model_folder(name)
-    if not is_id(name) or not folder.is_dir():
-        known = ", ".join(other for other, _ in model_folders()[:8])
+    if (name, folder) not in known:
+        names = ", ".join(other for other, _ in known[:8])
         raise SourceError(
             f"{shown(name)} is not in the folder of downloads, {shown(read_settings().downloads)}"
-            + (f"; there are {known}." if known else ", which holds no model.")
+            + (f"; there are {names}." if names else ", which holds no model.")
         )
     return _look(name, folder)
 
 
 def _look(name: str, folder: Path) -> Downloaded:
-    family, n_shards, n_absent = None, 0, 0
+    family, n_shards, n_absent, damage = None, 0, 0, ""
     try:
         here = snapshot(folder)
         family = load_spec(here).family
         shards = shard_names(here)
         n_shards, n_absent = len(shards), sum(not (here / shard).exists() for shard in shards)
+    except CheckpointError as error:
+        damage = str(error)
     except EarthshineError:  # no config yet, or another kind of model
         pass
-    return Downloaded(name, folder, _occupied(folder), family, n_shards, n_absent, _elsewhere(folder))
+    occupied = sum(_files(folder).values())
+    return Downloaded(name, folder, occupied, family, n_shards, n_absent, damage, _elsewhere(folder))
 
 
-def _occupied(folder: Path) -> int:
-    """Bytes of the files that a model's folder holds or its blobs lead to, each once."""
+def _files(folder: Path) -> dict[str, int]:
+    """Real path and bytes of each file that a model's folder and its blobs hold, and of those in the folder of
+    downloads that they lead to, where the library keeps files that models share. A link to any other file is none."""
     found: dict[str, int] = {}
-    for root in (folder, folder / "blobs"):
-        for place, _, names in os.walk(root):
+    for top in (folder, folder / "blobs"):
+        roots = tuple(os.path.join(os.path.realpath(root), "") for root in (top, read_settings().downloads))
+        for place, _, names in os.walk(top):
             for path in (os.path.realpath(os.path.join(place, name)) for name in names):
                 with suppress(OSError):
-                    found[path] = os.stat(path).st_size
-    return sum(found.values())
+                    if path.startswith(roots):
+                        found[path] = os.stat(path).st_size
+    return found
 
 
 def _elsewhere(folder: Path) -> Path | None:
     root = Path(os.path.realpath(read_settings().downloads))
-    real = Path(os.path.realpath(folder / "blobs"))
-    return None if real.is_relative_to(root) else real
+    real = (Path(os.path.realpath(path)) for path in (folder, folder / "blobs"))
+    return next((path for path in real if not path.is_relative_to(root)), None)
+
+
+def freed_bytes(model: Downloaded) -> int:
+    """What `remove` frees: not what lies elsewhere, nor what another model uses too."""
+    if model.elsewhere is not None:
+        return 0
+    others = (folder / "blobs" for _, folder in model_folders() if folder != model.folder)
+    shared = {os.path.realpath(blob) for blobs in others for blob in blobs.glob("*")}
+    return sum(nbytes for path, nbytes in _files(model.folder).items() if path not in shared)
 
 
 def remove(model: Downloaded) -> None:

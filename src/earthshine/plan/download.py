@@ -10,10 +10,10 @@ from pathlib import Path
 
 from earthshine.machine.drive import free_bytes
 from earthshine.spec import ModelSpec, footprint
+from earthshine.storage.index import is_shard
 from earthshine.units import format_bytes
 from earthshine.untrusted import shown
 
-_ENDING = ".safetensors"
 _WHOLE = 0.98  # of the weights: files hold a little less or more than a config tells
 
 
@@ -77,7 +77,7 @@ def present_bytes(model: Path) -> int:
     """Bytes of the whole weight files in a folder."""
     if not model.is_dir():
         return 0
-    return sum(_size(model / name) for name in os.listdir(model) if name.endswith(_ENDING))
+    return sum(_size(model / name) for name in os.listdir(model) if is_shard(name))
 
 
 def _size(file: Path) -> int:

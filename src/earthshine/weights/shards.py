@@ -8,18 +8,14 @@ tensor that is absent, doubled or not in the index. Data is read with positioned
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from earthshine.errors import CheckpointError
-from earthshine.untrusted import open_regular, parse_object, read_file, resolve_in, shown
-from earthshine.weights.header import MAX_HEADER_BYTES, TensorExtent, read_exactly, read_header
+from earthshine.storage.index import INDEX_NAME, SHARD_SUFFIX, SINGLE_NAME, read_weight_map
+from earthshine.untrusted import open_regular, resolve_in, shown
+from earthshine.weights.header import TensorExtent, read_exactly, read_header
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-_SHARD_SUFFIX = ".safetensors"
-_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _LISTED_PROBLEMS = 20
 
 TORCH_DTYPES = {
@@ -79,23 +75,9 @@ def read_tensor(extent: TensorExtent) -> torch.Tensor:
     return view_bytes(torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8), extent)
 
 
-def _resolve(folder: Path, name: str) -> Path:
-    """The real path of a shard or the index; only plain file names are looked up, and only shards may be elsewhere."""
-    if not _PLAIN.issuperset(name) or name.startswith("."):
-        raise CheckpointError(f"the index names the shard {shown(name)}, which is not a plain file name.")
-    return resolve_in(folder, name, CheckpointError, elsewhere=_SHARD_SUFFIX if name.endswith(_SHARD_SUFFIX) else "")
-
-
-def _read_index(folder: Path) -> dict[str, str]:
-    raw = read_file(_resolve(folder, INDEX_NAME), INDEX_NAME, MAX_HEADER_BYTES, CheckpointError)
-    index = parse_object(raw, INDEX_NAME, CheckpointError)
-    weight_map: Any = index.get("weight_map")
-    if not index.keys() <= {"weight_map", "metadata"} or not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{INDEX_NAME} should hold a weight_map that is not empty and metadata, nothing else.")
-    for shard in weight_map.values():
-        if not isinstance(shard, str) or not shard.endswith(_SHARD_SUFFIX):
-            raise CheckpointError(f"{INDEX_NAME} should map each tensor to the name of a {_SHARD_SUFFIX} file.")
-    return weight_map
+def _resolve(folder: Path, shard: str) -> Path:
+    """The real path of a shard, which may be elsewhere."""
+    return resolve_in(folder, shard, CheckpointError, elsewhere=SHARD_SUFFIX)
 
 
 def _gather(files: dict[str, Path], problems: list[str]) -> dict[str, TensorExtent]:
@@ -135,7 +117,7 @@ def open_shards(folder: Path) -> Shards:
             raise CheckpointError(f"{shown(folder)} holds neither {INDEX_NAME} nor {SINGLE_NAME}.")
         header = read_header(_resolve(real_folder, SINGLE_NAME), SINGLE_NAME)
         return Shards(real_folder, {extent.name: extent for extent in header.extents})
-    weight_map = _read_index(real_folder)
+    weight_map = read_weight_map(real_folder)
     files = {shard: _resolve(real_folder, shard) for shard in sorted(set(weight_map.values()))}
     problems: list[str] = []
     extents = _compare(weight_map, files, problems)

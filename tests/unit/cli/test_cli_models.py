@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from earthshine.hub import GLEAM
+from earthshine.units import format_bytes
 
 from .hub_server import COMMIT, digest
 
@@ -222,6 +224,107 @@ def test_rm_leaves_what_lies_outside_and_a_copy_with_the_same_commit(hub, tmp_pa
     assert not os.path.lexists(hub.model)
     (one,) = _listed(hub)
     assert (one["name"], one["whole"]) == ("team/copy", True)
+
+
+def _made(home, name, **links):
+    """A model in the folder of downloads: gleam's config, and other files of its snapshot as links."""
+    here = home / f"models--{name.replace('/', '--')}" / "snapshots" / COMMIT
+    here.mkdir(parents=True)
+    shutil.copy(GLEAM / "config.json", here)
+    for file, target in links.items():
+        (here / f"{file}.safetensors").symlink_to(target)
+    return here
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A folder of downloads for commands in this process."""
+    monkeypatch.setenv("EARTHSHINE_HOME", str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+def test_what_a_link_leads_to_outside_counts_neither_as_the_models_nor_as_freed(home, tmp_path, earthshine):
+    (tmp_path / "mine.safetensors").write_bytes(bytes(1 << 20))
+    here = _made(home, "team/a", model=tmp_path / "mine.safetensors")
+    config_bytes = (GLEAM / "config.json").stat().st_size
+    (one,) = json.loads(earthshine("list", "--json")[1])
+    assert (one["whole"], one["bytes"]) == (True, config_bytes)
+    assert f"frees {format_bytes(config_bytes)}" in earthshine("rm", "team/a", "--yes")[1]
+    assert (tmp_path / "mine.safetensors").exists()
+    assert not here.exists()
+
+
+def test_rm_does_not_call_freed_what_another_model_shares(home, earthshine):
+    """The library keeps files of several models once, in the folder of downloads, and links their blobs to them."""
+    digest = "c" * 64
+    store = home / "shared" / digest
+    store.parent.mkdir(parents=True)
+    store.write_bytes(bytes(1 << 20))
+    for name in ("team/a", "team/b"):
+        here = _made(home, name, model=f"../../blobs/{digest}")
+        (here.parents[1] / "blobs").mkdir()
+        (here.parents[1] / "blobs" / digest).symlink_to(store)
+    first, second = json.loads(earthshine("list", "--json")[1])
+    assert first["bytes"] == second["bytes"] > 1 << 20
+    question = earthshine("rm", "team/a")[2]
+    assert f"frees {format_bytes(first['bytes'] - (1 << 20))}." in question
+    shutil.rmtree(home / "models--team--b")
+    assert f"frees {format_bytes(first['bytes'])}." in earthshine("rm", "team/a")[2]
+
+
+@pytest.mark.parametrize("text", ["{", '{"weight_map": {"a": "../x.safetensors"}}', '{"weight_map": {}}'])
+def test_a_damaged_index_is_listed_as_damage(home, earthshine, text):
+    here = _made(home, "team/a")
+    (here / "model.safetensors.index.json").write_text(text)
+    (one,) = json.loads(earthshine("list", "--json")[1])
+    assert not one["whole"]
+    assert "model.safetensors.index.json" in one["damage"]
+    _, out, _ = earthshine("list")
+    assert "damaged: model.safetensors.index.json" in out
+    assert "without weights" not in out
+
+
+def test_a_link_that_leads_nowhere_is_listed_and_removed(home, tmp_path, earthshine):
+    """The disk that holds a model may not be mounted."""
+    home.mkdir()
+    (home / "models--team--a").symlink_to(tmp_path / "disk" / "a")
+    (_made(home, "team/b").parents[1] / "blobs").symlink_to(tmp_path / "disk" / "b")
+    _, out, _ = earthshine("list")
+    for name in ("a", "b"):
+        assert f"link to {tmp_path / 'disk' / name}, which is not there" in out
+    code, out, err = earthshine("rm", "team/a", "--yes")
+    assert (code, err) == (0, "")
+    assert f"without {tmp_path / 'disk' / 'a'}" in out
+    assert not os.path.lexists(home / "models--team--a")
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80])
+def test_list_fits_the_terminal_and_stays_whole_in_a_pipe(home, earthshine, monkeypatch, columns):
+    names = ["team/a-model-of-a-long-name", "team/b"]
+    for name in names:
+        _made(home, name)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rows = earthshine("list")[1].splitlines()
+    assert [row.split()[0] for row in rows] == ["model", "gleam", *names]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", earthshine("list")[1])
+    assert all(name in shown.replace("\n", "") for name in names)
+    assert all(len(line) <= columns for line in shown.splitlines())
+
+
+def test_names_and_folders_are_printed_without_control_sequences(earthshine, tmp_path, monkeypatch):
+    odd = tmp_path / "a\x1b[2Jb"
+    odd.mkdir()
+    for words in (("pull", odd), ("pull", f"{odd}/absent"), ("rm", odd), ("chat", "--plan", odd)):
+        _, out, err = earthshine(*words)
+        assert out + err
+        assert "\x1b" not in out + err
+    monkeypatch.setenv("EARTHSHINE_HOME", str(odd))
+    _made(odd, "team/a")
+    for words in (("list",), ("rm", "team/a"), ("rm", "team/a", "--yes")):
+        _, out, err = earthshine(*words)
+        assert "\\x1b" in out + err
+        assert "\x1b" not in out + err
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc", "a/../b", "team/--", "team/gleam/..", ".", "nothing", ""])
