@@ -43,14 +43,22 @@ def format_duration(seconds: float, rough: bool = False) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from "12GiB" (binary), "12GB" (decimal) or a plain number; raises UsageError for anything else.
-
-    A plain number below 1 MiB is refused too: nobody who writes 16 means 16 bytes. 0 is 0.
-    """
+    """Bytes from "12GiB" (binary), "12GB" (decimal) or a plain number, as `plain_bytes` takes it; raises UsageError for
+    anything else."""
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmgt]i?|)b?", text.strip().lower())
     if found is None:
         raise UsageError(f"{text[:40]!r} is not a size; write a number of bytes with a unit, such as 12GiB or 500MB.")
-    if text.strip().isdecimal() and 0 < int(text) < 1 << 20:
-        meant = f"{int(text)}{'GiB' if int(text) <= _MOST_GIB else 'MiB'}"
-        raise UsageError(f"{text.strip()} is a size in bytes; if {meant} was meant, write {meant}.")
+    if text.strip().isdecimal():
+        return plain_bytes(int(text))
     return int(float(found[1]) * (_UNITS | _BINARY)[found[2]])
+
+
+def plain_bytes(number: int) -> int:
+    """A number of bytes that was given without a unit.
+
+    Raises UsageError for one below 1 MiB, 0 excepted: nobody who writes 16 means 16 bytes.
+    """
+    if 0 < number < 1 << 20:
+        meant = f"{number}{'GiB' if number <= _MOST_GIB else 'MiB'}"
+        raise UsageError(f'{number} is a size in bytes; if {meant} was meant, write {meant}, from Python "{meant}".')
+    return number

@@ -15,7 +15,7 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-from earthshine.errors import EarthshineError
+from earthshine.errors import EarthshineError, TextError
 
 MAX_DEPTH = 32  # published files nest 9 deep
 _SHOWN_CHARACTERS = 80  # the longest published tensor name has 72
@@ -45,6 +45,16 @@ def shown(value: object) -> str:
     if isinstance(value, (dict, list)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
     return f"a {type(value).__name__}"
+
+
+def encodable(text: str, what: str) -> str:
+    """The text. Raises TextError, which names it `what`, for half of a surrogate pair: UTF-8 has no form for it, and
+    Python gives one for each byte of its input that is not UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TextError(f"{what} is not UTF-8 text: character {error.start} can't be encoded.") from None
+    return text
 
 
 def resolve_in(folder: Path, name: str, refusal: Refusal, *, elsewhere: str = "") -> Path:

@@ -14,11 +14,11 @@ from earthshine.cli.history import History
 from earthshine.cli.line_editor import LineEditor
 from earthshine.cli.options import read_text, standard_input
 from earthshine.cli.progress import ProgressLine
-from earthshine.cli.terminal import Terminal, encodable, has_utf8, is_terminal, say
+from earthshine.cli.terminal import Terminal, has_utf8, is_terminal, say
 from earthshine.errors import EarthshineError, UsageError
 from earthshine.plan import Plan, PlanArgs
 from earthshine.settings import read_settings
-from earthshine.untrusted import shown
+from earthshine.untrusted import encodable, shown
 
 if TYPE_CHECKING:
     from earthshine.cli.conversation import Conversation

@@ -14,10 +14,10 @@ from earthshine.cli.answer_format import FORMATS, format_named, format_of_schema
 from earthshine.cli.attached import attached
 from earthshine.cli.conversation import Choices, Conversation
 from earthshine.cli.saved_conversation import load_conversation, save_conversation
-from earthshine.cli.terminal import encodable, say
+from earthshine.cli.terminal import say
 from earthshine.errors import UsageError
 from earthshine.generation.request import Format
-from earthshine.untrusted import shown
+from earthshine.untrusted import encodable, shown
 
 _COMMAND = re.compile(r"/[A-Za-z?_-]*([ \t].*)?")
 _ENDS = ("/bye", "/exit", "/quit")

@@ -12,7 +12,7 @@ from earthshine.cli.progress import ProgressLine
 from earthshine.cli.reply import Reply
 from earthshine.cli.saved_conversation import SavedConversation
 from earthshine.cli.stats import Tally
-from earthshine.cli.terminal import encodable, say
+from earthshine.cli.terminal import say
 from earthshine.engine import Event, Finished, LoadedModel, SamplingParams, TokenEvent
 from earthshine.errors import ContextError, EarthshineError, UsageError
 from earthshine.generation.output import Choice
@@ -20,7 +20,7 @@ from earthshine.generation.prompts import Prompts
 from earthshine.generation.request import Delta, Ended, Format, GenerationRequest
 from earthshine.spec import ModelSpec
 from earthshine.text import ChatTemplate, Tokenizer, can_think
-from earthshine.untrusted import shown
+from earthshine.untrusted import encodable, shown
 
 _INTERRUPTED = "interrupted"
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self, TextIO
 
-from earthshine.errors import TextError
 from earthshine.settings import read_settings
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
@@ -30,15 +29,6 @@ _COLUMNS, _ROWS = 80, 24  # of a terminal that does not say
 def printable(text: str) -> str:
     """The text without control characters other than line breaks and tabs."""
     return text.translate(_CONTROLS)
-
-
-def encodable(text: str, what: str) -> str:
-    """The text. Raises TextError for bytes that are not UTF-8, which Python represents as lone surrogates."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise TextError(f"{what} is not UTF-8 text: character {error.start} can't be encoded.") from None
-    return text
 
 
 def is_terminal(stream: TextIO | None) -> bool:

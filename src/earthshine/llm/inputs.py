@@ -8,8 +8,8 @@ from earthshine.engine import SamplingParams
 from earthshine.errors import UsageError
 from earthshine.generation.request import Format, ToolChoice
 from earthshine.plan import PlanArgs
-from earthshine.units import parse_bytes
-from earthshine.untrusted import parse_object, shown
+from earthshine.units import parse_bytes, plain_bytes
+from earthshine.untrusted import encodable, parse_object, shown
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -46,9 +46,9 @@ def plan_args(
         if not (text or _is_integer(value) or (optional and value is None)):
             form = 'a size such as "16GiB" or a number of bytes' if name == "memory" else "a whole number"
             raise UsageError(f"{name} must be {form}, not {shown(value)}.", name)
-    memory_bytes = parse_bytes(memory) if isinstance(memory, str) else memory
-    if memory_bytes is not None and memory_bytes < 0:
-        raise UsageError(f"memory must be 0 or more bytes, not {shown(memory_bytes)}.", "memory")
+    if isinstance(memory, int) and memory < 0:
+        raise UsageError(f"memory must be 0 or more bytes, not {shown(memory)}.", "memory")
+    memory_bytes = parse_bytes(memory) if isinstance(memory, str) else memory and plain_bytes(memory)
     return PlanArgs(memory_bytes, context, batch, threads, trunk, dtype, cache_tokens=0)
 
 
@@ -57,6 +57,19 @@ def path_of(name: str, given: object) -> Path:
     if not isinstance(given, str | Path):
         raise UsageError(f"{name} must be a text or a path, not {shown(given)}.", name)
     return Path(given)
+
+
+def require_encodable(value: object, where: str) -> None:
+    """Raises TextError, which names the place, for half of a surrogate pair in a text of `value` at any depth."""
+    if isinstance(value, str):
+        encodable(value, where)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            require_encodable(key, f"A key of {where}")
+            require_encodable(inner, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            require_encodable(inner, f"{where}[{index}]")
 
 
 def flag_of(name: str, given: object) -> bool:
@@ -69,11 +82,14 @@ def flag_of(name: str, given: object) -> bool:
 def params_of(given: Params, n_prompts: int, defaults: SamplingParams) -> list[SamplingParams]:
     """One for each prompt. Raises UsageError for other types, and for a list of another length."""
     if given is None or isinstance(given, SamplingParams):
+        require_encodable((given or defaults).stop, "stop")
         return [given or defaults] * n_prompts
     if not isinstance(given, Sequence) or not all(isinstance(each, SamplingParams) for each in given):
         raise UsageError("sampling_params must be SamplingParams, or a list of one for each prompt.", "sampling_params")
     if len(given) != n_prompts:
         raise UsageError(f"There are {n_prompts} prompts and {len(given)} sampling_params; give one for each, or one.")
+    for each in given:
+        require_encodable(each.stop, "stop")
     return list(given)
 
 
@@ -87,7 +103,8 @@ def is_one_prompt(prompts: Any) -> bool:
 
 
 def prompt_of(prompt: Any) -> str | list[int]:
-    """The text or token ids of a prompt in any of its forms. Raises UsageError for anything else."""
+    """The text or token ids of a prompt in any of its forms. Raises UsageError for anything else, and TextError for a
+    text that UTF-8 can't encode."""
     if isinstance(prompt, Mapping):
         unread = [key for key in _UNREAD if prompt.get(key)]
         if unread:
@@ -95,7 +112,7 @@ def prompt_of(prompt: Any) -> str | list[int]:
         ids = prompt.get("prompt_token_ids")
         prompt = prompt.get("prompt") if ids is None else ids
     if isinstance(prompt, str):
-        return prompt
+        return encodable(prompt, "A prompt")
     if _is_list(prompt) and all(map(_is_integer, prompt)):
         return list(prompt)
     raise UsageError(f"A prompt must be a text or token ids, not {shown(prompt)}.", "prompts")
@@ -124,7 +141,7 @@ def format_of(given: Mapping[str, Any] | None) -> Format | None:
         return None
     match dict(given) if isinstance(given, Mapping) else None:
         case {"json": str() as text, **rest} if not rest:
-            return Format("json_schema", parse_object(text.encode("utf-8", "replace"), "The schema", UsageError))
+            return Format("json_schema", parse_object(encodable(text, "The schema").encode(), "The schema", UsageError))
         case {"json": dict() as schema, **rest} if not rest:
             return Format("json_schema", schema)
         case {"json_object": True, **rest} if not rest:

@@ -28,6 +28,7 @@ from earthshine.llm.inputs import (
     path_of,
     plan_args,
     prompt_of,
+    require_encodable,
     require_known,
     tool_choice_of,
 )
@@ -207,7 +208,9 @@ class LLM:
         thinking = None if thinking is None else flag_of("thinking", thinking)
         continued = flag_of("continue_final_message", continue_final_message)
         each = params_of(params, len(conversations), self._defaults)
+        require_encodable(tools, "tools")
         for conversation in conversations:
+            require_encodable(conversation, "messages")
             if not conversation or not all(isinstance(message, Mapping) for message in conversation):
                 raise UsageError("A conversation is a list of messages such as {'role': 'user', 'content': 'Hello'}.")
         return [

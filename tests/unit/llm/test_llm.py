@@ -188,6 +188,22 @@ class TestGenerate:
         with pytest.raises(UsageError, match="must be a text"):
             llm.generate(prompts, GREEDY)
 
+    def test_half_of_a_surrogate_pair_is_refused_by_its_place(self, llm):
+        """It would become another character."""
+        half, stop = "a\ud83d", SamplingParams(stop=["\udc00"])
+        messages = conversation([{"type": "text", "text": "fine"}, {"type": "text", "text": half}])
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {half: 1}}}]
+        for ask, place in (
+            (lambda: llm.generate(["fine", half]), "A prompt"),
+            (lambda: llm.generate({"prompt": half}), "A prompt"),
+            (lambda: llm.stream("fine", stop), r"stop\[0\]"),
+            (lambda: llm.chat(messages), r"messages\[0\]\['content'\]\[1\]\['text'\]"),
+            (lambda: llm.chat(conversation("fine"), tools=tools), r"A key of tools\[0\]\['function'\]\['parameters'\]"),
+            (lambda: llm.generate("fine", structured_outputs={"json": '{"title": "\ud83d"}'}), "The schema"),
+        ):
+            with pytest.raises(TextError, match=f"^{place} is not UTF-8 text: character [0-9]+ can't be encoded"):
+                ask()
+
     def test_parts_of_a_prompt_that_no_model_reads_are_refused(self, llm):
         with pytest.raises(UsageError, match="multi_modal_data can't be read"):
             llm.generate({"prompt": "list", "multi_modal_data": {"image": "a"}}, GREEDY)
@@ -309,6 +325,12 @@ class TestLoading:
             ({"model": None}, UsageError, "model must be a text or a path, not null"),
             ({"memory": [1]}, UsageError, "memory must be a size"),
             ({"memory": 2.5e9}, UsageError, "memory must be a size"),
+            (
+                {"memory": 16},
+                UsageError,
+                '^16 is a size in bytes; if 16GiB was meant, write 16GiB, from Python "16GiB"',
+            ),
+            ({"memory": 24000}, UsageError, "if 24000MiB was meant"),
             ({"memory": -1}, UsageError, "memory must be 0 or more bytes"),
             ({"context": "4096"}, UsageError, "context must be a whole number, not '4096'"),
             ({"context": 1.5}, UsageError, "context must be a whole number"),
