@@ -41,6 +41,11 @@ _TOKENIZER_FILES = ("tiktoken.model", "tokenizer.json", "tokenizer_config.json",
 _MOST_SKEW = 4.0
 _HEADER_BYTES = 250  # of a tensor in its shard's header and in the index together
 _SPARE_BYTES = 64 << 20
+_WITHOUT_TOKENIZER = (
+    "It has no tokenizer: earthshine inspect and plan, benchmarks/engine.py and earthshine.engine read it; earthshine "
+    "chat, serve, score and LLM refuse it. To use those, make it again with --tokenizer FOLDER, a folder with "
+    "tokenizer.json or tiktoken.model of the published model."
+)
 
 
 def _size(text: str) -> int:
@@ -144,7 +149,7 @@ def _all_or_nothing(folder: Path, names: Sequence[str]) -> Iterator[None]:
 
 
 def synthesize(options: argparse.Namespace) -> str:
-    """Writes the model that the options describe and prints one line on it. Raises EarthshineError."""
+    """Writes the model that the options describe. What to tell a person of it. Raises EarthshineError."""
     started = time.monotonic()
     folder: Path = options.folder
     _refuse_occupied(folder)
@@ -161,10 +166,11 @@ def synthesize(options: argparse.Namespace) -> str:
     seconds = time.monotonic() - started
     stats = [path.stat() for path in files]
     apparent, on_disk = sum(stat.st_size for stat in stats), 512 * sum(stat.st_blocks for stat in stats)
-    return (
+    written = (
         f"{folder}: {len(files)} files of {format_bytes(apparent)}, {format_bytes(on_disk)} on disk, "
         f"in {seconds:.1f} s ({format_bytes(on_disk / seconds)}/s)"
     )
+    return written if options.tokenizer is not None else f"{written}\n{_WITHOUT_TOKENIZER}"
 
 
 def _cut(options: argparse.Namespace) -> Cut:

@@ -13,7 +13,9 @@ import torch
 
 from earthshine import kernels
 from earthshine.engine import SamplingParams, load_model
-from earthshine.hub import GLEAM
+from earthshine.errors import TextError
+from earthshine.hub import GLEAM, find_readable
+from earthshine.plan import PlanArgs
 from earthshine.spec import load_spec, read_config, spec_from_config
 from earthshine.storage import Storage
 from earthshine.text import load_tokenizer
@@ -330,6 +332,24 @@ def test_tokenizer_and_generation_config_come_along(write: Any, tmp_path: Path) 
     assert not (folder / "README.md").exists()
     generation = json.loads((folder / "generation_config.json").read_text())
     assert generation == {"do_sample": False, "eos_token_id": ids["eos_token_id"], "max_length": 8192}
+
+
+def test_without_a_tokenizer_it_says_what_reads_the_result_and_that_is_so(
+    tool: Any, tmp_path: Path, capsys: Any
+) -> None:
+    words = ["--like", str(GLEAM / "config.json"), "--layers", "2"]
+    assert tool("synthesize").main([str(tmp_path / "bare"), *words]) == 0
+    sentence = capsys.readouterr().out.splitlines()[1]
+    assert "It has no tokenizer" in sentence
+    assert "--tokenizer FOLDER" in sentence
+    model = load_model(tmp_path / "bare", PlanArgs(context_tokens=64))
+    assert model.spec.n_layers == 2
+    model.close()
+    with pytest.raises(TextError, match="tokenizer"):
+        find_readable(str(tmp_path / "bare"))
+    assert tool("synthesize").main([str(tmp_path / "whole"), *words, "--tokenizer", str(GLEAM)]) == 0
+    assert "no tokenizer" not in capsys.readouterr().out
+    assert find_readable(str(tmp_path / "whole"))[0] == tmp_path / "whole"
 
 
 @pytest.mark.parametrize(
