@@ -15,8 +15,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
-from earthshine.cli.plot import new_figure
+from earthshine.cli.plot import new_figure, require_picture, save_figure
 from earthshine.errors import UsageError
+from earthshine.files import write_file
 from earthshine.loadgen.client import Site, parse_site
 from earthshine.loadgen.drive import ApiName, Run, Sample, Target, Unreachable, drive, open_target
 from earthshine.loadgen.trace import Arrival, Shape, fitting_scale, read_trace, synthetic_trace
@@ -27,7 +28,6 @@ MOST_REQUESTS, MOST_AT_ONCE = 1_000_000, 4096
 _APIS = ("completions", "chat")
 _WORD_MARGIN = 0.95  # of the context, since some words have more tokens than those of the trial
 _MOST_PROBLEMS = 5  # kinds of failure that are shown
-_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def run_bench_serve(options: BenchServeOptions) -> None:
     report = _report(options, plan, target, run, done)
     if options.save is not None:
         samples = [asdict(sample) for sample in run.samples]
-        options.save.write_text(json.dumps(report | {"samples": samples}) + "\n", encoding="utf-8")
+        write_file(options.save, json.dumps(report | {"samples": samples}).encode() + b"\n")
     if options.plot is not None:
         _draw(options.plot, report, done)
     print(json.dumps(report) if options.json else "\n".join(_lines(report)))
@@ -127,9 +127,8 @@ def _check(options: BenchServeOptions) -> None:
     for name, value in (("speed", options.speed), ("scale", options.scale)):
         if value is not None and not 1e-6 <= value <= 1e6:
             raise UsageError(f"--{name} must be a factor above 0, such as 0.5, not {value:g}.")
-    if options.plot is not None and options.plot.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"--plot {options.plot} must end in one of {', '.join(_SUFFIXES)}.")
     if options.plot is not None:
+        require_picture(options.plot)
         new_figure()
     for name, place in (("save", options.save), ("plot", options.plot)):
         if place is not None and not place.parent.is_dir():
@@ -279,4 +278,4 @@ def _draw(path: Path, report: dict[str, Any], done: Sequence[Sample]) -> None:
     for panel in (waits, lengths, rate):
         panel.grid(True, which="both", alpha=0.3)
     figure.suptitle(f"{report['model']}: {report['trace']}", parse_math=False)  # names may have $ signs
-    figure.savefig(path)
+    save_figure(figure, path)

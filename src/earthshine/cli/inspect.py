@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
 from earthshine.cli.layout import Report
+from earthshine.cli.progress import ProgressLine
 from earthshine.cli.words import least_size, parameters_in_words
 from earthshine.errors import UsageError
 from earthshine.hub import GLEAM, find_model, size_on_disk
@@ -86,7 +84,8 @@ def run_inspect(model: str | None, context: int | None, as_json: bool, make_hash
 
 def _summary(model: str | None, path: Path, spec: ModelSpec) -> tuple[dict[str, Any], dict[str, str]]:
     """What a person wants to know before the internals: for a program, and in words."""
-    on_disk, params, least = size_on_disk(model, path, spec), footprint(spec), smallest_budget(spec, PlanArgs())
+    on_disk, params = size_on_disk(model, path, spec), footprint(spec)
+    least, context = smallest_budget(spec, PlanArgs())
     facts = {
         "model_bytes": on_disk.total_bytes,
         "download_bytes": on_disk.missing_bytes,
@@ -99,7 +98,7 @@ def _summary(model: str | None, path: Path, spec: ModelSpec) -> tuple[dict[str, 
     }
     return facts, {
         "Download": on_disk.sentence(),
-        "Smallest memory": f"{least_size(least)}; how fast it is with more, earthshine plan says",
+        "Smallest memory": f"{least_size(least)}; for {context:,} tokens of conversation",
         "Family": spec.family,
         "Parameters": parameters_in_words(params.total_params, params.active_params),
         "Longest context": f"{spec.max_context:,} tokens",
@@ -197,16 +196,14 @@ def _hash(folder: Path, spec: ModelSpec) -> dict[str, Any]:
     from earthshine.weights import Checkpoint, Reader, write_manifest
 
     checkpoint = Checkpoint.open(folder, spec)
-    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
     begun = time.perf_counter()
     done_bytes = 0
-    with Progress("hashing", *columns, console=Console(stderr=True), transient=True) as bar, Reader() as reader:
-        task = bar.add_task("", total=None)
+    with ProgressLine() as progress, Reader() as reader:
 
         def show(done: int, total: int) -> None:
             nonlocal done_bytes
             done_bytes = done
-            bar.update(task, completed=done, total=total)
+            progress.loading("weights", done, total)
 
         path = write_manifest(checkpoint, reader, show)
         reason = reader.reason
@@ -236,7 +233,7 @@ def _readable(name: str, value: Any) -> Iterator[str]:
 
 def _label(name: str) -> str:
     for part, label in (
-        ("trunk_bytes_", "bytes of the trunk in"),
+        ("trunk_bytes_", "bytes of the trunk and the embedding in"),
         ("cache_bytes_per_token_", "KV cache per token in"),
     ):
         if name.startswith(part) and name not in _LABELS:

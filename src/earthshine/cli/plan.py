@@ -14,7 +14,7 @@ from earthshine.cli.plan_answer import MachinePlan, print_comparison
 from earthshine.cli.plan_report import print_plan
 from earthshine.cli.this_machine import this_machine
 from earthshine.errors import UsageError
-from earthshine.files import written_whole
+from earthshine.files import write_file
 from earthshine.hub import find_model, size_on_disk
 from earthshine.machine import (
     Machine,
@@ -102,6 +102,9 @@ def _find(
     try:
         given, case = answer(spec, machine, args, on_disk, own, table, available)
     except UsageError as error:
+        if alone and (args.memory_bytes or 0) > machine.memory_bytes:
+            names = ", ".join(described())
+            raise UsageError(f"{error} For another machine, use --machine with a file or {names}.", "memory") from None
         if alone:
             raise
         return MachinePlan(name, machine, estimated, own, refusal=str(error))
@@ -115,8 +118,11 @@ def _machine(name: str, folder: Path) -> tuple[Machine, str]:
         return read_machine(shipped[name]), ""
     if name != THIS:
         if not os.path.exists(name):
-            known = ", ".join((THIS, *shipped))
-            raise UsageError(f"{shown(name)} is neither a file nor a known machine; known are {known}.")
+            raise UsageError(
+                f"{shown(name)} is neither a file nor a known machine; known are {', '.join((THIS, *shipped))}. A file "
+                f"that describes a machine is taken too: copy one of {shown(next(iter(shipped.values())).parent)} and "
+                "change its figures."
+            )
         return read_machine(Path(name)), ""
     return this_machine(folder if folder.is_dir() else read_settings().downloads)
 
@@ -138,7 +144,7 @@ def _write(found: list[MachinePlan], options: PlanOptions, title: str) -> None:
         why = "the model does not fit the memory there" if len(found) == 1 else "give --machine once"
         raise UsageError(f"{' and '.join(asked)} need one plan: {why}.")
     if options.save is not None:
-        _save(plan_json(case.plan).encode(), options.save)
+        write_file(options.save, plan_json(case.plan).encode())
     if options.plot is not None:
         from earthshine.cli.plot import plot_plan
 
@@ -146,18 +152,6 @@ def _write(found: list[MachinePlan], options: PlanOptions, title: str) -> None:
         if case.machine.device != "cpu":
             kind = "what another engine could reach, since there are no GPU kernels"
         plot_plan(options.plot, case, f"{title} on {case.machine.name}: {kind}")
-
-
-def _save(raw: bytes, path: Path) -> None:
-    """Write the file as a whole or not at all; a pipe or a terminal is written to. Raises OSError that names it."""
-    try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(raw)
-            return
-        with written_whole(Path(os.path.realpath(path)), 0o644) as file:
-            file.write(raw)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _title(model: str | None, folder: Path) -> str:
@@ -193,6 +187,7 @@ def _answer(given: Answer) -> dict[str, Any]:
         "runs": given.runs,
         "lacks": list(given.lacks),
         "smallest_bytes": given.smallest_bytes,
+        "smallest_context": given.smallest_context,
         "budget_bytes": given.budget_bytes,
         "free_memory_bytes": given.free_bytes,
         "model_bytes": load.total_bytes,

@@ -120,7 +120,8 @@ def answer_rows(found: MachinePlan, given: Answer, table: PriceTable, most: int)
     estimated = bool(found.estimated)
     about, exact = ("about ", _rounded) if estimated else ("", float)
     speed = exact(given.reply_rate)
-    yield "Speed", f"{about}{rate(speed)} tokens per second, {_reading(speed)}"
+    at = f"with {given.context_tokens:,} tokens of conversation"
+    yield "Speed", f"{about}{rate(speed)} tokens per second {at}, {_reading(speed)}"
     yield f"{REPLY_TOKENS}-token answer", _about(given.reply_seconds or 0.0, estimated)
     waits = (given.waits or {}).items()
     yield "First token", "; ".join(_wait(n, seconds, estimated, most) for n, seconds in waits)
@@ -155,7 +156,8 @@ def _verdict(given: Answer) -> str:
     if "disk" in given.lacks:
         lacking = size(given.download.lacking_bytes)
         return f"Not yet: {lacking} of disk space are missing. Memory is enough: {smallest} is the least."
-    return f"Yes, with {size(given.budget_bytes)} of memory; {smallest} is the least that works."
+    shortest = f"for {given.smallest_context:,} tokens of conversation"
+    return f"Yes, with {size(given.budget_bytes)} of memory; {smallest} is the least that works, {shortest}."
 
 
 def _download(given: Answer) -> str:

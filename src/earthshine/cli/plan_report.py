@@ -2,7 +2,7 @@
 
 from earthshine.cli.layout import Report
 from earthshine.cli.plan_answer import MachinePlan, answer_rows, parameters, print_estimated
-from earthshine.cli.words import SERVE_BATCH, dollars, rate
+from earthshine.cli.words import SERVE_BATCH, dollars, least_size, rate
 from earthshine.plan import Cost
 from earthshine.plan.answer import LEAST_GAIN, usd_per_million
 from earthshine.plan.explore import Case
@@ -58,8 +58,13 @@ def _print_memory(report: Report, case: Case) -> None:
         if nbytes
     ]  # fmt: skip
     rows.append(("total", format_bytes(memory.planned_bytes), f"of {format_bytes(memory.budget_bytes)}"))
-    rows.append(("smallest budget", format_bytes(case.smallest), "with this context and batch"))
+    context = f"{memory.context_tokens:,} tokens of conversation"
+    rows.append(("smallest budget", least_size(case.smallest), f"for {context}{_together(case)}"))
     report.table(("", "size", ""), rows)
+
+
+def _together(case: Case) -> str:
+    return f" in each of {case.args.batch} sequences" if case.args.batch > 1 else ""
 
 
 def _note(case: Case, part: str) -> str:

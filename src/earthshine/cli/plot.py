@@ -1,13 +1,16 @@
 """Plots with matplotlib, an optional dependency. `earthshine plan --plot` draws the forecasts as three curves."""
 
 import importlib
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from earthshine.errors import UsageError
+from earthshine.files import write_file
 from earthshine.plan.answer import READING_RATE
 from earthshine.plan.explore import Case
+from earthshine.untrusted import shown
 
 Points = Sequence[tuple[float, float]]
 _SUFFIXES = (".png", ".svg", ".pdf")
@@ -15,9 +18,8 @@ _GIB = 1 << 30
 
 
 def plot_plan(path: Path, case: Case, title: str) -> None:
-    """Write a PNG, SVG or PDF, by the name's suffix. Raises UsageError for another suffix and without matplotlib."""
-    if path.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"--plot {path} must end in one of {', '.join(_SUFFIXES)}.")
+    """Draw the forecasts to a file. Raises UsageError as `require_picture` and `new_figure` do."""
+    require_picture(path)
     contexts, budgets = list(case.by_context()), list(case.by_budget())
     figure = new_figure()
     panels = figure.subplots(1, 3)
@@ -36,7 +38,20 @@ def plot_plan(path: Path, case: Case, title: str) -> None:
         _mark(panel.axhline, READING_RATE, f"reading speed: {READING_RATE:.1f} tokens per second")
         panel.legend(loc="best", fontsize="small")
     figure.suptitle(title, parse_math=False)  # names may have $ signs
-    figure.savefig(path)
+    save_figure(figure, path)
+
+
+def require_picture(path: Path) -> None:
+    """Raises UsageError unless the name's suffix is that of a PNG, SVG or PDF."""
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"--plot {shown(path)} must end in one of {', '.join(_SUFFIXES)}.")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write the file, in the format of its suffix, as a whole or not at all. Raises OSError."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.lower()[1:])
+    write_file(path, picture.getvalue())
 
 
 def new_figure() -> Any:

@@ -49,7 +49,8 @@ class ProgressLine:
         if what != self._what:
             self._what, self._since = what, time.monotonic()
         rate = done / max(time.monotonic() - self._since, 1e-9)
-        text = f"Reading the {what}: {format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s"
+        left = f", about {format_duration((total - done) / rate, rough=True)}" if rate else ""
+        text = f"Reading the {what}: {format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s{left}"
         self._show(text, f"{what} {done / max(total, 1):.0%}")
 
     def prompt(self, progress: "PromptProgress") -> None:

@@ -203,7 +203,7 @@ def _note_newest(main: Path, commit: str) -> None:
     with suppress(OSError):  # a cache that can't be written to
         if not main.exists() or main.read_bytes() != commit.encode():
             main.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(main, 0o644) as file:
+            with written_whole(main, None) as file:
                 file.write(commit.encode())
 
 

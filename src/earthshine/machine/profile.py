@@ -170,7 +170,7 @@ def save_machine(machine: Machine, path: Path) -> None:
     text = machine_json(machine)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path, 0o644) as file:
+        with written_whole(path, None) as file:
             file.write(text.encode())
     except OSError as error:
         raise UsageError(f"{shown(path)} can't be written: {error.strerror}; name another file.") from None

@@ -27,8 +27,8 @@ LEAST_GAIN = 1.005  # times as fast: less is shown as none
 class Answer:
     """`lacks`: what there is too little of, any of "memory", "disk" and "kernels"; nothing if the model runs.
 
-    smallest_bytes: the least budget that works. budget_bytes: the one in use. free_bytes: what the process may take
-    now; None on a machine that is described.
+    smallest_bytes: the least budget that works, with `smallest_context` tokens of conversation. budget_bytes: the one
+    in use. free_bytes: what the process may take now; None on a machine that is described.
     context_tokens: the length of conversation that `decode` is at. waits: seconds to the first token of a prompt, by
     its length; None where it does not fit. output_usd_per_million: of tokens; None where the machine's cost is unknown.
     best_change: the change of the machine that makes replies fastest, with how many times as fast; None if none does.
@@ -36,6 +36,7 @@ class Answer:
 
     lacks: tuple[str, ...]
     smallest_bytes: int
+    smallest_context: int
     budget_bytes: int
     free_bytes: int | None
     download: Download
@@ -83,11 +84,13 @@ def answer(
     """
     lacks = [*(["kernels"] if machine.device != "cpu" else []), *(["disk"] if download.lacking_bytes else [])]
     check_args(args, spec)
-    smallest, budget = smallest_budget(spec, args), budget_bytes(args, machine, PROCESS_BYTES, available_bytes)
+    smallest, shortest = smallest_budget(spec, args)
+    budget = budget_bytes(args, machine, PROCESS_BYTES, available_bytes)
     if args.memory_bytes is None and budget < smallest:
         found = Answer(
             lacks=(*lacks, "memory"),
             smallest_bytes=smallest,
+            smallest_context=shortest,
             budget_bytes=budget,
             free_bytes=available_bytes,
             download=download,
@@ -98,6 +101,7 @@ def answer(
     found = Answer(
         lacks=tuple(lacks),
         smallest_bytes=smallest,
+        smallest_context=shortest,
         budget_bytes=budget,
         free_bytes=available_bytes,
         download=download,

@@ -24,9 +24,17 @@ PREFILL_TOKENS = (256, 8192)  # of one prefill pass: fewest, most
 EASY_PREFILL = 2048  # of them before anything else has its share
 
 
+# What the budget is divided among.
+PARTS = (
+    *("process", "margin", "workspace", "cache pages", "recurrent states", "activations"),
+    *("trunk", "embedding", "trunk buffers", "expert slots", "experts in transit"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The parts of the budget. `parts` adds up to `planned_bytes`; `smallest`: the smallest budget that works."""
+    """The parts of the budget. `parts`, one for each of PARTS, adds up to `planned_bytes`; `smallest`: the smallest
+    budget that works."""
 
     budget_bytes: int
     context_tokens: int  # of one sequence
@@ -51,7 +59,7 @@ def plan_memory(sizes: Sizes, budget_bytes: int, args: PlanArgs, process_bytes: 
     `process_bytes`: resident memory before the model is loaded; `max_context`: the model's limit, in tokens. Raises
     UsageError for a budget that is too small; it names the smallest that works and its parts.
     """
-    context, ways = args.context_tokens or min(max_context, LEAST_CONTEXT), _ways(sizes, args.may_stream)
+    context, ways = least_context(args, max_context), _ways(sizes, args.may_stream)
     least = _fixed(sizes, process_bytes, args.batch, context, _pages(args, context), PREFILL_TOKENS[0])
     smallest = max(sum(least.values()) + min(ways), process_bytes + MARGIN_BYTES + sizes.loading)
     if budget_bytes < smallest:
@@ -71,6 +79,11 @@ def plan_memory(sizes: Sizes, budget_bytes: int, args: PlanArgs, process_bytes: 
     parts |= weight_parts(sizes, streamed, on_disk, slots, transit)
     places = (tuple(streamed), on_disk, slots, transit)
     return MemoryPlan(budget_bytes, context, args.batch, pages, prefill, *places, parts, smallest)
+
+
+def least_context(args: PlanArgs, max_context: int) -> int:
+    """The tokens of a sequence for which `MemoryPlan.smallest` is the smallest budget."""
+    return args.context_tokens or min(max_context, LEAST_CONTEXT)
 
 
 def check_memory(memory: MemoryPlan, sizes: Sizes, process_bytes: int) -> None:

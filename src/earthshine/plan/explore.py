@@ -12,7 +12,7 @@ from earthshine.errors import UsageError
 from earthshine.machine import DiskRate, Machine
 from earthshine.machine.profile import Points
 from earthshine.plan.args import PlanArgs
-from earthshine.plan.budget import plan_memory
+from earthshine.plan.budget import least_context, plan_memory
 from earthshine.plan.forecast import Cost, Forecaster, Load
 from earthshine.plan.plan import PROCESS_BYTES, Plan, make_plan
 from earthshine.plan.sizes import Sizes, sizes_of
@@ -106,10 +106,11 @@ class Case:
             return None
 
 
-def smallest_budget(spec: ModelSpec, args: PlanArgs) -> int:
-    """The least budget that works on any machine, with the context that is asked for or a short one."""
+def smallest_budget(spec: ModelSpec, args: PlanArgs) -> tuple[int, int]:
+    """The least budget that works on any machine, and its context in tokens: that which is asked for or a short one."""
     sizes = sizes_of(spec, args.dtype, args.trunk)
-    return plan_memory(sizes, _BOUNDLESS, args, PROCESS_BYTES, spec.max_context).smallest
+    smallest = plan_memory(sizes, _BOUNDLESS, args, PROCESS_BYTES, spec.max_context).smallest
+    return smallest, least_context(args, spec.max_context)
 
 
 def _with_memory(machine: Machine, more: int) -> Machine:

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from earthshine.errors import UsageError
 from earthshine.plan.args import DTYPES, MOST_BATCH, MOST_CACHE_TOKENS, MOST_THREADS, TRUNKS
-from earthshine.plan.budget import NEW_PLAN, PREFILL_TOKENS
+from earthshine.plan.budget import NEW_PLAN, PARTS, PREFILL_TOKENS
 from earthshine.plan.plan import Plan
 from earthshine.storage import page_count
 from earthshine.untrusted import parse_object, read_file, shown
@@ -53,6 +53,13 @@ def read_plan(path: Path) -> Plan:
     ):
         if not least <= number <= most:
             raise UsageError(f"{where}: {name} is {number}; it must be {least} to {most}.")
+    if sorted(memory.parts) != sorted(PARTS):
+        raise UsageError(f"{where}: memory.parts must be {', '.join(PARTS)}; {NEW_PLAN}.")
+    if memory.planned_bytes > memory.budget_bytes:
+        raise UsageError(
+            f"{where}: memory.parts add up to {memory.planned_bytes}, more than memory.budget_bytes, "
+            f"{memory.budget_bytes}; {NEW_PLAN}."
+        )
     return plan
 
 

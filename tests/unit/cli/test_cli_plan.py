@@ -4,9 +4,11 @@ import errno
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,7 @@ from earthshine.units import parse_bytes
 
 from .plans import MACHINES, MINI, facts, written
 
+ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.usefixtures("no_profile")
 
 
@@ -53,7 +56,7 @@ def test_k2_6_is_planned_for_every_machine_that_ships(earthshine, k2_6, machine)
     assert row.split()[1] == rate(
         next(r["decode"]["tokens_per_second"] for r in found["contexts"] if r["at"] == 32_768)
     )
-    smallest = re.search(r"smallest budget +([0-9.]+ GiB) +with this context", out)
+    smallest = re.search(r"smallest budget +([0-9.]+ GiB) +for 32,768 tokens", out)
     assert parse_bytes(smallest[1]) == pytest.approx(found["smallest_budget"], rel=0.01)
 
 
@@ -212,6 +215,48 @@ def test_options_that_can_not_be_are_refused_in_a_sentence(earthshine, option):
     assert err.count("\n") == 1
 
 
+def test_an_unknown_machine_is_answered_with_the_known_ones_and_where_files_of_them_are(earthshine):
+    _, _, err = earthshine("plan", "--machine", "laptop")
+    assert all(name in err for name in ("this", *MACHINES))
+    folder = re.search(r"copy one of '([^']+)'", err)[1]
+    assert set(os.listdir(folder)) == {f"{name}.json" for name in MACHINES}
+
+
+def test_more_memory_than_the_machine_has_is_answered_with_other_machines(earthshine, tmp_path):
+    for machine in ("mini-24gb", written(tmp_path, MINI)):
+        code, _, err = earthshine("plan", "--machine", machine, "--memory", "25GiB")
+        assert code == 2
+        assert "--memory must be at most 23.52 GiB" in err
+        assert "For another machine, use --machine with a file or " in err
+        assert all(name in err for name in MACHINES)
+    assert "another machine" not in earthshine("plan", "--machine", "mini-24gb", "--memory", "1MiB")[2]
+
+
+CONFIGS = {
+    "Kimi-K2.6": "moonshotai--Kimi-K2.6",
+    "DeepSeek-V3, FP8": "deepseek-ai--DeepSeek-V3",
+    "Qwen3-30B-A3B": "Qwen--Qwen3-30B-A3B",
+}
+
+
+@pytest.mark.parametrize("model", ["Moonlight", *CONFIGS])
+def test_the_guides_table_of_trunks_and_smallest_budgets_is_what_plan_says(earthshine, shared_data, model):
+    """And with a trunk in int8, which does not stream, the smallest budget is larger, as --help says."""
+    config = ROOT / "tools" / "synthesis" / "moonlight.json"
+    if model in CONFIGS:
+        config = shared_data / "configs" / f"{CONFIGS[model]}_config.json"
+    (row,) = re.findall(rf"^\| {model} \| (.*) \|$", (ROOT / "docs" / "planning.md").read_text(), re.MULTILINE)
+    found = {
+        trunk: facts(earthshine("plan", config, "--machine", "server-768gb", "--trunk", trunk, "--json"))
+        for trunk in ("bf16", "int8")
+    }
+    parts = found["bf16"]["plan"]["memory"]["parts"]
+    least = [each["answer"]["smallest_bytes"] for each in found.values()]
+    figures = (parts["trunk"], parts["embedding"], *least)
+    assert [f"{nbytes / 2**30:.1f}" for nbytes in figures] == row.split(" | ")
+    assert least[0] < least[1]
+
+
 @pytest.mark.parametrize("option", ["--save", "--plot"])
 def test_a_file_that_can_not_be_written_is_named(earthshine, tmp_path, option):
     if option == "--plot":
@@ -242,6 +287,35 @@ def test_a_plan_that_can_not_be_written_leaves_the_one_before(earthshine, tmp_pa
     (tmp_path / "link").symlink_to(file)
     earthshine(*command[:-2], tmp_path / "link", "--memory", "3GiB")
     assert read_plan(file).memory.budget_bytes == 3 << 30
+
+
+def test_a_picture_that_can_not_be_written_leaves_no_file(earthshine, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("a.png", "a.svg", "a.pdf"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            code, out, err = earthshine("plan", "--machine", "mini-24gb", "--plot", tmp_path / name)
+        assert (code, out) == (1, "")
+        assert f"{name}: No space left on device" in err
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_saved_plan_has_the_permissions_that_the_umask_leaves(earthshine, tmp_path):
+    """A file that is replaced keeps its own."""
+    file = tmp_path / "plan.json"
+    before = os.umask(0o027)
+    try:
+        earthshine("plan", "--machine", "mini-24gb", "--save", file)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o640
+        file.chmod(0o604)
+        earthshine("plan", "--machine", "mini-24gb", "--save", file)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o604
+    finally:
+        os.umask(before)
 
 
 def test_a_plan_is_written_to_what_is_no_file(earthshine):

@@ -75,6 +75,20 @@ def test_the_least_memory_of_the_answer_works_and_less_does_not(earthshine, k2_6
     assert earthshine(*at, f"{float(least) - 0.01:.2f}GiB")[0] == 2
 
 
+def test_every_smallest_budget_and_speed_names_its_length_of_conversation(earthshine, monkeypatch, k2_6):
+    monkeypatch.setenv("COLUMNS", "300")
+    _, out, _ = earthshine("plan", k2_6, "--machine", "mini-24gb")
+    block = answered(out)
+    assert block["Does it run there?"].endswith(" is the least that works, for 2,048 tokens of conversation.")
+    assert re.search(r"tokens per second with 4,096 tokens of conversation, ", block["Speed"])
+    assert re.search(r"smallest budget +[0-9.]+ GiB +for 32,768 tokens of conversation\n", out)
+    assert "; for 2,048 tokens of conversation\n" in earthshine("inspect", k2_6)[1]
+    _, out, _ = earthshine("plan", k2_6, "--machine", "mini-24gb", "--context", "5000", "--batch", "2")
+    assert answered(out)["Does it run there?"].endswith("for 5,000 tokens of conversation.")
+    found = re.search(r"smallest budget +([0-9.]+ GiB) +for 5,000 tokens of conversation in each of 2 sequences", out)
+    assert f"; {found[1]} is the least that works" in answered(out)["Does it run there?"]
+
+
 def test_a_disk_that_is_too_small_is_a_no_with_what_is_missing(earthshine, monkeypatch, k2_6):
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setattr("earthshine.plan.download.free_bytes", lambda folder: 100 << 30)

@@ -131,8 +131,9 @@ def test_a_plan_that_does_not_fit_is_refused_whatever_its_file_says(
 
 
 def test_more_slots_than_fit_pass_the_reader_but_not_the_engine(tmp_path: Path, plan: Plan) -> None:
-    """A file's numbers are sound one by one; that they fit the budget together is found by adding up."""
-    tight = changed(plan, budget_bytes=plan.memory.planned_bytes - 1)
+    """Also where the file's own parts add up to less than the budget: the engine counts them again."""
+    parts = dict(plan.memory.parts) | {"margin": 0}
+    tight = changed(plan, budget_bytes=plan.memory.planned_bytes - 1, parts=parts)
     (tmp_path / "plan.json").write_text(plan_json(tight))
     found = read_plan(tmp_path / "plan.json")
     assert found == tight

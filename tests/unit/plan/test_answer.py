@@ -89,5 +89,5 @@ def test_hardware_without_kernels_runs_nothing(shared_data: Path) -> None:
 
 
 def test_what_is_not_known_has_no_figure() -> None:
-    empty = Answer(("memory",), 2, 1, None, ROOMY)
+    empty = Answer(("memory",), 2, 2048, 1, None, ROOMY)
     assert (empty.reply_seconds, empty.reply_rate, empty.times_service) == (None, 0.0, None)

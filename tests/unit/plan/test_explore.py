@@ -96,7 +96,7 @@ def test_a_change_keeps_all_else(shared_data: Path) -> None:
 def test_the_smallest_budget_of_any_machine_is_one_that_works(shared_data: Path) -> None:
     computer = MACHINES["mini-24gb"]
     for args in (PlanArgs(), PlanArgs(context_tokens=32_768, batch=4)):
-        least = smallest_budget(k2_6(shared_data), args)
+        least, _ = smallest_budget(k2_6(shared_data), args)
         Case.of(k2_6(shared_data), computer, replace(args, memory_bytes=least))
         with pytest.raises(UsageError, match="smallest budget"):
             Case.of(k2_6(shared_data), computer, replace(args, memory_bytes=least - 1))

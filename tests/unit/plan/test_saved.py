@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from earthshine.errors import UsageError
 from earthshine.plan import Cost, MemoryPlan, Plan, PlanArgs, make_plan, plan_json, read_plan
+from earthshine.plan.budget import PARTS
 
 from .made_up import FLAT, GIB, made
 
@@ -20,9 +21,9 @@ WHOLE = st.integers(0, 1 << 60)
 RATE = st.floats(0, allow_nan=False, allow_infinity=False)
 COSTS = st.builds(Cost, WHOLE, RATE, st.text(), RATE, RATE, st.dictionaries(st.text(), RATE, max_size=4))
 MEMORIES = st.builds(
-    MemoryPlan, WHOLE, st.integers(1, 1 << 31), st.integers(1, 4096), st.integers(1 << 25, 1 << 34),
+    MemoryPlan, st.just(1 << 60), st.integers(1, 1 << 31), st.integers(1, 4096), st.integers(1 << 25, 1 << 34),
     st.integers(1, 8192), st.lists(st.text(), max_size=5).map(tuple), st.booleans(), WHOLE, WHOLE,
-    st.dictionaries(st.text(), WHOLE, max_size=5), WHOLE,
+    st.fixed_dictionaries(dict.fromkeys(PARTS, st.integers(0, 1 << 56))), WHOLE,
 )  # fmt: skip
 PLANS = st.builds(
     Plan, st.text(), st.text(), st.sampled_from(["bf16", "int8"]), st.sampled_from(["bf16", "fp32"]),
@@ -119,7 +120,7 @@ def test_every_mistyped_value_is_named(tmp_path: Path, plan: Plan) -> None:
             for wrong in WRONG:
                 kinds = admitted.get(getattr(field.type, "__name__", str(field.type)), ())
                 sound = type(wrong) in kinds and (type(wrong) not in (int, float) or 0 <= wrong < 1e300)
-                sound |= str(field.type).startswith("collections.abc.Mapping") and wrong == {}
+                sound |= str(field.type).startswith("collections.abc.Mapping") and wrong == {}  # of parts: below
                 sound |= str(field.type).startswith("tuple") and wrong == []
                 if sound:
                     continue
@@ -147,6 +148,9 @@ def test_every_mistyped_value_is_named(tmp_path: Path, plan: Plan) -> None:
         ("memory.prefill_tokens", 0, "memory.prefill_tokens is 0; it must be 1 to 8192"),
         ("memory.prefill_tokens", 8193, "memory.prefill_tokens is 8193"),
         ("memory.streamed", ["layers.0", 1], "memory: streamed is 1; it must be a text"),
+        ("memory.parts", {}, "memory.parts must be process, margin, workspace, cache pages, recurrent states, "),
+        ("memory.parts", dict.fromkeys((*PARTS, "colour"), 1), "memory.parts must be process, margin, "),
+        ("memory.parts", dict.fromkeys(PARTS, 1 << 59), "memory.parts add up to "),
         ("memory.parts", {"trunk": -1}, "memory: parts.'trunk' is -1; it must be a whole number from 0 to"),
         (
             "memory.budget_bytes",
