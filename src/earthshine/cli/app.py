@@ -16,10 +16,12 @@ from earthshine import __version__
 from earthshine.cli import models
 from earthshine.cli.arguments import Context, Dtype, Memory, Model, PlanFile, Threads, Trunk
 from earthshine.cli.chat_command import chat
+from earthshine.cli.instead import Commands
 from earthshine.cli.words import SERVE_BATCH
 from earthshine.errors import EarthshineError, UsageError
 
 app = typer.Typer(
+    cls=Commands,
     help="Run large sparse mixture-of-experts models on the hardware you have.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -135,8 +137,8 @@ def plan(
     machine: Annotated[
         list[str] | None,
         typer.Option(
-            help="A machine's file, or mini-24gb, desktop-128gb, server-768gb, 8xh200 or this; default: this machine. "
-            "May be repeated, to compare machines."
+            help="A machine's file, or laptop-64gb, mini-24gb, desktop-128gb, server-768gb, 8xh200 or this; default: "
+            "this machine. May be repeated, to compare machines."
         ),
     ] = None,
     threads: Threads = None,

@@ -27,7 +27,8 @@ Threads = Annotated[
 Trunk = Annotated[
     str,
     typer.Option(
-        help="Weights other than experts: bf16 as published, or int8, which halves their memory and is lossy."
+        help="Weights other than experts: bf16, which means as published, or int8, which is lossy and halves the "
+        "memory of bf16 weights. In int8 they all stay in memory, so that the smallest --memory is larger."
     ),
 ]
 

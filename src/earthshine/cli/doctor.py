@@ -8,6 +8,7 @@ import torch
 
 from earthshine import __version__
 from earthshine.cli.layout import Report
+from earthshine.cli.words import plain
 from earthshine.errors import EarthshineError
 from earthshine.hub import GLEAM
 from earthshine.kernels import Implementation, implementations
@@ -17,10 +18,13 @@ from earthshine.spec import load_spec
 from earthshine.units import format_bytes
 from earthshine.weights import Checkpoint
 
+_UNUSABLE = "unusable"
+
 
 def run_doctor() -> None:
     settings, served, report = read_settings(), implementations(), Report()
-    report.heading(_summary(served))
+    checked = {"profile": _profile(settings), "gleam": _gleam()}
+    report.heading(_summary(served, [name for name, text in checked.items() if text.startswith(_UNUSABLE)]))
     report.blank()
     report.facts(
         (
@@ -30,25 +34,27 @@ def run_doctor() -> None:
             ("processors", str(processors())),
             ("kernels", f"{settings.kernels} (EARTHSHINE_KERNELS)"),
             ("cpu", f"{settings.cpu} (EARTHSHINE_CPU)"),
-            ("profile", _profile(settings)),
-            ("downloads", f"{settings.downloads} (EARTHSHINE_HOME)"),
-            ("gleam", _gleam()),
+            ("profile", checked["profile"]),
+            ("downloads", f"{plain(settings.downloads)} (EARTHSHINE_HOME)"),
+            ("gleam", checked["gleam"]),
         )
     )
     report.blank()
     print_served(served, report)
 
 
-def _summary(served: Sequence[Implementation]) -> str:
-    """Whether what serves most operations is the best for this processor."""
+def _summary(served: Sequence[Implementation], unusable: Sequence[str]) -> str:
+    """Whether what serves most operations is the best for this processor, and what below can't be used."""
     (name, reason), count = Counter((one.name, one.reason) for one in served).most_common(1)[0]
+    share = f"{count} of {len(served)} operations"
     if not name.startswith("native"):
-        return (
-            f"Slow: {name} serves {count} of {len(served)} operations instead of native kernels; the reason is below."
-        )
-    if reason:
-        return f"Works, but the best kernels are not in use: {name} serves {count} of {len(served)} operations."
-    return f"All is well: {name}, the best kernels for this processor, serves {count} of {len(served)} operations."
+        summary = f"Slow: {name} serves {share} instead of native kernels; the reason is below."
+    elif reason:
+        summary = f"Works, but the best kernels are not in use: {name} serves {share}."
+    else:
+        state = "Not all is well" if unusable else "All is well"
+        summary = f"{state}: {name}, the best kernels for this processor, serves {share}."
+    return f"{summary} Unusable: {', '.join(unusable)}; see below." if unusable else summary
 
 
 def print_served(served: Iterable[Implementation], report: Report) -> None:
@@ -69,7 +75,7 @@ def _profile(settings: Settings) -> str:
     try:
         own = own_machine(settings.profile)
     except EarthshineError as error:
-        return f"unusable: {error}"
+        return f"{_UNUSABLE}: {error}"
     return f"measured on {own.measured}" if own is not None else "none; earthshine bench machine measures this machine"
 
 
@@ -77,6 +83,6 @@ def _gleam() -> str:
     try:
         shares = Checkpoint.open(GLEAM, load_spec(GLEAM)).coverage().shares
     except EarthshineError as error:
-        return f"unusable: {error}"
+        return f"{_UNUSABLE}: {error}"
     n_tensors, nbytes = (sum(counts) for counts in zip(*((s.n_tensors, s.nbytes) for s in shares), strict=True))
     return f"{format_bytes(nbytes)} in {n_tensors} tensors"

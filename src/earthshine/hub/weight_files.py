@@ -23,6 +23,7 @@ from earthshine.settings import read_settings
 
 _AT_ONCE = 8
 _PIECE_BYTES = 1 << 20
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}{unit} of {total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}]"
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -109,7 +110,8 @@ def fetch_weights(name: str, commit: str, blobs: Path, files: Sequence[RemoteFil
         return
     blobs.mkdir(parents=True, exist_ok=True)
     total, arrived = sum(file.nbytes for file in large), sum(file.arrived(blobs) for file in large)
-    shown_as = {"unit": "iB", "unit_scale": True, "unit_divisor": 1024, "disable": None}  # None: a terminal only
+    shown_as = {"unit": "iB", "unit_scale": True, "unit_divisor": 1024, "bar_format": _BAR}
+    shown_as["disable"] = None  # on a terminal only
     bar = tqdm(desc=name, total=total, initial=arrived, **shown_as)  # type: ignore[no-untyped-call]
     with bar, _small_pieces():
         _Workers(name, commit, blobs, bar).run(large)

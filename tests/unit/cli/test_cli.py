@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +16,12 @@ from earthshine.cli.layout import Report
 from earthshine.engine import Session, load_model
 from earthshine.hub import GLEAM
 from earthshine.kernels import Implementation
+from earthshine.machine import machine_json
+from earthshine.machine.probe import identity
 from earthshine.plan import PlanArgs
 from earthshine.text import load_tokenizer
+
+from .plans import MINI
 
 RUN = [sys.executable, "-c", "from earthshine.cli import main; main()"]
 
@@ -248,6 +253,32 @@ def test_doctor_begins_with_one_line_that_sums_up(monkeypatch, capsys):
         monkeypatch.setattr("earthshine.cli.doctor.implementations", lambda served=served: served)
         run_doctor()
         assert capsys.readouterr().out.splitlines()[0] == line
+
+
+@pytest.mark.parametrize("text", ["{", '{"name": "x"}', None], ids=["no JSON", "lacks fields", "of another machine"])
+def test_doctor_does_not_call_all_well_beside_a_profile_that_it_calls_unusable(no_profile, earthshine, tmp_path, text):
+    profile = tmp_path / "state" / "earthshine" / "machine.json"
+    profile.parent.mkdir(parents=True)
+    profile.write_text(
+        text or machine_json(replace(MINI, measured="2026-01-01", identity={**identity(), "cpu_model": "another"}))
+    )
+    code, out, _ = earthshine("doctor")
+    assert code == 0
+    assert "All is well" not in out
+    assert out.splitlines()[0].endswith("Unusable: profile; see below.")
+    assert re.search(r"profile +unusable: ", out)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"), [("show", "inspect MODEL"), ("ps", "/metrics"), ("ls", "list"), ("download", "pull MODEL")]
+)
+def test_another_programs_name_of_a_command_is_answered_with_ours(earthshine, name, instead):
+    for words in ((name,), (name, "gleam", "--json")):
+        code, out, err = earthshine(*words)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"earthshine: There is no command {name}: ")
+        assert instead in err
+    assert "No such command 'shout'" in earthshine("shout")[2]
 
 
 def test_doctor_says_each_reason_once(capsys):
