@@ -21,7 +21,19 @@ def test_page_is_what_the_commands_print(reference):
 
 
 def test_every_command_is_there(reference):
-    for name in ("chat", "serve", "inspect", "score", "plan", "doctor", "list", "pull", "rm", "bench machine"):
+    for name in (
+        "chat",
+        "serve",
+        "inspect",
+        "score",
+        "plan",
+        "doctor",
+        "list",
+        "pull",
+        "rm",
+        "bench machine",
+        "prfaas solve",
+    ):
         assert f"## earthshine {name}\n\n```\nUsage: earthshine {name} " in reference
     assert "--max-stall" in reference
     assert "\x1b" not in reference
