@@ -203,6 +203,8 @@ def test_metrics_have_the_names_that_dashboards_know(client):
         'vllm:num_requests_waiting{model_name="tiny"} 2.0',
         'vllm:kv_cache_usage_perc{model_name="tiny"} 0.2',
         'vllm:prefix_cache_hits_total{model_name="tiny"} 60.0',
+        'vllm:prompt_tokens_cached_total{model_name="tiny"} 60.0',
+        'vllm:prompt_tokens_total{model_name="tiny"} 560.0',
         'vllm:request_success_total{finished_reason="length",model_name="tiny"} 7.0',
         'vllm:request_success_total{finished_reason="abort",model_name="tiny"} 3.0',
         'earthshine:expert_bytes_read_total{model_name="tiny"} 4096.0',

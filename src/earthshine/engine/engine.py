@@ -61,6 +61,7 @@ class Gauges:
     """A snapshot of the engine's state. Counters count from the start.
 
     pages_cached: pages that no sequence uses.
+    prompt_tokens: of prompts, those that were computed; again after a preemption.
     resident_bytes: of the whole process.
     finished: number of replies by reason.
     problem: what the disk cache can't do now.

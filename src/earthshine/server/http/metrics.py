@@ -38,8 +38,7 @@ _COUNTERS = (
     ("vllm:prefix_cache_queries", "Prompt tokens that were looked up in the prefix cache.", "prefix_queries"),
     ("vllm:prefix_cache_hits", "Prompt tokens that were found in the prefix cache.", "prefix_hits"),
     ("vllm:num_preemptions", "Requests that were preempted.", "preemptions"),
-    ("vllm:prompt_tokens", "Tokens of prompts.", "prompt_tokens"),
-    ("vllm:prompt_tokens_cached", "Tokens of prompts that were not computed.", "prefix_hits"),
+    ("vllm:prompt_tokens_cached", "Tokens of prompts that were found in the cache.", "prefix_hits"),
     ("vllm:generation_tokens", "Tokens generated.", "generated_tokens"),
     ("earthshine:expert_hits", "Experts found in memory.", "expert_hits"),
     ("earthshine:expert_misses", "Experts read from disk.", "expert_misses"),
@@ -101,9 +100,9 @@ class _FromEngine(Collector):
             yield self._gauge(name, meaning, getattr(gauges, source))
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of pages in use, 0 to 1.", pages_used(gauges))
         for name, meaning, source in _COUNTERS:
-            counter = CounterMetricFamily(name, meaning, labels=["model_name"])
-            counter.add_metric([self._model], getattr(gauges, source))
-            yield counter
+            yield self._counter(name, meaning, getattr(gauges, source))
+        tokens = gauges.prompt_tokens + gauges.prefix_hits  # vLLM's counter has both too
+        yield self._counter("vllm:prompt_tokens", "Tokens of prompts, computed or found in the cache.", tokens)
         ended = CounterMetricFamily(
             "vllm:request_success", "Requests by their finish reason.", labels=["model_name", "finished_reason"]
         )
@@ -115,6 +114,11 @@ class _FromEngine(Collector):
         gauge = GaugeMetricFamily(name, meaning, labels=["model_name"])
         gauge.add_metric([self._model], value)
         return gauge
+
+    def _counter(self, name: str, meaning: str, value: float) -> Metric:
+        counter = CounterMetricFamily(name, meaning, labels=["model_name"])
+        counter.add_metric([self._model], value)
+        return counter
 
 
 class Metrics:
