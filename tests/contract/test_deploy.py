@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 
 import pytest
 from typer.main import get_command
@@ -24,6 +25,17 @@ def test_the_unit_starts_serve_with_options_that_it_has():
     used = re.findall(r"--[a-z-]+", start)
     assert "--drain-seconds" in used
     assert set(used) <= _options("serve")
+
+
+def test_the_unit_passes_further_options_to_serve():
+    program, flag, line = shlex.split(re.search(r"^ExecStart=(.*)$", UNIT, re.MULTILINE)[1])
+    given = dict(re.findall(r"([A-Z]+)=(\S*)", re.search(r"^Environment=(EARTHSHINE.*)$", UNIT, re.MULTILINE)[1]))
+    for options in ("", "--disk-cache 50GiB --context 65536"):
+        environment = given | {"EARTHSHINE": "/bin/echo", "OPTIONS": options}
+        printed = subprocess.run([program, flag, line], env=environment, capture_output=True, text=True, check=True)
+        words = printed.stdout.split()
+        assert words[:2] == ["serve", "gleam"]
+        assert words[words.index("60") + 1 :] == options.split()
 
 
 def test_the_unit_waits_longer_than_serve_drains():

@@ -111,7 +111,7 @@ def print_estimated(report: Report, found: MachinePlan) -> None:
 
 
 def answer_rows(found: MachinePlan, given: Answer, table: PriceTable, most: int) -> Iterator[tuple[str, str]]:
-    """The block. `most`: the model's context in tokens."""
+    """The answer's block for one machine. `most`: the model's context in tokens."""
     yield "Does it run here?" if found.asked == "this" else "Does it run there?", _verdict(given)
     yield "Download", _download(given)
     if given.decode is None:
@@ -141,7 +141,7 @@ def _about(seconds: float, estimated: bool) -> str:
 
 
 def _rounded(value: float) -> float:
-    """An estimate, to two digits."""
+    """The value to two digits, as an estimate is shown."""
     return float(f"{value:.2g}")
 
 
@@ -177,7 +177,7 @@ def _share(times: float) -> str:
 
 
 def _times(times: float) -> str:
-    """Over the price of a service."""
+    """The cost of output here over the price of a service."""
     if 0.95 <= times < 1.05:
         return "the same"
     return f"{times:.0f} times" if times >= 9.5 else f"{times:.1f} times" if times > 1 else _share(times)
@@ -197,7 +197,7 @@ def _output_cost(given: Answer, table: PriceTable) -> str:
 
 
 def _helps(given: Answer) -> str:
-    """The one change, which is what is lacking where the model does not run."""
+    """The change that would help most, which is what is lacking where the model does not run."""
     if "kernels" in given.lacks:
         return "a machine whose processors (CPUs) run Earthshine, or vLLM on this one"
     if "memory" in given.lacks:

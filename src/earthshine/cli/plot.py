@@ -67,7 +67,7 @@ def _matplotlib(name: str) -> Any:
 
 
 def _rate(seconds: float) -> float:
-    """Of one reply, whatever the batch."""
+    """Tokens per second of one reply, whatever the batch."""
     return 1 / seconds
 
 
@@ -79,7 +79,7 @@ def _draw(
     x: Callable[[float], str],
     y: Callable[[float], str] | None = None,
 ) -> None:
-    """Logarithmic axes whose ticks are plain numbers; `ticks`: those of x where they are few."""
+    """Draw on logarithmic axes whose ticks are plain numbers; `ticks`: those of x where they are few."""
     panel.plot([at for at, _ in points], [value for _, value in points], "o-")
     panel.set(xlabel=labels[0], ylabel=labels[1], xscale="log", yscale="log")
     panel.margins(x=0.08, y=0.15)

@@ -97,7 +97,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """While a line is read; where it can't be edited here, the terminal itself echoes and edits."""
+        """A context manager while a line is read. Where it can't be edited here, the terminal echoes and edits."""
         import termios
 
         if self._screen is None:

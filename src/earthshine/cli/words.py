@@ -26,18 +26,18 @@ def parameters_in_words(total: int, active: int, noun: str = "") -> str:
 
 
 def least_size(nbytes: int) -> str:
-    """The smallest that is no less, in what `--memory` takes."""
+    """The smallest size in hundredths of a GiB that is no less, as `--memory` takes it."""
     return f"{math.ceil(nbytes / 2**30 * 100) / 100:.2f} GiB"
 
 
 def size(nbytes: float) -> str:
-    """To three digits: 553 GiB."""
+    """A size to three digits: 553 GiB."""
     number, _, unit = format_bytes(nbytes).partition(" ")
     return f"{float(number):.3g} {unit}" if float(number) < 1000 else f"{float(number):.0f} {unit}"
 
 
 def dollars(usd: float) -> str:
-    """To the cent; below 10 cents to two digits, since small models cost less than a cent."""
+    """An amount to the cent; below 10 cents to two digits, since small models cost less than a cent."""
     return f"{usd:.2f}" if usd >= 0.1 or usd == 0 else f"{usd:.{1 - math.floor(math.log10(usd))}f}"
 
 

@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class TextGenerator:
-    """Belongs to one event loop."""
+    """Answers requests on one event loop."""
 
     def __init__(self, engine: Computes, prompts: Prompts) -> None:
         self._engine, self._prompts = engine, prompts
@@ -67,14 +67,14 @@ class TextGenerator:
 
 
 class _Mailbox:
-    """From the engine's thread to the event loop: one wake-up for all events that come before it is handled."""
+    """Carries events from the engine's thread to the event loop, one wake-up for all that come before it is handled."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop, self._ready, self._awake = loop, asyncio.Event(), False
         self._events: deque[tuple[int, ReplyEvent]] = deque()
 
     def put(self, number: int, event: ReplyEvent) -> None:
-        """On the engine's thread."""
+        """Add an event; called on the engine's thread."""
         self._events.append((number, event))
         if not self._awake:  # `take` reads in the opposite order, so no event is missed
             self._awake = True
@@ -84,7 +84,7 @@ class _Mailbox:
                 return
 
     async def take(self) -> list[tuple[int, ReplyEvent]]:
-        """At least one event, at most _BATCH."""
+        """Wait for events; returns between one and _BATCH of them."""
         if self._events:
             await asyncio.sleep(0)
         while not self._events:

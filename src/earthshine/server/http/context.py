@@ -136,7 +136,7 @@ class RequestContext:
         return f"{self.status} {self._reason() or ''}".rstrip() + named
 
     def _announce(self) -> None:
-        """The first line of a request whose prompt is expected to take long."""
+        """Log the first line of a request whose prompt is expected to take long."""
         left = self.timing.seconds_left()
         if self._announced or left is None or self.timing.prefill_seconds + left < self.report_seconds:
             return
@@ -151,7 +151,7 @@ class RequestContext:
         self._timer = asyncio.get_running_loop().call_later(self.report_seconds, self._report)
 
     def _report(self) -> None:
-        """What it does now; one that waits in the queue says so once."""
+        """Log what the request does now; one that waits in the queue says so once."""
         queued = self.timing.phase == "queued"
         if not (queued and self._queue_reported):
             self._queue_reported = queued

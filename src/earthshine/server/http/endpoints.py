@@ -50,7 +50,7 @@ class TextGenerator(Protocol):
         ...
 
     async def count(self, requests: Sequence[GenerationRequest]) -> Sequence[int]:
-        """Tokens of each prompt."""
+        """The number of tokens of each prompt."""
         ...
 
 

@@ -69,17 +69,17 @@ class ExpertCounts:
     bytes_read: int
 
     def since(self, before: "ExpertCounts") -> "ExpertCounts":
-        """What was added after `before`."""
+        """The difference to earlier counts."""
         return ExpertCounts(self.hits - before.hits, self.misses - before.misses, self.bytes_read - before.bytes_read)
 
     def columns(self) -> list[str]:
-        """For people; nothing where no experts were used."""
+        """The columns of a log line; none where no experts were used."""
         wanted = self.hits + self.misses
         read = format_bytes(self.bytes_read)
         return [f"{self.hits / wanted:.0%} of experts in memory, {read} read"] if wanted else []
 
     def fields(self) -> dict[str, int]:
-        """For the log, named as in /metrics."""
+        """The fields of a log line, named as in /metrics."""
         return {"expert_hits": self.hits, "expert_misses": self.misses, "expert_bytes_read": self.bytes_read}
 
 
@@ -141,7 +141,7 @@ class Metrics:
         self._decode_time = self._histogram(
             "request_decode_time_seconds", "Time from the first text to the last.", _SECONDS
         )
-        self._inference_time = self._histogram("request_inference_time_seconds", "Both of these times.", _SECONDS)
+        self._inference_time = self._histogram("request_inference_time_seconds", "Prefill and decode time.", _SECONDS)
         self._token_time = self._histogram(
             "request_time_per_output_token_seconds", "Decode time per token after the first text.", _SECONDS
         )
@@ -149,11 +149,11 @@ class Metrics:
         self._reply_size = self._histogram("request_generation_tokens", "Tokens of a request's replies.", _TOKENS)
 
     def admitted(self, seconds: float) -> None:
-        """A prompt of a request will be computed, `seconds` after its arrival."""
+        """Observe that a prompt was admitted `seconds` after its request's arrival."""
         self._queue_time.observe(seconds)
 
     def text_came(self, timing: Timing, seconds: float) -> None:
-        """A piece of a request's text, `seconds` after its arrival."""
+        """Observe a piece of text that came `seconds` after its request's arrival."""
         if timing.gap is None:
             self._first_token_time.observe(seconds)
         else:

@@ -37,7 +37,7 @@ class Ending(Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Does not handle signals, and calls `ready` once it listens."""
+    """uvicorn's server without signal handlers; it calls `ready` once it listens."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -52,7 +52,7 @@ class _Server(uvicorn.Server):
         self._ready()
 
     def stop_listening(self) -> None:
-        """Open connections stay open."""
+        """Close the listening sockets; open connections stay open."""
         for server in self.servers:
             server.close()
 

@@ -71,24 +71,24 @@ class Timing:
 
     @property
     def queue_seconds(self) -> float:
-        """Until the first prompt was admitted, or until now."""
+        """Seconds until the first prompt was admitted, or until now."""
         return (time.monotonic() if self._admitted is None else self._admitted) - self.began
 
     @property
     def prefill_seconds(self) -> float:
-        """From the admission to the first tokens, or until now; 0 while it waits."""
+        """Seconds from the admission to the first tokens, or until now; 0 while it waits."""
         if self._admitted is None:
             return 0.0
         return (self._first or self._last or time.monotonic()) - self._admitted
 
     @property
     def decode_seconds(self) -> float:
-        """From the first tokens to the last ones."""
+        """Seconds from the first tokens to the last ones."""
         return 0.0 if self._first is None else self._last - self._first
 
     @property
     def seconds_per_token(self) -> float | None:
-        """Of the tokens after the first ones, between these and the end; None if there are none."""
+        """Mean time of the tokens after the first ones; None if there are none."""
         further = self.tokens - self._first_tokens
         return None if further <= 0 or self.decode_seconds <= 0 else self.decode_seconds / further
 
@@ -98,7 +98,7 @@ class Timing:
 
     @property
     def tokens(self) -> int:
-        """Generated so far, stop tokens included."""
+        """Tokens generated so far, stop tokens included."""
         return sum(self._generated.values())
 
     @property
@@ -107,7 +107,7 @@ class Timing:
         return f"{self.prompt_tokens} tokens ({self.cached_tokens} cached)"
 
     def seconds_left(self) -> float | None:
-        """Until all prompts have been computed, as far as is known."""
+        """Seconds until all prompts have been computed; None where that is unknown."""
         known = (each.seconds_left for each in self._prompts.values())
         return max((seconds for seconds in known if seconds is not None), default=None)
 
@@ -160,7 +160,7 @@ class Timing:
         }
 
     def _computed(self) -> tuple[int, int, float]:
-        """Of all prompts: their tokens, those that were computed or found, and tokens computed per second."""
+        """Returns the number of all prompts' tokens, of those computed or found, and tokens computed per second."""
         known = self._prompts.values()
         total, done = self.prompt_tokens, sum(each.processed for each in known)
         seconds = max((each.seconds for each in known), default=0.0)

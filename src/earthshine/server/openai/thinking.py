@@ -118,7 +118,7 @@ def _variables(given: dict[str, Any]) -> dict[str, bool]:
 
 
 def _agreed(given: Mapping[str, _Value | None]) -> _Value | None:
-    """The value of all that are not None."""
+    """The value that all given fields agree on; None where none is given."""
     found = {name: value for name, value in given.items() if value is not None}
     if len(set(found.values())) > 1:
         first = next(iter(found))
