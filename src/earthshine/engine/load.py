@@ -33,10 +33,11 @@ from earthshine.units import format_bytes
 from earthshine.untrusted import parse_object, read_file, resolve_in, shown
 from earthshine.weights import Checkpoint, ExpertStore, Manifest, Reader, StoredTrunk, exactly, load_manifest
 from earthshine.weights.manifest import trunk_ranges
+from earthshine.weights.reading import ReadProgress
 
 _MAX_DEFAULTS_BYTES = 1 << 20
 
-Progress = Callable[[str, int, int], None]  # what is read, bytes done, bytes in all
+LoadProgress = Callable[[str, int, int], None]  # what is read, bytes done, bytes in all
 
 
 class _Pages:
@@ -119,7 +120,7 @@ class LoadedModel:
         self.reader.close()
 
 
-def load_model(folder: Path, plan: Plan | PlanArgs | None = None, progress: Progress | None = None) -> LoadedModel:
+def load_model(folder: Path, plan: Plan | PlanArgs | None = None, progress: LoadProgress | None = None) -> LoadedModel:
     """Open the checkpoint in `folder` and read the weights that the plan keeps in memory.
 
     `plan`: a plan, or the arguments of one. Raises SpecError, Unsupported and CheckpointError for invalid files, and
@@ -210,7 +211,7 @@ def _trunk(
     reader: Reader,
     manifest: Manifest | None,
     plan: Plan,
-    progress: Progress | None,
+    progress: LoadProgress | None,
 ) -> Trunk:
     if plan.dtype != "bf16":
         return ResidentTrunk(read_trunk(checkpoint, _dtype(plan), manifest))
@@ -225,7 +226,7 @@ def _trunk(
     )
 
 
-def _named(progress: Progress | None, what: str) -> Callable[[int, int], None]:
+def _named(progress: LoadProgress | None, what: str) -> ReadProgress:
     def report(done: int, total: int) -> None:
         if progress is not None:
             progress(what, done, total)

@@ -5,7 +5,7 @@ cleans up after a loan that failed or was interrupted. Not thread-safe, except `
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, cast
@@ -21,7 +21,7 @@ from earthshine.weights.arrivals import Arrivals, Held, Key
 from earthshine.weights.checkpoint import Checkpoint
 from earthshine.weights.manifest import Manifest, shard_sizes
 from earthshine.weights.placement import slot_bytes
-from earthshine.weights.reading import Reader
+from earthshine.weights.reading import Reader, ReadProgress
 from earthshine.weights.residency import Residency
 from earthshine.weights.slots import Arena
 
@@ -135,7 +135,7 @@ class ExpertStore:
         self._end()
         return len(gone) * self._arena.slot_bytes
 
-    def preload(self, progress: Callable[[int, int], None]) -> None:
+    def preload(self, progress: ReadProgress) -> None:
         """Read all experts of a store that has a slot for each. `progress` is called with bytes done and bytes in all.
 
         Raises UsageError where experts outnumber slots, and CheckpointError as a loan does.

@@ -8,7 +8,7 @@ made from other files, rather than ignoring it. A manifest detects damage since 
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from earthshine.storage import ALIGNMENT, padded
 from earthshine.untrusted import parse_object, read_file, resolve_in, shown
 from earthshine.weights.checkpoint import ByteRange, Checkpoint
 from earthshine.weights.checkpoint.names import published_trunk
-from earthshine.weights.reading import Reader, Ticket
+from earthshine.weights.reading import Reader, ReadProgress, Ticket
 from earthshine.weights.shards import read_bytes
 from earthshine.weights.slots import Arena
 
@@ -33,7 +33,6 @@ _DIGEST = 32
 _CHUNK = 32 << 20
 _AHEAD = 3
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Buffer = bytes | bytearray | memoryview
 
 
@@ -144,7 +143,7 @@ def _table(found: Any, counts: dict[str, int], key: str, remedy: str) -> dict[st
     return table
 
 
-def write_manifest(checkpoint: Checkpoint, reader: Reader, progress: Progress) -> Path:
+def write_manifest(checkpoint: Checkpoint, reader: Reader, progress: ReadProgress) -> Path:
     """Read the whole checkpoint once and write its manifest beside the shards. Returns the manifest's path.
 
     Takes 100 MB of memory. `progress` is called after every 32 MiB. Raises CheckpointError where a file can't be read
@@ -198,7 +197,7 @@ def _changed(what: str, where: ByteRange, checkpoint: Checkpoint) -> CheckpointE
     )
 
 
-def _digests(blocks: Sequence[Sequence[ByteRange]], reader: Reader, progress: Progress) -> Iterator[bytes]:
+def _digests(blocks: Sequence[Sequence[ByteRange]], reader: Reader, progress: ReadProgress) -> Iterator[bytes]:
     """The hash of each block, in order, while later blocks are being read."""
     arena = Arena(_CHUNK + 2 * ALIGNMENT, _AHEAD)
     total = sum(span.nbytes for block in blocks for span in block)

@@ -30,6 +30,7 @@ from earthshine.untrusted import open_regular, shown
 # first expert later; fewer leave the disk idle during a check.
 THREADS = 2
 
+ReadProgress = Callable[[int, int], None]  # bytes done, bytes in all
 Check = Callable[[], None]  # judges what was read; raises CheckpointError
 
 

@@ -28,12 +28,10 @@ from earthshine.weights.checkpoint.names import Published, published_trunk
 from earthshine.weights.formats import StoredLinear, encode_int8, exactly, kernel_scales
 from earthshine.weights.header import ITEM_BYTES, TensorExtent, read_exactly
 from earthshine.weights.manifest import Manifest, trunk_ranges
-from earthshine.weights.reading import Reader, Segment, Ticket
+from earthshine.weights.reading import Reader, ReadProgress, Segment, Ticket
 from earthshine.weights.shards import view_bytes
 from earthshine.weights.slots import Arena
 from earthshine.weights.streaming import StreamedUnits, UnitWeights, finish
-
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ class StoredTrunk:
         embedding_on_disk: bool = False,
         int8: bool = False,
         manifest: Manifest | None = None,
-        progress: Progress | None = None,
+        progress: ReadProgress | None = None,
     ) -> None:
         """`streamed`: names of units that are read whenever they are needed; the others are read now, `int8` ones
         rounded. Raises CheckpointError for what can't be read or is damaged."""
@@ -135,7 +133,7 @@ class StoredTrunk:
         assert isinstance(value, Tensor), f"{name} is published in full"
         return value if unit.placed[0].own is None else value.clone()  # without what it was made from
 
-    def _load(self, progress: Progress | None) -> None:
+    def _load(self, progress: ReadProgress | None) -> None:
         """Reads every resident unit, one ahead of the one that is checked; for int8 none ahead, to save memory."""
         names = [name for name in self._units if name not in self._streamed]
         if self._int8:
