@@ -14,7 +14,7 @@ from earthshine.cli.history import History
 from earthshine.cli.line_editor import LineEditor
 from earthshine.cli.options import read_text, standard_input
 from earthshine.cli.progress import ProgressLine
-from earthshine.cli.terminal import Terminal, has_utf8, is_terminal, say
+from earthshine.cli.terminal import Terminal, decoded, has_utf8, is_terminal, say
 from earthshine.errors import EarthshineError, UsageError
 from earthshine.plan import Plan, PlanArgs
 from earthshine.settings import read_settings
@@ -79,7 +79,7 @@ def _question(options: ChatOptions) -> str | None:
         return None
     if asked is not None and not asked.strip():
         raise UsageError(_EMPTY)
-    parts = [] if asked is None else [encodable(asked.strip(), "The question")]
+    parts = [] if asked is None else [encodable(decoded(asked.strip()), "The question")]
     if not terminal and (asked is None or sys.stdin is not None):
         parts.insert(0, _standard_text(asked is not None).strip())
     question = "\n\n".join(filter(None, parts))

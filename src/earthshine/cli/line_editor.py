@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from earthshine.cli.history import History
-from earthshine.cli.terminal import Terminal, printable, say
+from earthshine.cli.terminal import Terminal, decoded, printable, say
 from earthshine.errors import UsageError
 
 _QUOTES = '"""'
@@ -74,7 +74,7 @@ class LineEditor:
         self.cleared = False
         text = self._session.prompt(prompt)
         assert isinstance(text, str)
-        return text
+        return decoded(text)
 
     def _begin(self) -> Any:
         """prompt_toolkit's session, without the request for the cursor's position, which some terminals never answer

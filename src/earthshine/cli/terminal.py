@@ -31,6 +31,15 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def decoded(text: str) -> str:
+    """The text as UTF-8. Python represents bytes that the locale has no characters for as lone surrogates; those that
+    are not UTF-8 stay."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair that stands for no byte
+        return text
+
+
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether what is written there is seen at once; False where the caller closed the stream."""
     return stream is not None and stream.isatty()

@@ -33,7 +33,10 @@ class Terminal:
         self._stream = pyte.ByteStream(self._display)
 
     def type(self, text: str) -> None:
-        os.write(self._screen, text.encode())
+        self.type_bytes(text.encode())
+
+    def type_bytes(self, raw: bytes) -> None:
+        os.write(self._screen, raw)
 
     def until(self, text: str) -> str:
         """What is shown up to `text`, from where the last call ended."""
