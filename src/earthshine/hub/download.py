@@ -1,11 +1,10 @@
 """Downloads an id's files: only those that are needed and missing, after a look at the disk's free space.
 
-Weights are fetched by `weight_files`, which resumes within a file; small files, links and the use of a whole copy
-while the hub can't be reached are huggingface_hub's.
+The listing is huggingface_hub's, and the folder of downloads has the layout of its cache. While the hub can't be
+reached, a whole copy is used.
 """
 
 import errno
-import glob
 import os
 import re
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from typing import Any
 
 from earthshine.errors import EarthshineError, SourceError
 from earthshine.files import written_whole
+from earthshine.hub.fetch import RemoteFile, fetch_files
 from earthshine.hub.place import model_folder
-from earthshine.hub.weight_files import RemoteFile, fetch_weights
 from earthshine.machine.drive import free_bytes
 from earthshine.plan.download import Download
 from earthshine.settings import read_settings
@@ -69,7 +68,7 @@ def pending_download(name: str) -> Pending:
         commit, listing = _listing(name)
     except Exception as error:  # the library raises errors of several others for what a network can do
         raise _failure(name, error) from None
-    return _pending(name, commit, listing, _needed(name, commit, listing, True))
+    return _pending(name, commit, _needed(name, commit, listing))
 
 
 def download(name: str, *, weights: bool, announce: Announce | None = None) -> Path:
@@ -87,23 +86,18 @@ def download(name: str, *, weights: bool, announce: Announce | None = None) -> P
         return _copy_here(name, weights, error)
     if weights and not any(is_shard(file.path) for file in listing):
         raise SourceError(f"{name} has no safetensors weights; other formats, GGUF among them, are not read.")
-    small = _needed(name, commit, listing, False) + [
-        file.path for file in listing if weights and file.path == INDEX_NAME
-    ]
-    _pending(name, commit, listing, small).require_space()
-    folder = _snapshot(name, commit, small)
+    small = [file for file in listing if file.path in _SMALL or (weights and file.path == INDEX_NAME)]
+    pending = _pending(name, commit, small)
+    pending.require_space()
+    folder = _fetched(pending, commit, small, show=False)
     if not weights:
         return folder
-    names = _needed(name, commit, listing, True)
-    missing = _pending(name, commit, listing, names)
-    missing.require_space()
-    if announce is not None and missing.files:
-        announce(missing)
-    try:
-        fetch_weights(name, commit, missing.size.folder / "blobs", missing.files)
-    except Exception as error:
-        raise _failure(name, error) from None
-    return _snapshot(name, commit, names)
+    needed = _needed(name, commit, listing)
+    pending = _pending(name, commit, needed)
+    pending.require_space()
+    if announce is not None and pending.files:
+        announce(pending)
+    return _fetched(pending, commit, needed, show=True)
 
 
 def _copy_here(name: str, weights: bool, error: Exception) -> Path:
@@ -150,52 +144,47 @@ def _remote_file(name: str, file: Any) -> RemoteFile:
     return RemoteFile(file.path, file.size, digest, file.lfs is not None)
 
 
-def _needed(name: str, commit: str, listing: list[RemoteFile], weights: bool) -> list[str]:
-    """The paths to fetch; the shards are those of the index once that is on disk."""
-    paths = [file.path for file in listing]
-    small = [path for path in paths if path in _SMALL]
-    if not weights:
-        return small
+def _needed(name: str, commit: str, listing: list[RemoteFile]) -> list[RemoteFile]:
+    """The files to fetch; the shards are those of the index once that is on disk."""
     snapshot = model_folder(name) / "snapshots" / commit
-    if INDEX_NAME in paths and not (snapshot / INDEX_NAME).exists():
-        return [*small, INDEX_NAME, *filter(is_shard, paths)]
+    if any(file.path == INDEX_NAME for file in listing) and not (snapshot / INDEX_NAME).exists():
+        return listing
     shards = set(shard_names(snapshot))
-    return [path for path in paths if path in shards or path == INDEX_NAME or path in small]
+    return [file for file in listing if not is_shard(file.path) or file.path in shards]
 
 
-def _pending(name: str, commit: str, listing: list[RemoteFile], paths: list[str]) -> Pending:
+def _pending(name: str, commit: str, files: list[RemoteFile]) -> Pending:
     folder = model_folder(name)
-    here = folder / "snapshots" / commit
-    missing = tuple(
-        file
-        for file in listing
-        if file.path in paths and not (here / file.path).exists() and not (folder / "blobs" / file.digest).exists()
-    )
-    total = sum(file.nbytes for file in listing if file.path in paths)
-    left = sum(file.nbytes - file.arrived(folder / "blobs") for file in missing)
-    return Pending(name, missing, Download(total, total - left, folder, free_bytes(folder / "blobs")))
+    here, blobs = folder / "snapshots" / commit, folder / "blobs"
+    missing = tuple(file for file in files if not (here / file.path).exists() and not (blobs / file.digest).exists())
+    total = sum(file.nbytes for file in files)
+    left = sum(file.nbytes - file.arrived(blobs) for file in missing)
+    return Pending(name, missing, Download(total, total - left, folder, free_bytes(blobs)))
 
 
-def _snapshot(name: str, commit: str, paths: list[str]) -> Path:
+def _fetched(pending: Pending, commit: str, files: list[RemoteFile], show: bool) -> Path:
     """The folder of this commit with these files, which becomes the one that is used without the hub."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Silent(tqdm):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
-
-    settings = read_settings()
-    place, token = settings.downloads, settings.token
-    exact = [glob.escape(path) for path in paths]
+    folder = model_folder(pending.name)
+    here = folder / "snapshots" / commit
     try:
-        folder = snapshot_download(
-            name, revision=commit, allow_patterns=exact, cache_dir=place, token=token, tqdm_class=Silent
-        )
+        fetch_files(pending.name, commit, folder / "blobs", pending.files, show=show)
+        here.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            if not (here / file.path).exists():
+                _link(folder / "blobs" / file.digest, here / file.path)
     except Exception as error:
-        raise _failure(name, error) from None
-    _note_newest(model_folder(name) / "refs" / "main", commit)
-    return Path(folder)
+        raise _failure(pending.name, error) from None
+    _note_newest(folder / "refs" / "main", commit)
+    return here
+
+
+def _link(blob: Path, path: Path) -> None:
+    """Let `path` lead to the blob; on a disk without links, move the blob there."""
+    path.unlink(missing_ok=True)  # a link that leads nowhere
+    try:
+        path.symlink_to(Path("..", "..", "blobs", blob.name))
+    except OSError:
+        os.replace(blob, path)
 
 
 def _note_newest(main: Path, commit: str) -> None:

@@ -14,7 +14,9 @@ from earthshine.settings import read_settings
 
 _ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*", re.ASCII)
 _PREFIX = "models--"
-_PART = re.compile(r"[0-9a-f]{64}\.incomplete")  # huggingface_hub adds a random number to the names of its own
+_PART = re.compile(
+    r"(?:[0-9a-f]{40}|[0-9a-f]{64})\.incomplete"
+)  # huggingface_hub adds a random number to the names of its own
 
 
 def is_id(name: str) -> bool:

@@ -27,6 +27,7 @@ class HubServer:
     stall_after: bytes of a weight file after which no more come until `go_on` is set.
     commits: of the newest state, one for each time it is asked for; the last one stays.
     listed: by path, what the listing says otherwise of a file.
+    headers: of answers with a file, in place of those that are right.
     failures: how many of the next questions about the repository are answered with status 500.
     """
 
@@ -39,6 +40,7 @@ class HubServer:
         self.go_on = threading.Event()
         self.commits, self.failures = [COMMIT], 0
         self.listed: dict[str, dict] = {}
+        self.headers: dict[str, str] = {}
         server = self
 
         class Handler(_Handler):
@@ -117,11 +119,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {
             "Content-Length": len(data) - begin,
             "ETag": f'"{digest(path)}"',
-            "X_Repo_Commit": self.path.split("/")[-2],
+            "X-Repo-Commit": self.path.split("/")[-2],
         }
         if begin:
             headers["Content_Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
-        self._head(206 if begin else 200, headers | {"Accept_Ranges": "bytes"})
+        self._head(206 if begin else 200, headers | {"Accept_Ranges": "bytes"} | self.hub.headers)
         if self.command == "GET":
             with suppress(ConnectionError):  # a client that failed
                 self._bytes(data[begin:], path.name.endswith(SHARD))

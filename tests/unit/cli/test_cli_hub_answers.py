@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from earthshine.errors import SourceError
-from earthshine.hub import GLEAM, size_on_disk
+from earthshine.hub import GLEAM, find_downloaded, size_on_disk
 from earthshine.hub.download import download, pending_download
-from earthshine.hub.weight_files import RemoteFile, fetch_weights
+from earthshine.hub.fetch import RemoteFile, fetch_files
 from earthshine.spec import load_spec
 
-from .hub_server import COMMIT
+from .hub_server import COMMIT, digest
 
 OTHER_COMMIT = "f" * 40
 DIGEST = "a" * 64
@@ -64,18 +64,59 @@ def test_what_is_no_commit_digest_name_or_size_is_refused(near, commit, listed, 
     assert near.served == []
 
 
+def test_a_header_that_is_a_path_writes_nothing(near, tmp_path):
+    near.headers = {"ETag": '"../../../victim"', "X-Linked-Etag": '"../../../victim"', "X-Repo-Commit": "../../victim"}
+    folder = download("team/gleam", weights=True)
+    assert not list(tmp_path.rglob("victim*"))
+    assert folder.name == COMMIT
+    for path in folder.iterdir():
+        assert os.readlink(path) == f"../../blobs/{digest(GLEAM / path.name)}"
+        assert path.read_bytes() == (GLEAM / path.name).read_bytes()
+    assert find_downloaded("team/gleam").whole
+
+
+def test_a_small_file_that_is_not_the_listed_one_is_refused(near):
+    for listed, reason in (({"oid": DIGEST[:40]}, "arrived damaged"), ({"size": 5}, "sends more of config.json than")):
+        near.listed = {"config.json": listed}
+        with pytest.raises(SourceError, match=reason):
+            download("team/gleam", weights=False)
+        assert not list((near.model / "snapshots").rglob("config.json"))
+    near.listed = {}
+    assert (download("team/gleam", weights=False) / "config.json").exists()
+
+
+def test_a_disk_without_links_holds_the_files_themselves(near, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    folder = download("team/gleam", weights=True)
+    assert not any(path.is_symlink() for path in folder.iterdir())
+    assert find_downloaded("team/gleam").whole
+    before = len(near.served)
+    assert download("team/gleam", weights=True) == folder
+    assert len(near.served) == before
+
+
+def test_a_link_that_leads_nowhere_is_made_anew(near):
+    folder = download("team/gleam", weights=True)
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("/nowhere/at/all")
+    assert (download("team/gleam", weights=False) / "config.json").read_bytes() == (GLEAM / "config.json").read_bytes()
+
+
 def test_a_link_in_place_of_a_part_is_not_followed(near, tmp_path):
     (tmp_path / "victim").write_bytes(b"kept")
     (tmp_path / f"{DIGEST}.incomplete").symlink_to(tmp_path / "victim")
     with pytest.raises(OSError, match="symbolic links"):
-        fetch_weights("team/gleam", COMMIT, tmp_path, [RemoteFile("model.safetensors", 2, DIGEST, True)])
+        fetch_files("team/gleam", COMMIT, tmp_path, [RemoteFile("model.safetensors", 2, DIGEST, True)])
     assert (tmp_path / "victim").read_bytes() == b"kept"
 
 
 def test_a_file_that_another_process_has_brought_leaves_no_part(near, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", before := 12345)
     (tmp_path / DIGEST).write_bytes(b"here")
-    fetch_weights("team/gleam", COMMIT, tmp_path, [RemoteFile("model.safetensors", 4, DIGEST, True)])
+    fetch_files("team/gleam", COMMIT, tmp_path, [RemoteFile("model.safetensors", 4, DIGEST, True)])
     assert os.listdir(tmp_path) == [DIGEST]
     from huggingface_hub import constants
 

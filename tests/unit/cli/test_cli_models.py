@@ -168,6 +168,7 @@ def test_rm_needs_yes_without_a_terminal_and_says_what_it_frees(hub):
     assert "frees 19.5" in done.stderr
     assert "--yes" in done.stderr
     assert _blob(hub).exists()
+    (hub.home / ".locks" / hub.model.name).mkdir(parents=True)  # by another program
     done = hub.run("rm", "team/gleam", "--yes")
     assert done.returncode == 0, done.stderr
     assert "frees 19.5" in done.stdout

@@ -1,9 +1,9 @@
-"""Weight files from the hub, several at a time, each resumed where an earlier process stopped and checked by SHA-256.
+"""Files from the hub, several at a time, each resumed where an earlier process stopped and checked by its digest.
 
 huggingface_hub drops the part of a file that has arrived when its process ends: of Kimi-K2.6, with files of 9 GB and
-eight of them at a time, up to 70 GB. Here the part stays as `blobs/DIGEST.incomplete`, the name that the library's
-own tools know, and the whole file becomes `blobs/DIGEST`, which `snapshot_download` then links. Requests and their
-repetition are the library's.
+eight of them at a time, up to 70 GB; and it takes the names of files in its cache from headers of the hub's answers.
+Here the part stays as `blobs/DIGEST.incomplete`, the name that the library's own tools know, the whole file becomes
+`blobs/DIGEST`, and DIGEST is the listing's. Requests and their repetition are the library's.
 """
 
 import fcntl
@@ -29,7 +29,8 @@ _OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository. digest: its blob's name, and its SHA-256 where `is_large` (stored by LFS or Xet)."""
+    """A file of a repository. digest: its blob's name, which is its SHA-256 where it `is_large` (stored by LFS or Xet),
+    and else git's SHA-1."""
 
     path: str
     nbytes: int
@@ -42,8 +43,14 @@ class RemoteFile:
 
     def arrived(self, blobs: Path) -> int:
         """Bytes of it that an earlier download left and the next one keeps."""
-        nbytes = part_bytes(self.part(blobs)) if self.is_large and _has_http_download(self) else 0
+        nbytes = part_bytes(self.part(blobs))
         return nbytes if nbytes <= self.nbytes else 0
+
+    def hasher(self) -> Any:
+        """What computes `digest` from the file's bytes."""
+        if self.is_large:
+            return hashlib.sha256()
+        return hashlib.sha1(f"blob {self.nbytes}\0".encode(), usedforsecurity=False)
 
 
 class _Stopped(Exception):
@@ -53,14 +60,14 @@ class _Stopped(Exception):
 class _Part(io.FileIO):
     """What has arrived of a file, with the digest of these bytes; the lock is held until it is closed.
 
-    Raises SourceError if another process writes to it.
+    Raises SourceError if another process writes to it, and for more bytes than the file has.
     """
 
     def __init__(self, file: RemoteFile, blobs: Path, stop: threading.Event) -> None:
         descriptor = os.open(file.part(blobs), _OPEN, 0o666)
         super().__init__(descriptor, "r+b")
-        self._stop = stop
-        self._digest = hashlib.sha256()
+        self._stop, self._file = stop, file
+        self._digest = file.hasher()
         try:
             fcntl.flock(self, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -79,6 +86,8 @@ class _Part(io.FileIO):
     def write(self, data: Any) -> int:
         """Write all of `data`; a full disk keeps what it can hold."""
         self._require_going()
+        if self.tell() + len(data) > self._file.nbytes:
+            raise SourceError(f"The hub sends more of {self._file.path} than the {self._file.nbytes} bytes it listed.")
         view = memoryview(data)
         while len(view):
             written = super().write(view)
@@ -90,31 +99,30 @@ class _Part(io.FileIO):
         """Only to the empty file: the server sends all of it again."""
         if size if size is not None else self.tell():
             raise ValueError("a part is emptied, or kept")
-        self._digest = hashlib.sha256()
+        self._digest = self._file.hasher()
         return super().truncate(0)
 
     def hexdigest(self) -> str:
-        return self._digest.hexdigest()
+        return str(self._digest.hexdigest())
 
 
-def fetch_weights(name: str, commit: str, blobs: Path, files: Sequence[RemoteFile]) -> None:
-    """Fetch the large files among `files` into `blobs`, with a progress bar on a terminal.
+def fetch_files(name: str, commit: str, blobs: Path, files: Sequence[RemoteFile], *, show: bool = True) -> None:
+    """Fetch `files` into `blobs`, with a progress bar on a terminal if it is to `show`.
 
     Raises SourceError for a file that another process fetches or that arrives damaged, OSError for the disk, and
     the library's errors for the network. Whatever happens, what has arrived stays.
     """
     from huggingface_hub.utils.tqdm import tqdm
 
-    large = [file for file in files if file.is_large and _has_http_download(file)]
-    if not large:
+    if not files:
         return
     blobs.mkdir(parents=True, exist_ok=True)
-    total, arrived = sum(file.nbytes for file in large), sum(file.arrived(blobs) for file in large)
+    total, arrived = sum(file.nbytes for file in files), sum(file.arrived(blobs) for file in files)
     shown_as = {"unit": "iB", "unit_scale": True, "unit_divisor": 1024, "bar_format": _BAR}
-    shown_as["disable"] = None  # on a terminal only
+    shown_as["disable"] = None if show else True  # None: on a terminal only
     bar = tqdm(desc=name, total=total, initial=arrived, **shown_as)  # type: ignore[no-untyped-call]
     with bar, _small_pieces():
-        _Workers(name, commit, blobs, bar).run(large)
+        _Workers(name, commit, blobs, bar).run(files)
 
 
 @contextmanager
@@ -128,13 +136,6 @@ def _small_pieces() -> Iterator[None]:
         yield
     finally:
         constants.DOWNLOAD_CHUNK_SIZE = before
-
-
-def _has_http_download(file: RemoteFile) -> bool:
-    """Over this size the hub serves a file by Xet alone, which `snapshot_download` speaks."""
-    from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
-
-    return file.nbytes <= MAX_HTTP_DOWNLOAD_SIZE
 
 
 class _Workers:
@@ -192,7 +193,7 @@ class _Workers:
             if part.hexdigest() != file.digest:
                 file.part(self._blobs).unlink()
                 raise SourceError(
-                    f"{file.path} of {name} arrived damaged: its SHA-256 is not the published one. "
+                    f"{file.path} of {name} arrived damaged: its digest is not the published one. "
                     "It was removed; run the same command again."
                 )
             os.fsync(part.fileno())
