@@ -1,7 +1,6 @@
 """Files that are written whole or not at all."""
 
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ def written_whole(path: Path, mode: int | None = 0o600) -> Iterator[BinaryIO]:
     Until then, and where the block or the disk fails, what was at `path` stays. Its folder must exist. `mode`: its
     permissions; None: those of the file that it replaces, or what the umask leaves a new one. Raises OSError.
     """
-    temporary = path.parent / f".{path.name[:32]}.{secrets.token_hex(8)}"
+    temporary = path.parent / f".{path.name[:32]}.{os.urandom(8).hex()}"
     handle = os.open(temporary, _NEW, 0o666 if mode is None else mode)
     try:
         with open(handle, "wb") as file:

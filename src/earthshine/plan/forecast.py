@@ -9,6 +9,7 @@ disk while those that are held compute.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from earthshine.machine import Machine
 from earthshine.plan.budget import MemoryPlan
@@ -173,7 +174,8 @@ class Forecaster:
         return clock.add(part, _bound(rate, self._machine.products[form][-1][1]), 2 * values * rows / rate)
 
 
-def _values(layer: LayerSpec, hidden: int, form: str) -> dict[str, int]:
+@lru_cache(maxsize=256)
+def _values(layer: LayerSpec, hidden: int, form: str) -> Mapping[str, int]:
     """The router and what attention splits by head are bf16 whatever the rest of the trunk is."""
     values: dict[str, int] = {}
     for tensor in layer_tensors(0, layer, hidden):

@@ -8,6 +8,7 @@ naming the smallest that works.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from earthshine.errors import UsageError
 from earthshine.machine import Machine
@@ -41,6 +42,7 @@ class Plan:
     forecast: Mapping[str, Cost]
 
 
+@lru_cache(maxsize=8)  # a report makes some thirty plans of one model
 def model_name(spec: ModelSpec) -> str:
     """The family and a digest of the spec. A plan is refused for a model of another name."""
     return f"{spec.family}-{hashlib.sha256(repr(spec).encode()).hexdigest()[:16]}"

@@ -28,10 +28,13 @@ class Routing:
 
     def distinct(self, n_tokens: float, held: int = 0) -> float:
         """Experts that `n_tokens` tokens choose between them, without the `held` most popular ones."""
-        return sum(_chosen(share, n_tokens) for share in self._shares()[held:])
+        return _distinct(self, n_tokens, held)
 
-    def _shares(self) -> tuple[float, ...]:
-        return popularity(self.n_experts, self.top_k, self.skew)
+
+@lru_cache(maxsize=256)  # a plan asks 620 times for 11 of them, a fifth of its time
+def _distinct(routing: Routing, n_tokens: float, held: int) -> float:
+    shares = popularity(routing.n_experts, routing.top_k, routing.skew)
+    return sum(_chosen(share, n_tokens) for share in shares[held:])
 
 
 def _chosen(share: float, n_tokens: float) -> float:
