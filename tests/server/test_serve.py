@@ -102,6 +102,25 @@ def test_a_base_model_completes_texts_and_refuses_messages(serve_template):
         assert "no chat template" in refused.json()["error"]["message"]
 
 
+def test_a_model_with_a_long_context_gets_claude_codes_settings(forker, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(GLEAM, folder, ignore=shutil.ignore_patterns("__*"))
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
+    text["max_position_embeddings"] = 32 * text["rope_scaling"]["original_max_position_embeddings"]
+    text["rope_scaling"]["factor"] = 32.0
+    (folder / "config.json").write_text(json.dumps(config))
+    options = [str(folder), "--name", "org/mine", "--name", "mine", "--batch", "1"]
+    with serve_process(forker.popen, tmp_path / "log", *options, "--context", "32768") as server:
+        assert (
+            f"\nexport ANTHROPIC_BASE_URL={server.url} ANTHROPIC_AUTH_TOKEN=none ANTHROPIC_MODEL=mine "
+            in server.greeting
+        )
+        assert " CLAUDE_CODE_MAX_CONTEXT_TOKENS=32768 " in server.greeting
+        body = {"model": "mine", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
+        assert httpx.post(f"{server.url}/v1/messages", json=body, timeout=HANG_SECONDS).status_code == 200
+
+
 _CLOSES_THOUGHTS = """{%- for message in messages %}{{ message.content }}{% endfor %}<|im_end|>
 {%- if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"""
 
