@@ -1,0 +1,127 @@
+"""Adapts the threshold and the roles of instances to what a fleet observes; `decide` routes single requests by it.
+
+Each period the throughput model is solved for the prompts of late, the measured links and the instances that work. The
+threshold follows at once beyond its hysteresis. Roles follow more slowly, because an instance that converts serves
+nothing meanwhile: the requests that the present roles fail to serve are added up from period to period, and instances
+convert once these exceed what converting there and back costs. So a change that does not last costs at most about
+twice what knowing its length in advance would have cost.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from earthshine.prfaas.fleet import Fleet
+from earthshine.prfaas.lengths import Lengths, Sample
+from earthshine.prfaas.policy import Policy
+from earthshine.prfaas.predict import usable_rate
+from earthshine.prfaas.route import FleetState
+from earthshine.prfaas.solve import solve
+from earthshine.prfaas.throughput import Solution
+
+# Fewer requests say less about the lengths than what was expected of them.
+_LEAST_SEEN = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What shall hold from now on: the threshold in tokens, and how many instances prefill, by convertible cluster."""
+
+    threshold: float
+    n_prefill: Mapping[str, int]
+    why: str  # in words, for a log
+
+
+class Controller:
+    """Starts with the fleet's own roles and `lengths`, and without a clock: times are given, and never run backwards.
+
+    `output_tokens`: mean of the replies until some are observed.
+    """
+
+    def __init__(self, fleet: Fleet, policy: Policy, lengths: Lengths, output_tokens: float) -> None:
+        self._fleet, self._policy, self._expected = fleet, policy, (lengths, output_tokens)
+        self._seen: deque[tuple[float, int, int]] = deque(maxlen=policy.remembered)  # when, uncached, output
+        self._roles = {name: c.n_prefill for name, c in fleet.clusters.items() if c.convertible}
+        self._changed = -math.inf  # when roles last did
+        self._ticked = 0.0
+        self._lost = 0.0  # requests that other roles would have served
+        solution = solve(fleet, lengths, output_tokens, roles=False)
+        self._usual = solution.rate  # requests per second while the roles were right
+        self.threshold = threshold_of(solution)
+
+    @property
+    def period_seconds(self) -> float:
+        return self._policy.period_seconds
+
+    def observe(self, now: float, uncached_tokens: int, output_tokens: int) -> None:
+        """A request arrived, with `uncached_tokens` to compute where most of its prompt is cached."""
+        self._seen.append((now, uncached_tokens, output_tokens))
+
+    def tick(self, now: float, state: FleetState) -> Control:
+        """The threshold and roles for the next period; raises nothing for a fleet of which parts are down."""
+        lengths, output_tokens = self._observed()
+        fleet = self._working(now, state)
+        present = solve(fleet, lengths, output_tokens, roles=False)
+        best = solve(fleet, lengths, output_tokens)
+        why = self._convert(now, present, best)
+        if why:
+            present = best
+        solved = threshold_of(present)
+        near = self._policy.threshold_hysteresis
+        if present.rate and not self.threshold * (1 - near) <= solved <= self.threshold * (1 + near):
+            why += f"threshold from {self.threshold:.0f} to {solved:.0f} tokens, {', '.join(present.binds)} limits"
+            self.threshold = solved
+        return Control(self.threshold, dict(self._roles), why or "no change worth making")
+
+    def _observed(self) -> tuple[Lengths, float]:
+        seen = self._seen
+        if len(seen) < _LEAST_SEEN:
+            return self._expected
+        output_tokens = sum(output for _, _, output in seen) / len(seen)
+        return Sample(max(1, uncached) for _, uncached, _ in seen), max(1.0, output_tokens)
+
+    def _working(self, now: float, state: FleetState) -> Fleet:
+        """The fleet of the instances that work, in their planned roles, and of links as fast as they are."""
+        clusters = {}
+        for name, cluster in self._fleet.clusters.items():
+            live = state.clusters[name]
+            if name not in self._roles:
+                clusters[name] = replace(cluster, n_prefill=live.n_prefill, n_decode=live.n_decode)
+                continue
+            n = cluster.n_instances if self._converting(now) else live.n_prefill + live.n_decode
+            n_prefill = min(self._roles[name], n)
+            clusters[name] = replace(cluster, n_prefill=n_prefill, n_decode=n - n_prefill)
+        links = {
+            ends: replace(link, bytes_per_second=usable_rate(state.links[ends], self._policy))
+            for ends, link in self._fleet.links.items()
+        }
+        return Fleet(clusters, links)
+
+    def _converting(self, now: float) -> bool:
+        return now - self._changed < self._policy.conversion_seconds
+
+    def _convert(self, now: float, present: Solution, best: Solution) -> str:
+        """Takes the best roles where that repays; returns why, or nothing."""
+        seconds, self._ticked = now - self._ticked, now
+        if best.rate <= present.rate * (1 + self._policy.role_hysteresis) or self._converting(now):
+            self._lost, self._usual = 0.0, present.rate
+            return ""
+        self._lost += (best.rate - present.rate) * seconds
+        roles = {name: best.n_prefill[name] for name in self._roles}
+        cost = 0.0
+        for name, n in roles.items():
+            share = abs(n - self._roles[name]) / max(1, self._fleet.clusters[name].n_instances)
+            cost += 2 * self._usual * share * self._policy.conversion_seconds
+        if self._lost <= cost:
+            return ""
+        self._lost, self._usual, self._changed, self._roles = 0.0, best.rate, now, roles
+        named = ", ".join(f"{n} of {name}" for name, n in roles.items())
+        return f"{named} prefill, {best.rate:.3g} instead of {present.rate:.3g} requests per second; "
+
+
+def threshold_of(solution: Solution) -> float:
+    """Above it prompts are prefilled in clusters that don't decode; infinite where none are."""
+    return min(
+        (stage.low for stage in solution.stages if stage.egress < math.inf and stage.share > 0), default=math.inf
+    )

@@ -1,0 +1,91 @@
+"""Where one prompt is computed and decoded: a pure function of the request, the fleet's state and the policy.
+
+A place's cost is the predicted time to the first token, plus what the prompt's work costs the requests behind it: as
+many will wait behind a prompt as wait now, each longer by the share of the fleet's capacity that the work takes. The
+threshold says what a second of one cluster's work is worth in seconds of another's: at a prompt of just that length
+both cost the same. So an idle fleet minimises the first token, and a saturated one divides prompts at the threshold,
+which keeps all producers busy (paper equation 7).
+
+With a deadline, only places that meet it count. A prompt that can meet it nowhere joins the queue in which all are late
+already, if there is one: queues are first come, first served, and the others stay short.
+"""
+
+import math
+
+from earthshine.errors import UnavailableError
+from earthshine.prfaas.policy import Policy
+from earthshine.prfaas.predict import LONGEST, Option, decode_places, options
+from earthshine.prfaas.route import FirstToken, FleetState, Move, Route, RouteRequest
+
+
+def decide(request: RouteRequest, state: FleetState, policy: Policy) -> Route:
+    """The route for `request`, through instances and links that work.
+
+    Raises UnavailableError where no cluster can decode or none can prefill at the moment, and where no place is within
+    the request's ceiling.
+    """
+    found = options(request, state, policy)
+    ceiling, deadline = request.usd_ceiling, request.deadline_seconds
+    within = found if ceiling is None else [option for option in found if option.usd <= ceiling]
+    if not within:
+        raise _unavailable(found, request, state)
+    per_usd = 1 / policy.usd_per_second_saved
+    timely = within if deadline is None else [option for option in within if option.total <= deadline]
+    if timely:
+        chosen = _cheapest(timely, per_usd)
+        return _route(request, chosen, _why(chosen, timely, within, found, state))
+    if max([option.backlog for option in within]) > (deadline or 0.0):
+        slowest = min(within, key=lambda option: option.place.rate_at(min(state.threshold, LONGEST)))
+        return _route(request, slowest, "late everywhere, so it leaves the faster queues to others")
+    return _route(request, _cheapest(within, per_usd), "late everywhere, and costs the others least here")
+
+
+def _unavailable(found: list[Option], request: RouteRequest, state: FleetState) -> UnavailableError:
+    if found:
+        least, ceiling = min([option.usd for option in found]), request.usd_ceiling
+        return UnavailableError(
+            f"The prompt would cost ${least:.4g} of borrowed compute; its ceiling is ${ceiling:.4g}."
+        )
+    missing = "prefills and is connected to one that decodes" if decode_places(request, state) else "decodes"
+    return UnavailableError(f"No cluster has an instance that {missing} now; the request may be sent again later.")
+
+
+def _cheapest(found: list[Option], per_usd: float) -> Option:
+    best, least = found[0], math.inf
+    for option in found:
+        cost = option.total + option.others + option.usd * per_usd
+        if cost < least:
+            best, least = option, cost
+    return best
+
+
+def _why(chosen: Option, timely: list[Option], within: list[Option], found: list[Option], state: FleetState) -> str:
+    """Why `chosen` is the best of `timely`, those that meet the deadline of `within`, the ceiling, of all `found`."""
+    if len(timely) == 1:
+        if len(within) > 1:
+            return "all others miss the deadline"
+        return "all others exceed the ceiling" if len(found) > 1 else "nothing else works or is connected"
+    other = min([option.total for option in timely if option is not chosen])
+    if chosen.total <= other:
+        return f"{other - chosen.total:.2f} s sooner than elsewhere"
+    return (
+        f"{chosen.total - other:.2f} s later than elsewhere, which saves other requests more "
+        f"(threshold {state.threshold:.0f} tokens)"
+    )
+
+
+def _route(request: RouteRequest, chosen: Option, why: str) -> Route:
+    """`chosen` as a route, with `why` after what it does."""
+    pull = send = None
+    does = f"{chosen.prefill} prefills {request.tokens - chosen.reused} of {request.tokens} tokens"
+    if chosen.pulled_from is not None:
+        pull = Move(chosen.pulled_from, chosen.prefill, chosen.reused, chosen.pull_bytes)
+        does += f" after a pull of {chosen.pull_bytes:.3g} bytes from {chosen.pulled_from}"
+    if chosen.prefill != chosen.decode:
+        send = Move(chosen.prefill, chosen.decode, request.tokens, chosen.send_bytes)
+        does += f" for {chosen.decode}"
+    if request.decode is not None and chosen.decode != request.decode:
+        why += f"; {request.decode} has no instance that decodes"
+    parts = FirstToken(chosen.queue, chosen.pull, chosen.seconds, chosen.transfer, chosen.decode_seconds)
+    reason = f"{does}, first token in {chosen.total:.2f} s: {why}."
+    return Route(chosen.prefill, chosen.decode, chosen.reused, pull, send, parts, chosen.usd, reason)

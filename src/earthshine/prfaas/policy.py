@@ -1,0 +1,71 @@
+"""What a policy may choose: which prefixes may move, and the constants of `decide` and `control`, each with its reason.
+
+None was fitted to a scenario; docs/log.md has what was tried.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from earthshine.errors import UsageError
+
+Rule = Literal["auto", "scarce", "abundant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Raises UsageError for a value out of range.
+
+    rule: "scarce" uses each cluster's own prefix cache alone; "abundant" also moves the longest prefix found anywhere
+    to where the prompt is computed, where that lowers the cost; "auto" does so if in addition its transfer, with what
+    the link has queued, takes less time than the prefill that it saves.
+    """
+
+    rule: Rule = "auto"
+
+    # What one second less until the first token is worth in US dollars. Infinite: only the request's ceiling bounds
+    # what is spent on borrowed compute.
+    usd_per_second_saved: float = math.inf
+
+    # A link with this share of segments retransmitted counts as half as fast as measured. A loss-based congestion
+    # control halves its window at a loss, and windows hold some hundred segments: at 1% it does so each round trip,
+    # and the measured rate, a mean over the past, has yet to follow.
+    halving_retransmission: float = 0.01
+
+    # `control` solves anew this often. Thirty seconds hold some hundred requests of a fleet that serves a few per
+    # second, so that the observed rate is known to about a tenth.
+    period_seconds: float = 30.0
+
+    # The threshold moves only where the solved one differs by more than this share. A tenth of its length changes the
+    # modelled throughput of the paper's fleet by less than 2%, so that smaller differences are noise.
+    threshold_hysteresis: float = 0.1
+
+    # Instances convert only where the modelled throughput grows by more than this share. The mean of a hundred
+    # log-normal lengths (sigma 1) is known to about 13%, of a thousand to 4%; less than 10% is not worth draining for.
+    role_hysteresis: float = 0.1
+
+    # Seconds in which a converting instance serves nothing: it drains, and loads or drops the other role's state.
+    conversion_seconds: float = 60.0
+
+    # The horizon over which a conversion must repay what it costs. Loads of an hour ago say little of the next one.
+    repay_seconds: float = 600.0
+
+    # Requests that `control` remembers: enough that their mean length is known to about 4% (see above).
+    remembered: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("auto", "scarce", "abundant"):
+            raise UsageError(f"rule must be auto, scarce or abundant, not {self.rule!r}.", "rule")
+        for name, least in (
+            ("usd_per_second_saved", 0.0),
+            ("halving_retransmission", 0.0),
+            ("period_seconds", 0.0),
+            ("repay_seconds", 0.0),
+        ):
+            if not getattr(self, name) > least:
+                raise UsageError(f"{name} must be above {least:g}, not {getattr(self, name)}.", name)
+        for name in ("threshold_hysteresis", "role_hysteresis", "conversion_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}.", name)
+        if self.remembered < 1:
+            raise UsageError(f"remembered must be at least 1, not {self.remembered}.", "remembered")

@@ -1,0 +1,182 @@
+"""What each place would cost a prompt: the predicted first token by its parts, and what its work costs others."""
+
+import math
+from dataclasses import dataclass
+
+from earthshine.prfaas.fleet import Cluster
+from earthshine.prfaas.policy import Policy
+from earthshine.prfaas.route import Cached, ClusterState, FleetState, LinkState, RouteRequest
+
+_NOTHING = Cached(0)
+LONGEST = 1e9  # tokens; a threshold may be infinite
+
+
+@dataclass(slots=True)
+class Place:
+    """A cluster that can prefill for the one that decodes."""
+
+    cluster: Cluster
+    live: ClusterState
+    rate: float  # bytes per second of the link; 0 in the cluster that decodes, which needs none
+    drained: float  # seconds until the link has sent what it has queued
+    round_trip: float
+    price: float  # of a second of its prefill, in seconds of the decoding cluster's
+
+    def rate_at(self, tokens: float) -> float:
+        """Prompts of `tokens` tokens per second: of its instances or of the link."""
+        profile = self.cluster.profile
+        compute = self.live.n_prefill / max(profile.prefill(tokens) if profile.prefill else math.inf, 1e-9)
+        return min(compute, self.rate / max(profile.cache(tokens), 1e-9)) if self.rate else compute
+
+
+@dataclass(slots=True)
+class Option:
+    """A place for a prompt. Times are predicted seconds, as `route.FirstToken` divides them."""
+
+    place: Place
+    prefill: str
+    decode: str
+    reused: int  # tokens
+    pulled_from: str | None
+    pull_bytes: float
+    send_bytes: float
+    queue: float
+    backlog: float  # before this prompt's cache could be sent: the queue, or what the link has queued
+    pull: float
+    seconds: float  # of the prefill
+    transfer: float
+    decode_seconds: float
+    total: float
+    usd: float
+    others: float  # seconds that all other requests together wait longer
+
+
+def options(request: RouteRequest, state: FleetState, policy: Policy) -> list[Option]:
+    """Every place where the prompt can be prefilled and decoded now: instances of both work, and links are up."""
+    found = []
+    for target in decode_places(request, state):
+        places = _places(target, state, policy)
+        capacity = sum([place.price * place.live.n_prefill for place in places])
+        waiting = sum([max(0, place.live.prefill_depth - place.live.n_prefill) for place in places])
+        decode = target.profile.decode
+        admitted = state.clusters[target.name].decode_wait_seconds + (decode(1) if decode else 0.0)
+        for place in places:
+            others = waiting * place.price / capacity
+            own = reusable(request, place.cluster)
+            found.append(_option(request, target, place, own, admitted, others))
+            pulled = _pull(request, place, own, state, policy) if policy.rule != "scarce" and request.cached else None
+            if pulled:
+                found.append(_option(request, target, place, pulled[1], admitted, others, pulled))
+    return found
+
+
+def decode_places(request: RouteRequest, state: FleetState) -> list[Cluster]:
+    """Clusters with instances that decode: the one that the request demands, if that has some, or all."""
+    up = [cluster for name, cluster in state.fleet.clusters.items() if state.clusters[name].n_decode > 0]
+    return [cluster for cluster in up if cluster.name == request.decode] or up
+
+
+def reusable(request: RouteRequest, cluster: Cluster) -> int:
+    """Tokens from which a prefill in `cluster` goes on; the last token is always computed, for the first logits."""
+    cached = request.cached.get(cluster.name)
+    if cached is None:
+        return 0
+    most = min(cached.tokens, request.tokens - 1)
+    return Cached(most, cached.states).usable(cluster.profile.recurrent)
+
+
+def usable_rate(link: LinkState, policy: Policy) -> float:
+    """Bytes per second to count on: retransmissions say that the measured rate is about to fall."""
+    return link.bytes_per_second / (1 + link.retransmitted / policy.halving_retransmission)
+
+
+def _places(target: Cluster, state: FleetState, policy: Policy) -> list[Place]:
+    found = []
+    local = target.profile.prefill
+    threshold = min(state.threshold, LONGEST)
+    exchange = local(threshold) if local else 0.0
+    for name, live in state.clusters.items():
+        cluster = state.fleet.clusters[name]
+        prefill = cluster.profile.prefill
+        if live.n_prefill <= 0 or prefill is None:
+            continue
+        if cluster is target:
+            found.append(Place(cluster, live, 0.0, 0.0, 0.0, 1.0))
+            continue
+        link = state.links.get((name, target.name))
+        rate = usable_rate(link, policy) if link else 0.0
+        if link and rate > 0:
+            seconds = prefill(threshold)
+            price = exchange / seconds if exchange and seconds else 1.0
+            trip = state.fleet.links[name, target.name].round_trip_seconds
+            found.append(Place(cluster, live, rate, link.queued_bytes / rate, trip, price))
+    return found
+
+
+_Pull = tuple[str, int, float, float]  # source, tokens, bytes, seconds
+
+
+def _pull(request: RouteRequest, place: Place, own: int, state: FleetState, policy: Policy) -> _Pull | None:
+    """The longest prefix of another cluster with a link to `place`, where moving it may pay."""
+    best: _Pull | None = None
+    into = place.cluster
+    for name in request.cached:
+        link = state.links.get((name, into.name))
+        source = state.fleet.clusters.get(name)
+        if not link or not source or (rate := usable_rate(link, policy)) <= 0:
+            continue
+        tokens = reusable(request, source)
+        if tokens > (best[1] if best else own):
+            nbytes = source.profile.cache_bytes(tokens, min(request.cached.get(into.name, _NOTHING).tokens, tokens))
+            seconds = (link.queued_bytes + nbytes) / rate + state.fleet.links[name, into.name].round_trip_seconds
+            best = (name, tokens, nbytes, seconds)
+    if best and policy.rule == "auto":
+        profile = into.profile
+        saved = profile.prefill_seconds(request.tokens, own) - profile.prefill_seconds(request.tokens, best[1])
+        return best if best[3] < saved else None
+    return best
+
+
+def _option(
+    request: RouteRequest,
+    target: Cluster,
+    place: Place,
+    reused: int,
+    admitted: float,
+    others: float,
+    pulled: _Pull | None = None,
+) -> Option:
+    profile, queue = place.cluster.profile, place.live.prefill_wait_seconds
+    pull = max(0.0, pulled[3] - queue) if pulled else 0.0
+    seconds = profile.prefill_seconds(request.tokens, reused)
+    nbytes = transfer = usd = 0.0
+    others *= seconds
+    backlog = queue
+    if place.cluster is not target:
+        held = request.cached.get(target.name)
+        nbytes = profile.cache_bytes(request.tokens, min(held.tokens, request.tokens) if held else 0)
+        # The cache is sent while it is computed, after what the link has queued.
+        begin = queue + pull
+        sent = max(begin, place.drained) + nbytes / place.rate
+        transfer = max(0.0, sent - begin - seconds) + place.round_trip
+        others += place.drained  # as many transfers will queue behind this one as queue before it
+        backlog = max(queue, place.drained)
+        usd = profile.usd_per_hour / 3600 * seconds
+    return Option(
+        place,
+        place.cluster.name,
+        target.name,
+        reused,
+        pulled[0] if pulled else None,
+        pulled[2] if pulled else 0.0,
+        nbytes,
+        queue,
+        backlog,
+        pull,
+        seconds,
+        transfer,
+        admitted,
+        queue + pull + seconds + transfer + admitted,
+        usd,
+        others,
+    )
