@@ -99,7 +99,8 @@ class FakeGenerator:
         self.users.append(user)
         self.begun.set()
         try:
-            words = requests[0].prompt.split()
+            prompt = requests[0].prompt
+            words = (prompt if isinstance(prompt, str) else prompt[-1]["content"]).split()
             opened = False
             for at, word in enumerate(words):
                 if word.startswith("!"):

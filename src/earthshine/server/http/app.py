@@ -18,9 +18,10 @@ from earthshine.net.access import Access
 from earthshine.server.api import Api, Exchange, Refused, Served
 from earthshine.server.http.body import Bodies, as_sent, unknown_fields
 from earthshine.server.http.context import RequestContext
-from earthshine.server.http.documents import DocumentedRoute, document_route, post_operation
+from earthshine.server.http.documents import DocumentedRoute, document_route, get_operation, post_operation
 from earthshine.server.http.endpoints import DRAIN_RETRY_SECONDS, Endpoints, Handler, Lifetime, Options, TextGenerator
 from earthshine.server.http.events import EventStream, follow, stream_events
+from earthshine.server.http.kept import HEADER, PATH, KeptReplies
 from earthshine.server.http.metrics import Engine, Metrics
 from earthshine.server.http.pages import page_routes
 from earthshine.untrusted import shown
@@ -46,6 +47,7 @@ class _ApiRoutes:
 
     def __init__(self, endpoints: Endpoints) -> None:
         self._endpoints, self._bodies = endpoints, Bodies(endpoints.options.limits)
+        self.kept = KeptReplies(endpoints.options.limits, endpoints.refusal)
         self._unknown: set[str] = set()
 
     def route(self, api: Api) -> Handler:
@@ -66,11 +68,13 @@ class _ApiRoutes:
             self._mention([name for each in exchange.requests for name in each.unenforced], _GRAMMAR)
             self._check_choices(exchange)
             context.body, context.exchange = body, exchange
+            context.report_later()
+            if exchange.stream and not api.counts:
+                return await self._stream(request, user, exchange, context)
             context.watch(request.receive)
             if api.counts:
                 return JSONResponse(exchange.counted(await self._endpoints.generator.count(exchange.requests)))
-            pieces = self._endpoints.generator.answer(exchange.requests, user)
-            return await (self._stream if exchange.stream else self._whole)(exchange, pieces, context)
+            return await self._whole(exchange, self._endpoints.generator.answer(exchange.requests, user), context)
 
         return answer
 
@@ -98,8 +102,13 @@ class _ApiRoutes:
                     exchange.push(piece)
         return JSONResponse(exchange.whole())
 
-    async def _stream(self, exchange: Exchange, pieces: AsyncIterator[Piece], context: RequestContext) -> Response:
+    async def _stream(self, request: Request, user: str, exchange: Exchange, context: RequestContext) -> Response:
+        pieces = self._endpoints.generator.answer(exchange.requests, user)
         events = stream_events(exchange, pieces, context, self._endpoints.options.limits, self._endpoints.refusal)
+        name = request.headers.get(HEADER)
+        if name is not None:
+            return await self.kept.begin(name, user, request, events, context)
+        context.watch(request.receive)
         first = await anext(events)  # an error before it still gets an HTTP status
         return EventStream(first, events, context, self._endpoints.options.limits)
 
@@ -120,8 +129,14 @@ def make_app(
     routes = _ApiRoutes(endpoints)
     app = Starlette()
     app.router.redirect_slashes = False
+    app.state.kept = routes.kept
     for api in apis:
         app.routes.append(DocumentedRoute(api.path, endpoints.wrap(routes.route(api)), "POST", post_operation(api)))
+    for method, handler, summary in (
+        ("GET", routes.kept.read, "A reply that began with X-Conversation-Id: its events from the first on."),
+        ("DELETE", routes.kept.end, "Ends such a reply and forgets it."),
+    ):
+        app.routes.append(DocumentedRoute(PATH, endpoints.wrap(handler), method, get_operation(PATH, summary, True)))
     app.routes.extend(page_routes(endpoints))
     app.routes.append(document_route(app, endpoints.wrap, apis, bool(access.keys)))
     for status in (404, 405):
@@ -130,7 +145,7 @@ def make_app(
         app.add_middleware(
             _Origins,
             allow_origins=access.origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             allow_private_network=True,
         )

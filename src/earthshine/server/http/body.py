@@ -44,6 +44,9 @@ class Limits:
     first_seconds: float = 5.0  # until a stream begins with a ping
     ping_seconds: float = 10.0
     stalled_send_seconds: float = 120.0
+    kept_replies: int = 32  # with X-Conversation-Id
+    kept_bytes: int = 4 << 20  # of the events of each, compressed
+    kept_seconds: float = 3600.0  # without a reader
 
 
 class BodyTimeout(Refused):

@@ -59,22 +59,26 @@ class RequestContext:
     model: str | None = None
     timing: Timing = field(default_factory=Timing)
     _experts_before: ExpertCounts | None = None  # at its admission
+    computing: asyncio.Task[None] | None = None  # of a reply that outlasts the connection
     _watch: asyncio.Task[None] | None = None
     _timer: asyncio.TimerHandle | None = None
     _announced: bool = False
     _queue_reported: bool = False
     _closed: bool = False
 
-    def watch(self, receive: Receive) -> None:
-        """End the reply if the client closes its connection, and report while it is computed."""
+    def watch(self, receive: Receive, *, outlasts: bool = False) -> asyncio.Future[ClientGone | Refused]:
+        """The future that is done once the client has closed its connection: `fate`, which ends the reply, or another
+        one if the reply outlasts the connection."""
+        gone = asyncio.get_running_loop().create_future() if outlasts else self.fate
 
         async def until_gone() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            self.end(ClientGone())
+            if not gone.done():
+                gone.set_result(ClientGone())
 
         self._watch = asyncio.get_running_loop().create_task(until_gone())
-        self._report_later()
+        return gone
 
     def end(self, reason: ClientGone | Refused) -> None:
         """End the reply, if it has not ended yet."""
@@ -145,7 +149,8 @@ class RequestContext:
             "started", [f"reading {self.timing.prompt}, about {format_duration(left, rough=True)}"], self.timing.state()
         )
 
-    def _report_later(self) -> None:
+    def report_later(self) -> None:
+        """Report every `report_seconds` from now on what is computed."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(self.report_seconds, self._report)
@@ -157,7 +162,7 @@ class RequestContext:
             self._queue_reported = queued
             self._announced = self._announced or not queued
             self._log("progress", [self.timing.sentence()], self.timing.state())
-        self._report_later()
+        self.report_later()
 
     def _log(self, event: str, columns: list[str], fields: Mapping[str, Any]) -> None:
         method, _, path = self.path.partition(" ")

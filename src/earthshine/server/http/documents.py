@@ -54,7 +54,7 @@ def post_operation(api: Api) -> dict[str, Any]:
 
 
 def get_operation(path: str, summary: str, needs_key: bool) -> dict[str, Any]:
-    """The operation of a GET route."""
+    """The operation of a route whose request has no body."""
     content = {"text/plain": {"schema": {"type": "string"}}} if path == "/metrics" else _OBJECT
     refusals = (400, 401, 500, 503) if needs_key else (400, 503)
     operation: dict[str, Any] = {
@@ -62,9 +62,9 @@ def get_operation(path: str, summary: str, needs_key: bool) -> dict[str, Any]:
         "responses": {"200": {"description": "The answer.", "content": content}}
         | _refusals(*refusals, *((404,) if "{" in path else ())),
     }
-    if "{" in path:
+    if name := re.search(r"\{(\w+)", path):
         schema = {"type": "string", "minLength": 1}
-        operation["parameters"] = [{"name": "model_id", "in": "path", "required": True, "schema": schema}]
+        operation["parameters"] = [{"name": name[1], "in": "path", "required": True, "schema": schema}]
     return operation if needs_key else operation | {"security": []}
 
 

@@ -114,7 +114,9 @@ class Endpoints:
                 response = self.error_response(request, context.refused)
                 context.status = response.status_code
             finally:
-                if isinstance(response, EventStream):
+                if context.computing is not None:
+                    context.computing.add_done_callback(lambda task: self._ended(context, True))
+                elif isinstance(response, EventStream):
                     response.finally_do(lambda: self._ended(context, True))
                 else:
                     self._ended(context, request.method == "POST" or (context.status >= 400 and not open_to_all))

@@ -119,9 +119,12 @@ class _Sending:
 
 
 class EventStream(Response):
-    """Sends `first` and all that follows. A send that does not end in time aborts the connection."""
+    """Sends `first` and all that follows. A send that does not end in time aborts the connection, and `context`, if
+    given, notes that."""
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes], context: RequestContext, limits: Limits) -> None:
+    def __init__(
+        self, first: bytes, rest: AsyncGenerator[bytes], context: RequestContext | None, limits: Limits
+    ) -> None:
         super().__init__()
         self._first, self._rest, self._context, self._limits = first, rest, context, limits
         self._finally: Callable[[], None] = lambda: None
@@ -143,7 +146,8 @@ class EventStream(Response):
         except ClientGone:
             _cut(scope)
         except TimeoutError:
-            self._context.status = CLIENT_GONE
+            if self._context is not None:
+                self._context.status = CLIENT_GONE
             _cut(scope)
         finally:
             self._finally()

@@ -1,0 +1,201 @@
+"""Streamed replies that outlast their connection: the client comes back, ends them, or never returns."""
+
+import hashlib
+import json
+import zlib
+
+import httpx
+import pytest
+
+from earthshine.errors import UsageError
+from earthshine.net.access import Access, make_access
+from earthshine.server.http.body import Limits
+from earthshine.server.http.kept import KeptReplies, _Events
+
+from .serving import HANG_SECONDS, received, serving, until
+
+WORDS = [f"w{number}" for number in range(6)]
+SAID = "".join(f'event: said\ndata: {{"text":"{word}"}}\n\n' for word in WORDS)
+
+
+def begin(server, prompt, name="one", headers=""):
+    """A connection that has received the first word of a reply that is kept."""
+    connection = server.post({"prompt": prompt, "stream": True}, headers=f"X-Conversation-Id: {name}\r\n{headers}")
+    received(connection, b"w0")
+    return connection
+
+
+def events(text):
+    """A stream without its pings."""
+    return text.replace(": ping\n\n", "")
+
+
+def leave(server, connection):
+    """Closes the connection, and waits until the server has noticed."""
+    connection.close()
+    until(lambda: all(not reply._readers for reply in kept(server)))
+
+
+def kept(server):
+    return list(server.service.app.state.kept._replies.values())
+
+
+def test_a_client_that_comes_back_gets_every_event_once():
+    with serving() as server:
+        leave(server, begin(server, "w0 w1 gate w2 w3 w4 w5"))
+        assert not server.generator.closed.is_set()
+        with httpx.stream("GET", f"{server.url}/v1/stream/one", timeout=HANG_SECONDS) as answer:
+            server.generator.gate.set()
+            assert events(answer.read().decode()) == SAID + "data: [DONE]\n\n"
+        assert events(httpx.get(f"{server.url}/v1/stream/one").text) == SAID + "data: [DONE]\n\n"  # and again
+        until(lambda: any("POST" in line for line in server.lines))
+        assert [line.split("  ")[3] for line in server.lines if "POST" in line] == ["200 stop"]
+
+
+def test_the_first_client_reads_as_without_the_header():
+    with serving() as server:
+        server.generator.gate.set()
+        answer = httpx.post(
+            f"{server.url}/v1/echo",
+            json={"prompt": " ".join(WORDS), "stream": True},
+            headers={"X-Conversation-Id": "one", "X-Request-Id": "mine"},
+        )
+        assert answer.text == SAID + "data: [DONE]\n\n"
+        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert answer.headers["x-request-id"] == "mine"
+
+
+def test_a_reply_is_ended_by_delete_and_computed_no_further():
+    with serving() as server:
+        begin(server, "w0 hold").close()
+        assert httpx.delete(f"{server.url}/v1/stream/one").json() == {"id": "one", "deleted": True}
+        assert server.generator.closed.wait(HANG_SECONDS)
+        assert httpx.delete(f"{server.url}/v1/stream/one").json() == {"id": "one", "deleted": False}
+        answer = httpx.get(f"{server.url}/v1/stream/one")
+        assert answer.status_code == 404
+        assert "No reply is kept under 'one'" in answer.json()["error"]["message"]
+        until(lambda: any("POST" in line for line in server.lines))
+        assert "499" in next(line for line in server.lines if "POST" in line)
+
+
+def test_a_client_that_never_comes_back_does_not_keep_the_model_busy():
+    with serving(limits=Limits(kept_seconds=0.05)) as server:
+        begin(server, "w0 hold").close()
+        assert server.generator.closed.wait(HANG_SECONDS)
+        until(lambda: not kept(server))
+
+
+def test_a_reply_that_is_read_does_not_expire():
+    with serving(limits=Limits(kept_seconds=0.05, ping_seconds=0.05)) as server:
+        connection = begin(server, "w0 gate w1")
+        for _ in range(5):
+            received(connection, b": ping")
+        server.generator.gate.set()
+        received(connection, b"[DONE]")
+
+
+def test_a_reply_belongs_to_the_key_that_began_it():
+    keys = {"first": "a" * 32, "second": "b" * 32}
+    digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys.values())
+    with serving(access=Access(digests, make_access("127.0.0.1").hosts)) as server:
+        headers = {name: {"authorization": f"Bearer {key}"} for name, key in keys.items()}
+        begin(server, "w0 hold", headers=f"Authorization: Bearer {keys['first']}\r\n").close()
+        url = f"{server.url}/v1/stream/one"
+        assert httpx.get(url).status_code == httpx.delete(url).status_code == 401
+        assert httpx.get(url, headers=headers["second"]).status_code == 404
+        assert httpx.delete(url, headers=headers["second"]).json()["deleted"] is False
+        assert httpx.delete(url, headers=headers["first"]).json()["deleted"] is True
+
+
+def test_a_second_reply_of_an_id_replaces_the_first():
+    with serving(drain_seconds=0.0) as server:
+        first = begin(server, "w0 hold")
+        begin(server, "w0 w1 hold")
+        received(first, b"0\r\n\r\n")  # its stream ends
+        assert len(kept(server)) == 1
+
+
+def test_replies_that_have_ended_make_room_and_running_ones_do_not():
+    with serving(limits=Limits(kept_replies=2), drain_seconds=0.0) as server:
+        server.generator.gate.set()
+        received(begin(server, "w0 w1", "over"), b"[DONE]")
+        begin(server, "w0 hold", "second")
+        until(lambda: any(reply.spare for reply in kept(server)))
+        begin(server, "w0 hold", "third")
+        assert httpx.get(f"{server.url}/v1/stream/over").status_code == 404
+        answer = httpx.post(
+            f"{server.url}/v1/echo", json={"prompt": "a", "stream": True}, headers={"X-Conversation-Id": "fourth"}
+        )
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "10")
+        assert "keeps 2 replies at once" in answer.json()["echo"]
+
+
+def test_a_reply_of_too_many_bytes_ends_with_an_error():
+    with serving(limits=Limits(kept_bytes=1 << 16)) as server:
+        connection = server.post({"prompt": "flood", "stream": True}, headers="X-Conversation-Id: one\r\n")
+        text = received(connection, b"unavailable")
+        assert b"take more than 64.00 KiB, the most that this server keeps" in text
+        assert server.generator.closed.wait(HANG_SECONDS)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a" * 129, "../x", "ä"])
+def test_an_id_that_is_none_is_refused(name):
+    with serving() as server:
+        answer = httpx.post(
+            f"{server.url}/v1/echo",
+            json={"prompt": "a", "stream": True},
+            headers={"X-Conversation-Id": name.encode("latin-1")},
+        )
+        assert answer.status_code == 400
+        assert "1 to 128 letters" in answer.json()["echo"]
+
+
+def test_an_error_before_the_first_event_has_its_status_and_is_there_afterwards():
+    with serving(errors={"usage": UsageError("That has no meaning.")}) as server:
+        answer = httpx.post(
+            f"{server.url}/v1/echo", json={"prompt": "!usage", "stream": True}, headers={"X-Conversation-Id": "one"}
+        )
+        assert (answer.status_code, answer.json()["echo"]) == (400, "That has no meaning.")
+        again = httpx.get(f"{server.url}/v1/stream/one")
+        assert (again.status_code, again.json()["error"]["message"]) == (400, "That has no meaning.")
+
+
+def test_a_whole_answer_is_not_kept():
+    with serving() as server:
+        answer = httpx.post(f"{server.url}/v1/echo", json={"prompt": "a"}, headers={"X-Conversation-Id": "one"})
+        assert answer.json() == {"text": "a"}
+        assert kept(server) == []
+
+
+def test_a_shutdown_waits_for_a_reply_that_nobody_reads():
+    with serving() as server:
+        leave(server, begin(server, "w0 gate w1"))
+        server.service.stop()
+        until(lambda: server.lifetime.draining and server.engine.drained)
+        assert not server.generator.closed.is_set()
+        server.generator.gate.set()
+        server.thread.join(HANG_SECONDS)
+        assert "200" in next(line for line in server.lines if "POST" in line)
+
+
+def test_bytes_come_back_from_any_place_and_take_less_room():
+    kept_events, whole = _Events(), b""
+    for number in range(3000):
+        part = f"data: {json.dumps({'text': number, 'model': 'kimi'})}\n\n".encode()
+        kept_events.append(part)
+        whole += part
+    assert kept_events.nbytes < len(whole) // 2
+    assert kept_events.nbytes >= len(zlib.compress(whole, 9)) // 2
+    for begun in (0, 1, 65_535, 65_536, 65_537, len(whole) - 1, len(whole)):
+        found = b""
+        while part := kept_events.after(begun + len(found)):
+            found += part
+        assert found == whole[begun:]
+
+
+def test_the_routes_are_described():
+    with serving() as server:
+        document = httpx.get(f"{server.url}/openapi.json").json()["paths"]["/v1/stream/{stream_id}"]
+        assert set(document) == {"get", "delete"}
+        assert [each["name"] for each in document["get"]["parameters"]] == ["stream_id"]
+        assert isinstance(server.service.app.state.kept, KeptReplies)
