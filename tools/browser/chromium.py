@@ -5,6 +5,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -103,10 +104,20 @@ class Browser:
         return found["result"].get("value")
 
     def until(self, code: str) -> None:
+        """Waits until the code, or the promise that it gives, is true. It may read a property of what is not there
+        yet."""
         end = time.monotonic() + PATIENCE
-        while not self.run(f"Boolean({code})"):
+        while not self._holds(code):
             assert time.monotonic() < end, (code, self.run("document.body.innerText"))
             time.sleep(0.02)
+
+    def _holds(self, code: str) -> bool:
+        expression = f"(async () => Boolean(await ({code})))()"
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        thrown = found.get("exceptionDetails", {}).get("exception", {}).get("description", "")
+        missing = re.match(r"TypeError: Cannot read properties of (null|undefined) ", thrown)
+        assert "exceptionDetails" not in found or missing, found["exceptionDetails"]
+        return not missing and bool(found["result"]["value"])
 
     def size(self, width: int, height: int, phone: bool = False) -> None:
         """The page's size in CSS pixels; a phone is touched instead of pointed at."""
@@ -120,7 +131,7 @@ class Browser:
     def open(self, url: str) -> None:
         self.events.clear()
         self.call("Page.navigate", url=url)
-        self.until("document.readyState === 'complete' && document.getElementById('titles')?.ariaBusy === 'false'")
+        self.until("document.readyState === 'complete' && document.getElementById('titles').ariaBusy === 'false'")
 
     def type(self, text: str) -> None:
         self.call("Input.insertText", text=text)
