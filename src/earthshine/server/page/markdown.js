@@ -11,6 +11,7 @@ const LONGEST = 1_000_000; // characters; a longer text is shown as it is
 const KINDS = new Set(["p", "blockquote", "ul", "ol", "li", "table", "thead", "tbody", "tr", "th", "td", "em", "strong", "s"]);
 const PLAIN_TAG = /^<(\/?)(br|sub|sup|kbd|u|b|i|em|strong|s|del|ins|mark|small)\s*\/?>$/i;
 const MOST_OPEN = 30; // tags within each other; browsers take badly to thousands
+const DEEPEST = 97; // levels of blocks; what is deeper is shown as it is written, since markdown-it drops what is below 100
 const ADDRESS = /^(?:https?:\/\/|mailto:)/i;
 
 const markdown = globalThis.markdownit({ html: true, linkify: true }).disable("html_block");
@@ -45,10 +46,10 @@ function leaf(token, done) {
     case "fence":
     case "code_block": {
       const language = token.info.trim().split(/\s+/)[0].toLowerCase();
-      return language === "math" ? mathNode(token.content, true) : codeNode(token.content.replace(/\n$/, ""), language, done);
+      return language === "math" ? mathNode(token.content, true, `${token.markup}${token.info}\n${token.content}${token.markup}`) : codeNode(token.content.replace(/\n$/, ""), language, done);
     }
     case "math":
-      return mathNode(token.content, token.meta.display);
+      return mathNode(token.content, token.meta.display, token.meta.source);
     case "image":
       return linkTo(token.attrGet("src"), `Picture: ${token.content || "without a name"}`);
     default:
@@ -118,7 +119,8 @@ export function show(place, text, done = true) {
     const old = place.children[at];
     if (old?.source === source) return;
     const made = document.createElement("div");
-    build(block, made, whole);
+    if (block.some(({ level }) => level > DEEPEST)) made.append(make("p", { className: "raw" }, lines.slice(from, to).join("\n")));
+    else build(block, made, whole);
     const node = made.children.length === 1 ? made.firstElementChild : made;
     node.source = source;
     old ? old.replaceWith(node) : place.append(node);

@@ -1,6 +1,6 @@
 // Formulas: $...$, $$...$$, \(...\) and \[...\] as tokens of markdown-it, drawn by KaTeX, which is loaded when needed.
-// A formula is text until KaTeX is there, and stays text where it is too long. KaTeX builds nodes and sets styles by
-// script, so the page's policy needs no exception for it; `trust` is off, so no formula holds an address.
+// A formula is shown as it is written until KaTeX is there, and stays so where it is too long or none. KaTeX builds nodes
+// and sets styles by script, so the page's policy needs no exception for it; `trust` is off, so no formula holds an address.
 
 import { make } from "./dom.js";
 
@@ -16,15 +16,25 @@ function load() {
   return import("./vendor/katex/katex.min.js").then(() => (katex = globalThis.katex));
 }
 
-export function mathNode(tex, display) {
-  const node = make("span", { className: display ? "formula display" : "formula", textContent: tex });
+// Removes the style attributes of MathML, such as the border of \fcolorbox, which the page's policy would refuse.
+function withoutStyles(part) {
+  delete part.attributes?.style;
+  part.children?.forEach(withoutStyles);
+}
+
+// `source` is the formula as it is written, with its dollars.
+export function mathNode(tex, display, source) {
+  const node = make("span", { className: display ? "formula display" : "formula", textContent: source });
   if (tex.length > LONGEST) return node;
-  const options = { displayMode: display, throwOnError: false, trust: false, strict: "ignore", maxSize: 20, maxExpand: 200 };
+  const options = { displayMode: display, throwOnError: true, trust: false, strict: "ignore", maxSize: 20, maxExpand: 200 };
   const draw = () => {
     try {
-      katex.render(tex, node, options);
+      const tree = katex.__renderToDomTree(tex, options);
+      withoutStyles(tree);
+      node.replaceChildren(tree.toNode());
     } catch {
-      node.textContent = tex; // only for what is no LaTeX at all
+      node.textContent = source;
+      node.classList.add("raw");
     }
   };
   if (katex) draw();
@@ -45,8 +55,8 @@ function endOfSimple(text, start) {
   return -1;
 }
 
-function push(state, type, content, display) {
-  Object.assign(state.push(type, "", 0), { content: content.trim(), meta: { display } });
+function push(state, content, display, source) {
+  Object.assign(state.push("math", "", 0), { content: content.trim(), meta: { display, source } });
 }
 
 function inlineMath(state, silent) {
@@ -55,13 +65,14 @@ function inlineMath(state, silent) {
     if (!src.startsWith(open, pos)) continue;
     const from = pos + open.length, length = src.slice(from, from + LONGEST).indexOf(close);
     if (length < 1) continue;
-    if (!silent) push(state, "math", src.slice(from, from + length), display);
-    state.pos = from + length + close.length;
+    const after = from + length + close.length;
+    if (!silent) push(state, src.slice(from, from + length), display, src.slice(pos, after));
+    state.pos = after;
     return true;
   }
   const end = src[pos] === "$" ? endOfSimple(src, pos + 1) : -1;
   if (end < 0) return false;
-  if (!silent) push(state, "math", src.slice(pos + 1, end), false);
+  if (!silent) push(state, src.slice(pos + 1, end), false, src.slice(pos, end + 1));
   state.pos = end + 1;
   return true;
 }
@@ -70,14 +81,15 @@ function blockMath(state, start, end, silent) {
   const line = (at) => state.src.slice(state.bMarks[at] + state.tShift[at], state.eMarks[at]).trimEnd();
   const first = line(start), pair = PAIRS.find(([open, , display]) => display && first.startsWith(open));
   if (!pair || state.sCount[start] - state.blkIndent >= 4) return false;
-  const lines = [first.slice(2)];
+  const lines = [first];
   let at = start;
-  while (!lines.at(-1).endsWith(pair[1])) {
+  while (!(at === start ? first.slice(2) : lines.at(-1)).endsWith(pair[1])) {
     if (++at >= Math.min(end, start + MOST_LINES) || state.sCount[at] < state.blkIndent) return false;
     lines.push(line(at));
   }
   if (silent) return true;
-  push(state, "math", lines.join("\n").slice(0, -2), true);
+  const source = lines.join("\n");
+  push(state, source.slice(2, -2), true, source);
   Object.assign(state.tokens.at(-1), { block: true, map: [start, at + 1] });
   state.line = at + 1;
   return true;
