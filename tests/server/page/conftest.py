@@ -52,6 +52,8 @@ class Server(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.key = ""
         self.gone = threading.Event()  # a client left in the middle
+        self.again: list[Any] | None = None  # steps for a client that comes back to a reply
+        self.ended: list[str] = []  # replies that the page has ended or has no more use for
         self.failure: tuple[int, str] | None = None
         self.replaced: dict[str, bytes] = {}  # files of the page by their paths, instead of the real ones
         self.gauges = dict(GAUGES)
@@ -87,8 +89,14 @@ class Handler(BaseHTTPRequestHandler):
             self._send(
                 200, headers.pop("content-type"), self.server.replaced.get(self.path) or file.read_bytes(), headers
             )
+        elif self.server.again is not None and self.path.startswith("/v1/stream/"):
+            self._refused() or self._stream(self.server.again)
         else:
             self._send(404, "application/json", b"{}")
+
+    def do_DELETE(self) -> None:
+        self.server.ended.append(self.path.removeprefix("/v1/stream/"))
+        self._refused() or self._send(200, "application/json", b"{}")
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -99,12 +107,15 @@ class Handler(BaseHTTPRequestHandler):
             self._send(status, "application/json", json.dumps({"error": {"message": message}}).encode())
             return
         self.server.asked.append(body)
+        self._stream(self.server.steps)
+
+    def _stream(self, steps: list[Any]) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
         try:
-            for step in [*self.server.steps, "[DONE]"]:
+            for step in [*steps, "[DONE]"]:
                 if step == DIE:
                     self.close_connection = True
                     return
@@ -159,7 +170,7 @@ def page(browser: Browser, server: Server) -> Browser:
 
 WRONG = "document.querySelector('.reply:last-child .wrong:not([hidden])')"
 DONE = "document.querySelector('.reply:last-child') && !document.getElementById('send').hidden"
-REPLY = "document.querySelector('.reply:last-child .text')?.innerText"
+REPLY = "document.querySelector('.reply:last-child .text').innerText"
 
 
 # Of every visible text: its size, and the contrast between its colour and the nearest background behind it (WCAG 2).

@@ -13,7 +13,7 @@ class TestConversation:
         hold = threading.Event()
         server.steps.insert(12, hold)
         page.ask("What is earthshine?")
-        page.until("document.querySelector('.reply .text strong')?.textContent === 'sunlight'")
+        page.until("document.querySelector('.reply .text strong').textContent === 'sunlight'")
         assert "albedo" not in page.run(REPLY)
         assert page.run("document.getElementById('log').ariaBusy") == "true"
         hold.set()

@@ -76,11 +76,29 @@ class TestMarkdown:
         page.until(f"{PLACE}.querySelector('.katex math')")
         assert "MathMLMath" in [role for role, _ in page.tree()]
 
-    @pytest.mark.parametrize("formula", [r"$\undefined{x}$", r"$\frac{$", "$" + "{" * 900 + "$", "$" * 5000])
-    def test_a_formula_that_is_none_stays_text(self, page, server, formula):
-        say(page, server, formula)
-        assert page.run(f"{PLACE}.textContent.length") > 0
+    @pytest.mark.parametrize(
+        "formula",
+        [r"$\undefined{x}$", r"$\frac{$", r"$$\frac{$$", r"\(\frac{\)", r"\[\frac{\]", "$" + "{" * 900 + "$",
+         "$" * 5000, "$$\n\\frac{\n$$", "```math\n\\frac{\n```"],
+    )  # fmt: skip
+    def test_a_formula_that_is_none_stays_as_it_is_written(self, page, server, formula):
+        say(page, server, "$x$\n\n" + formula)
+        page.until(f"{PLACE}.querySelector('.katex')")
+        page.until(f"{PLACE}.children[1].textContent === {json.dumps(formula)}")
         assert not page.run("document.querySelector('.wrong:not([hidden])')")
+        assert page.complaints() == []  # also none of the policy about styles
+
+    @pytest.mark.parametrize("mark", ["> ", "- "])
+    @pytest.mark.parametrize("depth", [45, 60, 98, 99, 100, 101, 500])
+    def test_a_deeply_nested_text_is_shown(self, page, mark, depth):
+        shown = page.run(f"""(async () => {{
+          const {{ show }} = await import("/markdown.js"), place = document.createElement("div");
+          show(place, "before\\n\\n" + {json.dumps(mark)}.repeat({depth}) + "deep *text*\\n\\nafter");
+          return place.textContent;
+        }})()""")
+        assert shown.startswith("before")
+        assert shown.endswith("after")
+        assert "deep" in shown
 
     def test_a_block_that_has_not_changed_keeps_its_node(self, page):
         kept = page.run("""(async () => {

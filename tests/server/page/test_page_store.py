@@ -136,6 +136,26 @@ class TestTrouble:
         })()""")
         assert merged == ["About moon.", "Moon", "from another tab", "from this tab"]
 
+    def test_a_name_that_another_tab_gave_holds(self, page, server):
+        converse(page, server, "Moon")
+        names = page.run("""(async () => {
+          const { save, state } = await import("/state.js"), { Conversation } = await import("/conversation.js");
+          const { conversation, library } = state, other = Conversation.from(conversation.record());
+          const listed = async () => (await library.titles())[0].name;
+          const names = async () => [(await library.open(other.id)).name, await listed(), conversation.name];
+          Object.assign(other, { title: "Star", titled: 1000 });
+          await library.save(other.record());
+          conversation.add("user", "a message of this tab");
+          await save();
+          const found = [await names()];
+          Object.assign(conversation, { title: "Sun", titled: 2000 });
+          await save();
+          other.add("user", "a message of the other tab");
+          await library.save(other.record());
+          return [...found, await names()];
+        })()""")
+        assert names == [["Star"] * 3, ["Sun"] * 3]
+
     @pytest.mark.parametrize("again", [False, True])
     def test_what_another_tab_added_below_a_deleted_message_is_kept_with_it(self, page, server, again):
         converse(page, server, "Moon")

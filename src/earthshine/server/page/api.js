@@ -12,7 +12,7 @@ export class Problem extends Error {
 
 export async function request(path, options = {}) {
   const key = session.get("key");
-  const headers = { "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) };
+  const headers = { ...options.headers, "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) };
   const response = await fetch(path, { ...options, headers, cache: "no-store" });
   if (response.ok) return response;
   if (response.status === 401) $("key").hidden = false;

@@ -3,9 +3,8 @@
 
 import { $, counted, make, note, quiet } from "./dom.js";
 import { dim, draw, toEnd } from "./messages.js";
-import { write } from "./reply.js";
-import { settingsFit } from "./settings.js";
-import { save, state } from "./state.js";
+import { ready, write } from "./reply.js";
+import { replyIn, save, state } from "./state.js";
 import { session } from "./store.js";
 
 const LONGEST = 100_000; // characters in the field
@@ -88,9 +87,9 @@ export const editing = () => edited !== null;
 
 async function send() {
   const text = question.value.trim();
-  if ((!text && !texts.length) || state.stopper) return;
-  if (!settingsFit()) return;
+  if ((!text && !texts.length) || replyIn(state.conversation)) return;
   const { conversation } = state, role = edited?.role ?? "user";
+  if (role === "user" && !ready()) return;
   const message = conversation.add(role, text, edited ? edited.parent : conversation.leaf);
   message.texts = texts;
   if (edited) edit(null);

@@ -6,8 +6,16 @@ const FORMAT = 1; // of a record; one without a number holds the messages of one
 
 export const newId = () => [...crypto.getRandomValues(new Uint8Array(12))].map((b) => b.toString(16).padStart(2, "0")).join("");
 
+// Of a reply that is being written: the server's id of it, the characters of text and thoughts that the message had
+// before, and when, in milliseconds since 1970, it was asked for, its first piece came and its thoughts ended.
+function streamFrom(value) {
+  const { id, from, asked, first, thoughtEnd } = value ?? {};
+  if (typeof id !== "string" || !/^[\w.:-]{1,128}$/.test(id) || ![from?.[0], from?.[1], asked].every(Number.isFinite)) return undefined;
+  return { id, from: [from[0], from[1]], asked, first, thoughtEnd };
+}
+
 function messageFrom(value, parent) {
-  const { id = newId(), role, content = "", reasoning_content = "", calls = [], summary, failure, finish, thought, texts } = value;
+  const { id = newId(), role, content = "", reasoning_content = "", calls = [], summary, failure, finish, thought, texts, stream } = value;
   const named = parent === undefined ? (value.parent ?? null) : parent;
   const fits = [id, content, reasoning_content].every((text) => typeof text === "string") && Array.isArray(calls) &&
     ["user", "assistant"].includes(role) && (named === null || typeof named === "string") &&
@@ -16,12 +24,13 @@ function messageFrom(value, parent) {
   if (!fits) throw new TypeError("not a message");
   const kept = (Array.isArray(texts) ? texts : []).filter((each) => typeof each?.text === "string")
     .map((each) => ({ name: String(each.name), text: each.text }));
-  return { id, parent: named, role, content, reasoning_content, calls, texts: kept, summary, failure, finish, thought };
+  return { id, parent: named, role, content, reasoning_content, calls, texts: kept, summary, failure, finish, thought, stream: streamFrom(stream) };
 }
 
 export class Conversation {
   id = newId();
   title = ""; // given by the reader; else the first question's beginning
+  titled = 0; // when it was given; the newest holds
   changed = Date.now();
   messages = new Map(); // by id, in order of creation
   removed = []; // ids, so that another tab's copy does not bring them back
@@ -88,8 +97,8 @@ export class Conversation {
   }
 
   record() {
-    const { id, title, changed, removed, leaf } = this;
-    return { format: FORMAT, id, title, name: this.name, changed, leaf, removed, messages: [...this.messages.values()] };
+    const { id, title, titled, changed, removed, leaf } = this;
+    return { format: FORMAT, id, title, titled, name: this.name, changed, leaf, removed, messages: [...this.messages.values()] };
   }
 
   // A conversation from a record or from someone's file. Throws TypeError for anything else.
@@ -98,6 +107,7 @@ export class Conversation {
     const made = new Conversation();
     if (typeof record.id === "string" && record.id) made.id = record.id;
     if (typeof record.title === "string") made.title = record.title;
+    if (Number.isFinite(record.titled)) made.titled = record.titled;
     if (Number.isFinite(record.changed)) made.changed = record.changed;
     if (Array.isArray(record.removed)) made.removed = record.removed.filter((id) => typeof id === "string");
     for (const value of record.messages) {

@@ -50,19 +50,20 @@ export class Library {
     return this.#memory.size;
   }
 
+  // Returns the record as the browser keeps it, if it does.
   async save(record) {
     await this.#memory.put(record);
-    await this.#move();
+    return (await this.#move())?.get(record.id);
   }
 
-  // Moves what is in memory to the browser's database, also what that refused before.
+  // Moves what is in memory to the browser's database, also what that refused before. Returns what was moved, by id.
   async #move() {
-    const browser = this.#browser;
+    const browser = this.#browser, moved = new Map();
     let failure = null;
     for (const record of browser ? await this.#memory.all() : []) {
-      if (this.#browser !== browser) return; // it was switched off meanwhile
+      if (this.#browser !== browser) return moved; // it was switched off meanwhile
       try {
-        await browser.put(record);
+        moved.set(record.id, await browser.put(record));
         if ((await this.#memory.get(record.id)) === record) await this.#memory.remove(record.id);
       } catch (error) {
         failure = error;
@@ -70,6 +71,7 @@ export class Library {
     }
     if (failure) this.#fails(failure);
     else if (browser && !this.#memory.size) this.problem = "";
+    return moved;
   }
 
   #fails(error) {

@@ -4,9 +4,9 @@ import { edit, editing, startComposer } from "./composer.js";
 import { $, ask, counted } from "./dom.js";
 import { buildGauges, poll } from "./gauges.js";
 import { atEnd, draw, focusOn, setActions, toEnd } from "./messages.js";
-import { write } from "./reply.js";
-import { keepSettings, loadSettings, settingsFit } from "./settings.js";
-import { save, state } from "./state.js";
+import { ready, resumeAll, stop, write } from "./reply.js";
+import { keepSettings, loadSettings } from "./settings.js";
+import { replyIn, save, state } from "./state.js";
 import { session } from "./store.js";
 import { showMenu, startNew, startTitles } from "./titles.js";
 
@@ -23,7 +23,7 @@ async function remove(message) {
 async function choose(message, by) {
   const { conversation } = state, all = conversation.siblings(message);
   const other = all[all.indexOf(message) + by];
-  if (!other || state.stopper) return;
+  if (!other || replyIn(conversation)) return;
   edit(null);
   conversation.choose(other);
   draw(conversation);
@@ -32,7 +32,7 @@ async function choose(message, by) {
 }
 
 function regenerate(message) {
-  if (!settingsFit()) return;
+  if (!ready()) return;
   edit(null);
   const reply = state.conversation.add("assistant", "", message.parent);
   draw(state.conversation);
@@ -40,7 +40,7 @@ function regenerate(message) {
 }
 
 function proceed(message) {
-  if (!settingsFit()) return;
+  if (!ready()) return;
   edit(null);
   return write(message);
 }
@@ -56,12 +56,13 @@ $("key").addEventListener("submit", (event) => {
   $("key").hidden = true;
   $("question").focus();
   poll();
+  resumeAll();
 });
 document.addEventListener("keydown", (event) => {
   if ($("dialog").open) return; // what it asks is about the conversation that is shown
   if (event.key === "Escape") {
     if (document.body.classList.contains("menu")) showMenu(false), $("menu").focus();
-    else if (state.stopper) state.stopper.abort();
+    else if (replyIn(state.conversation)) stop(state.conversation);
     else if (editing()) edit(null);
   }
   if (event.ctrlKey && event.shiftKey && event.code === "KeyO") event.preventDefault(), startNew();
@@ -69,10 +70,13 @@ document.addEventListener("keydown", (event) => {
 });
 $("log").addEventListener("scroll", () => ($("end").hidden = atEnd()));
 $("end").addEventListener("click", () => (toEnd(), $("log").focus()));
-$("stop").addEventListener("click", () => state.stopper?.abort());
-document.addEventListener("visibilitychange", () => (document.hidden ? state.stopper && save() : poll()));
+$("stop").addEventListener("click", () => stop(state.conversation));
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) return poll();
+  for (const { conversation } of state.replies.values()) save(conversation);
+});
 window.addEventListener("beforeunload", (event) => {
-  if (state.stopper || state.library.unsaved) event.preventDefault();
+  if (state.library.unsaved) event.preventDefault();
 });
 buildGauges();
 poll();

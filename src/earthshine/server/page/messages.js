@@ -124,7 +124,7 @@ export function draw(conversation) {
   const same = nodes.findIndex((node, at) => node !== shown[at]);
   for (const node of shown.slice(same < 0 ? nodes.length : same)) node.remove();
   if (same >= 0) log.append(...nodes.slice(same));
-  for (const message of path) viewOf(message).update(conversation);
+  for (const message of path) viewOf(message).update(conversation, state.replies.get(message.id)?.progress);
   $("empty").hidden = path.length > 0;
 }
 

@@ -10,43 +10,60 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
 }
 
-// Counts of one reply. Each piece of text is counted as a token, until the server's own count comes at the end.
+const REPLAY_MS = 1000; // after coming back to a reply the server sends again what it had sent
+
+// Counts of one reply. Each piece of text is counted as a token, until the server's own count comes at the end. `times`
+// are those of a message's `stream`: they outlast the page.
 export class Progress {
-  #began = performance.now();
+  #times;
   #read = null; // the last prompt_progress of the stream, { total, cache, processed, time_ms, left_ms? }, and when it came
   #started = false; // the server has begun with the prompt
-  #first; // when the first piece came, and the last
-  #last;
+  #last; // when the last piece came
+  #back = -Infinity; // when the page came back to it
+  #untimed = 0; // tokens that came before the first one whose time is known
   tokens = 0;
   thoughtTokens = 0;
-  #thoughtEnd; // when thinking ended
+  lost = false; // the connection is
 
+  constructor(times = { asked: Date.now() }) {
+    this.#times = times;
+  }
+
+  // All of the reply comes again.
+  restart() {
+    [this.#back, this.#untimed, this.tokens, this.thoughtTokens] = [Date.now(), 0, 0, 0];
+  }
+
+  // Counts a chunk of the stream. Returns whether it changed one of the times.
   take(chunk, delta) {
-    const now = performance.now(), progress = chunk.prompt_progress;
+    const now = Date.now(), times = this.#times, { first, thoughtEnd } = times, progress = chunk.prompt_progress;
     this.#started = true;
     if (progress?.total > 0) this.#read = { ...progress, at: now };
     const thought = delta?.reasoning_content || delta?.reasoning, written = delta?.content || delta?.tool_calls?.length;
-    if (!thought && !written) return;
-    this.#first ??= now;
+    if (!thought && !written) return false;
     this.#last = now;
     this.tokens++;
     if (thought) this.thoughtTokens++;
-    if (written && this.thoughtTokens) this.#thoughtEnd ??= now;
+    if (first === undefined && now - this.#back < REPLAY_MS) this.#untimed++;
+    else times.first ??= now;
+    if (written && this.thoughtTokens) times.thoughtEnd ??= now;
+    return times.first !== first || times.thoughtEnd !== thoughtEnd;
   }
 
   get elapsed() {
-    return (performance.now() - this.#began) / 1000;
+    return (Date.now() - this.#times.asked) / 1000;
   }
 
   // Tokens per second after the first; undefined while there is nothing to divide by.
   rate(tokens = this.tokens) {
-    const seconds = (this.#last - this.#first) / 1000;
-    return tokens > 1 && seconds > 0.1 ? (tokens - 1) / seconds : undefined;
+    const seconds = (this.#last - this.#times.first) / 1000, timed = tokens - this.#untimed;
+    return timed > 1 && seconds > 0.1 ? (timed - 1) / seconds : undefined;
   }
 
   // { text, share } before the first token; share is undefined where the server does not say it.
   reading(waiting) {
-    if (this.#first !== undefined) return null;
+    if (this.lost) return { text: "The connection to the server was lost; trying again" };
+    if (this.tokens) return null;
     const waited = duration(this.elapsed);
     if (!this.#started) return { text: `${waiting ? "In the server's queue" : "Waiting for the server"}: ${waited}` };
     if (!this.#read) return { text: `Reading the prompt: ${waited}` };
@@ -56,18 +73,18 @@ export class Progress {
     if (share === 1) return { text: "The prompt is read; the first word comes next", share };
     if (known === undefined && !(computed > 0 && time > 0)) return { text: `Reading the prompt: ${percent}`, share };
     const expected = known ?? ((total - processed) * time) / computed; // the server's, which knows that later tokens take longer
-    const left = (expected - (performance.now() - at)) / 1000;
+    const left = (expected - (Date.now() - at)) / 1000;
     return { text: `Reading the prompt: ${percent}, about ${duration(left)}`, share };
   }
 
   thinking() {
     if (!this.thoughtTokens) return "";
-    const seconds = ((this.#thoughtEnd ?? performance.now()) - this.#first) / 1000;
-    return `${this.#thoughtEnd ? "Thought" : "Thinking"}: ${counted(this.thoughtTokens, "token")}, ${duration(seconds)}`;
+    const { first, thoughtEnd } = this.#times, seconds = first ? ((thoughtEnd ?? Date.now()) - first) / 1000 : 0;
+    return `${thoughtEnd ? "Thought" : "Thinking"}: ${counted(this.thoughtTokens, "token")}, ${duration(seconds)}`;
   }
 
   writing() {
-    if (this.#first === undefined) return "";
+    if (!this.tokens) return "";
     const rate = this.rate();
     return `${counted(this.tokens, "token")}${rate === undefined ? "" : `, ${rate.toFixed(1)} per second`}`;
   }

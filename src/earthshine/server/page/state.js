@@ -1,4 +1,4 @@
-// What the page's modules share: the open conversation, where conversations are kept, and the reply under way.
+// What the page's modules share: the open conversation, where conversations are kept, and the replies under way.
 
 import { Conversation } from "./conversation.js";
 import { Library } from "./library.js";
@@ -7,21 +7,26 @@ import { session } from "./store.js";
 export const state = {
   conversation: new Conversation(),
   library: new Library(),
-  stopper: null, // an AbortController while a reply is streamed
+  replies: new Map(), // those that are written, by their message's id; see reply.js
   model: "", // the served model's name, once the server has sent it
   waiting: 0, // requests in the server's queue
   room: 0, // tokens that a conversation can hold, once the server has said it
 };
+
+// The reply that is written in the conversation, if one is.
+export const replyIn = ({ id }) => [...state.replies.values()].find((reply) => reply.conversation.id === id);
 
 const listeners = [];
 
 // Calls `listener` whenever the list of conversations may have changed.
 export const onKept = (listener) => listeners.push(listener);
 
-// Keeps the open conversation, once it holds something.
-export async function save() {
-  const { conversation, library } = state;
-  session.set("open", conversation.id); // what this tab shows when it is loaded again
-  if (conversation.messages.size || conversation.removed.length) await library.save(conversation.record());
+// Keeps a conversation, once it holds something. It takes over a name that another tab has given it since.
+export async function save(conversation = state.conversation) {
+  session.set("open", state.conversation.id); // what this tab shows when it is loaded again
+  if (conversation.messages.size || conversation.removed.length) {
+    const kept = await state.library.save(conversation.record());
+    if (kept?.titled > conversation.titled) Object.assign(conversation, { title: kept.title, titled: kept.titled });
+  }
   for (const listener of listeners) listener();
 }

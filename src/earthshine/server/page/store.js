@@ -6,7 +6,7 @@ import { Conversation } from "./conversation.js";
 
 const NAME = "earthshine", VERSION = 1;
 
-const titleOf = ({ id, name, changed }) => ({ id, name, changed });
+const titleOf = ({ id, name, changed, messages }) => ({ id, name, changed, writing: messages.some(({ stream }) => stream) });
 
 function holds(record, wanted) {
   const texts = [record.name, ...record.messages.flatMap(({ content, reasoning_content, texts = [] }) =>
@@ -15,7 +15,7 @@ function holds(record, wanted) {
 }
 
 // The record with the messages that `stored`, an older state of it, has in addition; each follows its parent. A message
-// that one tab removed comes back where another tab has added one below it.
+// that one tab removed comes back where another tab has added one below it. Of two names the one given last holds.
 function merged(record, stored) {
   const messages = new Map((Array.isArray(stored?.messages) ? stored.messages : []).map((each) => [each?.id, each]));
   for (const message of record.messages) messages.set(message.id, message);
@@ -25,7 +25,8 @@ function merged(record, stored) {
     if (removed.has(id)) continue;
     for (let at = id; messages.has(at) && !needed.has(at); at = messages.get(at).parent) needed.add(at);
   }
-  return { ...record, removed: [...removed].filter((id) => !needed.has(id)), messages: [...messages.values()].filter(({ id }) => needed.has(id)) };
+  const named = stored?.titled > record.titled ? { title: stored.title, titled: stored.titled, name: stored.title } : {};
+  return { ...record, ...named, removed: [...removed].filter((id) => !needed.has(id)), messages: [...messages.values()].filter(({ id }) => needed.has(id)) };
 }
 
 export class MemoryStore {
@@ -94,11 +95,15 @@ export class BrowserStore {
     });
   }
 
-  put(record) {
-    return this.#write(async (conversations, titles) => {
-      conversations.put(merged(record, await finished(conversations.get(record.id))));
-      titles.put(titleOf(record));
+  // Returns the record as it is kept.
+  async put(record) {
+    let kept;
+    await this.#write(async (conversations, titles) => {
+      kept = merged(record, await finished(conversations.get(record.id)));
+      conversations.put(kept);
+      titles.put(titleOf(kept));
     });
+    return kept;
   }
   async get(id) {
     return finished(this.#database.transaction("conversations").objectStore("conversations").get(id));

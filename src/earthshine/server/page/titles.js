@@ -4,8 +4,9 @@ import { Conversation, newId } from "./conversation.js";
 import { edit } from "./composer.js";
 import { $, ask, counted, download, make, note, quiet } from "./dom.js";
 import { draw, forget, toEnd } from "./messages.js";
+import { drawBusy, resume, resumeAll, stop } from "./reply.js";
 import { keepSettings, onSwitched } from "./settings.js";
-import { onKept, save, state } from "./state.js";
+import { onKept, replyIn, save, state } from "./state.js";
 import { readable, session } from "./store.js";
 
 const SEARCH_MS = 200; // after the last key
@@ -13,35 +14,27 @@ let found = null; // the ids that a search has found; null without a search
 
 const fileName = (name, ending) => `${name.replace(/[^\p{L}\p{N} _-]+/gu, "").trim().slice(0, 60) || "conversation"}.${ending}`;
 
-// Asks whether to leave a reply under way; true where there is none.
-async function mayLeave() {
-  if (!state.stopper) return true;
-  if (!(await ask("A reply is being written. Stop it? What it wrote so far is kept.", "Stop it"))) return false;
-  state.stopper?.abort();
-  while (state.stopper) await new Promise((resolve) => setTimeout(resolve, 10));
-  return true;
-}
-
 function setOpen(conversation) {
   edit(null);
   state.conversation = conversation;
   session.set("open", conversation.id);
   forget();
   draw(conversation);
+  resume(conversation);
+  drawBusy();
   toEnd();
   $("question").focus();
   showMenu(false);
 }
 
 export async function startNew() {
-  if (!(await mayLeave())) return;
   setOpen(new Conversation());
   await drawTitles();
 }
 
 async function open(id) {
-  if (id === state.conversation.id || !(await mayLeave())) return;
-  const conversation = await state.library.open(id);
+  if (id === state.conversation.id) return;
+  const conversation = replyIn({ id })?.conversation ?? (await state.library.open(id));
   if (!conversation) return note($("kept"), "This conversation has a form that this page can't read; it is left as it is. Export all keeps a copy of it.");
   setOpen(conversation);
   await drawTitles();
@@ -50,14 +43,15 @@ async function open(id) {
 async function rename() {
   const { conversation } = state, title = await ask("The conversation's new name:", "Rename", conversation.name);
   if (!title?.trim()) return;
-  conversation.title = title.trim().slice(0, 200);
-  await save();
+  Object.assign(conversation, { title: title.trim().slice(0, 200), titled: Date.now() });
+  await save(conversation);
 }
 
 async function remove() {
   const { conversation, library } = state;
-  if (!(await ask(`Delete "${conversation.name}"? This can't be undone.`, "Delete"))) return;
-  if (!(await mayLeave())) return;
+  const written = replyIn(conversation) ? " The reply that is being written is stopped." : "";
+  if (!(await ask(`Delete "${conversation.name}"? This can't be undone.${written}`, "Delete"))) return;
+  await stop(conversation, true);
   await library.remove(conversation.id);
   await startNew();
 }
@@ -77,8 +71,9 @@ export async function drawTitles() {
   const focused = $("titles").contains(document.activeElement) ? document.activeElement.textContent : null;
   const shown = titles.filter(({ id }) => !found || found.has(id));
   note($("found"), found ? (shown.length ? `${counted(shown.length, "conversation")} found` : "No conversation holds this text.") : "");
-  $("titles").replaceChildren(...shown.map(({ id, name }) => {
+  $("titles").replaceChildren(...shown.map(({ id, name, writing }) => {
     const button = quiet(name, () => open(id)), current = id === state.conversation.id;
+    if (writing) button.append(make("span", { className: "writing", role: "img", ariaLabel: "(a reply is being written)", title: "A reply is being written" }));
     if (current) button.ariaCurrent = "true";
     return make("li", {}, button, ...(current ? [actsOnOpen()] : []));
   }));
@@ -93,7 +88,11 @@ async function search() {
   await drawTitles();
 }
 
-const forgetAll = ({ library, conversation }) => library.forget(conversation.messages.size ? conversation.record() : null);
+async function forgetAll({ library, conversation, replies }) {
+  const others = [...replies.values()].map((reply) => reply.conversation).filter((each) => each !== conversation);
+  await Promise.all(others.map((each) => stop(each, true)));
+  return library.forget(conversation.messages.size ? conversation.record() : null);
+}
 
 // Another tab has switched it: what this tab may have written since is deleted too.
 async function followSwitch(keep) {
@@ -172,4 +171,5 @@ export async function startTitles() {
   if (conversation && !state.conversation.messages.size) setOpen(conversation);
   await drawTitles();
   $("titles").ariaBusy = "false";
+  resumeAll();
 }
