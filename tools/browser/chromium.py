@@ -112,7 +112,8 @@ class Browser:
             time.sleep(0.02)
 
     def _holds(self, code: str) -> bool:
-        expression = f"(async () => Boolean(await ({code})))()"
+        # A promise only where the code gives one: while the page navigates, Chromium drops those under way.
+        expression = f"((value) => value?.then ? value.then(Boolean) : Boolean(value))({code})"
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         thrown = found.get("exceptionDetails", {}).get("exception", {}).get("description", "")
         missing = re.match(r"TypeError: Cannot read properties of (null|undefined) ", thrown)

@@ -156,6 +156,23 @@ class TestTrouble:
         })()""")
         assert names == [["Star"] * 3, ["Sun"] * 3]
 
+    def test_a_reply_that_another_tab_wrote_further_is_kept(self, page, server):
+        converse(page, server, "Moon")
+        kept = page.run("""(async () => {
+          const { save, state } = await import("/state.js"), { Conversation } = await import("/conversation.js");
+          const { conversation, library } = state, reply = conversation.path().at(-1);
+          Object.assign(reply, { content: "Ab", stream: { id: "one", from: [0, 0], asked: 1 } });
+          const other = Conversation.from(conversation.record()), contents = [];
+          for (const [tab, content, stream] of [[other, "About", undefined], [conversation, "Abo", reply.stream],
+                                                [conversation, "About all", reply.stream]]) {
+            Object.assign(tab.path().at(-1), { content, stream });
+            await library.save(tab.record());
+            contents.push((await library.open(tab.id)).path().at(-1).content);
+          }
+          return contents;
+        })()""")
+        assert kept == ["About", "About", "About all"]
+
     @pytest.mark.parametrize("again", [False, True])
     def test_what_another_tab_added_below_a_deleted_message_is_kept_with_it(self, page, server, again):
         converse(page, server, "Moon")

@@ -18,7 +18,10 @@ function holds(record, wanted) {
 // that one tab removed comes back where another tab has added one below it. Of two names the one given last holds.
 function merged(record, stored) {
   const messages = new Map((Array.isArray(stored?.messages) ? stored.messages : []).map((each) => [each?.id, each]));
-  for (const message of record.messages) messages.set(message.id, message);
+  for (const message of record.messages) {
+    const further = message.stream && messages.get(message.id)?.content?.length > message.content.length; // by another tab
+    if (!further) messages.set(message.id, message);
+  }
   messages.delete(undefined); // an older form has no ids: the record holds all of it
   const removed = new Set([...record.removed, ...(stored?.removed ?? [])]), needed = new Set();
   for (const { id } of messages.values()) {
