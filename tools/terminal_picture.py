@@ -3,7 +3,8 @@
     python tools/terminal_picture.py docs/pictures/plan.svg earthshine plan gleam
     python tools/terminal_picture.py --type "list all files" --type /bye docs/pictures/terminal.svg earthshine chat
 
-Each --type is a line, sent as soon as the program waits for input: once nothing was printed for a second. Needs pyte.
+Each --type is a line, sent as soon as the program waits for input: once nothing was printed for --quiet seconds, which
+are more than it takes to load. Needs pyte.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import select
 import struct
 import subprocess
 import termios
+from itertools import groupby
 from pathlib import Path
 
 import pyte
@@ -22,7 +24,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-_QUIET_SECONDS, _MOST_SECONDS = 1.0, 300.0
+_MOST_SECONDS = 300.0
 _SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
 .{unique_id}-matrix {{ font-family: ui-monospace, Menlo, Consolas, monospace; font-size: {char_height}px;
@@ -43,14 +45,15 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--columns", type=int, default=80)
     parser.add_argument("--type", action="append", default=[], metavar="LINE")
+    parser.add_argument("--quiet", type=float, default=5.0, metavar="SECONDS")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    screen = run(options.command, options.type, options.columns)
+    screen = run(options.command, options.type, options.columns, options.quiet)
     options.picture.parent.mkdir(parents=True, exist_ok=True)
     options.picture.write_text(drawn(screen, " ".join(options.command)), encoding="utf-8")
 
 
-def run(command: list[str], lines: list[str], columns: int) -> pyte.Screen:
+def run(command: list[str], lines: list[str], columns: int, quiet: float) -> pyte.Screen:
     """The screen after the command, 200 rows high so that nothing scrolls away."""
     screen = pyte.Screen(columns, 200)
     stream = pyte.ByteStream(screen)
@@ -61,7 +64,7 @@ def run(command: list[str], lines: list[str], columns: int) -> pyte.Screen:
     os.close(theirs)
     waiting = list(lines)
     while True:
-        limit = _QUIET_SECONDS if waiting else _MOST_SECONDS
+        limit = quiet if waiting else _MOST_SECONDS
         if not select.select([ours], [], [], limit)[0]:
             if not waiting:
                 break
@@ -90,9 +93,11 @@ def drawn(screen: pyte.Screen, title: str) -> str:
 
 def line(screen: pyte.Screen, row: int) -> Text:
     text = Text(end="")
-    for column in range(screen.columns):
-        cell = screen.buffer[row][column]
-        text.append(cell.data, Style(color=colour(cell.fg), bold=cell.bold, italic=cell.italics, reverse=cell.reverse))
+    cells = (screen.buffer[row][column] for column in range(screen.columns))
+    for look, alike in groupby(cells, lambda cell: (cell.fg, cell.bold, cell.italics, cell.reverse)):
+        fg, bold, italic, reverse = look
+        style = Style(color=colour(fg), bold=bold, italic=italic, reverse=reverse)
+        text.append("".join(cell.data for cell in alike), style)
     text.rstrip()
     return text
 
