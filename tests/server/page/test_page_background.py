@@ -73,7 +73,7 @@ class TestElsewhere:
         assert ("button", "one gate two") in tree
         assert "status" in {role for role, _ in tree}
 
-    def test_more_than_four_at_once_are_refused_in_words(self, browser, real):
+    def test_more_than_four_at_once_are_refused_with_a_message(self, browser, real):
         for number in range(4):
             ask(browser, f"w{number} gate end")
             browser.click("New conversation")
@@ -213,6 +213,28 @@ class TestLostConnection:
         server.again = [chunk(content="two "), chunk(content="three"), chunk("stop")]
         page.click("Continue")
         page.until(f"{REPLY} === 'one two three' && {DONE}")
+
+    def test_a_server_that_does_not_come_back_is_given_up(self, page, server):
+        hold = threading.Event()
+        server.steps = [chunk(content="one "), hold, DIE]
+        page.ask("Go")
+        page.until(f"{REPLY} === 'one'")
+        page.run("""(() => {
+          const [ask, wait, now] = [fetch, setTimeout, performance.now.bind(performance)];
+          window.attempts = 0;
+          window.setTimeout = (work, milliseconds) => wait(work, Math.min(20, milliseconds));
+          performance.now = () => now() + 3_600_000; // the connection has lasted an hour
+          window.fetch = (path, options) => {
+            if (!path.startsWith("v1/stream") || options.method) return ask(path, options);
+            attempts++;
+            return Promise.reject(new TypeError("Failed to fetch"));
+          };
+        })()""")
+        hold.set()
+        page.until(f"{DONE} && {WRONG}")
+        assert page.run(f"{WRONG}.textContent").startswith("The server can't be reached.")
+        assert page.run("attempts") == 7
+        assert page.run(REPLY) == "one"
 
     def test_without_its_key_a_reply_waits(self, page, server):
         hold = threading.Event()

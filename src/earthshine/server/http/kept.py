@@ -4,8 +4,9 @@ The form is llama.cpp's: a streamed request with the header X-Conversation-Id is
 it, `GET /v1/stream/ID` sends all of its events from the first on, and `DELETE /v1/stream/ID` ends it. An id belongs to
 the API key that it came with; a second request with it replaces the first.
 
-Limits: so many replies, each of so many bytes (compressed). One that nobody has read for `kept_seconds` ends, and is
-forgotten; one that has ended is forgotten as long after it ended or was read last, or when a new one needs its place.
+Limits, of body.Limits: `kept_replies` are kept, and the events of each take at most `kept_bytes`. A reply that nobody
+has read for `kept_seconds` ends and is forgotten. One that has ended is forgotten as long after it ended or was read
+last, or when a new one needs its place.
 """
 
 import asyncio
@@ -146,19 +147,19 @@ class KeptReply:
             context.status = self._failure.status
         finally:
             self.over = True
-            self._tell()
+            self._notify()
 
     def _keep(self, part: bytes) -> None:
         self._events.append(part)
-        self._tell()
+        self._notify()
         if self._events.nbytes > self._limits.kept_bytes:
             most = format_bytes(self._limits.kept_bytes)
             self._context.end(Refused(f"The reply's events take more than {most}, the most that this server keeps of a "
                                       "reply; ask without X-Conversation-Id.", "unavailable"))  # fmt: skip
 
-    def _tell(self) -> None:
-        told, self._news = self._news, asyncio.get_running_loop().create_future()
-        told.set_result(None)
+    def _notify(self) -> None:
+        news, self._news = self._news, asyncio.get_running_loop().create_future()
+        news.set_result(None)
 
 
 class KeptReplies:

@@ -103,7 +103,7 @@ const pause = (seconds, signal) => new Promise((resolve) => {
 
 // Reads the reply by `connect`, and comes back to it when the connection is lost.
 async function follow(reply, connect) {
-  let lost = null, connected; // what ended the first connection; when the last one began
+  let lost = null, connected = Infinity; // what ended the first connection; when this one began
   for (let attempt = 0; ; ) {
     try {
       const response = await connect(reply);
@@ -112,6 +112,7 @@ async function follow(reply, connect) {
     } catch (problem) {
       if (problem.status === 404 && lost) throw lost; // the server has no more of it
       if (performance.now() - connected > 1000 * WAITS.at(-1)) attempt = 0;
+      connected = Infinity;
       const again = (problem.status === undefined || problem.cut) && reply.begun && attempt < WAITS.length;
       if (!again || reply.stopper.signal.aborted) throw problem;
       lost ??= problem;
