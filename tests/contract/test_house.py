@@ -40,6 +40,9 @@ TORCH_FREE = (
     "net",
     "loadgen",
     "prfaas.solve",
+    "prfaas.borrow",
+    "prfaas.forecast",
+    "prfaas.measure",
     "prfaas.router",
     "cli.chat",
 )

@@ -63,7 +63,7 @@ class _Plan:
 
 
 def run_bench_serve(options: BenchServeOptions) -> None:
-    site = _site(options)
+    site = site_of(options)
     _check(options)
     arrivals = (
         synthetic_trace(options.requests, options.seed)
@@ -102,7 +102,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float] | None:
     return found
 
 
-def _site(options: BenchServeOptions) -> Site:
+def site_of(options: BenchServeOptions) -> Site:
     if not 0 < options.timeout <= 86400:
         raise UsageError(f"--timeout must be above 0 and at most 86400 seconds, not {options.timeout:g}.")
     key = ""

@@ -12,7 +12,7 @@ from typing import Any
 
 from earthshine.cli.plan_answer import MachinePlan, print_comparison
 from earthshine.cli.plan_report import print_plan
-from earthshine.cli.this_machine import this_machine
+from earthshine.cli.this_machine import THIS, machine_named
 from earthshine.errors import UsageError
 from earthshine.files import write_file
 from earthshine.hub import find_model, size_on_disk
@@ -21,19 +21,14 @@ from earthshine.machine import (
     described,
     memory_available,
     memory_resident,
-    read_machine,
 )
 from earthshine.plan import Cost, PlanArgs, plan_json
 from earthshine.plan.answer import REPLY_TOKENS, Answer, answer, usd_per_million
 from earthshine.plan.download import Download
 from earthshine.plan.plan import PROCESS_BYTES
 from earthshine.plan.prices import SHIPPED, Ownership, PriceTable, read_prices
-from earthshine.settings import read_settings
 from earthshine.spec import ModelSpec, load_spec
 from earthshine.units import parse_bytes
-from earthshine.untrusted import shown
-
-THIS = "this"  # machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +80,7 @@ def _find(
     alone: bool,
 ) -> MachinePlan:
     """The answer for one machine; a refusal of one of several is kept instead of raised."""
-    machine, estimated = _machine(name, folder)
+    machine, estimated = machine_named(name, folder)
     own = _ownership(machine, options)
     args = PlanArgs(
         None if options.memory is None else parse_bytes(options.memory),
@@ -109,22 +104,6 @@ def _find(
             raise
         return MachinePlan(name, machine, estimated, own, refusal=str(error))
     return MachinePlan(name, machine, estimated, own, given, case)
-
-
-def _machine(name: str, folder: Path) -> tuple[Machine, str]:
-    """The machine of that name, a file or a shipped one, or this one; and why its rates are estimates, or ""."""
-    shipped = described()
-    if name in shipped:
-        return read_machine(shipped[name]), ""
-    if name != THIS:
-        if not os.path.exists(name):
-            raise UsageError(
-                f"{shown(name)} is neither a file nor a known machine; known are {', '.join((THIS, *shipped))}. A file "
-                f"that describes a machine is taken too: copy one of {shown(next(iter(shipped.values())).parent)} and "
-                "change its figures."
-            )
-        return read_machine(Path(name)), ""
-    return this_machine(folder if folder.is_dir() else read_settings().downloads)
 
 
 def _ownership(machine: Machine, options: PlanOptions) -> Ownership | None:

@@ -58,3 +58,64 @@ def solve(
 
     workload = Workload(mu, sigma, shortest, longest, trace, output_tokens)
     run_solve(SolveOptions(fleet, link, workload, threshold, at_means, json))
+
+
+@app.command()
+def borrow(
+    model: Annotated[str, typer.Argument(help="A folder, a Hugging Face id, gleam, or the path of a config.json.")],
+    machine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The machine that decodes: a file, a shipped name such as mini-24gb, or this; default: this. May be "
+            "repeated."
+        ),
+    ] = None,
+    lender: Annotated[str, typer.Option(help="The machine that prefills for it, likewise.")] = "8xh200",
+    link: Annotated[
+        list[float] | None, typer.Option(help="Rate in Gb/s from there; default: 0.1, 1 and 10. May be repeated.")
+    ] = None,
+    prompt: Annotated[
+        list[int] | None,
+        typer.Option(help="Tokens of a prompt; default: 8192, 32768 and 131072. May be repeated."),
+    ] = None,
+    usd_per_hour: Annotated[
+        float | None,
+        typer.Option(help="US dollars per hour of the lender; default: its price over four years, and its power."),
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Save the fleet of one machine and one link to this file.")] = None,
+    json: Json = False,
+) -> None:
+    """Forecast the first token with a prompt computed here, and with another machine's prefill over a link."""
+    from earthshine.cli.prfaas_borrow import BorrowOptions, run_borrow
+
+    machines, links, prompts = tuple(machine or ("this",)), tuple(link or (0.1, 1, 10)), tuple(prompt or ())
+    run_borrow(BorrowOptions(model, machines, lender, links, prompts, usd_per_hour, save, json))
+
+
+@app.command()
+def profile(
+    url: Annotated[str, typer.Argument(help="The server's address, such as http://127.0.0.1:8000.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A folder, a Hugging Face id, gleam, or the path of a config.json: it has the size of the cache."
+        ),
+    ],
+    served_as: Annotated[
+        str | None, typer.Option(help="The model's name on the server; default: the first that it lists.")
+    ] = None,
+    api: Annotated[str, typer.Option(help="completions (prompts of token ids) or chat.")] = "completions",
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with the server's API key.")] = None,
+    longest: Annotated[int, typer.Option(help="Longest prompt in tokens, within the server's context.")] = 32768,
+    batch: Annotated[int, typer.Option(help="Most sequences to decode at once.")] = 8,
+    seconds: Annotated[float, typer.Option(help="Most seconds for prompts; longer ones are then left out.")] = 180.0,
+    usd_per_hour: Annotated[float, typer.Option(help="US dollars per hour of such an instance.")] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the prompts; default: another each time, since servers cache prompts.")
+    ] = None,
+) -> None:
+    """Measure a running server's prefill and decode steps, and print them as a profile for a fleet's file."""
+    from earthshine.cli.prfaas_profile import ProfileOptions, run_profile
+
+    who = (url, model, served_as, api, api_key_file)
+    run_profile(ProfileOptions(*who, longest, batch, seconds, usd_per_hour, seed))

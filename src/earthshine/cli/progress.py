@@ -60,6 +60,10 @@ class ProgressLine:
         share = f"{done / max(total, 1):.0%}{left}"
         self._show(f"Reading the prompt: {share}", share)
 
+    def measuring(self, what: str) -> None:
+        """`what` is being measured."""
+        self._show(f"Measuring: {what}", what)
+
     def _show(self, text: str, short: str) -> None:
         """`short`: for a terminal that is narrower than the text."""
         now = time.monotonic()

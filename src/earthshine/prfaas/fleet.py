@@ -1,7 +1,8 @@
 """A fleet: clusters of like instances, which prefill, decode or both, and the links between them; and its file."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from earthshine.prfaas.profile import (
     Profile,
     flag_field,
     number_field,
+    profile_fields,
     profile_from,
     require_keys,
     text_field,
@@ -95,6 +97,19 @@ def read_fleet(path: Path) -> Fleet:
         if links.setdefault((link.source, link.target), link) is not link:
             raise UsageError(f"{where}: two links lead from {shown(link.source)} to {shown(link.target)}.")
     return check_fleet(Fleet(clusters, links), where)
+
+
+def fleet_json(fleet: Fleet) -> str:
+    """JSON that `read_fleet` reads back as an equal fleet, where profiles of one name are equal."""
+    profiles = {cluster.profile.name: profile_fields(cluster.profile) for cluster in fleet.clusters.values()}
+    clusters = [
+        {"name": c.name, "profile": c.profile.name, "n_prefill": c.n_prefill, "n_decode": c.n_decode}
+        | {"convertible": c.convertible}
+        for c in fleet.clusters.values()
+    ]
+    links = [asdict(link) for link in fleet.links.values()]
+    found = {"format": FORMAT, "profiles": list(profiles.values()), "clusters": clusters, "links": links}
+    return json.dumps(found, indent=1) + "\n"
 
 
 def check_fleet(fleet: Fleet, where: str) -> Fleet:

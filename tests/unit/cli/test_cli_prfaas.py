@@ -1,11 +1,18 @@
-"""`earthshine prfaas solve`: the answer, its JSON, and what is refused. Numbers are held in tests/unit/prfaas."""
+"""`earthshine prfaas solve` and `borrow`: answers, JSON, and what is refused. Numbers are held in tests/unit/prfaas."""
 
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
 from earthshine.prfaas.fleet import shipped_fleets
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "loadgen"))
+from pretender import Pretender
+
+DOCUMENT = (Path(__file__).resolve().parents[3] / "docs" / "prfaas.md").read_text(encoding="utf-8")
 
 pytestmark = pytest.mark.usefixtures("no_profile")
 
@@ -102,3 +109,93 @@ def test_fleet_without_a_place_to_decode_is_refused(earthshine, tmp_path):
     code, _, err = earthshine("prfaas", "solve", tmp_path / "fleet.json")
     assert code == 2
     assert "has no cluster that decodes; give one n_decode of at least 1" in err
+
+
+def test_table_of_borrowing_is_what_the_command_prints(earthshine, k2_6):
+    rows = re.findall(r"^\| `([\w-]+)` \|(.*)\|$", DOCUMENT, re.MULTILINE)
+    machines = [part for name in dict.fromkeys(name for name, _ in rows) for part in ("--machine", name)]
+    code, out, err = earthshine("prfaas", "borrow", k2_6, *machines)
+    assert (code, err, len(rows)) == (0, "", 18)
+    for name, cells in rows:
+        assert re.search(rf"^{name} +{' +'.join(cell.strip() for cell in cells.split('|'))}$", out, re.MULTILINE), out
+    assert "desktop-128gb at 0.1 Gb/s: borrowing is sooner for every prompt." in out
+
+
+def test_fleet_of_the_document_is_solved(earthshine, tmp_path):
+    fleet = next(
+        block for block in re.findall(r"```json\n(.*?)```", DOCUMENT, re.DOTALL) if "earthshine fleet" in block
+    )
+    (tmp_path / "fleet.json").write_text(fleet)
+    found = _json(earthshine("prfaas", "solve", tmp_path / "fleet.json", "--json"))
+    assert found["n_prefill"]["away"] == 4
+
+
+def test_borrowed_fleet_is_saved_and_solved(earthshine, k2_6, tmp_path):
+    words = ("--machine", "mini-24gb", "--link", "1", "--prompt", "8192", "--json", "--save", tmp_path / "fleet.json")
+    found = _json(earthshine("prfaas", "borrow", k2_6, *words, "--usd-per-hour", "36"))["mini-24gb"]
+    assert [row["tokens"] for row in found] == [8192]
+    assert found[0]["usd_there"] == pytest.approx(36 / 3600 * found[0]["there_prefill"])
+    assert found[0]["break_even"] == 1
+    solved = _json(earthshine("prfaas", "solve", tmp_path / "fleet.json", "--longest", "8192", "--json"))
+    assert solved["remote_share"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--link", "0"], "--link must be above 0"),
+        (["--prompt", "1"], "--prompt must be from 2 to 262144 tokens"),
+        (["--prompt", "262145"], "--prompt must be from 2 to 262144 tokens"),
+        (["--usd-per-hour", "-1"], "--usd-per-hour must be from 0"),
+        (["--machine", "toaster"], "'toaster' is neither a file nor a known machine"),
+        (["--lender", "toaster"], "'toaster' is neither a file nor a known machine"),
+        (["--save", "x.json"], "--save needs one machine and one link"),
+    ],
+)
+def test_wrong_options_of_borrow_are_named(earthshine, k2_6, words, said):
+    code, out, err = earthshine("prfaas", "borrow", k2_6, "--machine", "mini-24gb", *words)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+@pytest.fixture
+def server():
+    made = Pretender()
+    yield made
+    made.close()
+
+
+def test_measured_profile_is_one_that_a_fleet_takes(earthshine, server, k2_6, tmp_path):
+    server.pieces = lambda body: [(0.02, "x"), *[(0.001, "x")] * (body["max_tokens"] - 1)]
+    found = _json(earthshine("prfaas", "profile", server.url, k2_6, "--longest", "600", "--batch", "2"))
+    assert [size for size, _ in found["prefill"]] == [128, 256, 512, 600]
+    assert [size for size, _ in found["decode"]] == [1, 2]
+    assert found["cache"][-1] == [600, 600 * 70272]
+    assert found["batch"] == 2
+    cluster = {"name": "home", "profile": "small", "n_prefill": 1, "n_decode": 1}
+    fleet = {"format": "earthshine fleet 1", "profiles": [found], "clusters": [cluster]}
+    (tmp_path / "fleet.json").write_text(json.dumps(fleet))
+    assert _json(earthshine("prfaas", "solve", tmp_path / "fleet.json", "--json"))["requests_per_second"] > 0
+
+
+def test_server_that_does_not_answer_is_named(earthshine, k2_6):
+    code, out, err = earthshine("prfaas", "profile", "http://127.0.0.1:9", k2_6)
+    assert (code, out) == (1, "")
+    assert "http://127.0.0.1:9/v1/models: no connection" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--api", "grpc"], "--api must be completions or chat"),
+        (["--longest", "5"], "--longest must be from 128"),
+        (["--batch", "0"], "--batch must be from 1"),
+        (["--seconds", "nan"], "--seconds must be from 1"),
+        (["--usd-per-hour", "-2"], "--usd-per-hour must be from 0"),
+    ],
+)
+def test_wrong_options_of_profile_are_named(earthshine, server, k2_6, words, said):
+    code, out, err = earthshine("prfaas", "profile", server.url, k2_6, *words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert not server.bodies
