@@ -33,6 +33,8 @@ def test_every_command_is_there(reference):
         "rm",
         "bench machine",
         "prfaas solve",
+        "prfaas borrow",
+        "prfaas profile",
     ):
         assert f"## earthshine {name}\n\n```\nUsage: earthshine {name} " in reference
     assert "--max-stall" in reference
