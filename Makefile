@@ -75,7 +75,7 @@ clean:
 # Stamps: what is missing on the machine is said first, and a repeated call installs nothing unless something
 # that the installation reads has changed.
 $(VENV)/.installed: $(VENV)/.torch $(VENV)/.constraints $(VENV)/.modules $(BUILD_INPUTS)
-	@echo "Installing Earthshine and what else it needs (about 40 MB to download, and a minute of compiling)."
+	@echo "Installing Earthshine and what else it needs (70 MB to download at most, and a minute of compiling)."
 	$(PIP) install -c $(VENV)/.constraints -e .
 	@touch $@
 
@@ -104,10 +104,9 @@ $(VENV)/.torch: $(VENV)/.created
 	@touch $@
 
 $(VENV)/.created:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "Earthshine needs Python 3.11 or later, and $(PYTHON) is not; name one, such as: make PYTHON=python3.12" >&2; exit 1; }
-	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { \
-	  echo "Earthshine builds a small native library, and no C++ compiler was found; install g++ or clang." >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "Earthshine needs Python 3.11 or later, and $(PYTHON) was not found;" \
+	  "install it, or name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) tools/preflight.py
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
