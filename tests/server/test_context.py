@@ -1,12 +1,18 @@
-"""The log line of a request: its tokens, and their rate."""
+"""The log line of a request: its tokens, and their rate. What ends a request early."""
 
 import asyncio
+import gc
+from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
-from earthshine.generation.request import Delta, Ended, Started
+from earthshine.errors import OverloadError
+from earthshine.generation.request import Delta, Ended, Piece, Started
 from earthshine.server.http import timing
+from earthshine.server.http.body import ClientGone
 from earthshine.server.http.context import RequestContext
+from earthshine.server.http.events import follow
 from earthshine.server.http.log import Log
 from earthshine.server.http.metrics import Metrics
 
@@ -51,3 +57,29 @@ def test_the_rate_is_that_of_the_tokens_after_the_first(monkeypatch, timed, expe
     line = line_of(monkeypatch, [(1, Started(5, 2)), *timed])
     assert "5 tokens (2 cached)" in line
     assert expected in line
+
+
+def test_a_failure_that_comes_with_the_end_of_a_request_is_not_reported_as_lost():
+    """A closed engine fails its requests while the server ends them."""
+    lost: list[dict] = []
+
+    async def request() -> None:
+        context = RequestContext("POST /v1/echo", "-", Metrics(FakeEngine(), "tiny"), Log(lambda line: None))
+
+        async def pieces() -> AsyncIterator[Piece]:
+            yield delta(1)
+            context.end(ClientGone())
+            raise OverloadError("The engine was closed.", 1)
+
+        with suppress(ClientGone):
+            async for _ in follow(pieces(), context, 1000, 1000):
+                pass
+        context.close()
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, problem: lost.append(problem))
+        await request()
+        gc.collect()
+
+    asyncio.run(run())
+    assert lost == []

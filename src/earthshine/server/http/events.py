@@ -69,9 +69,9 @@ async def follow(
             if not isinstance(piece, Started | PromptProgress):  # not every client gets an event for these
                 until = loop.time() + silence
     finally:
-        if pending is not None and not pending.done():
+        if pending is not None:
             pending.cancel()
-            await asyncio.wait({pending})
+            await asyncio.gather(pending, return_exceptions=True)  # its own error may come with the fate
         if isinstance(pieces, AsyncGenerator):
             await pieces.aclose()
 
