@@ -117,9 +117,9 @@ def _from(name: str, bytes_per_second: float, break_even: int | None) -> str:
 
 def _row(name: str, row: Borrowing) -> tuple[str, ...]:
     times = (format_duration(row.here_seconds), format_duration(row.there_seconds))
-    usd = (dollars(row.usd_here), dollars(row.usd_there), dollars(row.usd_held))
-    saved = "-" if row.usd_per_hour_saved is None else dollars(row.usd_per_hour_saved)
-    return (name, f"{row.tokens:,}", f"{8e-9 * row.bytes_per_second:g}", *times, *usd, saved, row.bound)
+    costs = (row.usd_here, row.usd_there, row.usd_held, row.usd_per_hour_saved)
+    usd = ("-" if cost is None else dollars(cost) for cost in costs)
+    return (name, f"{row.tokens:,}", f"{8e-9 * row.bytes_per_second:g}", *times, *usd, row.bound)
 
 
 def _facts(row: Borrowing) -> dict[str, Any]:

@@ -20,10 +20,12 @@ HERE, THERE = "here", "there"
 class Borrowing:
     """One prompt over one link. Seconds until the first token, dollars for the prompt's computation.
 
-    there_prefill, first_step: of the prefill there, and of the first decode step here. usd_here: of this machine
-    meanwhile. usd_there: of the other's prefill. usd_held: of the other until its cache has arrived, as for a machine
-    that is rented for this alone. break_even: the shortest prompt, in tokens, whose first token is sooner with the
-    other machine; None if none up to the longest is.
+    there_prefill, first_step: of the prefill there, and of the first decode step here.
+    usd_here: of this machine meanwhile; None where its price is unknown.
+    usd_there: of the other's prefill.
+    usd_held: of the other until its cache has arrived, as for a machine that is rented for this alone.
+    break_even: the shortest prompt, in tokens, whose first token is sooner with the other machine; None if none up to
+        the longest is.
     """
 
     tokens: int
@@ -33,7 +35,7 @@ class Borrowing:
     there_prefill: float
     first_step: float
     nbytes: float
-    usd_here: float
+    usd_here: float | None
     usd_there: float
     usd_held: float
     remote: bool
@@ -76,7 +78,7 @@ def borrowing(here: Profile, there: Profile, bytes_per_second: float, tokens: in
         there_prefill=remote.seconds,
         first_step=remote.decode_seconds,
         nbytes=remote.send_bytes,
-        usd_here=here.usd_per_hour / 3600 * local.seconds,
+        usd_here=here.usd_per_hour / 3600 * local.seconds or None,
         usd_there=remote.usd,
         usd_held=there.usd_per_hour / 3600 * held,
         remote=route.prefill == THERE,

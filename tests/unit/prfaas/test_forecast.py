@@ -86,3 +86,8 @@ def test_break_even_is_where_both_ways_take_the_same_time(profiles):
     assert borrowing(here, there, rate, at, 131072).remote
     dear = replace(there, usd_per_hour=1e5)
     assert borrowing(here, dear, rate, at, 131072).break_even == at
+
+
+def test_cost_of_a_machine_without_a_price_is_unknown(profiles):
+    here = replace(profiles["desktop-128gb"], usd_per_hour=0.0)
+    assert borrowing(here, profiles["8xh200"], 1e9, 8192, 8192).usd_here is None
