@@ -35,6 +35,7 @@ def test_every_command_is_there(reference):
         "prfaas solve",
         "prfaas borrow",
         "prfaas profile",
+        "prfaas simulate",
     ):
         assert f"## earthshine {name}\n\n```\nUsage: earthshine {name} " in reference
     assert "--max-stall" in reference

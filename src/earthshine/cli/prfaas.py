@@ -119,3 +119,26 @@ def profile(
 
     who = (url, model, served_as, api, api_key_file)
     run_profile(ProfileOptions(*who, longest, batch, seconds, usd_per_hour, seed))
+
+
+@app.command()
+def simulate(
+    fleet: FleetName = "paper",
+    scenario: Annotated[
+        str, typer.Option(help="steady, burst, wave, outage, drift, or prefix, which needs --trace.")
+    ] = "steady",
+    link: Links = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="A trace in Mooncake's JSON lines, whose prompts share prefixes.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="How long requests arrive; default: the scenario's own, an hour for most.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same requests and the same result.")] = 0,
+    json: Json = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the table as a picture: a PNG, SVG or PDF file.")] = None,
+) -> None:
+    """Compare policies where requests queue, come in bursts, share prefixes, and links slow down or fail."""
+    from earthshine.cli.prfaas_simulate import SimulateOptions, run_simulate
+
+    run_simulate(SimulateOptions(fleet, scenario, link, trace, seconds, seed, json, plot))

@@ -64,6 +64,10 @@ class ProgressLine:
         """`what` is being measured."""
         self._show(f"Measuring: {what}", what)
 
+    def simulating(self, what: str) -> None:
+        """`what` is being simulated."""
+        self._show(f"Simulating: {what}", what)
+
     def _show(self, text: str, short: str) -> None:
         """`short`: for a terminal that is narrower than the text."""
         now = time.monotonic()

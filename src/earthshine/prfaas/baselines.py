@@ -66,12 +66,11 @@ def paper(abundant: bool) -> Router:
 
 def _decoding(request: RouteRequest, state: FleetState) -> str:
     """The cluster that decodes it: the one demanded, or that with the shortest wait."""
-    names = [c.name for c in state.fleet.decoding if state.clusters[c.name].n_decode]
-    if request.decode is not None:
-        names = [name for name in names if name == request.decode]
+    demanded = request.decode
+    names = [n for n, live in state.clusters.items() if live.n_decode and (demanded is None or n == demanded)]
     if not names:
         raise UnavailableError("No cluster decodes now.")
-    return min(names, key=lambda name: state.clusters[name].decode_wait_seconds)
+    return names[0] if len(names) == 1 else min(names, key=lambda name: state.clusters[name].decode_wait_seconds)
 
 
 def _local(state: FleetState, decode: str) -> str | None:
@@ -85,11 +84,15 @@ def _remote(state: FleetState, decode: str) -> str | None:
         for (source, target), link in state.links.items()
         if target == decode and link.bytes_per_second > 0 and state.clusters[source].n_prefill
     ]
-    return min(names, key=lambda name: state.clusters[name].prefill_wait_seconds, default=None)
+    if len(names) < 2:
+        return names[0] if names else None
+    return min(names, key=lambda name: state.clusters[name].prefill_wait_seconds)
 
 
 def _reusable(request: RouteRequest, state: FleetState, name: str) -> int:
-    return request.cached.get(name, _NOTHING).usable(state.fleet.clusters[name].profile.recurrent)
+    if name not in request.cached:
+        return 0
+    return request.cached[name].usable(state.fleet.clusters[name].profile.recurrent)
 
 
 def _first(

@@ -130,7 +130,7 @@ class Life:
 
     def _enqueue(self, now: float, job: Job, route: Route) -> None:
         place = self._places[route.prefill]
-        place.prompts.add(now, job.number, place.cluster.profile.prefill_seconds(job.tokens, route.reused_tokens))
+        place.prompts.add(now, job.number, route.first_token.prefill)
         self._start_prompts(now, place)
 
     def _start_prompts(self, now: float, place: Place) -> None:

@@ -20,13 +20,14 @@ from earthshine.prfaas.fleet import Fleet, Link
 from earthshine.prfaas.lengths import Lengths, LogNormal, trace_lengths
 from earthshine.prfaas.outcome import percentile
 from earthshine.prfaas.solve import solve
-from earthshine.prfaas.workload import PAPER_TOKENS, at_rate, drawn, poisson
+from earthshine.prfaas.workload import PAPER_TOKENS, at_rate, drawn, overlaid, poisson
 from earthshine.untrusted import shown
 
 _DEADLINE = 3.0  # times the P90 of service
 _GBPS = 1e9 / 8
 _WAVE = (10 * _GBPS, 1 * _GBPS)
 _MOST_OF_TRACE = 200_000
+_SHIFT_SECONDS = 60.0  # between copies of a trace, so that what one brings at once does not come twice at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,9 @@ def _prefix(kind: Kind, fleet: Fleet, seconds: float, seed: int, trace: Path | N
     arrivals = read_trace(trace, _MOST_OF_TRACE)
     lengths = trace_lengths(arrivals)
     output = sum(a.output_tokens for a in arrivals) / len(arrivals)
-    found = at_rate(arrivals, 0.9 * solve(fleet, lengths, output).rate)
+    rate = 0.9 * solve(fleet, lengths, output).rate
+    copies = max(1, int(rate * arrivals[-1].seconds / len(arrivals)))
+    found = at_rate(overlaid(arrivals, copies, _SHIFT_SECONDS), rate)
     if seconds:
         found = [arrival for arrival in found if arrival.seconds < seconds]
     return Scenario(
@@ -196,8 +199,8 @@ SCENARIOS = {
         _drift,
     ),
     "prefix": Kind(
-        "A recorded trace with shared prefixes, at 0.9 of the model's rate for what one unlimited cache would leave to "
-        "compute.",
+        "A recorded trace with shared prefixes, and copies of it with prefixes of their own, at 0.9 of the model's "
+        "rate for what one unlimited cache would leave to compute.",
         0,
         _prefix,
     ),

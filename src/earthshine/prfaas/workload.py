@@ -69,15 +69,18 @@ def at_rate(arrivals: Sequence[Arrival], rate: float) -> list[Arrival]:
     return [replace(arrival, seconds=arrival.seconds * factor) for arrival in arrivals]
 
 
-def repeated(arrivals: Sequence[Arrival], times: int) -> list[Arrival]:
-    """A trace several times in a row. Blocks of each repetition are its own."""
+def overlaid(arrivals: Sequence[Arrival], copies: int, shift_seconds: float) -> list[Arrival]:
+    """A trace and copies of it, each begun `shift_seconds` after the one before and with blocks of its own.
+
+    So a rate grows without shortening the time between the prompts of one conversation.
+    """
     most = max((max(a.blocks, default=0) for a in arrivals), default=0) + 1
-    gap = arrivals[-1].seconds * (1 + 1 / len(arrivals))
-    return [
-        replace(a, seconds=a.seconds + i * gap, blocks=tuple(block + i * most for block in a.blocks))
-        for i in range(times)
+    found = [
+        replace(a, seconds=a.seconds + i * shift_seconds, blocks=tuple(block + i * most for block in a.blocks))
+        for i in range(copies)
         for a in arrivals
     ]
+    return sorted(found, key=lambda a: a.seconds)
 
 
 def whole_blocks(arrivals: Sequence[Arrival]) -> Iterator[tuple[int, ...]]:

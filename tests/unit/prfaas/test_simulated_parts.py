@@ -6,7 +6,7 @@ from earthshine.loadgen.trace import BLOCK_TOKENS, Arrival
 from earthshine.prfaas.prefix import PrefixCache
 from earthshine.prfaas.route import Cached
 from earthshine.prfaas.sharing import Sharing
-from earthshine.prfaas.workload import PAPER_TOKENS, at_rate, drawn, poisson, repeated, whole_blocks
+from earthshine.prfaas.workload import PAPER_TOKENS, at_rate, drawn, overlaid, poisson, whole_blocks
 
 from .simulated import profile
 
@@ -124,7 +124,10 @@ def test_a_trace_at_another_rate_keeps_its_order_and_its_pattern():
     assert [a.seconds for a in at_rate(trace, 0.5)] == [0.0, 1.5, 6.0]
 
 
-def test_a_repeated_trace_shares_no_prefix_with_itself():
-    once = [Arrival(t, 1000, 1, (0, t + 1)) for t in range(3)]
-    twice = list(whole_blocks(repeated(once, 2)))
-    assert not {b for blocks in twice[:3] for b in blocks} & {b for blocks in twice[3:] for b in blocks}
+def test_copies_of_a_trace_share_no_prefix_and_keep_its_gaps():
+    once = [Arrival(t, 1000, 1, (0, t + 1)) for t in (0, 1, 4)]
+    twice = overlaid(once, 2, 3)
+    assert [a.seconds for a in twice] == [0, 1, 3, 4, 4, 7]
+    first, second = ([a for a in twice if (a.blocks[0] == 0) == own] for own in (True, False))
+    assert [a.seconds - 3 for a in second] == [a.seconds for a in first]
+    assert not {b for a in first for b in a.blocks} & {b for a in second for b in a.blocks}

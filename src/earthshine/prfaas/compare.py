@@ -1,0 +1,174 @@
+"""Runs one scenario under every policy, ours and those to compare with, and beside the bound that none can exceed."""
+
+import math
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from earthshine.prfaas.baselines import EXO_TOKENS, all_remote, local_only, paper, static_threshold
+from earthshine.prfaas.bound import most_in_time
+from earthshine.prfaas.control import Controller, threshold_of
+from earthshine.prfaas.decide import decide
+from earthshine.prfaas.fleet import Cluster, Fleet
+from earthshine.prfaas.outcome import Outcome, percentile
+from earthshine.prfaas.policy import Policy
+from earthshine.prfaas.route import FleetState, Route, Router, RouteRequest
+from earthshine.prfaas.scenarios import Scenario
+from earthshine.prfaas.simulate import Controls, simulate
+from earthshine.prfaas.solve import solve, with_roles
+
+OURS, STATIC, REMOTE, LOCAL, BOUND = "earthshine", "best static threshold", "all remote", "local only", "bound"
+_TENTHS = 10
+_FINER = (0.05, 0.025, 0.0125)  # shares of the requests, around the best thresholds
+_SCARCE = 0.5  # share of a link's rate that the model expects to be sent, above which the paper's rule is "scarce"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One policy in one scenario."""
+
+    policy: str
+    about: str  # its constants
+    in_time: float  # requests whose first token came within the deadline
+    waits: "array[float]" = field(default_factory=lambda: array("d"))  # seconds to each first token
+    remote_share: float = 0.0  # of the requests
+    reused_share: float = 0.0  # of the prompt tokens, found in a prefix cache
+    egress: float = 0.0  # bytes per second over all links
+    conversions: int = 0
+    unserved: int = 0
+
+
+def compare(found: Scenario, policy: Policy, *, note: Callable[[str], None] = lambda _: None) -> Iterator[Row]:
+    """A row for each policy, ours first; the bound last, with `in_time` alone. note: called with the name of each
+    before it runs."""
+    runs: list[tuple[str, Callable[[], Row]]] = [
+        (OURS, lambda: _row(OURS, "decide and tick", found, ours(found, policy))),
+        (STATIC, lambda: best_static(found)),
+        ("paper, frozen", lambda: _paper(found)),
+        ("exo's constant", lambda: _static(found, EXO_TOKENS, _solved(found), "exo's constant")),
+        (REMOTE, lambda: _row(REMOTE, "", found, _run(found, _decoding_only(found), all_remote))),
+        (LOCAL, lambda: _local(found)),
+        (BOUND, lambda: Row(BOUND, "no policy can exceed it", bound(found))),
+    ]
+    if not found.fleet.links:
+        runs = [run for run in runs if run[0] != REMOTE]
+    for name, run in runs:
+        note(name)
+        yield run()
+
+
+def bound(found: Scenario) -> float:
+    """Requests that any policy can have in time, at most."""
+    return most_in_time(found.fleet, found.arrivals, found.deadline_seconds, found.conditions)
+
+
+def ours(found: Scenario, policy: Policy) -> Outcome:
+    """`decide` and `tick` themselves, from the roles and the threshold that are solved for what is expected."""
+    fleet = _solved(found)
+    controller = Controller(fleet, policy, found.lengths, found.output_tokens)
+    return _run(found, fleet, partial(_decide, policy), controller.threshold, controller)
+
+
+def best_static(found: Scenario) -> Row:
+    """The threshold and the roles with the most requests in time, chosen in hindsight: all roles with thresholds at
+    each tenth of the requests, then thresholds around the best three."""
+    lengths = sorted(a.input_tokens for a in found.arrivals)
+    known: dict[tuple[int, float], Row] = {}
+    fleets = list(_all_roles(found.fleet))
+
+    def tried(roles: int, share: float) -> Row:
+        if (roles, share) not in known:
+            tokens = float(percentile(lengths, share)) if share > 0 else 0.0
+            known[roles, share] = _static(found, tokens, fleets[roles])
+        return known[roles, share]
+
+    for at in range(_TENTHS + 1):
+        for roles in range(len(fleets)):
+            tried(roles, at / _TENTHS)
+    for step in _FINER:
+        for roles, share in sorted(known, key=lambda one: -known[one].in_time)[:3]:
+            for beside in (share - step, share + step):
+                tried(roles, min(1.0, max(0.0, beside)))
+    return max(known.values(), key=lambda row: row.in_time)
+
+
+def _decide(policy: Policy, request: RouteRequest, state: FleetState) -> Route:
+    return decide(request, state, policy)
+
+
+def _all_roles(fleet: Fleet) -> Iterator[Fleet]:
+    """The fleet with each division of its convertible clusters, of one at a time where it has several."""
+    yield fleet
+    for cluster in fleet.clusters.values():
+        if cluster.convertible:
+            for n in range(1, cluster.n_instances):
+                if n != cluster.n_prefill:
+                    yield with_roles(fleet, {cluster.name: n})
+
+
+def _solved(found: Scenario) -> Fleet:
+    """The fleet in the roles that the model gives for what is expected."""
+    solution = solve(found.fleet, found.lengths, found.output_tokens)
+    return with_roles(found.fleet, {c.name: solution.n_prefill[c.name] for c in _convertible(found.fleet)})
+
+
+def _convertible(fleet: Fleet) -> list[Cluster]:
+    return [cluster for cluster in fleet.clusters.values() if cluster.convertible]
+
+
+def _static(found: Scenario, tokens: float, fleet: Fleet, name: str = STATIC) -> Row:
+    return _row(name, f"{tokens:,.0f} tokens{_roles(fleet)}", found, _run(found, fleet, static_threshold(tokens)))
+
+
+def _roles(fleet: Fleet) -> str:
+    return "".join(f", {c.name} {c.n_prefill}/{c.n_decode}" for c in _convertible(fleet))
+
+
+def _paper(found: Scenario) -> Row:
+    """Threshold and roles of the grid search, for what is expected at the start, and never changed."""
+    solution, fleet = solve(found.fleet, found.lengths, found.output_tokens), _solved(found)
+    threshold = threshold_of(solution)
+    links = [link.bytes_per_second for link in found.fleet.links.values()]
+    abundant = solution.egress_bytes_per_second <= _SCARCE * max(links, default=0.0)
+    about = f"{threshold:,.0f} tokens{_roles(fleet)}, bandwidth {'abundant' if abundant else 'scarce'}"
+    return _row("paper, frozen", about, found, _run(found, fleet, paper(abundant), threshold))
+
+
+def _decoding_only(found: Scenario) -> Fleet:
+    """The paper's naive heterogeneous system: what decodes does nothing else."""
+    return with_roles(found.fleet, {c.name: 0 for c in _convertible(found.fleet)})
+
+
+def _local(found: Scenario) -> Row:
+    """In the best roles for it, in hindsight; clusters that do not decode stand idle."""
+    tried = [_row(LOCAL, _roles(fleet)[2:], found, _run(found, fleet, local_only)) for fleet in _all_roles(found.fleet)]
+    return max(tried, key=lambda row: row.in_time)
+
+
+def _run(
+    found: Scenario, fleet: Fleet, router: Router, threshold: float = math.inf, controls: Controls | None = None
+) -> Outcome:
+    return simulate(
+        fleet,
+        found.arrivals,
+        router,
+        threshold=threshold,
+        conditions=found.conditions,
+        controls=controls,
+        deadline_seconds=found.deadline_seconds,
+    )
+
+
+def _row(policy: str, about: str, found: Scenario, run: Outcome) -> Row:
+    return Row(
+        policy,
+        about,
+        run.within(found.deadline_seconds),
+        array("d", (served.wait for served in run.served)),
+        run.remote_share,
+        run.reused_share,
+        run.sent_bytes / max(run.seconds, 1e-9),
+        run.conversions,
+        run.unserved,
+    )
