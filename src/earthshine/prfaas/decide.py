@@ -6,8 +6,9 @@ threshold says what a second of one cluster's work is worth in seconds of anothe
 both cost the same. So an idle fleet minimises the first token, and a saturated one divides prompts at the threshold,
 which keeps all producers busy (paper equation 7).
 
-With a deadline, only places that meet it count. A prompt that can meet it nowhere joins the queue in which all are late
-already, if there is one: queues are first come, first served, and the others stay short.
+With a deadline, only places that meet it count. A prompt that can meet it nowhere joins a queue in which all are late
+already, and if there is none, that of the slowest place: queues are first come, first served, and one that is given up
+keeps the others short.
 """
 
 import math
@@ -34,10 +35,18 @@ def decide(request: RouteRequest, state: FleetState, policy: Policy) -> Route:
     if timely:
         chosen = _cheapest(timely, per_usd)
         return _route(request, chosen, _why(chosen, timely, within, found, state))
-    if max([option.backlog for option in within]) > (deadline or 0.0):
-        slowest = min(within, key=lambda option: option.place.rate_at(min(state.threshold, LONGEST)))
-        return _route(request, slowest, "late everywhere, so it leaves the faster queues to others")
-    return _route(request, _cheapest(within, per_usd), "late everywhere, and costs the others least here")
+    return _late(request, within, state, per_usd)
+
+
+def _late(request: RouteRequest, within: list[Option], state: FleetState, per_usd: float) -> Route:
+    """For a prompt that meets its deadline nowhere: where it makes the fewest others late."""
+    deadline = request.deadline_seconds or 0.0
+    lost = [option for option in within if option.backlog > deadline]
+    if not lost and not any([option.queue for option in within]):
+        return _route(request, _cheapest(within, per_usd), "late everywhere, least so here")
+    typical = min(state.threshold, LONGEST)
+    chosen = min(lost or within, key=lambda option: option.place.rate_at(typical))
+    return _route(request, chosen, f"late everywhere; {'all in this queue are' if lost else 'here fewest others wait'}")
 
 
 def _unavailable(found: list[Option], request: RouteRequest, state: FleetState) -> UnavailableError:

@@ -1,6 +1,7 @@
 """What each place would cost a prompt: the predicted first token by its parts, and what its work costs others."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from earthshine.prfaas.fleet import Cluster
@@ -54,6 +55,7 @@ class Option:
 def options(request: RouteRequest, state: FleetState, policy: Policy) -> list[Option]:
     """Every place where the prompt can be prefilled and decoded now: instances of both work, and links are up."""
     found = []
+    held = {name: reusable(request, cluster) for name in request.cached if (cluster := state.fleet.clusters.get(name))}
     for target in decode_places(request, state):
         places = _places(target, state, policy)
         capacity = sum([place.price * place.live.n_prefill for place in places])
@@ -62,11 +64,13 @@ def options(request: RouteRequest, state: FleetState, policy: Policy) -> list[Op
         admitted = state.clusters[target.name].decode_wait_seconds + (decode(1) if decode else 0.0)
         for place in places:
             others = waiting * place.price / capacity
-            own = reusable(request, place.cluster)
-            found.append(_option(request, target, place, own, admitted, others))
-            pulled = _pull(request, place, own, state, policy) if policy.rule != "scarce" and request.cached else None
-            if pulled:
-                found.append(_option(request, target, place, pulled[1], admitted, others, pulled))
+            own = _option(request, target, place, held.get(place.cluster.name, 0), admitted, others)
+            found.append(own)
+            pull = _pull(request, place, held, state, policy) if held and policy.rule != "scarce" else None
+            if pull:
+                pulled = _option(request, target, place, pull[1], admitted, others, pull)
+                if policy.rule == "abundant" or pull[3] < own.seconds - pulled.seconds:
+                    found.append(pulled)
     return found
 
 
@@ -82,7 +86,9 @@ def reusable(request: RouteRequest, cluster: Cluster) -> int:
     if cached is None:
         return 0
     most = min(cached.tokens, request.tokens - 1)
-    return Cached(most, cached.states).usable(cluster.profile.recurrent)
+    if not cluster.profile.recurrent:
+        return most
+    return max([length for length in cached.states if length <= most], default=0)
 
 
 def usable_rate(link: LinkState, policy: Policy) -> float:
@@ -116,24 +122,20 @@ def _places(target: Cluster, state: FleetState, policy: Policy) -> list[Place]:
 _Pull = tuple[str, int, float, float]  # source, tokens, bytes, seconds
 
 
-def _pull(request: RouteRequest, place: Place, own: int, state: FleetState, policy: Policy) -> _Pull | None:
-    """The longest prefix of another cluster with a link to `place`, where moving it may pay."""
-    best: _Pull | None = None
-    into = place.cluster
-    for name in request.cached:
-        link = state.links.get((name, into.name))
-        source = state.fleet.clusters.get(name)
-        if not link or not source or (rate := usable_rate(link, policy)) <= 0:
-            continue
-        tokens = reusable(request, source)
-        if tokens > (best[1] if best else own):
-            nbytes = source.profile.cache_bytes(tokens, min(request.cached.get(into.name, _NOTHING).tokens, tokens))
-            seconds = (link.queued_bytes + nbytes) / rate + state.fleet.links[name, into.name].round_trip_seconds
+def _pull(
+    request: RouteRequest, place: Place, held: Mapping[str, int], state: FleetState, policy: Policy
+) -> _Pull | None:
+    """The longest prefix of another cluster that has a link to `place`, if it is longer than the own one."""
+    into, best = place.cluster.name, None
+    most = held.get(into, 0)
+    for name, tokens in held.items():
+        link = state.links.get((name, into)) if tokens > most else None
+        rate = usable_rate(link, policy) if link else 0.0
+        if link and rate > 0:
+            most, rows = tokens, request.cached.get(into, _NOTHING).tokens
+            nbytes = state.fleet.clusters[name].profile.cache_bytes(tokens, min(rows, tokens))
+            seconds = (link.queued_bytes + nbytes) / rate + state.fleet.links[name, into].round_trip_seconds
             best = (name, tokens, nbytes, seconds)
-    if best and policy.rule == "auto":
-        profile = into.profile
-        saved = profile.prefill_seconds(request.tokens, own) - profile.prefill_seconds(request.tokens, best[1])
-        return best if best[3] < saved else None
     return best
 
 

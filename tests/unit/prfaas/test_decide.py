@@ -142,11 +142,18 @@ class TestDeadline:
         assert route.prefill == "prfaas"
         assert "all others miss the deadline" in route.reason
 
-    def test_late_prompt_leaves_the_faster_queue_to_others(self):
-        for waits in ((30.0, 10.0), (10.0, 30.0)):
-            route = decide(RouteRequest(10000, deadline_seconds=5), near_and_far(*waits), POLICY)
-            assert route.prefill == "near"
-            assert "late everywhere" in route.reason
+    @pytest.mark.parametrize(
+        ("far_wait", "near_wait", "prefill"), [(30, 10, "near"), (10, 30, "near"), (30, 4, "far"), (4.5, 3, "near")]
+    )
+    def test_late_prompt_joins_those_that_are_late_and_else_the_slower_place(self, far_wait, near_wait, prefill):
+        route = decide(RouteRequest(10000, deadline_seconds=5), near_and_far(far_wait, near_wait), POLICY)
+        assert route.prefill == prefill
+        assert "late everywhere" in route.reason
+
+    def test_late_prompt_joins_those_that_wait_for_a_slow_link(self):
+        state = near_and_far(near_wait=4)
+        state.links["far", "near"] = LinkState(1e6, queued_bytes=1e7)
+        assert decide(RouteRequest(10000, deadline_seconds=5), state, POLICY).prefill == "far"
 
     def test_late_prompt_on_an_idle_fleet_goes_where_it_is_soonest(self):
         route = decide(RouteRequest(10000, deadline_seconds=0.1), near_and_far(), POLICY)
