@@ -17,7 +17,7 @@ from earthshine.cli import models, prfaas
 from earthshine.cli.arguments import Context, Dtype, Memory, Model, PlanFile, Threads, Trunk
 from earthshine.cli.chat_command import chat
 from earthshine.cli.instead import Commands
-from earthshine.cli.words import SERVE_BATCH
+from earthshine.cli.words import KWH_USD, LIFE_YEARS, SERVE_BATCH
 from earthshine.errors import EarthshineError, UsageError
 
 app = typer.Typer(
@@ -147,11 +147,11 @@ def plan(
     watts: Annotated[
         float | None, typer.Option(help="Power of the machine under load; default: from its file.")
     ] = None,
-    kwh_price: Annotated[float, typer.Option(help="US dollars per kilowatt hour.")] = 0.25,
+    kwh_price: Annotated[float, typer.Option(help="US dollars per kilowatt hour.")] = KWH_USD,
     machine_price: Annotated[
         float | None, typer.Option(help="Price of the machine in US dollars; default: from its file.")
     ] = None,
-    life_years: Annotated[float, typer.Option(help="Years over which the machine pays off.")] = 4.0,
+    life_years: Annotated[float, typer.Option(help="Years over which the machine pays off.")] = LIFE_YEARS,
     prices: Annotated[Path | None, typer.Option(help="A table of services' prices; default: the included one.")] = None,
     save: Annotated[
         Path | None,

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from earthshine.cli.layout import Report
+from earthshine.cli.prfaas_solve import MOST_GBPS
 from earthshine.cli.this_machine import machine_named
-from earthshine.cli.words import dollars
+from earthshine.cli.words import KWH_USD, LIFE_YEARS, dollars
 from earthshine.errors import UsageError
 from earthshine.files import write_file
 from earthshine.hub import find_model
@@ -27,8 +28,6 @@ from earthshine.spec import ModelSpec, load_spec
 from earthshine.units import format_duration
 
 _PROMPTS = (8192, 32768, 131072)  # tokens
-_MOST_GBPS = 1e6
-_KWH_USD, _LIFE_YEARS = 0.25, 4.0  # as the defaults of earthshine plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +61,7 @@ def run_borrow(options: BorrowOptions) -> None:
         for name, mine in here.items()
     }
     if options.json:
-        print(
-            json.dumps(
-                {name: [asdict(row) | {"bound": row.bound} for row in found] for name, found in rows.items()}, indent=2
-            )
-        )
+        print(json.dumps({name: [_facts(row) for row in found] for name, found in rows.items()}, indent=2))
     else:
         _print(options, rows, there)
 
@@ -74,8 +69,8 @@ def run_borrow(options: BorrowOptions) -> None:
 def _checked(options: BorrowOptions, spec: ModelSpec) -> tuple[int, ...]:
     """The prompts' lengths. Raises UsageError."""
     for gbps in options.gbps:
-        if not 0 < gbps <= _MOST_GBPS:
-            raise UsageError(f"--link must be above 0 and at most {_MOST_GBPS:g} Gb/s, not {gbps:g}.")
+        if not 0 < gbps <= MOST_GBPS:
+            raise UsageError(f"--link must be above 0 and at most {MOST_GBPS:g} Gb/s, not {gbps:g}.")
     if options.usd_per_hour is not None and not 0 <= options.usd_per_hour <= MOST_USD:
         raise UsageError(f"--usd-per-hour must be from 0 to {MOST_USD:g}, not {options.usd_per_hour:g}.")
     for tokens in options.prompts:
@@ -85,7 +80,7 @@ def _checked(options: BorrowOptions, spec: ModelSpec) -> tuple[int, ...]:
 
 
 def _profile(spec: ModelSpec, machine: Machine, longest: int, usd_per_hour: float | None = None) -> Profile:
-    own = Ownership(machine.watts or 0.0, _KWH_USD, machine.price_usd or 0.0, _LIFE_YEARS)
+    own = Ownership(machine.watts or 0.0, KWH_USD, machine.price_usd or 0.0, LIFE_YEARS)
     price = own.usd_per_hour if usd_per_hour is None else usd_per_hour
     return forecast_profile(Case.of(spec, machine, PlanArgs(context_tokens=longest)), longest, price)
 
@@ -94,7 +89,7 @@ def _print(options: BorrowOptions, rows: Mapping[str, Sequence[Borrowing]], ther
     report = Report()
     for name, found in rows.items():
         for row in sorted({(row.bytes_per_second, row.break_even) for row in found}):
-            report.paragraph(_from(name, *row))
+            report.paragraph(_from(name, *row, max(each.tokens for each in found)))
     report.blank()
     report.heading(f"First token with the prefill of {there.name} at ${dollars(there.usd_per_hour)} per hour")
     columns = ("", "prompt", "Gb/s", "here", "borrowed", "cost here", "borrowed", "alone", "an hour less", "most of it")
@@ -107,10 +102,10 @@ def _print(options: BorrowOptions, rows: Mapping[str, Sequence[Borrowing]], ther
     )
 
 
-def _from(name: str, bytes_per_second: float, break_even: int | None) -> str:
+def _from(name: str, bytes_per_second: float, break_even: int | None, longest: int) -> str:
     gbps = f"{8e-9 * bytes_per_second:g} Gb/s"
     if break_even is None:
-        return f"{name} at {gbps}: computing here is always sooner."
+        return f"{name} at {gbps}: a prompt of {longest:,} tokens is computed sooner here."
     which = "every prompt" if break_even == 1 else f"prompts from {break_even:,} tokens on"
     return f"{name} at {gbps}: borrowing is sooner for {which}."
 

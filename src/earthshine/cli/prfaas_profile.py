@@ -4,10 +4,11 @@ import json
 import random
 import sys
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import cast
 
-from earthshine.cli.bench_serve import BenchServeOptions, site_of
+from earthshine.cli.bench_serve import MOST_AT_ONCE, BenchServeOptions, site_of
 from earthshine.cli.progress import ProgressLine
 from earthshine.errors import UsageError
 from earthshine.hub import find_model
@@ -15,7 +16,7 @@ from earthshine.loadgen.drive import ApiName, Target, open_target
 from earthshine.loadgen.trace import MOST_TOKENS
 from earthshine.prfaas.forecast import cache_curve
 from earthshine.prfaas.measure import SHORTEST, measure_decode, measure_prefill
-from earthshine.prfaas.profile import MOST_BATCH, MOST_USD, Profile, profile_fields
+from earthshine.prfaas.profile import MOST_USD, Profile, profile_fields
 from earthshine.spec import load_spec
 from earthshine.untrusted import shown
 
@@ -44,10 +45,10 @@ def run_profile(options: ProfileOptions) -> None:
     spec = load_spec(find_model(options.model, weights=False))
     target = open_target(site, cast(ApiName, options.api), options.served_as)
     longest = _longest(target, options.longest)
-    seed = random.SystemRandom().getrandbits(32) if options.seed is None else options.seed
+    seeds = count(random.SystemRandom().getrandbits(32) if options.seed is None else options.seed)
     with ProgressLine() as progress:
-        prefill = measure_prefill(target, longest, options.seconds, seed, progress.measuring)
-        decode, batch = measure_decode(target, options.batch, seed, progress.measuring)
+        prefill = measure_prefill(target, longest, options.seconds, seeds, progress.measuring)
+        decode, batch = measure_decode(target, options.batch, seeds, progress.measuring)
     cache, recurrent = cache_curve(spec, longest)
     source = f"Measured at {options.url}, model {shown(target.model)}, by earthshine prfaas profile."
     found = Profile(target.model, source, prefill, cache, decode, batch, recurrent, options.usd_per_hour)
@@ -62,7 +63,7 @@ def _check(options: ProfileOptions) -> None:
         raise UsageError(f"--api must be completions or chat, not {shown(options.api)}.")
     for name, value, least, most in (
         ("longest", options.longest, SHORTEST, MOST_TOKENS),
-        ("batch", options.batch, 1, MOST_BATCH),
+        ("batch", options.batch, 1, MOST_AT_ONCE),
         ("seconds", options.seconds, 1, 86400),
         ("usd-per-hour", options.usd_per_hour, 0, MOST_USD),
     ):

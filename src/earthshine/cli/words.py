@@ -5,6 +5,7 @@ import math
 from earthshine.units import format_bytes
 
 SERVE_BATCH = 8  # the most sequences that serve decodes together, if --batch does not say
+KWH_USD, LIFE_YEARS = 0.25, 4.0  # of a machine whose costs are not given
 
 
 def plain(text: object) -> str:

@@ -4,7 +4,7 @@ Both machines are idle, so `decide` compares service times: seconds of prefill h
 sending the cache, which overlaps with it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from earthshine.prfaas.decide import decide
 from earthshine.prfaas.fleet import Cluster, Fleet, Link
@@ -24,8 +24,8 @@ class Borrowing:
     usd_here: of this machine meanwhile; None where its price is unknown.
     usd_there: of the other's prefill.
     usd_held: of the other until its cache has arrived, as for a machine that is rented for this alone.
-    break_even: the shortest prompt, in tokens, whose first token is sooner with the other machine; None if none up to
-        the longest is.
+    break_even: the shortest prompt, in tokens, from which on the first token is sooner with the other machine; None if
+        that of the longest prompt is not.
     """
 
     tokens: int
@@ -59,7 +59,12 @@ class Borrowing:
 
 
 def fleet_of(here: Profile, there: Profile, bytes_per_second: float) -> Fleet:
-    """This machine, which prefills and decodes, the other, which prefills, and a link from there to here."""
+    """This machine, which prefills and decodes, the other, which prefills, and a link from there to here.
+
+    Where both are the same machine at different prices, the lender's profile gets a name of its own.
+    """
+    if there.name == here.name and there != here:
+        there = replace(there, name=f"{there.name} as lender")
     clusters = {HERE: Cluster(HERE, here, 1, 1), THERE: Cluster(THERE, there, 1, 0)}
     return Fleet(clusters, {(THERE, HERE): Link(THERE, HERE, bytes_per_second)})
 

@@ -1,8 +1,10 @@
 """A measured quantity over a size, such as seconds of prefill over tokens: linear between its points."""
 
 import bisect
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 
 from earthshine.errors import UsageError
 from earthshine.untrusted import shown
@@ -16,7 +18,7 @@ class Curve:
     """Points (size, value), both ascending; sizes strictly. Calling it interpolates between them.
 
     Beyond the last point the last slope goes on, and below the first one the first slope, down to 0 at least. One point
-    alone is a constant.
+    alone is a constant. Raises UsageError for other points.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -24,7 +26,10 @@ class Curve:
     _slopes: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        pairs = list(zip(self.points, self.points[1:], strict=False))
+        pairs = list(pairwise(self.points))
+        finite = all(map(math.isfinite, chain.from_iterable(self.points)))
+        if not self.points or not finite or not all(a[0] < b[0] and a[1] <= b[1] for a, b in pairs):
+            raise UsageError(f"A curve needs points of finite, ascending sizes and values, not {shown(self.points)}.")
         slopes = tuple((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs) or (0.0,)
         object.__setattr__(self, "_sizes", tuple(size for size, _ in self.points[1:-1]))
         object.__setattr__(self, "_slopes", slopes)

@@ -100,8 +100,12 @@ def read_fleet(path: Path) -> Fleet:
 
 
 def fleet_json(fleet: Fleet) -> str:
-    """JSON that `read_fleet` reads back as an equal fleet, where profiles of one name are equal."""
-    profiles = {cluster.profile.name: profile_fields(cluster.profile) for cluster in fleet.clusters.values()}
+    """JSON that `read_fleet` reads back as an equal fleet. Raises UsageError for two profiles of one name."""
+    profiles: dict[str, dict[str, Any]] = {}
+    for cluster in fleet.clusters.values():
+        fields = profile_fields(cluster.profile)
+        if profiles.setdefault(cluster.profile.name, fields) != fields:
+            raise UsageError(f"Two different profiles have the name {shown(cluster.profile.name)}; rename one.")
     clusters = [
         {"name": c.name, "profile": c.profile.name, "n_prefill": c.n_prefill, "n_decode": c.n_decode}
         | {"convertible": c.convertible}

@@ -28,8 +28,8 @@ def forecast_profile(case: Case, longest: int, usd_per_hour: float) -> Profile:
     steps = math.ceil(_PER_OCTAVE * math.log2(longest))
     sizes = sorted({1, longest, *(round(longest ** (i / steps)) for i in range(1, steps))})
     seconds = accumulate((costs.prompt(size, skew).seconds for size in sizes), max)
-    batches = sorted({1, case.args.batch, *(1 << i for i in range(case.args.batch.bit_length()))} - {0})
-    loads = [Load(max(1, longest // 2), batch, skew) for batch in batches if batch <= case.args.batch]
+    batches = sorted({case.args.batch, *(1 << i for i in range(case.args.batch.bit_length()))})
+    loads = [Load(max(1, longest // 2), batch, skew) for batch in batches]
     step_seconds = accumulate((costs.decode(load).seconds for load in loads), max)
     cache, recurrent = cache_curve(spec, longest)
     return Profile(
@@ -47,4 +47,4 @@ def forecast_profile(case: Case, longest: int, usd_per_hour: float) -> Profile:
 def cache_curve(spec: ModelSpec, longest: int) -> tuple[Curve, bool]:
     """Bytes of a sequence's cache in bf16 over its tokens, and whether part of it is a state of constant size."""
     per_token, constant = BF16_BYTES * spec.row_values, spec.state_bytes(BF16_BYTES)
-    return Curve(tuple((float(n), float(constant + n * per_token)) for n in (1, longest))), constant > 0
+    return Curve(tuple((float(n), float(constant + n * per_token)) for n in (1, max(2, longest)))), constant > 0

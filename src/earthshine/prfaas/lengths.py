@@ -58,12 +58,6 @@ def between(lengths: Lengths, low: float, high: float) -> Band:
     return Band(max(0.0, all_.share - below.share), max(0.0, all_.tokens - below.tokens))
 
 
-def above(lengths: Lengths, threshold: float) -> tuple[float, float, float]:
-    """p, l_long and l_short: the share of requests above `threshold`, their mean length, and that of the others."""
-    short = lengths.upto(threshold)
-    return 1 - short.share, between(lengths, threshold, lengths.longest).mean, short.mean
-
-
 @dataclass(frozen=True, slots=True)
 class LogNormal:
     """exp of a normal of mean `mu` and deviation `sigma`, truncated to lengths from `least` to `most` tokens.
@@ -131,7 +125,7 @@ class Sample:
         self._sorted = sorted(tokens)
         if not self._sorted:
             raise UsageError("There are no lengths; give those of one request at least.")
-        if not all(1 <= length <= MOST_TOKENS for length in (self._sorted[0], self._sorted[-1])):
+        if not all(1 <= length <= MOST_TOKENS for length in self._sorted):  # nan fails too
             raise UsageError(f"A prompt's length must be between 1 and {MOST_TOKENS} tokens.")
         self._sums = list(accumulate(self._sorted, initial=0.0))
 

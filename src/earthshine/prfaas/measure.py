@@ -21,33 +21,33 @@ _STEP_TOKENS = 64  # of each reply, from which steps are measured
 Report = Callable[[str], None]
 
 
-def measure_prefill(target: Target, longest: int, seconds: float, seed: int, report: Report) -> Curve:
+def measure_prefill(target: Target, longest: int, seconds: float, seeds: Iterator[int], report: Report) -> Curve:
     """Seconds until the first token over tokens, for lengths that double up to `longest`.
 
-    Ends before a length that might take longer than what is left of `seconds`.
+    Ends before a length that might take longer than what is left of `seconds`. Each prompt has the next of `seeds`.
     """
     ends, points = monotonic() + seconds, list[tuple[float, float]]()
     for tokens in _doubling(SHORTEST, longest):
         if points and _REPEATS * _GROWTH * points[-1][1] > ends - monotonic():
             break
         report(f"prefill of {tokens} tokens")
-        trials = [_send(target, 1, tokens, 1, seed + tokens + i)[0] for i in range(_REPEATS)]
+        trials = [_send(target, 1, tokens, 1, next(seeds))[0] for _ in range(_REPEATS)]
         counted = trials[0].input_tokens or tokens
         if not points or counted > points[-1][0]:
             points.append((float(counted), min(_first_seconds(trial) for trial in trials)))
     return _ascending(points)
 
 
-def measure_decode(target: Target, most: int, seed: int, report: Report) -> tuple[Curve, int]:
+def measure_decode(target: Target, most: int, seeds: Iterator[int], report: Report) -> tuple[Curve, int]:
     """Seconds of a decode step over sequences, for batches that double up to `most`, and the largest one that ran.
 
     A step is measured while all replies of a batch are in progress. Where they never all are, the server runs fewer at
-    a time, and the measurement ends.
+    a time, and the measurement ends. Each batch's prompts have the next of `seeds`.
     """
     points = list[tuple[float, float]]()
     for batch in _doubling(1, most):
         report(f"decode steps of {batch} sequences")
-        step = step_seconds(_send(target, batch, SHORTEST, _STEP_TOKENS, seed + batch))
+        step = step_seconds(_send(target, batch, SHORTEST, _STEP_TOKENS, next(seeds)))
         if step is None:
             break
         points.append((float(batch), step))

@@ -28,7 +28,7 @@ _MOST_TRIALS = 1_000_000
 
 
 def with_roles(fleet: Fleet, n_prefill: Mapping[str, int]) -> Fleet:
-    """The fleet with so many instances of each named cluster prefilling, and its others decoding."""
+    """The fleet with `n_prefill` instances of each named cluster for prefill, and its others for decode."""
     changed = {
         name: replace(c, n_prefill=n_prefill[name], n_decode=c.n_instances - n_prefill[name])
         for name, c in fleet.clusters.items()
@@ -191,7 +191,9 @@ def grid_search(fleet: Fleet, lengths: Lengths, output_tokens: float, thresholds
     """
     n_divisions = math.prod(c.n_instances + 1 for c in fleet.clusters.values() if c.convertible)
     if len(fleet.prefilling) > 2 or len(thresholds) * n_divisions > _MOST_TRIALS:
-        raise UsageError(f"A grid search takes two clusters that prefill and at most {_MOST_TRIALS} trials; use solve.")
+        raise UsageError(
+            f"A grid search takes two clusters that prefill and at most {_MOST_TRIALS} trials; leave out --at-means."
+        )
     tried: list[tuple[float, ...]] = [(t,) for t in thresholds] if len(fleet.prefilling) == 2 else [()]
     models = (model_of(found, lengths, output_tokens, at_means=True) for found in _divisions(fleet))
     return max((model.solution(cuts) for model in models for cuts in tried), key=lambda found: found.rate)

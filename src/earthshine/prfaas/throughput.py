@@ -114,7 +114,7 @@ def evaluate(
 
 
 def check_output(output_tokens: float) -> None:
-    """Raises UsageError for what is no number of tokens of a reply."""
+    """Raises UsageError unless output_tokens is from 1 to 1e9."""
     if not 1 <= output_tokens <= 1e9:
         raise UsageError(f"output_tokens must be from 1 to 1e9, not {output_tokens:g}.", "output_tokens")
 

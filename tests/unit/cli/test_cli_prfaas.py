@@ -3,10 +3,12 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from earthshine.prfaas import measure
 from earthshine.prfaas.fleet import shipped_fleets
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "loadgen"))
@@ -136,8 +138,19 @@ def test_borrowed_fleet_is_saved_and_solved(earthshine, k2_6, tmp_path):
     assert [row["tokens"] for row in found] == [8192]
     assert found[0]["usd_there"] == pytest.approx(36 / 3600 * found[0]["there_prefill"])
     assert found[0]["break_even"] == 1
+    assert found[0]["usd_per_hour_saved"] == pytest.approx(
+        3600 * found[0]["usd_held"] / (found[0]["here_seconds"] - found[0]["there_seconds"])
+    )
     solved = _json(earthshine("prfaas", "solve", tmp_path / "fleet.json", "--longest", "8192", "--json"))
     assert solved["remote_share"] > 0.5
+
+
+def test_a_slow_link_is_answered_for_the_longest_prompt_alone(earthshine, k2_6):
+    code, out, err = earthshine(
+        *("prfaas", "borrow", k2_6, "--machine", "mini-24gb", "--link", "0.00001", "--prompt", "8192")
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith("mini-24gb at 1e-05 Gb/s: a prompt of 8,192 tokens is computed sooner here.\n")
 
 
 @pytest.mark.parametrize(
@@ -165,13 +178,25 @@ def server():
     made.close()
 
 
-def test_measured_profile_is_one_that_a_fleet_takes(earthshine, server, k2_6, tmp_path):
-    server.pieces = lambda body: [(0.02, "x"), *[(0.001, "x")] * (body["max_tokens"] - 1)]
+def _steps_of_a_millisecond(monkeypatch):
+    """Requests are sent and answered, and only their times exchanged: all begin together."""
+    drive = measure.drive
+
+    def timed(*args, **kwargs):
+        run = drive(*args, **kwargs)
+        steps = (0.001,) * 63
+        return replace(run, samples=tuple(replace(s, sent=0.0, first=0.02, gaps=steps) for s in run.samples))
+
+    monkeypatch.setattr(measure, "drive", timed)
+
+
+def test_measured_profile_is_one_that_a_fleet_takes(earthshine, server, k2_6, tmp_path, monkeypatch):
+    _steps_of_a_millisecond(monkeypatch)
     found = _json(earthshine("prfaas", "profile", server.url, k2_6, "--longest", "600", "--batch", "2"))
     assert [size for size, _ in found["prefill"]] == [128, 256, 512, 600]
-    assert [size for size, _ in found["decode"]] == [1, 2]
     assert found["cache"][-1] == [600, 600 * 70272]
     assert found["batch"] == 2
+    assert found["decode"] == [[1, pytest.approx(0.001)], [2, pytest.approx(0.001)]]
     cluster = {"name": "home", "profile": "small", "n_prefill": 1, "n_decode": 1}
     fleet = {"format": "earthshine fleet 1", "profiles": [found], "clusters": [cluster]}
     (tmp_path / "fleet.json").write_text(json.dumps(fleet))
@@ -190,6 +215,7 @@ def test_server_that_does_not_answer_is_named(earthshine, k2_6):
         (["--api", "grpc"], "--api must be completions or chat"),
         (["--longest", "5"], "--longest must be from 128"),
         (["--batch", "0"], "--batch must be from 1"),
+        (["--batch", "4097"], "--batch must be from 1 to 4096, not 4097"),
         (["--seconds", "nan"], "--seconds must be from 1"),
         (["--usd-per-hour", "-2"], "--usd-per-hour must be from 0"),
     ],

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -45,6 +46,14 @@ def test_curve_is_linear_between_points_and_goes_on_beyond():
     assert curve(8) == pytest.approx(0.6)
     assert curve(0) == 0, "never negative"
     assert Curve(((5, 2.0),))(1e6) == 2
+
+
+@pytest.mark.parametrize(
+    "points", [(), ((1, 2), (1, 2)), ((2, 1), (1, 2)), ((1, 5), (2, 4)), ((1, math.nan),), ((1, 1), (math.inf, 2))]
+)
+def test_curve_of_impossible_points_is_refused(points):
+    with pytest.raises(UsageError, match="A curve needs points"):
+        Curve(points)
 
 
 def test_part_of_a_curve_pays_what_does_not_grow_again():
@@ -115,6 +124,12 @@ def test_wrong_entries_are_named(path, value, said, tmp_path):
         _read(tmp_path, _changed(*path, value=value))
     assert said in str(error.value)
     assert "fleet.json" in str(error.value)
+
+
+def test_fleet_with_two_profiles_of_one_name_is_not_written():
+    one, two = made_up("a", (1, 2, 3), 1), made_up("b", (1, 2, 3), 0, 2)
+    with pytest.raises(UsageError, match="profiles have the name 'a'"):
+        fleet_json(fleet_of(one, replace(two, profile=replace(two.profile, name="a"))))
 
 
 def test_second_link_of_the_same_ends_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from earthshine.errors import UsageError
 from earthshine.loadgen.trace import Arrival, read_trace
-from earthshine.prfaas.lengths import LogNormal, Sample, above, between, trace_lengths
+from earthshine.prfaas.lengths import LogNormal, Sample, between, trace_lengths
 
 from .fleets import PAPER_LENGTHS
 
@@ -24,8 +24,8 @@ def test_log_normal_agrees_with_draws_from_it():
 
 
 def test_the_papers_workload_has_the_moments_that_its_tables_imply():
-    share, long, short = above(PAPER_LENGTHS, 19400)
-    assert (share, long, short) == pytest.approx((0.4957, 45046, 10224), rel=1e-3)
+    short, long = PAPER_LENGTHS.upto(19400), between(PAPER_LENGTHS, 19400, 131072)
+    assert (long.share, long.mean, short.mean) == pytest.approx((0.4957, 45046, 10224), rel=1e-3)
     assert PAPER_LENGTHS.mean == pytest.approx(27486, rel=1e-4)
     assert PAPER_LENGTHS.upto(19199).share == pytest.approx(0.5, abs=1e-3)
 
@@ -42,8 +42,9 @@ def test_bands_add_up_to_the_whole(lengths):
 
 def test_sample_counts_a_length_at_the_threshold_as_short():
     lengths = Sample([10, 20, 20, 30])
-    assert above(lengths, 20) == (0.25, 30, pytest.approx(50 / 3))
-    assert above(lengths, 30)[0] == 0
+    assert between(lengths, 20, 30) == (0.25, 7.5)
+    assert lengths.upto(20) == (0.75, 12.5)
+    assert lengths.upto(30).share == 1
     assert between(lengths, 20, 29).mean == 0
 
 
@@ -82,7 +83,7 @@ def test_impossible_log_normals_are_refused(given, named):
         LogNormal(*given)
 
 
-@pytest.mark.parametrize("tokens", [[], [0, 5], [math.inf]])
+@pytest.mark.parametrize("tokens", [[], [0, 5], [math.inf], [1000, 2000, math.nan, 3000]])
 def test_impossible_samples_are_refused(tokens):
     with pytest.raises(UsageError):
         Sample(tokens)

@@ -1,6 +1,7 @@
 """Profiles measured from a server: its seconds are what the server waits, whatever this machine adds."""
 
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def _pieces(body):
 
 def test_prefill_is_the_wait_for_the_first_token(server, target):
     server.pieces = _pieces
-    found = measure_prefill(target, 2000, 1e6, 1, lambda text: None)
+    found = measure_prefill(target, 2000, 1e6, count(1), lambda text: None)
     assert [size for size, _ in found.points] == [128, 256, 512, 1024, 2000]
     assert found(2000) >= 2 * SECOND
     prompts = [tuple(body["prompt"]) for body in server.streams]
@@ -47,14 +48,14 @@ def test_prefill_is_the_wait_for_the_first_token(server, target):
 def test_lengths_beyond_the_time_are_left_out(server, target):
     server.pieces = _pieces
     said = []
-    found = measure_prefill(target, 1 << 20, 0.0, 1, said.append)
+    found = measure_prefill(target, 1 << 20, 0.0, count(1), said.append)
     assert [size for size, _ in found.points] == [128]
     assert said == ["prefill of 128 tokens"]
 
 
 def test_decode_steps_are_measured_while_all_replies_are_in_progress(server, target):
     server.pieces = lambda body: [(0.0, "x"), *[(0.01, "x")] * (body["max_tokens"] - 1)]
-    found, batch = measure_decode(target, 3, 1, lambda text: None)
+    found, batch = measure_decode(target, 3, count(1), lambda text: None)
     assert batch == 3
     assert [size for size, _ in found.points] == [1, 2, 3]
     assert found(1) >= 0.01
@@ -82,26 +83,41 @@ def test_batch_is_the_largest_whose_replies_were_in_progress_together(target, mo
         return Run(tuple(samples), 0, 1.0, 0.0)
 
     monkeypatch.setattr(measure, "drive", drive)
-    found, batch = measure_decode(target, 16, 1, lambda text: None)
+    found, batch = measure_decode(target, 16, count(1), lambda text: None)
     assert batch == 2
     assert found.points == ((1, pytest.approx(0.1)), (2, pytest.approx(0.1)))
+
+
+def test_every_request_has_a_prompt_of_its_own(target, monkeypatch):
+    """Of both measurements, whose prompts of 128 tokens would else come from the server's prefix cache."""
+    seeds = []
+
+    def drive(target, arrivals, shape, concurrency):
+        seeds.append(shape.seed)
+        return Run(tuple(_sample(0.0, 0.1, (0.1,) * 63, 64) for _ in arrivals), 0, 1.0, 0.0)
+
+    monkeypatch.setattr(measure, "drive", drive)
+    numbers = count(1)
+    measure_prefill(target, 512, 1e6, numbers, lambda text: None)
+    measure_decode(target, 128, numbers, lambda text: None)
+    assert len(seeds) == len(set(seeds)) == 2 * 3 + 8
 
 
 def test_failed_request_ends_the_measurement(server, target):
     server.answer = lambda body: whole(500, {"error": {"message": "out of memory"}})
     with pytest.raises(Unreachable, match="128 tokens failed: HTTP 500"):
-        measure_prefill(target, 1000, 1e6, 1, lambda text: None)
+        measure_prefill(target, 1000, 1e6, count(1), lambda text: None)
 
 
 def test_prompt_from_the_servers_cache_is_refused(server, target):
     server.cached = 1000
     with pytest.raises(UsageError, match="give another --seed"):
-        measure_prefill(target, 1000, 1e6, 1, lambda text: None)
+        measure_prefill(target, 1000, 1e6, count(1), lambda text: None)
 
 
 def test_token_without_text_is_timed_by_the_replys_end(server, target):
     server.pieces = lambda body: [(0.05, "")]
-    found = measure_prefill(target, 256, 1e6, 1, lambda text: None)
+    found = measure_prefill(target, 256, 1e6, count(1), lambda text: None)
     assert found(256) >= 0.05
 
 
@@ -109,4 +125,4 @@ def test_replies_without_time_between_tokens_are_refused(server, target):
     for pieces in ([], [(0.0, "x")]):
         server.pieces = lambda body, pieces=pieces: pieces
         with pytest.raises(Unreachable, match="no time between tokens"):
-            measure_decode(target, 2, 1, lambda text: None)
+            measure_decode(target, 2, count(1), lambda text: None)

@@ -228,5 +228,5 @@ def test_more_clusters_than_can_be_solved_are_refused():
     clusters = [made_up(f"c{i}", (1, 2, 3), 1, 1) for i in range(9)]
     with pytest.raises(UsageError, match="at most 8"):
         solve(fleet_of(*clusters), PAPER_LENGTHS, 100)
-    with pytest.raises(UsageError, match="use solve"):
+    with pytest.raises(UsageError, match="leave out --at-means"):
         grid_search(fleet_of(*clusters[:3]), LogNormal(9, 1), 100, PAPER_GRID)
