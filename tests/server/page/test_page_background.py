@@ -36,8 +36,8 @@ def ask(page, text):
 
 
 def ends(server):
-    """Waits until the server has nothing to compute and keeps nothing."""
-    until(lambda: not server.service.app.state.kept._replies)
+    """Waits until the server has nothing to compute and holds no stream."""
+    until(lambda: not server.service.app.state.streams._streams)
     until(lambda: not server.lifetime.requests)
 
 

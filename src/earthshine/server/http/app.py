@@ -21,9 +21,9 @@ from earthshine.server.http.context import RequestContext
 from earthshine.server.http.documents import DocumentedRoute, document_route, get_operation, post_operation
 from earthshine.server.http.endpoints import DRAIN_RETRY_SECONDS, Endpoints, Handler, Lifetime, Options, TextGenerator
 from earthshine.server.http.events import EventStream, follow, stream_events
-from earthshine.server.http.kept import HEADER, PATH, KeptReplies
 from earthshine.server.http.metrics import Engine, Metrics
 from earthshine.server.http.pages import page_routes
+from earthshine.server.http.resumable import HEADER, PATH, ResumableStreams
 from earthshine.untrusted import shown
 
 _MOST_UNKNOWN = 100  # names that are logged
@@ -47,7 +47,7 @@ class _ApiRoutes:
 
     def __init__(self, endpoints: Endpoints) -> None:
         self._endpoints, self._bodies = endpoints, Bodies(endpoints.options.limits)
-        self.kept = KeptReplies(endpoints.options.limits, endpoints.refusal)
+        self.streams = ResumableStreams(endpoints.options.limits, endpoints.refusal)
         self._unknown: set[str] = set()
 
     def route(self, api: Api) -> Handler:
@@ -107,7 +107,7 @@ class _ApiRoutes:
         events = stream_events(exchange, pieces, context, self._endpoints.options.limits, self._endpoints.refusal)
         name = request.headers.get(HEADER)
         if name is not None:
-            return await self.kept.begin(name, user, request, events, context)
+            return await self.streams.begin(name, user, request, events, context)
         context.watch(request.receive)
         first = await anext(events)  # an error before it still gets an HTTP status
         return EventStream(first, events, context, self._endpoints.options.limits)
@@ -129,12 +129,12 @@ def make_app(
     routes = _ApiRoutes(endpoints)
     app = Starlette()
     app.router.redirect_slashes = False
-    app.state.kept = routes.kept
+    app.state.streams = routes.streams
     for api in apis:
         app.routes.append(DocumentedRoute(api.path, endpoints.wrap(routes.route(api)), "POST", post_operation(api)))
     for method, handler, summary in (
-        ("GET", routes.kept.read, "A reply that began with X-Conversation-Id: its events from the first on."),
-        ("DELETE", routes.kept.end, "Ends such a reply and forgets it."),
+        ("GET", routes.streams.read, "A reply that began with X-Conversation-Id: its events from the first on."),
+        ("DELETE", routes.streams.end, "Ends such a reply and forgets it."),
     ):
         app.routes.append(DocumentedRoute(PATH, endpoints.wrap(handler), method, get_operation(PATH, summary, True)))
     app.routes.extend(page_routes(endpoints))

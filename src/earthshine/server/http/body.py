@@ -44,9 +44,11 @@ class Limits:
     first_seconds: float = 5.0  # until a stream begins with a ping
     ping_seconds: float = 10.0
     stalled_send_seconds: float = 120.0
-    kept_replies: int = 32  # with X-Conversation-Id
-    kept_bytes: int = 4 << 20  # of the events of each, compressed
-    kept_seconds: float = 3600.0  # without a reader
+    streams: int = 32  # with X-Conversation-Id
+    owner_streams: int = 16  # of these, being computed for one API key or address, which so never has all
+    stream_bytes: int = 4 << 20  # of the events of each, compressed
+    unread_seconds: float = 300.0  # being computed: a page loads in less than 60 s, a phone may sleep for minutes
+    ended_seconds: float = 3600.0
 
 
 class BodyTimeout(Refused):

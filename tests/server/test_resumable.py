@@ -10,7 +10,7 @@ import pytest
 from earthshine.errors import UsageError
 from earthshine.net.access import Access, make_access
 from earthshine.server.http.body import Limits
-from earthshine.server.http.kept import KeptReplies, _Events
+from earthshine.server.http.resumable import ResumableStreams, _Events
 
 from .serving import HANG_SECONDS, received, serving, until
 
@@ -19,7 +19,7 @@ SAID = "".join(f'event: said\ndata: {{"text":"{word}"}}\n\n' for word in WORDS)
 
 
 def begin(server, prompt, name="one", headers=""):
-    """A connection that has received the first word of a reply that is kept."""
+    """A connection that has received the first word of a resumable stream."""
     connection = server.post({"prompt": prompt, "stream": True}, headers=f"X-Conversation-Id: {name}\r\n{headers}")
     received(connection, b"w0")
     return connection
@@ -33,11 +33,20 @@ def events(text):
 def leave(server, connection):
     """Closes the connection, and waits until the server has noticed."""
     connection.close()
-    until(lambda: all(not reply._readers for reply in kept(server)))
+    until(lambda: all(stream.unread for stream in streams(server)))
 
 
-def kept(server):
-    return list(server.service.app.state.kept._replies.values())
+def streams(server):
+    return list(server.service.app.state.streams._streams.values())
+
+
+def ask(server, name, **headers):
+    """The answer to a request that is over at once."""
+    return httpx.post(
+        f"{server.url}/v1/echo",
+        json={"prompt": "a", "stream": True},
+        headers={"X-Conversation-Id": name, **headers},
+    )
 
 
 def test_a_client_that_comes_back_gets_every_event_once():
@@ -73,20 +82,32 @@ def test_a_reply_is_ended_by_delete_and_computed_no_further():
         assert httpx.delete(f"{server.url}/v1/stream/one").json() == {"id": "one", "deleted": False}
         answer = httpx.get(f"{server.url}/v1/stream/one")
         assert answer.status_code == 404
-        assert "No reply is kept under 'one'" in answer.json()["error"]["message"]
+        assert "No stream has the id 'one'" in answer.json()["error"]["message"]
         until(lambda: any("POST" in line for line in server.lines))
         assert "499" in next(line for line in server.lines if "POST" in line)
 
 
 def test_a_client_that_never_comes_back_does_not_keep_the_model_busy():
-    with serving(limits=Limits(kept_seconds=0.05)) as server:
-        begin(server, "w0 hold").close()
+    with serving(limits=Limits(unread_seconds=0.05)) as server:
+        leave(server, begin(server, "w0 hold"))
         assert server.generator.closed.wait(HANG_SECONDS)
-        until(lambda: not kept(server))
+        answer = httpx.get(f"{server.url}/v1/stream/one").text  # what it wrote is still there
+        assert answer.startswith('event: said\ndata: {"text":"w0"}')
+        assert "no client read it for 50.0 ms" in answer
+        until(lambda: any("POST" in line for line in server.lines))
+        assert "499 client_gone" in next(line for line in server.lines if "POST" in line)
+
+
+def test_a_reply_that_has_ended_is_forgotten_later():
+    with serving(limits=Limits(ended_seconds=0.05)) as server:
+        server.generator.gate.set()
+        received(begin(server, "w0 w1"), b"[DONE]")
+        until(lambda: not streams(server))
+        assert httpx.get(f"{server.url}/v1/stream/one").status_code == 404
 
 
 def test_a_reply_that_is_read_does_not_expire():
-    with serving(limits=Limits(kept_seconds=0.05, ping_seconds=0.05)) as server:
+    with serving(limits=Limits(unread_seconds=0.05, ping_seconds=0.05)) as server:
         connection = begin(server, "w0 gate w1")
         for _ in range(5):
             received(connection, b": ping")
@@ -112,34 +133,60 @@ def test_a_second_reply_of_an_id_replaces_the_first():
         first = begin(server, "w0 hold")
         begin(server, "w0 w1 hold")
         received(first, b"0\r\n\r\n")  # its stream ends
-        assert len(kept(server)) == 1
+        assert len(streams(server)) == 1
 
 
-def test_replies_that_have_ended_make_room_and_running_ones_do_not():
-    with serving(limits=Limits(kept_replies=2), drain_seconds=0.0) as server:
+def test_replies_that_clients_read_do_not_make_room():
+    with serving(limits=Limits(streams=2), drain_seconds=0.0) as server:
+        begin(server, "w0 hold", "first")
+        begin(server, "w0 hold", "second")
+        answer = ask(server, "third")
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "10")
+        assert "streams up to 2 replies at once" in answer.json()["echo"]
+        assert ask(server, "second").status_code == 200  # replaces its own
+
+
+def test_room_is_made_by_ended_replies_and_then_by_the_longest_unread():
+    with serving(limits=Limits(streams=3), drain_seconds=0.0) as server:
+        leave(server, begin(server, "w0 hold", "older"))
+        leave(server, begin(server, "w0 hold", "newer"))
         server.generator.gate.set()
         received(begin(server, "w0 w1", "over"), b"[DONE]")
-        begin(server, "w0 hold", "second")
-        until(lambda: any(reply.spare for reply in kept(server)))
-        begin(server, "w0 hold", "third")
-        assert httpx.get(f"{server.url}/v1/stream/over").status_code == 404
-        answer = httpx.post(
-            f"{server.url}/v1/echo", json={"prompt": "a", "stream": True}, headers={"X-Conversation-Id": "fourth"}
-        )
-        assert (answer.status_code, answer.headers["retry-after"]) == (429, "10")
-        assert "keeps 2 replies at once" in answer.json()["echo"]
+        until(lambda: all(stream.unread for stream in streams(server)))
+        for name, gone in (("fourth", "over"), ("fifth", "older"), ("sixth", "newer")):
+            begin(server, "w0 hold", name)
+            assert httpx.get(f"{server.url}/v1/stream/{gone}").status_code == 404
+        assert len(streams(server)) == 3
+
+
+def test_one_key_does_not_take_the_places_of_another():
+    keys = {"first": "a" * 32, "second": "b" * 32}
+    digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys.values())
+    access = Access(digests, make_access("127.0.0.1").hosts)
+    with serving(access=access, limits=Limits(streams=4, owner_streams=2), drain_seconds=0.0) as server:
+        first = f"Authorization: Bearer {keys['first']}\r\n"
+        for number in range(4):
+            leave(server, begin(server, "w0 hold", f"unread{number}", first))
+        assert len(streams(server)) == 2
+        for number in range(2):
+            begin(server, "w0 hold", f"read{number}", first)
+        until(lambda: not any(stream.unread for stream in streams(server)))
+        answer = ask(server, "another", Authorization=f"Bearer {keys['first']}")
+        assert answer.status_code == 429
+        assert "2 replies for one API key or address" in answer.json()["echo"]
+        assert ask(server, "another", Authorization=f"Bearer {keys['second']}").status_code == 200
 
 
 def test_a_reply_of_too_many_bytes_ends_with_an_error():
-    with serving(limits=Limits(kept_bytes=1 << 16)) as server:
+    with serving(limits=Limits(stream_bytes=1 << 16)) as server:
         connection = server.post({"prompt": "flood", "stream": True}, headers="X-Conversation-Id: one\r\n")
         text = received(connection, b"unavailable")
-        assert b"take more than 64.00 KiB, the most that this server keeps" in text
+        assert b"take more than 64.00 KiB, the most that this server holds" in text
         assert server.generator.closed.wait(HANG_SECONDS)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a" * 129, "../x", "ä"])
-def test_an_id_that_is_none_is_refused(name):
+def test_an_invalid_id_is_refused(name):
     with serving() as server:
         answer = httpx.post(
             f"{server.url}/v1/echo",
@@ -160,11 +207,11 @@ def test_an_error_before_the_first_event_has_its_status_and_is_there_afterwards(
         assert (again.status_code, again.json()["error"]["message"]) == (400, "That has no meaning.")
 
 
-def test_a_whole_answer_is_not_kept():
+def test_a_whole_answer_is_not_held():
     with serving() as server:
         answer = httpx.post(f"{server.url}/v1/echo", json={"prompt": "a"}, headers={"X-Conversation-Id": "one"})
         assert answer.json() == {"text": "a"}
-        assert kept(server) == []
+        assert streams(server) == []
 
 
 def test_a_shutdown_waits_for_a_reply_that_nobody_reads():
@@ -179,16 +226,16 @@ def test_a_shutdown_waits_for_a_reply_that_nobody_reads():
 
 
 def test_bytes_come_back_from_any_place_and_take_less_room():
-    kept_events, whole = _Events(), b""
+    held, whole = _Events(), b""
     for number in range(3000):
         part = f"data: {json.dumps({'text': number, 'model': 'kimi'})}\n\n".encode()
-        kept_events.append(part)
+        held.append(part)
         whole += part
-    assert kept_events.nbytes < len(whole) // 2
-    assert kept_events.nbytes >= len(zlib.compress(whole, 9)) // 2
+    assert held.nbytes < len(whole) // 2
+    assert held.nbytes >= len(zlib.compress(whole, 9)) // 2
     for begun in (0, 1, 65_535, 65_536, 65_537, len(whole) - 1, len(whole)):
         found = b""
-        while part := kept_events.after(begun + len(found)):
+        while part := held.after(begun + len(found)):
             found += part
         assert found == whole[begun:]
 
@@ -198,4 +245,4 @@ def test_the_routes_are_described():
         document = httpx.get(f"{server.url}/openapi.json").json()["paths"]["/v1/stream/{stream_id}"]
         assert set(document) == {"get", "delete"}
         assert [each["name"] for each in document["get"]["parameters"]] == ["stream_id"]
-        assert isinstance(server.service.app.state.kept, KeptReplies)
+        assert isinstance(server.service.app.state.streams, ResumableStreams)
