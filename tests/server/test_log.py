@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 
 from earthshine.engine import PromptProgress
 from earthshine.errors import ContextError, OverloadError, UnavailableError
-from earthshine.generation.request import Delta, Ended, Started
+from earthshine.generation.request import Delta, Ended, Reading, Started
 from earthshine.server.http import timing
 from earthshine.server.http.body import Limits
 from earthshine.server.http.context import RequestContext, request_id
@@ -78,8 +78,8 @@ LONG = [
     (1, "?"),
     (3, "?"),
     (5, Started(1000, 200)),
-    (5, PromptProgress(1000, 200, 200, 0.0, 40.0)),
-    (15, PromptProgress(1000, 200, 400, 10.0, 30.0)),
+    (5, Reading(0, PromptProgress(1000, 200, 200, 0.0, 40.0))),
+    (15, Reading(0, PromptProgress(1000, 200, 400, 10.0, 30.0))),
     (16, "?"),
     (45, Delta(0, [Content("a")], (), 1)),
     (65, Delta(0, [Content("b")], (), 11)),
@@ -103,13 +103,13 @@ class TestLongRequests:
 
     def test_the_wait_is_announced_where_it_is_known_and_long(self, monkeypatch):
         for expected, announced in ((40.0, True), (2.0, False), (None, False)):
-            begun = [(5, Started(1000, 200)), (5, PromptProgress(1000, 200, 200, 0.0, expected))]
+            begun = [(5, Started(1000, 200)), (5, Reading(0, PromptProgress(1000, 200, 200, 0.0, expected)))]
             lines = happens(monkeypatch, begun)
             assert ("reading 1000 tokens (200 cached), about 40 s" in lines[0]) == announced
 
     def test_long_waits_are_in_minutes(self, monkeypatch):
-        begun = [(600, "?"), (600, Started(9000, 0)), (600, PromptProgress(9000, 0, 0, 0.0, 5058.0))]
-        reading = (660, PromptProgress(9000, 0, 90, 60.0, 5000.0))
+        begun = [(600, "?"), (600, Started(9000, 0)), (600, Reading(0, PromptProgress(9000, 0, 0, 0.0, 5058.0)))]
+        reading = (660, Reading(0, PromptProgress(9000, 0, 90, 60.0, 5000.0)))
         queued, started, read, _ = happens(monkeypatch, [*begun, reading, (660, "?")])
         assert "waits in the queue for 10 min  " in queued
         assert "reading 9000 tokens (0 cached), about 84 min  " in started

@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from earthshine.engine import PromptProgress, progress
-from earthshine.generation.request import Started
+from earthshine.generation.request import Reading, Started
 from earthshine.server.api import Served
 from earthshine.server.http.body import parse_body
 from earthshine.server.openai.chat import CHAT
@@ -42,7 +42,7 @@ def every_layer(monkeypatch):
 class TestForm:
     """llama.cpp's: a chunk with an empty delta, and `prompt_progress` beside its choices."""
 
-    PIECES = (Started(900, 100), *STEPS)
+    PIECES = (Started(900, 100), *(Reading(0, step) for step in STEPS))
 
     def test_chat(self):
         asked = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -56,7 +56,7 @@ class TestForm:
 
     def test_completions_of_several_prompts(self):
         asked = {"prompt": ["a", "b"], "n": 2, "stream": True}
-        pieces = (*self.PIECES, Started(3, 0), PromptProgress(3, 0, 3, 0.5, 0.0, choice=2))
+        pieces = (*self.PIECES, Started(3, 0), Reading(2, PromptProgress(3, 0, 3, 0.5, 0.0)))
         chunks = chunks_of(COMPLETIONS, asked | {"return_progress": True}, pieces)
         assert [chunk["choices"][0]["index"] for chunk in chunks] == [0, 0, 0, 2]
         assert {chunk["choices"][0]["text"] for chunk in chunks} == {""}

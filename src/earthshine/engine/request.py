@@ -57,7 +57,6 @@ class PromptProgress:
     processed: of its `total` tokens, those computed or found in the prefix cache; `cached`: of these, those found.
     seconds: since its admission.
     seconds_left: expected until all have been computed; None where it is unknown.
-    choice: the first of the client's choices that share the prompt; 0 until the submitter numbers them.
     """
 
     total: int
@@ -65,7 +64,6 @@ class PromptProgress:
     processed: int
     seconds: float
     seconds_left: float | None
-    choice: int = 0
 
     @property
     def ended(self) -> bool:

@@ -89,6 +89,14 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """How far a prompt is. `choice`: the first of the choices that share it."""
+
+    choice: int
+    progress: PromptProgress
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """More of choice `choice`: events of its text, and its tokens where log-probabilities were asked for.
     `completion_tokens`: tokens of the choice generated so far."""
@@ -111,4 +119,4 @@ class Ended:
     stop_text: str | None = None
 
 
-Piece = Started | PromptProgress | Delta | Ended
+Piece = Started | Reading | Delta | Ended

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from earthshine.engine import Admitted, Failed, Finished, PromptProgress, ReplyEvent, Request, Sink
 from earthshine.errors import OverloadError
 from earthshine.generation.output import Choice
-from earthshine.generation.request import Piece, Started
+from earthshine.generation.request import Piece, Reading, Started
 
 _RETRY_SECONDS = 10
 
@@ -69,7 +69,7 @@ class Submission:
                 self._admitted.add(first)  # the other choices share what this one has computed
                 found.append(Started(len(choice.request.tokens), event.reused))
             if isinstance(event, PromptProgress):
-                found.append(replace(event, choice=number))
+                found.append(Reading(number, event))
             else:
                 choice.push(event)
         for number in dict.fromkeys(number for number, _ in events):

@@ -10,9 +10,8 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from earthshine.engine import PromptProgress
 from earthshine.errors import EarthshineError
-from earthshine.generation.request import Ended, GenerationRequest, Piece, Started
+from earthshine.generation.request import Ended, GenerationRequest, Piece, Reading, Started
 from earthshine.server.anthropic.body import CountBody, MessagesBody
 from earthshine.server.anthropic.conversation import generation_request
 from earthshine.server.api import Api, Kind, Refused, Served, ServerEvent
@@ -87,7 +86,7 @@ class MessagesExchange:
             self._ended = piece
             stopped = {key: value for key, value in self._stopped().items() if key != "usage"}
             return [*self._close(), _event("message_delta", delta=stopped, usage=self._usage())]
-        if isinstance(piece, PromptProgress):
+        if isinstance(piece, Reading):
             return []
         return [event for each in piece.events for event in self._events(each)]
 

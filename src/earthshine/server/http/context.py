@@ -15,8 +15,7 @@ from typing import Any
 
 from starlette.types import Receive
 
-from earthshine.engine import PromptProgress
-from earthshine.generation.request import Delta, Piece, Started
+from earthshine.generation.request import Delta, Piece, Reading, Started
 from earthshine.server.api import Exchange, Refused
 from earthshine.server.http.body import ClientGone
 from earthshine.server.http.log import Log
@@ -91,7 +90,7 @@ class RequestContext:
         if isinstance(piece, Started):
             self.metrics.admitted(seconds)
             self._experts_before = self._experts_before or self.metrics.experts()
-        elif isinstance(piece, PromptProgress):
+        elif isinstance(piece, Reading):
             self._announce()
         elif isinstance(piece, Delta):
             self.metrics.text_came(self.timing, seconds)

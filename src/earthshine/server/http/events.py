@@ -14,8 +14,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from earthshine.engine import PromptProgress
-from earthshine.generation.request import Piece, Started
+from earthshine.generation.request import Piece, Reading, Started
 from earthshine.server.api import Exchange, Refused, ServerEvent
 from earthshine.server.http.body import ClientGone, Limits
 from earthshine.server.http.context import CLIENT_GONE, RequestContext
@@ -66,7 +65,7 @@ async def follow(
                 return
             context.observe(piece)
             yield piece
-            if not isinstance(piece, Started | PromptProgress):  # not every client gets an event for these
+            if not isinstance(piece, Started | Reading):  # not every client gets an event for these
                 until = loop.time() + silence
     finally:
         if pending is not None:

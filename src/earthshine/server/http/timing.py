@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from earthshine.engine import PromptProgress
-from earthshine.generation.request import Delta, Ended, Piece, Started
+from earthshine.generation.request import Delta, Ended, Piece, Reading, Started
 from earthshine.units import format_duration
 
 Phase = Literal["queued", "prefill", "decode"]
@@ -39,8 +39,8 @@ class Timing:
             self._admitted = now if self._admitted is None else self._admitted
             self.prompt_tokens += piece.prompt_tokens
             self.cached_tokens += piece.cached_tokens
-        elif isinstance(piece, PromptProgress):
-            self._prompts[piece.choice] = piece
+        elif isinstance(piece, Reading):
+            self._prompts[piece.choice] = piece.progress
         else:
             self._generated[piece.choice] = piece.completion_tokens
             if isinstance(piece, Delta):

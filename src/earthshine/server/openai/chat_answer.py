@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any
 
-from earthshine.engine import PromptProgress
-from earthshine.generation.request import Delta, Ended, GenerationRequest, Piece, Scored, Started
+from earthshine.generation.request import Delta, Ended, GenerationRequest, Piece, Reading, Scored, Started
 from earthshine.server.api import Refused, ServerEvent
 from earthshine.server.openai.fields import error_body, prompt_progress, usage
 from earthshine.server.openai.scores import score
@@ -123,7 +122,7 @@ class ChatExchange:
         if isinstance(piece, Started):
             self._prompt_tokens, self._cached_tokens = piece.prompt_tokens, piece.cached_tokens
             return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(self._choices))]
-        if isinstance(piece, PromptProgress):
+        if isinstance(piece, Reading):
             return [self._progressed(piece)] if self._with_progress else []
         choice = self._choices[piece.choice]
         if isinstance(piece, Delta):
@@ -156,9 +155,9 @@ class ChatExchange:
             choice.unsent = []
         return self._event([entry], None)
 
-    def _progressed(self, piece: PromptProgress) -> ServerEvent:
+    def _progressed(self, piece: Reading) -> ServerEvent:
         entry = {"index": piece.choice, "delta": {}, "logprobs": None, "finish_reason": None}
-        return self._event([entry], None, prompt_progress=prompt_progress(piece))
+        return self._event([entry], None, prompt_progress=prompt_progress(piece.progress))
 
     def _event(self, choices: list[dict[str, Any]], used: dict[str, Any] | None, **more: Any) -> ServerEvent:
         data = {**self._head, "object": "chat.completion.chunk", "choices": choices, **more}

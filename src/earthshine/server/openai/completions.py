@@ -14,9 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from earthshine.engine import PromptProgress
 from earthshine.engine.sampling_params import MOST_CHOICES
-from earthshine.generation.request import Delta, GenerationRequest, Piece, Scored, Started
+from earthshine.generation.request import Delta, GenerationRequest, Piece, Reading, Scored, Started
 from earthshine.server.api import Api, Refused, Served, ServerEvent, documented
 from earthshine.server.openai.fields import (
     SamplingFields,
@@ -191,8 +190,8 @@ class CompletionExchange:
             self._cached += piece.cached_tokens
             return []
         choice = self._choices[piece.choice]
-        if isinstance(piece, PromptProgress):
-            more = {"prompt_progress": prompt_progress(piece)}
+        if isinstance(piece, Reading):
+            more = {"prompt_progress": prompt_progress(piece.progress)}
             return [self._chunk(piece.choice, "", None, more)] if self._progress_asked else []
         if isinstance(piece, Delta):
             text, scores = choice.add(piece)

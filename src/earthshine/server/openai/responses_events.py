@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any, Literal
 
-from earthshine.engine import PromptProgress
-from earthshine.generation.request import Ended, GenerationRequest, Piece, Started
+from earthshine.generation.request import Ended, GenerationRequest, Piece, Reading, Started
 from earthshine.server.api import Kind, Refused, ServerEvent
 from earthshine.server.openai.fields import prompt_progress
 from earthshine.server.openai.scores import score
@@ -108,8 +107,8 @@ class ResponsesExchange:
         if isinstance(piece, Ended):
             self._ended = piece
             return self._close("completed" if piece.reason in ("stop", "tool_calls") else "incomplete")
-        if isinstance(piece, PromptProgress):
-            return [self._in_progress(prompt_progress=prompt_progress(piece))] if self._with_progress else []
+        if isinstance(piece, Reading):
+            return [self._in_progress(prompt_progress=prompt_progress(piece.progress))] if self._with_progress else []
         self._unsent += map(score, piece.tokens)
         return [found for event in piece.events for found in self._on(event)]
 
