@@ -81,7 +81,7 @@ async def load(url: str, key: str, seconds: float) -> Tally:
     headers = {"authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(base_url=url, timeout=300, headers=headers) as client:
         context = (await client.get("/v1/gauges")).json()["context_tokens"]
-        alone: list[Any] = [None] * len(requests)  # nobody compares here
+        alone: list[Any] = [None] * len(requests)  # not compared here
 
         async def short(number: int) -> None:
             draw = random.Random(number)

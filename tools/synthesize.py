@@ -149,7 +149,7 @@ def _all_or_nothing(folder: Path, names: Sequence[str]) -> Iterator[None]:
 
 
 def synthesize(options: argparse.Namespace) -> str:
-    """Writes the model that the options describe. What to tell a person of it. Raises EarthshineError."""
+    """Writes the model that the options describe; returns sentences about it. Raises EarthshineError."""
     started = time.monotonic()
     folder: Path = options.folder
     _refuse_occupied(folder)

@@ -18,6 +18,7 @@ All variables are optional; an empty one counts as unset. A value that has no me
 """
 
 import os
+import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ class Settings:
         if self.home is not None or self.hub_cache is not None:
             return self.home or self.hub_cache or Path()
         try:
-            cache = self.cache or Path("~/.cache").expanduser()
+            cache = self.cache or expanded("~/.cache")
         except RuntimeError:
             raise UsageError("The home folder is unknown; set EARTHSHINE_HOME to a folder for downloads.") from None
         return cache / "huggingface" / "hub"
@@ -60,7 +61,7 @@ class Settings:
     def pages(self) -> Path:
         """The folder of the disk cache, which need not exist. Raises UsageError if the home folder is unknown."""
         try:
-            cache = self.cache or Path("~/.cache").expanduser()
+            cache = self.cache or expanded("~/.cache")
         except RuntimeError:
             raise UsageError("The home folder is unknown; set XDG_CACHE_HOME, or give --disk-cache-folder.") from None
         return cache / "earthshine" / "pages"
@@ -77,7 +78,7 @@ class Settings:
 
     def _state(self, name: str, remedy: str) -> Path:
         try:
-            state = self.state or Path("~/.local/state").expanduser()
+            state = self.state or expanded("~/.local/state")
         except RuntimeError:
             raise UsageError(f"The home folder is unknown; {remedy}.") from None
         return state / "earthshine" / name
@@ -99,6 +100,19 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
+def expanded(text: str) -> Path:
+    """The path, with the home folder for a ~. Raises RuntimeError if that is unknown.
+
+    An empty HOME counts as unset, so that the user's entry in passwd holds; `Path.expanduser` would take it for /.
+    """
+    if os.environ.get("HOME") == "" and (text == "~" or text.startswith("~/")):
+        try:
+            return Path(pwd.getpwuid(os.getuid()).pw_dir) / text[2:]
+        except KeyError:
+            raise RuntimeError("Could not determine home directory.") from None
+    return Path(text).expanduser()
+
+
 def child_environment() -> dict[str, str]:
     """The variables that Python itself may need in a child process; the others are not passed on."""
     return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
@@ -115,7 +129,7 @@ def _home(text: str) -> Path | None:
     if not text:
         return None
     try:
-        home = Path(text).expanduser()
+        home = expanded(text)
     except RuntimeError:
         raise UsageError(f"EARTHSHINE_HOME is {text!r}, whose home folder is unknown; write the whole path.") from None
     if not home.is_absolute():

@@ -32,6 +32,11 @@ def format_count(value: float) -> str:
     return _scaled(value, 1000, ("", " K", " M", " B")) if abs(value) >= 1000 else f"{value:.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 is "1 token", 2 "2 tokens"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def format_duration(seconds: float, rough: bool = False) -> str:
     """0.0015 is "1.5 ms", 5058 "84.3 min". `rough`, for a time to wait: whole seconds and minutes, at least "1 s"."""
     if seconds < 1 and not rough:

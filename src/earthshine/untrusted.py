@@ -48,8 +48,8 @@ def shown(value: object) -> str:
 
 
 def encodable(text: str, what: str) -> str:
-    """The text. Raises TextError, which names it `what`, for half of a surrogate pair: UTF-8 has no form for it, and
-    Python gives one for each byte of its input that is not UTF-8."""
+    """The text. Raises TextError, which names it `what`, for half of a surrogate pair, which UTF-8 can't encode.
+    Python decodes each byte of its input that is not UTF-8 to one."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

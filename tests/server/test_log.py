@@ -107,6 +107,12 @@ class TestLongRequests:
             lines = happens(monkeypatch, begun)
             assert ("reading 1000 tokens (200 cached), about 40 s" in lines[0]) == announced
 
+    def test_one_token_is_singular(self, monkeypatch):
+        begun = [(5, Started(1, 0)), (5, Reading(0, PromptProgress(1, 0, 0, 0.0, 40.0)))]
+        started, reading, _ = happens(monkeypatch, [*begun, (15, "?")])
+        assert "reading 1 token (0 cached), about 40 s" in started
+        assert "0% of 1 token, 0.0 per second" in reading
+
     def test_long_waits_are_in_minutes(self, monkeypatch):
         begun = [(600, "?"), (600, Started(9000, 0)), (600, Reading(0, PromptProgress(9000, 0, 0, 0.0, 5058.0)))]
         reading = (660, Reading(0, PromptProgress(9000, 0, 90, 60.0, 5000.0)))

@@ -1,5 +1,7 @@
 """The environment as one frozen value; invalid variables are refused by name."""
 
+import os
+import pwd
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from earthshine.errors import UsageError
-from earthshine.settings import CPU_CHOICES, KERNEL_CHOICES, Settings, child_environment, read_settings
+from earthshine.settings import CPU_CHOICES, KERNEL_CHOICES, Settings, child_environment, expanded, read_settings
 
 
 def test_nothing_set_is_the_defaults():
@@ -98,6 +100,23 @@ def test_without_a_home_the_profile_has_no_place(monkeypatch):
     with pytest.raises(UsageError, match="set XDG_STATE_HOME"):
         _ = Settings().profile
     assert read_settings({"XDG_STATE_HOME": "/srv"}).profile.is_relative_to("/srv")
+
+
+def test_an_empty_home_counts_as_unset(monkeypatch):
+    monkeypatch.delenv("HOME")
+    unset = expanded("~/x")
+    monkeypatch.setenv("HOME", "")
+    assert unset == expanded("~/x") == expanded("~") / "x"
+    settings = read_settings({"EARTHSHINE_HOME": "~/models"})
+    assert settings.home == expanded("~/models")
+    assert settings.profile == expanded("~/.local/state/earthshine/machine.json")
+    assert settings.pages == expanded("~/.cache/earthshine/pages")
+    assert read_settings({}).downloads == expanded("~/.cache/huggingface/hub")
+    user = pwd.getpwuid(os.getuid())
+    assert expanded("~/x") == Path(user.pw_dir, "x")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(UsageError, match="home folder is unknown"):
+        _ = settings.profile
 
 
 def test_child_process_gets_only_the_path_of_libraries(monkeypatch):

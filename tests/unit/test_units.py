@@ -3,7 +3,7 @@
 import pytest
 
 from earthshine.errors import UsageError
-from earthshine.units import format_bytes, format_count, format_duration, parse_bytes
+from earthshine.units import counted, format_bytes, format_count, format_duration, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,10 @@ from earthshine.units import format_bytes, format_count, format_duration, parse_
 )
 def test_bytes_are_binary(value, text):
     assert format_bytes(value) == text
+
+
+def test_one_is_singular():
+    assert [counted(number, "token") for number in (0, 1, 2)] == ["0 tokens", "1 token", "2 tokens"]
 
 
 @pytest.mark.parametrize(("value", "text"), [(999, "999"), (1000, "1.00 K"), (1_026_408_232_448, "1026.41 B")])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from earthshine.errors import UsageError
 from earthshine.generation.request import Format
+from earthshine.settings import expanded
 from earthshine.untrusted import parse_object, read_file, shown
 
 FORMATS = ("text", "json")
@@ -30,10 +31,10 @@ def format_of_schema(given: str) -> Format:
         return Format("json_schema", parse_object(text.encode("utf-8", "replace"), "The JSON schema", UsageError))
     if not text:
         raise UsageError("json-schema must be a JSON schema, or the name of a file with one.", "json-schema")
-    path = Path(os.path.expanduser(text))
     try:
+        path = expanded(text)
         real = Path(os.path.realpath(path))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         raise UsageError(f"{shown(text)} is neither a JSON schema nor a path.") from None
     where = f"The file of the JSON schema, {shown(path)},"
     return Format("json_schema", parse_object(read_file(real, where, _MOST_BYTES, UsageError), where, UsageError))

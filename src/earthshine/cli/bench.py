@@ -41,7 +41,7 @@ from earthshine.spec import ModelSpec, footprint
 from earthshine.spec.footprint import expert_bytes
 from earthshine.spec.layout import moe_layers
 from earthshine.storage import QUANTISED, Storage
-from earthshine.units import format_bytes
+from earthshine.units import counted, format_bytes
 from earthshine.untrusted import shown
 
 REPEATS = 5
@@ -262,9 +262,9 @@ def _lines(found: _Found) -> Iterator[_Line]:
         yield _Line(f"disk, {format_bytes(block)}, depth {depth}", taken, "GB/s", 1e9)
     yield _Line("memory", found.read, "GB/s", 1e9)
     for (storage, rows), samples in found.products.items():
-        yield _Line(f"{storage.value_type}, {rows} row{'s' if rows > 1 else ''}", samples, "GFLOP/s", 1e9)
+        yield _Line(f"{storage.value_type}, {counted(rows, 'row')}", samples, "GFLOP/s", 1e9)
     for (heads, tokens), samples in found.attention.items():
-        yield _Line(f"attention, {heads} heads, {tokens} token{'s' if tokens > 1 else ''}", samples, "GFLOP/s", 1e9)
+        yield _Line(f"attention, {heads} heads, {counted(tokens, 'token')}", samples, "GFLOP/s", 1e9)
     yield _Line("overhead per layer", found.layer, "us", 1e-6)
     if found.network is not None:
         yield _Line("network, loopback", found.network.rates, "GB/s", 1e9)

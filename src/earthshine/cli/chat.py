@@ -1,6 +1,6 @@
 """`earthshine chat`: a conversation in the terminal, or one answer for a question and standard input.
 
-Standard input that is no terminal is read to its end and put before the question. A conversation ends by /bye or
+Standard input that is not a terminal is read to its end and put before the question. A conversation ends by /bye or
 Ctrl-D; Ctrl-C stops a reply.
 """
 

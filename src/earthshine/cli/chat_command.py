@@ -1,4 +1,4 @@
-"""The options of `earthshine chat`. Whoever chats sees at once what is loaded: torch is imported after that."""
+"""The options of `earthshine chat`. Imports no torch, so that the loading message appears at once."""
 
 from typing import Annotated
 

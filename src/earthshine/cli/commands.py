@@ -17,6 +17,8 @@ from earthshine.cli.saved_conversation import load_conversation, save_conversati
 from earthshine.cli.terminal import say
 from earthshine.errors import UsageError
 from earthshine.generation.request import Format
+from earthshine.settings import expanded
+from earthshine.units import counted
 from earthshine.untrusted import encodable, shown
 
 _COMMAND = re.compile(r"/[A-Za-z?_-]*([ \t].*)?")
@@ -123,9 +125,9 @@ class Commands:
 
     def _read(self, argument: str) -> None:
         file = attached(_path(argument, "/read"))
-        n_tokens = self._conversation.attach(file)
-        left_out = f" ({file.removed} control characters were left out)" if file.removed else ""
-        say(f"The next message begins with {shown(file.name)}: {n_tokens} tokens{left_out}. /clear removes it.")
+        length = counted(self._conversation.attach(file), "token")
+        left_out = f" (without {counted(file.removed, 'control character')})" if file.removed else ""
+        say(f"The next message begins with {shown(file.name)}: {length}{left_out}. /clear removes it.")
 
     def _changed(self, name: str, value: str) -> Choices:
         choices, start = self._conversation.choices, self._start
@@ -202,8 +204,8 @@ class Commands:
         self._file = path
         choices = conversation.choices
         say(
-            f"Loaded {len(saved.messages)} messages, {conversation.n_tokens()} tokens; temperature "
-            f"{choices.params.temperature}, think {_word(choices.thinking)}. /show has all settings."
+            f"Loaded {counted(len(saved.messages), 'message')}, {counted(conversation.n_tokens(), 'token')}; "
+            f"temperature {choices.params.temperature}, think {_word(choices.thinking)}. /show has all settings."
         )
         if not conversation.is_of_this_model(saved):
             say(f"It was saved with another model, {shown(saved.model)}; {shown(conversation.name)} goes on with it.")
@@ -228,7 +230,7 @@ def _path(argument: str, command: str) -> Path:
     if not argument:
         raise UsageError(f"Name a file: {command} FILE")
     try:
-        return Path(_unquoted(argument)).expanduser().absolute()
+        return expanded(_unquoted(argument)).absolute()
     except (RuntimeError, OSError):
         raise UsageError(
             f"{shown(argument)} is in a home folder that is not known here; write the whole path."
@@ -257,7 +259,7 @@ def _saved_form(settings: dict[str, Any], before: Format | None) -> Format | Non
         if not isinstance(value, (str, type(None))):
             raise UsageError(f"{what} must be a text, not {shown(value)}.")
     if schema is not None:
-        if not schema.lstrip().startswith("{"):  # the name of a file is nothing that a stranger's file decides
+        if not schema.lstrip().startswith("{"):  # a saved conversation must not choose a file to read
             raise UsageError("json-schema must be a JSON schema.")
         return format_of_schema(schema)
     return before if name is None else format_named(name)

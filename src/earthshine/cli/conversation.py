@@ -160,7 +160,7 @@ class Conversation:
         return self._reply(messages)
 
     def _request(self, messages: list[dict[str, Any]]) -> GenerationRequest:
-        """What is sent of these messages, which are without the system message."""
+        """The request for `messages`, which lack the system message."""
         choices, first = self.choices, 0
         if not choices.multi_turn:
             first = max(at for at, message in enumerate(messages) if message["role"] == "user" or not at)

@@ -44,7 +44,7 @@ def run_doctor() -> None:
 
 
 def _summary(served: Sequence[Implementation], unusable: Sequence[str]) -> str:
-    """Whether what serves most operations is the best for this processor, and what below can't be used."""
+    """Whether most operations have the best kernels for this processor, and which of the listed parts are unusable."""
     (name, reason), count = Counter((one.name, one.reason) for one in served).most_common(1)[0]
     share = f"{count} of {len(served)} operations"
     if not name.startswith("native"):

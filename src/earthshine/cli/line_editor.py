@@ -157,7 +157,7 @@ class LineEditor:
 
 
 def _not_edited(loop: Any, context: dict[str, Any]) -> None:
-    """The editor left a file that can't be read, or there is no place for one; the text stays as it was."""
+    """Reports that the editor's file could not be written or read; the text stays as it was."""
     from prompt_toolkit.application import run_in_terminal
 
     error = context.get("exception")

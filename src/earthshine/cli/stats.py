@@ -4,7 +4,7 @@ import time
 
 from earthshine.engine import LoadedModel, Synced
 from earthshine.machine import memory_peak
-from earthshine.units import format_bytes
+from earthshine.units import counted, format_bytes
 
 
 class Tally:
@@ -39,9 +39,9 @@ class Tally:
         further = _rate(self._tokens - 1, self._last - self._first)
         peak = memory_peak()
         lines = [
-            f"prompt   {self._prompt.computed} tokens computed, {self._prompt.reused} reused, "
+            f"prompt   {counted(self._prompt.computed, 'token')} computed, {self._prompt.reused} reused, "
             f"{_rate(self._prompt.computed, self._synced - self._began)}",
-            f"reply    {self._tokens} tokens" + (f", {further}" if self._tokens > 1 else ""),
+            f"reply    {counted(self._tokens, 'token')}" + (f", {further}" if self._tokens > 1 else ""),
             f"experts  {hits} of {hits + misses} found in memory ({hits / wanted:.0%}), {read}, "
             f"{waited:.2f} s of waiting for reads{'' if stats.direct else '; ' + self._model.reader.reason}",
             f"memory   {format_bytes(peak)} at most, of {format_bytes(self._model.plan.memory.budget_bytes)}",

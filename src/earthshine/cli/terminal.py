@@ -36,7 +36,7 @@ def decoded(text: str) -> str:
     are not UTF-8 stay."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half of a pair that stands for no byte
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
         return text
 
 

@@ -14,7 +14,7 @@ THIS = "this"
 def this_machine(folder: Path) -> tuple[Machine, str]:
     """This machine, and why its rates are estimates, or "". `folder`: where the model lies, or will.
 
-    Raises UsageError for a profile that is none.
+    Raises UsageError for a damaged profile.
     """
     try:
         own = own_machine(read_settings().profile)

@@ -27,7 +27,7 @@ def parameters_in_words(total: int, active: int, noun: str = "") -> str:
 
 
 def least_size(nbytes: int) -> str:
-    """The smallest size in hundredths of a GiB that is no less, as `--memory` takes it."""
+    """The size in GiB, rounded up to a hundredth, as `--memory` takes it."""
     return f"{math.ceil(nbytes / 2**30 * 100) / 100:.2f} GiB"
 
 

@@ -79,7 +79,7 @@ def _look(name: str, folder: Path) -> Downloaded:
 
 def _files(folder: Path) -> dict[str, int]:
     """Real path and bytes of each file that a model's folder and its blobs hold, and of those in the folder of
-    downloads that they lead to, where the library keeps files that models share. A link to any other file is none."""
+    downloads that they lead to, where the library keeps files that models share. Links to other files do not count."""
     found: dict[str, int] = {}
     for top in (folder, folder / "blobs"):
         roots = tuple(os.path.join(os.path.realpath(root), "") for root in (top, read_settings().downloads))

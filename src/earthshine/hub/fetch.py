@@ -30,7 +30,7 @@ _OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
     """A file of a repository. digest: its blob's name, which is its SHA-256 where it `is_large` (stored by LFS or Xet),
-    and else git's SHA-1."""
+    and git's SHA-1 otherwise."""
 
     path: str
     nbytes: int
@@ -107,7 +107,7 @@ class _Part(io.FileIO):
 
 
 def fetch_files(name: str, commit: str, blobs: Path, files: Sequence[RemoteFile], *, show: bool = True) -> None:
-    """Fetch `files` into `blobs`, with a progress bar on a terminal if it is to `show`.
+    """Fetch `files` into `blobs`, with a progress bar on a terminal if `show`.
 
     Raises SourceError for a file that another process fetches or that arrives damaged, OSError for the disk, and
     the library's errors for the network. Whatever happens, what has arrived stays.

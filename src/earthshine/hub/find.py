@@ -9,7 +9,7 @@ from earthshine.errors import SourceError
 from earthshine.hub.download import Announce, download, pending_download
 from earthshine.hub.place import is_id, model_folder, part_bytes
 from earthshine.plan.download import Download, download_of
-from earthshine.settings import read_settings
+from earthshine.settings import expanded, read_settings
 from earthshine.spec import ModelSpec, load_spec
 from earthshine.untrusted import shown
 
@@ -32,7 +32,7 @@ def find_model(name: str | None, *, weights: bool = True, announce: Announce | N
     if not name:
         raise SourceError("MODEL is empty; give a folder, a Hugging Face id such as moonshotai/Kimi-K2.6, or gleam.")
     try:
-        path = Path(name).expanduser()
+        path = expanded(name)
     except RuntimeError:
         raise SourceError(f"{shown(name)} names the home folder of an unknown user.") from None
     if path.suffix.lower() == ".gguf":

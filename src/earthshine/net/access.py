@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from earthshine.errors import EarthshineError, UsageError
+from earthshine.settings import expanded
 from earthshine.untrusted import open_regular, shown
 
 _MAX_FILE_BYTES = 1 << 20
@@ -143,7 +144,7 @@ def read_origin(text: str) -> str:
 def read_keys(path: Path) -> tuple[bytes, ...]:
     """Digests of a file's keys, one per line; # begins a comment. Raises UsageError for an unsafe or empty file."""
     try:
-        real = Path(os.path.realpath(path.expanduser()))
+        real = Path(os.path.realpath(expanded(str(path))))
     except (RuntimeError, ValueError):
         raise UsageError(f"The file of API keys {shown(path)} is not a path.") from None
     descriptor = open_regular(real, f"The file of API keys {path}", UsageError)

@@ -107,7 +107,7 @@ class Case:
 
 
 def smallest_budget(spec: ModelSpec, args: PlanArgs) -> tuple[int, int]:
-    """The least budget that works on any machine, and its context in tokens: that which is asked for or a short one."""
+    """The least budget that works on any machine, and its context in tokens: the one asked for, or a short one."""
     sizes = sizes_of(spec, args.dtype, args.trunk)
     smallest = plan_memory(sizes, _BOUNDLESS, args, PROCESS_BYTES, spec.max_context).smallest
     return smallest, least_context(args, spec.max_context)

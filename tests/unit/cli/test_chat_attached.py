@@ -14,7 +14,7 @@ def test_a_file_that_is_read_begins_the_next_message_alone(chat, capsys, tmp_pat
     chat(f"/read '{tmp_path / 'a note.txt'}'")
     said = capsys.readouterr().err
     assert said.startswith("The next message begins with 'a note.txt': ")
-    assert said.endswith(" tokens (1 control characters were left out). /clear removes it.\n")
+    assert said.endswith(" tokens (without 1 control character). /clear removes it.\n")
     chat("/show")
     assert "The next message begins with 'a note.txt'.\n" in capsys.readouterr().err
     chat.conversation.ask("what is this?")

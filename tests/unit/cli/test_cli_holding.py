@@ -17,7 +17,7 @@ from earthshine.cli.progress import ProgressLine
 from earthshine.engine import PromptProgress
 
 STATS = re.compile(
-    r"prompt   ([0-9]+) tokens computed, ([0-9]+) reused, [0-9.]+ per second\n"
+    r"prompt   ([0-9]+) tokens? computed, ([0-9]+) reused, [0-9.]+ per second\n"
     r"reply    ([0-9]+) tokens, [0-9.]+ per second\n"
     r"experts  ([0-9]+) of ([0-9]+) found in memory \(([0-9]+)%\), ([0-9.]+) (B|KiB|MiB) read(?:, [0-9.]+ .?i?B/s)?, "
     r"[0-9.]+ s of waiting for reads(?:; [A-Z].*)?\n"

@@ -45,7 +45,7 @@ class Limits:
     ping_seconds: float = 10.0
     stalled_send_seconds: float = 120.0
     streams: int = 32  # with X-Conversation-Id
-    owner_streams: int = 16  # of these, being computed for one API key or address, which so never has all
+    owner_streams: int = 16  # of these, being computed for one API key or address, so that none takes all
     stream_bytes: int = 4 << 20  # of the events of each, compressed
     unread_seconds: float = 300.0  # being computed: a page loads in less than 60 s, a phone may sleep for minutes
     ended_seconds: float = 3600.0

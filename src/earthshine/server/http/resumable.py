@@ -5,10 +5,10 @@ it, `GET /v1/stream/ID` sends all of its events from the first on, and `DELETE /
 the API key that it came with; a second request with it replaces the first.
 
 Limits, of body.Limits, for a client that never comes back: a reply that no client has read for `unread_seconds` is
-computed no further. `streams` are held, and an ended one, or else the one that has been unread for longest, makes room
-for a new one; of one owner (an API key, or an address where there are no keys) `owner_streams` are computed at once,
-where likewise the longest unread makes room. The events of each take at most `stream_bytes`. One that has ended is
-forgotten `ended_seconds` after it ended or was read last.
+computed no further. `streams` are held in all, and `owner_streams` are computed for one owner: an API key, or an
+address where there are no keys. At a limit an unread stream makes room for a new one: one that has ended, otherwise the
+one that has been unread for longest. The events of each take at most `stream_bytes`. One that has ended is forgotten
+`ended_seconds` after it ended or was read last.
 """
 
 import asyncio

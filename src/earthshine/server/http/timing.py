@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from earthshine.engine import PromptProgress
 from earthshine.generation.request import Delta, Ended, Piece, Reading, Started
-from earthshine.units import format_duration
+from earthshine.units import counted, format_duration
 
 Phase = Literal["queued", "prefill", "decode"]
 
@@ -104,7 +104,7 @@ class Timing:
     @property
     def prompt(self) -> str:
         """The size of its prompts, for people."""
-        return f"{self.prompt_tokens} tokens ({self.cached_tokens} cached)"
+        return f"{counted(self.prompt_tokens, 'token')} ({self.cached_tokens} cached)"
 
     def seconds_left(self) -> float | None:
         """Seconds until all prompts have been computed; None where that is unknown."""
@@ -120,7 +120,8 @@ class Timing:
         total, done, rate = self._computed()
         left = self.seconds_left()
         rest = "" if left is None else f", about {format_duration(left, rough=True)} to go"
-        return f"reading the prompt: {done / max(total, 1):.0%} of {total} tokens, {rate:.1f} per second{rest}"
+        share = f"{done / max(total, 1):.0%} of {counted(total, 'token')}"
+        return f"reading the prompt: {share}, {rate:.1f} per second{rest}"
 
     def columns(self, more: list[str]) -> list[str]:
         """What is known at the end, for people; `more` comes before the times."""

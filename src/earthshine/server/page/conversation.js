@@ -30,7 +30,7 @@ function messageFrom(value, parent) {
 export class Conversation {
   id = newId();
   title = ""; // given by the reader; else the first question's beginning
-  titled = 0; // when it was given; the newest holds
+  titled = 0; // when it was given; the newest is used
   changed = Date.now();
   messages = new Map(); // by id, in order of creation
   removed = []; // ids, so that another tab's copy does not bring them back

@@ -1,5 +1,5 @@
 // Formulas: $...$, $$...$$, \(...\) and \[...\] as tokens of markdown-it, drawn by KaTeX, which is loaded when needed.
-// A formula is shown as it is written until KaTeX is there, and stays so where it is too long or none. KaTeX builds nodes
+// A formula is shown as it is written until KaTeX is there, and if it is too long or invalid. KaTeX builds nodes
 // and sets styles by script, so the page's policy needs no exception for it; `trust` is off, so no formula holds an address.
 
 import { make } from "./dom.js";

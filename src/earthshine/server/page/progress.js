@@ -23,7 +23,7 @@ export class Progress {
   #untimed = 0; // tokens that came before the first one whose time is known
   tokens = 0;
   thoughtTokens = 0;
-  lost = false; // the connection is
+  lost = false; // whether the connection is lost
 
   constructor(times = { asked: Date.now() }) {
     this.#times = times;

@@ -1,6 +1,6 @@
 // One reply: the request with the path of its conversation, its stream, and what is left when that ends in any way.
-// The server goes on with a reply whose connection is lost, and sends all of it again to who asks for it by its id: so a
-// reply goes on while another conversation is shown, and is there again after the page was loaded again.
+// The server goes on with a reply whose connection is lost, and sends all of it again when the page asks for its id. So a
+// reply goes on while the page is loaded again.
 
 import { advice, events, Problem, request } from "./api.js";
 import { textOf } from "./conversation.js";

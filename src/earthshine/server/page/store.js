@@ -15,7 +15,7 @@ function holds(record, wanted) {
 }
 
 // The record with the messages that `stored`, an older state of it, has in addition; each follows its parent. A message
-// that one tab removed comes back where another tab has added one below it. Of two names the one given last holds.
+// that one tab removed comes back where another tab has added one below it. Of two names the one given last is used.
 function merged(record, stored) {
   const messages = new Map((Array.isArray(stored?.messages) ? stored.messages : []).map((each) => [each?.id, each]));
   for (const message of record.messages) {
