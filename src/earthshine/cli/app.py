@@ -77,8 +77,8 @@ def serve(
     from earthshine.cli.serve import ServeOptions, run_serve
     from earthshine.net.listen import ListenOptions
 
-    at_once = (1, None) if plan is not None and batch is None else (SERVE_BATCH if batch is None else batch, 0)
-    held = plan_or_args(memory, context, threads, trunk, dtype, plan, *at_once)
+    at_once = batch if batch is not None else 1 if plan is not None else SERVE_BATCH
+    held = plan_or_args(memory, context, threads, trunk, dtype, plan, at_once)
     who = (tuple(name or ()), api_keys, tuple(allow_host or ()), tuple(allow_origin or ()))
     waits = (max_stall, max_queue, drain_seconds, hang_seconds)
     listen = ListenOptions(host, port, tls_cert, tls_key)

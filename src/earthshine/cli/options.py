@@ -25,7 +25,6 @@ def plan_or_args(
     dtype: str = "bf16",
     plan: Path | None = None,
     batch: int = 1,
-    cache_tokens: int | None = None,
 ) -> Plan | PlanArgs:
     """The plan of --plan, or the arguments of a plan from the other options.
 
@@ -35,7 +34,7 @@ def plan_or_args(
     if context is not None and context < 2:
         raise UsageError(f"context must be at least 2 tokens, not {shown(context)}.", "context")
     memory_bytes = None if memory is None else parse_bytes(memory)
-    args = PlanArgs(memory_bytes, context, batch, threads, trunk, dtype, cache_tokens=cache_tokens)
+    args = PlanArgs(memory_bytes, context, batch, threads, trunk, dtype)
     if plan is None:
         return args
     if args != PlanArgs():

@@ -9,6 +9,7 @@ from earthshine.plan.explore import Case
 from earthshine.plan.prices import Ownership, PriceTable
 from earthshine.spec import ModelSpec
 from earthshine.spec.layout import moe_layers
+from earthshine.storage import PAGE_TOKENS
 from earthshine.units import format_bytes, format_duration
 
 _PARTS = {
@@ -59,12 +60,8 @@ def _print_memory(report: Report, case: Case) -> None:
     ]  # fmt: skip
     rows.append(("total", format_bytes(memory.planned_bytes), f"of {format_bytes(memory.budget_bytes)}"))
     context = f"{memory.context_tokens:,} tokens of conversation"
-    rows.append(("smallest budget", least_size(case.smallest), f"for {context}{_together(case)}"))
+    rows.append(("smallest budget", least_size(case.smallest), f"for {context}"))
     report.table(("", "size", ""), rows)
-
-
-def _together(case: Case) -> str:
-    return f" in each of {case.args.batch} sequences" if case.args.batch > 1 else ""
 
 
 def _note(case: Case, part: str) -> str:
@@ -74,8 +71,8 @@ def _note(case: Case, part: str) -> str:
     if part == "expert slots":
         return f"{memory.slots_per_layer} of {max(case.sizes.experts)} in each layer"
     if part == "cache pages":
-        times = f"{memory.batch} x " if memory.batch > 1 else ""
-        return f"{times}{memory.context_tokens:,} tokens"
+        shared = f", shared by up to {memory.batch} replies" if memory.batch > 1 else ""
+        return f"{memory.pages * PAGE_TOKENS:,} tokens{shared}"
     if part == "activations":
         return f"{memory.prefill_tokens:,} tokens at once"
     return ""

@@ -49,7 +49,7 @@ def plan_args(
     if isinstance(memory, int) and memory < 0:
         raise UsageError(f"memory must be 0 or more bytes, not {shown(memory)}.", "memory")
     memory_bytes = parse_bytes(memory) if isinstance(memory, str) else memory and plain_bytes(memory)
-    return PlanArgs(memory_bytes, context, batch, threads, trunk, dtype, cache_tokens=0)
+    return PlanArgs(memory_bytes, context, batch, threads, trunk, dtype)
 
 
 def path_of(name: str, given: object) -> Path:

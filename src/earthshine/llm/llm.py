@@ -92,7 +92,7 @@ class LLM:
         args = plan_args(memory, context, batch, threads, trunk, dtype)
         saved = None if plan is None else path_of("plan", plan)
         path_of("model", model)
-        if saved is not None and args != PlanArgs(batch=8, cache_tokens=0):
+        if saved is not None and args != PlanArgs(batch=8):
             raise UsageError("A plan has all options for loading the model; leave out the other options.")
         folder, self._tokenizer = find_readable(str(model))
         template = load_template(folder) if has_template(folder) else None

@@ -26,8 +26,8 @@ class PlanArgs:
     trunk: "bf16" as published, or "int8".
     dtype: of activations, "bf16" or "fp32".
     skew: Zipf's exponent of the choice of experts that the forecast assumes (plan.routing).
-    cache_tokens: capacity of the pages that all sequences share. None: `batch` full contexts. 0: one full context, and
-        more pages in up to an eighth of the budget.
+    cache_tokens: capacity of the pages that all sequences share, of one full context at least. 0: one full context, and
+        more in up to an eighth of the budget, for at most `batch` full contexts.
     """
 
     memory_bytes: int | None = None
@@ -37,7 +37,7 @@ class PlanArgs:
     trunk: str = "bf16"
     dtype: str = "bf16"
     skew: float = SKEW
-    cache_tokens: int | None = None
+    cache_tokens: int = 0
 
     @property
     def may_stream(self) -> bool:

@@ -60,13 +60,13 @@ def plan_memory(sizes: Sizes, budget_bytes: int, args: PlanArgs, process_bytes: 
     UsageError for a budget that is too small; it names the smallest that works and its parts.
     """
     context, ways = least_context(args, max_context), _ways(sizes, args.may_stream)
-    least = _fixed(sizes, process_bytes, args.batch, context, _pages(args, context), PREFILL_TOKENS[0])
+    least = _fixed(sizes, process_bytes, args.batch, context, _least_pages(args, context), PREFILL_TOKENS[0])
     smallest = max(sum(least.values()) + min(ways), process_bytes + MARGIN_BYTES + sizes.loading)
     if budget_bytes < smallest:
         raise UsageError(_refusal(budget_bytes, smallest, context, args, least, min(ways)), "memory")
     if args.context_tokens is None:
-        context = _easy_context(sizes, budget_bytes, args, context, max_context, budget_bytes - smallest)
-    pages = _pages(args, context)
+        context = _easy_context(sizes, budget_bytes, context, max_context, budget_bytes - smallest)
+    pages = _least_pages(args, context)
     if args.cache_tokens == 0:
         fixed = sum(_fixed(sizes, process_bytes, args.batch, context, pages, PREFILL_TOKENS[0]).values())
         spare = min(budget_bytes // 8, max(0, budget_bytes - max(smallest, fixed + min(ways))) // 2)
@@ -142,19 +142,17 @@ def _refusal(
 ) -> str:
     cache = least["cache pages"] + least["recurrent states"]
     others = sum(least.values()) - cache - least["process"]
-    each = f" for each of {args.batch} sequences" if args.batch > 1 and args.cache_tokens is None else ""
     return (
-        f"memory must be at least {-(-smallest >> 20) + 1}MiB for this model with a context of {context} tokens{each}, "
+        f"memory must be at least {-(-smallest >> 20) + 1}MiB for this model with a context of {context} tokens, "
         f"not {format_bytes(budget_bytes)}. The smallest budget that works, {format_bytes(smallest)}, is "
         f"{format_bytes(weights)} of weights, {format_bytes(cache)} of cache, {format_bytes(others)} of working "
         f"memory, and {format_bytes(least['process'])} of the process itself."
     )
 
 
-def _pages(args: PlanArgs, context: int) -> int:
+def _least_pages(args: PlanArgs, context: int) -> int:
     """Of all sequences together: at least those of one with `context` tokens."""
-    each = page_count(context)
-    return args.batch * each if args.cache_tokens is None else max(each, page_count(args.cache_tokens))
+    return max(page_count(context), page_count(args.cache_tokens))
 
 
 def _shared_pages(sizes: Sizes, batch: int, one: int, spare: int) -> int:
@@ -162,9 +160,9 @@ def _shared_pages(sizes: Sizes, batch: int, one: int, spare: int) -> int:
     return min(one + spare // max(PAGE_TOKENS * sizes.kept, 1), batch * one)
 
 
-def _easy_context(sizes: Sizes, budget_bytes: int, args: PlanArgs, least: int, most: int, spare: int) -> int:
-    """Up to 32768 tokens, all sequences together in up to an eighth of the budget."""
-    each = max(sizes.kept, 1) * (args.batch if args.cache_tokens is None else 1)
+def _easy_context(sizes: Sizes, budget_bytes: int, least: int, most: int, spare: int) -> int:
+    """Up to 32768 tokens, in up to an eighth of the budget."""
+    each = max(sizes.kept, 1)
     affordable = min(budget_bytes // 8 // each, least + spare // (each + sizes.gathered)) // PAGE_TOKENS * PAGE_TOKENS
     return max(least, min(most, CONTEXT_TOKENS, affordable))
 

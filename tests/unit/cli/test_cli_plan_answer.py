@@ -85,7 +85,7 @@ def test_every_smallest_budget_and_speed_names_its_length_of_conversation(earths
     assert "; for 2,048 tokens of conversation\n" in earthshine("inspect", k2_6)[1]
     _, out, _ = earthshine("plan", k2_6, "--machine", "mini-24gb", "--context", "5000", "--batch", "2")
     assert answered(out)["Does it run there?"].endswith("for 5,000 tokens of conversation.")
-    found = re.search(r"smallest budget +([0-9.]+ GiB) +for 5,000 tokens of conversation in each of 2 sequences", out)
+    found = re.search(r"smallest budget +([0-9.]+ GiB) +for 5,000 tokens of conversation\n", out)
     assert f"; {found[1]} is the least that works" in answered(out)["Does it run there?"]
 
 

@@ -36,7 +36,7 @@ SMALL = machine(memory_bytes=2 * GIB)
         (PlanArgs(memory_bytes=0), "The smallest budget that works"),
         (PlanArgs(memory_bytes=-5), "not -5 B. The smallest budget that works"),
         (PlanArgs(memory_bytes=400 * MIB), "not 400.00 MiB. The smallest budget that works"),
-        (PlanArgs(batch=4096), "for each of 4096 sequences"),
+        (PlanArgs(batch=4097), "between 1 and 4096 sequences, not 4097."),
     ],
     ids=str,
 )
