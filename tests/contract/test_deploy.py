@@ -50,6 +50,13 @@ def test_the_image_runs_as_a_user_without_rights_and_has_its_checks():
     assert len(re.findall(r"^FROM ", IMAGE, re.MULTILINE)) == 2
 
 
+def test_the_health_check_has_only_options_that_docker_and_podman_share():
+    """`--start-interval`, for one, fails a build with buildah 1.28."""
+    used = re.findall(r"--[a-z-]+", IMAGE.partition("HEALTHCHECK")[2].partition("CMD")[0])
+    assert used
+    assert set(used) <= {"--interval", "--timeout", "--start-period", "--retries"}
+
+
 def test_the_engine_of_docker_gets_what_the_build_needs():
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     sent = {line[1:] for line in lines if line.startswith("!")}
