@@ -13,6 +13,7 @@ from earthshine.untrusted import encodable, parse_object, shown
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
+_MOST_MEMORY = 1 << 63  # bytes
 _UNREAD = ("multi_modal_data", "prompt_embeds")  # parts of a prompt in vLLM's form that are not supported
 
 _INSTEAD = {  # options of vLLM's LLM that this one does not have, with what to do instead
@@ -46,8 +47,8 @@ def plan_args(
         if not (text or _is_integer(value) or (optional and value is None)):
             form = 'a size such as "16GiB" or a number of bytes' if name == "memory" else "a whole number"
             raise UsageError(f"{name} must be {form}, not {shown(value)}.", name)
-    if isinstance(memory, int) and memory < 0:
-        raise UsageError(f"memory must be 0 or more bytes, not {shown(memory)}.", "memory")
+    if isinstance(memory, int) and not 0 <= memory < _MOST_MEMORY:
+        raise UsageError(f"memory must be 0 or more bytes and less than 8 EiB, not {shown(memory)}.", "memory")
     memory_bytes = parse_bytes(memory) if isinstance(memory, str) else memory and plain_bytes(memory)
     return PlanArgs(memory_bytes, context, batch, threads, trunk, dtype)
 
@@ -109,13 +110,37 @@ def prompt_of(prompt: Any) -> str | list[int]:
         unread = [key for key in _UNREAD if prompt.get(key)]
         if unread:
             raise UsageError(f"A prompt's {unread[0]} can't be read; give text or token ids.", "prompts")
-        ids = prompt.get("prompt_token_ids")
+        given, ids = prompt, prompt.get("prompt_token_ids")
         prompt = prompt.get("prompt") if ids is None else ids
+        if prompt is None:
+            raise UsageError(
+                "A prompt given as a dict must have prompt or prompt_token_ids; "
+                f"this one has {', '.join(map(shown, given)) or 'no keys'}.",
+                "prompts",
+            )
     if isinstance(prompt, str):
         return encodable(prompt, "A prompt")
     if _is_list(prompt) and all(map(_is_integer, prompt)):
         return list(prompt)
     raise UsageError(f"A prompt must be a text or token ids, not {shown(prompt)}.", "prompts")
+
+
+def tools_of(given: Any) -> tuple[Any, ...]:
+    """The declared tools, none for None. Raises UsageError for what is not a list, and TextError for a text in it that
+    UTF-8 can't encode. Tools themselves are checked with the prompts."""
+    if given is not None and not _is_list(given):
+        raise UsageError(f"tools must be a list of objects, not {shown(given)}.", "tools")
+    require_encodable(given, "tools")
+    return tuple(given or ())
+
+
+def conversation_of(given: Any) -> list[dict[str, Any]]:
+    """A copy of a conversation's messages. Raises UsageError for anything but a list of them, and TextError for a text
+    in it that UTF-8 can't encode."""
+    require_encodable(given, "messages")
+    if not given or not _is_list(given) or not all(isinstance(message, Mapping) for message in given):
+        raise UsageError("A conversation is a list of messages such as {'role': 'user', 'content': 'Hello'}.")
+    return [dict(message) for message in given]
 
 
 def tool_choice_of(choice: str, tools: Sequence[Mapping[str, Any]]) -> ToolChoice:

@@ -21,6 +21,7 @@ from earthshine.generation.submission import Submission
 from earthshine.hub import find_readable
 from earthshine.llm.inputs import (
     Params,
+    conversation_of,
     flag_of,
     format_of,
     is_one_prompt,
@@ -28,9 +29,9 @@ from earthshine.llm.inputs import (
     path_of,
     plan_args,
     prompt_of,
-    require_encodable,
     require_known,
     tool_choice_of,
+    tools_of,
 )
 from earthshine.llm.outputs import OutputBuilder, RequestOutput
 from earthshine.plan import PlanArgs, read_plan
@@ -204,26 +205,22 @@ class LLM:
             raise UsageError("messages must be a list of messages, or a list of such lists.", "messages")
         one = bool(messages) and isinstance(messages[0], Mapping)
         conversations: Sequence[Any] = [messages] if one else messages
-        choice, form = tool_choice_of(tool_choice, tools or ()), format_of(structured_outputs)
+        declared = tools_of(tools)
+        choice, form = tool_choice_of(tool_choice, declared), format_of(structured_outputs)
         thinking = None if thinking is None else flag_of("thinking", thinking)
         continued = flag_of("continue_final_message", continue_final_message)
         each = params_of(params, len(conversations), self._defaults)
-        require_encodable(tools, "tools")
-        for conversation in conversations:
-            require_encodable(conversation, "messages")
-            if not conversation or not all(isinstance(message, Mapping) for message in conversation):
-                raise UsageError("A conversation is a list of messages such as {'role': 'user', 'content': 'Hello'}.")
         return [
             GenerationRequest(
-                [dict(message) for message in conversation],
+                conversation,
                 own,
-                tools=tuple(tools or ()),
+                tools=declared,
                 tool_choice=choice,
                 thinking=thinking,
                 continue_final_message=continued,
                 format=form,
             )
-            for conversation, own in zip(conversations, each, strict=True)
+            for conversation, own in zip(map(conversation_of, conversations), each, strict=True)
         ]
 
     def _whole(self, requests: Sequence[GenerationRequest]) -> list[RequestOutput]:

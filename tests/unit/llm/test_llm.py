@@ -99,6 +99,11 @@ class TestChat:
             ("Hello", {}, "A conversation is a list of messages"),
             ({"role": "user"}, {}, "messages must be a list"),
             ([["Hello"]], {}, "A conversation is a list of messages"),
+            ([5], {}, "A conversation is a list of messages"),
+            ([{"role": "user", "content": "a"}, 5], {}, "A conversation is a list of messages"),
+            (conversation("a"), {"tools": 5}, "tools must be a list of objects, not 5"),
+            (conversation("a"), {"tools": False}, "tools must be a list of objects, not false"),
+            (conversation("a"), {"tools": 5, "tool_choice": "look"}, "tools must be a list of objects"),
             (conversation("a"), {"tool_choice": "required"}, "needs tools"),
             (conversation("a"), {"tool_choice": "look"}, "There is no tool 'look' to choose; no tools are given"),
             (conversation("a"), {"tool_choice": "look", "tools": [5, {"function": None}]}, "There is no tool 'look'"),
@@ -183,10 +188,17 @@ class TestGenerate:
             .text.startswith(llm.generate("list all files", asked)[0].outputs[0].text[:20])
         )
 
-    @pytest.mark.parametrize("prompts", [3, [None], [["a"]], [{"text": "a"}], [[True, 1]], [1.5], b"a", [b"a"]])
+    @pytest.mark.parametrize("prompts", [3, [None], [["a"]], [[True, 1]], [1.5], b"a", [b"a"]])
     def test_prompts_of_other_types_are_refused(self, llm, prompts):
         with pytest.raises(UsageError, match="must be a text"):
             llm.generate(prompts, GREEDY)
+
+    @pytest.mark.parametrize(
+        ("prompt", "keys"), [({"a": 1, "b": 2}, "'a', 'b'"), ({"prompt": None}, "'prompt'"), ({}, "no keys")]
+    )
+    def test_a_dict_without_a_prompt_is_refused_by_its_keys(self, llm, prompt, keys):
+        with pytest.raises(UsageError, match=f"must have prompt or prompt_token_ids; this one has {keys}"):
+            llm.generate([prompt], GREEDY)
 
     def test_half_of_a_surrogate_pair_is_refused_by_its_place(self, llm):
         """It would become another character."""
@@ -332,6 +344,7 @@ class TestLoading:
             ),
             ({"memory": 24000}, UsageError, "if 24000MiB was meant"),
             ({"memory": -1}, UsageError, "memory must be 0 or more bytes"),
+            ({"memory": 10**400}, UsageError, "memory must be .* less than 8 EiB, not an integer of more than 64 bits"),
             ({"context": "4096"}, UsageError, "context must be a whole number, not '4096'"),
             ({"context": 1.5}, UsageError, "context must be a whole number"),
             ({"context": True}, UsageError, "context must be a whole number"),
