@@ -86,6 +86,14 @@ def _moved_blob(link: Path, blobs: list[Path], real: Path) -> bool:
     return blob.parent in blobs and blob.name == real.name and _DIGEST.fullmatch(real.name) is not None
 
 
+def real_path(path: Path, refusal: Refusal) -> Path:
+    """A path that a person wrote, with links followed. It need not exist; a loop of links is left to its opening."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        raise refusal(f"{shown(path)} is not a path.") from None
+
+
 def open_regular(path: Path, what: str, refusal: Refusal) -> int:
     """A read-only descriptor of a regular file at a resolved path. A pipe is refused at once."""
     try:

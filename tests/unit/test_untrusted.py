@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from earthshine.errors import SpecError, TextError
-from earthshine.untrusted import MAX_DEPTH, parse_object, read_file, require_depth, resolve_in, shown
+from earthshine.untrusted import MAX_DEPTH, parse_object, read_file, real_path, require_depth, resolve_in, shown
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,10 @@ def test_only_short_regular_files_are_read(tmp_path: Path) -> None:
                        ("absent", "No such file"), ("a\0b", "not one")):  # fmt: skip
         with pytest.raises(TextError, match=f"It .*{says}"):
             read_file(tmp_path / name, "It", 4, TextError)
+
+
+@pytest.mark.parametrize(("name", "says"), [("loop", "It can't be opened: Too many levels"), ("a\0b", "is not a path")])
+def test_a_loop_of_links_and_an_impossible_name_are_refused(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(TextError, match=says):
+        read_file(real_path(tmp_path / name, TextError), "It", 4, TextError)

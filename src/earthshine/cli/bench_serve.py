@@ -21,7 +21,7 @@ from earthshine.files import write_file
 from earthshine.loadgen.client import Site, parse_site
 from earthshine.loadgen.drive import ApiName, Run, Sample, Target, Unreachable, drive, open_target
 from earthshine.loadgen.trace import Arrival, Shape, fitting_scale, read_trace, synthetic_trace
-from earthshine.untrusted import read_file, shown
+from earthshine.untrusted import read_file, real_path, shown
 
 PERCENTS = (50, 90, 99)
 MOST_REQUESTS, MOST_AT_ONCE = 1_000_000, 4096
@@ -108,7 +108,7 @@ def site_of(options: BenchServeOptions) -> Site:
     key = ""
     if options.api_key_file is not None:
         path = options.api_key_file
-        raw = read_file(path.resolve(), shown(path), 4096, UsageError).decode("ascii", "replace").strip()
+        raw = read_file(real_path(path, UsageError), shown(path), 4096, UsageError).decode("ascii", "replace").strip()
         if not raw or not all("!" <= character <= "~" for character in raw):
             raise UsageError(f"{shown(path)} has no API key; it must be one line of printable ASCII without spaces.")
         key = raw

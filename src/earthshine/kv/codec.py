@@ -49,7 +49,7 @@ from earthshine.kv.header import (
     unpack_header,
 )
 from earthshine.units import format_bytes
-from earthshine.untrusted import open_regular
+from earthshine.untrusted import open_regular, real_path
 
 _CHUNK_BYTES = 1 << 20
 
@@ -212,7 +212,7 @@ class KVBlob:
     def load(cls, path: Path) -> "KVBlob":
         """Raises BlobError if the file is absent, unreadable or damaged."""
         try:
-            with open(open_regular(path.resolve(), f"The state in {path}", BlobError), "rb") as file:
+            with open(open_regular(real_path(path, BlobError), f"The state in {path}", BlobError), "rb") as file:
                 return cls.read(file, limit_bytes=os.fstat(file.fileno()).st_size)
         except (OSError, ValueError) as error:
             raise BlobError(f"The state could not be read from {path}: {error}.") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from earthshine.errors import UsageError
-from earthshine.untrusted import open_regular, parse_object, shown
+from earthshine.untrusted import open_regular, parse_object, real_path, shown
 
 BLOCK_TOKENS = 512  # tokens of one id in a Mooncake trace
 MOST_TOKENS = 10_000_000
@@ -40,7 +40,7 @@ def read_trace(path: Path, most: int) -> list[Arrival]:
     """The first `most` requests of a file; the first line decides the format. Raises UsageError, naming the line."""
     what = shown(path)
     try:
-        with open(open_regular(path.resolve(), what, UsageError), "rb") as file:
+        with open(open_regular(real_path(path, UsageError), what, UsageError), "rb") as file:
             arrivals = list(islice(_arrivals(_lines(file, what), what), most))
     except OSError as error:
         raise UsageError(f"{what} can't be read: {error.strerror}.") from None

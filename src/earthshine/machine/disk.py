@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from earthshine.errors import UsageError
-from earthshine.machine.profile import DiskRate, real_path
+from earthshine.machine.profile import DiskRate
 from earthshine.storage import ALIGNMENT
 from earthshine.units import format_bytes
-from earthshine.untrusted import open_regular, shown
+from earthshine.untrusted import open_regular, real_path, shown
 
 BLOCKS = (1 << 20, 8 << 20, 6048 * ALIGNMENT)  # the last is Kimi-K2.6's expert, rounded down
 DEPTHS = (1, 2, 4)
@@ -55,7 +55,7 @@ class Rates:
 
 def measure_file(path: Path, repeats: int = 3) -> Rates:
     """Rates of an existing file, which is only read. Raises UsageError for a file that can't represent the disk."""
-    descriptor = open_regular(real_path(path), shown(path), UsageError)
+    descriptor = open_regular(real_path(path, UsageError), shown(path), UsageError)
     try:
         found = os.fstat(descriptor)
         _refuse_memory(path, found.st_dev)

@@ -17,7 +17,7 @@ from earthshine.errors import UsageError
 from earthshine.files import written_whole
 from earthshine.machine.probe import identity, memory_total
 from earthshine.machine.strict import read_fields
-from earthshine.untrusted import parse_object, read_file, shown
+from earthshine.untrusted import parse_object, read_file, real_path, shown
 
 MAX_FILE_BYTES = 1 << 20
 MEMORY_TOLERANCE = 0.02  # of the memory there is: another kernel keeps a little more or less of it to itself
@@ -107,15 +107,7 @@ def read_machine(path: Path) -> Machine:
 
     `network`, `watts`, `price_usd` and `device` may be left out. Raises UsageError.
     """
-    return _from_text(read_file(real_path(path), shown(path), MAX_FILE_BYTES, UsageError), shown(path))
-
-
-def real_path(path: Path) -> Path:
-    """The path that a person wrote, with links followed. Raises UsageError for an invalid one."""
-    try:
-        return Path(os.path.realpath(path))
-    except (OSError, ValueError):
-        raise UsageError(f"{shown(path)} is not a path.") from None
+    return _from_text(read_file(real_path(path, UsageError), shown(path), MAX_FILE_BYTES, UsageError), shown(path))
 
 
 def _from_text(raw: bytes, what: str) -> Machine:

@@ -4,12 +4,11 @@ Every price is a finite number of US dollars from 0 up, and a table gives its da
 be replaced by a file of the same form. Refuses negative prices, by name.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from earthshine.errors import UsageError
-from earthshine.untrusted import parse_object, read_file, shown
+from earthshine.untrusted import parse_object, read_file, real_path, shown
 
 FORMAT = "earthshine prices 1"
 SHIPPED = Path(__file__).with_name("prices.json")
@@ -76,7 +75,7 @@ class Ownership:
 def read_prices(path: Path = SHIPPED) -> PriceTable:
     """The table in `path`; raises UsageError that names the entry and what would be right."""
     where = shown(path)
-    found = parse_object(read_file(Path(os.path.realpath(path)), where, _MAX_BYTES, UsageError), where, UsageError)
+    found = parse_object(read_file(real_path(path, UsageError), where, _MAX_BYTES, UsageError), where, UsageError)
     if found.get("format") != FORMAT:
         raise UsageError(f"{where} is not a price table; its format must be {FORMAT!r}.")
     unknown = found.keys() - {"format", "dated", "source", "prices"}

@@ -6,7 +6,6 @@ unknown, every number is checked, and the engine checks again that the parts fit
 
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,7 +16,7 @@ from earthshine.plan.args import DTYPES, MOST_BATCH, MOST_CACHE_TOKENS, MOST_THR
 from earthshine.plan.budget import NEW_PLAN, PARTS, PREFILL_TOKENS
 from earthshine.plan.plan import Plan
 from earthshine.storage import page_count
-from earthshine.untrusted import parse_object, read_file, shown
+from earthshine.untrusted import parse_object, read_file, real_path, shown
 
 _ANY_FORMAT = "earthshine plan "
 FORMAT = f"{_ANY_FORMAT}2"
@@ -33,7 +32,7 @@ def plan_json(plan: Plan) -> str:
 def read_plan(path: Path) -> Plan:
     """The plan in `path`. Raises UsageError, which names the file, the field and what would be right."""
     where = shown(path)
-    found = parse_object(read_file(Path(os.path.realpath(path)), where, _MAX_BYTES, UsageError), where, UsageError)
+    found = parse_object(read_file(real_path(path, UsageError), where, _MAX_BYTES, UsageError), where, UsageError)
     saved_as = found.pop("format", None)
     if saved_as != FORMAT:
         if isinstance(saved_as, str) and saved_as.startswith(_ANY_FORMAT):

@@ -11,7 +11,7 @@ from earthshine.errors import SpecError, Unsupported
 from earthshine.spec.families import read_model
 from earthshine.spec.families.reader import says_nothing
 from earthshine.spec.model import ModelSpec
-from earthshine.untrusted import parse_object, read_file, require_depth, resolve_in, shown
+from earthshine.untrusted import parse_object, read_file, real_path, require_depth, resolve_in, shown
 
 QUANTIZATION_NAME = "hf_quant_config.json"
 MAX_CONFIG_BYTES = 4 * 2**20  # published configs have up to 13 kB
@@ -57,5 +57,5 @@ def read_config(path: Path) -> dict[str, object]:
             raise SpecError(f"{shown(named)} does not exist; a checkpoint folder must hold a config.json.")
     except OSError as error:
         raise SpecError(f"{shown(path)} can't be read: {error.strerror}.") from None
-    real = resolve_in(path, "config.json", SpecError) if named != path else named.resolve()
+    real = resolve_in(path, "config.json", SpecError) if named != path else real_path(named, SpecError)
     return parse_object(read_file(real, str(named), MAX_CONFIG_BYTES, SpecError), str(named), SpecError)

@@ -152,6 +152,14 @@ def test_the_key_comes_from_a_file(capsys, server, tmp_path):
     assert all("Bearer sk-1\r\n" in head for head in server.heads)
 
 
+@pytest.mark.parametrize("option", ["trace", "api_key_file"])
+def test_a_loop_of_links_is_refused(server, tmp_path, option):
+    path = tmp_path / "loop"
+    path.symlink_to("loop")
+    with pytest.raises(UsageError, match="loop' can't be opened: Too many levels of symbolic links"):
+        run_bench_serve(BenchServeOptions(url=server.url, **{option: path}))
+
+
 @pytest.mark.parametrize("raw", [b"", b"a b\n", b"a\r\nX: y", b"\xff", b"x" * 5000])
 def test_a_file_without_a_key(server, tmp_path, raw):
     path = tmp_path / "key"

@@ -388,6 +388,9 @@ def test_absent_damaged_and_impossible_paths_are_blob_errors(tmp_path):
         KVBlob.load(tmp_path / "absent")
     with pytest.raises(BlobError, match="not a regular file"):
         KVBlob.load(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(BlobError, match="can't be opened: Too many levels"):
+        KVBlob.load(tmp_path / "loop")
     with pytest.raises(BlobError, match="could not be written"):
         make_blob().save(tmp_path / "no folder" / "state")
     (tmp_path / "cut").write_bytes(make_blob().to_bytes()[:-1])
