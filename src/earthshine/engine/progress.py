@@ -23,6 +23,7 @@ def report_progress(
     """
     began = time.monotonic()
     last, latest = began, cached
+    rate = _Rate()
 
     def report(done: float) -> None:
         nonlocal last, latest
@@ -32,16 +33,33 @@ def report_progress(
             return
         last, latest = now, processed
         share, seconds = (done - cached) / (total - cached), now - began
-        send(PromptProgress(total, cached, processed, seconds, _seconds_left(share, seconds, expected)))
+        rate.measure(share, seconds)
+        send(PromptProgress(total, cached, processed, seconds, _seconds_left(share, rate.seconds, expected)))
 
     send(PromptProgress(total, cached, cached, 0.0, expected))
     return report
 
 
-def _seconds_left(share: float, seconds: float, expected: float | None) -> float | None:
-    """Weights the initial forecast by 1 - `share` and the measured rate by `share`. Without a forecast: None until the
-    measured rate can be trusted."""
-    own = seconds / share
+class _Rate:
+    """`seconds` that the whole prompt would take at the rate of the later part of what is done.
+
+    What was done at a share x of the prompt counts by x squared: attention grows with the length, and the first layers
+    are often dense.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self._share, self._elapsed = 0.0, 0.0, 0.0
+
+    def measure(self, share: float, elapsed: float) -> None:
+        latest = (elapsed - self._elapsed) / (share - self._share)
+        self.seconds += (1 - (self._share / share) ** 3) * (latest - self.seconds)
+        self._share, self._elapsed = share, elapsed
+
+
+def _seconds_left(share: float, own: float, expected: float | None) -> float | None:
+    """From the seconds that the whole prompt takes by its own rate, and by the initial forecast, which soon counts
+    little: by half at a sixth of the prompt. Without a forecast: None until the measured rate can be trusted."""
     if expected is None:
         return own * (1 - share) if share >= _TRUSTED else None
-    return ((1 - share) * expected + share * own) * (1 - share)
+    trust = (1 - share) ** 4
+    return (trust * expected + (1 - trust) * own) * (1 - share)

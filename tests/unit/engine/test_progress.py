@@ -116,7 +116,7 @@ def test_the_own_rate_of_a_prompt_replaces_what_was_expected(monkeypatch):
     report = report_progress(1000, 200, sent.append, expected=10.0)
     now[0] += 20
     report(600)
-    half = pytest.approx(0.5 * (0.5 * 10 + 0.5 * 40))
+    half = pytest.approx(0.5 * (1 / 16 * 10 + 15 / 16 * 40))
     assert sent == [PromptProgress(1000, 200, 200, 0.0, 10.0), PromptProgress(1000, 200, 600, 20.0, half)]
     now[0] += 0.1
     report(700)
@@ -126,6 +126,21 @@ def test_the_own_rate_of_a_prompt_replaces_what_was_expected(monkeypatch):
     assert len(sent) == 2, "no news"
     report(1000)
     assert (sent[2].processed, sent[2].seconds_left) == (1000, 0)
+
+
+@pytest.mark.parametrize("expected", [18.0, None])
+def test_a_prompt_that_gets_slower_is_forecast_by_its_later_part(monkeypatch, expected):
+    """18 s for the tokens alone, as short prompts took, and twice that for attention over those before."""
+    now, sent = [0.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    report = report_progress(10_000, 0, sent.append, expected=expected)
+    for percent in range(1, 100):
+        share = percent / 100
+        now[0] = 18 * share + 36 * share**2
+        report(10_000 * share)
+    for event, least in ((sent[35], 0.5), (sent[65], 0.65), (sent[90], 0.75)):
+        left = 54 - event.seconds
+        assert least * left < event.seconds_left < left
 
 
 def test_the_first_layers_alone_are_no_forecast(monkeypatch):
@@ -138,7 +153,7 @@ def test_the_first_layers_alone_are_no_forecast(monkeypatch):
     assert sent[-1].seconds_left is None
     now[0] = 10.0
     report(500)
-    assert sent[-1].seconds_left == pytest.approx(10)
+    assert sent[-1].seconds_left == pytest.approx(9 / 480 * 500, rel=0.001), "at the rate of all but the first 20"
 
 
 def test_a_pass_that_streams_costs_as_much_for_few_tokens():
