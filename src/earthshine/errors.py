@@ -71,7 +71,11 @@ class BudgetError(EarthshineError):
 
 
 class ContextError(EarthshineError):
-    """A sequence does not fit the model's context or the cache's pages."""
+    """A sequence does not fit the model's context or the cache's pages. `figures`: what does not fit, for a log."""
+
+    def __init__(self, message: str, figures: str = "") -> None:
+        super().__init__(message)
+        self.figures = figures
 
 
 class OverloadError(EarthshineError):

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 
 import httpx
 import pytest
@@ -115,9 +116,12 @@ def test_a_wrong_field_is_named(client, field, value, message, param):
 
 
 def test_unknown_fields_are_ignored_and_named_once(server, client):
-    for _ in range(2):
-        assert client.post("/v1/echo", json={"prompt": "a", "novelty": 1}).status_code == 200
-    assert [line for line in server.lines if "novelty" in line] == ["an unknown field was ignored: 'novelty'"]
+    for name in ("first", "second"):
+        asked = {"prompt": "a", "novelty": 1}
+        assert client.post("/v1/echo", json=asked, headers={"x-request-id": name}).status_code == 200
+    (line,) = (line.split("  ") for line in server.lines if "novelty" in line)
+    assert line[1:] == ["127.0.0.1", "POST /v1/echo", "an unknown field was ignored: 'novelty'", "first"]
+    time.strptime(line[0], "%Y-%m-%d %H:%M:%S")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +251,7 @@ def test_the_document_names_every_route_and_status(client):
 def test_the_log_has_a_line_a_request_and_no_text(server, client):
     client.post("/v1/echo", json={"prompt": "sesame open"})
     line = server.lines[-1]
-    assert "POST /v1/echo  200 stop  2 tokens (0 cached)  2 generated" in line
+    assert "POST /v1/echo  200 stop  2 tokens (0 cached) read in 0.0 s  2 generated in 0.0 s (" in line
     assert not [line for line in server.lines if "sesame" in line]
 
 

@@ -44,10 +44,10 @@ def delta(n_tokens: int, choice: int = 0) -> Delta:
 @pytest.mark.parametrize(
     ("timed", "expected"),
     [
-        ([(4, delta(1)), (5, delta(2)), (6, Ended(0, "stop", 3, 0))], "3 generated, 1.0 per second"),
-        ([(4, delta(3)), (5, delta(5)), (6, Ended(0, "length", 7, 0))], "7 generated, 2.0 per second"),
+        ([(4, delta(1)), (5, delta(2)), (6, Ended(0, "stop", 3, 0))], "3 generated in 2.0 s (1.0 per second)"),
+        ([(4, delta(3)), (5, delta(5)), (6, Ended(0, "length", 7, 0))], "7 generated in 2.0 s (2.0 per second)"),
         ([(4, delta(1)), (4, delta(1, 1)), (8, Ended(0, "stop", 3, 0)), (8, Ended(1, "stop", 4, 0))],
-         "7 generated, 1.5 per second"),
+         "7 generated in 4.0 s (1.5 per second)"),
         ([(4, delta(1)), (4, Ended(0, "length", 1, 0))], "1 generated  "),
         ([(9, delta(50)), (9, Ended(0, "stop", 50, 0))], "50 generated  "),  # a call that was held back to its end
         ([(4, Ended(0, "stop", 1, 0))], "1 generated  "),

@@ -97,8 +97,8 @@ class TestLongRequests:
             f"{head}reading 1000 tokens (200 cached), about 40 s  r1",
             f"{head}reading the prompt: 40% of 1000 tokens, 20.0 per second, about 30 s to go  r1",
             f"{head}11 generated, 0.5 per second  r1",
-            f"{head}200 length  1000 tokens (200 cached)  21 generated, 0.5 per second  "
-            "75% of experts in memory, 64.00 MiB read  5.00 s in the queue  85.00 s  r1",
+            f"{head}200 length  1000 tokens (200 cached) read in 40.0 s  21 generated in 40.0 s (0.5 per second)  "
+            "75% of experts in memory, 64.00 MiB read  5.00 s in the queue  85.00 s in all  r1",
         ]
 
     def test_the_wait_is_announced_where_it_is_known_and_long(self, monkeypatch):
@@ -139,6 +139,19 @@ class TestLongRequests:
             "tokens_per_second": 0.5, "seconds": 85.0,
             "expert_hits": 30, "expert_misses": 10, "expert_bytes_read": 64 << 20,
         }.items()  # fmt: skip
+
+    def test_a_prompt_that_was_given_up_was_not_read(self, monkeypatch):
+        (line,) = happens(
+            monkeypatch, [(5, Started(1000, 200)), (5, Reading(0, PromptProgress(1000, 200, 200, 0.0, 1.0)))]
+        )
+        assert "  1000 tokens (200 cached)  " in line
+        (line,) = happens(monkeypatch, [(5, Started(9, 0)), (7, Ended(0, "length", 0, 0))])
+        assert "  9 tokens (0 cached) read in 2.0 s  " in line, "a prompt alone, to score it"
+
+    def test_one_token_has_no_rate(self, monkeypatch):
+        ended = [(5, Started(9, 0)), (6, Delta(0, [Content("a")], (), 1)), (6, Ended(0, "length", 1, 0))]
+        (line,) = happens(monkeypatch, ended)
+        assert "  9 tokens (0 cached) read in 1.0 s  1 generated  " in line
 
     def test_a_request_that_was_never_admitted_used_no_experts(self, monkeypatch):
         (line,) = happens(monkeypatch, [])
@@ -207,10 +220,10 @@ class TestJson:
         assert (warning["event"], warning["message"]) == ("warning", "a page is not kept")
 
 
-ENDS = (  # a request's body and path, and the status, reason and parameter in the log
+ENDS = (  # a request's body and path, and the status, reason and parameter or figures in the log
     ({"prompt": "a b"}, "/v1/echo", 200, "stop", None),
     ({"prompt": "a", "n": 10_000}, "/v1/echo", 400, "invalid", "n"),
-    ({"prompt": "!long"}, "/v1/echo", 400, "context", None),
+    ({"prompt": "!long"}, "/v1/echo", 400, "context", "26 of 20 tokens"),
     ({"prompt": "a", "model": "gpt"}, "/v1/echo", 404, "not_found", "model"),
     ({}, "/v1/nowhere", 404, "not_found", None),
     ({}, "/metrics", 405, "method", None),
@@ -229,7 +242,7 @@ def requests(server):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_the_log_has_the_reason_of_each_end(as_json):
     errors = {
-        "long": ContextError("Too long."),
+        "long": ContextError("Too long.", "26 of 20 tokens"),
         "full": OverloadError("Many wait.", 7),
         "late": RuntimeError("bug"),
         "soon": UnavailableError("Not now."),
@@ -245,7 +258,7 @@ def test_the_log_has_the_reason_of_each_end(as_json):
         until(lambda: len(requests(server)) == len(ENDS) + 1)
         lines = requests(server)
     if as_json:
-        found = [(each["status"], each["reason"], each.get("param")) for each in objects(lines)]
+        found = [(each["status"], each["reason"], each.get("param", each.get("figures"))) for each in objects(lines)]
         assert found == [*(each[2:] for each in ENDS), (499, "client_gone", None)]
     else:
         ends = [line.split("  ")[3] for line in lines]

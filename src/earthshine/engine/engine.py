@@ -254,7 +254,8 @@ class Engine:
         if len(tokens) >= room:
             raise ContextError(
                 f"This model's maximum context length is {room} tokens here, and the request has {len(tokens)}; "
-                "shorten it."
+                "shorten it.",
+                f"{len(tokens)} of {room} tokens",
             )
 
     def _retry_seconds(self) -> int:

@@ -238,7 +238,8 @@ class Scheduler:
             if len(self.queue.running) == 1:
                 last.fail(
                     ContextError(
-                        "The KV cache has no free page for this request; shorten it, or use a larger memory budget."
+                        "The KV cache has no free page for this request; shorten it, or use a larger memory budget.",
+                        f"{len(last.tokens)} tokens, no free page",
                     )
                 )
             else:

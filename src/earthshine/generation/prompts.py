@@ -89,10 +89,12 @@ class Prompts:
             raise UsageError("The prompt is empty; an answer needs at least one token to continue.")
         room = self._context_tokens - n_prompt
         if room < 1:
-            has = str(n_prompt) if n_prompt <= self._context_tokens else "more"  # encoding stopped there
+            whole = n_prompt <= self._context_tokens  # otherwise encoding stopped there
+            has = str(n_prompt) if whole else "more"
             raise ContextError(
                 f"This model's maximum context length is {self._context_tokens} tokens; the prompt has {has}, and a "
-                "reply needs at least one more. Shorten it."
+                "reply needs at least one more. Shorten it.",
+                f"{has} {'of' if whole else 'than'} {self._context_tokens} tokens",
             )
         return replace(params, max_tokens=room if params.max_tokens is None else min(params.max_tokens, room))
 

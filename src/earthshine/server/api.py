@@ -41,13 +41,19 @@ _ABOVE_ZERO = ("top_p", "repetition_penalty")
 
 
 class Refused(EarthshineError):
-    """A request that gets an error of `kind`. `param` names the field; `retry_seconds` becomes Retry-After."""
+    """A request that gets an error of `kind`. `param` names the field; `retry_seconds` becomes Retry-After; `figures`
+    are for the log."""
 
     def __init__(
-        self, message: str, kind: Kind = "invalid", param: str | None = None, retry_seconds: int | None = None
+        self,
+        message: str,
+        kind: Kind = "invalid",
+        param: str | None = None,
+        retry_seconds: int | None = None,
+        figures: str = "",
     ) -> None:
         super().__init__(message)
-        self.kind, self.param, self.retry_seconds = kind, param, retry_seconds
+        self.kind, self.param, self.retry_seconds, self.figures = kind, param, retry_seconds, figures
 
     @property
     def status(self) -> int:

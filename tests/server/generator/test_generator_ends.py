@@ -19,8 +19,14 @@ from .conftest import END, HELLO, VOCAB, ended, joined, wanted
 class TestRefusals:
     def test_beyond_the_context(self, asker):
         n_prompt = len(asker.template.encode(asker.tokenizer, HELLO))
-        with pytest.raises(ContextError, match=f"context length is {n_prompt} tokens; the prompt has {n_prompt}"):
+        with pytest.raises(
+            ContextError, match=f"context length is {n_prompt} tokens; the prompt has {n_prompt}"
+        ) as same:
             asker(wanted(HELLO), context_tokens=n_prompt)
+        assert same.value.figures == f"{n_prompt} of {n_prompt} tokens"
+        with pytest.raises(ContextError) as longer:
+            asker(wanted(HELLO), context_tokens=n_prompt - 1)
+        assert longer.value.figures == f"more than {n_prompt - 1} tokens"
         asker.says([END])
         assert ended(asker(wanted(HELLO), context_tokens=n_prompt + 1)).completion_tokens == 1
 

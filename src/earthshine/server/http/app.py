@@ -63,9 +63,9 @@ class _ApiRoutes:
                 exchange = api.begin(checked, self._endpoints.served)
             except Refused as problem:
                 raise as_sent(problem, body, api.body) from None
-            self._mention(unknown_fields(body, api.body))
-            self._mention([kind for each in exchange.requests for kind in each.left_out], _TOOL)
-            self._mention([name for each in exchange.requests for name in each.unenforced], _GRAMMAR)
+            self._mention(context, unknown_fields(body, api.body))
+            self._mention(context, [kind for each in exchange.requests for kind in each.left_out], _TOOL)
+            self._mention(context, [name for each in exchange.requests for name in each.unenforced], _GRAMMAR)
             self._check_choices(exchange)
             context.body, context.exchange = body, exchange
             context.report_later()
@@ -87,12 +87,12 @@ class _ApiRoutes:
         if choices > limits.choices:
             raise Refused(f"The request asks for {choices} choices in all; {limits.choices} is the limit.")
 
-    def _mention(self, names: Sequence[str], sentence: str = _FIELD) -> None:
+    def _mention(self, context: RequestContext, names: Sequence[str], sentence: str = _FIELD) -> None:
         for name in names:
             line = f"{sentence}: {shown(name)}"
             if line not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
                 self._unknown.add(line)
-                self._endpoints.options.log(line)
+                context.notice(line)
 
     async def _whole(self, exchange: Exchange, pieces: AsyncIterator[Piece], context: RequestContext) -> Response:
         limits = self._endpoints.options.limits

@@ -120,9 +120,9 @@ class RequestContext:
         return self.exchange.whole() if self.exchange is not None and self.timing.tokens else None
 
     def _result(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"status": self.status, "reason": self._reason(), "param": None}
+        found: dict[str, Any] = {"status": self.status, "reason": self._reason()}
         if self.refused is not None:
-            found["param"] = self.refused.param
+            found |= {"param": self.refused.param, "figures": self.refused.figures or None}
         found |= self.timing.fields()
         return found | ({"request": self.body, "answer": self._answer} if self.log_text else {})
 
@@ -133,10 +133,15 @@ class RequestContext:
         return self.refused.kind if self.refused is not None else ",".join(self.timing.reasons) or None
 
     def _outcome(self) -> str:
-        """The status and the reason, for people; for a refused field its name."""
-        param = None if self.refused is None else self.refused.param
-        named = "" if param is None else f": {shown(param)[1:-1]}"
-        return f"{self.status} {self._reason() or ''}".rstrip() + named
+        """The status and the reason, for people; for a refused field its name, and what did not fit."""
+        more = ""
+        if self.refused is not None:
+            more = self.refused.figures if self.refused.param is None else shown(self.refused.param)[1:-1]
+        return f"{self.status} {self._reason() or ''}".rstrip() + (f": {more}" if more else "")
+
+    def notice(self, sentence: str) -> None:
+        """Log a sentence about this request."""
+        self._log("notice", [sentence], {"message": sentence})
 
     def _announce(self) -> None:
         """Log the first line of a request whose prompt is expected to take long."""

@@ -158,7 +158,7 @@ class Endpoints:
             _LOGGER.error("%s", error)
             return Refused(str(error), "unavailable")
         if isinstance(error, ContextError):
-            return Refused(str(error), "context")
+            return Refused(str(error), "context", figures=error.figures)
         if isinstance(error, (UsageError, TextError)):
             return Refused(str(error), param=getattr(error, "param", None))
         known = isinstance(error, EarthshineError)

@@ -125,11 +125,15 @@ class Timing:
 
     def columns(self, more: list[str]) -> list[str]:
         """What is known at the end, for people; `more` comes before the times."""
-        found = [self.prompt] if self.prompt_tokens else []
-        found += [self._written()] if self.tokens else []
+        read = f" read in {self.prefill_seconds:.1f} s" if self.has_text or self.reasons else ""
+        found = [self.prompt + read] if self.prompt_tokens else []
+        if self.tokens:
+            rate = self._rate()
+            pace = "" if rate is None else f" in {self.decode_seconds:.1f} s ({rate:.1f} per second)"
+            found += [f"{self.tokens} generated{pace}"]
         found += more
         found += [f"{self.queue_seconds:.2f} s in the queue"] if self._admitted is not None else []
-        return [*found, f"{self.seconds:.2f} s"]
+        return [*found, f"{self.seconds:.2f} s in all"]
 
     def state(self) -> dict[str, Any]:
         """What it does now, for programs."""
