@@ -38,6 +38,30 @@ def test_the_unit_passes_further_options_to_serve():
         assert words[words.index("60") + 1 :] == options.split()
 
 
+def test_the_settings_on_the_page_are_taken_by_the_unit():
+    line = re.search(r"^\[Service\]\nEnvironment=(.*)$", PAGE, re.MULTILINE)[1]
+    given = dict(each.split("=", 1) for each in shlex.split(line))
+    known = re.search(r"^Environment=(EARTHSHINE.*)$", UNIT, re.MULTILINE)[1]
+    assert set(given) <= set(re.findall(r"([A-Z]+)=", known))
+    assert set(re.findall(r"--[a-z-]+", given["OPTIONS"])) <= _options("serve")
+
+
+@pytest.mark.parametrize("fault", ["no program", "no interpreter", "no right"])
+def test_the_unit_does_not_restart_for_ever_without_its_program(fault, tmp_path):
+    program = tmp_path / "earthshine"
+    if fault != "no program":
+        program.write_text("#!/nonexistent/python\n" if fault == "no interpreter" else "#!/bin/sh\n")
+        program.chmod(0o644 if fault == "no right" else 0o755)
+    words = shlex.split(re.search(r"^ExecStart=(.*)$", UNIT, re.MULTILINE)[1])
+    done = subprocess.run(words, env={"EARTHSHINE": str(program), "PATH": "/usr/bin:/bin"}, capture_output=True)
+    assert str(done.returncode) in re.search(r"^RestartPreventExitStatus=(.*)$", UNIT, re.MULTILINE)[1].split()
+
+
+def test_the_unit_and_the_page_name_the_same_setting_for_models_in_a_home_folder():
+    for text in (UNIT, PAGE):
+        assert set(re.findall(r"ProtectHome=[a-z-]+", text)) - {"ProtectHome=yes"} == {"ProtectHome=read-only"}
+
+
 def test_the_unit_waits_longer_than_serve_drains():
     drain = int(re.search(r"--drain-seconds (\d+)", UNIT)[1])
     assert int(re.search(r"^TimeoutStopSec=(\d+)$", UNIT, re.MULTILINE)[1]) > drain
