@@ -83,6 +83,7 @@ class ClaudeCode(Agent):
             "ANTHROPIC_AUTH_TOKEN": "none",
             "CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(CONTEXT_TOKENS),
             "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
+            "CLAUDE_STREAM_IDLE_TIMEOUT_MS": "86400000",
         }
 
     def prepare(self, place: Place) -> None:

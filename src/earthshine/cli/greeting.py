@@ -12,6 +12,8 @@ from earthshine.net.listen import ListenOptions, outside_address
 from earthshine.plan import Plan, PlanArgs
 from earthshine.units import format_bytes
 
+# A day. By default it gives up a stream after ten minutes of pings alone, whatever API_TIMEOUT_MS says (2.1.332).
+CLAUDE_CODE_WAIT_MS = 86_400_000
 CLAUDE_CODE_TOKENS = 32768  # its first prompt had 16,665 to 28,103 (docs/numbers_serving.md); a reply needs some too
 
 
@@ -76,7 +78,8 @@ def _claude_code(server: Server) -> str:
     return (
         "# for Claude Code\n"
         f"export ANTHROPIC_BASE_URL={server.address} ANTHROPIC_AUTH_TOKEN={server.key} {_models(name)} "
-        f"CLAUDE_CODE_MAX_CONTEXT_TOKENS={context} CLAUDE_CODE_ATTRIBUTION_HEADER=0"
+        f"CLAUDE_CODE_MAX_CONTEXT_TOKENS={context} CLAUDE_CODE_ATTRIBUTION_HEADER=0 "
+        f"CLAUDE_STREAM_IDLE_TIMEOUT_MS={CLAUDE_CODE_WAIT_MS}"
     )
 
 

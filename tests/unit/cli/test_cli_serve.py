@@ -171,6 +171,7 @@ def test_claude_code_gets_its_settings_where_its_first_prompt_fits():
         "ANTHROPIC_AUTH_TOKEN": "none",
         "CLAUDE_CODE_MAX_CONTEXT_TOKENS": "32768",  # otherwise it assumes a million
         "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
+        "CLAUDE_STREAM_IDLE_TIMEOUT_MS": "86400000",  # otherwise it gives up a prompt that takes ten minutes
     }
 
 
