@@ -14,7 +14,7 @@ import typer
 
 from earthshine import __version__
 from earthshine.cli import models, prfaas
-from earthshine.cli.arguments import Context, Dtype, Memory, Model, PlanFile, Threads, Trunk
+from earthshine.cli.arguments import Context, Described, Dtype, Memory, Model, PlanFile, Threads, Trunk
 from earthshine.cli.chat_command import chat
 from earthshine.cli.instead import Commands
 from earthshine.cli.words import KWH_USD, LIFE_YEARS, SERVE_BATCH
@@ -87,7 +87,7 @@ def serve(
 
 @app.command()
 def inspect(
-    model: Model = None,
+    model: Described = None,
     context: Annotated[
         int | None, typer.Option(help="Context for the FLOPs per token; default: the model's, up to 32768.")
     ] = None,
@@ -95,7 +95,9 @@ def inspect(
     make_hashes: Annotated[
         bool,
         typer.Option(
-            "--hash", help="Read all weights and write their checksums beside them. Loading then verifies them."
+            "--hash",
+            help="Read all weights (of an id, download them first) and write their checksums beside them. Loading then "
+            "verifies them.",
         ),
     ] = False,
 ) -> None:
@@ -130,7 +132,7 @@ def score(
 
 @app.command()
 def plan(
-    model: Model = None,
+    model: Described = None,
     memory: Memory = None,
     context: Context = None,
     batch: Annotated[int, typer.Option(help=f"Sequences decoded together; serve takes up to {SERVE_BATCH}.")] = 1,

@@ -9,6 +9,14 @@ from earthshine.cli import models
 
 MODEL_HELP = "A folder, a Hugging Face id (downloaded first), or gleam, the included small model and the default."
 Model = Annotated[str | None, typer.Argument(help=MODEL_HELP, autocompletion=models.complete_model)]
+Described = Annotated[
+    str | None,
+    typer.Argument(
+        help="A folder, a Hugging Face id (its weights are not downloaded), the path of a config.json, or gleam, the "
+        "included small model and the default.",
+        autocompletion=models.complete_model,
+    ),
+]
 Dtype = Annotated[
     str,
     typer.Option(

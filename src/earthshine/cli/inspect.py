@@ -16,7 +16,7 @@ from earthshine.cli.layout import Report
 from earthshine.cli.progress import ProgressLine
 from earthshine.cli.words import least_size, parameters_in_words
 from earthshine.errors import UsageError
-from earthshine.hub import GLEAM, find_model, size_on_disk
+from earthshine.hub import GLEAM, find_config, find_model, size_on_disk
 from earthshine.plan import PlanArgs
 from earthshine.plan.budget import CONTEXT_TOKENS
 from earthshine.plan.explore import smallest_budget
@@ -62,7 +62,7 @@ _LABELS = {
 
 
 def run_inspect(model: str | None, context: int | None, as_json: bool, make_hashes: bool = False) -> None:
-    path = find_model(model, weights=make_hashes)
+    path = find_model(model) if make_hashes else find_config(model)
     if make_hashes:
         _require_place(path)
     spec = load_spec(path)

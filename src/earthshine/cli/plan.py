@@ -15,7 +15,7 @@ from earthshine.cli.plan_report import print_plan
 from earthshine.cli.this_machine import THIS, machine_named
 from earthshine.errors import UsageError
 from earthshine.files import write_file
-from earthshine.hub import find_model, size_on_disk
+from earthshine.hub import find_config, size_on_disk
 from earthshine.machine import (
     Machine,
     described,
@@ -54,7 +54,7 @@ class PlanOptions:
 
 def run_plan(model: str | None, options: PlanOptions) -> None:
     table = read_prices(options.prices or SHIPPED)
-    folder = find_model(model, weights=False)
+    folder = find_config(model)
     spec = load_spec(folder)
     on_disk = size_on_disk(model, folder, spec)
     names = options.machines or (THIS,)

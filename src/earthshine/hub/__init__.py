@@ -2,7 +2,7 @@
 
 from earthshine.hub.download import Pending
 from earthshine.hub.downloaded import Downloaded, downloaded, find_downloaded, freed_bytes, remove
-from earthshine.hub.find import GLEAM, find_model, find_readable, size_on_disk
+from earthshine.hub.find import GLEAM, find_config, find_model, find_readable, size_on_disk
 from earthshine.hub.place import model_folders
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Downloaded",
     "Pending",
     "downloaded",
+    "find_config",
     "find_downloaded",
     "find_model",
     "find_readable",

@@ -55,6 +55,10 @@ class Pending:
             )
 
 
+class Unreachable(SourceError):
+    """The hub does not answer, or not with such a model."""
+
+
 Announce = Callable[[Pending], None]
 
 
@@ -215,6 +219,6 @@ def _failure(name: str, error: Exception) -> EarthshineError:
         )
     first = str(error).strip().splitlines()
     reason = (first[0] if first else type(error).__name__).removeprefix("Got: ").rstrip(".")
-    return SourceError(
+    return Unreachable(
         f"{name} is not a folder here and could not be downloaded: {reason}. {kept}Check the id and the network."
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earthshine.errors import SourceError
-from earthshine.hub.download import Announce, download, pending_download
+from earthshine.hub.download import Announce, Unreachable, download, pending_download
 from earthshine.hub.place import is_id, model_folder, part_bytes
 from earthshine.plan.download import Download, download_of
 from earthshine.settings import expanded, read_settings
@@ -45,6 +45,14 @@ def find_model(name: str | None, *, weights: bool = True, announce: Announce | N
     if not is_id(name):
         raise SourceError(f"{shown(name)} is neither a folder here nor a Hugging Face id such as moonshotai/Kimi-K2.6.")
     return download(name, weights=weights, announce=announce)
+
+
+def find_config(name: str | None) -> Path:
+    """As `find_model` without weights, for what needs a config alone; says so if the hub does not answer."""
+    try:
+        return find_model(name, weights=False)
+    except Unreachable as error:
+        raise SourceError(f"{str(error).removesuffix('.')}, or give the path of its config.json.") from None
 
 
 def _refuse_gguf(folder: Path) -> None:

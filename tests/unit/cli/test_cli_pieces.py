@@ -13,7 +13,7 @@ from earthshine.cli.reply import Reply
 from earthshine.cli.score import score_windows
 from earthshine.engine import SamplingParams, Session, load_model
 from earthshine.errors import SourceError, UsageError
-from earthshine.hub import GLEAM, find_model
+from earthshine.hub import GLEAM, find_config, find_model
 from earthshine.plan import PlanArgs
 from earthshine.spec import load_spec
 from earthshine.text import Content, Reasoning, load_template, load_tokenizer
@@ -108,6 +108,10 @@ def test_failed_download_gives_its_reason_as_a_sentence(monkeypatch, tmp_path, r
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
     with pytest.raises(SourceError, match=r"downloaded: ConnectError: name not known\. Check the id"):
         find_model("team/model")
+    with pytest.raises(
+        SourceError, match=r"not known\. Check the id and the network, or give the path of its config\."
+    ):
+        find_config("team/model")
 
 
 def test_windows_are_as_long_as_they_may_be_and_share_one_token():
