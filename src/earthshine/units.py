@@ -27,6 +27,17 @@ def format_rate(bytes_per_second: float) -> str:
     return _scaled(bytes_per_second, 1000, (" B/s", " kB/s", " MB/s", " GB/s", " TB/s"))
 
 
+def format_decimal(value: float) -> str:
+    """Decimal units to three digits, as a drive's label has: 594e9 is "594 GB"."""
+    return three_digits(_scaled(value, 1000, (" B", " kB", " MB", " GB", " TB")))
+
+
+def three_digits(text: str) -> str:
+    """A size with its number to three digits: "553.40 GiB" is "553 GiB"."""
+    number, _, unit = text.partition(" ")
+    return f"{float(number):.3g} {unit}" if float(number) < 999.5 else f"{float(number):.0f} {unit}"
+
+
 def format_count(value: float) -> str:
     """Decimal magnitudes: 1026408232448 is "1026.41 B"."""
     return _scaled(value, 1000, ("", " K", " M", " B")) if abs(value) >= 1000 else f"{value:.0f}"

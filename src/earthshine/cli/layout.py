@@ -1,7 +1,7 @@
 """Reports on standard output: headings, labelled lines, tables and paragraphs, on a terminal of any width or in a pipe.
 
-A table that is wider than the terminal is printed row by row instead, each value with its column's name. Text is never
-markup, since names come from files.
+A table that is wider than the terminal wraps the notes of its last column. Where that leaves them no room, it is
+printed row by row, each value with its column's name. Text is never markup, since names come from files.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,6 +14,7 @@ from rich.text import Text
 
 _BOUNDLESS = 1 << 16  # columns
 _NARROW = 60  # columns, below which a label stands above its text
+_NOTE = 24  # columns, the fewest that a note wraps in
 
 Rows = Iterable[Sequence[str]]
 
@@ -50,7 +51,7 @@ class Report:
 
     def table(self, columns: Sequence[str], rows: Rows, words: Sequence[str] = ()) -> None:
         """The first column, the last and those in `words` are words, others numbers. Without a name, the first is a
-        row's heading."""
+        row's heading, the last a note."""
         rows = [tuple(row) for row in rows]
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
         for index, name in enumerate(columns):
@@ -58,7 +59,10 @@ class Report:
             table.add_column(name, justify="left" if left else "right", no_wrap=True)
         for row in rows:
             table.add_row(*map(Text, row))
-        if self._fits(table):
+        if not columns[-1] and rows:
+            note = max(Text(row[-1]).cell_len for row in rows)
+            table.columns[-1].no_wrap = self._console.width - (self._width(table) - note) < _NOTE
+        if not table.columns[-1].no_wrap or self._width(table) <= self._console.width:
             self._print(table)
             return
         for first, *others in rows:
@@ -72,15 +76,15 @@ class Report:
         grid = Table.grid(padding=(0, 2, 0, 0))
         for row in rows:
             grid.add_row(*map(Text, row))
-        if self._fits(grid):
+        if self._width(grid) <= self._console.width:
             self._print(grid)
             return
         for label, *values in rows:
             self._stacked(label, "; ".join(values))
 
-    def _fits(self, table: Table) -> bool:
-        wide = self._console.options.update(max_width=_BOUNDLESS)
-        return Measurement.get(self._console, wide, table).maximum <= self._console.width
+    def _width(self, table: Table) -> int:
+        """Columns that it takes where nothing wraps."""
+        return Measurement.get(self._console, self._console.options.update(max_width=_BOUNDLESS), table).maximum
 
     def _stacked(self, label: str, text: str) -> None:
         """On one line where that is short, else below one another."""

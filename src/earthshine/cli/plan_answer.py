@@ -8,17 +8,20 @@ from dataclasses import dataclass
 
 from earthshine.cli.layout import Report
 from earthshine.cli.words import dollars, least_size, parameters_in_words, rate, size
-from earthshine.machine import Machine
+from earthshine.machine import Machine, described
 from earthshine.plan.answer import READING_RATE, REPLY_TOKENS, Answer
+from earthshine.plan.download import ON_LABEL, label_size
 from earthshine.plan.explore import Case
+from earthshine.plan.forecast import READ_DEPTH
 from earthshine.plan.prices import Ownership, PriceTable
 from earthshine.spec import ModelSpec, footprint
-from earthshine.units import format_duration
+from earthshine.units import format_duration, format_rate
 
 _NO_KERNELS = (
     "Not with Earthshine: it runs on processors (CPUs) and has no GPU kernels. The figures are what an engine such as "
     "vLLM could reach on this hardware."
 )
+_MUCH = 0.9  # of the budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,17 @@ def print_comparison(title: str, spec: ModelSpec, found: Sequence[MachinePlan], 
     report.paragraph(parameters(spec))
     known = next((one.answer for one in found if one.answer is not None), None)
     if known is not None:
-        report.paragraph(f"{size(known.download.total_bytes)} on disk")
+        total = known.download.total_bytes
+        report.paragraph(f"{size(total)}{label_size(total, ON_LABEL)} on disk")
     report.blank()
     columns = ("", "runs", "memory", "tokens/s", "answer", "4K", "32K", "output")
     report.table(columns, (_comparison_row(one) for one in found))
     report.blank()
+    batch = next((one.case.args.batch for one in found if one.case is not None), 1)
+    each = f"tokens/s: of each of {batch} replies. " if batch > 1 else ""
     report.paragraph(
-        f"answer: the time of one of {REPLY_TOKENS} tokens. 4K, 32K: the wait for the first token after a prompt of "
-        f"that length. output: its cost over {_service_name(found, table)}."
+        f"{each}answer: the time of one of {REPLY_TOKENS} tokens. 4K, 32K: the wait for the first token after a prompt "
+        f"of that length. output: its cost over {_service_name(found, table)}."
     )
     for one in found:
         report.blank()
@@ -107,26 +113,55 @@ def print_estimated(report: Report, found: MachinePlan) -> None:
         f"{found.estimated} Speeds are estimates and may be off by a factor of three; earthshine bench machine "
         "measures it in under a minute."
     )
-    report.paragraph(found.machine.source)
 
 
-def answer_rows(found: MachinePlan, given: Answer, table: PriceTable, most: int) -> Iterator[tuple[str, str]]:
-    """The answer's block for one machine. `most`: the model's context in tokens."""
-    yield "Does it run here?" if found.asked == "this" else "Does it run there?", _verdict(given)
+def answer_rows(found: MachinePlan, given: Answer, table: PriceTable, spec: ModelSpec) -> Iterator[tuple[str, str]]:
+    """The answer's block for one machine."""
+    case, estimated = found.case, bool(found.estimated)
+    taken = None if case is None else case.plan.memory.planned_bytes
+    yield f"Does it run {place_of(found)}?", _verdict(given, taken)
+    yield "Machine", _machine(found, spec)
     yield "Download", _download(given)
-    if given.decode is None:
+    if case is None or given.decode is None:
         yield "What would help", _helps(given)
         return
-    estimated = bool(found.estimated)
-    about, exact = ("about ", _rounded) if estimated else ("", float)
-    speed = exact(given.reply_rate)
-    at = f"with {given.context_tokens:,} tokens of conversation"
-    yield "Speed", f"{about}{rate(speed)} tokens per second {at}, {_reading(speed)}"
-    yield f"{REPLY_TOKENS}-token answer", _about(given.reply_seconds or 0.0, estimated)
+    batch = case.args.batch
+    together = f" ({batch} replies at a time)" if batch > 1 else ""
+    yield "Speed", _speed(given, estimated, batch)
+    yield f"{REPLY_TOKENS}-token answer", _about(given.reply_seconds or 0.0, estimated) + together
     waits = (given.waits or {}).items()
-    yield "First token", "; ".join(_wait(n, seconds, estimated, most) for n, seconds in waits)
-    yield "Cost of output", _output_cost(given, table)
+    yield "First token", "; ".join(_wait(n, seconds, estimated, spec.max_context) for n, seconds in waits)
+    yield "Cost of output", _output_cost(given, table, f"{place_of(found)} for machine and power{together}")
     yield "Would help most", _helps(given)
+
+
+def place_of(found: MachinePlan) -> str:
+    return "here" if found.asked == "this" else "there"
+
+
+def _machine(found: MachinePlan, spec: ModelSpec) -> str:
+    """The rates that the forecast starts from, and where they are from."""
+    machine = found.machine
+    if found.estimated:
+        return machine.source
+    unit = "GPU" if machine.device != "cpu" else "thread" if machine.measured else "core"
+    disk = machine.disk_rate(footprint(spec).expert_bytes, READ_DEPTH)
+    known = "by data sheets" if found.asked in described() else "as its file says"
+    return (
+        f"{machine.processors} {unit}{'s' if machine.processors > 1 else ''}, {size(machine.memory_bytes)} of memory "
+        f"read at {format_rate(machine.memory_read)}, experts read from disk at {format_rate(disk)}: "
+        + (f"measured on {machine.measured}" if machine.measured else known)
+    )
+
+
+def _speed(given: Answer, estimated: bool, batch: int) -> str:
+    about, exact = ("about ", _rounded) if estimated else ("", float)
+    speed, at = exact(given.reply_rate), f"with {given.context_tokens:,} tokens of conversation"
+    if batch == 1 or given.decode is None:
+        return f"{about}{rate(speed)} tokens per second {at}, {_reading(speed)}"
+    every = rate(exact(given.decode.tokens_per_second))
+    each = f"{about}{rate(speed)} tokens per second for each of {batch} replies, {every} for all"
+    return f"{each}, {at}; each is {_reading(speed)}"
 
 
 def _wait(n_tokens: int, seconds: float | None, estimated: bool, most: int) -> str:
@@ -145,7 +180,8 @@ def _rounded(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def _verdict(given: Answer) -> str:
+def _verdict(given: Answer, taken: int | None = None) -> str:
+    """`taken`: what the plan takes of the memory, which a small model does not need all of."""
     smallest = least_size(given.smallest_bytes)
     if "kernels" in given.lacks:
         return _NO_KERNELS
@@ -154,15 +190,22 @@ def _verdict(given: Answer) -> str:
         has = size(given.budget_bytes)
         return f"No: it needs at least {smallest} of memory, and {has} {there}."
     if "disk" in given.lacks:
-        lacking = size(given.download.lacking_bytes)
-        return f"Not yet: {lacking} of disk space are missing. Memory is enough: {smallest} is the least."
+        return f"Not yet: {_lacking(given)} of disk space are missing. Memory is enough: {smallest} is the least."
+    memory = f"{size(given.budget_bytes)} of memory"
+    if taken is not None and taken < _MUCH * given.budget_bytes:
+        memory = f"{size(taken)} of the {memory} that it may use"
     shortest = f"for {given.smallest_context:,} tokens of conversation"
-    return f"Yes, with {size(given.budget_bytes)} of memory; {smallest} is the least that works, {shortest}."
+    return f"Yes, with {memory}; {smallest} is the least that works, {shortest}."
+
+
+def _lacking(given: Answer) -> str:
+    lacking = given.download.lacking_bytes
+    return size(lacking) + label_size(lacking, ON_LABEL)
 
 
 def _download(given: Answer) -> str:
     text = given.download.sentence()
-    return f"{text}, which its disk has to hold" if given.download.free_bytes is None else text
+    return f"{text}, which the disk there has to hold" if given.download.free_bytes is None else text
 
 
 def _reading(tokens_per_second: float) -> str:
@@ -183,17 +226,17 @@ def _times(times: float) -> str:
     return f"{times:.0f} times" if times >= 9.5 else f"{times:.1f} times" if times > 1 else _share(times)
 
 
-def _output_cost(given: Answer, table: PriceTable) -> str:
+def _output_cost(given: Answer, table: PriceTable, how: str) -> str:
     service = given.service
-    there = "" if service is None else f"${dollars(service.output)} at {service.name} on {table.dated}"
+    asks = "" if service is None else f"${dollars(service.output)} at {service.name} on {table.dated}"
     if given.output_usd_per_million is None:
-        return "unknown without --watts and --machine-price" + (f"; the API: {there}" if there else "")
-    here = f"${dollars(given.output_usd_per_million)} per million tokens here"
+        return "unknown without --watts and --machine-price" + (f"; the API: {asks}" if asks else "")
+    here = f"${dollars(given.output_usd_per_million)} per million tokens {how}"
     times = given.times_service
     if times is None:
         return f"{here}; no service in the table of prices offers this model"
     over = f"{_times(times)} the API's price" if times >= 1.05 else f"{_times(times)} of the API's price"
-    return f"{over if not 0.95 <= times < 1.05 else 'about the same as the API'}: {here}, {there}"
+    return f"{over if not 0.95 <= times < 1.05 else 'about the same as the API'}: {here}, {asks}"
 
 
 def _helps(given: Answer) -> str:
@@ -203,8 +246,7 @@ def _helps(given: Answer) -> str:
     if "memory" in given.lacks:
         return f"{size(given.smallest_bytes - given.budget_bytes)} more memory, or a smaller model"
     if "disk" in given.lacks:
-        lacking = size(given.download.lacking_bytes)
-        return f"{lacking} more free space, or EARTHSHINE_HOME set to a folder on a larger disk"
+        return f"{_lacking(given)} more free space, or EARTHSHINE_HOME set to a folder on a larger disk"
     if given.best_change is None:
         return "nothing of disk, memory size or memory speed: other parts take the time"
     change, times = given.best_change

@@ -1,7 +1,7 @@
 """What `earthshine plan` prints for one machine: the answer, then a section for each thing that it follows from."""
 
 from earthshine.cli.layout import Report
-from earthshine.cli.plan_answer import MachinePlan, answer_rows, parameters, print_estimated
+from earthshine.cli.plan_answer import MachinePlan, answer_rows, parameters, place_of, print_estimated
 from earthshine.cli.words import SERVE_BATCH, dollars, least_size, rate
 from earthshine.plan import Cost
 from earthshine.plan.answer import LEAST_GAIN, usd_per_million
@@ -39,14 +39,14 @@ def print_plan(title: str, spec: ModelSpec, found: MachinePlan, table: PriceTabl
         report.blank()
         print_estimated(report, found)
     report.blank()
-    report.facts(answer_rows(found, given, table, spec.max_context))
+    report.facts(answer_rows(found, given, table, spec))
     if case is None:
         return
     for part in (_print_memory, _print_contexts, _print_budgets, _print_step):
         report.blank()
         part(report, case)
     report.blank()
-    _print_prices(report, case, found.own, table)
+    _print_prices(report, case, found, table)
     report.blank()
     _print_terms(report, case)
 
@@ -67,7 +67,8 @@ def _print_memory(report: Report, case: Case) -> None:
 def _note(case: Case, part: str) -> str:
     memory = case.plan.memory
     if part == "trunk" and memory.streamed:
-        return f"{len(memory.streamed)} of {len(case.sizes.units)} parts read for every token"
+        when = "at every step" if memory.batch > 1 else "for every token"
+        return f"{len(memory.streamed)} of {len(case.sizes.units)} parts read {when}"
     if part == "expert slots":
         return f"{memory.slots_per_layer} of {max(case.sizes.experts)} in each layer"
     if part == "cache pages":
@@ -80,7 +81,7 @@ def _note(case: Case, part: str) -> str:
 
 def _print_contexts(report: Report, case: Case) -> None:
     report.heading(f"By length of the conversation, {_batch(case)}")
-    columns = ("tokens", "tokens/s", "limited by", "first token", "limited by")
+    columns = ("tokens", _rate_column(case), "limited by", "first token", "limited by")
     report.table(
         columns,
         (
@@ -89,15 +90,15 @@ def _print_contexts(report: Report, case: Case) -> None:
         ),
     )
     report.paragraph(
-        "Each row is a plan with room for just that many tokens. First token: the wait for it where all of them are "
-        "one new prompt."
+        "Each row is a plan with room for just that many tokens, the rest of the memory being for experts. First "
+        "token: the wait for it where all of them are one new prompt."
     )
 
 
 def _print_budgets(report: Report, case: Case) -> None:
     memory = case.plan.memory
     report.heading(f"By memory, for {memory.context_tokens:,} tokens of conversation, {_batch(case)}")
-    columns = ("memory", "tokens/s", "read per token", "experts found", "limited by")
+    columns = ("memory", _rate_column(case), "read per token", "experts found", "limited by")
     report.table(
         columns,
         (
@@ -121,10 +122,16 @@ def _batch(case: Case) -> str:
     return "one reply at a time" if n == 1 else f"{n} replies at a time"
 
 
+def _rate_column(case: Case) -> str:
+    return "tokens/s, all" if case.args.batch > 1 else "tokens/s"
+
+
 def _print_step(report: Report, case: Case) -> None:
     """What takes the time of one decode step, and what other hardware would change."""
     cost = case.decode()
-    report.heading(f"Where the time of a token goes, at {case.plan.memory.context_tokens:,} tokens")
+    batch = case.args.batch
+    of = f"a step goes, with a token for each of {batch} replies" if batch > 1 else "a token goes"
+    report.heading(f"Where the time of {of}, at {case.plan.memory.context_tokens:,} tokens")
     parts = sorted(cost.parts.items(), key=lambda part: -part[1])
     report.table(
         ("", "time", ""),
@@ -145,22 +152,35 @@ def _print_step(report: Report, case: Case) -> None:
     )
     if idle:
         report.paragraph(f"No faster with: {'; '.join(idle)}.")
-    if case.args.batch == 1:
+    if batch == 1:
         most = f"serve decodes up to {SERVE_BATCH}, see --batch {SERVE_BATCH}"
         report.paragraph(f"Several replies at a time share what is read: {most}.")
 
 
-def _print_prices(report: Report, case: Case, own: Ownership | None, table: PriceTable) -> None:
+def _print_prices(report: Report, case: Case, found: MachinePlan, table: PriceTable) -> None:
+    own = found.own
     report.heading(f"US dollars per million tokens, services on {table.dated}")
     rows: list[tuple[str, ...]] = [
         (price.name, dollars(price.input), dollars(price.output), "") for price in table.prices
     ]
     if own is not None:
         usd = usd_per_million(case, own)
-        rows.insert(0, (f"here, at ${own.usd_per_hour:.3f} per hour", *map(dollars, usd.values()), ""))
+        rows.insert(0, (f"own machine, at ${own.usd_per_hour:.3f} per hour", *map(dollars, usd.values()), ""))
     report.table(("", "prompt", "output", ""), rows)
     if own is None:
-        report.paragraph("The cost here needs --watts and --machine-price.")
+        report.paragraph(f"The cost {place_of(found)} needs --watts and --machine-price.")
+    else:
+        report.paragraph(_hour(own))
+
+
+def _hour(own: Ownership) -> str:
+    """What an hour of the machine is made of, with the options that change it."""
+    years = f"{own.life_years:g} year{'s' if own.life_years != 1 else ''}"
+    return (
+        f"The machine costs ${own.usd_per_hour:.3f} per hour: ${own.price_usd:,.0f} over {years} of running day and "
+        f"night (--machine-price, --life-years) and {own.watts:,g} W at ${own.usd_per_kwh:g} per kWh (--watts, "
+        "--kwh-price)."
+    )
 
 
 def _print_terms(report: Report, case: Case) -> None:

@@ -2,7 +2,7 @@
 
 import math
 
-from earthshine.units import format_bytes
+from earthshine.units import format_bytes, three_digits
 
 SERVE_BATCH = 8  # the most sequences that serve decodes together, if --batch does not say
 KWH_USD, LIFE_YEARS = 0.25, 4.0  # of a machine whose costs are not given
@@ -33,8 +33,7 @@ def least_size(nbytes: int) -> str:
 
 def size(nbytes: float) -> str:
     """A size to three digits: 553 GiB."""
-    number, _, unit = format_bytes(nbytes).partition(" ")
-    return f"{float(number):.3g} {unit}" if float(number) < 1000 else f"{float(number):.0f} {unit}"
+    return three_digits(format_bytes(nbytes))
 
 
 def dollars(usd: float) -> str:

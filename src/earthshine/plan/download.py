@@ -11,9 +11,10 @@ from pathlib import Path
 from earthshine.machine.drive import free_bytes
 from earthshine.spec import ModelSpec, footprint
 from earthshine.storage.index import is_shard
-from earthshine.units import format_bytes
+from earthshine.units import format_bytes, format_decimal
 from earthshine.untrusted import shown
 
+ON_LABEL = " on a drive's label"  # which has decimal units
 _WHOLE = 0.98  # of the weights: files hold a little less or more than a config tells
 
 
@@ -40,15 +41,22 @@ class Download:
         """What is downloaded and whether the disk holds it, without a full stop."""
         if not self.missing_bytes:
             return f"none: the weights are here, {format_bytes(self.total_bytes)}"
-        size = format_bytes(self.missing_bytes)
+        size, label = format_bytes(self.missing_bytes), label_size(self.missing_bytes, ON_LABEL)
         if self.present_bytes > (1 - _WHOLE) * self.total_bytes:  # more than the config and the tokenizer
-            size += f" more, of {format_bytes(self.total_bytes)}"
+            size += f" more{label}, of {format_bytes(self.total_bytes)}"
+        else:
+            size += label
         if self.free_bytes is None:
             return size
-        free = f"{shown(self.folder)} has {format_bytes(self.free_bytes)} free"
+        free = f"{shown(self.folder)} has {format_bytes(self.free_bytes)} free{label_size(self.free_bytes)}"
         if self.lacking_bytes:
             return f"{size}, which the disk can't hold: {free}"
         return f"{size}, which the disk holds: {free}"
+
+
+def label_size(nbytes: int, words: str = "") -> str:
+    """What follows a size in binary units: " (594 GB)", or nothing below 1 GiB, where the difference hardly matters."""
+    return f" ({format_decimal(nbytes)}{words})" if nbytes >= 1 << 30 else ""
 
 
 def weights_bytes(spec: ModelSpec) -> int:

@@ -88,7 +88,7 @@ def test_changes_without_an_effect_and_small_amounts_are_reported(earthshine):
     assert f"No faster with: {'; '.join(idle)}." in " ".join(out.split())
     usd = found["usd_per_million"]
     assert 0 < usd["input"] < usd["output"] < 0.1
-    (row,) = (line.split() for line in out.splitlines() if line.startswith("here, at"))
+    (row,) = (line.split() for line in out.splitlines() if line.startswith("own machine, at"))
     for shown, amount in zip(row[-2:], usd.values(), strict=True):
         assert float(shown) == float(f"{amount:.2g}") > 0
 
@@ -103,6 +103,21 @@ def test_money_by_hand(earthshine):
     assert found["usd_per_million"]["output"] > found["usd_per_million"]["input"]
 
 
+@pytest.mark.parametrize(
+    ("options", "hour"),
+    [
+        ((), "$0.070 per hour: $1,800 over 4 years of running day and night (--machine-price, --life-years) and 75 W "
+             "at $0.25 per kWh (--watts, --kwh-price)."),
+        (("--life-years", 1, "--machine-price", 8766, "--watts", 0, "--kwh-price", 0.1),
+         "$1.000 per hour: $8,766 over 1 year of running day and night (--machine-price, --life-years) and 0 W at $0.1 "
+         "per kWh (--watts, --kwh-price)."),
+    ],
+)  # fmt: skip
+def test_what_the_cost_is_made_of_is_printed_with_its_options(earthshine, options, hour):
+    out = earthshine("plan", "--machine", "laptop-64gb", *options)[1]
+    assert f"The machine costs {hour}" in " ".join(out.split())
+
+
 def test_other_prices_and_machines_without_any(earthshine, tmp_path):
     prices = tmp_path / "prices.json"
     entry = {"name": "[/b] :smile: [red]mine", "input": 1, "output": 22.5}
@@ -111,7 +126,7 @@ def test_other_prices_and_machines_without_any(earthshine, tmp_path):
     plain = written(tmp_path, replace(MINI, watts=None, price_usd=None, name="[/i] a $\\frac{ machine :boom:"))
     code, out, err = earthshine("plan", "--machine", plain, "--prices", prices)
     assert (code, err) == (0, "")
-    assert "The cost here needs --watts and --machine-price." in out
+    assert "The cost there needs --watts and --machine-price." in out
     assert "unknown without --watts and --machine-price" in out
     assert "on [/i] a $\\frac{ machine :boom:\n" in out, "a name is text, never markup"
     assert re.search(r"\[/b\] :smile: \[red\]mine +1\.00 +22\.50", out)

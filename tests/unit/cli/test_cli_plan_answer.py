@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from earthshine.cli.layout import Report
 from earthshine.cli.words import rate
-from earthshine.units import format_duration
+from earthshine.machine.probe import identity
+from earthshine.units import format_bytes, format_duration
 
 from .plans import MACHINES, MINI, facts, written
 
@@ -51,7 +53,7 @@ def test_the_answer_comes_first_with_the_forecasts_figures(earthshine, monkeypat
     _, out, _ = earthshine("plan", k2_6, "--machine", machine)
     block = answered(out)
     assert out.index("Does it run") < out.index("What the memory holds")
-    assert block["Download"].startswith("553.40 GiB")
+    assert block["Download"].startswith("553.40 GiB (594 GB on a drive's label)")
     assert block["Speed"].startswith(f"{rate(given['tokens_per_second'])} tokens per second")
     assert block["300-token answer"] == format_duration(given["reply_seconds"])
     assert f"{format_duration(at_32k['first_token']['seconds'])} after a prompt of 32K tokens" in block["First token"]
@@ -89,15 +91,80 @@ def test_every_smallest_budget_and_speed_names_its_length_of_conversation(earths
     assert f"; {found[1]} is the least that works" in answered(out)["Does it run there?"]
 
 
+@pytest.mark.parametrize("estimated", [False, True])
+def test_speeds_of_a_batch_are_of_each_reply_and_of_all(earthshine, monkeypatch, k2_6, estimated):
+    monkeypatch.setenv("COLUMNS", "300")
+    asked = ("plan", k2_6, "--batch", 8, *(() if estimated else ("--machine", "mini-24gb")))
+    found = facts(earthshine(*asked, "--json"))
+    out = earthshine(*asked)[1]
+    about, each, every = re.match(
+        r"(about )?([0-9.]+) tokens per second for each of 8 replies, ([0-9.]+) for all, with 4,096 tokens",
+        answered(out)["Speed"],
+    ).groups()
+    assert (about is not None) == estimated
+    exact = found["answer"]["tokens_per_second"]
+    assert float(each) == pytest.approx(exact, rel=0.06)
+    assert float(every) == pytest.approx(8 * exact, rel=0.06)
+    assert estimated or "there for machine and power (8 replies at a time), $" in answered(out)["Cost of output"]
+    for column in ("tokens ", "memory "):
+        (head,) = re.findall(rf"^{column} +(\S.*)$", out, re.MULTILINE)
+        assert head.startswith("tokens/s, all  ")
+    for row in found["contexts"]:
+        assert re.search(rf"^{row['at']:,} +{rate(row['decode']['tokens_per_second'])} ", out, re.MULTILINE)
+    comparison = earthshine(*asked[:4], "--machine", "mini-24gb", "--machine", "laptop-64gb")[1]
+    assert "tokens/s: of each of 8 replies." in comparison
+    assert "tokens/s: of each" not in earthshine(*asked[:2], "--machine", "mini-24gb", "--machine", "laptop-64gb")[1]
+
+
+def test_the_memory_of_a_batch_is_a_table_at_80_columns(earthshine, monkeypatch, k2_6):
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("mini-24gb", "laptop-64gb"):
+        out = earthshine("plan", k2_6, "--machine", name, "--batch", 8)[1]
+        assert re.search(r"^trunk +[0-9.]+ GiB", out, re.MULTILINE)
+        assert re.search(r"^smallest budget +[0-9.]+ GiB  for 32,768 tokens of conversation$", out, re.MULTILINE)
+        assert "size: " not in out
+
+
+def test_the_rates_that_a_forecast_starts_from_are_printed(earthshine, monkeypatch, tmp_path, k2_6):
+    """The drive's is the one that the forecast takes: of an expert, by as many reads as there are."""
+    monkeypatch.setenv("COLUMNS", "300")
+    file = written(tmp_path, MINI)
+    for name, line in (
+        ("laptop-64gb", "8 cores, 62.7 GiB of memory read at 71.70 GB/s, experts read from disk at 3.60 GB/s: by data "
+                        "sheets"),
+        (file, "8 cores, 23.5 GiB of memory read at 71.70 GB/s, experts read from disk at 5.22 GB/s: as its file says"),
+    ):  # fmt: skip
+        found = facts(earthshine("plan", k2_6, "--machine", name, "--json"))
+        assert answered(earthshine("plan", k2_6, "--machine", name)[1])["Machine"] == line
+        cost = next(row["decode"] for row in found["contexts"] if row["at"] == 32_768)
+        if name == "laptop-64gb":  # whose trunk stays in memory
+            read = next(seconds for part, seconds in cost["parts"].items() if part == "disk")
+            assert f"{cost['disk_bytes'] / read / 1e9:.2f} GB/s: " in line
+    there = replace(MINI, measured="2026-01-02", identity=identity(), processors=1)
+    line = answered(earthshine("plan", k2_6, "--machine", written(tmp_path, there))[1])["Machine"]
+    assert line.startswith("1 thread, ")
+    assert line.endswith(": measured on 2026-01-02")
+    assert answered(earthshine("plan", k2_6)[1])["Machine"].startswith("Estimated, not measured: ")
+
+
+def test_a_small_model_is_not_said_to_take_all_the_memory(earthshine, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    taken = facts(earthshine("plan", "--json"))["plan"]["memory"]
+    verdict = answered(earthshine("plan")[1])["Does it run here?"]
+    budget = format_bytes(taken["budget_bytes"]).partition(".")[0]
+    assert re.match(rf"Yes, with [0-9]+ MiB of the {budget}[0-9.]* GiB of memory that it may use; ", verdict)
+    assert sum(taken["parts"].values()) < 1 << 30
+
+
 def test_a_disk_that_is_too_small_is_a_no_with_what_is_missing(earthshine, monkeypatch, k2_6):
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setattr("earthshine.plan.download.free_bytes", lambda folder: 100 << 30)
     given = facts(earthshine("plan", k2_6, "--json"))["answer"]
     assert (given["runs"], given["lacks"], given["free_disk_bytes"]) == (False, ["disk"], 100 << 30)
     block = answered(earthshine("plan", k2_6)[1])
-    assert block["Does it run here?"].startswith("Not yet: 453 GiB of disk space are missing.")
+    assert block["Does it run here?"].startswith("Not yet: 453 GiB (487 GB on a drive's label) of disk space are")
     assert "which the disk can't hold: " in block["Download"]
-    assert "453 GiB more free space, or EARTHSHINE_HOME" in block["Would help most"]
+    assert "453 GiB (487 GB on a drive's label) more free space, or EARTHSHINE_HOME" in block["Would help most"]
 
 
 def test_too_little_memory_is_a_no_with_the_least_that_works(earthshine, tmp_path, k2_6):
@@ -177,3 +244,17 @@ def test_a_machine_that_nobody_measured_is_estimated_and_says_so(earthshine):
     assert re.search(r"Speed +about [0-9,.]+ tokens per second", text)
     assert re.search(r"300-token answer +about ", text)
     assert not facts(earthshine("plan", "--machine", "mini-24gb", "--json"))["estimated"]
+
+
+def test_a_table_that_is_too_wide_wraps_its_notes(monkeypatch, capsys):
+    """Until they have no room; then each row is a paragraph."""
+    rows = [("trunk", "1 GiB", "read at every step by all of its many parts"), ("total", "12 GiB", "")]
+    for columns, lines in (
+        (60, ["         size", "trunk   1 GiB  read at every step by all of its many parts", "total  12 GiB"]),
+        (40, ["         size", "trunk   1 GiB  read at every step by all", " " * 15 + "of its many parts",
+              "total  12 GiB"]),
+        (38, ["trunk", "  size: 1 GiB; read at every step by", "  all of its many parts", "total", "  size: 12 GiB"]),
+    ):  # fmt: skip
+        monkeypatch.setenv("COLUMNS", str(columns))
+        Report().table(("", "size", ""), rows)
+        assert capsys.readouterr().out.splitlines() == lines

@@ -66,9 +66,22 @@ def test_the_table_of_machines_is_what_plan_prints(earthshine, shared_data):
     rows = re.findall(r"^\| `([\w-]+)`[^|]*\|(.*)\|$", README, re.MULTILINE)
     machines = [part for name, _ in rows for part in ("--machine", name)]
     code, out, err = earthshine("plan", shared_data / "configs" / "moonshotai--Kimi-K2.6_config.json", *machines)
-    assert (code, err, len(rows)) == (0, "", 4)
+    assert (code, err, len(rows)) == (0, "", 5)
     for name, cells in rows:
         assert re.search(rf"^{name} +{' +'.join(cell.strip() for cell in cells.split('|'))}$", out, re.MULTILINE), out
+
+
+def test_what_another_drive_or_more_memory_brings_is_what_plan_prints(earthshine, shared_data):
+    config = shared_data / "configs" / "moonshotai--Kimi-K2.6_config.json"
+    names = ("mini-24gb", "laptop-64gb", "desktop-128gb")
+    machines = [part for name in names for part in ("--machine", name)]
+    found = json.loads(earthshine("plan", config, *machines, "--json")[1])["machines"]
+    mini, laptop, desktop = (one["times_quicker"] for one in found)
+    (drive,) = (change for change in mini if "a second one" in change)
+    (line,) = re.findall(r"^- \*\*A fast NVMe drive.*$", README, re.MULTILINE)
+    assert f"{mini[drive]:.1f} times as fast on `mini-24gb` and {laptop[drive]:.1f} times on `laptop-64gb`, " in line
+    assert f"but {desktop[drive]:.1f} times on `desktop-128gb`, where faster memory would help most." in line
+    assert max(desktop, key=desktop.get) == "memory twice as fast"
 
 
 def test_a_request_is_answered_by_the_server_as_shown(reader):

@@ -50,9 +50,12 @@ def test_a_download_that_stopped_counts_what_has_arrived(tmp_path: Path) -> None
 def test_a_disk_that_is_too_small_lacks_the_rest(tmp_path: Path) -> None:
     found = Download(10 * GIB, 2 * GIB, tmp_path, 5 * GIB)
     assert (found.missing_bytes, found.lacking_bytes) == (8 * GIB, 3 * GIB)
-    assert "8.00 GiB more, of 10.00 GiB, which the disk can't hold" in found.sentence()
+    size = "8.00 GiB more (8.59 GB on a drive's label), of 10.00 GiB"
+    assert found.sentence().startswith(f"{size}, which the disk can't hold: ")
+    assert found.sentence().endswith(" has 5.00 GiB free (5.37 GB)")
     unknown = replace(found, free_bytes=None)
-    assert (unknown.lacking_bytes, unknown.sentence()) == (0, "8.00 GiB more, of 10.00 GiB")
+    assert (unknown.lacking_bytes, unknown.sentence()) == (0, size)
+    assert replace(unknown, present_bytes=0).sentence() == "10.00 GiB (10.7 GB on a drive's label)"
 
 
 def test_files_that_are_gone_count_nothing(tmp_path: Path) -> None:
