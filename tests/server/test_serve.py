@@ -59,7 +59,8 @@ def test_a_served_model_finishes_a_running_reply_after_a_signal_and_exits(tmp_pa
         assert "data: [DONE]" in lines
         assert server.process.wait(HANG_SECONDS) == 0
         log = server.log.read_text()
-    assert re.search(r"POST /v1/chat/completions  200 length  11 tokens \(0 cached\) read in [\d.]+ s  400 generated in ", log)
+    ended = r"POST /v1/chat/completions  200 length  11 tokens \(0 cached\) read in [\d.]+ s  400 generated in [\d.]+ s"
+    assert re.search(ended, log)
     assert "hello" not in log
     assert "Traceback" not in log
 
