@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from earthshine.prfaas.curve import Curve
-from earthshine.prfaas.lengths import Lengths, between
+from earthshine.prfaas.lengths import Band, Lengths, between
 
 CUTS = 256  # a threshold is looked for among this many lengths first
 
@@ -22,7 +22,8 @@ class Work:
         bends = {size for pair in stages for curve in pair for size, _ in curve.points[1:-1]}
         inner = {size for size in bends if lengths.shortest < size < lengths.longest}
         self.cuts = [0.0, *sorted(inner.union(lengths.cuts(CUTS)))]
-        self.shares = [lengths.upto(cut).share for cut in self.cuts]
+        self._bands = [lengths.upto(cut) for cut in self.cuts]
+        self.shares = [band.share for band in self._bands]
         cells = [between(lengths, low, high) for low, high in zip(self.cuts, self.cuts[1:], strict=False)]
         self.sums = [
             [list(accumulate((c.share * curve(c.mean) for c in cells), initial=0.0)) for curve in pair]
@@ -31,14 +32,17 @@ class Work:
 
     def between(self, stage: int, low: float, high: float) -> tuple[float, float]:
         """Seconds and bytes of prompts above `low` and up to `high` tokens, per request of all."""
-        (begin, first), (end, last) = self._upto(stage, low), self._upto(stage, high)
+        (_, begin, first), (_, end, last) = self.upto(stage, low), self.upto(stage, high)
         return max(0.0, end - begin), max(0.0, last - first)
 
-    def _upto(self, stage: int, tokens: float) -> tuple[float, float]:
+    def upto(self, stage: int, tokens: float) -> tuple[float, float, float]:
+        """Share, seconds and bytes of prompts up to `tokens` tokens, the latter two per request of all."""
         at = bisect.bisect_right(self.cuts, tokens) - 1
-        cell = between(self._lengths, self.cuts[at], tokens)
+        below, all_ = self._bands[at], self._lengths.upto(tokens)
+        cell = Band(max(0.0, all_.share - below.share), max(0.0, all_.tokens - below.tokens))
         (seconds, nbytes), (time, size) = self.sums[stage], self._stages[stage]
-        return seconds[at] + cell.share * time(cell.mean), nbytes[at] + cell.share * size(cell.mean)
+        share = self.shares[at] + cell.share
+        return share, seconds[at] + cell.share * time(cell.mean), nbytes[at] + cell.share * size(cell.mean)
 
 
 @functools.lru_cache(maxsize=32)

@@ -82,17 +82,17 @@ def read_fleet(path: Path) -> Fleet:
         raise UsageError(f"{where} is not a fleet; its format must be {FORMAT!r}.")
     require_keys(found, where, ("format", "profiles", "clusters"), ("format", "profiles", "clusters", "links"))
     profiles: dict[str, Profile] = {}
-    for number, entry in enumerate(_objects(found, "profiles", where), 1):
+    for number, entry in enumerate(_objects(found, "profiles", where, MOST_CLUSTERS), 1):
         profile = profile_from(entry, f"{where}: profile {number}")
         if profiles.setdefault(profile.name, profile) is not profile:
             raise UsageError(f"{where}: two profiles have the name {shown(profile.name)}.")
     clusters: dict[str, Cluster] = {}
-    for number, entry in enumerate(_objects(found, "clusters", where), 1):
+    for number, entry in enumerate(_objects(found, "clusters", where, MOST_CLUSTERS), 1):
         cluster = _cluster(entry, f"{where}: cluster {number}", profiles)
         if clusters.setdefault(cluster.name, cluster) is not cluster:
             raise UsageError(f"{where}: two clusters have the name {shown(cluster.name)}.")
     links: dict[tuple[str, str], Link] = {}
-    for number, entry in enumerate(_objects(found, "links", where) if "links" in found else [], 1):
+    for number, entry in enumerate(_objects(found, "links", where, MOST_CLUSTERS**2) if "links" in found else [], 1):
         link = _link(entry, f"{where}: link {number}", clusters)
         if links.setdefault((link.source, link.target), link) is not link:
             raise UsageError(f"{where}: two links lead from {shown(link.source)} to {shown(link.target)}.")
@@ -128,9 +128,8 @@ def check_fleet(fleet: Fleet, where: str) -> Fleet:
     raise UsageError(f"{where}: no cluster that prefills has a link to one that decodes.")
 
 
-def _objects(found: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]:
+def _objects(found: dict[str, Any], name: str, where: str, most: int) -> list[dict[str, Any]]:
     value = found[name]
-    most = MOST_CLUSTERS**2
     if not isinstance(value, list) or len(value) > most or not all(isinstance(entry, dict) for entry in value):
         raise UsageError(f"{where}: {name} must be a list of at most {most} objects.")
     return value

@@ -10,20 +10,21 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 
 from earthshine.errors import UsageError
 from earthshine.prfaas.expected import work_of
 from earthshine.prfaas.fleet import Cluster, Fleet
+from earthshine.prfaas.joint import joint_thresholds
 from earthshine.prfaas.lengths import Lengths
 from earthshine.prfaas.throughput import Model, Solution, check_output, model_of
 
 _DOUBLINGS, _HALVINGS = 100, 16  # of the rate
 _LEAST_RATE = 1e-9  # requests per second
-_GOLDEN = (math.sqrt(5) - 1) / 2
-_REFINEMENTS = 12  # of a threshold between two of the lengths that are tried
+_NEAR = 1e-3  # below the bound is as good as it
+_FINER = 2.0  # times the rate: more than thresholds between the cuts can add
 _ROUNDS = 4  # over clusters whose roles depend on each other's
-_MOST_DIVISIONS = 256  # of roles, all of which are tried; one takes about 0.5 ms
+_MOST_DIVISIONS = 256  # of roles, all of which are tried; with two clusters that decode they took 0.8 s
 _MOST_TRIALS = 1_000_000
 
 
@@ -43,18 +44,24 @@ def solve(fleet: Fleet, lengths: Lengths, output_tokens: float, *, roles: bool =
     Of several convertible clusters with many instances, each one's roles are the best for the others' roles; of those
     with few, all are tried.
 
-    Raises UsageError for output below a token, and for more than MOST_PREFILL_CLUSTERS clusters that prefill.
+    A fleet without a cluster that prefills, as when all its instances are down, has no stage and a rate of 0.
+
+    Raises UsageError for output below a token, for more than MOST_PREFILL_CLUSTERS clusters that prefill, and for more
+    than MOST_DECODE_CLUSTERS that decode.
     """
     check_output(output_tokens)
     best = _with_best_roles(fleet, lengths, output_tokens) if roles else fleet
     model = model_of(best, lengths, output_tokens)
-    return _refined(model, _Search(model).thresholds())
+    if not model.clusters:
+        return model.solution([])
+    return _Search(model).fine()
 
 
 def _with_best_roles(fleet: Fleet, lengths: Lengths, output_tokens: float) -> Fleet:
     convertible = [c for c in fleet.clusters.values() if c.convertible]
-    if len(convertible) > 1 and math.prod(c.n_instances + 1 for c in convertible) <= _MOST_DIVISIONS:
-        return max(_divisions(fleet), key=lambda found: _order(_coarse(found, lengths, output_tokens)))
+    several = len(convertible) > 1 or (convertible and len(fleet.decoding) > 1)
+    if several and math.prod(c.n_instances + 1 for c in convertible) <= _MOST_DIVISIONS:
+        return _best_division(fleet, lengths, output_tokens)
     best = fleet
     for _ in range(_ROUNDS if len(convertible) > 1 else 1):
         before = best
@@ -73,10 +80,24 @@ def _divisions(fleet: Fleet) -> Iterator[Fleet]:
         yield with_roles(fleet, {c.name: n for c, n in zip(convertible, counts, strict=True)})
 
 
+def _best_division(fleet: Fleet, lengths: Lengths, output_tokens: float) -> Fleet:
+    """Of all; those that can't be better than one that was found are left out."""
+    searches = [(found, _Search(model_of(found, lengths, output_tokens))) for found in _divisions(fleet)]
+    bounded = [(search.coarse(), found, search) for found, search in searches]
+    best, order = fleet, (0.0, 0.0)
+    for (thresholds, bound), found, search in sorted(bounded, key=lambda each: -each[2].most(each[0][1])):
+        if search.most(bound) < order[0]:
+            break
+        solution = search.joint(thresholds, bound)
+        if _order(solution) > order:
+            best, order = found, _order(solution)
+    return best
+
+
 def _coarse(fleet: Fleet, lengths: Lengths, output_tokens: float) -> Solution:
     """The best thresholds for the fleet's own roles, to a cut."""
-    model = model_of(fleet, lengths, output_tokens)
-    return model.solution(_Search(model).thresholds())
+    search = _Search(model_of(fleet, lengths, output_tokens))
+    return search.joint(*search.coarse())
 
 
 def _order(solution: Solution) -> tuple[float, float]:
@@ -106,82 +127,101 @@ def _best_roles(fleet: Fleet, cluster: Cluster, lengths: Lengths, output_tokens:
 
 
 class _Search:
-    """Bisects the rate. At a rate, each stage in turn takes prompts up to the longest that it keeps up with."""
+    """Bisects the rate. At a rate, each stage in turn takes prompts up to the longest that it keeps up with.
+
+    That is exact for one cluster that decodes. With several, a stage may keep up only while others leave them room, so
+    the rate that is found is a bound, and where it is not reached the thresholds are searched for together.
+    """
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._work = work_of(model.lengths, model.curves)
-        self._last = len(self._work.cuts) - 1
+        self._upto = functools.cache(self._work.upto)
 
-    def thresholds(self) -> list[float]:
-        """Among the cuts, those of the highest rate at which every stage keeps up."""
-        rate, found = self._slowest(), self._ends(0.0)
+    def coarse(self) -> tuple[list[float], float]:
+        """Among the cuts, the thresholds of the highest rate at which each stage alone keeps up, and that rate."""
+        if not self._model.clusters:
+            return [], 0.0
+        low = self._slowest()
         for _ in range(_DOUBLINGS):
-            ends = self._ends(rate)
-            if not self._last_keeps_up(ends, rate):
+            if not self._last_keeps_up(self._thresholds(2 * low), 2 * low):
                 break
-            rate, found = 2 * rate, ends
-        low, high = rate / 2, rate
+            low *= 2
+        return self._bisected(low, 2 * low, whole=False)
+
+    def fine(self) -> Solution:
+        """The best thresholds of whole tokens."""
+        found, bound = self.coarse()
+        whole, bound = self._bisected(bound, bound * _FINER, whole=True)
+        return self._together(self._model.solution(whole), found, self.most(bound), fine=True)
+
+    def most(self, bound: float) -> float:
+        """The rate that each stage alone and all decoding together allow."""
+        return min(bound, sum(self._model.decode.values()))
+
+    def joint(self, found: list[float], bound: float) -> Solution:
+        """Thresholds that are about the best, given what `coarse` returned."""
+        return self._together(self._model.solution(found), found, self.most(bound), fine=False)
+
+    def _together(self, solution: Solution, found: list[float], bound: float, *, fine: bool) -> Solution:
+        """`solution`, or a better one where it does not reach the bound."""
+        if len(self._model.decode) < 2 or solution.rate >= bound * (1 - _NEAR):
+            return solution
+        other = joint_thresholds(self._model, found, self._distinct(), bound, fine=fine)
+        return max(solution, self._model.solution(other), key=_order)
+
+    def _distinct(self) -> list[float]:
+        """The cuts between which there are prompts."""
+        shares = [-1.0, *self._work.shares]
+        return [cut for cut, (before, share) in zip(self._work.cuts, pairwise(shares), strict=True) if share > before]
+
+    def _bisected(self, low: float, high: float, *, whole: bool) -> tuple[list[float], float]:
+        found = self._thresholds(low, whole=whole)
         for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            ends = self._ends(middle)
-            low, high, found = (middle, high, ends) if self._last_keeps_up(ends, middle) else (low, middle, found)
-        return [self._work.cuts[end] for end in found]
+            rate = (low + high) / 2
+            thresholds = self._thresholds(rate, whole=whole)
+            low, high, found = (rate, high, thresholds) if self._last_keeps_up(thresholds, rate) else (low, rate, found)
+        return found, low
 
     def _slowest(self) -> float:
         """Of the best cluster that takes every prompt: a rate that is reached, if any is."""
         return max(_LEAST_RATE, *(self._alone(stage) for stage in range(len(self._model.clusters))))
 
     def _alone(self, stage: int) -> float:
-        seconds, nbytes = (sums[-1] for sums in self._work.sums[stage])
+        _, seconds, nbytes = self._upto(stage, self._model.lengths.longest)
         compute = self._model.clusters[stage].n_prefill / max(seconds, 1e-12)
         return min(compute, self._model.outflow(stage, nbytes))
 
-    def _last_keeps_up(self, ends: list[int], rate: float) -> bool:
-        return self._keeps_up(len(ends), ends[-1] if ends else 0, self._last, rate)
+    def _last_keeps_up(self, thresholds: list[float], rate: float) -> bool:
+        begin = thresholds[-1] if thresholds else 0.0
+        return self._keeps_up(len(thresholds), begin, self._model.lengths.longest, rate)
 
-    def _ends(self, rate: float) -> list[int]:
-        ends, begin = list[int](), 0
+    def _thresholds(self, rate: float, *, whole: bool = False) -> list[float]:
+        found, begin = list[float](), 0.0
         for stage in range(len(self._model.clusters) - 1):
-            begin = self._reach(stage, begin, rate)
-            ends.append(begin)
-        return ends
+            begin = self._reach(stage, begin, rate, whole)
+            found.append(begin)
+        return found
 
-    def _reach(self, stage: int, begin: int, rate: float) -> int:
-        ends = range(begin + 1, self._last + 1)
-        return begin + bisect.bisect_left(ends, True, key=lambda end: not self._keeps_up(stage, begin, end, rate))
+    def _reach(self, stage: int, begin: float, rate: float, whole: bool) -> float:
+        """The last cut, or with `whole` the last token, up to which a stage keeps up."""
+        cuts = self._work.cuts
+        later = range(bisect.bisect_right(cuts, begin), len(cuts))
+        n = bisect.bisect_left(later, True, key=lambda at: not self._keeps_up(stage, begin, cuts[at], rate))
+        reached = cuts[later[n - 1]] if n else begin
+        if not whole or n == len(later):
+            return reached
+        tokens = range(math.floor(reached) + 1, math.ceil(cuts[later[n]]))
+        n = bisect.bisect_left(tokens, True, key=lambda end: not self._keeps_up(stage, begin, float(end), rate))
+        return float(tokens[n - 1]) if n else reached
 
-    def _keeps_up(self, stage: int, begin: int, end: int, rate: float) -> bool:
-        share = self._work.shares[end] - self._work.shares[begin]
+    def _keeps_up(self, stage: int, begin: float, end: float, rate: float) -> bool:
+        below, upto = self._upto(stage, begin), self._upto(stage, end)
+        share, seconds, nbytes = (after - before for before, after in zip(below, upto, strict=True))
         if share <= 0:
             return True
-        seconds, nbytes = (sums[end] - sums[begin] for sums in self._work.sums[stage])
         n = self._model.clusters[stage].n_prefill
         return rate * seconds <= n and rate * share <= self._model.outflow(stage, nbytes / share)
-
-
-def _refined(model: Model, thresholds: list[float]) -> Solution:
-    """The best whole thresholds within a cut of those given, one after the other."""
-    best = model.solution(thresholds)
-    for index in range(len(thresholds)):
-        best = max([best, *_nearby(model, list(best.thresholds), index)], key=_order)
-    return best
-
-
-def _nearby(model: Model, thresholds: list[float], index: int) -> Iterator[Solution]:
-    """A golden-section search for the most production between the cuts on either side of one threshold."""
-    cuts = work_of(model.lengths, model.curves).cuts
-    at = bisect.bisect_right(cuts, thresholds[index]) - 1
-    low = max([cuts[max(0, at - 1)], *thresholds[:index]])
-    high = min([cuts[min(at + 1, len(cuts) - 1)], *thresholds[index + 1 :]])
-    for _ in range(_REFINEMENTS):
-        step = _GOLDEN * (high - low)
-        left, right = (
-            model.solution([*thresholds[:index], float(round(tokens)), *thresholds[index + 1 :]])
-            for tokens in (high - step, low + step)
-        )
-        yield from (left, right)
-        low, high = (low, low + step) if left.production >= right.production else (high - step, high)
 
 
 def grid_search(fleet: Fleet, lengths: Lengths, output_tokens: float, thresholds: Sequence[float]) -> Solution:
@@ -212,7 +252,7 @@ def what_if(fleet: Fleet, lengths: Lengths, output_tokens: float) -> list[Change
     found = list[Change]()
     for c in fleet.clusters.values():
         for role in ("n_prefill", "n_decode"):
-            if getattr(c, role) and not (c.convertible and role == "n_decode"):
+            if role == "n_prefill" if c.convertible else getattr(c, role):
                 more = replace(c, **{role: getattr(c, role) + 1})
                 name = f"one more instance of {c.name}" + ("" if c.convertible else f" that {role[2:]}s")
                 found.append(

@@ -10,9 +10,10 @@ value over the band is used instead; for curves that are linear between points i
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import pairwise
+from operator import add
 
 from earthshine.errors import UsageError
 from earthshine.prfaas.curve import Curve
@@ -20,7 +21,7 @@ from earthshine.prfaas.expected import work_of
 from earthshine.prfaas.fleet import Cluster, Fleet
 from earthshine.prfaas.lengths import Lengths, between
 
-MOST_PREFILL_CLUSTERS = 8  # every subset of them is a possible limit
+MOST_PREFILL_CLUSTERS = MOST_DECODE_CLUSTERS = 8  # every subset of the former is a possible limit
 _GROWTH = 8.0  # the ratio of two lengths by which growth is compared
 _TIE = 1e-3  # limits that are this close bind together
 _ROLES = ("n_prefill", "n_decode")
@@ -107,9 +108,11 @@ def evaluate(
     """
     check_output(output_tokens)
     model = model_of(fleet, lengths, output_tokens, at_means=at_means)
-    n = len(model.clusters) - 1
+    n = max(0, len(model.clusters) - 1)
     if len(thresholds) != n or any(a > b for a, b in pairwise(thresholds)):
-        raise UsageError(f"{n + 1} clusters prefill, so there must be {n} ascending thresholds, not {len(thresholds)}.")
+        raise UsageError(
+            f"{len(model.clusters)} clusters prefill, so there must be {n} ascending thresholds, not {len(thresholds)}."
+        )
     return model.solution(thresholds)
 
 
@@ -120,7 +123,15 @@ def check_output(output_tokens: float) -> None:
 
 
 def model_of(fleet: Fleet, lengths: Lengths, output_tokens: float, *, at_means: bool = False) -> "Model":
-    """The equations for a fleet with its own roles; raises UsageError as `stage_order` does."""
+    """The equations for a fleet with its own roles.
+
+    Raises UsageError as `stage_order` does, and for more than MOST_DECODE_CLUSTERS clusters that decode.
+    """
+    if len(fleet.decoding) > MOST_DECODE_CLUSTERS:
+        raise UsageError(
+            f"{len(fleet.decoding)} clusters decode; throughput is computed for at most {MOST_DECODE_CLUSTERS}. "
+            "Describe clusters of like instances that share a link as one."
+        )
     decode = {c.name: c.n_decode * c.profile.requests_per_second(output_tokens) for c in fleet.decoding if c.n_decode}
     clusters = tuple(stage_order(fleet, lengths))
     curves = tuple((_prefill(c), c.profile.cache) for c in clusters)
@@ -172,32 +183,60 @@ class Model:
         return Stage(cluster.name, low, high, share, tokens / share, seconds, nbytes, compute, egress)
 
     def solution(self, thresholds: Sequence[float]) -> Solution:
-        edges = [0.0, *thresholds, self.lengths.longest]
-        stages = tuple(self.stage(i, low, max(low, high)) for i, (low, high) in enumerate(pairwise(edges)))
-        limits = list(self._limits(stages))
+        """What these thresholds give; without a cluster that prefills, a rate of 0."""
+        stages = self._stages(thresholds)
+        limits = self._limits(stages)
         rate = min((limit for limit, _ in limits), default=0.0)
-        binds = dict.fromkeys(name for limit, names in limits if limit <= rate * (1 + _TIE) for name in names)
+        close = [chosen for limit, chosen in limits if limit <= rate * (1 + _TIE)]
+        binds = dict.fromkeys(name for chosen in close for name in self._names(stages, chosen))
+        if not stages:
+            binds = {"no cluster prefills": None}
         n_prefill, n_decode = ({c.name: getattr(c, n) for c in self.fleet.clusters.values()} for n in _ROLES)
         return Solution(tuple(thresholds), n_prefill, n_decode, stages, dict(self.decode), rate, tuple(binds))
 
-    def _limits(self, stages: Sequence[Stage]) -> Iterator[tuple[float, list[str]]]:
-        """Limits of the rate, each with what causes it.
+    def limit(self, thresholds: Sequence[float]) -> float:
+        """The rate of `solution`."""
+        return min((limit for limit, _ in self._limits(self._stages(thresholds))), default=0.0)
+
+    def _stages(self, thresholds: Sequence[float]) -> tuple[Stage, ...]:
+        edges = [0.0, *thresholds, self.lengths.longest] if self.clusters else []
+        return tuple(self.stage(i, low, max(low, high)) for i, (low, high) in enumerate(pairwise(edges)))
+
+    def _limits(self, stages: Sequence[Stage]) -> list[tuple[float, int | tuple[int, ...]]]:
+        """Limits of the rate, each with the stage whose instances, or the stages whose caches, cause it.
 
         Of every set of stages together, since caches flow to the clusters that decode as through a network whose
         narrowest cut bounds the flow.
         """
-        used = [(stage, ports) for stage, ports in zip(stages, self._ports, strict=True) if stage.share > 0]
-        for stage, _ in used:
-            yield stage.compute / stage.share, [f"prefill of {stage.cluster}"]
-        for size in range(1, len(used) + 1):
-            for chosen in combinations(used, size):
-                total, names = 0.0, list[str]()
-                for target, most in self.decode.items():
-                    arcs = {stage.cluster: ports.get(target, 0.0) / max(stage.nbytes, 1e-12) for stage, ports in chosen}
-                    arriving = sum(arcs.values())
-                    total += min(most, arriving)
-                    names += [f"decode of {target}"] if most <= arriving else _link_names(arcs, target)
-                yield total / sum(stage.share for stage, _ in chosen), names or ["no cluster decodes"]
+        used = [(index, stage) for index, stage in enumerate(stages) if stage.share > 0]
+        found: list[tuple[float, int | tuple[int, ...]]] = [(s.compute / s.share, index) for index, s in used]
+        most = list(self.decode.values())
+        sets: list[tuple[tuple[int, ...], float, list[float]]] = [((), 0.0, [0.0] * len(most))]
+        for index, stage in used:
+            arcs = self._arcs(index, stage)
+            sets += [
+                ((*chosen, index), share + stage.share, list(map(add, arriving, arcs)))
+                for chosen, share, arriving in sets
+            ]
+        found += [(sum(map(min, most, arriving)) / share, chosen) for chosen, share, arriving in sets[1:]]
+        return found
+
+    def _arcs(self, index: int, stage: Stage) -> list[float]:
+        """Requests per second that a stage's links could carry to each cluster that decodes."""
+        nbytes, ports = max(stage.nbytes, 1e-12), self._ports[index]
+        return [ports.get(target, 0.0) / nbytes for target in self.decode]
+
+    def _names(self, stages: Sequence[Stage], chosen: int | tuple[int, ...]) -> list[str]:
+        """What causes a limit."""
+        if isinstance(chosen, int):
+            return [f"prefill of {stages[chosen].cluster}"]
+        arcs = {stages[index].cluster: self._arcs(index, stages[index]) for index in chosen}
+        names = list[str]()
+        for at, (target, most) in enumerate(self.decode.items()):
+            arriving = {source: each[at] for source, each in arcs.items()}
+            bound = most <= sum(arriving.values())
+            names += [f"decode of {target}"] if bound else _link_names(arriving, target)
+        return names or ["no cluster decodes"]
 
 
 def _link_names(arcs: Mapping[str, float], target: str) -> list[str]:

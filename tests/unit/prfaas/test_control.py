@@ -10,7 +10,7 @@ from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.route import FleetState
 from earthshine.prfaas.solve import solve
 
-from .fleets import PAPER_LENGTHS, PAPER_OUTPUT, paper_fleet
+from .fleets import PAPER_LENGTHS, PAPER_OUTPUT, paper_fleet, shipped
 
 POLICY = Policy()
 FAST, SLOW = 100e9 / 8, 2e9 / 8
@@ -118,6 +118,15 @@ def test_fleet_without_any_instance_keeps_its_threshold_and_roles():
         cluster.n_prefill = cluster.n_decode = 0
     control = controller.tick(30, state)
     assert (control.threshold, control.n_prefill) == (before, {"pd": 3})
+
+
+def test_fleet_that_only_decodes_keeps_its_threshold():
+    """Without convertible clusters no cluster is left that could prefill."""
+    fleet = shipped("paper-naive")
+    controller = Controller(fleet, POLICY, PAPER_LENGTHS, PAPER_OUTPUT)
+    state, before = FleetState.idle(fleet, controller.threshold), controller.threshold
+    state.clusters["prfaas"].n_prefill = 0
+    assert controller.tick(30, state).threshold == before
 
 
 NOISE = st.floats(-0.03, 0.03)

@@ -2,17 +2,19 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from earthshine.errors import UsageError
+from earthshine.prfaas.fleet import Fleet
 from earthshine.prfaas.lengths import LogNormal, Sample, between
 from earthshine.prfaas.solve import grid_search, solve, what_if, with_roles
-from earthshine.prfaas.throughput import evaluate, stage_order
+from earthshine.prfaas.throughput import evaluate, model_of, stage_order
 
-from .fleets import PAPER_GRID, PAPER_LENGTHS, PAPER_OUTPUT, fleet_of, made_up, paper_fleet, shipped
+from .fleets import PAPER_GRID, PAPER_LENGTHS, PAPER_OUTPUT, fleet_of, made_up, paper_fleet, scarce_decode, shipped
 
 DEGRADED = (  # the same arithmetic over slower links, made without this code: Gb/s, t, N_p, p, rate, rate at t = 19.4K
     (100, 19600, 3, 0.492, 3.20, 3.18),
@@ -99,6 +101,49 @@ def test_three_clusters_share_lengths_by_comparative_advantage():
     by_force = max(evaluate(fleet, PAPER_LENGTHS, 100, pair).rate for pair in itertools.combinations(cuts, 2))
     assert found.rate >= by_force * (1 - 1e-3)
     assert [stage.rate / stage.share for stage in found.stages] == pytest.approx([found.rate] * 3, rel=0.03)
+
+
+def _searched(fleet, n):
+    """The highest rate over a grid of thresholds, and after steps from its best point that halve."""
+    model = model_of(fleet, PAPER_LENGTHS, 100)
+    grid = itertools.combinations_with_replacement(PAPER_LENGTHS.cuts(n), len(model.clusters) - 1)
+    best, ratio = max(grid, key=model.limit), 1.3
+    for _ in range(10):
+        moves = itertools.product((1 / ratio, ratio**-0.3, 1, ratio**0.3, ratio), repeat=len(best))
+        near = [tuple(sorted(t * by for t, by in zip(best, move, strict=True))) for move in moves]
+        best, ratio = max([best, *near], key=model.limit), ratio**0.5
+    return model.limit(best)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_thresholds_leave_room_where_several_clusters_decode(seed):
+    fleet = scarce_decode(seed)
+    assert solve(fleet, PAPER_LENGTHS, 100).rate >= _searched(fleet, 40) * (1 - 2e-3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_four_clusters_leave_each_other_room_to_decode(seed):
+    fleet = scarce_decode(seed, "ABRS")
+    assert solve(fleet, PAPER_LENGTHS, 100).rate >= _searched(fleet, 16) * (1 - 5e-3)
+
+
+def test_remote_prompts_keep_the_decoding_that_only_they_can_reach():
+    """What A prefills itself takes from what R could send, and R reaches B but slowly."""
+    a, b = made_up("A", (0.5, 10.0, 80.0), 2, 1, 0.8), made_up("B", (0.5, 10.0, 80.0), 4, 1, 0.8)
+    fleet = fleet_of(a, b, made_up("R", (0.3, 2.0, 12.0), 4), links={("R", "A"): 20e9 / 8, ("R", "B"): 0.5e9 / 8})
+    assert solve(fleet, PAPER_LENGTHS, 100).rate >= _searched(fleet, 60) * (1 - 1e-3)
+
+
+def test_roles_are_found_beside_another_cluster_that_decodes():
+    for seed in range(4):
+        fleet = scarce_decode(seed)
+        cluster = replace(fleet.clusters["B"], n_decode=3, convertible=True)
+        fleet = Fleet(fleet.clusters | {"B": cluster}, fleet.links)
+        rates = [
+            solve(with_roles(fleet, {"B": n}), PAPER_LENGTHS, 100, roles=False).rate
+            for n in range(cluster.n_instances + 1)
+        ]
+        assert solve(fleet, PAPER_LENGTHS, 100).rate >= max(rates) * (1 - 0.01)
 
 
 def test_roles_of_two_clusters_are_found():
@@ -188,6 +233,22 @@ def test_prompts_at_their_mean_length_look_cheaper_than_they_are():
         assert 1.03 * expected < means < 1.07 * expected
 
 
+def test_fleet_whose_prefill_is_all_down_serves_nothing():
+    fleet = fleet_of(made_up("p", (1, 2, 3), 0), made_up("d", (1, 2, 3), 0, 2), links={("p", "d"): 1e9})
+    for found in (solve(fleet, PAPER_LENGTHS, 100), evaluate(fleet, PAPER_LENGTHS, 100, [])):
+        assert (found.rate, found.stages, found.thresholds, found.binds) == (0, (), (), ("no cluster prefills",))
+
+
+def test_cluster_that_only_could_prefill_is_among_what_would_help():
+    fleet = fleet_of(made_up("p", (1, 2, 3), 2), made_up("d", (1, 2, 3), 0, 2, 1.0, True), links={("p", "d"): 1e9})
+    names = [change.name for change in what_if(fleet, PAPER_LENGTHS, 100)]
+    assert names == [
+        "one more instance of p that prefills",
+        "one more instance of d",
+        "twice the rate from p to d",
+    ]
+
+
 def test_what_binds_is_named():
     assert solve(paper_fleet(6), PAPER_LENGTHS, PAPER_OUTPUT).binds == ("decode of pd",)
     assert set(solve(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT).binds) == {"prefill of pd", "prefill of prfaas"}
@@ -228,5 +289,8 @@ def test_more_clusters_than_can_be_solved_are_refused():
     clusters = [made_up(f"c{i}", (1, 2, 3), 1, 1) for i in range(9)]
     with pytest.raises(UsageError, match="at most 8"):
         solve(fleet_of(*clusters), PAPER_LENGTHS, 100)
+    decoding = [made_up(f"d{i}", (1, 2, 3), 0, 1) for i in range(8)]
+    with pytest.raises(UsageError, match="9 clusters decode; throughput is computed for at most 8"):
+        solve(fleet_of(*clusters[:1], *decoding), PAPER_LENGTHS, 100)
     with pytest.raises(UsageError, match="leave out --at-means"):
         grid_search(fleet_of(*clusters[:3]), LogNormal(9, 1), 100, PAPER_GRID)
