@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -92,13 +93,18 @@ def complete_model(incomplete: str) -> Iterator[str]:
     """What MODEL may become in a shell, beside the paths that the shell completes itself."""
     from earthshine.hub import model_folders
 
-    for name in ("gleam", *(name for name, _ in model_folders())):
+    names = ["gleam"]
+    with suppress(SourceError):
+        names += [name for name, _ in model_folders()]
+    for name in names:
         if name.startswith(incomplete):
             yield name
 
 
 def _state(model: "Downloaded") -> str:
-    if model.elsewhere is not None and not model.elsewhere.exists():
+    if model.unreadable:
+        return "can't be read: Permission denied"
+    if model.elsewhere is not None and not os.path.exists(model.elsewhere):
         return f"link to {plain(model.elsewhere)}, which is not there"
     if model.damage:
         return f"damaged: {model.damage.rstrip('.')}"
@@ -120,5 +126,6 @@ def _facts(model: "Downloaded") -> dict[str, Any]:
         "weight_files": model.n_shards,
         "absent_weight_files": model.n_absent,
         "damage": model.damage or None,
+        "unreadable": model.unreadable,
         "whole": model.whole,
     }

@@ -5,6 +5,7 @@ Nothing outside of that folder is removed: links in it are, their targets are no
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from earthshine.hub.find import snapshot
 from earthshine.hub.place import model_folder, model_folders
 from earthshine.settings import read_settings
 from earthshine.spec import load_spec
-from earthshine.storage.index import shard_names
+from earthshine.storage.index import shard_names, shard_path
 from earthshine.untrusted import shown
 
 
@@ -25,8 +26,9 @@ class Downloaded:
 
     nbytes: what its files occupy, parts of files included. family: of its config, None for one that is not read.
     n_shards: weight files that it needs, of which `n_absent` are not there; both 0 without a readable config and index.
-    damage: what is wrong with the index of its weights, or "". elsewhere: where its files are if its folder or its
-    blobs are a link out of the folder of downloads; that may not exist.
+    damage: what is wrong with the index of its weights or with one of them, or "". unreadable: whether this user may
+    not look at it. elsewhere: where its files are if its folder or its blobs are a link out of the folder of downloads;
+    that may not exist.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Downloaded:
     n_shards: int
     n_absent: int
     damage: str
+    unreadable: bool
     elsewhere: Path | None
 
     @property
@@ -63,32 +66,65 @@ def find_downloaded(name: str) -> Downloaded:
 
 
 def _look(name: str, folder: Path) -> Downloaded:
-    family, n_shards, n_absent, damage = None, 0, 0, ""
+    family, n_shards, n_absent, damage, unreadable = None, 0, 0, "", False
     try:
         here = snapshot(folder)
+        unreadable = not all(map(_may_read, (folder, folder / "snapshots", here, here / "config.json")))
         family = load_spec(here).family
         shards = shard_names(here)
-        n_shards, n_absent = len(shards), sum(not (here / shard).exists() for shard in shards)
+        n_shards, n_absent = len(shards), sum(not _is_there(here, shard) for shard in shards)
     except CheckpointError as error:
         damage = str(error)
     except EarthshineError:  # no config yet, or another kind of model
         pass
+    except OSError as error:
+        damage = f"it can't be read: {error.strerror}"
     occupied = sum(_files(folder).values())
-    return Downloaded(name, folder, occupied, family, n_shards, n_absent, damage, _elsewhere(folder))
+    return Downloaded(name, folder, occupied, family, n_shards, n_absent, damage, unreadable, _elsewhere(folder))
+
+
+def _may_read(path: Path) -> bool:
+    """Whether this user may read a file or folder. One that is not there is not refused."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return not isinstance(error, PermissionError)
+    return os.access(path, os.R_OK | (os.X_OK if stat.S_ISDIR(mode) else 0))
+
+
+def _is_there(folder: Path, shard: str) -> bool:
+    """Whether a weight file is there. Raises CheckpointError for what can't be one, and OSError."""
+    try:
+        mode = os.stat(shard_path(folder, shard)).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{shown(shard)} is not a regular file.")
+    return True
 
 
 def _files(folder: Path) -> dict[str, int]:
     """Real path and bytes of each file that a model's folder and its blobs hold, and of those in the folder of
     downloads that they lead to, where the library keeps files that models share. Links to other files do not count."""
     found: dict[str, int] = {}
-    for top in (folder, folder / "blobs"):
-        roots = tuple(os.path.join(os.path.realpath(root), "") for root in (top, read_settings().downloads))
-        for place, _, names in os.walk(top):
+    home = os.path.join(os.path.realpath(read_settings().downloads), "")
+    for top in (folder, folder / "blobs", *_entries(folder / "snapshots")):
+        roots = (os.path.join(os.path.realpath(top), ""), home)
+        for place, below, names in os.walk(top):
+            if not roots[0].startswith(home):
+                below.clear()  # a link out of the folder of downloads may lead to a whole disk
             for path in (os.path.realpath(os.path.join(place, name)) for name in names):
                 with suppress(OSError):
                     if path.startswith(roots):
                         found[path] = os.stat(path).st_size
     return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing for one that can't be read."""
+    with suppress(OSError):
+        return [folder / name for name in os.listdir(folder)]
+    return []
 
 
 def _elsewhere(folder: Path) -> Path | None:
@@ -102,7 +138,7 @@ def freed_bytes(model: Downloaded) -> int:
     if model.elsewhere is not None:
         return 0
     others = (folder / "blobs" for _, folder in model_folders() if folder != model.folder)
-    shared = {os.path.realpath(blob) for blobs in others for blob in blobs.glob("*")}
+    shared = {os.path.realpath(blob) for blobs in others for blob in _entries(blobs)}
     return sum(nbytes for path, nbytes in _files(model.folder).items() if path not in shared)
 
 
@@ -144,7 +180,7 @@ def _remove_by_library(model: Downloaded) -> None:
 def _user_of(folder: Path) -> str | None:
     """A process that has a file of the model open, as "name (process 123)"; None where none is seen."""
     roots = tuple(os.path.realpath(path) + os.sep for path in (folder, folder / "blobs"))
-    blobs = {os.path.realpath(path) for path in (folder / "blobs").glob("*")}
+    blobs = {os.path.realpath(path) for path in _entries(folder / "blobs")}
     for process in Path("/proc").glob("[0-9]*"):
         if any(path in blobs or path.startswith(roots) for path in _open_files(process)):
             try:

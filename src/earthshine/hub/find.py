@@ -11,7 +11,7 @@ from earthshine.hub.place import is_id, model_folder, part_bytes
 from earthshine.plan.download import Download, download_of
 from earthshine.settings import expanded, read_settings
 from earthshine.spec import ModelSpec, load_spec
-from earthshine.untrusted import shown
+from earthshine.untrusted import read_file, real_path, shown
 
 if TYPE_CHECKING:
     from earthshine.text import Tokenizer
@@ -103,8 +103,9 @@ def snapshot(path: Path) -> Path:
     except OSError:
         return path
     try:
-        main = (path / "refs" / "main").read_text(encoding="ascii").strip() if len(found) > 1 else ""
-    except (OSError, ValueError):
+        chosen_by = real_path(path / "refs" / "main", SourceError)
+        main = read_file(chosen_by, "refs/main", 4096, SourceError).decode("ascii").strip() if len(found) > 1 else ""
+    except (SourceError, ValueError):
         main = ""
     chosen = found if len(found) == 1 else [entry for entry in found if entry.name == main]
     if not chosen:

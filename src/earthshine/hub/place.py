@@ -10,7 +10,9 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from earthshine.errors import SourceError
 from earthshine.settings import read_settings
+from earthshine.untrusted import shown
 
 _ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*", re.ASCII)
 _PREFIX = "models--"
@@ -30,18 +32,23 @@ def model_folder(name: str) -> Path:
 
 
 def model_folders() -> list[tuple[str, Path]]:
-    """Id and folder of every model in the folder of downloads, in the order of ids. A link may lead nowhere."""
+    """Id and folder of every model in the folder of downloads, in the order of ids. A link may lead nowhere.
+
+    Raises SourceError for a folder of downloads that can't be read.
+    """
     root = read_settings().downloads
     try:
         entries = [entry for entry in root.iterdir() if entry.name.startswith(_PREFIX) and _may_hold(entry)]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise SourceError(f"The folder of downloads, {shown(root)}, can't be read: {error.strerror}.") from None
     named = ((entry.name.removeprefix(_PREFIX).replace("--", "/"), entry) for entry in entries)
     return sorted((name, entry) for name, entry in named if is_id(name))
 
 
 def _may_hold(entry: Path) -> bool:
-    return entry.is_dir() or (entry.is_symlink() and not entry.exists())
+    return os.path.isdir(entry) or (os.path.islink(entry) and not os.path.exists(entry))
 
 
 def part_bytes(part: Path) -> int:

@@ -15,6 +15,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 SHARD_SUFFIX = ".safetensors"
 _MOST_BYTES = 100_000_000  # Kimi-K2.6's has 25 MB
+_MOST_NAME_BYTES = 255  # of a file on Linux
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
@@ -38,9 +39,17 @@ def read_weight_map(folder: Path) -> dict[str, str]:
     for shard in weight_map.values():
         if not isinstance(shard, str) or not is_shard(shard):
             raise CheckpointError(f"{INDEX_NAME} should map each tensor to the name of a {SHARD_SUFFIX} file.")
-        if not _PLAIN.issuperset(shard) or shard.startswith("."):
+        if not _PLAIN.issuperset(shard) or shard.startswith(".") or len(shard) > _MOST_NAME_BYTES:
             raise CheckpointError(f"{INDEX_NAME} names the shard {shown(shard)}, which is not a plain file name.")
     return weight_map
+
+
+def shard_path(folder: Path, shard: str) -> Path:
+    """The real path of a weight file, which need not exist and may be elsewhere.
+
+    Raises CheckpointError for a link that leaves the folder to a file of another kind.
+    """
+    return resolve_in(folder, shard, CheckpointError, elsewhere=SHARD_SUFFIX)
 
 
 def shard_names(folder: Path) -> list[str]:

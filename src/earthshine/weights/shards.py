@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from earthshine.errors import CheckpointError
-from earthshine.storage.index import INDEX_NAME, SHARD_SUFFIX, SINGLE_NAME, read_weight_map
-from earthshine.untrusted import open_regular, resolve_in, shown
+from earthshine.storage.index import INDEX_NAME, SINGLE_NAME, read_weight_map, shard_path
+from earthshine.untrusted import open_regular, shown
 from earthshine.weights.header import TensorExtent, read_exactly, read_header
 
 _LISTED_PROBLEMS = 20
@@ -75,11 +75,6 @@ def read_tensor(extent: TensorExtent) -> torch.Tensor:
     return view_bytes(torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8), extent)
 
 
-def _resolve(folder: Path, shard: str) -> Path:
-    """The real path of a shard, which may be elsewhere."""
-    return resolve_in(folder, shard, CheckpointError, elsewhere=SHARD_SUFFIX)
-
-
 def _gather(files: dict[str, Path], problems: list[str]) -> dict[str, TensorExtent]:
     extents: dict[str, TensorExtent] = {}
     for shard, real in files.items():
@@ -115,10 +110,10 @@ def open_shards(folder: Path) -> Shards:
     if INDEX_NAME not in names:
         if SINGLE_NAME not in names:
             raise CheckpointError(f"{shown(folder)} holds neither {INDEX_NAME} nor {SINGLE_NAME}.")
-        header = read_header(_resolve(real_folder, SINGLE_NAME), SINGLE_NAME)
+        header = read_header(shard_path(real_folder, SINGLE_NAME), SINGLE_NAME)
         return Shards(real_folder, {extent.name: extent for extent in header.extents})
     weight_map = read_weight_map(real_folder)
-    files = {shard: _resolve(real_folder, shard) for shard in sorted(set(weight_map.values()))}
+    files = {shard: shard_path(real_folder, shard) for shard in sorted(set(weight_map.values()))}
     problems: list[str] = []
     extents = _compare(weight_map, files, problems)
     if problems:

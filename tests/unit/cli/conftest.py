@@ -74,6 +74,13 @@ def hub(forker, tmp_path):
 
 
 @pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A folder of downloads for commands in this process."""
+    monkeypatch.setenv("EARTHSHINE_HOME", str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+@pytest.fixture
 def earthshine(monkeypatch, capsys):
     """Run a command in this process: (exit code, standard output, standard error). `stdin`: bytes, or a binary file.
 

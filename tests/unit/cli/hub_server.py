@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from earthshine.hub import GLEAM
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SHARD = ".safetensors"
@@ -142,3 +145,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.wfile.write(data)
+
+
+def make_model(home, name, **links):
+    """A model in the folder of downloads: gleam's config, and other files of its snapshot as links."""
+    here = home / f"models--{name.replace('/', '--')}" / "snapshots" / COMMIT
+    here.mkdir(parents=True)
+    shutil.copy(GLEAM / "config.json", here)
+    for file, target in links.items():
+        (here / f"{file}.safetensors").symlink_to(target)
+    return here

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from earthshine.hub import GLEAM
 from earthshine.units import format_bytes
 
-from .hub_server import COMMIT, digest
+from .hub_server import COMMIT, digest, make_model
 
 SMALL_LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (12 << 20, 12 << 20))"
 SMALL_DISK = "import earthshine.hub.download as module; module.free_bytes = lambda _: 5 << 20"
@@ -227,26 +227,9 @@ def test_rm_leaves_what_lies_outside_and_a_copy_with_the_same_commit(hub, tmp_pa
     assert (one["name"], one["whole"]) == ("team/copy", True)
 
 
-def _made(home, name, **links):
-    """A model in the folder of downloads: gleam's config, and other files of its snapshot as links."""
-    here = home / f"models--{name.replace('/', '--')}" / "snapshots" / COMMIT
-    here.mkdir(parents=True)
-    shutil.copy(GLEAM / "config.json", here)
-    for file, target in links.items():
-        (here / f"{file}.safetensors").symlink_to(target)
-    return here
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A folder of downloads for commands in this process."""
-    monkeypatch.setenv("EARTHSHINE_HOME", str(tmp_path / "models"))
-    return tmp_path / "models"
-
-
 def test_what_a_link_leads_to_outside_counts_neither_as_the_models_nor_as_freed(home, tmp_path, earthshine):
     (tmp_path / "mine.safetensors").write_bytes(bytes(1 << 20))
-    here = _made(home, "team/a", model=tmp_path / "mine.safetensors")
+    here = make_model(home, "team/a", model=tmp_path / "mine.safetensors")
     config_bytes = (GLEAM / "config.json").stat().st_size
     (one,) = json.loads(earthshine("list", "--json")[1])
     assert (one["whole"], one["bytes"]) == (True, config_bytes)
@@ -262,7 +245,7 @@ def test_rm_does_not_call_freed_what_another_model_shares(home, earthshine):
     store.parent.mkdir(parents=True)
     store.write_bytes(bytes(1 << 20))
     for name in ("team/a", "team/b"):
-        here = _made(home, name, model=f"../../blobs/{digest}")
+        here = make_model(home, name, model=f"../../blobs/{digest}")
         (here.parents[1] / "blobs").mkdir()
         (here.parents[1] / "blobs" / digest).symlink_to(store)
     first, second = json.loads(earthshine("list", "--json")[1])
@@ -273,37 +256,11 @@ def test_rm_does_not_call_freed_what_another_model_shares(home, earthshine):
     assert f"frees {format_bytes(first['bytes'])}." in earthshine("rm", "team/a")[2]
 
 
-@pytest.mark.parametrize("text", ["{", '{"weight_map": {"a": "../x.safetensors"}}', '{"weight_map": {}}'])
-def test_a_damaged_index_is_listed_as_damage(home, earthshine, text):
-    here = _made(home, "team/a")
-    (here / "model.safetensors.index.json").write_text(text)
-    (one,) = json.loads(earthshine("list", "--json")[1])
-    assert not one["whole"]
-    assert "model.safetensors.index.json" in one["damage"]
-    _, out, _ = earthshine("list")
-    assert "damaged: model.safetensors.index.json" in out
-    assert "without weights" not in out
-
-
-def test_a_link_that_leads_nowhere_is_listed_and_removed(home, tmp_path, earthshine):
-    """The disk that holds a model may not be mounted."""
-    home.mkdir()
-    (home / "models--team--a").symlink_to(tmp_path / "disk" / "a")
-    (_made(home, "team/b").parents[1] / "blobs").symlink_to(tmp_path / "disk" / "b")
-    _, out, _ = earthshine("list")
-    for name in ("a", "b"):
-        assert f"link to {tmp_path / 'disk' / name}, which is not there" in out
-    code, out, err = earthshine("rm", "team/a", "--yes")
-    assert (code, err) == (0, "")
-    assert f"without {tmp_path / 'disk' / 'a'}" in out
-    assert not os.path.lexists(home / "models--team--a")
-
-
 @pytest.mark.parametrize("columns", [20, 40, 80])
 def test_list_fits_the_terminal_and_stays_whole_in_a_pipe(home, earthshine, monkeypatch, columns):
     names = ["team/a-model-of-a-long-name", "team/b"]
     for name in names:
-        _made(home, name)
+        make_model(home, name)
     monkeypatch.setenv("COLUMNS", str(columns))
     rows = earthshine("list")[1].splitlines()
     assert [row.split()[0] for row in rows] == ["model", "gleam", *names]
@@ -321,7 +278,7 @@ def test_names_and_folders_are_printed_without_control_sequences(earthshine, tmp
         assert out + err
         assert "\x1b" not in out + err
     monkeypatch.setenv("EARTHSHINE_HOME", str(odd))
-    _made(odd, "team/a")
+    make_model(odd, "team/a")
     for words in (("list",), ("rm", "team/a"), ("rm", "team/a", "--yes")):
         _, out, err = earthshine(*words)
         assert "\\x1b" in out + err
