@@ -93,6 +93,11 @@ def _print_contexts(report: Report, case: Case) -> None:
         "Each row is a plan with room for just that many tokens, the rest of the memory being for experts. First "
         "token: the wait for it where all of them are one new prompt."
     )
+    if case.args.batch > 1:
+        report.paragraph(
+            f"tokens/s, all: while {case.args.batch} conversations of that length are in the cache; if it holds fewer, "
+            "the others wait."
+        )
 
 
 def _print_budgets(report: Report, case: Case) -> None:

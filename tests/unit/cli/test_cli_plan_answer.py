@@ -106,6 +106,7 @@ def test_speeds_of_a_batch_are_of_each_reply_and_of_all(earthshine, monkeypatch,
     assert float(each) == pytest.approx(exact, rel=0.06)
     assert float(every) == pytest.approx(8 * exact, rel=0.06)
     assert estimated or "there for machine and power (8 replies at a time), $" in answered(out)["Cost of output"]
+    assert "while 8 conversations of that length are in the cache; if it holds fewer, the others wait." in out
     for column in ("tokens ", "memory "):
         (head,) = re.findall(rf"^{column} +(\S.*)$", out, re.MULTILINE)
         assert head.startswith("tokens/s, all  ")
