@@ -12,7 +12,8 @@ A file of docs/results is a JSON object: "columns", the keys that its table show
 
 and the other columns of its table. Processor, commit and command are always shown: below the table where all rows
 agree, else as columns. Where "pivot" names a key, rows that differ in that key alone share a line, a column for
-each of its values. Numbers keep the digits of the file. Every page of docs that names results is rendered.
+each of its values. "titles" names columns otherwise, as {"median": "computed"}. Numbers keep the digits of the file.
+Every page of docs that names results is rendered.
 """
 
 import json
@@ -85,6 +86,7 @@ def table(results: Mapping[str, Any]) -> str:
         columns.append("command")
     cells = [[_cell(row, key) for key in columns] for row in rows]
     head, *lines = _pivoted(rows, columns, pivot) if pivot else [columns, *cells]
+    head = [results.get("titles", {}).get(key, key) for key in head]
     shown = [
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
         for line in [head, ["---"] * len(head), *lines]

@@ -131,6 +131,12 @@ def test_pivoted_rows_share_a_line(numbers, tmp_path):
     )
 
 
+def test_column_has_the_title_that_the_file_gives_it(numbers):
+    rows = [{key: str(value) for key, value in ROW.items()}]
+    shown = numbers.table({"columns": ["what", "median"], "titles": {"median": "computed"}, "rows": rows})
+    assert "| what | computed |\n| --- | --- |\n| decode | 2.5 s |" in shown
+
+
 def test_two_rows_of_one_cell_are_refused(numbers):
     rows = [{key: str(value) for key, value in ROW.items()} | {"side": "ours", "median": each} for each in ("1", "2")]
     with pytest.raises(ValueError, match="two rows have side ours for decode"):
