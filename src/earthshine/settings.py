@@ -14,6 +14,7 @@ All variables are optional; an empty one counts as unset. A value that has no me
                          ~/.cache, and the same holds
     HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME
                          the downloader's cache: the default folder of downloads. The first that is set counts
+    VISUAL, EDITOR       the command that edits a message of a conversation; the first that is set counts
     TERM                 dumb or unset: a terminal whose cursor does not move
 """
 
@@ -44,6 +45,7 @@ class Settings:
     cache: Path | None = None
     hub_cache: Path | None = None
     history: bool = True
+    editor: str = ""
     dumb_terminal: bool = True
 
     @property
@@ -96,6 +98,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         cache=_absolute(variables.get("XDG_CACHE_HOME", "")),
         hub_cache=_hub_cache(variables),
         history=_choice(variables, "EARTHSHINE_HISTORY", HISTORY_CHOICES) == "on",
+        editor=variables.get("VISUAL", "").strip() or variables.get("EDITOR", "").strip(),
         dumb_terminal=variables.get("TERM", "") in ("", "dumb", "unknown"),
     )
 

@@ -1,7 +1,7 @@
-"""Reads what a person types: one line, several between marks or by Alt-Enter, or one pasted text.
+"""Reads what a person types: one line, several between marks or by Alt-Enter, one pasted text, or that of an editor.
 
 Lines are edited by prompt_toolkit where the terminal's cursor moves, and by the terminal itself elsewhere. Control
-characters of a paste are left out before anything shows or keeps them.
+characters of a paste or an editor are left out before anything shows or keeps them.
 """
 
 import sys
@@ -10,6 +10,7 @@ from typing import Any
 
 from earthshine.cli.history import History
 from earthshine.cli.terminal import Terminal, decoded, printable, say
+from earthshine.cli.text_editor import edited, require_short
 from earthshine.errors import UsageError
 
 _QUOTES = '"""'
@@ -36,7 +37,8 @@ class LineEditor:
         self._keeps = history is not None
         self._session: Any = None
         self._last = ""  # kept
-        self._removed = 0  # control characters of pastes
+        self._removed = 0  # control characters of pastes and of an editor's text
+        self._interrupted = False  # after Enter, while the prompt ends
         self.cleared = False  # whether the interrupt at the prompt removed a text
 
     def keeps(self, on: bool | None) -> bool:
@@ -54,9 +56,11 @@ class LineEditor:
         with self._terminal.reading():
             text = self._read_plain(prompt) if self._terminal.screen is None else self._edit(prompt)
         if self._removed:
-            say(f"({self._removed} control characters of the pasted text were left out)")
+            say(f"({self._removed} control characters were left out)")
             self._removed = 0
         self._keep(printable(text))
+        if self._interrupted:
+            raise KeyboardInterrupt
         return message_of(text)
 
     def _read_plain(self, prompt: str) -> str:
@@ -71,8 +75,8 @@ class LineEditor:
 
     def _edit(self, prompt: str) -> str:
         self._session = self._session or self._begin()
-        self.cleared = False
-        text = self._session.prompt(prompt)
+        self.cleared = self._interrupted = False
+        text = self._session.prompt(prompt, pre_run=_name_faults, set_exception_handler=False)
         assert isinstance(text, str)
         return decoded(text)
 
@@ -139,32 +143,69 @@ class LineEditor:
         @keys.add("c-g")
         @keys.add("c-x", "c-e")
         def _(event: Any) -> None:
-            event.app.loop.set_exception_handler(_not_edited)  # until this question is read
-            event.current_buffer.open_in_editor()
+            event.app.create_background_task(self._open_editor(event.current_buffer))
 
         @keys.add("c-c")
+        @keys.add("<sigint>")
         def _(event: Any) -> None:
             self.cleared = bool(event.current_buffer.text)
-            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
+            if event.app.is_running and not event.app.is_done:
+                event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
+            else:
+                self._interrupted = True
 
         @keys.add(Keys.BracketedPaste)
         def _(event: Any) -> None:
-            text = event.data.replace("\r\n", "\n").replace("\r", "\n")
-            self._removed += len(text) - len(printable(text))
-            event.current_buffer.insert_text(printable(text))
+            self._paste(event.current_buffer, event.data.replace("\r\n", "\n").replace("\r", "\n"))
+
+        @keys.add(Keys.Vt100MouseEvent)
+        def _(event: Any) -> None:
+            """The mouse is not used; the library would fail on colours, which it takes for its events."""
 
         return keys
 
+    def _paste(self, buffer: Any, text: str) -> None:
+        try:
+            require_short(len(buffer.text) + len(text))
+        except UsageError as error:
+            _say_above(str(error))
+            return
+        self._removed += len(text) - len(printable(text))
+        buffer.insert_text(printable(text))
 
-def _not_edited(loop: Any, context: dict[str, Any]) -> None:
-    """Reports that the editor's file could not be written or read; the text stays as it was."""
+    async def _open_editor(self, buffer: Any) -> None:
+        from prompt_toolkit.application import run_in_terminal
+        from prompt_toolkit.document import Document
+
+        def attempt() -> str | None:
+            try:
+                return edited(buffer.text)
+            except UsageError as error:
+                say(str(error))
+                return None
+
+        text = await run_in_terminal(attempt, in_executor=True)
+        if text is not None:
+            self._removed += len(text) - len(printable(text))
+            buffer.document = Document(printable(text))
+
+
+def _name_faults() -> None:
+    """Say in a sentence what fails while a line is edited; the library would show a traceback and ask for Enter."""
+    from prompt_toolkit.application import get_app
+
+    loop = get_app().loop
+    assert loop is not None
+    loop.set_exception_handler(
+        lambda _, context: _say_above(f"A key was left out: {context.get('exception') or context.get('message')}.")
+    )
+
+
+def _say_above(text: str) -> None:
+    """While a line is edited, which is then shown again."""
     from prompt_toolkit.application import run_in_terminal
 
-    error = context.get("exception")
-    if not isinstance(error, (OSError, UnicodeError)):
-        loop.default_exception_handler(context)
-        return
-    run_in_terminal(lambda: say(f"The text of the editor can't be used: {error}."))
+    run_in_terminal(lambda: say(text))
 
 
 def _line(prompt: str) -> str:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 
 import pytest
 
+from earthshine.cli.text_editor import MOST_CHARACTERS, edited
 from earthshine.engine import Session
-from earthshine.errors import EarthshineError
+from earthshine.errors import EarthshineError, UsageError
 
 
 def test_a_file_that_is_read_begins_the_next_message_alone(chat, capsys, tmp_path):
@@ -103,6 +105,7 @@ def test_an_editor_writes_the_message_which_is_sent_after_a_look(start, tmp_path
     chat.until_seen("> list")
     assert (tmp_path / "given").read_text() == "half a"
     chat.type("\r")
+    chat.until("(1 control characters were left out)")
     chat.until("(stopped after")
     chat.type("/show messages\r")
     chat.until("user: list\r\nfiles[31m\r\nassistant: ")
@@ -113,6 +116,7 @@ def test_an_editor_that_fails_leaves_the_text(start, tmp_path, editor):
     chat.until_asked()
     chat.type("half a\x07")
     chat.until("sorry")
+    chat.until("failed with code 1; the message stays as it was.")
     chat.type(" line\r")
     chat.until("(stopped after")
     chat.type(f"/save {tmp_path / 'saved.json'}\r")
@@ -124,7 +128,36 @@ def test_an_editors_text_that_is_not_utf8_is_named_and_leaves_the_text(start, ed
     chat = start("--max-tokens", "2", environment=editor(r"""printf '\377' > "$1" """))
     chat.until_asked()
     chat.type("half a\x07")
-    chat.until("The text of the editor can't be used: 'utf-8' codec can't decode")
+    chat.until("The text of the editor is not UTF-8: byte 0 can't be decoded.")
     chat.type(" line\r")
     chat.until("(stopped after")
     assert "Traceback" not in chat.shown
+
+
+def test_an_editors_text_that_is_too_long_is_refused_and_leaves_the_message(start, editor):
+    script = f"""head -c {4 * MOST_CHARACTERS + 4} /dev/zero | tr '\\0' x > "$1" """
+    chat = start("--max-tokens", "2", environment=editor(script))
+    chat.until_asked()
+    chat.type("half a\x07")
+    chat.until(f"The message would have over {MOST_CHARACTERS} characters")
+    chat.type(" line\r")
+    chat.until("(stopped after")
+    chat.type("/show messages\r")
+    chat.until("user: half a line")
+
+
+@pytest.mark.parametrize(("script", "message"), [
+    ("rm \"$1\"", "The text of the editor can't be opened: No such file or directory."),
+    (f"head -c {MOST_CHARACTERS + 1} /dev/zero > \"$1\"", f"over {MOST_CHARACTERS} characters"),
+])  # fmt: skip
+def test_what_an_editor_leaves_is_refused_by_name(monkeypatch, editor, script, message):
+    monkeypatch.setenv("VISUAL", editor(script)["VISUAL"])
+    with pytest.raises(UsageError, match=re.escape(message)):
+        edited("text")
+
+
+@pytest.mark.parametrize("name", ["/no/such/editor", "'unclosed"])
+def test_an_editor_that_can_not_be_started_is_named(monkeypatch, name):
+    monkeypatch.setenv("VISUAL", name)
+    with pytest.raises(UsageError, match=r"The editor .* can't be started: N"):
+        edited("text")

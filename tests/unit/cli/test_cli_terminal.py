@@ -114,7 +114,7 @@ def test_control_sequences_of_a_paste_reach_neither_the_screen_nor_the_model(sta
     chat = start("--max-tokens", "2")
     chat.until_asked()
     chat.type(f"{START}list\x1b]0;title\x07 \x1b[31mfiles\x9b1m\r\nnow\x00{END}\r")
-    chat.until("(5 control characters of the pasted text were left out)")
+    chat.until("(5 control characters were left out)")
     chat.until("(stopped after")
     chat.type("/show messages\r")
     chat.until("user: list]0;title [31mfiles1m\r\nnow")
