@@ -21,7 +21,7 @@ from earthshine.untrusted import shown
 
 MOST_GBPS = 1e6
 _MOST_REQUESTS = 1_000_000
-_GRID = range(1000, 120001, 200)  # tokens: thresholds of the paper's search
+_GRID = range(1000, 120001, 200)  # tokens: thresholds of the paper's search, which leave a part to each cluster
 _OUTPUT_TOKENS = 1024.0
 _LEAST_GAIN = 1.005  # times the rate: less is shown as nothing
 
@@ -95,7 +95,7 @@ def fleet_named(name: str, gbps: float | None = None) -> Fleet:
 def _solution(fleet: Fleet, lengths: Lengths, output_tokens: float, options: SolveOptions) -> Solution:
     if options.threshold is None:
         if options.at_means:
-            return grid_search(fleet, lengths, output_tokens, _GRID)
+            return grid_search(fleet, lengths, output_tokens, [0, *_GRID, lengths.longest])
         return solve(fleet, lengths, output_tokens)
     if not 0 <= options.threshold <= MOST_TOKENS:
         raise UsageError(f"--threshold must be from 0 to {MOST_TOKENS} tokens, not {options.threshold:g}.")
@@ -150,7 +150,7 @@ def _span(stage: Stage, stages: Sequence[Stage]) -> str:
 
 def _helps(now: float, changes: Sequence[Change]) -> list[str]:
     ranked = sorted(changes, key=lambda change: -change.rate)
-    better = [c for c in ranked if c.rate >= now * _LEAST_GAIN]
+    better = [c for c in ranked if c.rate > now and c.rate >= now * _LEAST_GAIN]
     lines = [f"With {c.name}: {rate(c.rate)} requests per second ({_more(c.rate, now)})." for c in better]
     rest = [c.name for c in ranked if c not in better]
     return lines + ([f"No gain: {', '.join(rest)}."] if rest else [])

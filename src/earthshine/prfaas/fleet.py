@@ -16,7 +16,7 @@ from earthshine.prfaas.profile import (
     require_keys,
     text_field,
 )
-from earthshine.untrusted import parse_object, read_file, shown
+from earthshine.untrusted import parse_object, read_file, real_path, shown
 
 FORMAT = "earthshine fleet 1"
 MOST_CLUSTERS = 64
@@ -77,22 +77,23 @@ def shipped_fleets() -> Mapping[str, Path]:
 def read_fleet(path: Path) -> Fleet:
     """The fleet in a JSON file; raises UsageError that names the entry and what would be right."""
     where = shown(path)
-    found = parse_object(read_file(path.resolve(), where, _MAX_BYTES, UsageError), where, UsageError)
+    found = parse_object(read_file(real_path(path, UsageError), where, _MAX_BYTES, UsageError), where, UsageError)
     if found.get("format") != FORMAT:
         raise UsageError(f"{where} is not a fleet; its format must be {FORMAT!r}.")
     require_keys(found, where, ("format", "profiles", "clusters"), ("format", "profiles", "clusters", "links"))
     profiles: dict[str, Profile] = {}
-    for number, entry in enumerate(_objects(found, "profiles", where, MOST_CLUSTERS), 1):
+    for number, entry in enumerate(_objects(found, "profiles", where, 1, MOST_CLUSTERS), 1):
         profile = profile_from(entry, f"{where}: profile {number}")
         if profiles.setdefault(profile.name, profile) is not profile:
             raise UsageError(f"{where}: two profiles have the name {shown(profile.name)}.")
     clusters: dict[str, Cluster] = {}
-    for number, entry in enumerate(_objects(found, "clusters", where, MOST_CLUSTERS), 1):
+    for number, entry in enumerate(_objects(found, "clusters", where, 1, MOST_CLUSTERS), 1):
         cluster = _cluster(entry, f"{where}: cluster {number}", profiles)
         if clusters.setdefault(cluster.name, cluster) is not cluster:
             raise UsageError(f"{where}: two clusters have the name {shown(cluster.name)}.")
     links: dict[tuple[str, str], Link] = {}
-    for number, entry in enumerate(_objects(found, "links", where, MOST_CLUSTERS**2) if "links" in found else [], 1):
+    given = _objects(found, "links", where, 0, MOST_CLUSTERS**2) if "links" in found else []
+    for number, entry in enumerate(given, 1):
         link = _link(entry, f"{where}: link {number}", clusters)
         if links.setdefault((link.source, link.target), link) is not link:
             raise UsageError(f"{where}: two links lead from {shown(link.source)} to {shown(link.target)}.")
@@ -128,10 +129,11 @@ def check_fleet(fleet: Fleet, where: str) -> Fleet:
     raise UsageError(f"{where}: no cluster that prefills has a link to one that decodes.")
 
 
-def _objects(found: dict[str, Any], name: str, where: str, most: int) -> list[dict[str, Any]]:
-    value = found[name]
-    if not isinstance(value, list) or len(value) > most or not all(isinstance(entry, dict) for entry in value):
-        raise UsageError(f"{where}: {name} must be a list of at most {most} objects.")
+def _objects(found: dict[str, Any], name: str, where: str, least: int, most: int) -> list[dict[str, Any]]:
+    value: list[dict[str, Any]] = found[name]
+    fits = isinstance(value, list) and least <= len(value) <= most
+    if not fits or not all(isinstance(entry, dict) for entry in value):
+        raise UsageError(f"{where}: {name} must be a list of {least} to {most} objects.")
     return value
 
 

@@ -109,7 +109,7 @@ def number_field(
     value = found[name]
     if type(value) not in ((int,) if whole else (int, float)) or not least <= value <= most:
         kind = "whole number" if whole else "number"
-        raise UsageError(f"{where}: {name} is {shown(value)}; it must be a {kind} from {least:g} to {most:g}.")
+        raise UsageError(f"{where}: {name} is {shown(value)}; it must be a {kind} from {least:.10g} to {most:.10g}.")
     return float(value)
 
 

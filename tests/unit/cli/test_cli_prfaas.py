@@ -63,6 +63,17 @@ def test_no_link_leaves_local_prefill(earthshine):
     code, out, err = earthshine("prfaas", "solve", "--link", "0")
     assert (code, err) == (0, "")
     assert out.startswith("Prefill all prompts in pd.\n")
+    found = _json(earthshine("prfaas", "solve", "--link", "0", "--at-means", "--json"))
+    assert found["requests_per_second"] > 1
+    assert (found["remote_share"], found["egress_bytes_per_second"]) == (0, 0)
+
+
+def test_a_change_that_still_serves_nothing_is_no_gain(earthshine):
+    code, out, err = earthshine("prfaas", "solve", "paper-naive", "--link", "0")
+    assert (code, err) == (0, "")
+    assert "serves 0 requests per second" in out
+    assert "With one more" not in out
+    assert "No gain: one more instance of prfaas that prefills, " in out
 
 
 def test_lengths_come_from_a_trace_after_its_prefix_hits(earthshine, tmp_path):

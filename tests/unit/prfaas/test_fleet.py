@@ -97,11 +97,13 @@ def test_shipped_fleets_are_read_and_written_back(name, tmp_path):
         (("format",), "earthshine fleet 2", "its format must be 'earthshine fleet 1'"),
         (("profiles",), None, "lacks profiles"),
         (("colour",), "red", "has 'colour', which is not known"),
-        (("clusters",), {}, "clusters must be a list of at most"),
-        (("clusters",), [{}] * 65, "clusters must be a list of at most 64 objects"),
-        (("profiles",), [{}] * 65, "profiles must be a list of at most 64 objects"),
-        (("links",), [{}] * 4097, "links must be a list of at most 4096 objects"),
-        (("links",), [3], "links must be a list of at most"),
+        (("clusters",), {}, "clusters must be a list of 1 to 64 objects"),
+        (("clusters",), [], "clusters must be a list of 1 to 64 objects"),
+        (("profiles",), [], "profiles must be a list of 1 to 64 objects"),
+        (("clusters",), [{}] * 65, "clusters must be a list of 1 to 64 objects"),
+        (("profiles",), [{}] * 65, "profiles must be a list of 1 to 64 objects"),
+        (("links",), [{}] * 4097, "links must be a list of 0 to 4096 objects"),
+        (("links",), [3], "links must be a list of 0 to"),
         (("profiles", 0, "cache"), None, "profile 1 lacks cache"),
         (("profiles", 0, "prefill"), [[1, -1]], "profile 1: prefill: pair 1, [1, -1]"),
         (("profiles", 0, "usd_per_hour"), -1, "usd_per_hour is -1; it must be a number from 0"),
@@ -113,7 +115,7 @@ def test_shipped_fleets_are_read_and_written_back(name, tmp_path):
         (("clusters", 0, "profile"), "8xB200", "profile is '8xB200'; it must be one of '8xH200', '8xH20'"),
         (("clusters", 0, "n_decode"), 2, "n_decode is 2, but '8xH200' has no decode curve"),
         (("clusters", 0, "n_prefill"), 0, "must have n_prefill, n_decode or both"),
-        (("clusters", 0, "n_prefill"), -4, "n_prefill is -4; it must be a whole number from 0"),
+        (("clusters", 0, "n_prefill"), -4, "n_prefill is -4; it must be a whole number from 0 to 1048576"),
         (("clusters", 0, "convertible"), True, "is convertible, so '8xH200' must have both prefill and decode"),
         (("clusters", 0, "name"), "pd", "two clusters have the name 'pd'"),
         (("links", 0, "target"), "moon", "target is 'moon'; it must be one of 'prfaas', 'pd'"),
@@ -155,9 +157,11 @@ def test_files_that_are_no_fleet_are_refused(text, tmp_path):
         _read(tmp_path, text)
 
 
-def test_absent_file_is_named(tmp_path):
-    with pytest.raises(UsageError, match=r"absent\.json"):
-        read_fleet(tmp_path / "absent.json")
+def test_absent_file_and_a_loop_of_links_are_named(tmp_path):
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    for name in ("absent", "loop"):
+        with pytest.raises(UsageError, match=rf"{name}\.json' can't be opened"):
+            read_fleet(tmp_path / f"{name}.json")
 
 
 def test_clusters_that_could_prefill_or_decode_are_those_with_instances_and_convertible_ones():
