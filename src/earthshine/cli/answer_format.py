@@ -8,10 +8,11 @@ import json
 import os
 from pathlib import Path
 
+from earthshine.cli.terminal import decoded
 from earthshine.errors import UsageError
 from earthshine.generation.request import Format
 from earthshine.settings import expanded
-from earthshine.untrusted import parse_object, read_file, shown
+from earthshine.untrusted import encodable, parse_object, read_file, shown
 
 FORMATS = ("text", "json")
 _MOST_BYTES = 1 << 20
@@ -28,7 +29,10 @@ def format_of_schema(given: str) -> Format:
     """From a schema's text, which begins with a brace, or its file. Raises UsageError."""
     text = given.strip()
     if text.startswith("{"):
-        return Format("json_schema", parse_object(text.encode("utf-8", "replace"), "The JSON schema", UsageError))
+        text = encodable(decoded(text), "The JSON schema")
+        return Format("json_schema", parse_object(text.encode(), "The JSON schema", UsageError))
+    if text in ("true", "false", "null") or text.startswith(("[", '"')):
+        raise UsageError(f"json-schema must be a JSON object, or the name of a file with one, not {shown(text)}.")
     if not text:
         raise UsageError("json-schema must be a JSON schema, or the name of a file with one.", "json-schema")
     try:
@@ -57,3 +61,12 @@ def name_of(form: Format | None) -> str:
 def schema_of(form: Format | None) -> str | None:
     """The schema's text; None for other formats."""
     return json.dumps(form.value) if form is not None and form.kind == "json_schema" else None
+
+
+def is_json(text: str) -> bool:
+    """Whether a reply is whole."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -7,6 +7,7 @@ interrupted stays as far as it came; a question that got no word of reply is rem
 from dataclasses import dataclass, replace
 from typing import Any
 
+from earthshine.cli.answer_format import is_json
 from earthshine.cli.attached import Attached
 from earthshine.cli.progress import ProgressLine
 from earthshine.cli.reply import Reply
@@ -205,13 +206,12 @@ class Conversation:
                 for text in piece.events:
                     display.show(text)
             elif isinstance(piece, Ended) and piece.reason == "length":
-                display.notice = f"stopped after {self.choices.params.max_tokens} tokens{self._incomplete}"
+                display.notice = f"stopped after {self.choices.params.max_tokens} tokens{self._incomplete(display)}"
             elif isinstance(piece, Ended) and piece.reason == "context":
-                display.notice = f"stopped: the context of {self.room} tokens is full{self._incomplete}"
+                display.notice = f"stopped: the context of {self.room} tokens is full{self._incomplete(display)}"
 
-    @property
-    def _incomplete(self) -> str:
-        return "" if self.choices.form is None else "; the JSON is not complete"
+    def _incomplete(self, display: Reply) -> str:
+        return "" if self.choices.form is None or is_json(display.text) else "; the JSON is not complete"
 
 
 def prompts_for(tokenizer: Tokenizer, template: ChatTemplate, spec: ModelSpec) -> Prompts:

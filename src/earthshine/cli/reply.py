@@ -51,6 +51,11 @@ class Reply:
         """Whether anything has been written."""
         return self._thought is not None or self._answer is not None
 
+    @property
+    def text(self) -> str:
+        """The reply so far, without thoughts."""
+        return "".join(self._texts)
+
     def show(self, event: TextEvent) -> None:
         """Write an event."""
         if isinstance(event, Reasoning):
@@ -67,7 +72,7 @@ class Reply:
             self._answer.finish()
         if self.notice:
             say(f"({self.notice})")
-        return "".join(self._texts)
+        return self.text
 
     def _think(self, text: str) -> None:
         text = self._shown(text)

@@ -66,12 +66,27 @@ def test_json_that_is_cut_is_said_to_be_incomplete(earthshine):
     assert (code, err) == (0, "(stopped after 2 tokens; the JSON is not complete)\n")
 
 
+def test_json_that_is_whole_where_it_is_cut_is_not_said_to_be_incomplete(earthshine):
+    code, out, err = earthshine(
+        "chat", "-p", "list all files", "--json-schema", '{"const": 1}', "--max-tokens", 2, "--temperature", 0
+    )
+    assert (code, out) == (0, "1\n")
+    assert err == "(stopped after 2 tokens)\n"
+
+
+def test_bytes_that_the_locale_did_not_decode_are_the_schemas_characters():
+    assert format_of_schema('{"const": "\udcc3\udca9"}').value == {"const": "\u00e9"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--format", "yaml"], "--format must be text or json, not 'yaml'; json-schema takes a schema."),
         (["--json-schema", ""], "--json-schema must be a JSON schema, or the name of a file with one."),
         (["--json-schema", "/no/such.json"], "'/no/such.json', can't be opened: No such file or directory."),
+        (["--json-schema", "true"], "must be a JSON object, or the name of a file with one, not 'true'"),
+        (["--json-schema", '["a"]'], "must be a JSON object, or the name of a file with one"),
+        (["--json-schema", '{"const": "\udcff"}'], "The JSON schema is not UTF-8 text: character 11 can't be encoded."),
         (["--json-schema", "/"], "is not a regular file"),
         (["--json-schema", '{"type": '], "The JSON schema is not JSON: Expecting value at line 1, column 9."),
         (["--json-schema", '{"type": "objekt"}'], "The JSON schema can't be used: "),
