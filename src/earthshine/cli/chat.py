@@ -6,17 +6,15 @@ Ctrl-D; Ctrl-C stops a reply.
 
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earthshine.cli.history import History
 from earthshine.cli.line_editor import LineEditor
-from earthshine.cli.options import read_text, standard_input
+from earthshine.cli.options import ChatOptions, read_text, standard_input
 from earthshine.cli.progress import ProgressLine
 from earthshine.cli.terminal import Terminal, decoded, has_utf8, is_terminal, say
 from earthshine.errors import EarthshineError, UsageError
-from earthshine.plan import Plan, PlanArgs
 from earthshine.settings import read_settings
 from earthshine.untrusted import encodable, shown
 
@@ -25,20 +23,6 @@ if TYPE_CHECKING:
 
 _WAIT_SECONDS = 2.0  # standard input that takes longer is named
 _EMPTY = "The question is empty; give one after the model, with -p or on standard input."
-
-
-@dataclass(frozen=True, slots=True)
-class ChatOptions:
-    prompt: str | None
-    system: str | None
-    thinking: bool
-    stop: tuple[str, ...]
-    plan: Plan | PlanArgs
-    stats: bool = False
-    markdown: bool = True
-    history: bool = True
-    format: str | None = None
-    json_schema: str | None = None
 
 
 def run_chat(model: str | None, options: ChatOptions, sampling: dict[str, Any]) -> None:

@@ -72,8 +72,8 @@ def chat(
     plan: PlanFile = None,
 ) -> None:
     """Chat with a model in the terminal. With a question, or text on standard input, print one answer."""
-    from earthshine.cli.chat import ChatOptions, run_chat
-    from earthshine.cli.options import plan_or_args
+    from earthshine.cli.chat import run_chat
+    from earthshine.cli.options import ChatOptions, plan_or_args
 
     held = plan_or_args(memory, context, threads, trunk, dtype, plan)
     if words and prompt is not None:

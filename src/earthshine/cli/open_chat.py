@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from earthshine.cli.answer_format import asked_format
-from earthshine.cli.chat import ChatOptions
 from earthshine.cli.conversation import Choices, Conversation, prompts_for
 from earthshine.cli.models import announce_download
+from earthshine.cli.options import ChatOptions
 from earthshine.cli.progress import ProgressLine
 from earthshine.cli.this_machine import this_machine
 from earthshine.engine import LoadedModel, SamplingParams, load_model, sampling_defaults

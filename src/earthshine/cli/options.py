@@ -1,6 +1,7 @@
 """What several commands share: the options for loading a model, and reading text."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -15,6 +16,22 @@ if TYPE_CHECKING:
     from earthshine.engine import LoadedModel
 
 MAX_TEXT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """The options of `earthshine chat`, but for sampling."""
+
+    prompt: str | None
+    system: str | None
+    thinking: bool
+    stop: tuple[str, ...]
+    plan: Plan | PlanArgs
+    stats: bool = False
+    markdown: bool = True
+    history: bool = True
+    format: str | None = None
+    json_schema: str | None = None
 
 
 def plan_or_args(
