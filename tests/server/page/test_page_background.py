@@ -8,7 +8,6 @@ import threading
 
 import pytest
 
-from earthshine.server.http.body import Limits
 from earthshine.server.openai.chat import CHAT
 
 from ..serving import HANG_SECONDS, serving, until
@@ -138,21 +137,6 @@ class TestComingBack:
         browser.until(f"{REPLY} === 'onetwo' && {DONE}")
         ends(real)
 
-    def test_a_page_that_was_closed_for_too_long_says_why_the_reply_ended(self, browser):
-        with serving(apis=(CHAT,), drain_seconds=0.0, limits=Limits(unread_seconds=0.1)) as server:
-            browser.size(1280, 800)
-            browser.open(server.url + "/")
-            ask(browser, "one gate two")
-            address = browser.run("location.href")
-            settle(browser)
-            browser.call("Page.navigate", url="about:blank")
-            browser.until("location.href === 'about:blank'")
-            assert server.generator.closed.wait(HANG_SECONDS)
-            browser.open(address)
-            browser.until(f"{REPLY} === 'one' && {DONE} && {WRONG}")
-            assert "no client read it for 100 ms" in browser.run(f"{WRONG}.textContent")
-            ends(server)
-
     def test_each_of_several_is_kept_in_its_own_conversation(self, browser, real):
         for number in range(3):
             ask(browser, f"w{number} gate end")
@@ -229,6 +213,13 @@ class TestLostConnection:
         server.again = [chunk(content="two "), chunk(content="three"), chunk("stop")]
         page.click("Continue")
         page.until(f"{REPLY} === 'one two three' && {DONE}")
+
+    def test_a_reply_that_was_ended_unread_keeps_its_text_and_says_why(self, page, server):
+        server.steps = [chunk(content="one "), DIE]
+        server.again = [chunk(content="one "), chunk(content="two"), {"error": {"message": "No client read it."}}]
+        page.ask("Go")
+        page.until(f"{REPLY} === 'one two' && {DONE} && {WRONG}")
+        assert page.run(f"{WRONG}.textContent").startswith("No client read it.")
 
     def test_a_server_that_does_not_come_back_is_given_up(self, page, server):
         hold = threading.Event()
