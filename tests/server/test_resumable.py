@@ -1,5 +1,6 @@
 """Streamed replies that outlast their connection: the client comes back, ends them, or never returns."""
 
+import asyncio
 import hashlib
 import json
 import zlib
@@ -10,7 +11,7 @@ import pytest
 from earthshine.errors import UsageError
 from earthshine.net.access import Access, make_access
 from earthshine.server.http.body import Limits
-from earthshine.server.http.resumable import ResumableStreams, _Events
+from earthshine.server.http.resumable import ResumableStream, ResumableStreams, _Events
 
 from .serving import HANG_SECONDS, received, serving, until
 
@@ -85,6 +86,32 @@ def test_a_reply_is_ended_by_delete_and_computed_no_further():
         assert "No stream has the id 'one'" in answer.json()["error"]["message"]
         until(lambda: any("POST" in line for line in server.lines))
         assert "499" in next(line for line in server.lines if "POST" in line)
+
+
+def test_a_reply_that_has_ended_is_read_to_its_end_after_delete():
+    """One of two tabs may end it before the other has read the last events."""
+
+    ended = []
+
+    class Context:
+        computing: asyncio.Task[None]
+
+        def end(self, reason):
+            ended.append(reason)
+
+    async def parts():
+        yield b"one "
+        yield b"two"
+
+    async def read():
+        stream = ResumableStream("owner", parts(), Context(), Limits(), lambda error: error)
+        await stream._context.computing
+        stream.end()
+        gone = asyncio.get_running_loop().create_future()
+        return b"".join([part async for part in stream.read(gone)])
+
+    assert asyncio.run(read()) == b"one two"
+    assert not ended
 
 
 def test_a_client_that_never_comes_back_does_not_keep_the_model_busy():

@@ -97,10 +97,11 @@ class ResumableStream:
         self._wait_for_readers()
 
     def end(self) -> None:
-        """End it, if it has not ended, and call `forget` no more."""
+        """End it, if it has not ended, and call `forget` no more. What has ended is still read to its end."""
         self._dropped = True
         self._wait_for_readers()
-        self._context.end(ClientGone())
+        if not self.over:
+            self._context.end(ClientGone())
 
     async def read(self, gone: asyncio.Future[ClientGone | Refused]) -> AsyncGenerator[bytes]:
         """All events, each as it comes, with pings in between.

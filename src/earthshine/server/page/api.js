@@ -15,8 +15,11 @@ export async function request(path, options = {}) {
   const headers = { ...options.headers, "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) };
   const response = await fetch(path, { ...options, headers, cache: "no-store" });
   if (response.ok) return response;
-  if (response.status === 401) $("key").hidden = false;
   const body = await response.json().catch(() => ({}));
+  if (response.status === 401) {
+    if (session.get("key") !== key) return request(path, options); // it was entered meanwhile
+    $("key").hidden = false;
+  }
   throw new Problem(response.status, body.error?.message ?? "", response.headers.get("retry-after"));
 }
 

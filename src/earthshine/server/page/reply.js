@@ -9,7 +9,7 @@ import { poll } from "./gauges.js";
 import { atEnd, draw, drawMessage, toEnd } from "./messages.js";
 import { Progress } from "./progress.js";
 import { requestFields, settingsFit, systemMessage } from "./settings.js";
-import { replyIn, save, state } from "./state.js";
+import { conversationOf, replyIn, save, state } from "./state.js";
 
 const KEEP_SECONDS = 10; // between two copies of a reply that is being written
 const MOST = 4; // at once: browsers open six connections to a server, and the gauges and "Stop" need one
@@ -242,7 +242,7 @@ export function resume(conversation) {
 export async function resumeAll() {
   for (const { id } of (await state.library.titles()).filter(({ writing }) => writing)) {
     while (state.replies.size >= MOST) await Promise.race([...state.replies.values()].map((reply) => reply.over));
-    const conversation = id === state.conversation.id ? state.conversation : await state.library.open(id);
+    const conversation = await conversationOf(id);
     if (conversation) resume(conversation);
   }
 }

@@ -16,6 +16,14 @@ export const state = {
 // The reply that is written in the conversation, if one is.
 export const replyIn = ({ id }) => [...state.replies.values()].find((reply) => reply.conversation.id === id);
 
+const openHere = (id) => (id === state.conversation.id ? state.conversation : replyIn({ id })?.conversation);
+
+// The conversation that is shown or written in this tab, or else the kept one: of two copies, one would miss the reply.
+export async function conversationOf(id) {
+  const kept = openHere(id) ? undefined : await state.library.open(id);
+  return openHere(id) ?? kept; // it may have been opened meanwhile
+}
+
 const listeners = [];
 
 // Calls `listener` whenever the list of conversations may have changed.

@@ -6,7 +6,7 @@ import { $, ask, counted, download, make, note, quiet } from "./dom.js";
 import { draw, forget, toEnd } from "./messages.js";
 import { drawBusy, resume, resumeAll, stop } from "./reply.js";
 import { keepSettings, onSwitched } from "./settings.js";
-import { onKept, replyIn, save, state } from "./state.js";
+import { conversationOf, onKept, replyIn, save, state } from "./state.js";
 import { readable, session } from "./store.js";
 
 const SEARCH_MS = 200; // after the last key
@@ -34,7 +34,7 @@ export async function startNew() {
 
 async function open(id) {
   if (id === state.conversation.id) return;
-  const conversation = replyIn({ id })?.conversation ?? (await state.library.open(id));
+  const conversation = await conversationOf(id);
   if (!conversation) return note($("kept"), "This conversation has a form that this page can't read; it is left as it is. Export all keeps a copy of it.");
   setOpen(conversation);
   await drawTitles();
