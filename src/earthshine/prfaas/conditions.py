@@ -55,8 +55,8 @@ class Conditions:
     busy_seconds: float = 2.0
     idle_seconds: float = 10.0
 
-    # An instance that has drained takes this long until it works in its new role. The weights stay; what is made anew
-    # are the engine's graphs and its connections.
+    # An instance that has drained takes this long until it works in its new role. The weights stay; the
+    # engine's graphs and its connections are rebuilt.
     convert_seconds: float = 15.0
 
     # Bytes of the prefix cache of each instance: what is left of 8 GPUs' memory, and some of the host's.

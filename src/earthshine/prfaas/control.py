@@ -1,6 +1,6 @@
 """Adapts the threshold and the roles of instances to what a fleet observes; `decide` routes single requests by it.
 
-Each period the throughput model is solved for the prompts of late, the measured links and the instances that work. The
+Each period the throughput model is solved for recent prompts, the measured links and the instances that work. The
 threshold follows at once beyond its hysteresis. Roles follow more slowly, because an instance that converts serves
 nothing meanwhile: the requests that the present roles fail to serve are added up from period to period, and instances
 convert once these exceed what converting there and back costs. So a change that does not last costs at most about
@@ -26,7 +26,7 @@ _LEAST_SEEN = 100
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What shall hold from now on: the threshold in tokens, and how many instances prefill, by convertible cluster."""
+    """The threshold in tokens, and the number of prefill instances of each convertible cluster."""
 
     threshold: float
     n_prefill: Mapping[str, int]

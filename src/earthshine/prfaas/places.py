@@ -45,7 +45,7 @@ class Prompts:
         return self.running.pop(job, None) is not None
 
     def changed(self) -> None:
-        """Instances came or went: the estimate is made anew when it is asked for."""
+        """Instances came or went: the estimate is recomputed when it is next used."""
         self._known = False
 
     def wait(self, now: float) -> float:
@@ -105,7 +105,7 @@ class Batches:
         return (len(self.waiting) + 1) * per_sequence
 
     def replied(self, tokens: float) -> None:
-        """A reply of so many tokens ended."""
+        """Update the mean length of replies with one of `tokens` tokens that has ended."""
         self.mean_reply += (tokens - self.mean_reply) * (_REPLY_SHARE if self.mean_reply else 1.0)
 
 

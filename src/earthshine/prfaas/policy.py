@@ -32,7 +32,7 @@ class Policy:
     # and the measured rate, a mean over the past, has yet to follow.
     halving_retransmission: float = 0.01
 
-    # `control` solves anew this often. Thirty seconds hold some hundred requests of a fleet that serves a few per
+    # Seconds between two solves of `control`. Thirty hold some hundred requests of a fleet that serves a few per
     # second, so that the observed rate is known to about a tenth.
     period_seconds: float = 30.0
 

@@ -190,7 +190,7 @@ class _Simulation(Life):
             self._push(now + controls.period_seconds, self._tick, controls)
 
     def _set_roles(self, now: float, place: Place, n_prefill: int) -> None:
-        """So many instances shall prefill; a change under way to the contrary is called off first."""
+        """Set the number of instances that prefill. Opposite conversions in progress are cancelled first."""
         prompts, batches = place.prompts, place.batches
         more = n_prefill - place.planned_prefill()
         while more > 0 and (prompts.leaving or batches.instances):
