@@ -1,14 +1,13 @@
 """A text file that becomes part of a message. Refused by name: what can't be read, and what is not text."""
 
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from earthshine.cli.options import MAX_TEXT_BYTES, read_text
 from earthshine.cli.terminal import printable
 from earthshine.errors import UsageError
-from earthshine.untrusted import read_file, shown
+from earthshine.untrusted import read_file, real_path, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +27,7 @@ class Attached:
 def attached(path: Path) -> Attached:
     """The text of a file of UTF-8. Raises UsageError and TextError."""
     where = shown(path)
-    try:
-        real = Path(os.path.realpath(path))
-    except (OSError, ValueError):
-        raise UsageError(f"{where} is not a path.") from None
-    raw = read_file(real, where, MAX_TEXT_BYTES, UsageError)
+    raw = read_file(real_path(path, UsageError), where, MAX_TEXT_BYTES, UsageError)
     if (at := raw.find(b"\0")) >= 0:
         raise UsageError(f"{where} is not a text file: its byte {at} is 0.")
     text = read_text(io.BytesIO(raw), where).removeprefix("\ufeff").replace("\r\n", "\n")

@@ -12,7 +12,7 @@ from typing import Any
 from earthshine.errors import TextError, UsageError
 from earthshine.files import written_whole
 from earthshine.text.messages import check_messages
-from earthshine.untrusted import parse_object, read_file, shown
+from earthshine.untrusted import parse_object, read_file, real_path, shown
 
 _ANY_FORMAT = "earthshine conversation "
 FORMAT = f"{_ANY_FORMAT}1"
@@ -48,11 +48,7 @@ def save_conversation(path: Path, saved: SavedConversation, *, replace: bool) ->
 def load_conversation(path: Path) -> SavedConversation:
     """Raises UsageError that names the file and what is wrong in it."""
     where = shown(path)
-    try:
-        real = Path(os.path.realpath(path))
-    except (OSError, ValueError):
-        raise UsageError(f"{where} is not a path.") from None
-    found = parse_object(read_file(real, where, _MOST_BYTES, UsageError), where, UsageError)
+    found = parse_object(read_file(real_path(path, UsageError), where, _MOST_BYTES, UsageError), where, UsageError)
     _require_format(found.get("format"), where)
     model, settings, messages = found.get("model"), found.get("settings", {}), found.get("messages")
     if not isinstance(model, dict) or not all(isinstance(model.get(key), str) for key in ("name", "id")):
