@@ -15,7 +15,7 @@ from earthshine.prfaas.outcome import Outcome, percentile
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.route import FleetState, Route, Router, RouteRequest
 from earthshine.prfaas.scenarios import Scenario
-from earthshine.prfaas.simulate import Controls, simulate
+from earthshine.prfaas.simulate import simulate
 from earthshine.prfaas.solve import solve, with_roles
 
 OURS, STATIC, REMOTE, LOCAL, BOUND = "earthshine", "best static threshold", "all remote", "local only", "bound"
@@ -147,7 +147,7 @@ def _local(found: Scenario) -> Row:
 
 
 def _run(
-    found: Scenario, fleet: Fleet, router: Router, threshold: float = math.inf, controls: Controls | None = None
+    found: Scenario, fleet: Fleet, router: Router, threshold: float = math.inf, controller: Controller | None = None
 ) -> Outcome:
     return simulate(
         fleet,
@@ -155,7 +155,7 @@ def _run(
         router,
         threshold=threshold,
         conditions=found.conditions,
-        controls=controls,
+        controller=controller,
         deadline_seconds=found.deadline_seconds,
     )
 

@@ -28,10 +28,10 @@ class RateChange:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An instance of a cluster loses what it works on at `seconds`, and works again from `back` on."""
+    """An instance of a cluster loses what it works on at `seconds`, and works again from `until` on."""
 
     seconds: float
-    back: float
+    until: float
     cluster: str
     role: Role
 
@@ -77,5 +77,7 @@ class Conditions:
         for failure in self.failures:
             if failure.cluster not in fleet.clusters:
                 raise UsageError(f"An instance of {shown(failure.cluster)} fails, which the fleet lacks.")
-            if not 0 <= failure.seconds < failure.back < math.inf:
-                raise UsageError(f"A failure must begin at 0 s or later and end after that, not at {failure.back:g} s.")
+            if not 0 <= failure.seconds < failure.until < math.inf:
+                raise UsageError(
+                    f"A failure must begin at 0 s or later and end after that, not at {failure.until:g} s."
+                )

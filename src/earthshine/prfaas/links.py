@@ -3,61 +3,70 @@
 import math
 
 from earthshine.prfaas.conditions import Conditions
+from earthshine.prfaas.requests import SimulatedRequest
 from earthshine.prfaas.route import LinkState
-from earthshine.prfaas.sharing import Sharing
+from earthshine.prfaas.sharing import ProcessorSharing
 
 
-class Wire:
-    """The truth about one link. Transfers are named by their jobs' numbers.
+class SimulatedLink:
+    """`state` is what routers see, the rest is the truth.
 
-    `committed`: bytes by job that were routed over it and have not all arrived, which is what a router has on its list.
+    `assigned`: bytes by request that were routed over it and have not all arrived.
     """
 
-    __slots__ = ("_conditions", "_rate", "_seen", "committed", "committed_bytes", "shared", "state", "trip")
+    __slots__ = ("_assigned_bytes", "_conditions", "_measured", "_rate", "assigned", "one_way_seconds", "state",
+                 "transfers")  # fmt: skip
 
-    def __init__(self, state: LinkState, trip_seconds: float, conditions: Conditions) -> None:
+    def __init__(self, state: LinkState, round_trip_seconds: float, conditions: Conditions) -> None:
         self.state = state
-        self.trip = trip_seconds / 2
+        self.one_way_seconds = round_trip_seconds / 2
         self._conditions = conditions
         self._rate = state.bytes_per_second
-        self._seen = 0.0
-        self.committed: dict[int, float] = {}
-        self.committed_bytes = 0.0
-        self.shared: Sharing[int] = Sharing(lambda n: self._rate / n)
+        self._measured = 0.0  # time up to which the measurement is
+        self.assigned: dict[SimulatedRequest, float] = {}
+        self._assigned_bytes = 0.0
+        self.transfers: ProcessorSharing[SimulatedRequest] = ProcessorSharing(lambda n: self._rate / n)
 
     @property
-    def down(self) -> bool:
+    def is_down(self) -> bool:
         return self._rate <= 0
 
-    def commit(self, job: int, nbytes: float) -> None:
-        self.committed[job] = nbytes
-        self.committed_bytes += nbytes
+    def assign(self, request: SimulatedRequest, nbytes: float) -> None:
+        """A request is routed over the link."""
+        self.assigned[request] = nbytes
+        self._assigned_bytes += nbytes
 
-    def settle(self, job: int) -> None:
-        """A job needs the link no more."""
-        self.committed_bytes = max(0.0, self.committed_bytes - self.committed.pop(job, 0.0))
-        if not self.committed:
-            self.committed_bytes = 0.0
+    def release(self, now: float, request: SimulatedRequest) -> bool:
+        """A request needs the link no more; whether that stopped a transfer of it."""
+        nbytes = self.assigned.pop(request, None)
+        if nbytes is None:
+            return False
+        self._assigned_bytes = max(0.0, self._assigned_bytes - nbytes) if self.assigned else 0.0
+        if request not in self.transfers:
+            return False
+        self.transfers.leave(now, request)
+        return True
 
     def change(self, now: float, rate: float) -> None:
+        """From now on the link has another rate."""
         self.measure(now)
         self._rate = rate
-        self.shared.reset_rate(now, lambda n: self._rate / n)
+        self.transfers.rate_changed(now)
 
     def detect(self) -> None:
         """The router learns that the link is down, or at which rate it is up again."""
-        if self.down or self.state.bytes_per_second <= 0:
+        if self.is_down or self.state.bytes_per_second <= 0:
             self.state.bytes_per_second = self._rate
 
     def measure(self, now: float) -> None:
         """Brings the measured rate up to now, over a time in which the true one did not change."""
-        gone, self._seen = now - self._seen, now
+        elapsed, self._measured = now - self._measured, now
         known = self.state.bytes_per_second
-        if known != self._rate and known > 0 and not self.down:
-            constant = self._conditions.busy_seconds if self.shared.n else self._conditions.idle_seconds
-            self.state.bytes_per_second = known + (self._rate - known) * -math.expm1(-gone / constant)
+        if known != self._rate and known > 0 and not self.is_down:
+            constant = self._conditions.busy_seconds if self.transfers.n else self._conditions.idle_seconds
+            self.state.bytes_per_second = known + (self._rate - known) * -math.expm1(-elapsed / constant)
 
     def refresh(self, now: float) -> None:
         """Writes what a router knows now into the state."""
         self.measure(now)
-        self.state.queued_bytes = self.committed_bytes
+        self.state.queued_bytes = self._assigned_bytes

@@ -44,7 +44,6 @@ class ClusterState:
     prefill_wait_seconds: float = 0.0  # until an instance begins a prompt that joins the queue now
     prefill_depth: int = 0  # prompts queued or in work
     decode_wait_seconds: float = 0.0  # until a batch admits a sequence whose cache arrives now
-    decode_depth: int = 0  # sequences waiting or in a batch
 
 
 @dataclass(slots=True)

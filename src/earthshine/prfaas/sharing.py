@@ -1,4 +1,4 @@
-"""Jobs that share a capacity evenly: transfers on a link, sequences in a decode batch.
+"""Processor sharing: jobs that share a capacity evenly, such as transfers on a link or sequences in a decode batch.
 
 While n jobs are under way each advances at the same rate, so one virtual clock serves all: it advances at that rate, a
 job ends where the clock reaches its begin plus its size, and a change costs O(log n).
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Sharing(Generic[T]):
+class ProcessorSharing(Generic[T]):
     """`rate(n)`: units per second that each of n jobs advances by. Times must not run backwards."""
 
     __slots__ = ("_clock", "_ends", "_jobs", "_order", "_rate", "_speed", "n", "now", "version")
@@ -55,9 +55,9 @@ class Sharing(Generic[T]):
         """Units that a job has left."""
         return max(0.0, self._jobs[job] - self._clock - (now - self.now) * self._speed)
 
-    def reset_rate(self, now: float, rate: Callable[[int], float]) -> None:
+    def rate_changed(self, now: float) -> None:
+        """From now on `rate` returns other values."""
         self.advance(now)
-        self._rate = rate
         self._changed()
 
     def advance(self, now: float) -> None:

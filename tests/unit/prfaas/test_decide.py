@@ -210,7 +210,7 @@ def fleets(draw: st.DrawFn) -> FleetState:
         kind = profile(name, draw(st.floats(0.01, 2)), recurrent)
         clusters[name] = Cluster(name, kind, draw(counts), draw(counts))
         depth, waits = st.integers(0, 100), st.floats(0, 100)
-        states[name] = ClusterState(draw(counts), draw(counts), draw(waits), draw(depth), draw(waits), draw(depth))
+        states[name] = ClusterState(draw(counts), draw(counts), draw(waits), draw(depth), draw(waits))
     for ends in [(a, b) for a in NAMES for b in NAMES if a != b and draw(st.booleans())]:
         links[ends] = Link(*ends, 1e9, draw(st.floats(0, 0.1)))
         rate = draw(st.one_of(st.just(0.0), st.floats(1e5, 1e10)))

@@ -8,8 +8,11 @@ from earthshine.errors import UnavailableError, UsageError
 from earthshine.loadgen.trace import Arrival
 from earthshine.prfaas.baselines import EXO_TOKENS, all_remote, local_only, paper, static_threshold
 from earthshine.prfaas.conditions import Conditions, Failure, RateChange
+from earthshine.prfaas.control import Control, Controller
 from earthshine.prfaas.curve import Curve
 from earthshine.prfaas.fleet import Fleet, Link
+from earthshine.prfaas.lengths import Sample
+from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.route import FleetState, Route, Router, RouteRequest
 from earthshine.prfaas.simulate import simulate
 from earthshine.prfaas.workload import PAPER_TOKENS, drawn, evenly, poisson
@@ -136,25 +139,21 @@ def test_request_that_nothing_will_ever_serve_is_reported():
     assert outcome.unserved == 2
 
 
-class Roles:
-    """Controls with one change of roles."""
+class Roles(Controller):
+    """A controller that asks for the same number of prefill instances in each period."""
 
-    period_seconds = 10.0
+    def __init__(self, n_prefill: int, period_seconds: float = 10.0) -> None:
+        super().__init__(two_clusters(), Policy(period_seconds=period_seconds), Sample([1000]), 10)
+        self.n_prefill = n_prefill
 
-    def __init__(self, n_prefill: int) -> None:
-        self.threshold, self.n_prefill = 1.0, {"near": n_prefill}
-
-    def observe(self, now: float, uncached_tokens: int, output_tokens: int) -> None:
-        pass
-
-    def tick(self, now: float, state: object) -> "Roles":
-        return self
+    def tick(self, now: float, state: FleetState) -> Control:
+        return Control(1.0, {"near": self.n_prefill}, "as asked")
 
 
 def test_a_decoding_instance_ends_its_replies_before_it_converts():
     fleet = two_clusters(near=1, decode=2)
     requests = at(0, 0, tokens=1000, output=1000) + at(12, 12.0, 12.0)
-    outcome = simulate(fleet, requests, local_only, controls=Roles(2))
+    outcome = simulate(fleet, requests, local_only, controller=Roles(2))
     assert outcome.conversions == 1
     drained = outcome.served[0].ended
     assert drained == near(0.3 + 1000 * STEP)
@@ -166,7 +165,7 @@ def test_a_decoding_instance_ends_its_replies_before_it_converts():
 def test_an_instance_that_converts_shortens_the_queue_once_it_works():
     requests = at(*range(20))
     fixed = simulate(two_clusters(near=1, decode=2), requests, local_only)
-    converted = simulate(two_clusters(near=1, decode=2), requests, local_only, controls=Roles(2))
+    converted = simulate(two_clusters(near=1, decode=2), requests, local_only, controller=Roles(2))
     begins = 10 + Conditions().convert_seconds
     assert fixed.waits[-1] == near(60 + STEP - 19)
     assert waits(converted)[:8] == waits(fixed)[:8]
@@ -218,7 +217,7 @@ def test_no_request_is_lost_under_any_sequence_of_failures():
         requests = [a for t in sorted(draw.uniform(0, 100) for _ in range(60)) for a in _any(draw, t)]
         controls = _Restless(draw)
         router = draw.choice((local_only, all_remote, static_threshold(5000), _fickle(draw)))
-        found = simulate(fleet, requests, router, conditions=Conditions(rates, failures), controls=controls)
+        found = simulate(fleet, requests, router, conditions=Conditions(rates, failures), controller=controls)
         assert found.unserved == 0
         assert all(s.arrived < s.first_token <= s.ended + 1e-9 for s in found.served)
 
@@ -231,16 +230,14 @@ def _any(draw: random.Random, t: float) -> list[Arrival]:
 class _Restless(Roles):
     """Changes roles at random."""
 
-    period_seconds = 3.0
-
     def __init__(self, draw: random.Random) -> None:
-        super().__init__(1)
+        super().__init__(1, period_seconds=3.0)
         self._draw, self._ticks = draw, 0
 
-    def tick(self, now: float, state: object) -> "Roles":
+    def tick(self, now: float, state: FleetState) -> Control:
         self._ticks += 1
-        self.n_prefill = {"near": self._draw.randint(0, 3) if self._ticks < 60 else 1}
-        return self
+        self.n_prefill = self._draw.randint(0, 3) if self._ticks < 60 else 1
+        return super().tick(now, state)
 
 
 def _fickle(draw: random.Random) -> Router:

@@ -5,7 +5,7 @@ import pytest
 from earthshine.loadgen.trace import BLOCK_TOKENS, Arrival
 from earthshine.prfaas.prefix import PrefixCache
 from earthshine.prfaas.route import Cached
-from earthshine.prfaas.sharing import Sharing
+from earthshine.prfaas.sharing import ProcessorSharing
 from earthshine.prfaas.workload import PAPER_TOKENS, at_rate, drawn, overlaid, poisson, whole_blocks
 
 from .simulated import profile
@@ -30,7 +30,7 @@ def test_jobs_share_as_in_a_simulation_of_small_steps():
     for seed in range(5):
         draw = random.Random(seed)
         joins = sorted((draw.uniform(0, 5), draw.uniform(1, 20)) for _ in range(8))
-        shared: Sharing[int] = Sharing(lambda n: 10 / n)
+        shared: ProcessorSharing[int] = ProcessorSharing(lambda n: 10 / n)
         ends, waiting = [0.0] * len(joins), list(enumerate(joins))
         while waiting or shared.n:
             if waiting and waiting[0][1][0] <= shared.next_end():
@@ -43,7 +43,7 @@ def test_jobs_share_as_in_a_simulation_of_small_steps():
 
 
 def test_a_job_that_leaves_makes_the_others_faster():
-    shared: Sharing[str] = Sharing(lambda n: 10 / n)
+    shared: ProcessorSharing[str] = ProcessorSharing(lambda n: 10 / n)
     shared.join(0, "a", 10)
     shared.join(0, "b", 10)
     assert shared.left(1, "a") == pytest.approx(5)
@@ -52,11 +52,14 @@ def test_a_job_that_leaves_makes_the_others_faster():
 
 
 def test_a_stopped_capacity_ends_nothing():
-    shared: Sharing[str] = Sharing(lambda n: 10 / n)
+    rate = 10.0
+    shared: ProcessorSharing[str] = ProcessorSharing(lambda n: rate / n)
     shared.join(0, "a", 10)
-    shared.reset_rate(0.5, lambda n: 0.0)
+    rate = 0.0
+    shared.rate_changed(0.5)
     assert shared.next_end() == float("inf")
-    shared.reset_rate(2.5, lambda n: 1 / n)
+    rate = 1.0
+    shared.rate_changed(2.5)
     assert shared.next_end() == pytest.approx(7.5)
 
 

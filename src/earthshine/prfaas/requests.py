@@ -1,0 +1,23 @@
+"""A simulated request: what arrived, how much of it is done, and the route that it follows now."""
+
+from dataclasses import dataclass
+
+from earthshine.loadgen.trace import Arrival
+from earthshine.prfaas.outcome import Served
+from earthshine.prfaas.route import Route
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedRequest:
+    """`attempt` counts its routes: events of an earlier one are void."""
+
+    arrival: Arrival
+    blocks: tuple[int, ...]  # names of its prompt's whole blocks
+    tokens: int  # of its prompt; replies that were lost with an instance count as prompt
+    output_tokens: int  # still to be generated
+    record: Served
+    attempt: int = 0
+    route: Route | None = None
+    cached_blocks: int = 0  # of its prompt, in the cache of the cluster that prefills, when it began
+    prefilled: bool = False
+    streamed: bool = False  # all pieces of its cache but the last layer's are sent

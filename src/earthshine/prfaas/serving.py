@@ -1,0 +1,255 @@
+"""How a simulated fleet serves a request: it is routed, its prompt prefilled, its cache sent, its reply decoded.
+
+Events of an earlier route of a request are void; `SimulatedRequest.attempt` tells. What a failure takes from a request
+is released before it is routed again, so that it is always in exactly one place: a queue, an instance, a link, a batch,
+or among those that no cluster could take.
+"""
+
+import math
+from collections.abc import Callable
+
+from earthshine.errors import UnavailableError
+from earthshine.loadgen.trace import BLOCK_TOKENS
+from earthshine.prfaas.clusters import SimulatedCluster
+from earthshine.prfaas.conditions import Conditions, Role
+from earthshine.prfaas.events import EventQueue
+from earthshine.prfaas.fleet import Fleet
+from earthshine.prfaas.links import SimulatedLink
+from earthshine.prfaas.prefix import NOTHING
+from earthshine.prfaas.requests import SimulatedRequest
+from earthshine.prfaas.route import Cached, FleetState, Move, Route, Router, RouteRequest
+from earthshine.prfaas.sharing import ProcessorSharing
+
+_NO_CACHES: dict[str, Cached] = {}
+_Attempt = tuple[SimulatedRequest, int]  # the argument of an event: a request, and the attempt that it belongs to
+
+
+class Serving:
+    """Clusters, links and the requests in them.
+
+    `on_drained(now, cluster, role)` is called when an instance that is to change its role has finished its work in
+    `role`. `decoded` counts requests whose reply ended.
+    """
+
+    on_drained: Callable[[float, SimulatedCluster, Role], None]
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        router: Router,
+        conditions: Conditions,
+        events: EventQueue,
+        threshold: float,
+        deadline_seconds: float | None,
+    ) -> None:
+        self._router, self._conditions, self._events = router, conditions, events
+        self._deadline_seconds = deadline_seconds
+        self.state = state = FleetState.idle(fleet, threshold)
+        self.clusters = {
+            name: SimulatedCluster(cluster, state.clusters[name], conditions.cache_bytes)
+            for name, cluster in fleet.clusters.items()
+        }
+        self.links = {
+            ends: SimulatedLink(state.links[ends], link.round_trip_seconds, conditions)
+            for ends, link in fleet.links.items()
+        }
+        self._unroutable: list[SimulatedRequest] = []  # that no cluster could take
+        self.sent_bytes = 0.0
+        self.decoded = 0
+
+    # A request is routed.
+
+    def cached(self, request: SimulatedRequest) -> dict[str, Cached]:
+        """What each cluster has of its prompt."""
+        if not request.blocks:
+            return _NO_CACHES
+        return {name: cluster.cache.find(request.blocks) for name, cluster in self.clusters.items()}
+
+    def route(self, now: float, request: SimulatedRequest, cached: dict[str, Cached]) -> None:
+        self.refresh(now)
+        left = self._deadline_seconds
+        if left is not None:
+            left = max(0.0, left - (now - request.arrival.seconds))
+        request.attempt += 1
+        request.prefilled = request.streamed = False
+        try:
+            request.route = route = self._router(RouteRequest(request.tokens, cached, left), self.state)
+        except UnavailableError:
+            request.route = None
+            self._unroutable.append(request)
+            return
+        request.record.routes += 1
+        request.record.prefill, request.record.remote = route.prefill, route.prefill != route.decode
+        for move in (route.pull, route.send):
+            if move is not None:
+                self.links[move.source, move.target].assign(request, move.nbytes)
+        if route.pull is not None:
+            self._transfer(now, route.pull, request, route.pull.nbytes)
+        else:
+            self._enqueue(now, request, route)
+
+    def refresh(self, now: float) -> None:
+        """Writes what a router knows now into the fleet's state."""
+        for cluster in self.clusters.values():
+            cluster.refresh(now)
+        for link in self.links.values():
+            link.refresh(now)
+
+    def reroute(self, now: float, request: SimulatedRequest) -> None:
+        """After a failure: whatever the request holds is released first."""
+        route = request.route
+        if route is not None:
+            for link in self.links.values():
+                if link.release(now, request):
+                    self.schedule_transfers(link)
+            cluster = self.clusters[route.prefill]
+            if cluster.prefill.remove(request):
+                self._instance_free(now, cluster)
+        self.route(now, request, self.cached(request))
+
+    def retry_unroutable(self, now: float) -> None:
+        waiting, self._unroutable = self._unroutable, []
+        for request in waiting:
+            self.route(now, request, self.cached(request))
+
+    # Its prompt is prefilled.
+
+    def _enqueue(self, now: float, request: SimulatedRequest, route: Route) -> None:
+        cluster = self.clusters[route.prefill]
+        cluster.prefill.add(now, request, route.first_token.prefill)
+        self.start_prefills(now, cluster)
+
+    def start_prefills(self, now: float, cluster: SimulatedCluster) -> None:
+        """Idle instances take prompts from the queue."""
+        prefill = cluster.prefill
+        while prefill.queue and prefill.has_idle():
+            request, estimated = prefill.pop()
+            seconds = self._prefill_seconds(cluster, request)
+            prefill.start(now, request, seconds, estimated)
+            attempt = (request, request.attempt)
+            self._events.push(now + seconds, self._prefilled, attempt)
+            if request.route is not None and request.route.send is not None:
+                self._events.push(now + seconds / self._conditions.layers, self._first_layer, attempt)
+
+    def _prefill_seconds(self, cluster: SimulatedCluster, request: SimulatedRequest) -> float:
+        """How long the prompt takes, with what the cluster's cache has of it."""
+        profile = cluster.cluster.profile
+        found = cluster.cache.find(request.blocks) if request.blocks else NOTHING
+        reused, request.cached_blocks = found.usable(profile.recurrent), found.tokens // BLOCK_TOKENS
+        request.record.reused_tokens = reused
+        if reused:
+            cluster.cache.touch(request.blocks)
+        return profile.prefill_seconds(request.tokens, reused)
+
+    def _prefilled(self, now: float, event: _Attempt) -> None:
+        request, attempt = event
+        route = request.route
+        if request.attempt != attempt or route is None:
+            return
+        cluster = self.clusters[route.prefill]
+        cluster.prefill.finish(request)
+        cluster.cache.keep(request.blocks, request.cached_blocks)
+        request.prefilled = True
+        if route.send is None:
+            self._enqueue_decode(now, request)
+        elif request.streamed:
+            self._transfer(now, route.send, request, route.send.nbytes / self._conditions.layers)
+        self._instance_free(now, cluster)
+
+    def _instance_free(self, now: float, cluster: SimulatedCluster) -> None:
+        """An instance finished a prompt or dropped it."""
+        if cluster.prefill.draining:
+            cluster.prefill.draining -= 1
+            self.on_drained(now, cluster, "prefill")
+        self.start_prefills(now, cluster)
+
+    # Its cache is sent.
+
+    def _first_layer(self, now: float, event: _Attempt) -> None:
+        request, attempt = event
+        if request.attempt == attempt and request.route is not None and request.route.send is not None:
+            send = request.route.send
+            self._transfer(now, send, request, send.nbytes * (1 - 1 / self._conditions.layers))
+
+    def _transfer(self, now: float, move: Move, request: SimulatedRequest, nbytes: float) -> None:
+        link = self.links[move.source, move.target]
+        link.measure(now)
+        link.transfers.join(now, request, nbytes)
+        self.sent_bytes += nbytes
+        self.schedule_transfers(link)
+
+    def schedule_transfers(self, link: SimulatedLink) -> None:
+        """An event for the end of the transfer that ends first."""
+        at = link.transfers.next_end()
+        if at < math.inf:
+            self._events.push(at, self._transferred, (link, link.transfers.version))
+
+    def _transferred(self, now: float, event: tuple[SimulatedLink, int]) -> None:
+        link, version = event
+        if link.transfers.version != version:
+            return
+        link.measure(now)
+        request = link.transfers.end_first(now)
+        self.schedule_transfers(link)
+        route = request.route
+        assert route is not None
+        if route.pull is not None and link is self.links[route.pull.source, route.pull.target]:
+            self._events.push(now + link.one_way_seconds, self._pulled, (request, request.attempt))
+        elif not request.streamed:
+            request.streamed = True
+            if request.prefilled and route.send is not None:
+                self._transfer(now, route.send, request, route.send.nbytes / self._conditions.layers)
+        else:
+            self._events.push(now + link.one_way_seconds, self._sent, (request, request.attempt))
+
+    def _pulled(self, now: float, event: _Attempt) -> None:
+        request, attempt = event
+        if request.attempt == attempt and request.route is not None and request.route.pull is not None:
+            move = request.route.pull
+            self.links[move.source, move.target].release(now, request)
+            self.clusters[move.target].cache.keep(request.blocks[: move.tokens // BLOCK_TOKENS])
+            self._enqueue(now, request, request.route)
+
+    def _sent(self, now: float, event: _Attempt) -> None:
+        request, attempt = event
+        if request.attempt == attempt and request.route is not None and request.route.send is not None:
+            move = request.route.send
+            self.links[move.source, move.target].release(now, request)
+            self.clusters[move.target].cache.keep(request.blocks)
+            self._enqueue_decode(now, request)
+
+    # Its reply is decoded.
+
+    def _enqueue_decode(self, now: float, request: SimulatedRequest) -> None:
+        assert request.route is not None
+        cluster = self.clusters[request.route.decode]
+        cluster.decode.waiting.append(request)
+        self.admit(now, cluster)
+
+    def admit(self, now: float, cluster: SimulatedCluster) -> None:
+        """Batches with room take sequences that wait."""
+        decode = cluster.decode
+        while decode.waiting and (instance := decode.with_room()) is not None:
+            request = decode.waiting.popleft()
+            instance.join(now, request, request.output_tokens)
+            if request.record.first_token > now:
+                request.record.first_token = now + decode.step_seconds(instance.n)
+            self._schedule_replies(cluster, instance)
+
+    def _schedule_replies(self, cluster: SimulatedCluster, instance: ProcessorSharing[SimulatedRequest]) -> None:
+        self._events.push(instance.next_end(), self._replied, (cluster, instance, instance.version))
+
+    def _replied(self, now: float, event: tuple[SimulatedCluster, ProcessorSharing[SimulatedRequest], int]) -> None:
+        cluster, instance, version = event
+        if instance.version != version:
+            return
+        request, decode = instance.end_first(now), cluster.decode
+        request.record.ended = now
+        self.decoded += 1
+        decode.replied(request.arrival.output_tokens)
+        if instance.n:
+            self._schedule_replies(cluster, instance)
+        elif instance in decode.draining:
+            decode.draining.remove(instance)
+            self.on_drained(now, cluster, "decode")
+        self.admit(now, cluster)
