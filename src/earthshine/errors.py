@@ -12,7 +12,7 @@ EarthshineError
 ├── ContextError        a sequence does not fit the model's context or the cache's pages
 ├── OverloadError       the queue of requests is full; later there is room again
 ├── UnavailableError    a part that a request needs does not work at the moment (text/sandbox)
-├── Refused             a server's answer to a request that it does not take (server/api.py)
+├── Refused             a server's answer to a request that it does not take (server/refusals.py)
 ├── Unauthorized        a request's API key is missing or wrong (net/access.py)
 ├── Unreachable         a server that is to be measured does not answer (loadgen/drive.py)
 └── SourceError         a model could not be found or downloaded

@@ -7,7 +7,7 @@ import pytest
 from starlette.routing import Route
 
 from earthshine.net.access import make_access
-from earthshine.server.http.pages import page_files
+from earthshine.server.http.page_files import page_files
 
 from .serving import received, serving
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from earthshine.engine import SamplingParams
 from earthshine.generation.request import Delta, Ended, Format, Started, ToolChoice
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES
-from earthshine.server.api import Refused, Served
+from earthshine.server.api import Served
 from earthshine.server.dialects import OBEYED_AS, OPENAI_ONLY
 from earthshine.server.http.body import parse_body
 from earthshine.server.openai.chat import ChatBody
+from earthshine.server.refusals import Refused
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
 
 SERVED = Served(("kimi", "kimi-k2.6"), 0, 4096, True, True, lambda ids: "")

@@ -12,8 +12,9 @@ from pydantic import TypeAdapter  # noqa: E402
 
 from earthshine.generation.request import Delta, Ended, Piece, Started  # noqa: E402
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES  # noqa: E402
-from earthshine.server.api import Refused, Served  # noqa: E402
+from earthshine.server.api import Served  # noqa: E402
 from earthshine.server.http.body import parse_body  # noqa: E402
+from earthshine.server.refusals import Refused  # noqa: E402
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart  # noqa: E402
 
 from .serving import HANG_SECONDS  # noqa: E402

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from earthshine.errors import ContextError, OverloadError, UnavailableError, UsageError
-from earthshine.server.api import Refused
 from earthshine.server.http.body import Limits
+from earthshine.server.refusals import Refused
 
 from .serving import GAUGES, HANG_SECONDS, answered, received, serving, until
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthshine.net.connection import MAX_HEAD_BYTES, Connection
-from earthshine.server.api import Refused
 from earthshine.server.http.body import Limits, parse_body, unknown_fields
+from earthshine.server.refusals import Refused
 
 from .serving import HANG_SECONDS, Body, answered, received, serving, until
 

@@ -14,13 +14,11 @@ import earthshine
 from earthshine.engine import SamplingParams
 from earthshine.generation.prompts import Prompts
 from earthshine.generation.request import Delta, Ended, GenerationRequest, Scored, Started
-from earthshine.server.api import Refused, Served
+from earthshine.server.api import Served
 from earthshine.server.generator import TextGenerator
 from earthshine.server.http.body import parse_body
 from earthshine.server.openai.completions import COMPLETIONS, CompletionBody
-from earthshine.server.openai.fields import (
-    error_body,
-)
+from earthshine.server.refusals import Refused, openai_error
 from earthshine.text import Content, Tokenizer, load_tokenizer
 
 from .fake_engine import FakeEngine, logprob_of
@@ -322,7 +320,7 @@ class TestBodies:
         assert exchange_of(model="small").whole()["model"] == "small"
         with pytest.raises(Refused) as caught:
             exchange_of(model="gpt")
-        assert (caught.value.status, error_body(caught.value)["error"]["code"]) == (404, "model_not_found")
+        assert (caught.value.status, openai_error(caught.value)["error"]["code"]) == (404, "model_not_found")
 
     def test_what_is_harmless(self):
         exchange = exchange_of(best_of=1, suffix="", min_tokens=0, unheard_of=[1], user="me", seed=None, stop=None)

@@ -10,10 +10,11 @@ import pytest
 from earthshine.engine import SamplingParams
 from earthshine.generation.request import Format
 from earthshine.hub import GLEAM
-from earthshine.server.api import Refused, Served
+from earthshine.server.api import Served
 from earthshine.server.dialects import OBEYED_AS, REFUSED
 from earthshine.server.http.body import as_sent, parse_body, unknown_fields
 from earthshine.server.openai import chat, completions, responses
+from earthshine.server.refusals import Refused
 from earthshine.text import load_tokenizer
 
 from .serving import HANG_SECONDS

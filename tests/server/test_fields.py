@@ -6,9 +6,10 @@ import pytest
 
 from earthshine.engine import SamplingParams
 from earthshine.generation.request import Format
-from earthshine.server.api import Refused, Served
+from earthshine.server.api import Served
 from earthshine.server.openai.completions import COMPLETIONS, CompletionBody
-from earthshine.server.openai.fields import SamplingFields, error_body, sampling_params, token_limit, usage
+from earthshine.server.openai.fields import SamplingFields, sampling_params, token_limit, usage
+from earthshine.server.refusals import Refused, openai_error
 
 SERVED = Served(("gleam", "small"), 0, 4096, True, True, lambda ids: "")
 
@@ -79,5 +80,5 @@ def test_usage():
     ],
 )
 def test_errors(kind, type_, code):
-    body = error_body(Refused("Why.", kind, "field"))
+    body = openai_error(Refused("Why.", kind, "field"))
     assert body == {"error": {"message": "Why.", "type": type_, "param": "field", "code": code}}

@@ -16,8 +16,8 @@ from earthshine.errors import ContextError, OverloadError, UnavailableError
 from earthshine.generation.request import Delta, Ended, Reading, Started
 from earthshine.server.http import timing
 from earthshine.server.http.body import Limits
-from earthshine.server.http.context import RequestContext, request_id
-from earthshine.server.http.log import JsonFormatter, Log, json_line
+from earthshine.server.http.context import RequestContext
+from earthshine.server.http.log import JsonFormatter, Log, json_line, request_id
 from earthshine.server.http.metrics import Metrics
 from earthshine.text import Content
 

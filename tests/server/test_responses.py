@@ -11,9 +11,10 @@ from pydantic import TypeAdapter
 
 from earthshine.engine import SamplingParams
 from earthshine.generation.request import Delta, Ended, Format, Scored, Started, ToolChoice
-from earthshine.server.api import Refused, Served
+from earthshine.server.api import Served
 from earthshine.server.http.body import parse_body
 from earthshine.server.openai import responses
+from earthshine.server.refusals import Refused
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
 
 SERVED = Served(("moon",), 1_700_000_000, 4096, True, True, lambda ids: "")

@@ -13,11 +13,12 @@ from earthshine.generation.prompts import Prompts
 from earthshine.generation.request import Delta, Ended, Started, ToolChoice
 from earthshine.hub import GLEAM
 from earthshine.server.anthropic import MESSAGES
-from earthshine.server.api import Refused, Served
+from earthshine.server.api import Served
 from earthshine.server.http.body import parse_body
 from earthshine.server.openai.chat import CHAT
 from earthshine.server.openai.completions import COMPLETIONS
 from earthshine.server.openai.responses import RESPONSES
+from earthshine.server.refusals import Refused
 from earthshine.text import ToolCallArguments, ToolCallEnd, ToolCallStart, load_template, load_tokenizer
 
 from .serving import APIS, Echo, serving

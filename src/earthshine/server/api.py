@@ -6,62 +6,17 @@ An exchange does no input or output and never waits, so each API is tested witho
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, Field
 
 from earthshine.engine import SamplingParams
 from earthshine.engine.sampling_params import INTEGER_RANGES, RANGES
-from earthshine.errors import EarthshineError, UsageError
+from earthshine.errors import UsageError
 from earthshine.generation.request import GenerationRequest, Piece
+from earthshine.server.refusals import Refused
 
-Kind = Literal[
-    "invalid",  # 400: the request is not valid; the message says what to change
-    "context",  # 400: more tokens than the context has room for
-    "unauthorized",  # 401
-    "not_found",  # 404: an unknown path or model
-    "method",  # 405
-    "too_large",  # 413: the body has too many bytes
-    "rate",  # 429: the queue is full
-    "internal",  # 500: a fault of this server
-    "unavailable",  # 503: the server is shutting down, hangs or has no room
-]
-STATUS: dict[Kind, int] = {
-    "invalid": 400,
-    "context": 400,
-    "unauthorized": 401,
-    "not_found": 404,
-    "method": 405,
-    "too_large": 413,
-    "rate": 429,
-    "internal": 500,
-    "unavailable": 503,
-}
 _ABOVE_ZERO = ("top_p", "repetition_penalty")
-
-
-class Refused(EarthshineError):
-    """A request that gets an error of `kind`. `param` names the field; `retry_seconds` becomes Retry-After; `figures`
-    are for the log."""
-
-    def __init__(
-        self,
-        message: str,
-        kind: Kind = "invalid",
-        param: str | None = None,
-        retry_seconds: int | None = None,
-        figures: str = "",
-    ) -> None:
-        super().__init__(message)
-        self.kind, self.param, self.retry_seconds, self.figures = kind, param, retry_seconds, figures
-
-    @property
-    def status(self) -> int:
-        return STATUS[self.kind]
-
-    def named(self, name: str) -> "Refused":
-        """The same refusal where the client calls the field `name`."""
-        return Refused(self.message_with(name), self.kind, name, self.retry_seconds)
 
 
 def make_params(defaults: SamplingParams, names: Mapping[str, str], **values: Any) -> SamplingParams:

@@ -13,7 +13,7 @@ refuses them with `require_absent`.
 from collections.abc import Mapping
 from typing import Any
 
-from earthshine.server.api import Refused
+from earthshine.server.refusals import Refused
 
 # Other names of this server's fields. Those in Ollama's `options` count as fields of the body.
 OBEYED_AS = {

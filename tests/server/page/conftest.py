@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from browser.chromium import CHROMIUM, Browser
 
-from earthshine.server.http.pages import page_files, page_headers
+from earthshine.server.http.page_files import page_files, page_headers
 
 FILES = page_files()
 GAUGES = {

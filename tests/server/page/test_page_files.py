@@ -3,11 +3,10 @@
 import hashlib
 import json
 import re
-from pathlib import Path
 
-from earthshine.server.http import pages
+from earthshine.server.http.page_files import CHAT_PAGE, page_files
 
-PAGE = Path(pages.__file__).parents[1] / "page"
+PAGE = CHAT_PAGE
 VENDOR = PAGE / "vendor"
 LIBRARIES = json.loads((VENDOR / "manifest.json").read_text(encoding="utf-8"))
 LICENCES = {"MIT", "BSD-3-Clause", "BSD-2-Clause"}
@@ -50,7 +49,7 @@ def test_the_page_stays_small():
 
 
 def test_every_module_that_is_imported_is_served():
-    served = pages.page_files()
+    served = page_files()
     html = served["/"].read_text(encoding="utf-8")
     wanted = {f"/{name}" for name in re.findall(r'(?:src|href)="([^"]+)"', html)}
     for path in PAGE.glob("*.js"):

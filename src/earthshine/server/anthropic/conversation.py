@@ -31,8 +31,9 @@ from earthshine.server.anthropic.body import (
     ToolResult,
     ToolUse,
 )
-from earthshine.server.api import Refused, Served, make_params
+from earthshine.server.api import Served, make_params
 from earthshine.server.dialects import require_absent
+from earthshine.server.refusals import Refused
 from earthshine.server.unread import placeholder
 from earthshine.untrusted import shown
 

@@ -14,7 +14,8 @@ from earthshine.errors import EarthshineError
 from earthshine.generation.request import Ended, GenerationRequest, Piece, Reading, Started
 from earthshine.server.anthropic.body import CountBody, MessagesBody
 from earthshine.server.anthropic.conversation import generation_request
-from earthshine.server.api import Api, Kind, Refused, Served, ServerEvent
+from earthshine.server.api import Api, Served, ServerEvent
+from earthshine.server.refusals import Refused, anthropic_error
 from earthshine.text import Content, Reasoning, ToolCallArguments, ToolCallStart
 from earthshine.text import Event as TextEvent
 from earthshine.untrusted import parse_object
@@ -26,27 +27,6 @@ _STOP_REASONS = {
     "context": "model_context_window_exceeded",
     "tool_calls": "tool_use",
 }
-_ERRORS: dict[Kind, str] = {
-    "invalid": "invalid_request_error",
-    "context": "invalid_request_error",
-    "unauthorized": "authentication_error",
-    "not_found": "not_found_error",
-    "method": "invalid_request_error",
-    "too_large": "request_too_large",
-    "rate": "rate_limit_error",
-    "internal": "api_error",
-    "unavailable": "overloaded_error",
-}
-
-
-def error(problem: Refused) -> dict[str, Any]:
-    """The body of an error. Claude Code recognizes a full context by the words "prompt is too long"."""
-    message = str(problem)
-    if problem.kind == "context":
-        message = f"prompt is too long: {message}"
-    elif problem.param and problem.param not in message:
-        message = f"{problem.param}: {message}"
-    return {"type": "error", "error": {"type": _ERRORS[problem.kind], "message": message}}
 
 
 def _event(kind: str, **fields: Any) -> ServerEvent:
@@ -94,7 +74,7 @@ class MessagesExchange:
         return [_event("message_stop")]
 
     def failed(self, problem: Refused) -> list[ServerEvent]:
-        return [ServerEvent(error(problem), "error")]
+        return [ServerEvent(anthropic_error(problem), "error")]
 
     def whole(self) -> dict[str, Any]:
         return {
@@ -175,5 +155,7 @@ def _begin(body: CountBody, served: Served) -> MessagesExchange:
     return MessagesExchange(generation_request(body, served), body.model, stream)
 
 
-MESSAGES = Api("/v1/messages", "Continue a conversation, in Anthropic's form.", MessagesBody, _begin, error)
-COUNT_TOKENS = Api("/v1/messages/count_tokens", "Count a conversation's tokens.", CountBody, _begin, error, counts=True)
+MESSAGES = Api("/v1/messages", "Continue a conversation, in Anthropic's form.", MessagesBody, _begin, anthropic_error)
+COUNT_TOKENS = Api(
+    "/v1/messages/count_tokens", "Count a conversation's tokens.", CountBody, _begin, anthropic_error, counts=True
+)

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from earthshine.generation.request import Piece
 from earthshine.net.access import Access
-from earthshine.server.api import Api, Exchange, Refused, Served
+from earthshine.server.api import Api, Exchange, Served
 from earthshine.server.http.body import Bodies, as_sent, unknown_fields
 from earthshine.server.http.context import RequestContext
 from earthshine.server.http.documents import DocumentedRoute, document_route, get_operation, post_operation
@@ -24,6 +24,7 @@ from earthshine.server.http.events import EventStream, follow, stream_events
 from earthshine.server.http.metrics import Engine, Metrics
 from earthshine.server.http.pages import page_routes
 from earthshine.server.http.resumable import HEADER, PATH, ResumableStreams
+from earthshine.server.refusals import Refused
 from earthshine.untrusted import shown
 
 _MOST_UNKNOWN = 100  # names that are logged

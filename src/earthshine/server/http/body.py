@@ -7,15 +7,16 @@ surrogate pairs become U+FFFD, as in every UTF-8 encoder: clients that cut texts
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Set
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from earthshine.server.api import Refused
+from earthshine.server.refusals import Refused
 from earthshine.units import format_bytes
 from earthshine.untrusted import parse_object, shown
 
@@ -28,6 +29,7 @@ _BOUNDS = {  # pydantic's error types for a value of the right type that is out 
 }  # fmt: skip
 _SIZE = re.compile(r"[A-Z][a-z]+ (should have at (?:least|most) [0-9]+ [a-z]+)(?: after validation, not .*)?")
 _MOST_ERRORS = 1000  # that are examined: each takes a kilobyte
+T = TypeVar("T")
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -72,12 +74,21 @@ class Bodies:
 
     async def read(self, request: Request, model: type[BaseModel]) -> tuple[BaseModel, dict[str, Any]]:
         """The body as a `model`, and as it was sent. Raises Refused and ClientGone."""
+        async with self.raw(request) as raw:
+            return await self.parse(raw, partial(parse_body, model=model))
+
+    @asynccontextmanager
+    async def raw(self, request: Request) -> AsyncIterator[bytes]:
+        """The bytes of a body, which count until the block ends. Raises Refused and ClientGone."""
         with self._reserved() as reserve:
-            raw = await self._receive(request, reserve)
-            if len(raw) <= _LARGE_BYTES:
-                return parse_body(raw, model)
-            async with self._parsing:  # one large body at a time, off the event loop
-                return await asyncio.to_thread(parse_body, raw, model)
+            yield await self._receive(request, reserve)
+
+    async def parse(self, raw: bytes, parser: Callable[[bytes], T]) -> T:
+        """What `parser` makes of `raw`: off the event loop where that is large, and one such body at a time."""
+        if len(raw) <= _LARGE_BYTES:
+            return parser(raw)
+        async with self._parsing:
+            return await asyncio.to_thread(parser, raw)
 
     @contextmanager
     def _reserved(self) -> Iterator[Callable[[int], None]]:

@@ -7,8 +7,6 @@ end, for other requests too. Texts are logged only with `log_text`.
 
 import asyncio
 import json
-import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,24 +14,18 @@ from typing import Any
 from starlette.types import Receive
 
 from earthshine.generation.request import Delta, Piece, Reading, Started
-from earthshine.server.api import Exchange, Refused
+from earthshine.server.api import Exchange
 from earthshine.server.http.body import ClientGone
-from earthshine.server.http.log import Log
+from earthshine.server.http.log import Log, request_id
 from earthshine.server.http.metrics import ExpertCounts, Metrics
 from earthshine.server.http.timing import Timing
+from earthshine.server.refusals import Refused
 from earthshine.units import format_duration
 from earthshine.untrusted import shown
 
 CLIENT_GONE = 499  # in the log only
 REPORT_SECONDS = 10.0
 _MOST_MODEL = 128  # characters of a model's name, which may be the client's
-_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-
-
-def request_id(headers: Mapping[str, str]) -> str:
-    """The client's X-Request-Id where it is short and plain, otherwise a new one."""
-    given = headers.get("x-request-id", "")
-    return given if _ID.fullmatch(given) else secrets.token_hex(8)
 
 
 @dataclass(eq=False, slots=True)
@@ -173,8 +165,3 @@ class RequestContext:
         own = {"request_id": self.id, "client": self.client, "method": method, "path": path}
         model = None if self.model is None else self.model[:_MOST_MODEL]
         self.log.event(event, [self.client, self.path, *columns, self.id], {**own, "model": model, **fields})
-
-
-def shown_path(path: str) -> str:
-    """A path without a route, in a form that is safe for logs and messages."""
-    return shown(path)[1:-1]

@@ -26,12 +26,13 @@ from earthshine.errors import (
 )
 from earthshine.generation.request import GenerationRequest, Piece
 from earthshine.net.access import Access, Unauthorized
-from earthshine.server.api import Api, Refused, Served
+from earthshine.server.api import Api, Served
 from earthshine.server.http.body import ClientGone, Limits
-from earthshine.server.http.context import CLIENT_GONE, REPORT_SECONDS, RequestContext, request_id, shown_path
+from earthshine.server.http.context import CLIENT_GONE, REPORT_SECONDS, RequestContext
 from earthshine.server.http.events import EventStream
-from earthshine.server.http.log import Log
+from earthshine.server.http.log import Log, request_id, shown_path
 from earthshine.server.http.metrics import Engine, Metrics
+from earthshine.server.refusals import Refused, plain_error
 from earthshine.untrusted import shown
 
 _LOGGER = logging.getLogger("earthshine.server")
@@ -221,8 +222,3 @@ def _meant(request: Request) -> str | None:
         if path != request.scope["path"] and any(route.matches(scope)[0] != Match.NONE for route in request.app.routes):
             return path
     return None
-
-
-def plain_error(problem: Refused) -> dict[str, Any]:
-    """The body of an error on a path that belongs to no API."""
-    return {"error": {"message": str(problem), "type": problem.kind, "param": problem.param, "code": None}}

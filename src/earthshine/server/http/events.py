@@ -15,9 +15,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from earthshine.generation.request import Piece, Reading, Started
-from earthshine.server.api import Exchange, Refused, ServerEvent
+from earthshine.server.api import Exchange, ServerEvent
 from earthshine.server.http.body import ClientGone, Limits
 from earthshine.server.http.context import CLIENT_GONE, RequestContext
+from earthshine.server.refusals import Refused
 
 PING = b": ping\n\n"
 _ID = b"request-id"

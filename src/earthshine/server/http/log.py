@@ -7,10 +7,16 @@ callers pass what is safe to show.
 import datetime
 import json
 import logging
+import re
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from earthshine.untrusted import shown
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +53,14 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return json_line("error" if record.levelno >= logging.ERROR else "warning", fields)
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The client's X-Request-Id where it is short and plain, otherwise a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def shown_path(path: str) -> str:
+    """A path without a route, in a form that is safe for logs and messages."""
+    return shown(path)[1:-1]

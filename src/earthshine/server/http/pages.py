@@ -1,12 +1,9 @@
 """The GET routes: models, health, metrics, gauges, version, and the page at /.
 
-Only /health, /ping and the page's files need no API key; they hold no user's data. The page's content security policy
-permits its own scripts, styles and fonts and requests to its own server, and nothing else: no script or style within
-the HTML, no evaluated text, and no HTML from a string (trusted-types 'none').
+Only /health, /ping and the page's files need no API key; they hold no user's data.
 """
 
 import datetime
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,25 +16,7 @@ from earthshine.server.http.context import RequestContext
 from earthshine.server.http.documents import DocumentedRoute, get_operation
 from earthshine.server.http.endpoints import Endpoints, Handler
 from earthshine.server.http.metrics import CONTENT_TYPE
-
-_FOLDER = Path(__file__).parents[1] / "page"
-_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml; charset=utf-8",
-    ".woff2": "font/woff2",
-}
-_HEADERS = {
-    "content-security-policy": "default-src 'none'; connect-src 'self'; script-src 'self'; style-src 'self'; "
-    "img-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'",
-    "x-content-type-options": "nosniff",
-    "x-dns-prefetch-control": "off",  # a link in a reply must not even make the browser ask for its host's address
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cache-control": "no-cache",
-}
+from earthshine.server.http.page_files import PageFile, page_files
 
 
 def page_routes(endpoints: Endpoints) -> Iterator[DocumentedRoute]:
@@ -59,25 +38,12 @@ def page_routes(endpoints: Endpoints) -> Iterator[DocumentedRoute]:
         yield DocumentedRoute(path, endpoints.wrap(_page(file), open_to_all=True), "GET")
 
 
-def page_files() -> dict[str, Path]:
-    """The page's files by their paths in addresses: each one's path below the page's folder, and / for index.html."""
-    files = (file for file in sorted(_FOLDER.rglob("*")) if file.suffix in _TYPES and file.is_file())
-    return {f"/{file.relative_to(_FOLDER)}": file for file in files} | {"/": _FOLDER / "index.html"}
-
-
-def page_headers(file: Path) -> dict[str, str]:
-    """The headers of a file of the page."""
-    return _HEADERS | {"content-type": _TYPES[file.suffix]}
-
-
 def _page(file: Path) -> Handler:
-    content = file.read_bytes()
-    headers = page_headers(file) | {"etag": f'"{hashlib.sha256(content).hexdigest()[:32]}"'}
+    page = PageFile(file)
 
     async def answer(request: Request, user: str, context: RequestContext) -> Response:
-        if request.headers.get("if-none-match") == headers["etag"]:
-            return Response(status_code=304, headers=headers)
-        return Response(content, headers=headers)
+        status, headers, content = page.answer(request.headers.get("if-none-match"))
+        return Response(content, status, headers)
 
     return answer
 

@@ -20,10 +20,10 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from earthshine.server.api import Refused
 from earthshine.server.http.body import ClientGone, Limits
 from earthshine.server.http.context import CLIENT_GONE, RequestContext
 from earthshine.server.http.events import PING, EventStream, encode_events
+from earthshine.server.refusals import Refused
 from earthshine.units import format_bytes, format_duration
 from earthshine.untrusted import shown
 

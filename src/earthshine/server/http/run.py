@@ -10,16 +10,15 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from earthshine.net.connection import MAX_HEAD_BYTES, Connection, Waiting
-from earthshine.server.http.endpoints import Lifetime
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KEEP_ALIVE_SECONDS = 60
@@ -34,6 +33,21 @@ class Ending(Protocol):
     def drain(self, seconds: float) -> object: ...
 
     def close(self) -> None: ...
+
+
+class Lifetime(Protocol):
+    """The part of endpoints.Lifetime that a shutdown uses."""
+
+    draining: bool
+
+    @property
+    def requests(self) -> Sized:
+        """What is under way."""
+        ...
+
+    def cut(self) -> None:
+        """End every request that is under way with an error."""
+        ...
 
 
 class _Server(uvicorn.Server):
@@ -61,7 +75,7 @@ class _Server(uvicorn.Server):
 class Service:
     """An application on its socket. `stop` may be called from any thread and has the effect of a signal."""
 
-    app: Starlette
+    app: ASGIApp
     engine: Ending
     lifetime: Lifetime
     drain_seconds: float = 30.0

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from earthshine.generation.request import GenerationRequest
-from earthshine.server.api import Api, Refused, Served, documented
+from earthshine.server.api import Api, Served, documented
 from earthshine.server.openai.chat_answer import ChatExchange
-from earthshine.server.openai.fields import error_body, includes_usage, model_of, sampling_params, token_limit
+from earthshine.server.openai.fields import includes_usage, model_of, sampling_params, token_limit
 from earthshine.server.openai.formats import format_of
 from earthshine.server.openai.messages import Message, plain
 from earthshine.server.openai.thinking import Effort, Reasoning, ThinkingFields, thoughts_of
 from earthshine.server.openai.tools import MOST_TOOLS, NestedTool, choose, declared
+from earthshine.server.refusals import Refused, openai_error
 
 
 class ChatBody(ThinkingFields):
@@ -100,4 +101,4 @@ def begin(body: ChatBody, served: Served) -> ChatExchange:
     )
 
 
-CHAT = Api("/v1/chat/completions", "Answers a conversation.", ChatBody, begin, error_body)
+CHAT = Api("/v1/chat/completions", "Answers a conversation.", ChatBody, begin, openai_error)

@@ -12,10 +12,11 @@ from secrets import token_hex
 from typing import Any
 
 from earthshine.generation.request import Delta, Ended, GenerationRequest, Piece, Reading, Scored, Started
-from earthshine.server.api import Refused, ServerEvent
-from earthshine.server.openai.fields import error_body, prompt_progress, usage
+from earthshine.server.api import ServerEvent
+from earthshine.server.openai.fields import prompt_progress, usage
 from earthshine.server.openai.scores import score
 from earthshine.server.openai.tools import custom_input
+from earthshine.server.refusals import Refused, openai_error
 from earthshine.text import Content, Event, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
 
 _DONE = ServerEvent("[DONE]")
@@ -172,7 +173,7 @@ class ChatExchange:
         return [self._event([], self._usage()), _DONE] if self._with_usage else [_DONE]
 
     def failed(self, problem: Refused) -> list[ServerEvent]:
-        return [ServerEvent(error_body(problem)), _DONE]
+        return [ServerEvent(openai_error(problem)), _DONE]
 
     def whole(self) -> dict[str, Any]:
         choices = [self._whole_choice(index, choice) for index, choice in enumerate(self._choices)]

@@ -16,10 +16,9 @@ from pydantic import Field
 
 from earthshine.engine.sampling_params import MOST_CHOICES
 from earthshine.generation.request import Delta, GenerationRequest, Piece, Reading, Scored, Started
-from earthshine.server.api import Api, Refused, Served, ServerEvent, documented
+from earthshine.server.api import Api, Served, ServerEvent, documented
 from earthshine.server.openai.fields import (
     SamplingFields,
-    error_body,
     includes_usage,
     limit_name,
     model_of,
@@ -29,6 +28,7 @@ from earthshine.server.openai.fields import (
     usage,
 )
 from earthshine.server.openai.formats import format_of
+from earthshine.server.refusals import Refused, openai_error
 from earthshine.text import Content
 
 _MAX_TOKENS = 16  # OpenAI's default
@@ -212,7 +212,7 @@ class CompletionExchange:
         return [*last, ServerEvent("[DONE]")]
 
     def failed(self, problem: Refused) -> list[ServerEvent]:
-        return [ServerEvent(error_body(problem)), ServerEvent("[DONE]")]
+        return [ServerEvent(openai_error(problem)), ServerEvent("[DONE]")]
 
     def whole(self) -> dict[str, Any]:
         choices = [
@@ -239,5 +239,5 @@ COMPLETIONS = Api(
     summary="Continue a text, or token ids.",
     body=CompletionBody,
     begin=CompletionExchange,
-    error=error_body,
+    error=openai_error,
 )

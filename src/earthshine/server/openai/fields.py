@@ -10,9 +10,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from earthshine.engine import PromptProgress, SamplingParams
-from earthshine.server.api import Kind, Refused, Served, documented, make_params
+from earthshine.server.api import Served, documented, make_params
 from earthshine.server.dialects import OBEYED_AS, READ_OPTIONS, own_names, require_obeyed
 from earthshine.server.openai.formats import FormatFields
+from earthshine.server.refusals import Refused
 from earthshine.untrusted import shown
 
 _SAMPLING = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
@@ -145,24 +146,3 @@ def prompt_progress(known: PromptProgress) -> dict[str, Any]:
         "time_ms": round(known.seconds * 1000),
     }
     return found if known.seconds_left is None else found | {"left_ms": round(known.seconds_left * 1000)}
-
-
-_ERRORS: dict[Kind, tuple[str, str | None]] = {  # type, code
-    "invalid": ("invalid_request_error", None),
-    "context": ("invalid_request_error", "context_length_exceeded"),
-    "unauthorized": ("authentication_error", "invalid_api_key"),
-    "not_found": ("invalid_request_error", "not_found"),
-    "method": ("invalid_request_error", "method_not_allowed"),
-    "too_large": ("invalid_request_error", "request_too_large"),
-    "rate": ("rate_limit_error", "rate_limit_exceeded"),
-    "internal": ("server_error", None),
-    "unavailable": ("server_error", "service_unavailable"),
-}
-
-
-def error_body(problem: Refused) -> dict[str, Any]:
-    """The body of an error, and the data of the event that ends a stream early."""
-    kind, code = _ERRORS[problem.kind]
-    if problem.kind == "not_found" and problem.param == "model":
-        code = "model_not_found"
-    return {"error": {"message": str(problem), "type": kind, "param": problem.param, "code": code}}

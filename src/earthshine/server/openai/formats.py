@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from earthshine.errors import TextError
 from earthshine.generation.request import Format
-from earthshine.server.api import Refused
+from earthshine.server.refusals import Refused
 from earthshine.untrusted import parse_object, shown
 
 _Choices = Annotated[list[str], Field(min_length=1, max_length=1024)]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from earthshine.server.api import Refused
+from earthshine.server.refusals import Refused
 from earthshine.server.unread import placeholder, refusal
 from earthshine.untrusted import shown
 

@@ -11,13 +11,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from earthshine.generation.request import GenerationRequest, ToolChoice
-from earthshine.server.api import Api, Refused, Served, documented
-from earthshine.server.openai.fields import error_body, limit_name, model_of, sampling_params, token_limit
+from earthshine.server.api import Api, Served, documented
+from earthshine.server.openai.fields import limit_name, model_of, sampling_params, token_limit
 from earthshine.server.openai.formats import TextFormat, format_of
 from earthshine.server.openai.responses_events import ResponsesExchange
 from earthshine.server.openai.responses_items import AnyItem, messages_of
 from earthshine.server.openai.thinking import Reasoning, ThinkingFields, thoughts_of
 from earthshine.server.openai.tools import MOST_TOOLS, FlatTool, Known, choose, declared
+from earthshine.server.refusals import Refused, openai_error
 
 _STATELESS = "Nothing is stored here: give the whole conversation in input, and leave {} out."
 _STORED = ("previous_response_id", "conversation", "prompt")
@@ -172,5 +173,5 @@ def _echo(body: ResponsesBody, request: GenerationRequest, known: Mapping[str, K
 
 
 RESPONSES = Api(
-    "/v1/responses", "Answers a conversation with items and semantic events.", ResponsesBody, begin, error_body
+    "/v1/responses", "Answers a conversation with items and semantic events.", ResponsesBody, begin, openai_error
 )

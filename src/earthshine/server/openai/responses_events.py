@@ -11,10 +11,11 @@ from secrets import token_hex
 from typing import Any, Literal
 
 from earthshine.generation.request import Ended, GenerationRequest, Piece, Reading, Started
-from earthshine.server.api import Kind, Refused, ServerEvent
+from earthshine.server.api import ServerEvent
 from earthshine.server.openai.fields import prompt_progress
 from earthshine.server.openai.scores import score
 from earthshine.server.openai.tools import Known, custom_input
+from earthshine.server.refusals import Kind, Refused
 from earthshine.text import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 
 _ItemKind = Literal["reasoning", "message", "function_call", "custom_tool_call"]

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from earthshine.generation.request import Messages
-from earthshine.server.api import Refused
 from earthshine.server.openai.messages import CUSTOM_INPUT, Content, Part, asked_at, text_of
 from earthshine.server.openai.tools import joined
+from earthshine.server.refusals import Refused
 from earthshine.server.unread import placeholder
 from earthshine.untrusted import shown
 

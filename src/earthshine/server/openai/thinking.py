@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from earthshine.server.api import Refused, Served
+from earthshine.server.api import Served
 from earthshine.server.openai.fields import SamplingFields
+from earthshine.server.refusals import Refused
 from earthshine.untrusted import shown
 
 Effort = Annotated[str, StringConstraints(max_length=64)]

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from earthshine.generation.request import ToolChoice
-from earthshine.server.api import Refused
 from earthshine.server.openai.messages import CUSTOM_INPUT
+from earthshine.server.refusals import Refused
 from earthshine.untrusted import parse_object, shown
 
 MOST_TOOLS = 512
