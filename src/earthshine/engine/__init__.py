@@ -4,6 +4,7 @@
 """
 
 from earthshine.engine.engine import Engine, EngineOptions, Gauges, Ticket
+from earthshine.engine.export import PieceSink, PromptPiece
 from earthshine.engine.load import LoadedModel, load_model, plan_for, read_trunk, sampling_defaults
 from earthshine.engine.request import (
     Admitted,
@@ -34,6 +35,8 @@ __all__ = [
     "LoadedModel",
     "Model",
     "PagedStates",
+    "PieceSink",
+    "PromptPiece",
     "PromptProgress",
     "PromptScores",
     "ReplyEvent",

@@ -7,6 +7,7 @@ other sequences are computed. Invariant: a waiting sequence holds no page.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from earthshine.engine.request import Finished
 from earthshine.engine.request_queue import RequestQueue
 from earthshine.engine.sequence import TokenSequence
 from earthshine.kv import PageFetch, PageKey, PagePool, PageTable, PrefixCache
@@ -96,8 +97,8 @@ class Admission:
         self._cache.wait(seconds)
 
     def _prompt_keys(self, sequence: TokenSequence) -> list[PageKey]:
-        """Keys of the full pages before the last token, which is always computed."""
-        return sequence.keys(len(sequence.tokens) - 1)
+        """Keys of the full pages that need not be computed."""
+        return sequence.keys(sequence.reusable)
 
     def _has_room(self, sequence: TokenSequence, keys: Sequence[PageKey]) -> bool:
         """Whether the pool has room for the prompt and one more page for each sequence that decodes."""
@@ -133,6 +134,10 @@ class Admission:
             self._counts.prefix_queries += 0 if sequence.scoring else sequence.n_prompt
             self._counts.prefix_hits += sequence.page_table.length
         sequence.admit(sequence.page_table.length, self._expected(sequence))
+        if sequence.export is not None:
+            sequence.hand_out(sequence.page_table.length, len(self._pool.kept))
+            if not sequence.missing:
+                sequence.finish(Finished("length"))
 
 
 def _checkpoints(sequence: TokenSequence) -> list[PageKey]:

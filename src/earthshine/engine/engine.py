@@ -24,6 +24,7 @@ from earthshine.engine.waits import prompts_under_way
 from earthshine.errors import ContextError, EarthshineError, OverloadError, UsageError
 from earthshine.kv import BlobLayout, PageFiles, PrefixCache
 from earthshine.machine import memory_resident
+from earthshine.storage import PAGE_TOKENS
 
 _FLUSH_SECONDS = 60.0
 _IDLE_SECONDS = 0.1  # between two looks at what is being written while no request is there
@@ -247,6 +248,8 @@ class Engine:
             raise UsageError("Token ids must be whole numbers.") from None
         if not tokens:
             raise UsageError("A request needs at least one token.")
+        if request.pieces is not None and any(n % PAGE_TOKENS for n in (len(tokens), request.pieces.start)):
+            raise UsageError(f"A prompt that is only prefilled fills whole pages of {PAGE_TOKENS} tokens.")
         if not isinstance(request.priority, int):
             raise UsageError("A priority is a whole number; lower ones come first.")
         if min(tokens) < 0 or max(tokens) >= vocab_size:

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from earthshine.engine.export import PieceSink
 from earthshine.engine.sampling_params import SamplingParams
 from earthshine.errors import EarthshineError
 
@@ -33,7 +34,9 @@ class Constraint(Protocol):
 @dataclass(frozen=True, slots=True)
 class Request:
     """One choice to compute. The submitter acts on `params.n` and `params.stop`. `tenant` separates caches: only
-    requests of the same tenant share pages; `priority`: lower comes first; `progress`: PromptProgress is sent."""
+    requests of the same tenant share pages; `priority`: lower comes first; `progress`: PromptProgress is sent.
+
+    `pieces`: takes what is kept of the prompt, which fills whole pages; then nothing is sampled."""
 
     tokens: Sequence[int]
     params: SamplingParams
@@ -41,6 +44,7 @@ class Request:
     priority: int = 0
     constraint: Constraint | None = None
     progress: bool = False
+    pieces: PieceSink | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from earthshine.engine.admission import Admission, Counts
+from earthshine.engine.chunks import Chunk, Outcome, Step, is_current, next_chunk, next_token
 from earthshine.engine.durations import Durations, fair_shares
 from earthshine.engine.memory_limit import WATCHED_ROWS, MemoryLimit
+from earthshine.engine.request import Finished
 from earthshine.engine.request_queue import RequestQueue, in_order
 from earthshine.engine.sequence import TokenSequence
-from earthshine.engine.step import ForwardPass, Model, StepRow
+from earthshine.engine.step import ForwardPass, Model
 from earthshine.engine.waits import PromptWaits
 from earthshine.errors import ContextError, EarthshineError
 from earthshine.kv import PagePool, PrefixCache
@@ -35,65 +37,6 @@ _LOGGER = logging.getLogger("earthshine.engine")
 
 LEAST_PREFILL = 256  # tokens: below that a resident model's kernels lose speed
 _PAGE_SECONDS = 0.01  # to wait for pages where nothing else can be done, before new requests are looked for
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chunk(StepRow):
-    """A step's row with its sequence: consecutive tokens of `sequence`, computed over the `begin` tokens
-    before them."""
-
-    sequence: TokenSequence
-    begin: int
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def end(self) -> int:
-        return self.begin + len(self.tokens)
-
-    @property
-    def decodes(self) -> bool:
-        """Whether it is a sampled token, not a part of the prompt, until the next one is sampled."""
-        return self.n_tokens == 1 and self.end == len(self.sequence.tokens) > self.sequence.n_prompt
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """What is computed together; where `interruptible`, in pieces between which decode steps may run."""
-
-    chunks: tuple[Chunk, ...]
-    interruptible: bool = False
-
-    def report(self, share: float) -> None:
-        """Tell the requests whose prompts it computes that `share` of the layers is done."""
-        for chunk in self.chunks:
-            if chunk.begin < chunk.sequence.n_prompt:
-                chunk.sequence.report(chunk.begin + chunk.n_tokens * share)
-
-    @property
-    def n_tokens(self) -> int:
-        return sum(chunk.n_tokens for chunk in self.chunks)
-
-    @property
-    def sequences(self) -> frozenset[TokenSequence]:
-        return frozenset(chunk.sequence for chunk in self.chunks)
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether nobody waits for any of it."""
-        return all(chunk.sequence.cancelled for chunk in self.chunks)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """What a step gave: hidden states [tokens, hidden] of each chunk, or an error."""
-
-    step: Step
-    hidden: Sequence[Tensor] = ()
-    seconds: float = 0.0
-    error: Exception | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -174,9 +117,9 @@ class Scheduler:
         chunks = self._prompt_chunks(prompts, self._prefill_size(bool(decoding)) - len(decoding))
         expected = self.durations.prefill_seconds(sum(chunk.n_tokens for chunk in chunks)) if chunks else 0.0
         apart = bool(decoding and chunks) and (expected is None or expected > self._max_stall)
-        found = self._with_pages(chunks if apart else [*chunks, *map(_next_token, decoding)], apart)
+        found = self._with_pages(chunks if apart else [*chunks, *map(next_token, decoding)], apart)
         if found is None and apart:
-            return self._with_pages(map(_next_token, (each for each in decoding if each in self.queue.running)))
+            return self._with_pages(map(next_token, (each for each in decoding if each in self.queue.running)))
         return found
 
     def _due_decode(self) -> Step | None:
@@ -193,15 +136,15 @@ class Scheduler:
         if time.monotonic() - min(each.last_token_at for each in decoding) < longest:
             return None
         self._prefill.advanced = False
-        return self._with_pages(map(_next_token, decoding))
+        return self._with_pages(map(next_token, decoding))
 
     def _failed_before(self, interruptible: bool) -> Step | None:
         """A chunk of a step that failed, by itself, so that only the request that caused it fails."""
         while self._again and (interruptible or not self._again[0].interruptible):
             step = self._again.popleft()
-            if _is_current(step) and (found := self._with_pages(step.chunks, step.interruptible)) is not None:
+            if is_current(step) and (found := self._with_pages(step.chunks, step.interruptible)) is not None:
                 return found
-            if _is_current(step):  # its pages are still being written
+            if is_current(step):  # its pages are still being written
                 self._again.appendleft(step)
                 return None
         return None
@@ -218,7 +161,7 @@ class Scheduler:
     def _prompt_chunks(self, prompts: Sequence[TokenSequence], room: int) -> list[Chunk]:
         prompts = sorted(prompts, key=in_order)
         shares = fair_shares([each.missing for each in prompts], max(1, room))
-        return [_chunk(each, share) for each, share in zip(prompts, shares, strict=True) if share]
+        return [next_chunk(each, share) for each, share in zip(prompts, shares, strict=True) if share]
 
     @property
     def _stall_limit(self) -> float:
@@ -254,7 +197,7 @@ class Scheduler:
         for sequence in removed:
             self._admission.end(sequence)
         if removed:
-            self._again = deque(filter(_is_current, self._again))
+            self._again = deque(filter(is_current, self._again))
 
     # --- its computation
 
@@ -272,6 +215,7 @@ class Scheduler:
         with ForwardPass(self._decoder, step.chunks) as forward:
             while not forward.advance():
                 step.report(forward.share)
+                step.hand_out(forward.n_layers)
                 self._poll()
                 if step.n_tokens > WATCHED_ROWS:
                     self._check_memory()
@@ -295,6 +239,7 @@ class Scheduler:
         prefill.longest = max(prefill.longest, seconds)
         if not ended:
             step.report(prefill.forward.share)
+            step.hand_out(prefill.forward.n_layers)
             return None
         self.durations.add_interval(step.n_tokens, prefill.longest)
         return Outcome(step, prefill.forward.hidden(), prefill.seconds)
@@ -317,13 +262,18 @@ class Scheduler:
             return
         self._time(outcome)
         outcome.step.report(1)
+        outcome.step.hand_out(self._decoder.spec.n_layers)
         last = []
         for chunk, states in zip(chunks, outcome.hidden, strict=True):
             sequence = chunk.sequence
             self._share(sequence)
             if sequence.scoring:
                 _guarded(sequence, partial(sequence.score, chunk.begin, states, self._logits))
-            if chunk.end == len(sequence.tokens) and not sequence.ended:
+            if chunk.end < len(sequence.tokens) or sequence.ended:
+                continue
+            if sequence.export is not None:
+                sequence.finish(Finished("length"))
+            else:
                 last.append((sequence, states[-1]))
         if last:
             self._sample(last)
@@ -361,25 +311,6 @@ class Scheduler:
     def _logits(self, hidden: Tensor) -> Tensor:
         with torch.inference_mode():
             return self._decoder.logits(hidden)
-
-
-def _chunk(sequence: TokenSequence, count: int) -> Chunk:
-    """Its next `count` tokens."""
-    assert sequence.page_table is not None
-    begin = sequence.page_table.length
-    return Chunk(sequence.page_table, sequence.tokens[begin : begin + count], sequence, begin)
-
-
-def _is_current(step: Step) -> bool:
-    """Whether its chunks are still what their sequences need next."""
-    return all(
-        each.sequence.page_table is each.page_table and each.page_table.length == each.begin and not each.sequence.ended
-        for each in step.chunks
-    )
-
-
-def _next_token(sequence: TokenSequence) -> Chunk:
-    return _chunk(sequence, 1)
 
 
 def _guarded(sequence: TokenSequence, act: Callable[[], None]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from earthshine.engine.export import PieceExport
 from earthshine.engine.progress import report_progress
 from earthshine.engine.request import (
     Admitted,
@@ -45,6 +46,7 @@ class TokenSequence:
         self.admitted_at: float | None = None
         self.progress: PromptProgress | None = None  # the latest, once it was admitted
         self._report: Callable[[float], None] | None = None
+        self.export = PieceExport(request.pieces, self.n_prompt) if request.pieces is not None else None
         self._keys = PageKeys(request.tenant, page_tokens)
         self._page_tokens, self._stops = page_tokens, stops
         self._sampler: Sampler | None = None
@@ -74,6 +76,11 @@ class TokenSequence:
         """Whether log-likelihoods of the prompt are still to be sent. Then no cached prefix can be used."""
         return self._scored < self.n_prompt
 
+    @property
+    def reusable(self) -> int:
+        """The most tokens that may be found in the prefix cache: the last one is computed if a token is sampled."""
+        return len(self.tokens) - (self.export is None)
+
     def keys(self, n_tokens: int) -> list[PageKey]:
         """Keys of the full pages of the first `n_tokens` tokens."""
         return self._keys.of(self.tokens, n_tokens // self._page_tokens)
@@ -88,6 +95,15 @@ class TokenSequence:
             self.admitted_at = self.last_token_at = time.monotonic()
             self._send(Admitted(reused))
             self._report = report_progress(self.n_prompt, reused, self._progressed, expected)
+
+    def hand_out(self, computed: int, n_layers: int) -> None:
+        """Give the request's sink what the first `n_layers` layers keep of the first `computed` tokens."""
+        if self.export is None or self.page_table is None or self.ended or self.cancelled:
+            return
+        try:
+            self.export.advance(self.page_table, computed, n_layers)
+        except Exception:  # the receiver can't be reached
+            self.cancelled = True
 
     def report(self, done: float) -> None:
         """Report that `done` of the prompt's tokens have been computed or found, in fractions too."""

@@ -159,6 +159,12 @@ class ForwardPass:
         return False
 
     @property
+    def n_layers(self) -> int:
+        """The first layers that have kept what they keep of the tokens: all that have begun, since a pass is
+        interrupted only after a layer's attention."""
+        return self._states.n_layers
+
+    @property
     def share(self) -> float:
         """Of the layers, those that the tokens have passed for certain: all before the one that began last."""
         return 1.0 if self._hidden is not None else max(0, self._states.n_layers - 1) / self._n_layers

@@ -5,7 +5,7 @@ Knows token ids and rows of values; never text, weights or the mathematics.
 
 from earthshine.kv.codec import BlobReader, BlobWriter, KVBlob, read_header
 from earthshine.kv.header import BlobHeader, BlobLayout, Part, PartKind, ValueFormat
-from earthshine.kv.page_blob import PageBlobs
+from earthshine.kv.page_blob import PageBlobs, piece_header
 from earthshine.kv.page_files import PageFiles, PageFilesStats
 from earthshine.kv.page_key import PageKey, PageKeys
 from earthshine.kv.page_reads import PageFetch
@@ -41,5 +41,6 @@ __all__ = [
     "StatePool",
     "ValueFormat",
     "common_prefix",
+    "piece_header",
     "read_header",
 ]

@@ -1,4 +1,4 @@
-"""One page as a blob of `codec`: the form in which tiers store and send it.
+"""A page, or a run of pages, as a blob of `codec`: the form in which tiers store and send it.
 
 When a page is read, checksums, model, position in the sequence and token ids are compared with the page that was asked
 for.
@@ -16,6 +16,20 @@ from earthshine.kv.header import BlobHeader, BlobLayout, PartKind
 from earthshine.kv.page_folder import KEY_BYTES
 from earthshine.kv.page_key import PageKey
 from earthshine.kv.page_tier import PageParts
+
+
+def piece_header(
+    layout: BlobLayout, first: PageKey, tokens: Sequence[int], page_tokens: int, with_states: bool
+) -> BlobHeader:
+    """The header of a run of whole pages, of which `first` is the key of the first one; `tokens`: the run's own.
+
+    `with_states` says nothing about a model without recurrent states. Raises UsageError or BlobError for invalid
+    arguments.
+    """
+    if len(first.key) != KEY_BYTES or not tokens or len(tokens) % page_tokens:
+        raise UsageError(f"A piece has a key of {KEY_BYTES} bytes and whole pages of {page_tokens} tokens.")
+    with_states = with_states or all(part.kind is PartKind.ROWS for part in layout.parts)
+    return BlobHeader(layout, len(tokens), tuple(tokens), 0, first.start, first.prior, with_states)
 
 
 class PageBlobs:
@@ -40,11 +54,9 @@ class PageBlobs:
 
     def header(self, key: PageKey, tokens: Sequence[int], with_state: bool = False) -> BlobHeader:
         """The header of a page. Raises UsageError or BlobError for invalid arguments."""
-        if len(key.key) != KEY_BYTES or len(tokens) != self._page_tokens:
-            raise UsageError(f"A page has a key of {KEY_BYTES} bytes and {self._page_tokens} tokens.")
-        with_states = with_state or not self._has_states
-        own = tuple(tokens)
-        return BlobHeader(self._layout, self._page_tokens, own, 0, key.start, key.prior, with_states)
+        if len(tokens) != self._page_tokens:
+            raise UsageError(f"A page has {self._page_tokens} tokens, not {len(tokens)}.")
+        return piece_header(self._layout, key, tokens, self._page_tokens, with_state)
 
     @staticmethod
     def write(file: BinaryIO, header: BlobHeader, parts: PageParts) -> None:

@@ -162,6 +162,15 @@ class PageTable:
         """The slot of the recurrent state after `length` tokens, if it is kept."""
         return self.recurrence.checkpoints.get(length) if self.recurrence is not None else None
 
+    def state_after(self, length: int) -> int | None:
+        """The same, also of a state that the step under way extends to `length`."""
+        at = self._length
+        for segment in self.recurrence.segments if self.recurrence is not None else ():
+            at += segment.count
+            if at == length:
+                return segment.target
+        return self.checkpoint(length)
+
     def nearest(self, length: int) -> int:
         """The length that truncate(length) would return: less than `length` where a recurrent state has no checkpoint
         there."""

@@ -1,6 +1,7 @@
 """The numbered places of a pool: a free list, and the number of holders of each place."""
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from earthshine.errors import ContextError, UsageError
@@ -17,6 +18,7 @@ class Places:
         self.holders_changed: Callable[[int], object] | None = None
         self._free = list(range(count))  # a heap: the lowest first, so that a lone sequence's pages are consecutive
         self._holders = [0] * count
+        self._lent, self._back = 0, deque[list[int]]()  # other threads append
 
     @property
     def free(self) -> int:
@@ -52,6 +54,25 @@ class Places:
                 heapq.heappush(self._free, place)
             if self.holders_changed is not None:
                 self.holders_changed(place)
+
+    def lend(self, places: Sequence[int]) -> Callable[[], None]:
+        """Hold `places` for another thread, which calls what is returned, once, when it no longer reads them."""
+        lent = list(places)
+        self.hold(lent)
+        self._lent += len(lent)
+        return lambda: self._back.append(lent)
+
+    def take_back(self) -> None:
+        """Release what other threads no longer read."""
+        while self._back:
+            places = self._back.popleft()
+            self._lent -= len(places)
+            self.release(places)
+
+    @property
+    def n_lent(self) -> int:
+        """Places that are lent, each as often as it is."""
+        return self._lent
 
     def _require_held(self, places: Sequence[int]) -> None:
         free = [place for place in places if self._holders[place] == 0]

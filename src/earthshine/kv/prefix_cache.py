@@ -54,8 +54,8 @@ class PrefixCache:
 
     @property
     def is_writing(self) -> bool:
-        """Whether something is on its way to the store, or waits for `settle` to be."""
-        return self._writes.is_busy
+        """Whether something is on its way to the store or lent to another thread, or waits for `settle`."""
+        return self._writes.is_busy or self._pool.n_lent > 0
 
     def pages(self, keys: Sequence[PageKey]) -> list[int]:
         """The pages in the pool that `keys` begin with, as they are now."""
@@ -164,6 +164,7 @@ class PrefixCache:
 
     def settle(self) -> None:
         """Takes back what tiers have written, or read for nobody, meanwhile."""
+        self._pool.take_back()
         returned = self._reads.returned()
         if self._writes.settle() or returned:
             self._waiting_since, self._stuck = None, False
