@@ -44,6 +44,7 @@ TORCH_FREE = (
     "prfaas.forecast",
     "prfaas.measure",
     "prfaas.router",
+    "evals",
     "cli.chat",
 )
 CALL_OWNERS = {

@@ -1,0 +1,1 @@
+"""Evaluation: published claims with their error bars, and the statistics behind them. No torch."""
