@@ -14,6 +14,7 @@ EarthshineError
 ├── UnavailableError    a part that a request needs does not work at the moment (text/sandbox)
 ├── Refused             a server's answer to a request that it does not take (server/refusals.py)
 ├── Unauthorized        a request's API key is missing or wrong (net/access.py)
+├── WireError           a transfer of a cache or its connection failed (prfaas/wire/fault.py)
 ├── Unreachable         a server that is to be measured does not answer (loadgen/drive.py)
 └── SourceError         a model could not be found or downloaded
 

@@ -45,6 +45,7 @@ TORCH_FREE = (
     "prfaas.measure",
     "prfaas.router",
     "evals",
+    "prfaas.wire",
     "cli.chat",
 )
 CALL_OWNERS = {
@@ -53,7 +54,7 @@ CALL_OWNERS = {
 }
 IMPORT_OWNERS = {
     "sockets": ({"socket", "http", "urllib", "requests", "httpx", "asyncio", "uvicorn", "huggingface_hub"},
-                ("hub", "server", "prfaas.transport", "machine.network", "net", "loadgen")),
+                ("hub", "server", "prfaas.wire", "machine.network", "net", "loadgen")),
     "native code": ({"ctypes", "cffi"}, ("kernels",)),
     "printing": ({"rich", "typer", "prompt_toolkit", "markdown_it"}, ("cli",)),
     "pickle": ({"pickle", "marshal", "shelve", "dill"}, ()),

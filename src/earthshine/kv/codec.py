@@ -35,19 +35,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from blake3 import blake3
 from torch import Tensor
 
 from earthshine.errors import BlobError
 from earthshine.files import written_whole
-from earthshine.kv.header import (
-    DIGEST_BYTES,
-    INDEX,
-    BlobHeader,
-    pack_header,
-    read_exactly,
-    unpack_header,
-)
+from earthshine.kv.header import BlobHeader, pack_header, read_exactly, unpack_header
+from earthshine.storage.blob import DIGEST_BYTES, INDEX, block_hasher
 from earthshine.units import format_bytes
 from earthshine.untrusted import open_regular, real_path
 
@@ -92,7 +85,7 @@ class BlobWriter:
     def _block(self, values: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         _require_tensor(values, shape, dtype)
         index = INDEX.pack(self._order[0])
-        digest = blake3(self._seed + index)
+        digest = block_hasher(self._seed, index)
         self._file.write(index)
         for part in _parts(values):
             digest.update(part)
@@ -136,7 +129,7 @@ class BlobReader:
 
     def _block(self, index: int, size_bytes: int, what: str, dtype: torch.dtype) -> Tensor:
         stored = read_exactly(self._file, INDEX.size, what)
-        digest = blake3(self._seed + stored)
+        digest = block_hasher(self._seed, stored)
         values = _buffer(size_bytes)
         view = memoryview(values)
         for start in range(0, size_bytes, _CHUNK_BYTES):

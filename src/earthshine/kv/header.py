@@ -11,14 +11,12 @@ from enum import IntEnum, StrEnum
 from typing import BinaryIO
 
 import torch
-from blake3 import blake3
 
 from earthshine.errors import BlobError
 from earthshine.spec.attention import Kept, Rows, State
+from earthshine.storage.blob import DIGEST_BYTES, INDEX, header_digest
 
-DIGEST_BYTES = 16
 PRIOR_BYTES = 32
-INDEX = struct.Struct("<I")
 _NO_PRIOR = bytes(PRIOR_BYTES)
 _MAGIC = b"ESHKV\r\n\x1a"
 VERSION = 5  # 4 had no recurrent states; 2 could hold latents computed with another layer's weights
@@ -205,7 +203,7 @@ def pack_header(header: BlobHeader) -> bytes:
     parts = b"".join(_PART.pack(part.layer, part.kind, part.width) for part in layout.parts)
     body = fixed + name + parts + struct.pack(f"<{len(ids)}I", *ids)
     packed = _START.pack(_MAGIC, VERSION, len(body)) + body
-    return packed + blake3(packed).digest(DIGEST_BYTES)
+    return packed + header_digest(packed)
 
 
 def unpack_header(file: BinaryIO, limit_bytes: int) -> tuple[BlobHeader, bytes]:
@@ -221,7 +219,7 @@ def unpack_header(file: BinaryIO, limit_bytes: int) -> tuple[BlobHeader, bytes]:
         raise BlobError(f"The state's header can't have {body_bytes} bytes; it is damaged or truncated.")
     body = read_exactly(file, body_bytes, "its header")
     stored = read_exactly(file, DIGEST_BYTES, "its header")
-    if stored != blake3(start + body).digest(DIGEST_BYTES):
+    if stored != header_digest(start + body):
         raise BlobError("The state is damaged: the checksum of its header does not match.")
     return _header(body), stored
 

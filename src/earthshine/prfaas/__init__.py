@@ -2,5 +2,5 @@
 
 `fleet` and `profile` describe clusters and links, `throughput` solves the model of the PrfaaS paper (arXiv 2604.15039),
 `decide` routes one request and `control` adapts the threshold and the roles of instances; `simulate` runs them over
-traces. Everything here is arithmetic without torch.
+traces. `wire` carries pieces of a sequence's state between two processes. Everything here works without torch.
 """

@@ -1,0 +1,166 @@
+"""One client at the server: its connections and transfers, which outlive a connection that is lost.
+
+A session whose connections are all gone, or that does not say what arrived over one that was lost, keeps its transfers
+for `RESUME_TICKS`; then they end.
+"""
+
+import secrets
+from collections.abc import Callable
+from threading import Lock
+
+from earthshine.prfaas.wire.fault import Reason, WireError
+from earthshine.prfaas.wire.frames import Kind
+from earthshine.prfaas.wire.link import Link
+from earthshine.prfaas.wire.messages import SESSION_BYTES, Ack, Again, Arrived, Message, Ping, Plain, Request, Resume
+from earthshine.prfaas.wire.tcp_info import figures
+from earthshine.prfaas.wire.writer import Item, PieceWriter
+
+RESUME_TICKS = 20  # the receiver notices a silent connection after DEAD_TICKS, and then needs some to connect
+
+
+class Session:
+    """`user`: the digest of the token that began it. `accept`: called with each new request."""
+
+    def __init__(self, user: str, accept: "Callable[[Session, Request], None]") -> None:
+        self.user, self.instance = user, secrets.token_bytes(SESSION_BYTES)
+        self._accept = accept
+        self._lock = Lock()
+        self._links: dict[int, Link] = {}
+        self._idle: set[int] = set()  # connections whose threads wait for something to send
+        self._writers: dict[int, PieceWriter] = {}
+        self._waited: dict[int, int] = {}  # by transfer: ticks for the receiver's word about a lost connection
+        self._alone_ticks = 0
+
+    def join(self, number: int, link: Link, most: int) -> None:
+        """Add a connection. Raises WireError: BUSY beyond `most` of them, PROTOCOL for a number that is in use."""
+        with self._lock:
+            if number in self._links:
+                raise WireError(Reason.PROTOCOL, f"Connection {number} of this session is open already.")
+            if len(self._links) >= most:
+                raise WireError(Reason.BUSY, f"A session has at most {most} connections.")
+            self._links[number], self._alone_ticks = link, 0
+
+    def leave(self, number: int) -> None:
+        with self._lock:
+            self._links.pop(number, None)
+            self._idle.discard(number)
+
+    def serve(self, number: int, link: Link) -> None:
+        """What a connection's thread does until the connection ends, which raises WireError."""
+        while True:
+            with self._lock:
+                self._idle.add(number)
+            taken = self._take(number)
+            if taken is not None:
+                with self._lock:
+                    self._idle.discard(number)
+                taken[0].send(taken[1], link)
+            link.flush()
+            if link.ping_due():
+                link.send([figures(link.sock).frame()])
+            if link.wait(0.0 if taken is not None else 1.0):
+                self._read(link.receive(), link)
+
+    def open(self, writer: PieceWriter) -> None:
+        with self._lock:
+            self._writers[writer.transfer] = writer
+
+    @property
+    def unused(self) -> bool:
+        with self._lock:
+            return not self._links and not self._writers
+
+    def has(self, transfer: int) -> bool:
+        with self._lock:
+            return transfer in self._writers
+
+    def post(self, frame: bytes) -> None:
+        """Send a frame over any connection."""
+        with self._lock:
+            links = list(self._links.values())
+        any(link.post(frame) for link in links)
+
+    def ready(self) -> None:
+        """An item may be taken: wake one connection that waits."""
+        with self._lock:
+            link = self._links.get(self._idle.pop()) if self._idle else None
+        if link is not None:
+            link.wake()
+
+    def tick(self) -> bool:
+        """Called each second; whether the session still lives."""
+        with self._lock:
+            writers, open_now = list(self._writers.values()), set(self._links)
+            self._alone_ticks = 0 if open_now else self._alone_ticks + 1
+            alone = self._alone_ticks
+        for writer in writers:
+            if writer.finished:
+                with self._lock:
+                    self._writers.pop(writer.transfer, None)
+                    self._waited.pop(writer.transfer, None)
+                continue
+            waited = self._waited.get(writer.transfer, 0) + 1 if writer.waits_for(open_now) else 0
+            self._waited[writer.transfer] = waited
+            if max(waited, alone) > RESUME_TICKS:
+                writer.abandon(Reason.LOST, "The receiver was lost and did not come back.")
+        return not self.unused
+
+    def end(self, reason: Reason, message: str) -> None:
+        """End all transfers and connections."""
+        with self._lock:
+            writers, links = list(self._writers.values()), list(self._links.values())
+        for writer in writers:
+            writer.abandon(reason, message)
+        for link in links:
+            link.cut()
+
+    def _take(self, number: int) -> tuple[PieceWriter, Item] | None:
+        with self._lock:
+            writers = list(self._writers.values())
+            if writers:  # the next time, another transfer is asked first
+                self._writers[writers[0].transfer] = self._writers.pop(writers[0].transfer)
+        for writer in writers:
+            item = writer.take(number)
+            if item is not None:
+                return writer, item
+        return None
+
+    def _read(self, message: Message, link: Link) -> None:
+        if isinstance(message, Request):
+            if self.has(message.transfer):  # asked again, because a connection was lost
+                link.post(Plain(Kind.ACCEPTED, message.transfer).frame())
+            else:
+                self._accept(self, message)
+        elif isinstance(message, Ack):
+            self._with(message.transfer, lambda writer: writer.acked(message.seqs, message.credit))
+        elif isinstance(message, Again):
+            self._with(message.transfer, lambda writer: writer.damaged(message.seq))
+        elif isinstance(message, Resume):
+            self._resume(message)
+            link.post(Plain(Kind.RESUMED, message.connection).frame())
+        elif isinstance(message, Plain) and message.kind is Kind.CANCEL:
+            self._with(message.transfer, PieceWriter.forgotten)
+        elif not isinstance(message, Ping):
+            raise WireError(Reason.PROTOCOL, f"A receiver does not send {type(message).__name__}.")
+
+    def _with(self, transfer: int, call: Callable[[PieceWriter], None]) -> None:
+        with self._lock:
+            writer = self._writers.get(transfer)
+        if writer is not None:
+            call(writer)
+            self.ready()
+
+    def _resume(self, message: Resume) -> None:
+        with self._lock:
+            link = self._links.pop(message.connection, None)
+            writers = list(self._writers.values())
+        if link is not None:
+            link.cut()
+        named = {one.transfer: one for one in message.transfers}
+        for writer in writers:
+            arrived: Arrived | None = named.get(writer.transfer)
+            if arrived is not None:
+                writer.resume(message.connection, arrived)
+            elif writer.transfer <= message.newest:
+                writer.forgotten()
+        self.ready()
