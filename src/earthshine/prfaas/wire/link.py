@@ -84,9 +84,7 @@ class Link:
         with self._lock:
             if self._wake is not None:
                 with contextlib.suppress(OSError):
-                    socket.socket.shutdown(
-                        self.sock, socket.SHUT_RDWR
-                    )  # SSLSocket's would end TLS too
+                    socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # SSLSocket's would end TLS too
 
     def wait(self, seconds: float = TICK_SECONDS) -> bool:
         """Whether something can be read; False when woken or after `seconds`. Raises WireError if the peer is dead."""
