@@ -28,7 +28,7 @@ from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.scenarios import Scenario, scenario
 from earthshine.prfaas.simulate import simulate
 from earthshine.prfaas.solve import solve, with_roles
-from earthshine.prfaas.workload import PAPER_TOKENS, drawn, evenly
+from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, drawn, evenly
 
 REQUESTS = 20_000
 GOLDEN = 0.6180339887498949  # its multiples, less their whole parts, are spread evenly
@@ -78,11 +78,11 @@ def rate(options: argparse.Namespace) -> list[dict[str, Any]]:
     """The highest rate at which no queue grows over the model's rate for the same lengths. Requests are evenly spaced,
     and long and short ones evenly mixed, so that none queues behind others by chance."""
     paper, found = read_fleet(shipped_fleets()["paper"]), []
-    lengths = sorted(a.input_tokens for a in drawn([0.0] * REQUESTS, PAPER_TOKENS, options.seed))
+    lengths = sorted(a.input_tokens for a in drawn([0.0] * REQUESTS, PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, options.seed))
     mixed = [lengths[int(i * GOLDEN % 1 * REQUESTS)] for i in range(REQUESTS)]
     for gbps in (100, 10, 2):
         links = {ends: Link(*ends, gbps * 1e9 / 8) for ends in paper.links}
-        solution = solve(Fleet(paper.clusters, links), Sample(mixed), PAPER_TOKENS.output_tokens)
+        solution = solve(Fleet(paper.clusters, links), Sample(mixed), PAPER_OUTPUT_TOKENS)
         fleet = with_roles(Fleet(paper.clusters, links), {"pd": solution.n_prefill["pd"]})
         low, high = 0.8 * solution.rate, 1.2 * solution.rate
         while high - low > 0.004 * solution.rate:
@@ -98,14 +98,14 @@ def rate(options: argparse.Namespace) -> list[dict[str, Any]]:
 def grows(fleet: Fleet, at_rate: float, lengths: list[int], threshold: float) -> bool:
     """Whether the last first token comes so late that a queue must have formed; the longest prompt takes 21 s."""
     times = evenly(len(lengths), at_rate)
-    requests = [Arrival(*one, PAPER_TOKENS.output_tokens) for one in zip(times, lengths, strict=True)]
+    requests = [Arrival(*one, PAPER_OUTPUT_TOKENS) for one in zip(times, lengths, strict=True)]
     run = simulate(fleet, requests, static_threshold(threshold))
     return max(served.first_token for served in run.served) > times[-1] + QUEUE_SECONDS
 
 
 def speed(options: argparse.Namespace) -> list[dict[str, Any]]:
     fleet = with_roles(read_fleet(shipped_fleets()["paper"]), {"pd": 4})
-    arrivals = drawn(evenly(100_000, 2.7), PAPER_TOKENS, options.seed)
+    arrivals = drawn(evenly(100_000, 2.7), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, options.seed)
     took = []
     for _ in range(3):
         began = time.process_time()

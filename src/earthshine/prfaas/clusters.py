@@ -132,21 +132,46 @@ class DecodeBatches:
 
 
 class SimulatedCluster:
-    """A cluster: `state` is what routers see, the rest is the truth."""
+    """A cluster: `state` is what routers see, the rest is the truth.
 
-    __slots__ = ("cache", "cluster", "converting", "decode", "prefill", "state")
+    Caches that are being sent to another cluster take memory of their own, as much as the prefix cache at most; a
+    prompt whose cache would begin beyond that waits in the queue.
+    """
+
+    __slots__ = ("_memory_bytes", "_unsent", "_unsent_bytes", "cache", "cluster", "converting", "decode", "prefill",
+                 "state")  # fmt: skip
 
     def __init__(self, cluster: Cluster, state: ClusterState, cache_bytes: float) -> None:
         self.cluster = cluster
         self.state = state
         self.prefill = PrefillQueue(cluster.n_prefill)
         self.decode = DecodeBatches(cluster)
-        self.cache = PrefixCache(cluster.profile, cache_bytes * cluster.n_instances)
+        self._memory_bytes = cache_bytes * cluster.n_instances
+        self.cache = PrefixCache(cluster.profile, self._memory_bytes)
+        self._unsent: dict[SimulatedRequest, float] = {}  # bytes of caches that are being computed or sent
+        self._unsent_bytes = 0.0
         self.converting: dict[Role, int] = {"prefill": 0, "decode": 0}  # drained instances, by their new role
 
     def planned_prefill(self) -> int:
         """Instances that prefill once all changes under way are made."""
         return self.prefill.n + self.converting["prefill"] + len(self.decode.draining)
+
+    def has_memory(self) -> bool:
+        """Whether another cache may be computed that is to be sent."""
+        return self._unsent_bytes < self._memory_bytes
+
+    def hold(self, request: SimulatedRequest, nbytes: float) -> None:
+        """A prompt begins whose cache will be sent."""
+        self._unsent[request] = nbytes
+        self._unsent_bytes += nbytes
+
+    def free(self, request: SimulatedRequest) -> bool:
+        """A request's cache is sent, or not needed any more; whether it took memory here."""
+        nbytes = self._unsent.pop(request, None)
+        if nbytes is None:
+            return False
+        self._unsent_bytes = self._unsent_bytes - nbytes if self._unsent else 0.0
+        return True
 
     def refresh(self, now: float) -> None:
         """Writes what a router knows now into the state."""

@@ -6,7 +6,6 @@ Raises UsageError for a change that names no part of the fleet, or that runs bac
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 from earthshine.errors import UsageError
@@ -15,15 +14,21 @@ from earthshine.untrusted import shown
 
 Role = Literal["prefill", "decode"]
 Ends = tuple[str, str]
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class RateChange:
-    """From `seconds` on, the link `ends` (source, target) has another rate; 0: it is down."""
+    """From `seconds` on, the link `ends` (source, target) has another rate; 0: it is down.
+
+    loss: share of the segments that is lost and sent again, which lowers the rate further; see
+    `Conditions.halving_loss`.
+    """
 
     seconds: float
     ends: Ends
     bytes_per_second: float
+    loss: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,10 @@ class Conditions:
     # parameters have about 60 layers.
     layers: int = 60
 
+    # Losses of this share of the segments halve a link's rate: a loss-based congestion control halves its window at
+    # a loss, and windows hold some hundred segments.
+    halving_loss: float = 0.01
+
     # After this long without an answer a link counts as down, and as up again. Peers exchange heartbeats each second.
     detect_seconds: float = 1.0
 
@@ -63,21 +72,39 @@ class Conditions:
     cache_bytes: float = 256e9
 
     def check(self, fleet: Fleet) -> None:
-        for before, after in pairwise(self.rates):
-            if after.seconds < before.seconds:
+        """Raises UsageError for a value out of range, and for what names no part of the fleet."""
+        if not 1 <= self.layers <= _MOST_LAYERS:
+            raise UsageError(f"layers must be 1 to {_MOST_LAYERS}, not {self.layers}.", "layers")
+        for name in ("halving_loss", "busy_seconds", "idle_seconds", "cache_bytes"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} must be above 0, not {getattr(self, name):g}.", name)
+        for name in ("detect_seconds", "convert_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name):g}.", name)
+        self._check_rates(fleet)
+        for failure in self.failures:
+            if failure.cluster not in fleet.clusters:
+                raise UsageError(f"An instance of {shown(failure.cluster)} fails, which the fleet lacks.")
+            if failure.role not in ("prefill", "decode"):
+                raise UsageError(f"An instance that fails must prefill or decode, not {shown(failure.role)}.")
+            if not 0 <= failure.seconds < failure.until < math.inf:
                 raise UsageError(
-                    f"A rate changes at {after.seconds:g} s, after one at {before.seconds:g} s; sort them by time."
+                    f"A failure must begin at 0 s or later and end after that, not last from {failure.seconds:g} to "
+                    f"{failure.until:g} s."
                 )
+
+    def _check_rates(self, fleet: Fleet) -> None:
+        before = 0.0
         for change in self.rates:
+            if not before <= change.seconds < math.inf:
+                raise UsageError(
+                    f"A rate changes at {change.seconds:g} s, after {before:g} s; times must be 0 or more, sorted."
+                )
+            before = change.seconds
             if change.ends not in fleet.links:
                 source, target = map(shown, change.ends)
                 raise UsageError(f"A rate changes on a link from {source} to {target}, which the fleet lacks.")
             if not 0 <= change.bytes_per_second < math.inf:
                 raise UsageError(f"A link's rate must be 0 or more bytes per second, not {change.bytes_per_second:g}.")
-        for failure in self.failures:
-            if failure.cluster not in fleet.clusters:
-                raise UsageError(f"An instance of {shown(failure.cluster)} fails, which the fleet lacks.")
-            if not 0 <= failure.seconds < failure.until < math.inf:
-                raise UsageError(
-                    f"A failure must begin at 0 s or later and end after that, not at {failure.until:g} s."
-                )
+            if not 0 <= change.loss < 1:
+                raise UsageError(f"A link's loss must be a share from 0 to below 1, not {change.loss:g}.")

@@ -31,7 +31,7 @@ class Instances:
     def _change_rate(self, now: float, change: RateChange) -> None:
         link = self._serving.links[change.ends]
         was_down = link.is_down
-        link.change(now, change.bytes_per_second)
+        link.change(now, change.bytes_per_second, change.loss)
         self._serving.schedule_transfers(link)
         if was_down != link.is_down:
             self._events.push(now + self._conditions.detect_seconds, self._detect, link)

@@ -6,15 +6,18 @@ A distribution gives, for any band of lengths, the share of requests in it and t
 
 import bisect
 import math
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from statistics import NormalDist
 from typing import NamedTuple, Protocol
 
 from earthshine.errors import UsageError
 from earthshine.loadgen.trace import MOST_TOKENS, Arrival, Shape
 
 _SQRT_2 = math.sqrt(2)
+_STANDARD = NormalDist()
 
 
 class Band(NamedTuple):
@@ -107,6 +110,13 @@ class LogNormal:
         end = (math.log(min(max(tokens, self.least), self.most)) - self.mu) / self.sigma
         below, tilted_below, mass, mean = self._limits
         return Band((_normal(end) - below) / mass, mean * (_normal(end - self.sigma) - tilted_below) / mass)
+
+    def draw(self, source: random.Random) -> int:
+        """One length, in whole tokens."""
+        below, mass = self._limits[0], self._limits[2]
+        share = min(max(below + mass * source.random(), 1e-16), 1 - 1e-16)
+        tokens = math.exp(self.mu + self.sigma * _STANDARD.inv_cdf(share))
+        return round(min(max(tokens, self.least), self.most))
 
     def cuts(self, most: int) -> Sequence[float]:
         """Lengths at equal ratios."""

@@ -13,11 +13,10 @@ class SimulatedRequest:
 
     arrival: Arrival
     blocks: tuple[int, ...]  # names of its prompt's whole blocks
+    reply_blocks: tuple[int, ...]  # names of those that its reply adds
     tokens: int  # of its prompt; replies that were lost with an instance count as prompt
     output_tokens: int  # still to be generated
     record: Served
     attempt: int = 0
     route: Route | None = None
     cached_blocks: int = 0  # of its prompt, in the cache of the cluster that prefills, when it began
-    prefilled: bool = False
-    streamed: bool = False  # all pieces of its cache but the last layer's are sent

@@ -52,7 +52,7 @@ class LinkState:
 
     bytes_per_second: float  # measured, all connections together; 0: it is down
     queued_bytes: float = 0.0  # that are still to be sent
-    retransmitted: float = 0.0  # share of the segments
+    retransmitted: float = 0.0  # share of the segments now, beyond that while the rate was measured
 
 
 @dataclass(slots=True)

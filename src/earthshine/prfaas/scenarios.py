@@ -20,7 +20,7 @@ from earthshine.prfaas.fleet import Fleet, Link
 from earthshine.prfaas.lengths import Lengths, LogNormal, trace_lengths
 from earthshine.prfaas.outcome import percentile
 from earthshine.prfaas.solve import solve
-from earthshine.prfaas.workload import PAPER_TOKENS, at_rate, drawn, overlaid, poisson
+from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, at_rate, drawn, overlaid, poisson
 from earthshine.untrusted import shown
 
 _DEADLINE = 3.0  # times the P90 of service
@@ -80,13 +80,12 @@ def _at(fleet: Fleet, bytes_per_second: float) -> Fleet:
 
 
 def _paper_lengths(shift: float = 0.0) -> LogNormal:
-    tokens = PAPER_TOKENS
-    return LogNormal(tokens.mu + shift, tokens.sigma, tokens.least, tokens.most)
+    return replace(PAPER_LENGTHS, mu=PAPER_LENGTHS.mu + shift)
 
 
 def _rate(fleet: Fleet, shift: float = 0.0) -> float:
     """What the model gives for the paper's lengths."""
-    return solve(fleet, _paper_lengths(shift), PAPER_TOKENS.output_tokens).rate
+    return solve(fleet, _paper_lengths(shift), PAPER_OUTPUT_TOKENS).rate
 
 
 def deadline(fleet: Fleet, tokens: Sequence[float]) -> float:
@@ -102,16 +101,14 @@ def _drawn(
     times: Sequence[float],
     seed: int,
     rates: Sequence[tuple[float, float]] = (),
-    shift: Callable[[float], float] = lambda _: 0.0,
+    shift: Callable[[float], float] | None = None,
 ) -> Scenario:
     """Of the paper's lengths; `rates`: (time, bytes per second) of all links."""
-    arrivals = drawn(times, PAPER_TOKENS, seed, shift)
+    arrivals = drawn(times, PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, seed, shift)
     changes = tuple(RateChange(at, ends, rate) for at, rate in rates for ends in fleet.links)
     seconds = deadline(fleet, [a.input_tokens for a in arrivals])
-    expected = _paper_lengths(shift(0.0))
-    return Scenario(
-        name, kind.about, fleet, arrivals, Conditions(changes), seconds, expected, PAPER_TOKENS.output_tokens
-    )
+    expected = _paper_lengths(shift(0.0) if shift is not None else 0.0)
+    return Scenario(name, kind.about, fleet, arrivals, Conditions(changes), seconds, expected, PAPER_OUTPUT_TOKENS)
 
 
 def _steady(kind: Kind, fleet: Fleet, seconds: float, seed: int, trace: Path | None) -> Scenario:

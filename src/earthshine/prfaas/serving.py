@@ -17,7 +17,7 @@ from earthshine.prfaas.fleet import Fleet
 from earthshine.prfaas.links import SimulatedLink
 from earthshine.prfaas.prefix import NOTHING
 from earthshine.prfaas.requests import SimulatedRequest
-from earthshine.prfaas.route import Cached, FleetState, Move, Route, Router, RouteRequest
+from earthshine.prfaas.route import Cached, FleetState, Route, Router, RouteRequest
 from earthshine.prfaas.sharing import ProcessorSharing
 
 _NO_CACHES: dict[str, Cached] = {}
@@ -54,7 +54,6 @@ class Serving:
             for ends, link in fleet.links.items()
         }
         self._unroutable: list[SimulatedRequest] = []  # that no cluster could take
-        self.sent_bytes = 0.0
         self.decoded = 0
 
     # A request is routed.
@@ -71,7 +70,6 @@ class Serving:
         if left is not None:
             left = max(0.0, left - (now - request.arrival.seconds))
         request.attempt += 1
-        request.prefilled = request.streamed = False
         try:
             request.route = route = self._router(RouteRequest(request.tokens, cached, left), self.state)
         except UnavailableError:
@@ -84,9 +82,15 @@ class Serving:
             if move is not None:
                 self.links[move.source, move.target].assign(request, move.nbytes)
         if route.pull is not None:
-            self._transfer(now, route.pull, request, route.pull.nbytes)
+            link = self.links[route.pull.source, route.pull.target]
+            link.start(now, request)
+            self.schedule_transfers(link)
         else:
             self._enqueue(now, request, route)
+
+    def sent_bytes(self, now: float) -> float:
+        """Bytes that crossed links, those of transfers that were given up included."""
+        return sum(link.sent_bytes(now) for link in self.links.values())
 
     def refresh(self, now: float) -> None:
         """Writes what a router knows now into the fleet's state."""
@@ -103,8 +107,11 @@ class Serving:
                 if link.release(now, request):
                     self.schedule_transfers(link)
             cluster = self.clusters[route.prefill]
+            freed = cluster.free(request)
             if cluster.prefill.remove(request):
                 self._instance_free(now, cluster)
+            elif freed:
+                self.start_prefills(now, cluster)
         self.route(now, request, self.cached(request))
 
     def retry_unroutable(self, now: float) -> None:
@@ -121,15 +128,17 @@ class Serving:
 
     def start_prefills(self, now: float, cluster: SimulatedCluster) -> None:
         """Idle instances take prompts from the queue."""
-        prefill = cluster.prefill
-        while prefill.queue and prefill.has_idle():
+        prefill, layers = cluster.prefill, self._conditions.layers
+        while prefill.queue and prefill.has_idle() and cluster.has_memory():
             request, estimated = prefill.pop()
             seconds = self._prefill_seconds(cluster, request)
             prefill.start(now, request, seconds, estimated)
-            attempt = (request, request.attempt)
-            self._events.push(now + seconds, self._prefilled, attempt)
-            if request.route is not None and request.route.send is not None:
-                self._events.push(now + seconds / self._conditions.layers, self._first_layer, attempt)
+            send = request.route.send if request.route is not None else None
+            if send is not None:
+                cluster.hold(request, send.nbytes)
+                if layers > 1 and seconds > 0:
+                    self._events.push(now + seconds / layers, self._first_layer, (request, request.attempt, seconds))
+            self._events.push(now + seconds, self._prefilled, (request, request.attempt))
 
     def _prefill_seconds(self, cluster: SimulatedCluster, request: SimulatedRequest) -> float:
         """How long the prompt takes, with what the cluster's cache has of it."""
@@ -149,11 +158,12 @@ class Serving:
         cluster = self.clusters[route.prefill]
         cluster.prefill.finish(request)
         cluster.cache.keep(request.blocks, request.cached_blocks)
-        request.prefilled = True
         if route.send is None:
             self._enqueue_decode(now, request)
-        elif request.streamed:
-            self._transfer(now, route.send, request, route.send.nbytes / self._conditions.layers)
+        else:
+            link = self.links[route.send.source, route.send.target]
+            link.prefilled(now, request)
+            self.schedule_transfers(link)
         self._instance_free(now, cluster)
 
     def _instance_free(self, now: float, cluster: SimulatedCluster) -> None:
@@ -165,42 +175,36 @@ class Serving:
 
     # Its cache is sent.
 
-    def _first_layer(self, now: float, event: _Attempt) -> None:
-        request, attempt = event
+    def _first_layer(self, now: float, event: tuple[SimulatedRequest, int, float]) -> None:
+        request, attempt, prefill_seconds = event
         if request.attempt == attempt and request.route is not None and request.route.send is not None:
-            send = request.route.send
-            self._transfer(now, send, request, send.nbytes * (1 - 1 / self._conditions.layers))
-
-    def _transfer(self, now: float, move: Move, request: SimulatedRequest, nbytes: float) -> None:
-        link = self.links[move.source, move.target]
-        link.measure(now)
-        link.transfers.join(now, request, nbytes)
-        self.sent_bytes += nbytes
-        self.schedule_transfers(link)
+            link = self.links[request.route.send.source, request.route.send.target]
+            link.start(now, request, prefill_seconds)
+            self.schedule_transfers(link)
 
     def schedule_transfers(self, link: SimulatedLink) -> None:
         """An event for the end of the transfer that ends first."""
-        at = link.transfers.next_end()
+        at = link.next_change()
         if at < math.inf:
-            self._events.push(at, self._transferred, (link, link.transfers.version))
+            self._events.push(at, self._transferred, (link, link.version))
 
     def _transferred(self, now: float, event: tuple[SimulatedLink, int]) -> None:
         link, version = event
-        if link.transfers.version != version:
+        if link.version != version:
             return
-        link.measure(now)
-        request = link.transfers.end_first(now)
+        request = link.pop_ended(now)
         self.schedule_transfers(link)
+        if request is None:
+            return
         route = request.route
         assert route is not None
-        if route.pull is not None and link is self.links[route.pull.source, route.pull.target]:
-            self._events.push(now + link.one_way_seconds, self._pulled, (request, request.attempt))
-        elif not request.streamed:
-            request.streamed = True
-            if request.prefilled and route.send is not None:
-                self._transfer(now, route.send, request, route.send.nbytes / self._conditions.layers)
-        else:
-            self._events.push(now + link.one_way_seconds, self._sent, (request, request.attempt))
+        pulled = route.pull is not None and link is self.links[route.pull.source, route.pull.target]
+        arrived = self._pulled if pulled else self._sent
+        self._events.push(now + link.one_way_seconds, arrived, (request, request.attempt))
+        if not pulled:
+            cluster = self.clusters[route.prefill]
+            if cluster.free(request):
+                self.start_prefills(now, cluster)
 
     def _pulled(self, now: float, event: _Attempt) -> None:
         request, attempt = event
@@ -246,6 +250,8 @@ class Serving:
         request, decode = instance.end_first(now), cluster.decode
         request.record.ended = now
         self.decoded += 1
+        if request.reply_blocks:
+            cluster.cache.keep(request.blocks + request.reply_blocks)
         decode.replied(request.arrival.output_tokens)
         if instance.n:
             self._schedule_replies(cluster, instance)

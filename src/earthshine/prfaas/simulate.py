@@ -6,7 +6,10 @@ sent from its first layer on, and arrives no earlier than its computation and th
 of an instance or a link every request that it held is routed again, so none is lost; a request that no cluster can take
 waits until one can. In a batch a sequence that joins or leaves takes effect at once rather than at the next step.
 
-Raises UsageError for conditions that don't fit the fleet.
+A reply's tokens are in the cache of the cluster that
+decoded it, once it has ended and a later prompt shows them.
+
+Raises UsageError for conditions that don't fit the fleet, and for requests that are not in the order of their times.
 """
 
 import math
@@ -22,7 +25,7 @@ from earthshine.prfaas.outcome import Outcome, Served
 from earthshine.prfaas.requests import SimulatedRequest
 from earthshine.prfaas.route import Router
 from earthshine.prfaas.serving import Serving
-from earthshine.prfaas.workload import whole_blocks
+from earthshine.prfaas.workload import check_arrivals, reply_blocks, whole_blocks
 
 _MOST_IDLE_TICKS = 100  # in a row that let nothing happen: what waits then is not served
 
@@ -44,17 +47,26 @@ def simulate(
     """
     found = conditions or Conditions()
     found.check(fleet)
+    check_arrivals(arrivals)
     events = EventQueue()
     serving = Serving(fleet, router, found, events, threshold, deadline_seconds)
     instances = Instances(serving, found, events)
+    blocks = list(whole_blocks(arrivals))
     requests = [
-        SimulatedRequest(a, blocks, a.input_tokens, a.output_tokens, Served(a.seconds, a.input_tokens))
-        for a, blocks in zip(arrivals, whole_blocks(arrivals), strict=True)
+        SimulatedRequest(
+            arrival,
+            prompt,
+            reply,
+            arrival.input_tokens,
+            arrival.output_tokens,
+            Served(arrival.seconds, arrival.input_tokens),
+        )
+        for arrival, prompt, reply in zip(arrivals, blocks, reply_blocks(arrivals, blocks), strict=True)
     ]
     outcome = Outcome([request.record for request in requests])
     ticks = None if controller is None else _Ticks(controller, serving, instances, events, outcome)
     outcome.seconds = _run(requests, serving, events, ticks)
-    outcome.sent_bytes, outcome.conversions = serving.sent_bytes, instances.conversions
+    outcome.sent_bytes, outcome.conversions = serving.sent_bytes(outcome.seconds), instances.conversions
     return outcome
 
 

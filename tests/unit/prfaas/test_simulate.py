@@ -1,6 +1,8 @@
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -10,16 +12,23 @@ from earthshine.prfaas.baselines import EXO_TOKENS, all_remote, local_only, pape
 from earthshine.prfaas.conditions import Conditions, Failure, RateChange
 from earthshine.prfaas.control import Control, Controller
 from earthshine.prfaas.curve import Curve
+from earthshine.prfaas.decide import decide
 from earthshine.prfaas.fleet import Fleet, Link
 from earthshine.prfaas.lengths import Sample
 from earthshine.prfaas.policy import Policy
+from earthshine.prfaas.predict import usable_rate
 from earthshine.prfaas.route import FleetState, Route, Router, RouteRequest
 from earthshine.prfaas.simulate import simulate
-from earthshine.prfaas.workload import PAPER_TOKENS, drawn, evenly, poisson
+from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, drawn, evenly, poisson
 
 from .simulated import BATCH, ENDS, STEP, at, two_clusters, waits
 
 LAYERS = Conditions().layers
+
+
+def far_bytes(tokens: int) -> int:
+    """Bytes of a cache of `two_clusters`."""
+    return tokens * 900 + 100000
 
 
 def near(value: float) -> object:
@@ -75,7 +84,9 @@ def test_larger_batches_take_longer_steps():
 def test_equal_seeds_give_equal_results_and_others_do_not():
     def run(seed: int) -> list[float]:
         times = poisson(300, lambda _: 0.5, 0.5, seed)
-        return waits(simulate(two_clusters(), drawn(times, PAPER_TOKENS, seed), static_threshold(20000)))
+        return waits(
+            simulate(two_clusters(), drawn(times, PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, seed), static_threshold(20000))
+        )
 
     assert run(1) == run(1) != run(2)
 
@@ -111,6 +122,89 @@ def test_requests_are_routed_again_when_the_link_goes_down():
     assert [s.remote for s in outcome.served] == [False, False, True]
     assert [s.routes for s in outcome.served] == [2, 1, 1]
     assert waits(outcome)[0] == near(0.5 + down.detect_seconds + 3.0 + STEP)
+
+
+def test_bytes_of_a_transfer_that_was_given_up_count_as_far_as_they_crossed():
+    down = Conditions(rates=(RateChange(1.0 / LAYERS + 2.5, ENDS, 0.0),))
+    outcome = simulate(two_clusters(rate=1e6), at(0), all_remote, conditions=down)
+    assert outcome.served[0].routes == 2
+    assert outcome.sent_bytes == near(2.5e6)
+
+
+def test_bytes_that_crossed_are_those_of_the_caches():
+    requests = [a for i in range(20) for a in at(0.1 * i, tokens=1000 * (i + 1))]
+    outcome = simulate(two_clusters(far=3, rate=3e7), requests, all_remote)
+    assert outcome.sent_bytes == near(sum(far_bytes(1000 * (i + 1)) for i in range(20)))
+
+
+def test_instances_wait_when_caches_that_are_not_sent_fill_their_memory():
+    """Over a slow link two caches fit, so that the third prompt begins when one of them is sent."""
+    small = Conditions(cache_bytes=1.5 * far_bytes(10000))
+    requests, seen = at(0, 0, 0, 0), []
+
+    def router(request: RouteRequest, state: FleetState) -> Route:
+        seen.append(state.clusters["far"].prefill_depth)
+        return all_remote(request, state)
+
+    later = simulate(two_clusters(rate=1e6), requests + at(10), router, conditions=small)
+    assert seen == [0, 1, 2, 3, 2]  # after 10 s in which four could be prefilled, two are
+    assert later.unserved == 0
+    assert simulate(two_clusters(rate=1e6), requests, all_remote, conditions=small).unserved == 0
+
+
+def test_router_knows_what_a_link_has_yet_to_send():
+    seen = []
+
+    def router(request: RouteRequest, state: FleetState) -> Route:
+        seen.append(state.links[ENDS].queued_bytes)
+        return all_remote(request, state)
+
+    simulate(two_clusters(rate=1e6), at(0, 0.5, 1.0 / LAYERS + 4, 60), router)
+    whole = far_bytes(10000)
+    assert seen == [0.0, near(whole - 1e6 * (0.5 - 1 / LAYERS)), near(2 * whole - 4e6), 0.0]
+
+
+def test_loss_is_known_before_the_measured_rate_follows_it():
+    """The true rate falls to a third at 10 s. Right after, the rate that `decide` counts on is the true one already;
+    later retransmissions add nothing to what the measured rate says."""
+    lossy = Conditions(rates=(RateChange(10, ENDS, 9e6, loss=0.02),), halving_loss=0.01)
+    seen = []
+
+    def router(request: RouteRequest, state: FleetState) -> Route:
+        link = state.links[ENDS]
+        seen.append((link.bytes_per_second, usable_rate(link, Policy())))
+        return local_only(request, state)
+
+    simulate(two_clusters(rate=9e6), at(9, 10.001, 300), router, conditions=lossy)
+    assert seen[0] == (near(9e6), near(9e6))
+    assert seen[1] == (pytest.approx(9e6, rel=1e-3), pytest.approx(3e6, rel=1e-3))
+    assert seen[2] == (pytest.approx(3e6, rel=1e-3), pytest.approx(3e6, rel=1e-3))
+
+
+def test_loss_slows_transfers():
+    lossy = Conditions(rates=(RateChange(0, ENDS, 1e6, loss=0.01),), halving_loss=0.01)
+    outcome = simulate(two_clusters(), at(0.0), all_remote, conditions=lossy)
+    assert waits(outcome) == [near(1.0 / LAYERS + 2 * 9.1 + STEP)]
+
+
+def test_decide_leaves_a_link_that_loses_segments_before_its_rate_is_measured():
+    def remote(loss: float) -> bool:
+        lossy = Conditions(rates=(RateChange(10, ENDS, 1e7, loss),))
+        outcome = simulate(two_clusters(rate=1e7), at(10.001), partial(decide, policy=Policy()), conditions=lossy)
+        return outcome.served[0].remote
+
+    assert remote(0.0)
+    assert not remote(0.05)
+
+
+def test_next_turn_of_a_conversation_reuses_the_reply_before_it():
+    """A prompt of 2 blocks and a reply of 2 more, then a prompt of 5 blocks that goes on from both."""
+    first = Arrival(0, 1100, 1000, (1, 2, 3))
+    for blocks, reused in (((1, 2, 4, 5, 6, 7), 4), ((1, 9, 4, 5, 6, 7), 1)):
+        outcome = simulate(two_clusters(), [first, Arrival(100, 2600, 10, blocks)], local_only)
+        assert outcome.served[1].reused_tokens == reused * 512
+    early = simulate(two_clusters(), [first, Arrival(10, 2600, 10, (1, 2, 4, 5, 6, 7))], local_only)
+    assert early.served[1].reused_tokens == 2 * 512  # the reply takes 20 s
 
 
 def test_prompt_of_a_failed_instance_is_computed_elsewhere():
@@ -254,9 +348,23 @@ def _fickle(draw: random.Random) -> Router:
 @pytest.mark.parametrize(
     ("conditions", "problem"),
     [
-        (Conditions(rates=(RateChange(5, ENDS, 1), RateChange(4, ENDS, 1))), "sort them by time"),
+        (Conditions(rates=(RateChange(5, ENDS, 1), RateChange(4, ENDS, 1))), "0 or more, sorted"),
         (Conditions(rates=(RateChange(5, ("near", "moon"), 1),)), "moon"),
         (Conditions(rates=(RateChange(5, ENDS, -1),)), "0 or more bytes per second"),
+        (Conditions(rates=(RateChange(math.nan, ENDS, 1),)), "0 or more, sorted"),
+        (Conditions(rates=(RateChange(-1, ENDS, 1),)), "0 or more, sorted"),
+        (Conditions(rates=(RateChange(5, ENDS, math.nan),)), "0 or more bytes per second"),
+        (Conditions(rates=(RateChange(5, ENDS, 1, loss=1.0),)), "share from 0 to below 1"),
+        (Conditions(failures=(Failure(math.nan, 4, "far", "prefill"),)), "end after that"),
+        (Conditions(failures=(Failure(1, math.inf, "far", "prefill"),)), "end after that"),
+        (Conditions(failures=(Failure(1, 2, "far", "route"),)), "prefill or decode"),
+        (Conditions(layers=0), "layers must be 1"),
+        (Conditions(halving_loss=0), "halving_loss must be above 0"),
+        (Conditions(busy_seconds=math.nan), "busy_seconds must be above 0"),
+        (Conditions(idle_seconds=-1), "idle_seconds must be above 0"),
+        (Conditions(cache_bytes=0), "cache_bytes must be above 0"),
+        (Conditions(detect_seconds=-1), "detect_seconds must be 0 or more"),
+        (Conditions(convert_seconds=math.inf), "convert_seconds must be 0 or more"),
         (Conditions(failures=(Failure(5, 4, "far", "prefill"),)), "end after that"),
         (Conditions(failures=(Failure(4, 5, "moon", "prefill"),)), "moon"),
     ],
@@ -264,6 +372,23 @@ def _fickle(draw: random.Random) -> Router:
 def test_conditions_that_do_not_fit_are_refused(conditions: Conditions, problem: str):
     with pytest.raises(UsageError, match=problem):
         simulate(two_clusters(), at(0), local_only, conditions=conditions)
+
+
+@pytest.mark.parametrize(
+    ("requests", "problem"),
+    [
+        ([], "1 to 10,000,000 requests, not 0"),
+        (at(1, 0), "Request 2 arrives at 0 s, the one before it at 1 s"),
+        (at(-1), "Request 1 arrives at -1 s"),
+        (at(math.nan), "Request 1 arrives at nan s"),
+        (at(math.inf), "Request 1 arrives at inf s"),
+        (at(0, tokens=0), "Request 1 has 0 input"),
+        (at(0, output=0), "0 output tokens"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(requests: list[Arrival], problem: str):
+    with pytest.raises(UsageError, match=problem):
+        simulate(two_clusters(), requests, local_only)
 
 
 def test_a_rate_or_number_of_requests_out_of_range_is_refused():

@@ -1,4 +1,6 @@
+import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -6,7 +8,16 @@ from earthshine.loadgen.trace import BLOCK_TOKENS, Arrival
 from earthshine.prfaas.prefix import PrefixCache
 from earthshine.prfaas.route import Cached
 from earthshine.prfaas.sharing import ProcessorSharing
-from earthshine.prfaas.workload import PAPER_TOKENS, at_rate, drawn, overlaid, poisson, whole_blocks
+from earthshine.prfaas.workload import (
+    PAPER_LENGTHS,
+    PAPER_OUTPUT_TOKENS,
+    at_rate,
+    drawn,
+    overlaid,
+    poisson,
+    reply_blocks,
+    whole_blocks,
+)
 
 from .simulated import profile
 
@@ -99,6 +110,35 @@ def test_recurrent_states_are_kept_at_the_last_block_and_where_prompts_part():
     assert cache.nbytes == pytest.approx(6 * ROWS + 3 * STATE)
 
 
+def test_a_recurrent_state_is_evicted_with_its_block_and_stays_with_it():
+    cache = PrefixCache(profile("any", 1.0, recurrent=True), 4 * ROWS + 2.5 * STATE)
+    cache.keep((1, 2))
+    cache.keep((7, 8))
+    cache.touch((1, 2))
+    cache.keep((9,))  # evicts 8 and its state
+    assert cache.find((1, 2)).usable(recurrent=True) == 2 * BLOCK_TOKENS
+    assert cache.find((7, 8)) == Cached(BLOCK_TOKENS)
+    assert cache.nbytes == pytest.approx(4 * ROWS + 2 * STATE)
+
+
+def test_a_cache_too_small_for_one_block_keeps_nothing():
+    cache = PrefixCache(profile("any", 1.0), 0.5 * ROWS)
+    cache.keep((1, 2, 3))
+    assert cache.find((1,)) == Cached(0)
+    assert cache.nbytes == 0
+
+
+def test_reply_blocks_are_those_of_the_prompt_that_goes_on_from_it():
+    first = Arrival(0, 1100, 1000, (1, 2, 3))
+    other = Arrival(1, 2600, 10, (1, 5, 6, 7, 8))  # shares the first block alone
+    short = Arrival(2, 2000, 10, (1, 2, 6, 7))  # has no room for the reply
+    after = Arrival(3, 2600, 10, (1, 2, 9, 10, 11))
+    again = Arrival(4, 2600, 10, (1, 2, 12, 13, 14))  # another question than the one after
+    requests = [first, other, short, after, again]
+    prompts = list(whole_blocks(requests))
+    assert reply_blocks(requests, prompts) == [prompts[3][2:4], (), (), (), ()]
+
+
 def test_equal_blocks_after_different_ones_are_different_prefixes_and_a_last_token_is_never_cached():
     requests = [Arrival(0, 1024, 1, (5, 6)), Arrival(0, 1025, 1, (5, 6)), Arrival(0, 1537, 1, (7, 6, 6))]
     first, second, third = whole_blocks(requests)
@@ -116,10 +156,21 @@ def test_poisson_times_follow_the_rate():
 
 
 def test_drawn_lengths_are_the_papers():
-    lengths = [a.input_tokens for a in drawn([0.0] * 20000, PAPER_TOKENS, 1)]
+    lengths = [a.input_tokens for a in drawn([0.0] * 20000, PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, 1)]
     assert sum(lengths) / len(lengths) == pytest.approx(27486, rel=0.03)
     assert min(lengths) >= 128
     assert max(lengths) <= 131072
+
+
+def test_lengths_are_drawn_at_once_from_limits_that_hold_little_of_the_distribution():
+    rare = replace(PAPER_LENGTHS, least=9_990_000, most=10_000_000, mu=13.0)
+    assert all(rare.least <= a.input_tokens <= rare.most for a in drawn([0.0] * 1000, rare, 1, 1))
+
+
+def test_lengths_shift_with_time():
+    draws = drawn([0.0] * 5000 + [1.0] * 5000, PAPER_LENGTHS, 1, 3, shift=lambda t: -t)
+    means = [sum(math.log(a.input_tokens) for a in half) / 5000 for half in (draws[:5000], draws[5000:])]
+    assert means[0] - means[1] == pytest.approx(1.0, abs=0.1)
 
 
 def test_a_trace_at_another_rate_keeps_its_order_and_its_pattern():
