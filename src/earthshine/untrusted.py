@@ -3,7 +3,7 @@
 A file is read only if it is regular, within the caller's limit and, after links are followed, in the model's folder or
 among the blobs of the hub cache that the folder belongs to, wherever these are kept. A JSON object must be UTF-8, at
 most 32 levels deep, without repeated keys, and without numbers beyond a float's range. Violations raise the error class
-that the caller names.
+that the caller names. The fields of a file that a person writes raise UsageError, which names file and field.
 """
 
 import codecs
@@ -15,7 +15,7 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-from earthshine.errors import EarthshineError, TextError
+from earthshine.errors import EarthshineError, TextError, UsageError
 
 MAX_DEPTH = 32  # published files nest 9 deep
 _SHOWN_CHARACTERS = 80  # the longest published tensor name has 72
@@ -182,3 +182,40 @@ def require_depth(value: object, what: str, refusal: Refusal) -> None:
             return
         level = [inner for entry in containers for inner in (entry.values() if isinstance(entry, dict) else entry)]
     raise refusal(f"{what} nests more than {MAX_DEPTH} levels deep.")
+
+
+def require_keys(found: dict[str, Any], where: str, required: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Raises UsageError for a key that is missing or not known."""
+    missing = next((key for key in required if key not in found), None)
+    if missing is not None:
+        raise UsageError(f"{where} lacks {missing}; it has {', '.join(known)}.")
+    unknown = next((key for key in found if key not in known), None)
+    if unknown is not None:
+        raise UsageError(f"{where} has {shown(unknown)}, which is not known; it may have {', '.join(known)}.")
+
+
+def text_field(found: dict[str, Any], name: str, where: str) -> str:
+    """`found[name]`, a line of text; raises UsageError for anything else."""
+    value = found[name]
+    if not isinstance(value, str) or not 1 <= len(value) <= 1000 or not value.isprintable():
+        raise UsageError(f"{where}: {name} is {shown(value)}; it must be a line of text.")
+    return value
+
+
+def number_field(
+    found: dict[str, Any], name: str, where: str, least: float, most: float, *, whole: bool = False
+) -> float:
+    """`found[name]`, a number, if `whole` without a fraction; raises UsageError for anything else."""
+    value = found[name]
+    if type(value) not in ((int,) if whole else (int, float)) or not least <= value <= most:
+        kind = "whole number" if whole else "number"
+        raise UsageError(f"{where}: {name} is {shown(value)}; it must be a {kind} from {least:.10g} to {most:.10g}.")
+    return float(value)
+
+
+def flag_field(found: dict[str, Any], name: str, where: str) -> bool:
+    """`found[name]`, true or false, and false where it is absent; raises UsageError for anything else."""
+    value = found.get(name, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"{where}: {name} is {shown(value)}; it must be true or false.")
+    return value

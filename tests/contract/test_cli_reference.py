@@ -36,6 +36,7 @@ def test_every_command_is_there(reference):
         "prfaas borrow",
         "prfaas profile",
         "prfaas simulate",
+        "eval claims",
     ):
         assert f"## earthshine {name}\n\n```\nUsage: earthshine {name} " in reference
     assert "--max-stall" in reference

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from earthshine import __version__
-from earthshine.cli import models, prfaas
+from earthshine.cli import evals, models, prfaas
 from earthshine.cli.arguments import Context, Described, Dtype, Memory, Model, PlanFile, Threads, Trunk
 from earthshine.cli.chat_command import chat
 from earthshine.cli.instead import Commands
@@ -186,6 +186,7 @@ app.command("rm")(models.remove)
 bench = typer.Typer(help="Measure this machine or a server.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 app.add_typer(prfaas.app, name="prfaas")
+app.add_typer(evals.app, name="eval")
 
 
 @bench.command()

@@ -54,9 +54,9 @@ def save_figure(figure: Any, path: Path) -> None:
     write_file(path, picture.getvalue())
 
 
-def new_figure() -> Any:
-    """An empty wide figure. Raises UsageError without matplotlib."""
-    return _matplotlib("figure").Figure(figsize=(13, 4.2), layout="constrained")
+def new_figure(height: float = 4.2) -> Any:
+    """An empty wide figure, its height in inches. Raises UsageError without matplotlib."""
+    return _matplotlib("figure").Figure(figsize=(13, height), layout="constrained")
 
 
 def _matplotlib(name: str) -> Any:

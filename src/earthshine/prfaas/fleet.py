@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from earthshine.errors import UsageError
-from earthshine.prfaas.profile import (
-    Profile,
+from earthshine.prfaas.profile import Profile, profile_fields, profile_from
+from earthshine.untrusted import (
     flag_field,
     number_field,
-    profile_fields,
-    profile_from,
+    parse_object,
+    read_file,
+    real_path,
     require_keys,
+    shown,
     text_field,
 )
-from earthshine.untrusted import parse_object, read_file, real_path, shown
 
 FORMAT = "earthshine fleet 1"
 MOST_CLUSTERS = 64

@@ -9,7 +9,7 @@ from typing import Any
 
 from earthshine.errors import UsageError
 from earthshine.prfaas.curve import Curve, read_curve
-from earthshine.untrusted import shown
+from earthshine.untrusted import flag_field, number_field, require_keys, text_field
 
 _KEYS = ("name", "source", "prefill", "cache", "decode", "batch", "recurrent", "usd_per_hour")
 _REQUIRED = ("name", "source", "cache")
@@ -84,37 +84,3 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
     if profile.decode is not None:
         found["batch"] = profile.batch
     return found | {"recurrent": profile.recurrent, "usd_per_hour": profile.usd_per_hour}
-
-
-def require_keys(found: dict[str, Any], where: str, required: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Raises UsageError for a key that is missing or not known."""
-    missing = next((key for key in required if key not in found), None)
-    if missing is not None:
-        raise UsageError(f"{where} lacks {missing}; it has {', '.join(known)}.")
-    unknown = next((key for key in found if key not in known), None)
-    if unknown is not None:
-        raise UsageError(f"{where} has {shown(unknown)}, which is not known; it may have {', '.join(known)}.")
-
-
-def text_field(found: dict[str, Any], name: str, where: str) -> str:
-    value = found[name]
-    if not isinstance(value, str) or not 1 <= len(value) <= 1000 or not value.isprintable():
-        raise UsageError(f"{where}: {name} is {shown(value)}; it must be a line of text.")
-    return value
-
-
-def number_field(
-    found: dict[str, Any], name: str, where: str, least: float, most: float, *, whole: bool = False
-) -> float:
-    value = found[name]
-    if type(value) not in ((int,) if whole else (int, float)) or not least <= value <= most:
-        kind = "whole number" if whole else "number"
-        raise UsageError(f"{where}: {name} is {shown(value)}; it must be a {kind} from {least:.10g} to {most:.10g}.")
-    return float(value)
-
-
-def flag_field(found: dict[str, Any], name: str, where: str) -> bool:
-    value = found.get(name, False)
-    if not isinstance(value, bool):
-        raise UsageError(f"{where}: {name} is {shown(value)}; it must be true or false.")
-    return value
