@@ -4,8 +4,8 @@ Even a policy that knows all arrivals, lengths, failures and rates in advance, a
 obey the following, for each request that it serves in time, by a cluster p that computes the prompt and a cluster d
 that decodes it:
 
-1. Instances of p spend T_prefill seconds on it between its arrival and its deadline. Only what another prompt had too
-   may be in a cache already, and only if that one arrived before this one's deadline.
+1. Instances of p spend T_prefill seconds on it between its arrival and its deadline. Only what another request had too,
+   in its prompt or its reply, may be in a cache already, and only if that one arrived before this one's deadline.
 2. If p and d differ, the link from p to d carries the cache, without that prefix, in the same time.
 3. Instances of d spend on it at least the replied tokens times the least of step seconds / batch over all batches. It
    is admitted by its deadline and then goes on, so this ends within the longest steps that it can have. A failure of
@@ -39,7 +39,7 @@ from earthshine.loadgen.trace import BLOCK_TOKENS, Arrival
 from earthshine.prfaas.conditions import Conditions, Role
 from earthshine.prfaas.fleet import Cluster, Fleet, Link
 from earthshine.prfaas.prices import Array, Division, Resource, spread, windows
-from earthshine.prfaas.workload import whole_blocks
+from earthshine.prfaas.workload import reply_blocks, whole_blocks
 
 _SLOTS = 32  # in a deadline
 _MOST_SLOTS = 1_000_000
@@ -188,7 +188,7 @@ def _least_step(cluster: Cluster) -> float:
 
 
 def _known_tokens(arrivals: Sequence[Arrival], deadline: float) -> list[int]:
-    """Tokens of each prompt's longest prefix that another one had which arrived before this one's deadline."""
+    """Tokens of each prompt's longest prefix that another request had which arrived before this one's deadline."""
     had: Counter[int] = Counter()
     waiting, found = deque[tuple[float, tuple[int, ...]]](), list[int]()
 
@@ -198,9 +198,10 @@ def _known_tokens(arrivals: Sequence[Arrival], deadline: float) -> list[int]:
             n = next((i for i, block in enumerate(blocks) if had[block] < 2), len(blocks))
             found.append(n * BLOCK_TOKENS)
 
-    for arrival, blocks in zip(arrivals, whole_blocks(arrivals), strict=True):
+    prompts = list(whole_blocks(arrivals))
+    for arrival, blocks, reply in zip(arrivals, prompts, reply_blocks(arrivals, prompts), strict=True):
         ended(arrival.seconds - deadline)
-        had.update(blocks)
+        had.update(blocks + reply)
         waiting.append((arrival.seconds, blocks))
     ended(math.inf)
     return found

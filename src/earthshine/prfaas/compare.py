@@ -11,7 +11,8 @@ from earthshine.prfaas.bound import most_in_time
 from earthshine.prfaas.control import Controller, threshold_of
 from earthshine.prfaas.decide import decide
 from earthshine.prfaas.fleet import Cluster, Fleet
-from earthshine.prfaas.outcome import Outcome, percentile
+from earthshine.prfaas.lengths import Sample
+from earthshine.prfaas.outcome import Outcome
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.route import FleetState, Route, Router, RouteRequest
 from earthshine.prfaas.scenarios import Scenario
@@ -20,7 +21,8 @@ from earthshine.prfaas.solve import solve, with_roles
 
 OURS, STATIC, REMOTE, LOCAL, BOUND = "earthshine", "best static threshold", "all remote", "local only", "bound"
 _TENTHS = 10
-_FINER = (0.05, 0.025, 0.0125)  # shares of the requests, around the best thresholds
+_AROUND = 3  # of the best thresholds
+_FINER = (0.05, 0.025, 0.0125)  # shares of the requests, around them
 _SCARCE = 0.5  # share of a link's rate that the model expects to be sent, above which the paper's rule is "scarce"
 
 
@@ -72,25 +74,33 @@ def ours(found: Scenario, policy: Policy) -> Outcome:
 
 def best_static(found: Scenario) -> Row:
     """The threshold and the roles with the most requests in time, chosen in hindsight: all roles with thresholds at
-    each tenth of the requests, then thresholds around the best three."""
-    lengths = sorted(a.input_tokens for a in found.arrivals)
+    each tenth of the requests, then thresholds around the best three.
+
+    A run ends early when it can't be among the best three, so the result is that of whole runs. Those of medium
+    thresholds come first, since the best is soon found among them.
+    """
+    lengths = Sample(a.input_tokens for a in found.arrivals)
     known: dict[tuple[int, float], Row] = {}
     fleets = list(_all_roles(found.fleet))
 
-    def tried(roles: int, share: float) -> Row:
-        if (roles, share) not in known:
-            tokens = float(percentile(lengths, share)) if share > 0 else 0.0
-            known[roles, share] = _static(found, tokens, fleets[roles])
-        return known[roles, share]
+    def best(n: int) -> list[tuple[int, float]]:
+        return sorted(known, key=lambda one: -known[one].in_time)[:n]
 
-    for at in range(_TENTHS + 1):
+    def tried(roles: int, share: float) -> None:
+        if (roles, share) not in known:
+            tokens = lengths.percentile(share) if share > 0 else 0.0
+            third = best(_AROUND)[-1] if len(known) >= _AROUND else None
+            limit = None if third is None else len(found.arrivals) - int(known[third].in_time)
+            known[roles, share] = _static(found, tokens, fleets[roles], most_late=limit)
+
+    for at in sorted(range(_TENTHS + 1), key=lambda at: abs(2 * at - _TENTHS)):
         for roles in range(len(fleets)):
             tried(roles, at / _TENTHS)
     for step in _FINER:
-        for roles, share in sorted(known, key=lambda one: -known[one].in_time)[:3]:
+        for roles, share in best(_AROUND):
             for beside in (share - step, share + step):
                 tried(roles, min(1.0, max(0.0, beside)))
-    return max(known.values(), key=lambda row: row.in_time)
+    return known[best(1)[0]]
 
 
 def _decide(policy: Policy, request: RouteRequest, state: FleetState) -> Route:
@@ -117,8 +127,9 @@ def _convertible(fleet: Fleet) -> list[Cluster]:
     return [cluster for cluster in fleet.clusters.values() if cluster.convertible]
 
 
-def _static(found: Scenario, tokens: float, fleet: Fleet, name: str = STATIC) -> Row:
-    return _row(name, f"{tokens:,.0f} tokens{_roles(fleet)}", found, _run(found, fleet, static_threshold(tokens)))
+def _static(found: Scenario, tokens: float, fleet: Fleet, name: str = STATIC, most_late: int | None = None) -> Row:
+    run = _run(found, fleet, static_threshold(tokens), most_late=most_late)
+    return _row(name, f"{tokens:,.0f} tokens{_roles(fleet)}", found, run)
 
 
 def _roles(fleet: Fleet) -> str:
@@ -142,12 +153,22 @@ def _decoding_only(found: Scenario) -> Fleet:
 
 def _local(found: Scenario) -> Row:
     """In the best roles for it, in hindsight; clusters that do not decode stand idle."""
-    tried = [_row(LOCAL, _roles(fleet)[2:], found, _run(found, fleet, local_only)) for fleet in _all_roles(found.fleet)]
-    return max(tried, key=lambda row: row.in_time)
+    best: Row | None = None
+    for fleet in _all_roles(found.fleet):
+        limit = None if best is None else len(found.arrivals) - int(best.in_time)
+        row = _row(LOCAL, _roles(fleet)[2:], found, _run(found, fleet, local_only, most_late=limit))
+        best = row if best is None or row.in_time > best.in_time else best
+    assert best is not None, "a fleet has its own roles"
+    return best
 
 
 def _run(
-    found: Scenario, fleet: Fleet, router: Router, threshold: float = math.inf, controller: Controller | None = None
+    found: Scenario,
+    fleet: Fleet,
+    router: Router,
+    threshold: float = math.inf,
+    controller: Controller | None = None,
+    most_late: int | None = None,
 ) -> Outcome:
     return simulate(
         fleet,
@@ -157,6 +178,7 @@ def _run(
         conditions=found.conditions,
         controller=controller,
         deadline_seconds=found.deadline_seconds,
+        most_late=most_late,
     )
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from earthshine.errors import UsageError
 from earthshine.loadgen.trace import MOST_TOKENS, Arrival, Shape
+from earthshine.prfaas.outcome import percentile
 
 _SQRT_2 = math.sqrt(2)
 _STANDARD = NormalDist()
@@ -155,6 +156,10 @@ class Sample:
         """Requests of at most `tokens` tokens."""
         n = bisect.bisect_right(self._sorted, tokens)
         return Band(n / len(self._sorted), self._sums[n] / len(self._sorted))
+
+    def percentile(self, share: float) -> float:
+        """The least length that at least this share of the requests does not exceed."""
+        return percentile(self._sorted, share)
 
     def cuts(self, most: int) -> Sequence[float]:
         """Lengths that occur, at equal shares of the requests where there are more than `most`."""

@@ -17,8 +17,7 @@ from earthshine.errors import UsageError
 from earthshine.loadgen.trace import Arrival, read_trace
 from earthshine.prfaas.conditions import Conditions, RateChange
 from earthshine.prfaas.fleet import Fleet, Link
-from earthshine.prfaas.lengths import Lengths, LogNormal, trace_lengths
-from earthshine.prfaas.outcome import percentile
+from earthshine.prfaas.lengths import Lengths, LogNormal, Sample, trace_lengths
 from earthshine.prfaas.solve import solve
 from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, at_rate, drawn, overlaid, poisson
 from earthshine.untrusted import shown
@@ -88,9 +87,9 @@ def _rate(fleet: Fleet, shift: float = 0.0) -> float:
     return solve(fleet, _paper_lengths(shift), PAPER_OUTPUT_TOKENS).rate
 
 
-def deadline(fleet: Fleet, tokens: Sequence[float]) -> float:
+def deadline(fleet: Fleet, lengths: Sample) -> float:
     """Three times the P90 of the prefill on the fastest idle instance, in seconds."""
-    length = round(percentile(sorted(tokens), 0.9))
+    length = round(lengths.percentile(0.9))
     return _DEADLINE * min(c.profile.prefill_seconds(length) for c in fleet.prefilling)
 
 
@@ -100,13 +99,17 @@ def _drawn(
     fleet: Fleet,
     times: Sequence[float],
     seed: int,
-    rates: Sequence[tuple[float, float]] = (),
+    rates: Sequence[tuple[float, float | None]] = (),
     shift: Callable[[float], float] | None = None,
 ) -> Scenario:
-    """Of the paper's lengths; `rates`: (time, bytes per second) of all links."""
+    """Of the paper's lengths; `rates`: (time, bytes per second) of all links; None: each link's own."""
     arrivals = drawn(times, PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, seed, shift)
-    changes = tuple(RateChange(at, ends, rate) for at, rate in rates for ends in fleet.links)
-    seconds = deadline(fleet, [a.input_tokens for a in arrivals])
+    changes = tuple(
+        RateChange(at, ends, link.bytes_per_second if rate is None else rate)
+        for at, rate in rates
+        for ends, link in fleet.links.items()
+    )
+    seconds = deadline(fleet, Sample(a.input_tokens for a in arrivals))
     expected = _paper_lengths(shift(0.0) if shift is not None else 0.0)
     return Scenario(name, kind.about, fleet, arrivals, Conditions(changes), seconds, expected, PAPER_OUTPUT_TOKENS)
 
@@ -131,8 +134,7 @@ def _wave(kind: Kind, fleet: Fleet, seconds: float, seed: int, trace: Path | Non
 
 def _outage(kind: Kind, fleet: Fleet, seconds: float, seed: int, trace: Path | None) -> Scenario:
     rate = 0.8 * _rate(fleet)
-    full = max((link.bytes_per_second for link in fleet.links.values()), default=0.0)
-    rates = [change for at in range(300, math.ceil(seconds), 600) for change in ((at, 0.0), (at + 60, full))]
+    rates = [change for at in range(300, math.ceil(seconds), 600) for change in ((at, 0.0), (at + 60, None))]
     return _drawn(kind, "outage", fleet, poisson(seconds, lambda _: rate, rate, seed), seed, rates)
 
 
@@ -163,7 +165,7 @@ def _prefix(kind: Kind, fleet: Fleet, seconds: float, seed: int, trace: Path | N
         fleet,
         found,
         Conditions(),
-        deadline(fleet, lengths.cuts(1000)),
+        deadline(fleet, lengths),
         lengths,
         output,
     )

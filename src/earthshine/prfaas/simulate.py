@@ -13,7 +13,7 @@ Raises UsageError for conditions that don't fit the fleet, and for requests that
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from earthshine.loadgen.trace import Arrival
 from earthshine.prfaas.conditions import Conditions
@@ -27,6 +27,7 @@ from earthshine.prfaas.route import Router
 from earthshine.prfaas.serving import Serving
 from earthshine.prfaas.workload import check_arrivals, reply_blocks, whole_blocks
 
+_CHECKS = 100  # of a run for whether too many are late
 _MOST_IDLE_TICKS = 100  # in a row that let nothing happen: what waits then is not served
 
 
@@ -39,11 +40,13 @@ def simulate(
     conditions: Conditions | None = None,
     controller: Controller | None = None,
     deadline_seconds: float | None = None,
+    most_late: int | None = None,
 ) -> Outcome:
     """Runs until every request is served or nothing more can happen.
 
     threshold: tokens, where the fleet's state begins. controller: called for each arrival and once in each of its
-    periods. deadline_seconds: for the first token, given to the router.
+    periods. deadline_seconds: for the first token, given to the router. most_late: end early, soon after more
+    first tokens than that have missed the deadline; what is not served until then is not served at all.
     """
     found = conditions or Conditions()
     found.check(fleet)
@@ -65,15 +68,26 @@ def simulate(
     ]
     outcome = Outcome([request.record for request in requests])
     ticks = None if controller is None else _Ticks(controller, serving, instances, events, outcome)
-    outcome.seconds = _run(requests, serving, events, ticks)
+    hopeless = None
+    if most_late is not None and deadline_seconds is not None:
+        hopeless = _Late(outcome, deadline_seconds, most_late).too_many
+    outcome.seconds = _run(requests, serving, events, ticks, hopeless)
     outcome.sent_bytes, outcome.conversions = serving.sent_bytes(outcome.seconds), instances.conversions
     return outcome
 
 
-def _run(requests: Sequence[SimulatedRequest], serving: Serving, events: EventQueue, ticks: "_Ticks | None") -> float:
+def _run(
+    requests: Sequence[SimulatedRequest],
+    serving: Serving,
+    events: EventQueue,
+    ticks: "_Ticks | None",
+    hopeless: Callable[[float], bool] | None,
+) -> float:
     """Arrivals and events in the order of their times; returns the last one's."""
-    now = 0.0
-    for request in requests:
+    now, pause = 0.0, max(1, len(requests) // _CHECKS)
+    for number, request in enumerate(requests):
+        if hopeless is not None and number % pause == 0 and hopeless(now):
+            return now
         while events.next_seconds() < request.arrival.seconds:
             now = events.run_next()
         now = request.arrival.seconds
@@ -87,6 +101,22 @@ def _run(requests: Sequence[SimulatedRequest], serving: Serving, events: EventQu
     while serving.decoded < len(requests) and events:
         now = events.run_next()
     return now
+
+
+class _Late:
+    """Counts first tokens that missed the deadline."""
+
+    def __init__(self, outcome: Outcome, deadline: float, most: int) -> None:
+        self._served, self._deadline, self._most = outcome.served, deadline, most
+        self._seen = self._late = 0
+
+    def too_many(self, now: float) -> bool:
+        """Whether more than the most are late for certain, of requests whose deadlines have passed."""
+        served, deadline = self._served, self._deadline
+        while self._seen < len(served) and served[self._seen].arrived + deadline < now:
+            self._late += served[self._seen].wait > deadline
+            self._seen += 1
+        return self._late > self._most
 
 
 class _Ticks:

@@ -92,6 +92,16 @@ def test_prefix_that_a_later_prompt_brings_may_be_known():
     assert most_in_time(_fixed(fleet), shared, 7.0) == pytest.approx(2, abs=0.01)
 
 
+def test_prefix_that_a_reply_brings_is_known():
+    """The second prompt is the first one, its reply of as many tokens, and a short question."""
+    fleet = _fixed(alone(two_clusters(near=1, decode=5)))
+    first = Arrival(0, 20480, 20480, tuple(range(40)))
+    second = Arrival(1000, 41000, 1, tuple(range(80)))
+    assert most_in_time(fleet, [first, second], 7.0) == pytest.approx(2, abs=0.01)
+    other = replace(second, blocks=tuple(range(100, 180)))
+    assert most_in_time(fleet, [first, other], 7.0) == pytest.approx(1, abs=0.01)
+
+
 def test_instance_that_converts_serves_nothing_meanwhile():
     """Two prompts take 19.2 s. Their replies take half as long and may follow, unless the conversion lasts longer."""
     fleet = alone(two_clusters(near=1, decode=0))

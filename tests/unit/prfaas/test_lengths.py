@@ -48,6 +48,10 @@ def test_sample_counts_a_length_at_the_threshold_as_short():
     assert between(lengths, 20, 29).mean == 0
 
 
+def test_percentile_counts_equal_lengths():
+    assert [Sample([5, 5, 5, 9]).percentile(share) for share in (0.25, 0.75, 0.76, 1.0)] == [5, 5, 9, 9]
+
+
 def test_cuts_of_many_lengths_are_few():
     lengths = Sample(range(1, 10001))
     assert len(lengths.cuts(256)) <= 256

@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from earthshine.errors import UsageError
+from earthshine.prfaas.fleet import Fleet, Link
 from earthshine.prfaas.scenarios import SCENARIOS, Scenario, scenario
 from earthshine.prfaas.solve import solve
 
@@ -45,6 +47,16 @@ def test_links_alternate_and_fail_both_ways():
     assert back == [(300, False), (360, True), (900, False), (960, True)]
 
 
+def test_after_an_outage_every_link_has_its_own_rate():
+    paper = shipped("paper")
+    third = replace(paper.clusters["prfaas"], name="third")
+    links = {**paper.links, ("third", "pd"): Link("third", "pd", 1e9)}
+    found = scenario("outage", Fleet({**paper.clusters, "third": third}, links), 0, 400)
+    up = {c.ends: c.bytes_per_second for c in found.conditions.rates if c.seconds == 360}
+    assert up == {ends: link.bytes_per_second for ends, link in found.fleet.links.items()}
+    assert up["third", "pd"] == up["pd", "third"] == 1e9 < up["prfaas", "pd"]
+
+
 def test_lengths_drift_up_and_down():
     found = made("drift", 14400)
     means = []
@@ -74,6 +86,17 @@ def test_a_recorded_trace_keeps_its_prefixes_and_gets_its_rate(tmp_path: Path):
     assert found.lengths.mean == pytest.approx(5000 - 9 * 512, rel=0.03)
     expected = 0.9 * solve(shipped("paper"), found.lengths, 10).rate
     assert len(found.arrivals) / found.arrivals[-1].seconds == pytest.approx(expected, rel=0.01)
+
+
+def test_deadline_of_a_trace_counts_each_request(tmp_path: Path):
+    """Nine of ten prompts are short, all of one length; the others differ."""
+    tokens = [2000] * 180 + [60000 + i for i in range(20)]
+    lines = [{"timestamp": i, "input_length": n, "output_length": 10, "hash_ids": []} for i, n in enumerate(tokens)]
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("\n".join(map(json.dumps, lines)))
+    found = scenario("prefix", shipped("paper"), 0, 10, trace)
+    fast = shipped("paper").clusters["prfaas"].profile
+    assert found.deadline_seconds == pytest.approx(3 * fast.prefill_seconds(2000))
 
 
 @pytest.mark.parametrize(
