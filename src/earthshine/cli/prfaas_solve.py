@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -71,8 +70,6 @@ class SolveOptions:
 def run_solve(options: SolveOptions) -> None:
     fleet = fleet_named(options.fleet, options.link)
     lengths, output_tokens = options.workload.read()
-    if sum(c.convertible for c in fleet.clusters.values()) > 1:
-        print("Several clusters are convertible; with many instances the search takes minutes.", file=sys.stderr)
     found = _solution(fleet, lengths, output_tokens, options)
     changes = [] if options.threshold is not None or options.at_means else what_if(fleet, lengths, output_tokens)
     if options.json:

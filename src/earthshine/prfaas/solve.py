@@ -23,7 +23,6 @@ _DOUBLINGS, _HALVINGS = 100, 16  # of the rate
 _LEAST_RATE = 1e-9  # requests per second
 _NEAR = 1e-3  # below the bound is as good as it
 _FINER = 2.0  # times the rate: more than thresholds between the cuts can add
-_ROUNDS = 4  # over clusters whose roles depend on each other's
 _MOST_DIVISIONS = 256  # of roles, all of which are tried; with two clusters that decode they took 0.8 s
 _MOST_TRIALS = 1_000_000
 
@@ -41,8 +40,8 @@ def with_roles(fleet: Fleet, n_prefill: Mapping[str, int]) -> Fleet:
 def solve(fleet: Fleet, lengths: Lengths, output_tokens: float, *, roles: bool = True) -> Solution:
     """The thresholds with the highest rate, and with `roles` also the roles of convertible clusters.
 
-    Of several convertible clusters with many instances, each one's roles are the best for the others' roles; of those
-    with few, all are tried.
+    Of several convertible clusters with few instances, all roles are tried; with many, ever smaller changes of one
+    cluster's roles.
 
     A fleet without a cluster that prefills, as when all its instances are down, has no stage and a rate of 0.
 
@@ -59,16 +58,33 @@ def solve(fleet: Fleet, lengths: Lengths, output_tokens: float, *, roles: bool =
 
 def _with_best_roles(fleet: Fleet, lengths: Lengths, output_tokens: float) -> Fleet:
     convertible = [c for c in fleet.clusters.values() if c.convertible]
-    several = len(convertible) > 1 or (convertible and len(fleet.decoding) > 1)
-    if several and math.prod(c.n_instances + 1 for c in convertible) <= _MOST_DIVISIONS:
+    if not convertible:
+        return fleet
+    if len(convertible) == len(fleet.decoding) == 1:
+        return _best_roles(fleet, convertible[0], lengths, output_tokens)
+    if math.prod(c.n_instances + 1 for c in convertible) <= _MOST_DIVISIONS:
         return _best_division(fleet, lengths, output_tokens)
-    best = fleet
-    for _ in range(_ROUNDS if len(convertible) > 1 else 1):
-        before = best
-        for cluster in convertible:
-            best = _best_roles(best, cluster, lengths, output_tokens)
-        if best is before:
-            break
+    return _climbed_roles(fleet, convertible, lengths, output_tokens)
+
+
+def _climbed_roles(fleet: Fleet, convertible: Sequence[Cluster], lengths: Lengths, output_tokens: float) -> Fleet:
+    """From the fleet's own roles on, ever smaller changes of one cluster's, while one is better. Those that can't be
+    better than what was found are not searched for thresholds."""
+    best, step = fleet, max(c.n_instances for c in convertible) // 2
+    order = _order(_coarse(fleet, lengths, output_tokens))
+    while step:
+        improved = False
+        for cluster, change in product(convertible, (step, -step)):
+            now = best.clusters[cluster.name].n_prefill
+            n = min(max(0, now + change), cluster.n_instances)
+            search = _Search(model_of(with_roles(best, {cluster.name: n}), lengths, output_tokens))
+            thresholds, bound = search.coarse()
+            if n == now or search.most(bound) < order[0]:
+                continue
+            found = _order(search.joint(thresholds, bound))
+            if found > order:
+                best, order, improved = with_roles(best, {cluster.name: n}), found, True
+        step = step if improved else step // 2
     return best
 
 

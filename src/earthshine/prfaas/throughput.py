@@ -231,15 +231,13 @@ class Model:
         if isinstance(chosen, int):
             return [f"prefill of {stages[chosen].cluster}"]
         arcs = {stages[index].cluster: self._arcs(index, stages[index]) for index in chosen}
-        names = list[str]()
+        names, missing = list[str](), list[str]()
         for at, (target, most) in enumerate(self.decode.items()):
             arriving = {source: each[at] for source, each in arcs.items()}
-            bound = most <= sum(arriving.values())
-            names += [f"decode of {target}"] if bound else _link_names(arriving, target)
-        return names or ["no cluster decodes"]
-
-
-def _link_names(arcs: Mapping[str, float], target: str) -> list[str]:
-    return [f"link from {source} to {target}" for source, arc in arcs.items() if arc] or [
-        f"no link from {' or '.join(arcs)} to {target}"
-    ]
+            if most <= sum(arriving.values()):
+                names.append(f"decode of {target}")
+            elif any(arriving.values()):
+                names += [f"link from {source} to {target}" for source, arc in arriving.items() if arc]
+            else:
+                missing.append(f"no link from {' or '.join(arcs)} to {target}")
+        return names or missing or ["no cluster decodes"]

@@ -59,16 +59,6 @@ def test_link_threshold_and_lengths_are_obeyed(earthshine):
     assert short["output_tokens"] == 100
 
 
-def test_a_search_that_may_be_long_is_announced(earthshine, tmp_path):
-    fleet = json.loads(shipped_fleets()["paper"].read_text())
-    both = {"profile": fleet["clusters"][1]["profile"], "n_prefill": 1, "n_decode": 1, "convertible": True}
-    fleet["clusters"], fleet["links"] = [{"name": name} | both for name in "ab"], []
-    (tmp_path / "fleet.json").write_text(json.dumps(fleet))
-    code, _, err = earthshine("prfaas", "solve", tmp_path / "fleet.json")
-    assert (code, err.count("\n")) == (0, 1)
-    assert "the search takes minutes" in err
-
-
 def test_no_link_leaves_local_prefill(earthshine):
     code, out, err = earthshine("prfaas", "solve", "--link", "0")
     assert (code, err) == (0, "")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from earthshine.errors import UsageError
+from earthshine.prfaas import solve as solve_module
 from earthshine.prfaas.fleet import Fleet
 from earthshine.prfaas.lengths import LogNormal, Sample, between
 from earthshine.prfaas.solve import grid_search, solve, what_if, with_roles
@@ -158,6 +159,29 @@ def test_roles_of_two_clusters_are_found():
     assert solve(fleet, PROMPTS, 100).rate >= by_force * (1 - 1e-6)
 
 
+def _convertible(seed: int, n_clusters: int, n_instances: int) -> Fleet:
+    """Clusters of unlike speeds whose instances prefill and decode in halves, and one that sends to all of them."""
+    draw, clusters = random.Random(seed), []
+    for name in "ABC"[:n_clusters]:
+        short, long = draw.uniform(0.2, 1), draw.uniform(5, 12)
+        seconds = (short, (middle := short * draw.uniform(5, 30)), middle * long)
+        clusters.append(made_up(name, seconds, n_instances // 2, n_instances // 2, draw.uniform(0.3, 2), True))
+    links = {("R", c.name): draw.choice((1, 5, 50)) * n_instances * 1e8 for c in clusters}
+    return fleet_of(*clusters, made_up("R", (0.1, 1.5, 9.0), n_instances), links=links)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_roles_of_many_instances_are_about_the_best(seed, monkeypatch):
+    few = _convertible(seed, 2, 14)
+    all_tried = solve(few, PAPER_LENGTHS, 100)
+    monkeypatch.setattr(solve_module, "_MOST_DIVISIONS", 0)
+    assert solve(few, PAPER_LENGTHS, 100).rate >= all_tried.rate * 0.98
+    many = _convertible(seed, 3, 60)
+    found = solve(many, PAPER_LENGTHS, 100)
+    assert found.rate >= 1.05 * solve(many, PAPER_LENGTHS, 100, roles=False).rate
+    assert found.rate >= 0.98 * 10 * solve(_convertible(seed, 3, 6), PAPER_LENGTHS, 100).rate
+
+
 def _max_flow(supply, arcs, sinks):
     """By augmenting paths, over a bipartite network of a few nodes."""
     left, flow, into, total = dict(supply), dict.fromkeys(arcs, 0.0), dict(sinks), 0.0
@@ -253,6 +277,13 @@ def test_what_binds_is_named():
     assert solve(paper_fleet(6), PAPER_LENGTHS, PAPER_OUTPUT).binds == ("decode of pd",)
     assert set(solve(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT).binds) == {"prefill of pd", "prefill of prfaas"}
     assert "link from prfaas to pd" in solve(paper_fleet(2), PAPER_LENGTHS, PAPER_OUTPUT).binds
+
+
+def test_links_that_are_missing_are_named_only_where_nothing_else_binds():
+    found = solve(_convertible(0, 3, 60), PAPER_LENGTHS, 100)
+    assert not any(name.startswith("no link") for name in found.binds)
+    apart = fleet_of(made_up("A", (0.5, 10.0, 80.0), 2), made_up("B", (0.5, 10.0, 80.0), 0, 2))
+    assert solve(apart, PAPER_LENGTHS, 100).binds == ("no link from A to B",)
 
 
 def test_what_binds_is_what_more_of_helps():
