@@ -6,7 +6,7 @@ frame, and allocate no more than the buffers they are given.
 A frame is a head of 20 bytes, a body, and for BLOCK the values themselves:
     0   1  version, 1
     1   1  kind
-    2   2  zero
+    2   2  lowest 16 bits of the CRC-32 of the head's other bytes before 16, so that no damaged length is waited for
     4   4  bytes of the body
     8   8  transfer, chosen by the receiver; 0 where the frame belongs to none
     16  4  CRC-32 of the 16 bytes before it and of the body
@@ -23,9 +23,11 @@ from earthshine.prfaas.wire.fault import Reason, WireError
 VERSION = 1
 MAGIC = b"ESHWIRE\x1a"
 HEAD = struct.Struct("<BBHIQI")
-_COVERED = struct.Struct("<BBHIQ")  # the part of the head that the CRC covers
+_COVERED = struct.Struct("<BBHIQ")  # the part of the head that the body's CRC covers
+_CHECKED = struct.Struct("<BBIQ")  # the part that the head's own covers
 MOST_TOKENS = 1 << 20  # of a request
 MOST_BLOCK_BYTES = 1 << 30
+MOST_HEADER_BYTES = 4 * MOST_TOKENS + (256 << 10)  # of a piece
 MOST_ACKED = 256  # sequence numbers in one ACK
 MOST_TEXT_BYTES = 1 << 10
 
@@ -53,7 +55,7 @@ class Kind(IntEnum):
 _SMALL = 2 << 10
 MOST_BODY_BYTES = dict.fromkeys(Kind, _SMALL) | {
     Kind.REQUEST: 4 * MOST_TOKENS + (64 << 10),
-    Kind.BEGIN: 4 * MOST_TOKENS + (256 << 10),
+    Kind.BEGIN: MOST_HEADER_BYTES + 8,
     Kind.RESUME: 1 << 20,
 }
 
@@ -71,11 +73,13 @@ def read_head(raw: bytes | bytearray | memoryview) -> Head:
     """The first HEAD.size bytes of a frame. Raises WireError: VERSION, PROTOCOL, or DAMAGED."""
     if len(raw) < HEAD.size:
         raise WireError(Reason.PROTOCOL, f"A frame's head has {HEAD.size} bytes; {len(raw)} arrived.")
-    version, kind, zero, body_bytes, transfer, crc = HEAD.unpack_from(raw)
+    version, kind, check, body_bytes, transfer, crc = HEAD.unpack_from(raw)
+    if check != _check(version, kind, body_bytes, transfer):
+        raise WireError(Reason.DAMAGED, "A frame's head is damaged, or the peer is no Earthshine.")
     if version != VERSION:
         raise WireError(Reason.VERSION, f"The peer's frames have version {version}; this Earthshine has {VERSION}.")
-    if zero or not 1 <= kind <= len(Kind):
-        raise WireError(Reason.PROTOCOL, f"Frames of kind {kind} are unknown; is the peer an Earthshine?")
+    if not 1 <= kind <= len(Kind):
+        raise WireError(Reason.PROTOCOL, f"Frames of kind {kind} are unknown.")
     if body_bytes > MOST_BODY_BYTES[Kind(kind)]:
         most = MOST_BODY_BYTES[Kind(kind)]
         raise WireError(Reason.PROTOCOL, f"{Kind(kind).name} announces {body_bytes} bytes; the most is {most}.")
@@ -85,7 +89,7 @@ def read_head(raw: bytes | bytearray | memoryview) -> Head:
 def frame(kind: Kind, transfer: int = 0, *body: bytes) -> bytes:
     """A whole frame; a BLOCK's values are sent after it."""
     size = sum(map(len, body))
-    head = _COVERED.pack(VERSION, kind, 0, size, transfer)
+    head = _COVERED.pack(VERSION, kind, _check(VERSION, kind, size, transfer), size, transfer)
     crc = zlib.crc32(head)
     for part in body:
         crc = zlib.crc32(part, crc)
@@ -96,3 +100,7 @@ def check_body(head: Head, body: bytes | bytearray | memoryview) -> None:
     """Raises WireError if the body is not the one that the head describes."""
     if len(body) != head.body_bytes or zlib.crc32(body, head.covered) != head.crc:
         raise WireError(Reason.DAMAGED, f"A {head.kind.name} frame is damaged: its CRC-32 does not match.")
+
+
+def _check(version: int, kind: int, body_bytes: int, transfer: int) -> int:
+    return zlib.crc32(_CHECKED.pack(version, kind, body_bytes, transfer)) & 0xFFFF

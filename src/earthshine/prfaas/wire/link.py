@@ -64,6 +64,10 @@ class Link:
             os.eventfd_write(self._wake, 1)
             return True
 
+    def queue(self, frame: bytes) -> None:
+        """Leave a frame for the next `flush`. Only by the connection's thread."""
+        self._outbox.append(frame)
+
     def wake(self) -> None:
         """End the wait of the connection's thread, from any thread."""
         with self._lock:
@@ -86,11 +90,12 @@ class Link:
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # SSLSocket's would end TLS too
 
-    def wait(self, seconds: float = TICK_SECONDS) -> bool:
-        """Whether something can be read; False when woken or after `seconds`. Raises WireError if the peer is dead."""
+    def wait(self, block: bool = True) -> bool:
+        """Whether something can be read now, or with `block` within a tick, unless woken. Raises WireError if the peer
+        is dead."""
         if isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
             return True
-        ready = [descriptor for descriptor, _ in self._poll.poll(1000 * seconds)]
+        ready = [descriptor for descriptor, _ in self._poll.poll(1000 * TICK_SECONDS if block else 0)]
         readable = self.sock.fileno() in ready
         if len(ready) > readable:
             with self._lock:

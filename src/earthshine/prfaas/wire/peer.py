@@ -149,8 +149,9 @@ class PrefillPeer:
             except WireError as error:
                 self._unreachable(error)
                 with self._changed:
-                    if not self._transfers:
-                        return
+                    crowded = error.reason is Reason.BUSY and self._links
+                    if crowded or not self._transfers:
+                        return  # `prefill` starts the thread again
                     self._changed.wait(pause)
                 pause = min(1.0, 2 * pause)
                 continue
@@ -248,6 +249,10 @@ class PrefillPeer:
         any(link.post(Plain(Kind.CANCEL, transfer.number).frame()) for link in links)
 
     def _unreachable(self, error: WireError) -> None:
+        """A connection could not be made."""
+        if error.reason is Reason.DAMAGED and self._bad_connections < _MOST_BAD_CONNECTIONS:
+            self._bad_connections += 1
+            return
         with self._changed:
             alone = not self._links
             transfers = list(self._transfers.values()) if alone or error.reason in _HOPELESS else []
@@ -257,10 +262,10 @@ class PrefillPeer:
                 transfer.finish(error)
 
     def _ended_badly(self, error: WireError) -> None:
-        """A connection ended with an error; one that says that the peer is at fault ends the transfers."""
-        if error.reason is Reason.DAMAGED:
+        """A connection ended with an error. Damage may be the network's: only if it goes on, the transfers end."""
+        if error.reason is not Reason.LOST:
             self._bad_connections += 1
-        if error.reason in _HOPELESS or self._bad_connections >= _MOST_BAD_CONNECTIONS:
+        if self._bad_connections >= _MOST_BAD_CONNECTIONS:
             self._fail_all(error)
 
     def _fail_all(self, error: WireError) -> None:

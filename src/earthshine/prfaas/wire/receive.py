@@ -17,9 +17,9 @@ def receive(message: Message, transfer: Transfer | None, link: Link) -> bool:
     if isinstance(message, Failure) and message.transfer:
         if transfer is not None:
             transfer.finish(WireError(message.reason, message.text))
-        link.post(Ack(message.transfer, 0, [message.seq]).frame())
+        link.queue(Ack(message.transfer, 0, [message.seq]).frame())
     elif transfer is None and isinstance(message, Begin | End):
-        link.post(Plain(Kind.CANCEL, message.transfer).frame())
+        link.queue(Plain(Kind.CANCEL, message.transfer).frame())
     elif transfer is not None and isinstance(message, Begin):
         _answer(link, transfer.begin(message))
     elif transfer is not None and isinstance(message, End):
@@ -39,9 +39,9 @@ def _block(block: Block, transfer: Transfer | None, link: Link) -> bool:
     if transfer is None or buffers is None:
         link.drop(block.nbytes)
         if transfer is None or transfer.over():
-            link.post(Plain(Kind.CANCEL, block.transfer).frame())
+            link.queue(Plain(Kind.CANCEL, block.transfer).frame())
         else:
-            link.post(transfer.known(block).frame())
+            link.queue(transfer.known(block).frame())
         return False
     whole = False
     try:
@@ -56,4 +56,4 @@ def _block(block: Block, transfer: Transfer | None, link: Link) -> bool:
 
 def _answer(link: Link, answer: Ack | Again | None) -> None:
     if answer is not None:
-        link.post(answer.frame())
+        link.queue(answer.frame())

@@ -46,6 +46,7 @@ class Limits:
     most_sessions: int = 64
     most_requests: int = 64
     most_tokens: int = MOST_TOKENS  # of a request
+    most_seconds: float = 3600.0  # of a request
 
 
 class WireServer:
@@ -206,7 +207,8 @@ class WireServer:
         except WireError as error:
             session.post(Failure(message.transfer, 0, error.reason, str(error)).frame())
             return
-        writer = PieceWriter(message.transfer, message.credit, message.deadline_ms / 1000, session.ready)
+        seconds = min(message.deadline_ms / 1000, self.limits.most_seconds)
+        writer = PieceWriter(message.transfer, message.credit, seconds, session.ready)
         writer.handle_id = handle_id
         session.open(writer)
         session.post(Plain(Kind.ACCEPTED, message.transfer).frame())

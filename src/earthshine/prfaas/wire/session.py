@@ -11,11 +11,43 @@ from threading import Lock
 from earthshine.prfaas.wire.fault import Reason, WireError
 from earthshine.prfaas.wire.frames import Kind
 from earthshine.prfaas.wire.link import Link
-from earthshine.prfaas.wire.messages import SESSION_BYTES, Ack, Again, Arrived, Message, Ping, Plain, Request, Resume
+from earthshine.prfaas.wire.messages import (
+    SESSION_BYTES,
+    Ack,
+    Again,
+    Arrived,
+    Failure,
+    Message,
+    Ping,
+    Plain,
+    Request,
+    Resume,
+)
 from earthshine.prfaas.wire.tcp_info import figures
 from earthshine.prfaas.wire.writer import Item, PieceWriter
 
 RESUME_TICKS = 20  # the receiver notices a silent connection after DEAD_TICKS, and then needs some to connect
+
+
+_MOST_KNOWN = 1 << 12
+
+
+class Once:
+    """Numbers that ascend, nearly: which of them are new."""
+
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+        self._floor = 0  # every number below it counts as known
+
+    def first(self, number: int) -> bool:
+        """Whether the number comes for the first time."""
+        if number < self._floor or number in self._known:
+            return False
+        self._known.add(number)
+        if len(self._known) > _MOST_KNOWN:
+            self._known = set(sorted(self._known)[_MOST_KNOWN // 2 :])
+            self._floor = min(self._known)
+        return True
 
 
 class Session:
@@ -26,6 +58,7 @@ class Session:
         self._accept = accept
         self._lock = Lock()
         self._links: dict[int, Link] = {}
+        self._connected, self._asked = Once(), Once()
         self._idle: set[int] = set()  # connections whose threads wait for something to send
         self._writers: dict[int, PieceWriter] = {}
         self._waited: dict[int, int] = {}  # by transfer: ticks for the receiver's word about a lost connection
@@ -34,10 +67,10 @@ class Session:
     def join(self, number: int, link: Link, most: int) -> None:
         """Add a connection. Raises WireError: BUSY beyond `most` of them, PROTOCOL for a number that is in use."""
         with self._lock:
-            if number in self._links:
-                raise WireError(Reason.PROTOCOL, f"Connection {number} of this session is open already.")
             if len(self._links) >= most:
                 raise WireError(Reason.BUSY, f"A session has at most {most} connections.")
+            if not self._connected.first(number):
+                raise WireError(Reason.PROTOCOL, f"Connection {number} of this session was made before.")
             self._links[number], self._alone_ticks = link, 0
 
     def leave(self, number: int) -> None:
@@ -58,7 +91,7 @@ class Session:
             link.flush()
             if link.ping_due():
                 link.send([figures(link.sock).frame()])
-            if link.wait(0.0 if taken is not None else 1.0):
+            if link.wait(block=taken is None):
                 self._read(link.receive(), link)
 
     def open(self, writer: PieceWriter) -> None:
@@ -69,10 +102,6 @@ class Session:
     def unused(self) -> bool:
         with self._lock:
             return not self._links and not self._writers
-
-    def has(self, transfer: int) -> bool:
-        with self._lock:
-            return transfer in self._writers
 
     def post(self, frame: bytes) -> None:
         """Send a frame over any connection."""
@@ -94,6 +123,7 @@ class Session:
             self._alone_ticks = 0 if open_now else self._alone_ticks + 1
             alone = self._alone_ticks
         for writer in writers:
+            writer.tick()
             if writer.finished:
                 with self._lock:
                     self._writers.pop(writer.transfer, None)
@@ -127,10 +157,7 @@ class Session:
 
     def _read(self, message: Message, link: Link) -> None:
         if isinstance(message, Request):
-            if self.has(message.transfer):  # asked again, because a connection was lost
-                link.post(Plain(Kind.ACCEPTED, message.transfer).frame())
-            else:
-                self._accept(self, message)
+            self._request(message)
         elif isinstance(message, Ack):
             self._with(message.transfer, lambda writer: writer.acked(message.seqs, message.credit))
         elif isinstance(message, Again):
@@ -142,6 +169,18 @@ class Session:
             self._with(message.transfer, PieceWriter.forgotten)
         elif not isinstance(message, Ping):
             raise WireError(Reason.PROTOCOL, f"A receiver does not send {type(message).__name__}.")
+
+    def _request(self, message: Request) -> None:
+        with self._lock:
+            known = message.transfer in self._writers
+            first = self._asked.first(message.transfer)
+        if known:  # asked again, because a connection was lost
+            self.post(Plain(Kind.ACCEPTED, message.transfer).frame())
+        elif first:
+            self._accept(self, message)
+        else:
+            why = f"Transfer {message.transfer} of this session was asked for before."
+            self.post(Failure(message.transfer, 0, Reason.PROTOCOL, why).frame())
 
     def _with(self, transfer: int, call: Callable[[PieceWriter], None]) -> None:
         with self._lock:

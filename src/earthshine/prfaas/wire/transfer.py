@@ -109,8 +109,9 @@ class Transfer:
         """Take a piece's header. Returns what to answer; raises WireError where the peer breaks the protocol."""
         header = message.header
         seed = header[-DIGEST_BYTES:]
-        if header_digest(header[:-DIGEST_BYTES]) != seed:
-            raise WireError(Reason.DAMAGED, "The header of a piece is damaged: its checksum does not match.")
+        if header_digest(header[:-DIGEST_BYTES]) != seed:  # not on its way, as the frame's CRC-32 shows
+            self.finish(WireError(Reason.DAMAGED, "A piece's header was damaged at the sender: its digest is wrong."))
+            return None
         with self._lock:
             known = self._seeds.get(message.piece)
             if message.piece >= MOST_PIECES or (known is not None and not self._has(message.seq)):

@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Condition
 
+from earthshine.errors import UsageError
 from earthshine.prfaas.wire.fault import Reason, WireError
+from earthshine.prfaas.wire.frames import MOST_BLOCK_BYTES, MOST_HEADER_BYTES
 from earthshine.prfaas.wire.link import Buffer, Link
 from earthshine.prfaas.wire.messages import Arrived, Begin, Block, End, Failure
 from earthshine.storage.blob import DIGEST_BYTES, block_digest
 
 MOST_SENT_AGAIN = 3  # a block that arrives damaged more often is damaged at the sender, or the network is
 MOST_PIECES = 1 << 16
+LATE_TICKS = 10
 
 
 @dataclass(slots=True, eq=False)
@@ -45,15 +48,18 @@ class PieceWriter:
         self._pieces = self._seq = self._outstanding_bytes = 0
         self._seed = b""
         self._over: WireError | None = None
+        self._ticks = 0
         self._sending = 0  # items whose buffers are in use now
         self._closed = self._delivered = False
 
     def begin(self, header: bytes) -> int:
         """Begin the next piece, whose header ends with its digest. Returns its number."""
+        if not DIGEST_BYTES <= len(header) <= MOST_HEADER_BYTES:
+            raise UsageError(f"A piece's header has {DIGEST_BYTES} to {MOST_HEADER_BYTES} bytes, not {len(header)}.")
         with self._changed:
             self._require_open()
             if self._pieces >= MOST_PIECES:
-                raise WireError(Reason.LIMIT, f"A transfer has at most {MOST_PIECES} pieces.")
+                raise UsageError(f"A transfer has at most {MOST_PIECES} pieces.")
             piece, self._pieces, self._seed = self._pieces, self._pieces + 1, header[-DIGEST_BYTES:]
             self._put(Item(Begin(self.transfer, self._seq, piece, header)))
         self._ready()
@@ -66,6 +72,8 @@ class PieceWriter:
         """
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         nbytes = sum(map(len, views))
+        if not self._pieces or nbytes > MOST_BLOCK_BYTES:
+            raise UsageError(f"A block of {nbytes} bytes follows no header, or is larger than {MOST_BLOCK_BYTES}.")
         digest = block_digest(self._seed, index, views) if digest is None else digest
         with self._changed:
             self._changed.wait_for(lambda: self._over or self._may_send(nbytes))
@@ -167,6 +175,12 @@ class PieceWriter:
                 elif item.connection == connection:
                     self._again(item)
             self._changed.notify_all()
+
+    def tick(self) -> None:
+        """Called each second: the receiver gives up at its deadline, and so does the sender, a little later."""
+        self._ticks += 1
+        if self._ticks > self.deadline_seconds + LATE_TICKS:
+            self.abandon(Reason.DEADLINE, "The cache was not sent by the receiver's deadline.")
 
     def waits_for(self, connections: set[int]) -> bool:
         """Whether an item was sent over a connection that is none of `connections`."""
