@@ -13,7 +13,7 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 from time import monotonic
 from typing import Any
@@ -24,7 +24,7 @@ from earthshine.prfaas.wire.messages import Message, read_message
 
 TICK_SECONDS = 1.0
 DEAD_TICKS = 5
-_STEP_BYTES = 1 << 20  # received by one system call, so that a receiver that gives up is noticed soon
+_STEP_BYTES = 1 << 19  # received by one system call, so that a receiver that gives up is noticed soon
 _MOST_BUFFERS = 256  # in one system call; Linux takes 1,024
 _BODY_STEP_BYTES = 1 << 16  # memory for a frame's body grows with what arrives
 _SCRATCH_BYTES = 1 << 16
@@ -150,18 +150,29 @@ class Link:
             found += part
         return found
 
-    def fill(self, buffers: Sequence[Any], unwanted: Callable[[], bool] = lambda: False) -> bool:
-        """Receive into all of `buffers`, which are writable. Raises WireError: LOST.
+    def fill(
+        self,
+        buffers: Sequence[Any],
+        unwanted: Callable[[], bool] = lambda: False,
+        seen: Callable[[memoryview], object] = lambda view: None,
+    ) -> bool:
+        """Receive into all of `buffers`, which are writable; what is full goes to `seen`, in order, while it is still
+        in the processor's cache. Raises WireError: LOST.
 
         Once `unwanted()`, the buffers are not written any more, the rest is read and dropped, and False is returned.
         """
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        views = [view for view in views if len(view)]
-        while views:
-            if unwanted():
-                self.drop(sum(map(len, views)))
+        views = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if len(view)]
+        missing = sum(map(len, views))
+        for step in _steps(views):
+            left = list(step)
+            while left and not unwanted():
+                self._moved(left, self._receive_some)
+            missing -= sum(map(len, step))
+            if left:
+                self.drop(missing + sum(map(len, left)))
                 return False
-            self._moved(views, self._receive_some)
+            for view in step:
+                seen(view)
         return True
 
     def drop(self, count: int) -> None:
@@ -203,7 +214,7 @@ class Link:
             if self.tls:
                 count = self.sock.recv_into(views[0])
             else:
-                count = self.sock.recvmsg_into(_first(views), 0, socket.MSG_WAITALL)[0]
+                count = self.sock.recvmsg_into(views, 0, socket.MSG_WAITALL)[0]
         except (BlockingIOError, TimeoutError):
             self._silent()
             raise
@@ -223,15 +234,20 @@ class Link:
         return WireError(Reason.LOST, f"{self.peer} {what} for {DEAD_TICKS * TICK_SECONDS:.0f} s.")
 
 
-def _first(views: list[memoryview]) -> list[memoryview]:
-    """The first _STEP_BYTES of `views`."""
-    found, left = [], _STEP_BYTES
-    for view in views[:_MOST_BUFFERS]:
-        found.append(view[:left])
-        left -= len(found[-1])
-        if not left:
-            break
-    return found
+def _steps(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """`views` in portions of at most _STEP_BYTES and _MOST_BUFFERS."""
+    step: list[memoryview] = []
+    left = _STEP_BYTES
+    for view in views:
+        while len(view):
+            step.append(view[:left])
+            view = view[len(step[-1]) :]
+            left -= len(step[-1])
+            if not left or len(step) == _MOST_BUFFERS:
+                yield step
+                step, left = [], _STEP_BYTES
+    if step:
+        yield step
 
 
 def _why(error: Exception) -> str:

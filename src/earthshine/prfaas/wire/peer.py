@@ -24,6 +24,7 @@ from earthshine.prfaas.wire.transfer import PieceSink, Transfer
 from earthshine.prfaas.wire.trust import Trust
 
 MOST_CONNECTIONS = 8
+MOST_TOKEN_BYTES = 1 << 10
 WINDOW_BYTES = 32 << 20
 IDLE_SECONDS = 60.0
 RESUME_SECONDS = 10.0  # how long accepted transfers wait for a connection
@@ -61,6 +62,8 @@ class PrefillPeer:
     ) -> None:
         if not 1 <= connections <= MOST_CONNECTIONS:
             raise UsageError(f"A peer has 1 to {MOST_CONNECTIONS} connections, not {connections}.", "connections")
+        if len(token) > MOST_TOKEN_BYTES:
+            raise UsageError(f"A token has at most {MOST_TOKEN_BYTES} bytes, not {len(token)}.", "token")
         self.address = PeerAddress.parse(url)
         self.address.require_allowed(allow_plain)
         tls = None if self.address.plain else trust or Trust()

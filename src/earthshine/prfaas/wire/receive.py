@@ -5,6 +5,7 @@ from earthshine.prfaas.wire.frames import Kind
 from earthshine.prfaas.wire.link import Link
 from earthshine.prfaas.wire.messages import Ack, Again, Begin, Block, End, Failure, Message, Plain
 from earthshine.prfaas.wire.transfer import Transfer
+from earthshine.storage.blob import DIGEST_BYTES
 
 
 def receive(message: Message, transfer: Transfer | None, link: Link) -> bool:
@@ -43,11 +44,11 @@ def _block(block: Block, transfer: Transfer | None, link: Link) -> bool:
         else:
             link.queue(transfer.known(block).frame())
         return False
-    whole = False
+    whole, hasher = False, transfer.hasher(block)
     try:
-        whole = link.fill(buffers, transfer.over)
+        whole = link.fill(buffers, transfer.over, hasher.update)
     finally:
-        answer = transfer.settle(block, buffers, whole)
+        answer = transfer.settle(block, whole, hasher.digest(DIGEST_BYTES))
     _answer(link, answer)
     if transfer.complete:
         transfer.finish(None)

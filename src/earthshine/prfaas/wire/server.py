@@ -194,8 +194,10 @@ class WireServer:
             raise WireError(Reason.TOKEN, "The sender of caches needs a token, or another one than this.") from None
         with self._lock:
             session = self._sessions.get(hello.session)
-            if session is None or session.user != user:
-                if session is not None or len(self._sessions) >= self.limits.most_sessions:
+            if session is not None and session.user != user:
+                raise WireError(Reason.TOKEN, "The session was begun with another token.")
+            if session is None:
+                if len(self._sessions) >= self.limits.most_sessions:
                     raise WireError(Reason.BUSY, f"{self.limits.most_sessions} clients are connected; try again later.")
                 session = self._sessions[hello.session] = Session(user, self._request)
             return session

@@ -5,12 +5,14 @@ from threading import Event, Lock
 from time import monotonic
 from typing import Any, Protocol
 
+from blake3 import blake3
+
 from earthshine.errors import EarthshineError
 from earthshine.prfaas.wire.fault import Reason, WireError
 from earthshine.prfaas.wire.messages import Ack, Again, Arrived, Begin, Block, Request
 from earthshine.prfaas.wire.request import PrefillRequest
 from earthshine.prfaas.wire.writer import MOST_PIECES
-from earthshine.storage.blob import DIGEST_BYTES, block_digest, header_digest
+from earthshine.storage.blob import DIGEST_BYTES, INDEX, block_hasher, header_digest
 
 _UNKNOWN = (1 << 32) - 1
 
@@ -145,9 +147,13 @@ class Transfer:
             return None
         return buffers
 
-    def settle(self, block: Block, buffers: Sequence[Any], whole: bool) -> Ack | Again | None:
+    def hasher(self, block: Block) -> blake3:
+        """The block's digest before its values."""
+        return block_hasher(self._seeds[block.piece], INDEX.pack(block.index))
+
+    def settle(self, block: Block, whole: bool, digest: bytes) -> Ack | Again | None:
         """After a claimed block has arrived, or not: verifies it. Returns what to answer."""
-        sound = whole and block_digest(self._seeds[block.piece], block.index, buffers) == block.digest
+        sound = whole and digest == block.digest
         if sound and self._called(lambda: self._sink.block(block.piece, block.index)):
             with self._lock:
                 self.received_bytes += block.nbytes

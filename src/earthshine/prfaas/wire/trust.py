@@ -7,7 +7,7 @@ names it has, but not before and not after the dates in it.
 import hashlib
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Trust:
 
     ca: Path | None = None
     pins: tuple[str, ...] = ()
+    _context: ssl.SSLContext = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for pin in self.pins:
@@ -35,34 +36,30 @@ class Trust:
                     f"{shown(pin)} is not the SHA-256 of a certificate; `openssl x509 -in cert.pem -noout -fingerprint "
                     "-sha256` shows it."
                 )
-        if not self.pins:
-            self._context()
+        object.__setattr__(self, "_context", _anything() if self.pins else _of_authorities(self.ca))
 
     def connect(self, sock: socket.socket, host: str) -> ssl.SSLSocket:
         """TLS over a connected socket. Raises WireError (CERTIFICATE, LOST); the caller closes `sock`."""
         try:
-            if not self.pins:
-                return self._context().wrap_socket(sock, server_hostname=host)
-            found = _anything().wrap_socket(sock)
-            der = found.getpeercert(binary_form=True) or b""
+            found = self._context.wrap_socket(sock, server_hostname=host)
         except ssl.SSLCertVerificationError as error:
             raise _untrusted(host, error.verify_message) from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            raise WireError(Reason.LOST, f"TLS with {host} failed: {reason}.") from None
+            raise WireError(Reason.UNREACHABLE, f"TLS with {host} failed: {reason}. Does it use TLS?") from None
+        try:
+            if self.pins:
+                self._check(found.getpeercert(binary_form=True) or b"", host)
+        except WireError:
+            found.close()
+            raise
+        return found
+
+    def _check(self, der: bytes, host: str) -> None:
         digest = hashlib.sha256(der).hexdigest()
         if digest not in map(_plain, self.pins):
             raise _untrusted(host, f"its SHA-256 is {digest}, which is not pinned")
         _require_in_date(der, host)
-        return found
-
-    def _context(self) -> ssl.SSLContext:
-        try:
-            context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
-        except (OSError, ssl.SSLError) as error:
-            raise UsageError(f"{self.ca} is not a PEM file of certificates: {error.strerror or error}.") from None
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        return context
 
 
 def server_context(options: ListenOptions) -> ssl.SSLContext | None:
@@ -115,6 +112,15 @@ def _element(der: bytes, at: int) -> tuple[int, int, int]:
     if at + length > len(der):
         raise ValueError
     return tag, at, at + length
+
+
+def _of_authorities(ca: Path | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=None if ca is None else str(ca))
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"{ca} is not a PEM file of certificates: {error.strerror or error}.") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
 
 
 def _anything() -> ssl.SSLContext:
