@@ -334,9 +334,8 @@ def main() -> None:
         what = kind + (", without checksums" if args.no_checksums else "")
         rows = memory_beyond_pages(setup, args.transfers) if args.memory else compare(setup, args.rounds, what)
     for row in rows:
-        print(
-            f"{row['what']}: {row['median']} {row.get('unit', '')} ({row['low']} to {row['high']}) {row.get('note', '')}"
-        )
+        spread = f"({row['low']} to {row['high']})"
+        print(f"{row['what']}: {row['median']} {row.get('unit', '')} {spread} {row.get('note', '')}")
     with suppress(BrokenPipeError):
         json.dump({"rows": rows}, sys.stdout)
         print()

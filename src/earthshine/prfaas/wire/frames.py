@@ -74,7 +74,7 @@ def read_head(raw: bytes | bytearray | memoryview) -> Head:
     if len(raw) < HEAD.size:
         raise WireError(Reason.PROTOCOL, f"A frame's head has {HEAD.size} bytes; {len(raw)} arrived.")
     version, kind, check, body_bytes, transfer, crc = HEAD.unpack_from(raw)
-    if check != _check(version, kind, body_bytes, transfer):
+    if check != check_of(version, kind, body_bytes, transfer):
         raise WireError(Reason.DAMAGED, "A frame's head is damaged, or the peer is no Earthshine.")
     if version != VERSION:
         raise WireError(Reason.VERSION, f"The peer's frames have version {version}; this Earthshine has {VERSION}.")
@@ -89,7 +89,7 @@ def read_head(raw: bytes | bytearray | memoryview) -> Head:
 def frame(kind: Kind, transfer: int = 0, *body: bytes) -> bytes:
     """A whole frame; a BLOCK's values are sent after it."""
     size = sum(map(len, body))
-    head = _COVERED.pack(VERSION, kind, _check(VERSION, kind, size, transfer), size, transfer)
+    head = _COVERED.pack(VERSION, kind, check_of(VERSION, kind, size, transfer), size, transfer)
     crc = zlib.crc32(head)
     for part in body:
         crc = zlib.crc32(part, crc)
@@ -102,5 +102,6 @@ def check_body(head: Head, body: bytes | bytearray | memoryview) -> None:
         raise WireError(Reason.DAMAGED, f"A {head.kind.name} frame is damaged: its CRC-32 does not match.")
 
 
-def _check(version: int, kind: int, body_bytes: int, transfer: int) -> int:
+def check_of(version: int, kind: int, body_bytes: int, transfer: int) -> int:
+    """The 16 bits that a head carries about its own numbers."""
     return zlib.crc32(_CHECKED.pack(version, kind, body_bytes, transfer)) & 0xFFFF

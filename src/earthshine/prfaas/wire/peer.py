@@ -28,6 +28,8 @@ MOST_TOKEN_BYTES = 1 << 10
 WINDOW_BYTES = 32 << 20
 IDLE_SECONDS = 60.0
 RESUME_SECONDS = 10.0  # how long accepted transfers wait for a connection
+_LEAST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.05, 1.0  # before connecting again
+_PROGRESS_BYTES = 4096  # that a connection received: connecting again was worth it
 _MOST_BAD_CONNECTIONS = 4  # in a row that ended with damaged frames, before the transfers do
 _HOPELESS = (Reason.TOKEN, Reason.CERTIFICATE, Reason.VERSION, Reason.PROTOCOL)  # connecting again will not help
 
@@ -141,7 +143,7 @@ class PrefillPeer:
         return not self._closed and (bool(self._transfers) or monotonic() - self._used < IDLE_SECONDS)
 
     def _connect_and_serve(self) -> None:
-        pause = 0.05
+        pause = _LEAST_PAUSE_SECONDS
         while True:
             with self._changed:
                 if not self._wanted():
@@ -155,11 +157,14 @@ class PrefillPeer:
                     crowded = error.reason is Reason.BUSY and self._links
                     if crowded or not self._transfers:
                         return  # `prefill` starts the thread again
+            else:
+                self._serve(number, link, welcome)
+                if link.received_bytes > _PROGRESS_BYTES:
+                    pause = _LEAST_PAUSE_SECONDS
+            with self._changed:
+                if not self._closed:
                     self._changed.wait(pause)
-                pause = min(1.0, 2 * pause)
-                continue
-            pause = 0.05
-            self._serve(number, link, welcome)
+            pause = min(_MOST_PAUSE_SECONDS, 2 * pause)
 
     def _serve(self, number: int, link: Link, welcome: Welcome) -> None:
         try:
