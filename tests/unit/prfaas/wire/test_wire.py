@@ -108,7 +108,7 @@ def test_descriptors_and_threads_return_when_both_ends_close():
     before, threads = descriptors(), threading.active_count()
     with serving(pieces.send) as server, connected(server.port) as peer:
         peer.prefill(request(), Sink(pieces), SECONDS).result()
-    eventually(lambda: (descriptors(), threading.active_count()) == (before, threads))
+    eventually(lambda: descriptors() <= before and threading.active_count() <= threads)
 
 
 def test_a_cancelled_transfer_ends_at_both_ends():
