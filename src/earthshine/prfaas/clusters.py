@@ -1,9 +1,11 @@
-"""The simulator's clusters: a queue of prompts, first in first out, over instances that prefill one at a time; decode
-batches, each step as long as its batch makes it; a prefix cache; and instances that change their roles.
+"""The simulator's clusters: a queue of prompts by priority over instances that prefill one at a time; decode batches,
+each step as long as its batch makes it; a prefix cache; and instances that change their roles.
 """
 
 import heapq
-from collections import deque
+import itertools
+import math
+from collections.abc import Callable
 
 from earthshine.prfaas.conditions import Role
 from earthshine.prfaas.fleet import Cluster
@@ -11,7 +13,9 @@ from earthshine.prfaas.prefix import PrefixCache
 from earthshine.prfaas.requests import SimulatedRequest
 from earthshine.prfaas.route import ClusterState
 from earthshine.prfaas.sharing import ProcessorSharing
+from earthshine.prfaas.waiting import WaitingRequests
 
+_ROUNDING = 1e-6  # seconds
 _REPLY_SHARE = 0.02  # of the newest reply in the mean length of replies: it remembers about 50
 
 DecodeInstance = ProcessorSharing[SimulatedRequest]
@@ -19,35 +23,38 @@ DecodeInstance = ProcessorSharing[SimulatedRequest]
 
 class PrefillQueue:
     """The part of a cluster that prefills: `n` instances that stay, and `draining` ones that convert after their
-    prompt."""
+    prompt. Prompts that can no longer begin in time become late; `on_late` is called with each."""
 
-    __slots__ = ("_ready", "_ready_known", "draining", "n", "queue", "running")
+    __slots__ = ("_ready", "_ready_known", "draining", "n", "on_late", "queue", "running")
 
     def __init__(self, n: int) -> None:
         self.n = n
         self.draining = 0
-        self.queue: dict[SimulatedRequest, float] = {}  # to estimated seconds, in the order of arrival
+        self.queue = WaitingRequests()  # with estimated seconds
         self.running: dict[SimulatedRequest, float] = {}  # to the prompt's end, in the order of start
-        self._ready: list[float] = []  # when each instance is done with all that waits, estimated; a heap
+        self.on_late: Callable[[SimulatedRequest], None] = _mark_late
+        self._ready: list[float] = []  # when each instance is done with all but late prompts, estimated; a heap
         self._ready_known = False
 
     def add(self, now: float, request: SimulatedRequest, seconds: float) -> None:
         """A prompt that will take about `seconds` joins the queue."""
-        if self._ready_known:
-            heapq.heapreplace(self._ready, max(now, self._ready[0]) + seconds)
-        self.queue[request] = seconds
+        self.queue.add(request, seconds)
+        if self._ready_known and not request.late:
+            begin = max(now, self._ready[0])
+            heapq.heapreplace(self._ready, begin + seconds)
+            self._ready_known = begin <= request.begin_by + _ROUNDING
 
     def has_idle(self) -> bool:
         return len(self.running) < self.n + self.draining and self.n > 0
 
-    def pop(self) -> tuple[SimulatedRequest, float]:
+    def pop(self, now: float) -> tuple[SimulatedRequest, float]:
         """The next prompt, and its estimated seconds."""
-        request = next(iter(self.queue))
-        return request, self.queue.pop(request)
+        self._estimate(now)
+        return self.queue.pop()
 
     def start(self, now: float, request: SimulatedRequest, seconds: float, estimated: float) -> None:
         """An instance begins a prompt that takes `seconds`."""
-        if abs(seconds - estimated) > 0.01 * estimated:
+        if request.late or abs(seconds - estimated) > 0.01 * estimated:
             self._ready_known = False
         self.running[request] = now + seconds
 
@@ -57,7 +64,7 @@ class PrefillQueue:
     def remove(self, request: SimulatedRequest) -> bool:
         """A request is routed elsewhere; whether it was being prefilled."""
         self._ready_known = False
-        self.queue.pop(request, None)
+        self.queue.remove(request)
         return self.running.pop(request, None) is not None
 
     def instances_changed(self) -> None:
@@ -67,22 +74,47 @@ class PrefillQueue:
     def wait(self, now: float) -> float:
         """Seconds until an instance begins a prompt that joins now, if each takes as long as estimated."""
         if not self.n:
-            return sum(self.queue.values())
-        if not self._ready_known:
-            ends = sorted(self.running.values())[-self.n :]
-            self._ready = ends + [now] * (self.n - len(ends))
-            heapq.heapify(self._ready)
-            for seconds in self.queue.values():
-                heapq.heapreplace(self._ready, max(now, self._ready[0]) + seconds)
-            self._ready_known = True
+            return sum(self.queue.timely.values())
+        self._estimate(now)
         return max(0.0, self._ready[0] - now)
+
+    def _estimate(self, now: float) -> None:
+        """When instances are ready. Where a prompt can't begin in time, the longest of those up to it becomes late
+        until all others begin in time: on one machine this makes the fewest late (J. M. Moore, 1968)."""
+        while not self._ready_known:
+            late = self._find_late(now)
+            self._ready_known = late is None
+            if late is not None:
+                seconds = self.queue.timely[late]
+                self.queue.remove(late)
+                self.on_late(late)
+                self.queue.add(late, seconds)
+
+    def _find_late(self, now: float) -> SimulatedRequest | None:
+        """One that should become late, if any; else the estimate is complete."""
+        ends = sorted(self.running.values())[-self.n :] if self.n else []
+        self._ready = ready = ends + [now] * (max(1, self.n) - len(ends))
+        heapq.heapify(ready)
+        longest, most = None, 0.0
+        for request, seconds in self.queue.timely.items():
+            begin = max(now, ready[0])
+            if seconds > most and request.begin_by < math.inf:
+                longest, most = request, seconds
+            if begin > request.begin_by + _ROUNDING:
+                return request if now > request.begin_by + _ROUNDING else longest
+            heapq.heapreplace(ready, begin + seconds)
+        return None
+
+
+def _mark_late(request: SimulatedRequest) -> None:
+    request.late = True
 
 
 class DecodeBatches:
     """The part of a cluster that decodes. An instance is a batch whose sequences share its steps; those in `draining`
     admit no more and convert once empty."""
 
-    __slots__ = ("_batch", "_mean_reply", "_rates", "draining", "instances", "waiting")
+    __slots__ = ("_admitted", "_batch", "_mean_reply", "_rates", "draining", "expected", "instances", "waiting")
 
     def __init__(self, cluster: Cluster) -> None:
         profile = cluster.profile
@@ -91,7 +123,9 @@ class DecodeBatches:
         self._rates = [0.0] + [1 / seconds for seconds in steps]  # tokens per second of a sequence, by batch
         self.instances: list[DecodeInstance] = []
         self.draining: list[DecodeInstance] = []
-        self.waiting: deque[SimulatedRequest] = deque()
+        self.waiting = WaitingRequests()  # each one's work is 1
+        self.expected: set[SimulatedRequest] = set()  # routed here and not late, whose cache has yet to arrive
+        self._admitted: dict[SimulatedRequest, float] = {}  # when, in this order
         self._mean_reply = 0.0  # tokens
         for _ in range(cluster.n_decode):
             self.start_instance()
@@ -111,23 +145,47 @@ class DecodeBatches:
     def step_seconds(self, n: int) -> float:
         return 1 / self._rates[n]
 
-    def wait(self) -> float:
-        """Seconds until a sequence that arrives now is admitted, by the mean length of replies so far: full batches end
-        their sequences evenly."""
-        if not self.instances or self.with_room() is not None:
-            return 0.0
-        per_sequence = self._mean_reply / self._rates[self._batch] / self._batch / len(self.instances)
-        return (len(self.waiting) + 1) * per_sequence
+    def enqueue(self, request: SimulatedRequest) -> None:
+        """A request's cache is there."""
+        self.expected.discard(request)
+        self.waiting.add(request, 1.0)
 
-    def replied(self, tokens: float) -> None:
-        """Update the mean length of replies with one of `tokens` tokens that has ended."""
+    def admit(self, now: float) -> tuple[DecodeInstance, SimulatedRequest] | None:
+        """The next request joins a batch; None where none waits or fits."""
+        instance = self.with_room() if self.waiting else None
+        if instance is None:
+            return None
+        request, _ = self.waiting.pop()
+        instance.join(now, request, request.output_tokens)
+        self._admitted[request] = now
+        return instance, request
+
+    def lose(self, request: SimulatedRequest) -> None:
+        """A request's instance failed."""
+        del self._admitted[request]
+
+    def wait(self, now: float) -> float:
+        """Seconds until a sequence that is routed here now could be admitted, after all those that are expected. Each
+        one in a batch is expected to end once a reply of mean length would."""
+        ahead = len(self.waiting.timely) + len(self.expected) - len(self.instances) * self._batch + len(self._admitted)
+        if ahead < 0 or not self.instances or not self._admitted:
+            return 0.0
+        seconds = self._mean_reply / self._rates[self._batch]
+        rounds, nth = divmod(ahead, len(self._admitted))
+        begun = next(itertools.islice(self._admitted.values(), nth, None))
+        return max(0.0, begun + seconds - now) + rounds * seconds
+
+    def replied(self, request: SimulatedRequest) -> None:
+        """A request's reply has ended; updates the mean length of replies."""
+        del self._admitted[request]
+        tokens = request.arrival.output_tokens
         self._mean_reply += (tokens - self._mean_reply) * (_REPLY_SHARE if self._mean_reply else 1.0)
 
     def take_stranded(self) -> list[SimulatedRequest]:
         """Takes what waits for a batch, if no instance is left."""
         if self.instances:
             return []
-        stranded, self.waiting = list(self.waiting), deque()
+        stranded, self.waiting = list(self.waiting), WaitingRequests()
         return stranded
 
 
@@ -177,6 +235,7 @@ class SimulatedCluster:
         """Writes what a router knows now into the state."""
         state, prefill = self.state, self.prefill
         state.n_prefill, state.n_decode = prefill.n, len(self.decode.instances)
-        state.prefill_depth = len(prefill.queue) + len(prefill.running)
         state.prefill_wait_seconds = prefill.wait(now)
-        state.decode_wait_seconds = self.decode.wait()
+        state.prefill_depth = len(prefill.queue.timely) + len(prefill.running)
+        state.late_seconds = prefill.queue.late_work
+        state.decode_wait_seconds = self.decode.wait(now)

@@ -5,6 +5,10 @@ threshold follows at once beyond its hysteresis. Roles follow more slowly, becau
 nothing meanwhile: the requests that the present roles fail to serve are added up from period to period, and instances
 convert once these exceed what converting there and back costs. So a change that does not last costs at most about
 twice what knowing its length in advance would have cost.
+
+Capacity beyond what arrives is worth nothing. So roles are compared by the requests that they would serve of those that
+arrive, and where these are too many, by the most that they could serve: the shortest, since `decide` makes longer ones
+late first.
 """
 
 import math
@@ -17,11 +21,12 @@ from earthshine.prfaas.lengths import Lengths, Sample
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.predict import usable_rate
 from earthshine.prfaas.route import FleetState
-from earthshine.prfaas.solve import solve
+from earthshine.prfaas.solve import solve, with_roles
 from earthshine.prfaas.throughput import Solution
 
 # Fewer requests say less about the lengths than what was expected of them.
 _LEAST_SEEN = 100
+_SHARE = 1 / 32  # of the requests: how finely those that can be served are searched for
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Controller:
 
     def __init__(self, fleet: Fleet, policy: Policy, lengths: Lengths, output_tokens: float) -> None:
         self._fleet, self._policy, self._expected = fleet, policy, (lengths, output_tokens)
+        self._least_seen = min(_LEAST_SEEN, policy.remembered)
         self._seen: deque[tuple[float, int, int]] = deque(maxlen=policy.remembered)  # when, uncached, output
         self._roles = {name: c.n_prefill for name, c in fleet.clusters.items() if c.convertible}
         self._changed = -math.inf  # when roles last did
@@ -60,26 +66,25 @@ class Controller:
 
     def tick(self, now: float, state: FleetState) -> Control:
         """The threshold and roles for the next period; raises nothing for a fleet of which parts are down."""
-        lengths, output_tokens = self._observed()
-        fleet = self._working(now, state)
-        present = solve(fleet, lengths, output_tokens, roles=False)
-        best = solve(fleet, lengths, output_tokens)
+        fleet, demand = self._working(now, state), self._demand(now)
+        present = _most_served(fleet, demand)
+        best = present if present.rate >= demand.rate else _with_best_roles(fleet, demand, present)
         why = self._convert(now, present, best)
-        if why:
-            present = best
-        solved = threshold_of(present)
-        near = self._policy.threshold_hysteresis
-        if present.rate and not self.threshold * (1 - near) <= solved <= self.threshold * (1 + near):
-            why += f"threshold from {self.threshold:.0f} to {solved:.0f} tokens, {', '.join(present.binds)} limits"
+        solution = (best if why else present).solution
+        solved, near = threshold_of(solution), self._policy.threshold_hysteresis
+        if solution.rate and not self.threshold * (1 - near) <= solved <= self.threshold * (1 + near):
+            why += f"threshold from {self.threshold:.0f} to {solved:.0f} tokens, {', '.join(solution.binds)} limits"
             self.threshold = solved
         return Control(self.threshold, dict(self._roles), why or "no change worth making")
 
-    def _observed(self) -> tuple[Lengths, float]:
+    def _demand(self, now: float) -> "_Demand":
         seen = self._seen
-        if len(seen) < _LEAST_SEEN:
-            return self._expected
+        if len(seen) < self._least_seen:
+            return _Demand(*self._expected, math.inf)
         output_tokens = sum(output for _, _, output in seen) / len(seen)
-        return Sample(max(1, uncached) for _, uncached, _ in seen), max(1.0, output_tokens)
+        rate = len(seen) / max(now - seen[0][0], self._policy.period_seconds)
+        lengths = Sample(max(1, uncached) for _, uncached, _ in seen)
+        return _Demand(lengths, max(1.0, output_tokens), rate)
 
     def _working(self, now: float, state: FleetState) -> Fleet:
         """The fleet of the instances that work, in their planned roles, and of links as fast as they are."""
@@ -101,14 +106,14 @@ class Controller:
     def _converting(self, now: float) -> bool:
         return now - self._changed < self._policy.conversion_seconds
 
-    def _convert(self, now: float, present: Solution, best: Solution) -> str:
+    def _convert(self, now: float, present: "_Served", best: "_Served") -> str:
         """Takes the best roles where that repays; returns why, or nothing."""
         seconds, self._ticked = now - self._ticked, now
         if best.rate <= present.rate * (1 + self._policy.role_hysteresis) or self._converting(now):
             self._lost, self._usual = 0.0, present.rate
             return ""
         self._lost += (best.rate - present.rate) * seconds
-        roles = {name: best.n_prefill[name] for name in self._roles}
+        roles = {name: best.solution.n_prefill[name] for name in self._roles}
         cost = 0.0
         for name, n in roles.items():
             share = abs(n - self._roles[name]) / max(1, self._fleet.clusters[name].n_instances)
@@ -118,6 +123,51 @@ class Controller:
         self._lost, self._usual, self._changed, self._roles = 0.0, best.rate, now, roles
         named = ", ".join(f"{n} of {name}" for name, n in roles.items())
         return f"{named} prefill, {best.rate:.3g} instead of {present.rate:.3g} requests per second; "
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """What arrives. rate: requests per second; infinite where it is not known."""
+
+    lengths: Lengths
+    output_tokens: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What a fleet serves of a demand."""
+
+    solution: Solution  # for the whole demand
+    rate: float  # requests per second
+    lengths: Lengths  # of these
+
+
+def _most_served(fleet: Fleet, demand: _Demand) -> _Served:
+    """What a fleet serves in its roles: all of the demand, or of one that is too high the shortest requests."""
+    lengths = demand.lengths
+    solution = solve(fleet, lengths, demand.output_tokens, roles=False)
+    best = _Served(solution, min(solution.rate, demand.rate), lengths)
+    if solution.rate >= demand.rate or not solution.rate or not isinstance(lengths, Sample):
+        return best
+    low, high = 0.0, 1.0
+    while high - low > _SHARE:
+        middle = (low + high) / 2
+        kept = lengths.shorter(middle)
+        rate = solve(fleet, kept, demand.output_tokens, roles=False).rate
+        asked = demand.rate * middle
+        low, high = (middle, high) if rate >= asked else (low, middle)
+        if min(asked, rate) > best.rate:
+            best = _Served(solution, min(asked, rate), kept)
+    return best
+
+
+def _with_best_roles(fleet: Fleet, demand: _Demand, present: _Served) -> _Served:
+    """What a fleet would serve in the roles that are best for what it serves now."""
+    solution = solve(fleet, present.lengths, demand.output_tokens)
+    roles = {c.name: solution.n_prefill[c.name] for c in fleet.clusters.values() if c.convertible}
+    found = _most_served(with_roles(fleet, roles), demand)
+    return found if found.rate > present.rate else present
 
 
 def threshold_of(solution: Solution) -> float:

@@ -6,17 +6,17 @@ threshold says what a second of one cluster's work is worth in seconds of anothe
 both cost the same. So an idle fleet minimises the first token, and a saturated one divides prompts at the threshold,
 which keeps all producers busy (paper equation 7).
 
-With a deadline, only places that meet it count. A prompt that can meet it nowhere joins a queue in which all are late
-already, and if there is none, that of the slowest place: queues are first come, first served, and one that is given up
-keeps the others short.
+With a deadline, only places that meet it count. A prompt that can meet it nowhere is late: its priority is behind all
+that can be in time, at the queue, on the link and for a place in a batch, so that it delays none of them; and it goes
+where late ones are served first. A prompt that is in time says until when it may begin and still be so.
 """
 
 import math
 
 from earthshine.errors import UnavailableError
 from earthshine.prfaas.policy import Policy
-from earthshine.prfaas.predict import LONGEST, Option, decode_places, options
-from earthshine.prfaas.route import FirstToken, FleetState, Move, Route, RouteRequest
+from earthshine.prfaas.predict import Option, decode_places, options
+from earthshine.prfaas.route import LATE, ORDINARY, FirstToken, FleetState, Move, Route, RouteRequest
 
 
 def decide(request: RouteRequest, state: FleetState, policy: Policy) -> Route:
@@ -35,18 +35,13 @@ def decide(request: RouteRequest, state: FleetState, policy: Policy) -> Route:
     if timely:
         chosen = _cheapest(timely, per_usd)
         return _route(request, chosen, _why(chosen, timely, within, found, state))
-    return _late(request, within, state, per_usd)
+    return _late(request, within, per_usd)
 
 
-def _late(request: RouteRequest, within: list[Option], state: FleetState, per_usd: float) -> Route:
-    """For a prompt that meets its deadline nowhere: where it makes the fewest others late."""
-    deadline = request.deadline_seconds or 0.0
-    lost = [option for option in within if option.backlog > deadline]
-    if not lost and not any([option.queue for option in within]):
-        return _route(request, _cheapest(within, per_usd), "late everywhere, least so here")
-    typical = min(state.threshold, LONGEST)
-    chosen = min(lost or within, key=lambda option: option.place.rate_at(typical))
-    return _route(request, chosen, f"late everywhere; {'all in this queue are' if lost else 'here fewest others wait'}")
+def _late(request: RouteRequest, within: list[Option], per_usd: float) -> Route:
+    """For a prompt that meets its deadline nowhere: where late ones are served first."""
+    chosen = min(within, key=lambda option: option.total + option.late + option.usd * per_usd)
+    return _route(request, chosen, "late everywhere, least so here, behind all that can be in time", LATE)
 
 
 def _unavailable(found: list[Option], request: RouteRequest, state: FleetState) -> UnavailableError:
@@ -83,7 +78,7 @@ def _why(chosen: Option, timely: list[Option], within: list[Option], found: list
     )
 
 
-def _route(request: RouteRequest, chosen: Option, why: str) -> Route:
+def _route(request: RouteRequest, chosen: Option, why: str, priority: int = ORDINARY) -> Route:
     """`chosen` as a route, with `why` after what it does."""
     pull = send = None
     does = f"{chosen.prefill} prefills {request.tokens - chosen.reused} of {request.tokens} tokens"
@@ -97,4 +92,8 @@ def _route(request: RouteRequest, chosen: Option, why: str) -> Route:
         why += f"; {request.decode} has no instance that decodes"
     parts = FirstToken(chosen.queue, chosen.pull, chosen.seconds, chosen.transfer, chosen.decode_seconds)
     reason = f"{does}, first token in {chosen.total:.2f} s: {why}."
-    return Route(chosen.prefill, chosen.decode, chosen.reused, pull, send, parts, chosen.usd, reason)
+    spare = math.inf if request.deadline_seconds is None else request.deadline_seconds - chosen.total
+    begin_within = chosen.queue + chosen.pull + spare
+    return Route(
+        chosen.prefill, chosen.decode, chosen.reused, pull, send, parts, chosen.usd, reason, priority, begin_within
+    )

@@ -156,6 +156,7 @@ def _lose_decode(now: float, cluster: SimulatedCluster) -> list[SimulatedRequest
     instance = (decode.draining or decode.instances).pop(0)
     lost = instance.jobs
     for request in lost:
+        decode.lose(request)
         left = max(1, math.ceil(instance.left(now, request)))
         request.tokens, request.output_tokens = request.tokens + request.output_tokens - left, left
         if request.record.first_token > now:

@@ -161,6 +161,10 @@ class Sample:
         """The least length that at least this share of the requests does not exceed."""
         return percentile(self._sorted, share)
 
+    def shorter(self, share: float) -> "Sample":
+        """The shortest ones, one at least."""
+        return Sample(self._sorted[: max(1, round(share * len(self._sorted)))])
+
     def cuts(self, most: int) -> Sequence[float]:
         """Lengths that occur, at equal shares of the requests where there are more than `most`."""
         n, step = len(self._sorted), max(1, math.ceil(len(self._sorted) / most))

@@ -41,9 +41,9 @@ class Policy:
     # the model a threshold too high by a tenth costs the paper's fleet 12% of its rate, one too low 4%.
     threshold_hysteresis: float = 0.1
 
-    # Instances convert only where the modelled throughput grows by more than this share. The mean of a hundred of
-    # the paper's lengths varies with a deviation of 9%, of a thousand with 3%.
-    role_hysteresis: float = 0.1
+    # Instances convert only where the modelled throughput grows by more than this share. Both throughputs are of the
+    # same lengths, so what these vary by is mostly in both.
+    role_hysteresis: float = 0.03
 
     # Seconds in which a converting instance serves nothing: it drains, and loads or drops the other role's state.
     conversion_seconds: float = 60.0

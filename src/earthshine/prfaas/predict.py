@@ -19,6 +19,7 @@ class Place:
     cluster: Cluster
     live: ClusterState
     rate: float  # bytes per second of the link; 0 in the cluster that decodes, which needs none
+    late: float  # seconds that it takes for what late prompts have queued
     drained: float  # seconds until the link has sent what it has queued
     round_trip: float
     price: float  # of a second of its prefill, in seconds of the decoding cluster's
@@ -42,7 +43,7 @@ class Option:
     pull_bytes: float
     send_bytes: float
     queue: float
-    backlog: float  # before this prompt's cache could be sent: the queue, or what the link has queued
+    late: float  # seconds that its late prompts take, or their caches on the link
     pull: float
     seconds: float  # of the prefill
     transfer: float
@@ -61,14 +62,15 @@ def options(request: RouteRequest, state: FleetState, policy: Policy) -> list[Op
         capacity = sum([place.price * place.live.n_prefill for place in places])
         waiting = sum([max(0, place.live.prefill_depth - place.live.n_prefill) for place in places])
         decode = target.profile.decode
-        admitted = state.clusters[target.name].decode_wait_seconds + (decode(1) if decode else 0.0)
+        admitted = state.clusters[target.name].decode_wait_seconds
+        step = decode(1) if decode else 0.0
         for place in places:
             others = waiting * place.price / capacity
-            own = _option(request, target, place, held.get(place.cluster.name, 0), admitted, others)
+            own = _option(request, target, place, held.get(place.cluster.name, 0), (admitted, step), others)
             found.append(own)
             pull = _pull(request, place, held, state, policy) if held and policy.rule != "scarce" else None
             if pull:
-                pulled = _option(request, target, place, pull[1], admitted, others, pull)
+                pulled = _option(request, target, place, pull[1], (admitted, step), others, pull)
                 if policy.rule == "abundant" or pull[3] < own.seconds - pulled.seconds:
                     found.append(pulled)
     return found
@@ -107,7 +109,7 @@ def _places(target: Cluster, state: FleetState, policy: Policy) -> list[Place]:
         if live.n_prefill <= 0 or prefill is None:
             continue
         if cluster is target:
-            found.append(Place(cluster, live, 0.0, 0.0, 0.0, 1.0))
+            found.append(Place(cluster, live, 0.0, 0.0, 0.0, 0.0, 1.0))
             continue
         link = state.links.get((name, target.name))
         rate = usable_rate(link, policy) if link else 0.0
@@ -115,7 +117,7 @@ def _places(target: Cluster, state: FleetState, policy: Policy) -> list[Place]:
             seconds = prefill(threshold)
             price = exchange / seconds if exchange and seconds else 1.0
             trip = state.fleet.links[name, target.name].round_trip_seconds
-            found.append(Place(cluster, live, rate, link.queued_bytes / rate, trip, price))
+            found.append(Place(cluster, live, rate, link.late_bytes / rate, link.queued_bytes / rate, trip, price))
     return found
 
 
@@ -144,7 +146,7 @@ def _option(
     target: Cluster,
     place: Place,
     reused: int,
-    admitted: float,
+    batch: tuple[float, float],
     others: float,
     pulled: _Pull | None = None,
 ) -> Option:
@@ -153,7 +155,7 @@ def _option(
     seconds = profile.prefill_seconds(request.tokens, reused)
     nbytes = transfer = usd = 0.0
     others *= seconds
-    backlog = queue
+    late = place.live.late_seconds / place.live.n_prefill
     if place.cluster is not target:
         held = request.cached.get(target.name)
         nbytes = profile.cache_bytes(request.tokens, min(held.tokens, request.tokens) if held else 0)
@@ -162,8 +164,9 @@ def _option(
         sent = max(begin, place.drained) + nbytes / place.rate
         transfer = max(0.0, sent - begin - seconds) + place.round_trip
         others += place.drained  # as many transfers will queue behind this one as queue before it
-        backlog = max(queue, place.drained)
+        late = max(late, place.late)
         usd = profile.usd_per_hour / 3600 * seconds
+    decode_seconds = max(0.0, batch[0] - queue - pull - seconds - transfer) + batch[1]
     return Option(
         place,
         place.cluster.name,
@@ -173,12 +176,12 @@ def _option(
         pulled[2] if pulled else 0.0,
         nbytes,
         queue,
-        backlog,
+        late,
         pull,
         seconds,
         transfer,
-        admitted,
-        queue + pull + seconds + transfer + admitted,
+        decode_seconds,
+        queue + pull + seconds + transfer + decode_seconds,
         usd,
         others,
     )

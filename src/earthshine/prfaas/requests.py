@@ -1,5 +1,6 @@
 """A simulated request: what arrived, how much of it is done, and the route that it follows now."""
 
+import math
 from dataclasses import dataclass
 
 from earthshine.loadgen.trace import Arrival
@@ -19,4 +20,6 @@ class SimulatedRequest:
     record: Served
     attempt: int = 0
     route: Route | None = None
+    late: bool = False  # waits behind those that can be in time
+    begin_by: float = math.inf  # when its prefill must begin at the latest, or it becomes late
     cached_blocks: int = 0  # of its prompt, in the cache of the cluster that prefills, when it began

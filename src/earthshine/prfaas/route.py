@@ -3,10 +3,13 @@
 State is what a router or the simulator knows now, and updates in place; `decide` only reads it.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from earthshine.prfaas.fleet import Fleet
+
+ORDINARY, LATE = 0, 1  # priorities; lower ones are served first, as in vLLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,10 @@ class ClusterState:
 
     n_prefill: int  # instances that work, by role
     n_decode: int
-    prefill_wait_seconds: float = 0.0  # until an instance begins a prompt that joins the queue now
-    prefill_depth: int = 0  # prompts queued or in work
-    decode_wait_seconds: float = 0.0  # until a batch admits a sequence whose cache arrives now
+    prefill_wait_seconds: float = 0.0  # until an instance begins a prompt that joins the queue now, before late ones
+    prefill_depth: int = 0  # prompts queued or in work; late ones only in work
+    late_seconds: float = 0.0  # of prefill of the late prompts queued
+    decode_wait_seconds: float = 0.0  # until a batch could admit a sequence after all that were routed there before
 
 
 @dataclass(slots=True)
@@ -51,7 +55,8 @@ class LinkState:
     """Live figures of a link."""
 
     bytes_per_second: float  # measured, all connections together; 0: it is down
-    queued_bytes: float = 0.0  # that are still to be sent
+    queued_bytes: float = 0.0  # that are still to be sent, without those of late prompts
+    late_bytes: float = 0.0  # of late prompts
     retransmitted: float = 0.0  # share of the segments now, beyond that while the rate was measured
 
 
@@ -112,6 +117,8 @@ class Route:
     first_token: FirstToken
     usd: float  # of borrowed compute
     reason: str  # in words, for a log
+    priority: int = ORDINARY
+    begin_within: float = math.inf  # seconds; a prefill that begins later makes the prompt late
 
 
 Router = Callable[[RouteRequest, FleetState], Route]  # `decide` with its policy, or a baseline

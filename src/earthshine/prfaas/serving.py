@@ -17,7 +17,7 @@ from earthshine.prfaas.fleet import Fleet
 from earthshine.prfaas.links import SimulatedLink
 from earthshine.prfaas.prefix import NOTHING
 from earthshine.prfaas.requests import SimulatedRequest
-from earthshine.prfaas.route import Cached, FleetState, Route, Router, RouteRequest
+from earthshine.prfaas.route import ORDINARY, Cached, FleetState, Route, Router, RouteRequest
 from earthshine.prfaas.sharing import ProcessorSharing
 
 _NO_CACHES: dict[str, Cached] = {}
@@ -53,6 +53,8 @@ class Serving:
             ends: SimulatedLink(state.links[ends], link.round_trip_seconds, conditions)
             for ends, link in fleet.links.items()
         }
+        for each in self.clusters.values():
+            each.prefill.on_late = self._became_late
         self._unroutable: list[SimulatedRequest] = []  # that no cluster could take
         self.decoded = 0
 
@@ -76,11 +78,14 @@ class Serving:
             request.route = None
             self._unroutable.append(request)
             return
+        request.late, request.begin_by = route.priority > ORDINARY, now + route.begin_within
         request.record.routes += 1
         request.record.prefill, request.record.remote = route.prefill, route.prefill != route.decode
         for move in (route.pull, route.send):
             if move is not None:
                 self.links[move.source, move.target].assign(request, move.nbytes)
+        if not request.late:
+            self.clusters[route.decode].decode.expected.add(request)
         if route.pull is not None:
             link = self.links[route.pull.source, route.pull.target]
             link.start(now, request)
@@ -91,6 +96,14 @@ class Serving:
     def sent_bytes(self, now: float) -> float:
         """Bytes that crossed links, those of transfers that were given up included."""
         return sum(link.sent_bytes(now) for link in self.links.values())
+
+    def _became_late(self, request: SimulatedRequest) -> None:
+        """It can't begin in time, so it waits behind those that can, wherever it comes."""
+        request.late, route = True, request.route
+        assert route is not None
+        for link in self.links.values():
+            link.became_late(request)
+        self.clusters[route.decode].decode.expected.discard(request)
 
     def refresh(self, now: float) -> None:
         """Writes what a router knows now into the fleet's state."""
@@ -106,6 +119,7 @@ class Serving:
             for link in self.links.values():
                 if link.release(now, request):
                     self.schedule_transfers(link)
+            self.clusters[route.decode].decode.expected.discard(request)
             cluster = self.clusters[route.prefill]
             freed = cluster.free(request)
             if cluster.prefill.remove(request):
@@ -130,7 +144,7 @@ class Serving:
         """Idle instances take prompts from the queue."""
         prefill, layers = cluster.prefill, self._conditions.layers
         while prefill.queue and prefill.has_idle() and cluster.has_memory():
-            request, estimated = prefill.pop()
+            request, estimated = prefill.pop(now)
             seconds = self._prefill_seconds(cluster, request)
             prefill.start(now, request, seconds, estimated)
             send = request.route.send if request.route is not None else None
@@ -227,15 +241,14 @@ class Serving:
     def _enqueue_decode(self, now: float, request: SimulatedRequest) -> None:
         assert request.route is not None
         cluster = self.clusters[request.route.decode]
-        cluster.decode.waiting.append(request)
+        cluster.decode.enqueue(request)
         self.admit(now, cluster)
 
     def admit(self, now: float, cluster: SimulatedCluster) -> None:
         """Batches with room take sequences that wait."""
         decode = cluster.decode
-        while decode.waiting and (instance := decode.with_room()) is not None:
-            request = decode.waiting.popleft()
-            instance.join(now, request, request.output_tokens)
+        while (admitted := decode.admit(now)) is not None:
+            instance, request = admitted
             if request.record.first_token > now:
                 request.record.first_token = now + decode.step_seconds(instance.n)
             self._schedule_replies(cluster, instance)
@@ -252,7 +265,7 @@ class Serving:
         self.decoded += 1
         if request.reply_blocks:
             cluster.cache.keep(request.blocks + request.reply_blocks)
-        decode.replied(request.arrival.output_tokens)
+        decode.replied(request)
         if instance.n:
             self._schedule_replies(cluster, instance)
         elif instance in decode.draining:

@@ -59,6 +59,15 @@ class Transfers(Generic[T]):
         """Bytes that have crossed the link, those of removed transfers included."""
         return self._sent + (now - self._now) * self._speed
 
+    def left(self, now: float, key: T) -> float:
+        """Bytes that a transfer of bytes that all exist has left."""
+        return self._backlogged.left(now, key)
+
+    def has_spare(self, n: int) -> bool:
+        """Whether at most `n` transfers are backlogged and all others together need half of the rate or less, so that
+        `n` backlogged ones delay none of them."""
+        return self._backlogged.n <= n and 2 * self._limited_rate <= self._rate
+
     def add(self, now: float, key: T, nbytes: float) -> None:
         """A transfer of bytes that all exist."""
         self._backlogged.join(now, key, nbytes)

@@ -12,7 +12,7 @@ from earthshine.prfaas.decide import decide
 from earthshine.prfaas.fleet import Cluster, Fleet, Link
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.predict import options
-from earthshine.prfaas.route import Cached, ClusterState, FleetState, LinkState, Route, RouteRequest
+from earthshine.prfaas.route import LATE, ORDINARY, Cached, ClusterState, FleetState, LinkState, Route, RouteRequest
 
 from .fleets import paper_fleet
 from .simulated import profile, two_clusters
@@ -143,17 +143,26 @@ class TestDeadline:
         assert "all others miss the deadline" in route.reason
 
     @pytest.mark.parametrize(
-        ("far_wait", "near_wait", "prefill"), [(30, 10, "near"), (10, 30, "near"), (30, 4, "far"), (4.5, 3, "near")]
+        ("far", "near", "prefill"),
+        [((30, 0), (10, 0), "near"), ((10, 0), (30, 0), "far"), ((10, 60), (30, 0), "near"), ((10, 0), (4, 60), "far")],
     )
-    def test_late_prompt_joins_those_that_are_late_and_else_the_slower_place(self, far_wait, near_wait, prefill):
-        route = decide(RouteRequest(10000, deadline_seconds=5), near_and_far(far_wait, near_wait), POLICY)
-        assert route.prefill == prefill
+    def test_late_prompt_goes_where_late_ones_are_served_first_and_says_so(self, far, near, prefill):
+        state = near_and_far(far[0], near[0])
+        state.clusters["far"].late_seconds, state.clusters["near"].late_seconds = far[1], near[1]
+        route = decide(RouteRequest(10000, deadline_seconds=5), state, POLICY)
+        assert (route.prefill, route.priority) == (prefill, LATE)
         assert "late everywhere" in route.reason
 
-    def test_late_prompt_joins_those_that_wait_for_a_slow_link(self):
+    def test_late_prompt_waits_for_those_that_wait_for_a_slow_link(self):
         state = near_and_far(near_wait=4)
-        state.links["far", "near"] = LinkState(1e6, queued_bytes=1e7)
-        assert decide(RouteRequest(10000, deadline_seconds=5), state, POLICY).prefill == "far"
+        state.links["far", "near"] = LinkState(1e7, late_bytes=1e9)
+        assert decide(RouteRequest(10000, deadline_seconds=1), state, POLICY).prefill == "near"
+
+    def test_prompt_in_time_says_until_when_it_may_begin(self):
+        route = decide(RouteRequest(10000, deadline_seconds=10), near_and_far(far_wait=1), POLICY)
+        assert (route.prefill, route.priority) == ("far", ORDINARY)
+        assert route.begin_within == pytest.approx(10 - route.first_token.total + 1)
+        assert decide(RouteRequest(10000), near_and_far(), POLICY).begin_within == math.inf
 
     def test_late_prompt_on_an_idle_fleet_goes_where_it_is_soonest(self):
         route = decide(RouteRequest(10000, deadline_seconds=0.1), near_and_far(), POLICY)
