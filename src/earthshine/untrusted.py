@@ -186,12 +186,19 @@ def require_depth(value: object, what: str, refusal: Refusal) -> None:
 
 def require_keys(found: dict[str, Any], where: str, required: tuple[str, ...], known: tuple[str, ...]) -> None:
     """Raises UsageError for a key that is missing or not known."""
-    missing = next((key for key in required if key not in found), None)
-    if missing is not None:
-        raise UsageError(f"{where} lacks {missing}; it has {', '.join(known)}.")
+    require_present(found, where, required, known)
     unknown = next((key for key in found if key not in known), None)
     if unknown is not None:
         raise UsageError(f"{where} has {shown(unknown)}, which is not known; it may have {', '.join(known)}.")
+
+
+def require_present(
+    found: dict[str, Any], where: str, required: tuple[str, ...], known: tuple[str, ...] | None = None
+) -> None:
+    """Raises UsageError for a key that is missing; `known`: all that the message names."""
+    missing = next((key for key in required if key not in found), None)
+    if missing is not None:
+        raise UsageError(f"{where} lacks {missing}; it has {', '.join(known or required)}.")
 
 
 def text_field(found: dict[str, Any], name: str, where: str) -> str:

@@ -37,6 +37,7 @@ def test_every_command_is_there(reference):
         "prfaas profile",
         "prfaas simulate",
         "eval claims",
+        "eval compare",
     ):
         assert f"## earthshine {name}\n\n```\nUsage: earthshine {name} " in reference
     assert "--max-stall" in reference

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from earthshine.cli.eval_words import about, often, p_value, points, questions, span
 from earthshine.cli.layout import Report
 from earthshine.cli.plot import new_figure, require_picture, save_figure
 from earthshine.errors import UsageError
 from earthshine.evals.claims import F1, REPORTED, Benchmark, Claims, Score, read_claims, shipped_claims
-from earthshine.evals.statistics import Interval
 from earthshine.evals.verdicts import ALPHA, CORRELATION, Comparison, Verdict, interval_of, judge
 from earthshine.units import counted
 from earthshine.untrusted import shown
@@ -83,11 +83,11 @@ def summary(claims: Claims, judged: Sequence[Comparison]) -> str:
 def _print_benchmark(report: Report, benchmark: Benchmark, rows: Sequence[Comparison], n_tests: int) -> None:
     report.blank()
     claimed, interval = benchmark.claimed, interval_of(benchmark.claimed, benchmark)
-    about = f"{benchmark.questions:,} questions, "
-    about += f"mean of {counted(claimed.runs, 'run')}" if claimed.runs else "runs not stated"
-    report.heading(f"{benchmark.title}: {claimed.points:.1f} ({about})")
+    head = f"{questions(benchmark.questions or 0)}, "
+    head += f"mean of {counted(claimed.runs, 'run')}" if claimed.runs else "runs not stated"
+    report.heading(f"{benchmark.title}: {claimed.points:.1f} ({head})")
     if interval is not None:
-        report.note(f"95% interval of the score: {_span(interval, signed=False)}.")
+        report.note(f"95% interval of the score: {span(interval, signed=False)}.")
     if rows:
         columns = ("against", "score", "difference", "95% interval", "p", "Holm", "")
         report.table(columns, [_cells(each) for each in rows])
@@ -100,8 +100,7 @@ def _print_benchmark(report: Report, benchmark: Benchmark, rows: Sequence[Compar
 def _cells(each: Comparison) -> tuple[str, ...]:
     assert each.found is not None
     assert each.adjusted_p is not None
-    span = _span(each.found.interval)
-    tests = (f"{each.points:+.1f}", span, _p(each.found.p), _p(each.adjusted_p))
+    tests = (f"{each.points:+.1f}", span(each.found.interval), p_value(each.found.p), p_value(each.adjusted_p))
     return (each.rival.model, f"{each.rival.points:.1f}", *tests, f"{each.verdict}; {each.rival.reported}")
 
 
@@ -112,18 +111,18 @@ def sentence(each: Comparison, n_tests: int) -> str:
     if not each.points:
         return f"{head}. The scores are equal."
     gap = f"{abs(each.points):.1f} points"
-    often = f"Two equally good models differ by {gap} or more in {_often(each.found.p)} such tests"
+    chance = f"Two equally good models differ by {gap} or more in {often(each.found.p)} such tests"
     if each.verdict in (Verdict.AHEAD, Verdict.BEHIND):
-        return f"{head} by more than chance explains. {often}."
+        return f"{head} by more than chance explains. {chance}."
     if each.verdict is Verdict.UNCLEAR:
-        often += f": enough for a single comparison, not for one of {n_tests}"
-    return f"{head}. {often}. {_settled(each)}"
+        chance += f": enough for a single comparison, not for one of {n_tests}"
+    return f"{head}. {chance}. {_settled(each)}"
 
 
 def _settled(each: Comparison) -> str:
     """What n would settle it."""
     return (
-        f"If the difference is real, {_count(each.needed)} questions would show it, or {_count(each.needed_paired)} if "
+        f"If the difference is real, {about(each.needed)} questions would show it, or {about(each.needed_paired)} if "
         f"both models' answers were compared question by question; this benchmark has {each.benchmark.questions:,}."
     )
 
@@ -149,7 +148,7 @@ def _print_rest(report: Report, rest: Sequence[Comparison]) -> None:
 def _rest_cells(each: Comparison) -> tuple[str, ...]:
     note = "F1 score" if each.benchmark.measure == F1 else "" if each.points else "equal"
     scores = (each.benchmark.title, f"{each.benchmark.claimed.points:.1f}", each.rival.model, f"{each.points:+.1f}")
-    return (*scores, _count(each.needed), _count(each.needed_paired), note)
+    return (*scores, about(each.needed), about(each.needed_paired), note)
 
 
 def _caveats(claims: Claims) -> Iterator[str]:
@@ -162,28 +161,6 @@ def _caveats(claims: Claims) -> Iterator[str]:
     kinds = {score.reported for each in claims.benchmarks for score in (each.claimed, *each.rivals)}
     yield "; ".join(f"{kind}: {about}" for kind, about in REPORTED.items() if kind in kinds) + "."
     yield f"Source: {claims.source}, as of {claims.dated}. {claims.note or ''}".rstrip()
-
-
-def _span(interval: Interval, signed: bool = True) -> str:
-    low, high = (f"{100 * end:{'+' if signed else ''}.1f}" for end in (interval.low, interval.high))
-    return f"{low} to {high}"
-
-
-def _p(p: float) -> str:
-    return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
-
-
-def _often(p: float) -> str:
-    """A probability as a frequency: "48 of 100", "7 of 1,000"."""
-    for among in (100, 1000, 10_000, 100_000, 1_000_000):
-        if round(p * among) >= 1 and (p * among >= 5 or among == 1_000_000):
-            return f"{round(p * among)} of {among:,}"
-    return "less than 1 of 1,000,000"
-
-
-def _count(n: int | None) -> str:
-    """To three digits."""
-    return "-" if n is None else f"{int(float(f'{n:.3g}')):,}"
 
 
 def _facts(claims: Claims, found: Sequence[Comparison]) -> dict[str, Any]:
@@ -199,11 +176,7 @@ def _facts(claims: Claims, found: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def _score(score: Score, benchmark: Benchmark) -> dict[str, Any]:
-    return asdict(score) | {"interval_points": _points(interval_of(score, benchmark))}
-
-
-def _points(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [100 * interval.low, 100 * interval.high]
+    return asdict(score) | {"interval_points": points(interval_of(score, benchmark))}
 
 
 def _comparison(each: Comparison) -> dict[str, Any]:
@@ -212,7 +185,7 @@ def _comparison(each: Comparison) -> dict[str, Any]:
         "rival": _score(each.rival, each.benchmark),
         "difference_points": each.points,
         "error_points": None if found is None else 100 * found.error,
-        "interval_points": None if found is None else _points(found.interval),
+        "interval_points": None if found is None else points(found.interval),
         "z": None if found is None else found.z,
         "p": None if found is None else found.p,
         "p_holm": each.adjusted_p,

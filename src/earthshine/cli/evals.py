@@ -12,10 +12,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _group() -> None: ...
-
-
 @app.command()
 def claims(
     file: Annotated[
@@ -30,3 +26,25 @@ def claims(
     from earthshine.cli.eval_claims import run_claims
 
     run_claims(file, json, plot)
+
+
+@app.command()
+def compare(
+    first: Annotated[
+        Path,
+        typer.Argument(help="Results as JSON lines, a log of inspect-ai as JSON, or a folder of such files."),
+    ],
+    second: Annotated[Path, typer.Argument(help="Results of another model on the same questions.")],
+    margin: Annotated[float, typer.Option(help="Points within which two scores count as the same.")] = 2.0,
+    common: Annotated[
+        bool, typer.Option("--common", help="Leave out questions that only one has, instead of refusing them.")
+    ] = False,
+    scorer: Annotated[
+        str | None, typer.Option(help="The scorer whose scores to compare, where a log has several.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
+) -> None:
+    """Compare two models' saved results question by question: which is better, and could both be one model?"""
+    from earthshine.cli.eval_compare import CompareOptions, run_compare
+
+    run_compare(CompareOptions(first, second, margin, common, scorer, json))

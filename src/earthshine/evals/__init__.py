@@ -1,1 +1,1 @@
-"""Evaluation: published claims with their error bars, and the statistics behind them. No torch."""
+"""Evaluation: published claims with their error bars, saved results compared, and the statistics. No torch."""

@@ -93,8 +93,12 @@ def _compare(benchmark: Benchmark, rival: Score) -> Comparison:
 def _decided(comparison: Comparison, adjusted: float | None) -> Comparison:
     if comparison.found is None or adjusted is None:
         return comparison
-    if adjusted <= ALPHA:
-        verdict = Verdict.AHEAD if comparison.points > 0 else Verdict.BEHIND
-    else:
-        verdict = Verdict.UNCLEAR if comparison.found.p <= ALPHA else Verdict.NOT_DISTINGUISHABLE
+    verdict = verdict_of(comparison.points, comparison.found.p, adjusted)
     return replace(comparison, adjusted_p=adjusted, verdict=verdict)
+
+
+def verdict_of(difference: float, p: float, adjusted_p: float) -> Verdict:
+    """Of a test with its p alone and among all."""
+    if adjusted_p <= ALPHA:
+        return Verdict.AHEAD if difference > 0 else Verdict.BEHIND
+    return Verdict.UNCLEAR if p <= ALPHA else Verdict.NOT_DISTINGUISHABLE

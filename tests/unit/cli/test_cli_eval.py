@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -98,3 +99,69 @@ def test_claims_are_judged_without_torch(forker):
     done = forker.run([sys.executable, "-c", code, "eval", "claims", "--json"], text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["tests"] == 23
+
+
+LOGS = [str(Path(__file__).parents[1] / "evals" / f"inspect_{name}.json") for name in "ab"]
+
+
+def test_two_logs_are_compared_in_plain_sentences(earthshine):
+    words = _words(earthshine("eval", "compare", *LOGS))
+    assert (
+        "A and B are not distinguishable in sums. sums: 8 questions score 95% interval p Holm answers failed" in words
+    )
+    assert "B 68.8 37.5 to 93.8 16 2 2 A - B +6.2" in words
+    assert "Better? Not distinguishable. A has the higher score on 3 questions and B on 2." in words
+    assert "The same model? Inconclusive: with these questions answered again, the 90% interval is -20.9 to" in words
+
+
+def _write(path, scores):
+    lines = [
+        {"benchmark": name, "question": at, "score": score} for name in scores for at, score in enumerate(scores[name])
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_the_better_of_two_is_named_and_json_has_every_figure(earthshine, tmp_path):
+    a = _write(tmp_path / "a.jsonl", {"Quiz": [1] * 90 + [0] * 10, "Sums": [1] * 300, "Mine": [1]})
+    b = _write(tmp_path / "b.jsonl", {"Quiz": [1] * 70 + [0] * 30, "Sums": [1] * 300})
+    words = _words(earthshine("eval", "compare", a, b))
+    assert "Of 2 benchmarks, A is better in 1 and B in 0; 1 are not distinguishable." in words
+    assert "Better? A, by more than chance explains. A has the higher score on 20 questions and B on 0." in words
+    assert "The same model? No: with these questions answered again" in words
+    assert "The same model? Consistent: with these questions answered again" in words
+    assert "Only in A: Mine." in words
+    assert "fewer answers" not in words
+    code, out, err = earthshine("eval", "compare", b, a, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    quiz, sums = found["benchmarks"]
+    assert (quiz["verdict"], quiz["same"]["verdict"], quiz["questions_second_better"]) == ("behind", "lower", 20)
+    assert quiz["difference_points"] == pytest.approx(-20)
+    assert quiz["p"] < quiz["p_holm"] < 1e-4
+    assert (sums["difference_points"], sums["p"], sums["needed_questions"]) == (0, 1, None)
+    assert found["only_second"] == ["Mine"]
+
+
+def test_an_incomplete_run_is_named(earthshine, tmp_path):
+    a = _write(tmp_path / "a.jsonl", {"Quiz": [1, 1, 0]})
+    b = tmp_path / "b.jsonl"
+    b.write_text(a.read_text() + json.dumps({"benchmark": "Quiz", "question": 1, "score": 1, "run": 2}) + "\n")
+    words = _words(earthshine("eval", "compare", a, b))
+    assert "B has fewer answers to 2 questions than to others; is its run complete?" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("missing.jsonl", LOGS[0]), "'missing.jsonl' can't be opened"),
+        ((LOGS[0], LOGS[1], "--margin", "0"), "--margin must be above 0 and at most 100 points, not 0.0."),
+        ((LOGS[0], LOGS[1], "--margin", "nan"), "--margin must be above 0"),
+        ((LOGS[0], LOGS[1], "--scorer", "judge"), "has no scorer 'judge'; it has 'match'."),
+        ((LOGS[0], __file__), "is not JSON"),
+    ],
+)
+def test_what_can_not_be_compared_is_refused(earthshine, arguments, problem):
+    code, out, err = earthshine("eval", "compare", *arguments)
+    assert (code, out) == (2, "")
+    assert problem in err.replace("\n", " ")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from earthshine.errors import UsageError
 from earthshine.evals.statistics import (
+    answers_error,
     compare_paired,
     discordance,
     equivalence,
@@ -19,6 +20,7 @@ from earthshine.evals.statistics import (
     holm,
     mcnemar,
     most_discordance,
+    needed_like,
     needed_pairs,
     needed_questions,
     newcombe,
@@ -211,6 +213,23 @@ def test_fixed_set_error_is_that_of_answers_drawn_again():
     estimates = [fixed_set_error(each.astype(int).tolist()) ** 2 for each in drawn[:50]]
     assert numpy.mean(estimates) == pytest.approx(drawn.mean(axis=(1, 2)).var(), rel=0.1)
     assert drawn.mean(axis=(1, 2)).var() == pytest.approx((chances * (1 - chances)).mean() / 800, rel=0.1)
+
+
+def test_error_between_two_sets_of_answers_is_that_of_one_model_asked_twice():
+    generator = numpy.random.default_rng(1)
+    chances = generator.beta(2, 1, size=200)
+    for runs in (1, 4):
+        pairs = (generator.random((400, 2, 200, runs)) < chances[:, None]).astype(int)
+        found = numpy.mean([answers_error(*pair.tolist()) for pair in pairs])
+        assert found == pytest.approx((pairs[:, 0].mean((1, 2)) - pairs[:, 1].mean((1, 2))).std(), rel=0.1)
+    assert answers_error([[1]] * 100, [[1]] * 100) == pytest.approx(math.sqrt(3) / 100)
+    assert answers_error([[1, 1]] * 100, [[1, 1]] * 100) == pytest.approx(math.sqrt(3) / 200)
+
+
+@given(st.floats(0.3, 0.7), st.integers(10, 3000))
+def test_questions_like_these_agree_with_those_of_the_scores(score, n):
+    found = two_shares(score, n, 0.8, n)
+    assert needed_like(found.difference, found.error, n) == pytest.approx(needed_questions(score, 0.8), abs=1)
 
 
 def test_questions_of_a_group_count_as_one():

@@ -9,13 +9,14 @@ Every function refuses values that have no meaning with a UsageError that names 
 """
 
 from earthshine.evals.statistics.decide import Equivalence, equivalence, holm
-from earthshine.evals.statistics.errors import fixed_set_error, question_set_error
+from earthshine.evals.statistics.errors import answers_error, fixed_set_error, question_set_error
 from earthshine.evals.statistics.f1 import F1, f1_interval
 from earthshine.evals.statistics.paired import Paired, compare_paired, mcnemar
 from earthshine.evals.statistics.shares import Difference, Interval, newcombe, two_shares, wilson
 from earthshine.evals.statistics.size import (
     discordance,
     most_discordance,
+    needed_like,
     needed_pairs,
     needed_questions,
     power_of_pairs,
@@ -28,6 +29,7 @@ __all__ = [
     "Equivalence",
     "Interval",
     "Paired",
+    "answers_error",
     "compare_paired",
     "discordance",
     "equivalence",
@@ -36,6 +38,7 @@ __all__ = [
     "holm",
     "mcnemar",
     "most_discordance",
+    "needed_like",
     "needed_pairs",
     "needed_questions",
     "newcombe",

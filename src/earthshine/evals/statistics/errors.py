@@ -27,6 +27,29 @@ def fixed_set_error(results: Results) -> float:
     return math.sqrt(math.fsum(variances)) / len(results)
 
 
+def answers_error(first: Results, second: Results) -> float:
+    """The standard error of the difference of two mean scores on the same questions if both came from one model: only
+    the answers are drawn anew.
+
+    From `fixed_set_error` of both; with a single answer to any question from the differences themselves, which is too
+    much where the models differ. What none of N answers shows, up to 3 of N may (the rule of three), so it is at least
+    sqrt(3) / N. Raises UsageError for rows that do not match.
+    """
+    require_same_questions(first, second)
+    ones, others = question_means(first), question_means(second)
+    if min(map(len, (*first, *second))) > 1:
+        error = math.hypot(fixed_set_error(first), fixed_set_error(second))
+    else:
+        error = math.sqrt(math.fsum((one - other) ** 2 for one, other in zip(ones, others, strict=True))) / len(ones)
+    return max(error, math.sqrt(3) / min(sum(map(len, first)), sum(map(len, second))))
+
+
+def require_same_questions(first: Results, second: Results) -> None:
+    """Raises UsageError where the rows are not as many."""
+    if len(first) != len(second):
+        raise UsageError(f"first has {len(first)} questions and second {len(second)}; they must be the same ones.")
+
+
 def question_set_error(results: Results, groups: Sequence[Hashable] | None = None) -> float:
     """The standard error of the mean score if other questions of the same kind were asked, however many the runs.
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy
 
-from earthshine.errors import UsageError
 from earthshine.evals.statistics.distributions import (
     counted_from,
     fair_coin_p,
@@ -18,11 +17,17 @@ from earthshine.evals.statistics.distributions import (
     strictly_inside,
     t_quantile,
 )
-from earthshine.evals.statistics.errors import Results, cluster_error, group_sums, question_means
+from earthshine.evals.statistics.errors import (
+    Results,
+    cluster_error,
+    group_sums,
+    question_means,
+    require_same_questions,
+)
 from earthshine.evals.statistics.shares import Interval, wilson
 
 _CELLS = 1 << 20  # random numbers held at a time
-_DRAWS = 20_000
+DRAWS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ def compare_paired(
     second: Results,
     groups: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
-    draws: int = _DRAWS,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Paired:
     """The difference of two models on the same questions, a row of results for each question and model in one order.
@@ -63,8 +68,7 @@ def compare_paired(
     Rows may have several runs. The interval is Newcombe's for paired shares where each question has one right or wrong
     answer of each and no group, and else the bootstrap's over groups. Raises UsageError for rows that do not match.
     """
-    if len(first) != len(second):
-        raise UsageError(f"first has {len(first)} questions and second {len(second)}; they must be the same ones.")
+    require_same_questions(first, second)
     strictly_inside("confidence", confidence)
     ones, others = question_means(first), question_means(second)
     differences = [round(one - other, 12) for one, other in zip(ones, others, strict=True)]

@@ -45,6 +45,16 @@ def needed_pairs(difference: float, differing: float, power: float = _POWER, alp
     return max(1, math.ceil((beyond * math.sqrt(differing) + found * spread) ** 2 / difference**2))
 
 
+def needed_like(difference: float, error: float, n: int, power: float = _POWER, alpha: float = _ALPHA) -> int | None:
+    """Questions like the `n` that gave a `difference` this standard error, for it to be significant with probability
+    `power`. None without a difference. Source: the error falls with the square root of n."""
+    between("error", error, 0, math.inf)
+    counted_from("n", n, 1)
+    if not difference:
+        return None
+    return max(1, math.ceil(n * (_quantiles(power, alpha) * error / difference) ** 2))
+
+
 def power_of_questions(first: float, second: float, n: int, alpha: float = _ALPHA) -> float:
     """The probability that `n` questions for each show the difference of the true scores: `needed_questions` undone."""
     difference = abs(between("first", first, 0, 1) - between("second", second, 0, 1))
