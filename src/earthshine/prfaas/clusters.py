@@ -16,9 +16,18 @@ from earthshine.prfaas.sharing import ProcessorSharing
 from earthshine.prfaas.waiting import WaitingRequests
 
 _ROUNDING = 1e-6  # seconds
+_SHORT_QUEUE = 32  # prompts: the estimate for no more than these is computed anew when one of them takes longer
 _REPLY_SHARE = 0.02  # of the newest reply in the mean length of replies: it remembers about 50
 
-DecodeInstance = ProcessorSharing[SimulatedRequest]
+
+class DecodeInstance(ProcessorSharing[SimulatedRequest]):
+    """A batch whose sequences share its steps. scheduled: when an event looks for the next reply's end."""
+
+    __slots__ = ("scheduled",)
+
+    def __init__(self, rate: Callable[[int], float]) -> None:
+        super().__init__(rate)
+        self.scheduled = math.inf
 
 
 class PrefillQueue:
@@ -54,8 +63,11 @@ class PrefillQueue:
 
     def start(self, now: float, request: SimulatedRequest, seconds: float, estimated: float) -> None:
         """An instance begins a prompt that takes `seconds`."""
-        if request.late or abs(seconds - estimated) > 0.01 * estimated:
+        longer = seconds - estimated
+        if request.late or (abs(longer) > 0.01 * estimated and len(self.queue.timely) <= _SHORT_QUEUE):
             self._ready_known = False
+        elif longer and self._ready_known:  # the work of all is right, and its division over instances nearly so
+            self._ready = [ready + longer / self.n for ready in self._ready]
         self.running[request] = now + seconds
 
     def finish(self, request: SimulatedRequest) -> None:
@@ -111,8 +123,7 @@ def _mark_late(request: SimulatedRequest) -> None:
 
 
 class DecodeBatches:
-    """The part of a cluster that decodes. An instance is a batch whose sequences share its steps; those in `draining`
-    admit no more and convert once empty."""
+    """The part of a cluster that decodes. Instances in `draining` admit no more sequences and convert once empty."""
 
     __slots__ = ("_admitted", "_batch", "_mean_reply", "_rates", "draining", "expected", "instances", "waiting")
 
@@ -132,7 +143,7 @@ class DecodeBatches:
 
     def start_instance(self) -> None:
         """A new empty instance."""
-        self.instances.append(ProcessorSharing(self._rates.__getitem__))
+        self.instances.append(DecodeInstance(self._rates.__getitem__))
 
     def with_room(self) -> DecodeInstance | None:
         """The instance with the fewest sequences, if it can admit one."""

@@ -1,7 +1,6 @@
 """The simulator's events: a heap by time. Equal times are handled in the order of their being pushed."""
 
 import heapq
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,12 +23,15 @@ class EventQueue:
         self._pushed += 1
         heapq.heappush(self._heap, (seconds, self._pushed, action, argument))
 
-    def next_seconds(self) -> float:
-        """When the next event happens; infinite where there is none."""
-        return self._heap[0][0] if self._heap else math.inf
+    def run_before(self, seconds: float) -> None:
+        """Handles the events before a time."""
+        heap, pop = self._heap, heapq.heappop
+        while heap and heap[0][0] < seconds:
+            now, _, action, argument = pop(heap)
+            action(now, argument)
 
     def run_next(self) -> float:
         """Handles the next event; returns its time."""
-        seconds, _, action, argument = heapq.heappop(self._heap)
-        action(seconds, argument)
-        return seconds
+        now, _, action, argument = heapq.heappop(self._heap)
+        action(now, argument)
+        return now

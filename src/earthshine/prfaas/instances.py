@@ -161,7 +161,7 @@ def _lose_decode(now: float, cluster: SimulatedCluster) -> list[SimulatedRequest
         request.tokens, request.output_tokens = request.tokens + request.output_tokens - left, left
         if request.record.first_token > now:
             request.record.first_token = math.inf
-    instance.version += 1  # its events are void
+    instance.scheduled = math.inf  # its events are void
     return lost + decode.take_stranded()
 
 

@@ -19,7 +19,7 @@ class SimulatedLink:
 
     __slots__ = ("_assigned_bytes", "_conditions", "_known_loss", "_late", "_late_bytes", "_late_sending",
                  "_late_waiting", "_loss", "_measured", "_rate", "_share", "_transfers", "assigned", "one_way_seconds",
-                 "state")  # fmt: skip
+                 "scheduled", "state")  # fmt: skip
 
     def __init__(self, state: LinkState, round_trip_seconds: float, conditions: Conditions) -> None:
         self.state = state
@@ -36,6 +36,7 @@ class SimulatedLink:
         self._late_waiting: dict[SimulatedRequest, None] = {}  # in the order in which they may be sent
         self._late_sending: SimulatedRequest | None = None
         self._share = LateShare()
+        self.scheduled = -1  # the version for whose next change there is an event
 
     @property
     def is_down(self) -> bool:

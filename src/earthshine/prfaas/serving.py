@@ -10,15 +10,13 @@ from collections.abc import Callable
 
 from earthshine.errors import UnavailableError
 from earthshine.loadgen.trace import BLOCK_TOKENS
-from earthshine.prfaas.clusters import SimulatedCluster
+from earthshine.prfaas.clusters import DecodeInstance, SimulatedCluster
 from earthshine.prfaas.conditions import Conditions, Role
 from earthshine.prfaas.events import EventQueue
 from earthshine.prfaas.fleet import Fleet
 from earthshine.prfaas.links import SimulatedLink
-from earthshine.prfaas.prefix import NOTHING
 from earthshine.prfaas.requests import SimulatedRequest
 from earthshine.prfaas.route import ORDINARY, Cached, FleetState, Route, Router, RouteRequest
-from earthshine.prfaas.sharing import ProcessorSharing
 
 _NO_CACHES: dict[str, Cached] = {}
 _Attempt = tuple[SimulatedRequest, int]  # the argument of an event: a request, and the attempt that it belongs to
@@ -157,7 +155,9 @@ class Serving:
     def _prefill_seconds(self, cluster: SimulatedCluster, request: SimulatedRequest) -> float:
         """How long the prompt takes, with what the cluster's cache has of it."""
         profile = cluster.cluster.profile
-        found = cluster.cache.find(request.blocks) if request.blocks else NOTHING
+        if not request.blocks:
+            return profile.prefill_seconds(request.tokens)
+        found = cluster.cache.find(request.blocks)
         reused, request.cached_blocks = found.usable(profile.recurrent), found.tokens // BLOCK_TOKENS
         request.record.reused_tokens = reused
         if reused:
@@ -171,7 +171,8 @@ class Serving:
             return
         cluster = self.clusters[route.prefill]
         cluster.prefill.finish(request)
-        cluster.cache.keep(request.blocks, request.cached_blocks)
+        if request.blocks:
+            cluster.cache.keep(request.blocks, request.cached_blocks)
         if route.send is None:
             self._enqueue_decode(now, request)
         else:
@@ -197,7 +198,10 @@ class Serving:
             self.schedule_transfers(link)
 
     def schedule_transfers(self, link: SimulatedLink) -> None:
-        """An event for the end of the transfer that ends first."""
+        """An event for the end of the transfer that ends first, if there is none."""
+        if link.scheduled == link.version:
+            return
+        link.scheduled = link.version
         at = link.next_change()
         if at < math.inf:
             self._events.push(at, self._transferred, (link, link.version))
@@ -214,7 +218,10 @@ class Serving:
         assert route is not None
         pulled = route.pull is not None and link is self.links[route.pull.source, route.pull.target]
         arrived = self._pulled if pulled else self._sent
-        self._events.push(now + link.one_way_seconds, arrived, (request, request.attempt))
+        if link.one_way_seconds:
+            self._events.push(now + link.one_way_seconds, arrived, (request, request.attempt))
+        else:
+            arrived(now, (request, request.attempt))
         if not pulled:
             cluster = self.clusters[route.prefill]
             if cluster.free(request):
@@ -253,22 +260,32 @@ class Serving:
                 request.record.first_token = now + decode.step_seconds(instance.n)
             self._schedule_replies(cluster, instance)
 
-    def _schedule_replies(self, cluster: SimulatedCluster, instance: ProcessorSharing[SimulatedRequest]) -> None:
-        self._events.push(instance.next_end(), self._replied, (cluster, instance, instance.version))
+    def _schedule_replies(self, cluster: SimulatedCluster, instance: DecodeInstance) -> None:
+        """An event for the reply that ends first, unless there is one before: that looks again."""
+        at = instance.next_end()
+        if at < instance.scheduled:
+            instance.scheduled = at
+            self._events.push(at, self._replied, (cluster, instance))
 
-    def _replied(self, now: float, event: tuple[SimulatedCluster, ProcessorSharing[SimulatedRequest], int]) -> None:
-        cluster, instance, version = event
-        if instance.version != version:
+    def _replied(self, now: float, event: tuple[SimulatedCluster, DecodeInstance]) -> None:
+        cluster, instance = event
+        if instance.scheduled != now:
             return
+        instance.scheduled = math.inf
+        if instance.next_end() <= now:
+            self._end_reply(now, cluster, instance)
+        if instance.n:
+            self._schedule_replies(cluster, instance)
+
+    def _end_reply(self, now: float, cluster: SimulatedCluster, instance: DecodeInstance) -> None:
         request, decode = instance.end_first(now), cluster.decode
         request.record.ended = now
         self.decoded += 1
+        decode.replied(request)
         if request.reply_blocks:
             cluster.cache.keep(request.blocks + request.reply_blocks)
-        decode.replied(request)
-        if instance.n:
-            self._schedule_replies(cluster, instance)
-        elif instance in decode.draining:
+        if not instance.n and instance in decode.draining:
             decode.draining.remove(instance)
             self.on_drained(now, cluster, "decode")
-        self.admit(now, cluster)
+        if decode.waiting:
+            self.admit(now, cluster)

@@ -38,11 +38,14 @@ class ProcessorSharing(Generic[T]):
 
     def join(self, now: float, job: T, size: float) -> None:
         """A job of `size` units begins."""
-        self.advance(now)
+        self._clock += (now - self.now) * self._speed
+        self.now = now
         self._order += 1
         self._jobs[job] = end = self._clock + size
         heapq.heappush(self._ends, (end, self._order, job))
-        self._changed()
+        self.n += 1
+        self._speed = self._rate(self.n)
+        self.version += 1
 
     def leave(self, now: float, job: T) -> float:
         """A job stops before its end; returns the units that it had left."""
@@ -67,17 +70,20 @@ class ProcessorSharing(Generic[T]):
     def next_end(self) -> float:
         """When the first job ends if nothing changes; infinite without jobs and at a rate of 0."""
         ends, jobs = self._ends, self._jobs
-        while ends and jobs.get(ends[0][2]) != ends[0][0]:
+        while ends:
+            end, _, job = ends[0]
+            if jobs.get(job) == end:
+                left = end - self._clock
+                return self.now + (left / self._speed if left > 0 else 0.0) if self._speed > 0 else math.inf
             heapq.heappop(ends)
-        if not ends or self._speed <= 0:
-            return math.inf
-        return self.now + max(0.0, ends[0][0] - self._clock) / self._speed
+        return math.inf
 
     def end_first(self, now: float) -> T:
         """The job that `next_end` announced for `now` ends."""
         end, _, job = heapq.heappop(self._ends)
-        self.advance(now)
-        self._clock = max(self._clock, end)  # rounding must not leave it a little short
+        clock = self._clock + (now - self.now) * self._speed
+        self._clock = clock if clock > end else end  # rounding must not leave it a little short
+        self.now = now
         del self._jobs[job]
         self._changed()
         return job

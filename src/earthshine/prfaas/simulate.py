@@ -88,9 +88,8 @@ def _run(
     for number, request in enumerate(requests):
         if hopeless is not None and number % pause == 0 and hopeless(now):
             return now
-        while events.next_seconds() < request.arrival.seconds:
-            now = events.run_next()
         now = request.arrival.seconds
+        events.run_before(now)
         cached = serving.cached(request)
         if ticks is not None:
             longest = max((c.tokens for c in cached.values()), default=0)

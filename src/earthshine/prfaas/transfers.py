@@ -39,18 +39,20 @@ class _Growing:
 class Transfers(Generic[T]):
     """Transfers of the keys `T` over a link of `rate` bytes per second. Times must not run backwards."""
 
-    __slots__ = ("_backlogged", "_growing", "_limited_rate", "_now", "_rate", "_sent", "_speed", "version")
+    __slots__ = ("_backlogged", "_growing", "_limited_rate", "_n_limited", "_now", "_rate", "_sent", "_speed",
+                 "version")  # fmt: skip
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._backlogged: ProcessorSharing[T] = ProcessorSharing(self._share)  # of bytes that are not sent
         self._growing: dict[T, _Growing] = {}  # limited or backlogged
+        self._n_limited = 0
         self._limited_rate = 0.0  # bytes per second of all limited ones
         self._now = self._sent = self._speed = 0.0
         self.version = 0  # changes whenever `next_change` may
 
     def __len__(self) -> int:
-        return self._backlogged.n + sum(found.limited for found in self._growing.values())
+        return self._backlogged.n + self._n_limited
 
     def __contains__(self, key: T) -> bool:
         return key in self._backlogged or key in self._growing
@@ -76,8 +78,13 @@ class Transfers(Generic[T]):
     def add_growing(self, now: float, key: T, nbytes: float, growth: float) -> None:
         """A transfer of a cache of which `growth` bytes per second come to exist from now on."""
         self._growing[key] = _Growing(nbytes, growth, now)
+        self._n_limited += 1
         self._limited_rate += growth
-        self._settle(now)
+        if self._backlogged.n or self._limited_rate > self._rate:
+            self._settle(now)
+        else:  # it takes nothing from others
+            self._sent, self._now = self.sent_bytes(now), now
+            self._speed = self._limited_rate
 
     def complete(self, now: float, key: T) -> None:
         """All bytes of a growing transfer exist now."""
@@ -102,7 +109,10 @@ class Transfers(Generic[T]):
 
     def next_change(self) -> float:
         """When the first transfer ends or has sent all that exists, if nothing changes before; infinite if never."""
-        return min([self._backlogged.next_end(), *map(self._catches_up, self._growing)])
+        end = self._backlogged.next_end()
+        if len(self._growing) == self._n_limited:
+            return end
+        return min(end, *map(self._catches_up, self._growing))
 
     def pop_ended(self, now: float) -> T | None:
         """At the time that `next_change` gave: the transfer that ends, or None if one has sent all that exists."""
@@ -117,27 +127,28 @@ class Transfers(Generic[T]):
     def _settle(self, now: float) -> None:
         """After a change: which transfers are limited, and what the others share."""
         self._sent, self._now = self.sent_bytes(now), now
-        if self._growing:
-            self._backlogged.advance(now)
-            while (key := self._beyond_share()) is not None:
-                self._backlog(now, key, self._growing[key])
+        backlogged, growing = self._backlogged, self._growing
+        while self._n_limited and (key := self._beyond_share()) is not None:
+            self._backlog(now, key, growing[key])
+        if self._n_limited < len(growing):
+            backlogged.advance(now)
             while (key := self._below_share(now)) is not None:
-                self._limit(now, key, self._growing[key])
-        backlogged = self._backlogged
+                self._limit(now, key, growing[key])
         backlogged.rate_changed(now)
         self._speed = self._limited_rate + (self._share(1) if backlogged.n else 0.0)
         self.version += 1
 
     def _beyond_share(self) -> T | None:
-        """The limited transfer that grows fastest, if its share would be less than that."""
+        """The limited transfer that grows fastest, if that is more than its share."""
         n = self._backlogged.n
         if not n and self._limited_rate <= self._rate * (1 + _NEAR):
             return None
-        limited = [key for key, found in self._growing.items() if found.limited]
-        if not limited:
-            return None
-        key = max(limited, key=lambda one: self._growing[one].growth)
-        return key if not n or self._growing[key].growth > self._share(n) * (1 + _NEAR) else None
+        share = self._share(n) * (1 + _NEAR) if n else 0.0
+        fastest, most = None, share
+        for key, found in self._growing.items():
+            if found.limited and found.growth > most:
+                fastest, most = key, found.growth
+        return fastest
 
     def _below_share(self, now: float) -> T | None:
         """A backlogged transfer that has sent all that exists, and grows more slowly than its share."""
@@ -158,11 +169,13 @@ class Transfers(Generic[T]):
     def _backlog(self, now: float, key: T, found: _Growing) -> None:
         """A limited transfer is backlogged from now on."""
         found.limited = False
-        self._limited_rate = max(0.0, self._limited_rate - found.growth) if self._growing else 0.0
+        self._n_limited -= 1
+        self._limited_rate = max(0.0, self._limited_rate - found.growth) if self._n_limited else 0.0
         self._backlogged.join(now, key, max(0.0, found.nbytes - found.exists(now)))
 
     def _limit(self, now: float, key: T, found: _Growing) -> None:
         """A backlogged transfer is limited from now on."""
         found.limited = True
+        self._n_limited += 1
         self._limited_rate += found.growth
         self._backlogged.leave(now, key)
