@@ -1,10 +1,14 @@
-"""A fleet of round numbers for tests of the simulator."""
+"""A fleet of round numbers and a controller for tests of the simulator."""
 
 from earthshine.loadgen.trace import Arrival
+from earthshine.prfaas.control import Control, Controller
 from earthshine.prfaas.curve import Curve
 from earthshine.prfaas.fleet import Cluster, Fleet, Link
+from earthshine.prfaas.lengths import Sample
 from earthshine.prfaas.outcome import Outcome
+from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.profile import Profile
+from earthshine.prfaas.route import FleetState
 
 ENDS = ("far", "near")
 STEP = 0.02  # seconds, of any batch
@@ -36,3 +40,14 @@ def at(*seconds: float, tokens: int = 10000, output: int = 10, blocks: tuple[int
 def waits(outcome: Outcome) -> list[float]:
     """Seconds to the first token, in the order of arrival."""
     return [served.wait for served in outcome.served]
+
+
+class Roles(Controller):
+    """A controller that asks for the same number of prefill instances in each period."""
+
+    def __init__(self, n_prefill: int, period_seconds: float = 10.0) -> None:
+        super().__init__(two_clusters(), Policy(period_seconds=period_seconds), Sample([1000]), 10)
+        self.n_prefill = n_prefill
+
+    def tick(self, now: float, state: FleetState) -> Control:
+        return Control(1.0, {"near": self.n_prefill}, "as asked")

@@ -1,27 +1,24 @@
 import math
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import pytest
 
-from earthshine.errors import UnavailableError, UsageError
+from earthshine.errors import UsageError
 from earthshine.loadgen.trace import Arrival
 from earthshine.prfaas.baselines import EXO_TOKENS, all_remote, local_only, paper, static_threshold
 from earthshine.prfaas.conditions import Conditions, Failure, RateChange
-from earthshine.prfaas.control import Control, Controller
 from earthshine.prfaas.curve import Curve
 from earthshine.prfaas.decide import decide
 from earthshine.prfaas.fleet import Fleet, Link
-from earthshine.prfaas.lengths import Sample
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.predict import usable_rate
 from earthshine.prfaas.route import FleetState, Route, Router, RouteRequest
 from earthshine.prfaas.simulate import simulate
 from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, drawn, evenly, poisson
 
-from .simulated import BATCH, ENDS, STEP, at, two_clusters, waits
+from .simulated import BATCH, ENDS, STEP, Roles, at, two_clusters, waits
 
 LAYERS = Conditions().layers
 
@@ -233,17 +230,6 @@ def test_request_that_nothing_will_ever_serve_is_reported():
     assert outcome.unserved == 2
 
 
-class Roles(Controller):
-    """A controller that asks for the same number of prefill instances in each period."""
-
-    def __init__(self, n_prefill: int, period_seconds: float = 10.0) -> None:
-        super().__init__(two_clusters(), Policy(period_seconds=period_seconds), Sample([1000]), 10)
-        self.n_prefill = n_prefill
-
-    def tick(self, now: float, state: FleetState) -> Control:
-        return Control(1.0, {"near": self.n_prefill}, "as asked")
-
-
 def test_a_decoding_instance_ends_its_replies_before_it_converts():
     fleet = two_clusters(near=1, decode=2)
     requests = at(0, 0, tokens=1000, output=1000) + at(12, 12.0, 12.0)
@@ -298,51 +284,6 @@ def test_rate_over_a_narrow_link_is_the_links():
     model = 5e7 / (40000 * 900 + 1e5)
     found = rate_sustained(fleet, lambda rate: at(*evenly(1000, rate), tokens=40000), all_remote)
     assert found == pytest.approx(model, rel=0.02)
-
-
-def test_no_request_is_lost_under_any_sequence_of_failures():
-    for seed in range(60):
-        draw = random.Random(seed)
-        fleet = two_clusters(draw.randint(0, 2), draw.randint(1, 2), draw.randint(1, 3), 10 ** draw.uniform(6, 9))
-        instants = sorted(draw.uniform(0, 100) for _ in range(12))
-        rates = tuple(RateChange(t, ENDS, draw.choice((0.0, 1e6, 1e8))) for t in instants[:8])
-        places = (("far", "prefill"), ("near", "prefill"), ("near", "decode"))
-        failures = tuple(Failure(t, t + draw.uniform(1, 60), *draw.choice(places)) for t in instants[::-1])
-        requests = [a for t in sorted(draw.uniform(0, 100) for _ in range(60)) for a in _any(draw, t)]
-        controls = _Restless(draw)
-        router = draw.choice((local_only, all_remote, static_threshold(5000), _fickle(draw)))
-        found = simulate(fleet, requests, router, conditions=Conditions(rates, failures), controller=controls)
-        assert found.unserved == 0
-        assert all(s.arrived < s.first_token <= s.ended + 1e-9 for s in found.served)
-
-
-def _any(draw: random.Random, t: float) -> list[Arrival]:
-    blocks = tuple(draw.choice((range(9), range(20, 31))))
-    return at(t, tokens=draw.randint(1, 9000), output=draw.randint(1, 300), blocks=blocks)
-
-
-class _Restless(Roles):
-    """Changes roles at random."""
-
-    def __init__(self, draw: random.Random) -> None:
-        super().__init__(1, period_seconds=3.0)
-        self._draw, self._ticks = draw, 0
-
-    def tick(self, now: float, state: FleetState) -> Control:
-        self._ticks += 1
-        self.n_prefill = self._draw.randint(0, 3) if self._ticks < 60 else 1
-        return super().tick(now, state)
-
-
-def _fickle(draw: random.Random) -> Router:
-    """Any route that works, or none."""
-
-    def route(request: RouteRequest, state: FleetState) -> Route:
-        if draw.random() < 0.1:
-            raise UnavailableError("Not now.")
-        return draw.choice((local_only, all_remote))(request, state)
-
-    return route
 
 
 @pytest.mark.parametrize(
