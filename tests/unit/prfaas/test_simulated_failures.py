@@ -22,7 +22,7 @@ from earthshine.prfaas.simulate import simulate
 
 from .simulated import Roles, profile
 
-SEEDS = range(80)
+SEEDS = range(60)
 SECONDS = 100.0  # in which requests arrive and parts fail
 LAST = 2000.0  # when a last request arrives, after everything works again
 
