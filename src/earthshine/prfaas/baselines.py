@@ -109,11 +109,11 @@ def _first(
         raise UnavailableError("No cluster prefills now.")
     profile, cluster = state.fleet.clusters[prefill].profile, state.clusters[prefill]
     reused, pull, pull_seconds = _reusable(request, state, prefill), None, 0.0
-    wire = state.links.get((source, prefill)) if source is not None and source != prefill else None
-    if source is not None and wire is not None and wire.bytes_per_second > 0:
+    way = state.links.get((source, prefill)) if source is not None and source != prefill else None
+    if source is not None and way is not None and way.bytes_per_second > 0:
         tokens = _reusable(request, state, source)
         nbytes = profile.cache_bytes(tokens, reused)
-        pull, reused, pull_seconds = Move(source, prefill, tokens, nbytes), tokens, nbytes / wire.bytes_per_second
+        pull, reused, pull_seconds = Move(source, prefill, tokens, nbytes), tokens, nbytes / way.bytes_per_second
     seconds = profile.prefill_seconds(request.tokens, reused)
     send, transfer, usd = None, 0.0, 0.0
     if prefill != decode:

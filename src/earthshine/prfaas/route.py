@@ -6,6 +6,7 @@ State is what a router or the simulator knows now, and updates in place; `decide
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from earthshine.prfaas.fleet import Fleet
 
@@ -80,8 +81,7 @@ class FleetState:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """Cache that crosses a link: the first `tokens` tokens' rows, without those that the target holds."""
 
     source: str
@@ -90,8 +90,7 @@ class Move:
     nbytes: float
 
 
-@dataclass(frozen=True, slots=True)
-class FirstToken:
+class FirstToken(NamedTuple):
     """Seconds to the first token by parts; they add up."""
 
     queue: float  # for an instance that prefills
@@ -105,8 +104,7 @@ class FirstToken:
         return self.queue + self.pull + self.prefill + self.transfer + self.decode
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """Where a prompt is computed and decoded, what moves, and why."""
 
     prefill: str
