@@ -67,7 +67,9 @@ def paper(abundant: bool) -> Router:
 def _decoding(request: RouteRequest, state: FleetState) -> str:
     """The cluster that decodes it: the one demanded, or that with the shortest wait."""
     demanded = request.decode
-    names = [n for n, live in state.clusters.items() if live.n_decode and (demanded is None or n == demanded)]
+    names = [name for name, live in state.clusters.items() if live.n_decode]
+    if demanded is not None:
+        names = [name for name in names if name == demanded]
     if not names:
         raise UnavailableError("No cluster decodes now.")
     return names[0] if len(names) == 1 else min(names, key=lambda name: state.clusters[name].decode_wait_seconds)
@@ -90,7 +92,7 @@ def _remote(state: FleetState, decode: str) -> str | None:
 
 
 def _reusable(request: RouteRequest, state: FleetState, name: str) -> int:
-    if name not in request.cached:
+    if not request.cached or name not in request.cached:
         return 0
     return request.cached[name].usable(state.fleet.clusters[name].profile.recurrent)
 
@@ -104,7 +106,7 @@ def _first(
     source: str | None = None,
 ) -> Route:
     """The route to the first place that works, with the prefix of `source` moved there if that has a link."""
-    prefill = next((name for name in places if name is not None), None)
+    prefill = places[0] if places[0] is not None else places[-1]
     if prefill is None:
         raise UnavailableError("No cluster prefills now.")
     profile, cluster = state.fleet.clusters[prefill].profile, state.clusters[prefill]

@@ -87,8 +87,10 @@ class PrefillQueue:
         """Seconds until an instance begins a prompt that joins now, if each takes as long as estimated."""
         if not self.n:
             return sum(self.queue.timely.values())
-        self._estimate(now)
-        return max(0.0, self._ready[0] - now)
+        if not self._ready_known:
+            self._estimate(now)
+        ready = self._ready[0]
+        return ready - now if ready > now else 0.0
 
     def _estimate(self, now: float) -> None:
         """When instances are ready. Where a prompt can't begin in time, the longest of those up to it becomes late
@@ -163,8 +165,7 @@ class DecodeBatches:
 
     def admit(self, now: float) -> tuple[DecodeInstance, SimulatedRequest] | None:
         """The next request joins a batch; None where none waits or fits."""
-        instance = self.with_room() if self.waiting else None
-        if instance is None:
+        if not self.waiting or (instance := self.with_room()) is None:
             return None
         request, _ = self.waiting.pop()
         instance.join(now, request, request.output_tokens)
@@ -178,8 +179,10 @@ class DecodeBatches:
     def wait(self, now: float) -> float:
         """Seconds until a sequence that is routed here now could be admitted, after all those that are expected. Each
         one in a batch is expected to end once a reply of mean length would."""
+        if not self.instances or not self._admitted:
+            return 0.0
         ahead = len(self.waiting.timely) + len(self.expected) - len(self.instances) * self._batch + len(self._admitted)
-        if ahead < 0 or not self.instances or not self._admitted:
+        if ahead < 0:
             return 0.0
         seconds = self._mean_reply / self._rates[self._batch]
         rounds, nth = divmod(ahead, len(self._admitted))

@@ -162,9 +162,9 @@ class SimulatedLink:
         """Brings the measurements up to now, over a time in which the true values did not change."""
         elapsed, self._measured = now - self._measured, now
         state = self.state
-        if self.is_down or state.bytes_per_second <= 0:
+        if state.bytes_per_second == self._rate and self._known_loss == self._loss:
             return
-        if state.bytes_per_second != self._rate or self._known_loss != self._loss:
+        if self._rate > 0 and state.bytes_per_second > 0:
             constant = self._conditions.busy_seconds if len(self._transfers) else self._conditions.idle_seconds
             followed = -math.expm1(-elapsed / constant)
             state.bytes_per_second += (self._rate - state.bytes_per_second) * followed
