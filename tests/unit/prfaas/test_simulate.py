@@ -161,6 +161,19 @@ def test_router_knows_what_a_link_has_yet_to_send():
     assert seen == [0.0, near(whole - 1e6 * (0.5 - 1 / LAYERS)), near(2 * whole - 4e6), 0.0]
 
 
+def test_router_knows_what_a_link_has_to_send_after_transfers_were_given_up():
+    seen = []
+
+    def router(request: RouteRequest, state: FleetState) -> Route:
+        link = state.links[ENDS]
+        seen.append(link.queued_bytes)
+        return local_only(request, state) if link.bytes_per_second <= 0 else all_remote(request, state)
+
+    outage = Conditions(rates=(RateChange(1.0 / LAYERS + 4, ENDS, 0.0), RateChange(60, ENDS, 1e6)))
+    simulate(two_clusters(rate=1e6), at(0, 70, 70 + 1.0 / LAYERS + 2), router, conditions=outage)
+    assert seen == [0.0, 0.0, 0.0, near(far_bytes(10000) - 2e6)]
+
+
 def test_loss_is_known_before_the_measured_rate_follows_it():
     """The true rate falls to a third at 10 s. Right after, the rate that `decide` counts on is the true one already;
     later retransmissions add nothing to what the measured rate says."""
