@@ -105,6 +105,8 @@ class SimulatedLink:
     def _send_late(self, now: float) -> None:
         """A late prompt's transfer begins, goes on or pauses, as others leave room."""
         sending = self._late_sending
+        if sending is None and not self._late_waiting:
+            return
         if sending is not None and not self._transfers.has_spare(1):
             self._late_sending = None
             self._set_late(sending, self._transfers.remove(now, sending))

@@ -141,7 +141,7 @@ class Serving:
     def start_prefills(self, now: float, cluster: SimulatedCluster) -> None:
         """Idle instances take prompts from the queue."""
         prefill, layers = cluster.prefill, self._conditions.layers
-        while prefill.queue and prefill.has_idle() and cluster.has_memory():
+        while prefill.has_idle() and prefill.queue and cluster.has_memory():
             request, estimated = prefill.pop(now)
             seconds = self._prefill_seconds(cluster, request)
             prefill.start(now, request, seconds, estimated)

@@ -82,6 +82,9 @@ def whole_blocks(arrivals: Sequence[Arrival]) -> Iterator[tuple[int, ...]]:
     blocks. A prompt's last token is always computed, so a block that ends with it is left out."""
     names: dict[tuple[int, int], int] = {}
     for arrival in arrivals:
+        if not arrival.blocks:
+            yield ()
+            continue
         name, found = 0, list[int]()
         for block in arrival.blocks[: (arrival.input_tokens - 1) // BLOCK_TOKENS]:
             name = names.setdefault((name, block), len(names) + 1)
@@ -97,6 +100,8 @@ def reply_blocks(arrivals: Sequence[Arrival], prompts: Sequence[tuple[int, ...]]
     than 30 tokens: a short question. Equal first blocks, such as a system's prompt, show nothing.
     """
     found: list[tuple[int, ...]] = [()] * len(prompts)
+    if not any(prompts):
+        return found
     last: dict[int, int] = {}  # the last request whose whole blocks end with a block
     for number, (arrival, blocks) in enumerate(zip(arrivals, prompts, strict=True)):
         n = next((n for n in range(len(blocks), 1, -1) if blocks[n - 1] in last), 0)
