@@ -11,6 +11,7 @@ from earthshine.cli.layout import Report
 from earthshine.cli.plot import new_figure, require_picture, save_figure
 from earthshine.cli.prfaas_solve import fleet_named
 from earthshine.cli.progress import ProgressLine
+from earthshine.errors import UsageError
 from earthshine.prfaas.compare import BOUND, LOCAL, OURS, STATIC, Row, compare
 from earthshine.prfaas.outcome import percentile
 from earthshine.prfaas.policy import Policy
@@ -39,6 +40,8 @@ def run_simulate(options: SimulateOptions) -> None:
     if options.plot is not None:
         require_picture(options.plot)
         new_figure()
+    if options.link is not None and options.scenario == "wave":
+        raise UsageError("The scenario wave sets the rates of all links itself; leave out --link.")
     fleet = fleet_named(options.fleet, options.link)
     found = scenario(options.scenario, fleet, options.seed, options.seconds, options.trace)
     with ProgressLine() as progress:
@@ -85,8 +88,8 @@ def _cells(row: Row, n: int) -> tuple[str, ...]:
         return (row.policy, share, *[""] * 7, row.about)
     times = ("never" if seconds is None else format_duration(seconds) for seconds in _waits(row).values())
     shares = (f"{row.remote_share:.0%}", f"{row.reused_share:.0%}", f"{8e-9 * row.egress:.3g}")
-    about = row.about + (f", {row.conversions} conversions" if row.conversions else "")
-    about += f", {row.unserved} never served" if row.unserved else ""
+    counts = {"conversions": row.conversions, "never served": row.unserved}
+    about = ", ".join(filter(None, [row.about, *(f"{n} {what}" for what, n in counts.items() if n)]))
     return (row.policy, share, *times, *shares, about)
 
 

@@ -142,7 +142,8 @@ def _paper(found: Scenario) -> Row:
     threshold = threshold_of(solution)
     links = [link.bytes_per_second for link in found.fleet.links.values()]
     abundant = solution.egress_bytes_per_second <= _SCARCE * max(links, default=0.0)
-    about = f"{threshold:,.0f} tokens{_roles(fleet)}, bandwidth {'abundant' if abundant else 'scarce'}"
+    limit = f"{threshold:,.0f} tokens" if threshold < math.inf else "no threshold"
+    about = f"{limit}{_roles(fleet)}, bandwidth {'abundant' if abundant else 'scarce'}"
     return _row("paper, frozen", about, found, _run(found, fleet, paper(abundant), threshold))
 
 

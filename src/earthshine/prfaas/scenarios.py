@@ -26,6 +26,7 @@ _DEADLINE = 3.0  # times the P90 of service
 _GBPS = 1e9 / 8
 _WAVE = (10 * _GBPS, 1 * _GBPS)
 _MOST_OF_TRACE = 200_000
+_LEAST_RATE, _MOST_REQUESTS = 1e-3, 1_000_000  # requests per second, requests
 _SHIFT_SECONDS = 60.0  # between copies of a trace, so that what one brings at once does not come twice at once
 
 
@@ -61,7 +62,27 @@ def scenario(
         raise UsageError(f"{shown(name)} is not a scenario; choose one of {', '.join(SCENARIOS)}.")
     if seconds is not None and not 1 <= seconds <= 1e6:
         raise UsageError(f"A scenario lasts 1 to 1,000,000 seconds, not {seconds:g}.")
-    return kind.make(kind, _both_ways(fleet), seconds or kind.seconds, seed, trace)
+    if trace is not None and kind.seconds:
+        raise UsageError(f"The scenario {name} draws its requests; a trace is for the scenario prefix.")
+    found = kind.make(kind, _both_ways(fleet), seconds or kind.seconds, seed, trace)
+    if not found.arrivals:
+        raise UsageError("No request arrives in that time; give a longer one.")
+    return found
+
+
+def _possible(rate: float, seconds: float) -> float:
+    """`rate` itself, of requests per second. Raises UsageError where next to none or too many arrive in the time."""
+    if rate < _LEAST_RATE:
+        raise UsageError(
+            f"By the throughput model this fleet serves {rate:.2g} requests per second, too few to simulate; "
+            "earthshine prfaas solve says what limits it."
+        )
+    if rate * seconds > _MOST_REQUESTS:
+        raise UsageError(
+            f"{rate:.3g} requests per second would arrive, {rate * seconds:.3g} in all; a comparison takes at most "
+            f"{_MOST_REQUESTS:,}. Give fewer --seconds or a smaller fleet."
+        )
+    return rate
 
 
 def _both_ways(fleet: Fleet) -> Fleet:
@@ -115,25 +136,25 @@ def _drawn(
 
 
 def _steady(kind: Kind, fleet: Fleet, seconds: float, seed: int, trace: Path | None) -> Scenario:
-    rate = 0.9 * _rate(fleet)
+    rate = _possible(0.9 * _rate(fleet), seconds)
     return _drawn(kind, "steady", fleet, poisson(seconds, lambda _: rate, rate, seed), seed)
 
 
 def _burst(kind: Kind, fleet: Fleet, seconds: float, seed: int, trace: Path | None) -> Scenario:
-    base = 0.5 * _rate(fleet)
+    base = _possible(0.5 * _rate(fleet), seconds)
     times = poisson(seconds, lambda t: 10 * base if 100 <= t % 300 < 110 else base, 10 * base, seed)
     return _drawn(kind, "burst", fleet, times, seed)
 
 
 def _wave(kind: Kind, fleet: Fleet, seconds: float, seed: int, trace: Path | None) -> Scenario:
     fleet = _at(fleet, _WAVE[0])
-    rate = 0.9 * sum(_rate(_at(fleet, link)) for link in _WAVE) / 2
+    rate = _possible(0.9 * sum(_rate(_at(fleet, link)) for link in _WAVE) / 2, seconds)
     rates = [(at, _WAVE[i % 2]) for i, at in enumerate(range(0, math.ceil(seconds), 300))]
     return _drawn(kind, "wave", fleet, poisson(seconds, lambda _: rate, rate, seed), seed, rates)
 
 
 def _outage(kind: Kind, fleet: Fleet, seconds: float, seed: int, trace: Path | None) -> Scenario:
-    rate = 0.8 * _rate(fleet)
+    rate = _possible(0.8 * _rate(fleet), seconds)
     rates = [change for at in range(300, math.ceil(seconds), 600) for change in ((at, 0.0), (at + 60, None))]
     return _drawn(kind, "outage", fleet, poisson(seconds, lambda _: rate, rate, seed), seed, rates)
 
@@ -143,7 +164,7 @@ def _drift(kind: Kind, fleet: Fleet, seconds: float, seed: int, trace: Path | No
         return 0.5 * math.sin(2 * math.pi * t / seconds)
 
     steps = 48
-    rates = [0.85 * _rate(fleet, shift(i * seconds / steps)) for i in range(steps)]
+    rates = [_possible(0.85 * _rate(fleet, shift(i * seconds / steps)), seconds) for i in range(steps)]
     times = poisson(seconds, lambda t: rates[int(t / seconds * steps)], max(rates), seed)
     return _drawn(kind, "drift", fleet, times, seed, shift=shift)
 
@@ -154,7 +175,7 @@ def _prefix(kind: Kind, fleet: Fleet, seconds: float, seed: int, trace: Path | N
     arrivals = read_trace(trace, _MOST_OF_TRACE)
     lengths = trace_lengths(arrivals)
     output = sum(a.output_tokens for a in arrivals) / len(arrivals)
-    rate = 0.9 * solve(fleet, lengths, output).rate
+    rate = _possible(0.9 * solve(fleet, lengths, output).rate, seconds or arrivals[-1].seconds)
     copies = max(1, int(rate * arrivals[-1].seconds / len(arrivals)))
     found = at_rate(overlaid(arrivals, copies, _SHIFT_SECONDS), rate)
     if seconds:
