@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from earthshine.errors import UsageError
-from earthshine.untrusted import parse_object, read_file, real_path, shown
+from earthshine.untrusted import parse_object, read_file, real_path, require_keys, shown, text_field
 
 FORMAT = "earthshine prices 1"
 SHIPPED = Path(__file__).with_name("prices.json")
@@ -78,25 +78,21 @@ def read_prices(path: Path = SHIPPED) -> PriceTable:
     found = parse_object(read_file(real_path(path, UsageError), where, _MAX_BYTES, UsageError), where, UsageError)
     if found.get("format") != FORMAT:
         raise UsageError(f"{where} is not a price table; its format must be {FORMAT!r}.")
-    unknown = found.keys() - {"format", "dated", "source", "prices"}
-    if unknown:
-        raise UsageError(f"{where} has {shown(min(unknown))}, which no price table has.")
-    entries = found.get("prices")
+    keys = ("format", "dated", "source", "prices")
+    require_keys(found, where, keys, keys)
+    entries = found["prices"]
     if not isinstance(entries, list) or not 1 <= len(entries) <= 1000:
         raise UsageError(f"{where} must list 1 to 1000 prices.")
     prices = tuple(_price(entry, f"{where}: price {at}") for at, entry in enumerate(entries, 1))
-    return PriceTable(_text(found.get("dated"), where, "dated"), _text(found.get("source"), where, "source"), prices)
+    return PriceTable(text_field(found, "dated", where), text_field(found, "source", where), prices)
 
 
 def _price(entry: object, where: str) -> ServicePrice:
     if not isinstance(entry, dict):
         raise UsageError(f"{where} must be an object with name, input and output.")
-    unknown = entry.keys() - {"name", "input", "output", "cached_input", "family", "parameters"}
-    if unknown:
-        raise UsageError(
-            f"{where} has {shown(min(unknown))}; it may have name, input, output, cached_input, family and parameters."
-        )
-    name = _text(entry.get("name"), where, "name")
+    required = ("name", "input", "output")
+    require_keys(entry, where, required, (*required, "cached_input", "family", "parameters"))
+    name = text_field(entry, "name", where)
     where = f"{where}, {shown(name)}"
     cached, family, parameters = (entry.get(key) for key in ("cached_input", "family", "parameters"))
     if (family is None) != (parameters is None):
@@ -105,18 +101,12 @@ def _price(entry: object, where: str) -> ServicePrice:
         raise UsageError(f"{where}: parameters is {shown(parameters)}; it must be a whole number above 0.")
     return ServicePrice(
         name,
-        _usd(entry.get("input"), where, "input"),
-        _usd(entry.get("output"), where, "output"),
+        _usd(entry["input"], where, "input"),
+        _usd(entry["output"], where, "output"),
         None if cached is None else _usd(cached, where, "cached_input"),
-        None if family is None else _text(family, where, "family"),
+        None if family is None else text_field(entry, "family", where),
         parameters,
     )
-
-
-def _text(value: object, where: str, name: str) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= 1000 or not value.isprintable():
-        raise UsageError(f"{where}: {name} is {shown(value)}; it must be a line of text.")
-    return value
 
 
 def _usd(value: object, where: str, name: str) -> float:

@@ -65,13 +65,13 @@ def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path, text: str) 
 
 @pytest.mark.parametrize("name", ["name", "input", "output"])
 def test_what_is_missing_is_named(tmp_path: Path, name: str) -> None:
-    assert f"{name} is null" in refused(table(tmp_path, {key: GOOD[key] for key in GOOD if key != name}))
+    assert f"price 1 lacks {name}" in refused(table(tmp_path, {key: GOOD[key] for key in GOOD if key != name}))
 
 
 @pytest.mark.parametrize(
     ("entries", "changed", "error"),
     [
-        ([{**GOOD, "currency": "EUR"}], {}, "price 1 has 'currency'; it may have name"),
+        ([{**GOOD, "currency": "EUR"}], {}, "price 1 has 'currency', which is not known; it may have name"),
         ([GOOD, "free"], {}, "price 2 must be an object"),
         ([{**GOOD, "name": ""}], {}, "name is ''"),
         ([{**GOOD, "name": "a\x1b[31mred"}], {}, "it must be a line of text"),
@@ -82,7 +82,7 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str) -> None:
         ([GOOD], {"prices": {"a": GOOD}}, "1 to 1000 prices"),
         ([GOOD], {"format": "earthshine prices 2"}, "its format must be 'earthshine prices 1'"),
         ([GOOD], {"format": None}, "its format must be"),
-        ([GOOD], {"note": "mine"}, "has 'note', which no price table has"),
+        ([GOOD], {"note": "mine"}, "has 'note', which is not known"),
         ([GOOD], {"dated": 2026}, "dated is 2026"),
         ([GOOD], {"source": "two\nlines"}, "source is "),
     ],
