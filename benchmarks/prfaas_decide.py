@@ -19,11 +19,10 @@ from result_rows import result_rows
 from earthshine.prfaas.control import Controller
 from earthshine.prfaas.decide import decide
 from earthshine.prfaas.fleet import Fleet, Link, read_fleet, shipped_fleets
-from earthshine.prfaas.lengths import LogNormal
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.route import Cached, FleetState, RouteRequest
+from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS
 
-LENGTHS = LogNormal(9.90, 1.00)
 POLICY = Policy()
 THRESHOLD = 19400
 DECISIONS, TICKS = 2000, 10
@@ -78,9 +77,9 @@ def figures_of(n: int, repeats: int) -> dict[str, list[float]]:
 
         name = f"decide, {n} clusters, {'prefixes in two' if prefixes else 'no prefixes'} (µs)"
         found[name] = microseconds(routed, DECISIONS, repeats)
-    controller = Controller(state.fleet, POLICY, LENGTHS, 1024)
+    controller = Controller(state.fleet, POLICY, PAPER_LENGTHS, PAPER_OUTPUT_TOKENS)
     for i in range(POLICY.remembered):
-        controller.observe(0.0, 1000 + 37 * i, 1024)
+        controller.observe(0.0, 1000 + 37 * i, PAPER_OUTPUT_TOKENS)
     spent = microseconds(lambda i: controller.tick(30.0 * i, state), TICKS, repeats)
     return found | {f"tick, {n} clusters (ms)": [value / 1000 for value in spent]}
 
