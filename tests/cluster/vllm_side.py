@@ -50,7 +50,9 @@ def main() -> None:
             ]
             for found in llm.generate(prompts, params, use_tqdm=False):
                 reply = found.outputs[0]
-                print(json.dumps({"tokens": list(reply.token_ids), "finish": reply.finish_reason}), file=out, flush=True)
+                print(
+                    json.dumps({"tokens": list(reply.token_ids), "finish": reply.finish_reason}), file=out, flush=True
+                )
 
 
 if __name__ == "__main__":

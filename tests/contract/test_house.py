@@ -54,7 +54,7 @@ CALL_OWNERS = {
 }
 IMPORT_OWNERS = {
     "sockets": ({"socket", "http", "urllib", "requests", "httpx", "asyncio", "uvicorn", "huggingface_hub"},
-                ("hub", "server", "prfaas.wire", "machine.network", "net", "loadgen")),
+                ("hub", "server", "prfaas.wire", "prfaas.vllm.submit", "machine.network", "net", "loadgen")),
     "native code": ({"ctypes", "cffi"}, ("kernels",)),
     "printing": ({"rich", "typer", "prompt_toolkit", "markdown_it"}, ("cli",)),
     "pickle": ({"pickle", "marshal", "shelve", "dill"}, ()),

@@ -57,7 +57,7 @@ class EarthshineConnector(KVConnectorBase_V1, SupportsHMA):
     def register_kv_caches(self, kv_caches: dict[str, Tensor]) -> None:
         (group,) = self._kv_cache_config.kv_cache_groups
         cache = LatentCache(kv_caches, group.kv_cache_spec.block_size)
-        self._worker = Worker(cache, self._options)
+        self._worker = Worker(cache, self._options, self._vllm_config.model_config.get_vocab_size())
         _log.info("%s", self._worker.described)
 
     def handle_preemptions(self, kv_connector_metadata: Step) -> None:

@@ -35,9 +35,9 @@ class ConnectorOptions:
     for; "" where a router gives it the prompts. submit_key: a file with its API key.
     peers: whose caches this vLLM fetches, best first. token: a file with the token for them. peer_ca, peer_pins: whom
     to trust, see `wire.Trust`. allow_plain: hosts that are reached, or listened on, without TLS though not loopback.
-    min_tokens: fewer are computed rather than fetched. transfers: at most, at once. deadline_seconds: of a transfer.
-    retry_seconds: how long nothing is fetched after one failed. hold_seconds: how long a prompt with
-    `"kv_transfer_params": {"do_remote_decode": true}` is kept for its peer.
+    connections: to each peer. min_tokens: fewer are computed rather than fetched. transfers: at most, at once.
+    deadline_seconds: of a transfer. retry_seconds: how long nothing is fetched after one failed. hold_seconds: how long
+    a prompt with `"kv_transfer_params": {"do_remote_decode": true}` is kept for its peer.
     """
 
     model: str = ""
@@ -52,6 +52,7 @@ class ConnectorOptions:
     peer_ca: Path | None = None
     peer_pins: tuple[str, ...] = ()
     allow_plain: tuple[str, ...] = ()
+    connections: int = 4
     min_tokens: int = 512
     transfers: int = 4
     deadline_seconds: float = 120.0
@@ -100,7 +101,14 @@ class ConnectorOptions:
         """Raises UsageError."""
         trust = Trust(self.peer_ca, self.peer_pins)
         token = b"" if self.token is None else _secret(self.token, "The file with the peers' token").encode()
-        return PrefillPeer(url, token=token, trust=trust, window_bytes=_WINDOW_BYTES, allow_plain=self.allow_plain)
+        return PrefillPeer(
+            url,
+            token=token,
+            trust=trust,
+            connections=self.connections,
+            window_bytes=_WINDOW_BYTES,
+            allow_plain=self.allow_plain,
+        )
 
     def submit_secret(self) -> str:
         return "" if self.submit_key is None else _secret(self.submit_key, "The file with vLLM's API key")

@@ -26,16 +26,18 @@ class Sending:
     """`submit`: gives vLLM the prompt of a request while its context is open; what it yields raises UnavailableError
     once vLLM has refused. None where a router gives the prompts."""
 
-    def __init__(self, prompts: Prompts, layout: BlobLayout, submit: Submit | None = None) -> None:
-        self._prompts, self._layout, self._submit = prompts, layout, submit
+    def __init__(self, prompts: Prompts, layout: BlobLayout, vocab_size: int, submit: Submit | None = None) -> None:
+        self._prompts, self._layout, self._vocab_size, self._submit = prompts, layout, vocab_size, submit
 
     def __call__(self, request: PrefillRequest, out: PieceWriter) -> None:
-        """Raises UsageError for parts that vLLM does not have, UnavailableError where vLLM does not compute the prompt,
-        and WireError where the receiver is gone."""
+        """Raises UsageError for parts and tokens that vLLM does not have, UnavailableError where it does not compute the
+        prompt, and WireError where the receiver is gone."""
         tokens = list(request.token_ids)
         pages = len(tokens) // PAGE_TOKENS
         if request.parts not in ((), tuple(range(len(self._layout.parts)))):
             raise UsageError("vLLM's connector sends all layers of a prompt, not some.")
+        if max(tokens) >= self._vocab_size:  # vLLM itself would end with an error, for everyone
+            raise UsageError(f"Token ids are below {self._vocab_size} in this model; the prompt has {max(tokens)}.")
         if not pages:
             raise UsageError(f"Whole pages of {PAGE_TOKENS} tokens are sent; the prompt has {len(tokens)} tokens.")
         until = time.monotonic() + out.deadline_seconds

@@ -15,7 +15,7 @@ from earthshine.prfaas.wire import PrefillPeer, WireServer
 class Worker:
     """Listens and connects as `options` say. Raises UsageError for settings that can't be used."""
 
-    def __init__(self, cache: LatentCache, options: ConnectorOptions) -> None:
+    def __init__(self, cache: LatentCache, options: ConnectorOptions, vocab_size: int) -> None:
         self._layers = {name: layer for layer, name in enumerate(cache.names)}
         self._block_tokens, self._options = cache.block_tokens, options
         self.prompts = Prompts(cache, options.hold_seconds)
@@ -35,7 +35,7 @@ class Worker:
             submit = Submission(options.submit, options.submit_secret()) if options.submit else None
             self._server = WireServer(
                 options.listen_options(),
-                Sending(self.prompts, layout, submit),
+                Sending(self.prompts, layout, vocab_size, submit),
                 access=options.access(),
                 fingerprint=options.model,
                 allow_plain=options.allow_plain,

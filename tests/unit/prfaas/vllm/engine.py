@@ -1,4 +1,4 @@
-"""What vLLM's engine does to the connector's parts in a step, over a small cache whose latents say where they belong."""
+"""What vLLM does to the connector's parts in a step, over a small cache whose latents say where they belong."""
 
 import torch
 

@@ -39,7 +39,7 @@ class Sender:
 
     def __init__(self, stack: contextlib.ExitStack, model: str = "m", submit=None, wrap=lambda out: out) -> None:
         self.engine = Engine(TOKENS)
-        handler = Sending(self.engine.prompts, self.engine.cache.layout(model), submit)
+        handler = Sending(self.engine.prompts, self.engine.cache.layout(model), 501, submit)
         self.server = WireServer(
             ListenOptions(port=0), lambda request, out: handler(request, wrap(out)), fingerprint=model
         )
@@ -236,3 +236,11 @@ def test_vllm_that_refuses_a_prompt_is_quoted(closing, caplog):
     with caplog.at_level(logging.WARNING):
         assert receiver.fetch().end == 0
     assert "vLLM answered 400: too long" in caplog.text
+
+
+def test_tokens_outside_the_vocabulary_do_not_reach_vllm(closing, caplog):
+    sender = Sender(closing, submit=lambda request: pytest.fail("vLLM was asked"))
+    receiver = Receiver(closing, sender.url)
+    with caplog.at_level(logging.WARNING):
+        assert receiver.fetch(tokens=[*TOKENS[: PAGES - 1], 501]).end == 0
+    assert "below 501 in this model; the prompt has 501" in caplog.text
