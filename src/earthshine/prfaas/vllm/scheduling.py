@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from earthshine.prfaas.vllm.orders import Chunk, Load, NewPrompt, Orders
+from earthshine.prfaas.wire.frames import MOST_TOKENS
+from earthshine.prfaas.wire.request import MOST_NAME_BYTES, encoded
 from earthshine.storage import PAGE_TOKENS
 
 _log = logging.getLogger("vllm.earthshine")
@@ -114,7 +116,8 @@ class Scheduling:
 
 
 def _by_tokens(request: Any) -> bool:
-    """Whether the token ids of its prompt name the request's latents."""
-    return bool(request.prompt_token_ids) and not (
-        request.mm_features or request.lora_request or request.prompt_embeds is not None
-    )
+    """Whether tenant and token ids name the request's latents, and a peer can be asked for them."""
+    if request.mm_features or request.lora_request or request.prompt_embeds is not None:
+        return False
+    named = len(encoded(request.cache_salt or "")) <= MOST_NAME_BYTES  # as a tenant on the wire
+    return named and 0 < len(request.prompt_token_ids or ()) <= MOST_TOKENS

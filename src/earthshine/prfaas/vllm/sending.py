@@ -30,7 +30,7 @@ class Sending:
         self._prompts, self._layout, self._vocab_size, self._submit = prompts, layout, vocab_size, submit
 
     def __call__(self, request: PrefillRequest, out: PieceWriter) -> None:
-        """Raises UsageError for parts and tokens that vLLM does not have, UnavailableError where it does not compute the
+        """Raises UsageError for parts and tokens that vLLM lacks, UnavailableError where it does not compute the
         prompt, and WireError where the receiver is gone."""
         tokens = list(request.token_ids)
         pages = len(tokens) // PAGE_TOKENS

@@ -64,7 +64,7 @@ def test_short_prompts_are_computed_here():
 def test_prompts_that_tokens_do_not_name_are_left_alone():
     made = scheduling()
     others = ({"mm_features": [object()]}, {"lora_request": object()}, {"prompt_embeds": object()})
-    for fields in (*others, {"prompt_token_ids": None}):
+    for fields in (*others, {"prompt_token_ids": None}, {"cache_salt": "s" * 257}):
         odd = request(**fields)
         assert made.matched(odd, 0) == 0
         made.allocated(odd, [1], 0)

@@ -55,7 +55,9 @@ class Sender:
 class Receiver:
     """A vLLM that fetches."""
 
-    def __init__(self, stack: contextlib.ExitStack, *urls: str, model: str = "m", deadline: float = LATE) -> None:
+    def __init__(
+        self, stack: contextlib.ExitStack, *urls: str, model: str = "m", deadline: float = LATE, now=time.monotonic
+    ) -> None:
         self.cache = paged(20)
         peers = {url: PrefillPeer(url) for url in urls}
         self.receiving = Receiving(
@@ -65,6 +67,7 @@ class Receiver:
             most_transfers=2,
             deadline_seconds=deadline,
             retry_seconds=LATE,
+            now=now,
         )
         stack.callback(self.receiving.close)
         for peer in peers.values():
@@ -192,6 +195,23 @@ def test_next_peer_is_asked_where_one_is_gone(closing):
         receiver = Receiver(closing, gone, Sender(closing).computed().url)
         assert receiver.fetch().whole
     assert receiver.has(0, PAGES)
+
+
+def test_loads_that_wait_do_not_try_a_peer_that_failed_meanwhile(closing, caplog):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"earthshine+plain://127.0.0.1:{unused.getsockname()[1]}"
+        receiver = Receiver(closing, url, now=lambda: 0.0)  # all at once
+        with caplog.at_level(logging.WARNING):
+            for name in "abcdefgh":
+                receiver.receiving.begin(Load(name, "", TOKENS[:PAGES], 0, BLOCKS))
+            over: list[Loaded] = []
+            end = time.monotonic() + LATE
+            while len(over) < 8:
+                assert time.monotonic() < end
+                over += receiver.receiving.over()
+    assert all(each.end == 0 for each in over)
+    assert 1 <= len(caplog.records) <= 2  # as many as were under way at once
 
 
 def test_silent_peer_ends_at_the_deadline(closing):
