@@ -92,13 +92,16 @@ def _print(options: BorrowOptions, rows: Mapping[str, Sequence[Borrowing]], ther
             report.paragraph(_from(name, *row, max(each.tokens for each in found)))
     report.blank()
     report.heading(f"First token with the prefill of {there.name} at ${dollars(there.usd_per_hour)} per hour")
-    columns = ("", "prompt", "Gb/s", "here", "borrowed", "cost here", "borrowed", "alone", "an hour less", "most of it")
+    costs = ("$ here", "$ borrowed", "$ rented", "$ per hour saved")
+    columns = ("", "prompt", "Gb/s", "here", "borrowed", *costs, "threshold", "what decides")
     report.table(columns, [_row(name, row) for name, found in rows.items() for row in found])
     report.blank()
     report.paragraph(
-        "Costs are US dollars for one prompt: of this machine, of the borrowed prefill, and of a lender that is rented "
-        "alone until the cache has arrived; then of each hour that this saves. The last column is what takes most of "
-        "the time of the sooner way."
+        "here, borrowed: until the first token. $: US dollars for one prompt. $ here: this machine's price over "
+        f"{LIFE_YEARS:g} years, and its power, while it prefills. $ borrowed: the lender's, while it prefills. "
+        "$ rented: a lender that is rented for this prompt alone, until the cache has arrived here. $ per hour saved: "
+        "the same, for each hour by which the first token comes sooner. threshold: borrowing is sooner for prompts of "
+        "this many tokens or more. what decides: what takes most of the time until the first token, in the sooner way."
     )
 
 
@@ -114,7 +117,8 @@ def _row(name: str, row: Borrowing) -> tuple[str, ...]:
     times = (format_duration(row.here_seconds), format_duration(row.there_seconds))
     costs = (row.usd_here, row.usd_there, row.usd_held, row.usd_per_hour_saved)
     usd = ("-" if cost is None else dollars(cost) for cost in costs)
-    return (name, f"{row.tokens:,}", f"{8e-9 * row.bytes_per_second:g}", *times, *usd, row.bound)
+    threshold = "-" if row.break_even is None else f"{row.break_even:,}"
+    return (name, f"{row.tokens:,}", f"{8e-9 * row.bytes_per_second:g}", *times, *usd, threshold, row.bound)
 
 
 def _facts(row: Borrowing) -> dict[str, Any]:

@@ -21,9 +21,9 @@ class Borrowing:
     """One prompt over one link. Seconds until the first token, dollars for the prompt's computation.
 
     there_prefill, first_step: of the prefill there, and of the first decode step here.
-    usd_here: of this machine meanwhile; None where its price is unknown.
-    usd_there: of the other's prefill.
-    usd_held: of the other until its cache has arrived, as for a machine that is rented for this alone.
+    usd_here: of this machine while it prefills; None where its price is unknown.
+    usd_there: of the other while it prefills.
+    usd_held: of the other until the cache has arrived, as for a machine that is rented for this prompt alone.
     break_even: the shortest prompt, in tokens, from which on the first token is sooner with the other machine; None if
         that of the longest prompt is not.
     """

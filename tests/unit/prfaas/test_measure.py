@@ -53,12 +53,20 @@ def test_lengths_beyond_the_time_are_left_out(server, target):
     assert said == ["prefill of 128 tokens"]
 
 
-def test_decode_steps_are_measured_while_all_replies_are_in_progress(server, target):
-    server.pieces = lambda body: [(0.0, "x"), *[(0.01, "x")] * (body["max_tokens"] - 1)]
+def test_decode_steps_are_measured_with_as_many_requests_as_sequences(server, target, monkeypatch):
+    """Requests are sent, and their replies are taken to come as those of a server with steps of 10 ms."""
+
+    def drive(*arguments, **options):
+        run = measure_drive(*arguments, **options)
+        assert all(sample.problem is None and sample.output_tokens == 64 for sample in run.samples)
+        return Run(tuple(_sample(0.0, 0.1, (0.01,) * 63, 64) for _ in run.samples), 0, 1.0, 0.0)
+
+    measure_drive = measure.drive
+    monkeypatch.setattr(measure, "drive", drive)
     found, batch = measure_decode(target, 3, count(1), lambda text: None)
     assert batch == 3
-    assert [size for size, _ in found.points] == [1, 2, 3]
-    assert found(1) >= 0.01
+    assert found.points == tuple((size, pytest.approx(0.01)) for size in (1, 2, 3))
+    assert [body["max_tokens"] for body in server.streams] == [64] * (1 + 2 + 3)
 
 
 def _sample(sent, first, gaps, output_tokens):
