@@ -11,10 +11,10 @@ does not work, or whose link is down, is not used.
 """
 
 from earthshine.errors import UnavailableError
-from earthshine.prfaas.route import Cached, FirstToken, FleetState, Move, Route, Router, RouteRequest
+from earthshine.prfaas.predict import held_tokens, pull_from, reusable
+from earthshine.prfaas.route import FirstToken, FleetState, Move, Route, Router, RouteRequest
 
 EXO_TOKENS = 1000
-_NOTHING = Cached(0)
 
 
 def local_only(request: RouteRequest, state: FleetState) -> Route:
@@ -35,7 +35,7 @@ def static_threshold(tokens: float) -> Router:
     def route(request: RouteRequest, state: FleetState) -> Route:
         decode = _decoding(request, state)
         places = [_local(state, decode), _remote(state, decode)]
-        uncached = request.tokens - _reusable(request, state, decode)
+        uncached = request.tokens - reusable(request, state.fleet.clusters[decode])
         if uncached > tokens:
             places.reverse()
         return _first(request, state, decode, places, f"{uncached} uncached tokens, threshold {tokens:g}")
@@ -52,13 +52,13 @@ def paper(abundant: bool) -> Router:
             return static_threshold(state.threshold)(request, state)
         decode = _decoding(request, state)
         places = [_local(state, decode), _remote(state, decode)]
-        reusable = {name: _reusable(request, state, name) for name in places if name is not None}
-        longest = max(reusable.values(), default=0)
+        found_tokens = {name: reusable(request, state.fleet.clusters[name]) for name in places if name is not None}
+        longest = max(found_tokens.values(), default=0)
         if request.tokens - longest > state.threshold:
             places.reverse()
         found = next((name for name in places if name is not None), None)
-        source = next((name for name, tokens in reusable.items() if tokens == longest), None)
-        pulls = found is not None and source is not None and longest > reusable[found]
+        source = next((name for name, tokens in found_tokens.items() if tokens == longest), None)
+        pulls = found is not None and source is not None and longest > found_tokens[found]
         return _first(request, state, decode, places, "paper, abundant", source if pulls else None)
 
     return route
@@ -91,12 +91,6 @@ def _remote(state: FleetState, decode: str) -> str | None:
     return min(names, key=lambda name: state.clusters[name].prefill_wait_seconds)
 
 
-def _reusable(request: RouteRequest, state: FleetState, name: str) -> int:
-    if not request.cached or name not in request.cached:
-        return 0
-    return request.cached[name].usable(state.fleet.clusters[name].profile.recurrent)
-
-
 def _first(
     request: RouteRequest,
     state: FleetState,
@@ -110,16 +104,16 @@ def _first(
     if prefill is None:
         raise UnavailableError("No cluster prefills now.")
     profile, cluster = state.fleet.clusters[prefill].profile, state.clusters[prefill]
-    reused, pull, pull_seconds = _reusable(request, state, prefill), None, 0.0
+    reused, pull, pull_seconds = reusable(request, state.fleet.clusters[prefill]), None, 0.0
     way = state.links.get((source, prefill)) if source is not None and source != prefill else None
     if source is not None and way is not None and way.bytes_per_second > 0:
-        tokens = _reusable(request, state, source)
-        nbytes = profile.cache_bytes(tokens, reused)
-        pull, reused, pull_seconds = Move(source, prefill, tokens, nbytes), tokens, nbytes / way.bytes_per_second
+        tokens = reusable(request, state.fleet.clusters[source])
+        pulled = pull_from(source, prefill, tokens, request, state, way.bytes_per_second)
+        pull, reused, pull_seconds = Move(source, prefill, tokens, pulled.nbytes), tokens, pulled.seconds
     seconds = profile.prefill_seconds(request.tokens, reused)
     send, transfer, usd = None, 0.0, 0.0
     if prefill != decode:
-        nbytes = profile.cache_bytes(request.tokens, request.cached.get(decode, _NOTHING).tokens)
+        nbytes = profile.cache_bytes(request.tokens, held_tokens(request, decode))
         send, usd = Move(prefill, decode, request.tokens, nbytes), profile.usd_per_hour * seconds / 3600
         link = state.links[prefill, decode]
         transfer = max(0.0, (link.queued_bytes + nbytes) / link.bytes_per_second - seconds)

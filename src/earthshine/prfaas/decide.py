@@ -13,18 +13,22 @@ where late ones are served first. A prompt that is in time says until when it ma
 
 import math
 
-from earthshine.errors import UnavailableError
+from earthshine.errors import UnavailableError, UsageError
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.predict import Option, decode_places, options
 from earthshine.prfaas.route import LATE, ORDINARY, FirstToken, FleetState, Move, Route, RouteRequest
+from earthshine.untrusted import shown
 
 
 def decide(request: RouteRequest, state: FleetState, policy: Policy) -> Route:
     """The route for `request`, through instances and links that work.
 
     Raises UnavailableError where no cluster can decode or none can prefill at the moment, and where no place is within
-    the request's ceiling.
+    the request's ceiling; UsageError for a cluster to decode that the fleet does not have.
     """
+    if request.decode is not None and request.decode not in state.fleet.clusters:
+        names = ", ".join(map(shown, state.fleet.clusters))
+        raise UsageError(f"decode is {shown(request.decode)}; it must be one of {names}.", "decode")
     found = options(request, state, policy)
     ceiling, deadline = request.usd_ceiling, request.deadline_seconds
     within = found if ceiling is None else [option for option in found if option.usd <= ceiling]
@@ -34,7 +38,7 @@ def decide(request: RouteRequest, state: FleetState, policy: Policy) -> Route:
     timely = within if deadline is None else [option for option in within if option.total <= deadline]
     if timely:
         chosen = _cheapest(timely, per_usd)
-        return _route(request, chosen, _why(chosen, timely, within, found, state))
+        return _route(request, chosen, _why(chosen, timely, within, found, per_usd))
     return _late(request, within, per_usd)
 
 
@@ -63,37 +67,42 @@ def _cheapest(found: list[Option], per_usd: float) -> Option:
     return best
 
 
-def _why(chosen: Option, timely: list[Option], within: list[Option], found: list[Option], state: FleetState) -> str:
-    """Why `chosen` is the best of `timely`, those that meet the deadline of `within`, the ceiling, of all `found`."""
+def _why(chosen: Option, timely: list[Option], within: list[Option], found: list[Option], per_usd: float) -> str:
+    """Why `chosen` is the best of `timely`, those that meet the deadline of `within`, the ceiling, of all `found`: what
+    it has before the next best."""
     if len(timely) == 1:
         if len(within) > 1:
             return "all others miss the deadline"
         return "all others exceed the ceiling" if len(found) > 1 else "nothing else works or is connected"
-    other = min([option.total for option in timely if option is not chosen])
-    if chosen.total <= other:
-        return f"{other - chosen.total:.2f} s sooner than elsewhere"
-    return (
-        f"{chosen.total - other:.2f} s later than elsewhere, which saves other requests more "
-        f"(threshold {state.threshold:.0f} tokens)"
-    )
+    other = _cheapest([option for option in timely if option is not chosen], per_usd)
+    place = other.prefill if other.prefill != chosen.prefill else f"with {other.reused} tokens reused"
+    sooner, spared = other.total - chosen.total, other.others - chosen.others
+    if sooner >= 0:
+        return f"{sooner:.2f} s sooner than {place}"
+    saved = other.usd - chosen.usd
+    if saved * per_usd > spared:
+        return f"{-sooner:.2f} s later than {place}, but ${saved:.4g} cheaper"
+    return f"{-sooner:.2f} s later than {place}, which saves all other requests {spared:.2f} s"
 
 
 def _route(request: RouteRequest, chosen: Option, why: str, priority: int = ORDINARY) -> Route:
     """`chosen` as a route, with `why` after what it does."""
     pull = send = None
     does = f"{chosen.prefill} prefills {request.tokens - chosen.reused} of {request.tokens} tokens"
-    if chosen.pulled_from is not None:
-        pull = Move(chosen.pulled_from, chosen.prefill, chosen.reused, chosen.pull_bytes)
-        does += f" after a pull of {chosen.pull_bytes:.3g} bytes from {chosen.pulled_from}"
+    begin = chosen.queue
+    if chosen.pull is not None:
+        source, tokens, nbytes, seconds, _ = chosen.pull
+        pull = Move(source, chosen.prefill, tokens, nbytes)
+        begin += seconds
+        does += f" after a pull of {nbytes:.3g} bytes from {source}"
     if chosen.prefill != chosen.decode:
         send = Move(chosen.prefill, chosen.decode, request.tokens, chosen.send_bytes)
         does += f" for {chosen.decode}"
     if request.decode is not None and chosen.decode != request.decode:
         why += f"; {request.decode} has no instance that decodes"
-    parts = FirstToken(chosen.queue, chosen.pull, chosen.seconds, chosen.transfer, chosen.decode_seconds)
+    parts = FirstToken(chosen.queue, begin - chosen.queue, chosen.seconds, chosen.transfer, chosen.decode_seconds)
     reason = f"{does}, first token in {chosen.total:.2f} s: {why}."
     spare = math.inf if request.deadline_seconds is None else request.deadline_seconds - chosen.total
-    begin_within = chosen.queue + chosen.pull + spare
     return Route(
-        chosen.prefill, chosen.decode, chosen.reused, pull, send, parts, chosen.usd, reason, priority, begin_within
+        chosen.prefill, chosen.decode, chosen.reused, pull, send, parts, chosen.usd, reason, priority, begin + spare
     )

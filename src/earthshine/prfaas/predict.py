@@ -1,78 +1,82 @@
 """What each place would cost a prompt: the predicted first token by its parts, and what its work costs others."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from earthshine.prfaas.fleet import Cluster
 from earthshine.prfaas.policy import Policy
-from earthshine.prfaas.route import Cached, ClusterState, FleetState, LinkState, RouteRequest
-
-_NOTHING = Cached(0)
-LONGEST = 1e9  # tokens; a threshold may be infinite
+from earthshine.prfaas.profile import Profile
+from earthshine.prfaas.route import ClusterState, FleetState, LinkState, RouteRequest
 
 
-@dataclass(slots=True)
-class Place:
-    """A cluster that can prefill for the one that decodes."""
+class Pull(NamedTuple):
+    """A prefix that is moved to where a prompt is computed."""
+
+    source: str
+    tokens: int
+    nbytes: float
+    seconds: float  # with what the link has queued
+    drained: float  # of these, until the link has sent what it has queued
+
+
+class _Prefill(NamedTuple):
+    """How a cluster can compute a prompt."""
+
+    reused: int  # tokens
+    pull: Pull | None
+    seconds: float
+    usd: float
+
+
+class _Source(NamedTuple):
+    """A cluster that prefills. `late`: seconds that its late prompts take."""
 
     cluster: Cluster
     live: ClusterState
-    rate: float  # bytes per second of the link; 0 in the cluster that decodes, which needs none
-    late: float  # seconds that it takes for what late prompts have queued
-    drained: float  # seconds until the link has sent what it has queued
-    round_trip: float
-    price: float  # of a second of its prefill, in seconds of the decoding cluster's
-
-    def rate_at(self, tokens: float) -> float:
-        """Prompts of `tokens` tokens per second: of its instances or of the link."""
-        profile = self.cluster.profile
-        compute = self.live.n_prefill / max(profile.prefill(tokens) if profile.prefill else math.inf, 1e-9)
-        return min(compute, self.rate / max(profile.cache(tokens), 1e-9)) if self.rate else compute
+    ways: list[_Prefill]
+    price: float  # of a second of its prefill
+    typical: float  # bytes of a prompt's cache
+    late: float
 
 
 @dataclass(slots=True)
 class Option:
     """A place for a prompt. Times are predicted seconds, as `route.FirstToken` divides them."""
 
-    place: Place
     prefill: str
     decode: str
     reused: int  # tokens
-    pulled_from: str | None
-    pull_bytes: float
+    pull: Pull | None
     send_bytes: float
     queue: float
-    late: float  # seconds that its late prompts take, or their caches on the link
-    pull: float
     seconds: float  # of the prefill
     transfer: float
     decode_seconds: float
     total: float
     usd: float
     others: float  # seconds that all other requests together wait longer
+    late: float  # seconds that its late prompts take, or their caches on the link
 
 
 def options(request: RouteRequest, state: FleetState, policy: Policy) -> list[Option]:
     """Every place where the prompt can be prefilled and decoded now: instances of both work, and links are up."""
-    found = []
-    held = {name: reusable(request, cluster) for name in request.cached if (cluster := state.fleet.clusters.get(name))}
+    found: list[Option] = []
+    sources = _sources(request, state, policy)
     for target in decode_places(request, state):
-        places = _places(target, state, policy)
-        capacity = sum([place.price * place.live.n_prefill for place in places])
-        waiting = sum([max(0, place.live.prefill_depth - place.live.n_prefill) for place in places])
-        decode = target.profile.decode
-        admitted = state.clusters[target.name].decode_wait_seconds
+        links = [_link(source, target, state, policy) for source in sources]
+        capacity = waiting = 0.0
+        for source, link in zip(sources, links, strict=True):
+            if link is not None:
+                live = source.live
+                capacity += source.price * live.n_prefill
+                waiting += max(0, live.prefill_depth - live.n_prefill)
+        decode, live = target.profile.decode, state.clusters[target.name]
         step = decode(1) if decode else 0.0
-        for place in places:
-            others = waiting * place.price / capacity
-            own = _option(request, target, place, held.get(place.cluster.name, 0), (admitted, step), others)
-            found.append(own)
-            pull = _pull(request, place, held, state, policy) if held and policy.rule != "scarce" else None
-            if pull:
-                pulled = _option(request, target, place, pull[1], (admitted, step), others, pull)
-                if policy.rule == "abundant" or pull[3] < own.seconds - pulled.seconds:
-                    found.append(pulled)
+        for source, link in zip(sources, links, strict=True):
+            if link is not None:
+                others = waiting * source.price / capacity
+                found += _options(request, target, source, link, others, (live.decode_wait_seconds, step))
     return found
 
 
@@ -93,95 +97,136 @@ def reusable(request: RouteRequest, cluster: Cluster) -> int:
     return max([length for length in cached.states if length <= most], default=0)
 
 
+def held_tokens(request: RouteRequest, name: str) -> int:
+    """Tokens of which a cluster has the rows, so that these need not be sent to it."""
+    cached = request.cached.get(name)
+    return 0 if cached is None else min(cached.tokens, request.tokens)
+
+
 def usable_rate(link: LinkState, policy: Policy) -> float:
     """Bytes per second to count on: retransmissions say that the measured rate is about to fall."""
     return link.bytes_per_second / (1 + link.retransmitted / policy.halving_retransmission)
 
 
-def _places(target: Cluster, state: FleetState, policy: Policy) -> list[Place]:
+def pull_from(source: str, into: str, tokens: int, request: RouteRequest, state: FleetState, rate: float) -> Pull:
+    """Moving the first `tokens` tokens' cache at `rate` bytes per second: it is asked for, then sent after what the
+    link has queued, and only then the prompt joins the queue of prompts."""
+    nbytes = state.fleet.clusters[source].profile.cache_bytes(tokens, min(held_tokens(request, into), tokens))
+    drained = state.links[source, into].queued_bytes / rate
+    seconds = drained + nbytes / rate + state.fleet.links[source, into].round_trip_seconds
+    return Pull(source, tokens, nbytes, seconds, drained)
+
+
+def _sources(request: RouteRequest, state: FleetState, policy: Policy) -> list[_Source]:
     found = []
-    local = target.profile.prefill
-    threshold = min(state.threshold, LONGEST)
-    exchange = local(threshold) if local else 0.0
+    clusters = state.fleet.clusters
+    held = {name: reusable(request, clusters[name]) for name in request.cached if name in clusters}
+    typical = state.at_threshold()
+    known: dict[tuple[int, int], float] = {}
     for name, live in state.clusters.items():
-        cluster = state.fleet.clusters[name]
+        cluster = clusters[name]
         prefill = cluster.profile.prefill
         if live.n_prefill <= 0 or prefill is None:
             continue
-        if cluster is target:
-            found.append(Place(cluster, live, 0.0, 0.0, 0.0, 0.0, 1.0))
-            continue
-        link = state.links.get((name, target.name))
-        rate = usable_rate(link, policy) if link else 0.0
-        if link and rate > 0:
-            seconds = prefill(threshold)
-            price = exchange / seconds if exchange and seconds else 1.0
-            trip = state.fleet.links[name, target.name].round_trip_seconds
-            found.append(Place(cluster, live, rate, link.late_bytes / rate, link.queued_bytes / rate, trip, price))
+        ways = _ways(request, cluster, held, state, policy, known)
+        seconds, nbytes = typical[name]
+        found.append(_Source(cluster, live, ways, 1 / seconds, nbytes, live.late_seconds / live.n_prefill))
     return found
 
 
-_Pull = tuple[str, int, float, float]  # source, tokens, bytes, seconds
+def _seconds(request: RouteRequest, profile: Profile, reused: int, known: dict[tuple[int, int], float]) -> float:
+    """Of the prefill; `known` has those of clusters with the same profile."""
+    key = (id(profile), reused)
+    if key not in known:
+        known[key] = profile.prefill_seconds(request.tokens, reused)
+    return known[key]
 
 
-def _pull(
-    request: RouteRequest, place: Place, held: Mapping[str, int], state: FleetState, policy: Policy
-) -> _Pull | None:
-    """The longest prefix of another cluster that has a link to `place`, if it is longer than the own one."""
-    into, best = place.cluster.name, None
-    most = held.get(into, 0)
+def _ways(
+    request: RouteRequest,
+    cluster: Cluster,
+    held: Mapping[str, int],
+    state: FleetState,
+    policy: Policy,
+    known: dict[tuple[int, int], float],
+) -> list[_Prefill]:
+    """With its own cache, and with the longest prefix of another cluster that has a link to it, if that is longer."""
+    into, profile = cluster.name, cluster.profile
+    reused = held.get(into, 0) if held else 0
+    usd = profile.usd_per_hour / 3600
+    seconds = _seconds(request, profile, reused, known)
+    found = [_Prefill(reused, None, seconds, usd * seconds)]
+    if not held or policy.rule == "scarce":
+        return found
+    best, most, rate = "", reused, 0.0
     for name, tokens in held.items():
         link = state.links.get((name, into)) if tokens > most else None
-        rate = usable_rate(link, policy) if link else 0.0
-        if link and rate > 0:
-            most, rows = tokens, request.cached.get(into, _NOTHING).tokens
-            nbytes = state.fleet.clusters[name].profile.cache_bytes(tokens, min(rows, tokens))
-            seconds = (link.queued_bytes + nbytes) / rate + state.fleet.links[name, into].round_trip_seconds
-            best = (name, tokens, nbytes, seconds)
-    return best
+        if link is not None and (usable := usable_rate(link, policy)) > 0:
+            best, most, rate = name, tokens, usable
+    if best:
+        pull, after = pull_from(best, into, most, request, state, rate), _seconds(request, profile, most, known)
+        if policy.rule == "abundant" or pull.seconds < seconds - after:
+            found.append(_Prefill(most, pull, after, usd * after))
+    return found
 
 
-def _option(
+class _Link(NamedTuple):
+    rate: float  # bytes per second; 0 within a cluster, which needs none
+    drained: float  # seconds until it has sent what it has queued
+    late: float  # seconds that it takes for what late prompts have queued
+    one_way: float  # seconds
+
+
+_WITHIN = _Link(0.0, 0.0, 0.0, 0.0)
+
+
+def _link(source: _Source, target: Cluster, state: FleetState, policy: Policy) -> _Link | None:
+    """From a source to where it is decoded; None where that is down."""
+    if source.cluster is target:
+        return _WITHIN
+    ends = (source.cluster.name, target.name)
+    live = state.links.get(ends)
+    rate = usable_rate(live, policy) if live is not None else 0.0
+    if live is None or rate <= 0:
+        return None
+    trip = state.fleet.links[ends].round_trip_seconds
+    return _Link(rate, live.queued_bytes / rate, live.late_bytes / rate, trip / 2)
+
+
+def _options(
     request: RouteRequest,
     target: Cluster,
-    place: Place,
-    reused: int,
-    batch: tuple[float, float],
+    source: _Source,
+    link: _Link,
     others: float,
-    pulled: _Pull | None = None,
-) -> Option:
-    profile, queue = place.cluster.profile, place.live.prefill_wait_seconds
-    pull = max(0.0, pulled[3] - queue) if pulled else 0.0
-    seconds = profile.prefill_seconds(request.tokens, reused)
-    nbytes = transfer = usd = 0.0
-    others *= seconds
-    late = place.live.late_seconds / place.live.n_prefill
-    if place.cluster is not target:
-        held = request.cached.get(target.name)
-        nbytes = profile.cache_bytes(request.tokens, min(held.tokens, request.tokens) if held else 0)
-        # The cache is sent while it is computed, after what the link has queued.
-        begin = queue + pull
-        sent = max(begin, place.drained) + nbytes / place.rate
-        transfer = max(0.0, sent - begin - seconds) + place.round_trip
-        others += place.drained  # as many transfers will queue behind this one as queue before it
-        late = max(late, place.late)
-        usd = profile.usd_per_hour / 3600 * seconds
-    decode_seconds = max(0.0, batch[0] - queue - pull - seconds - transfer) + batch[1]
-    return Option(
-        place,
-        place.cluster.name,
-        target.name,
-        reused,
-        pulled[0] if pulled else None,
-        pulled[2] if pulled else 0.0,
-        nbytes,
-        queue,
-        late,
-        pull,
-        seconds,
-        transfer,
-        decode_seconds,
-        queue + pull + seconds + transfer + decode_seconds,
-        usd,
-        others,
-    )
+    batch: tuple[float, float],
+) -> list[Option]:
+    """others: seconds that others wait for one of this source. batch: seconds until one has room, and of its step."""
+    found = []
+    profile, queue, late = source.cluster.profile, source.live.prefill_wait_seconds, source.late
+    nbytes = delay = 0.0
+    if link.rate:
+        late = max(late, link.late)
+        nbytes = profile.cache_bytes(request.tokens, held_tokens(request, target.name))
+        # As many transfers will wait behind this one as wait before it, each as long as this one takes.
+        delay = link.drained * nbytes / source.typical if link.drained else 0.0
+    for reused, pull, seconds, usd in source.ways:
+        begin, slower = queue, others * seconds + delay
+        if pull is not None:
+            begin += pull.seconds
+            if pull.drained:
+                slower += pull.drained * pull.nbytes / source.typical
+        transfer = 0.0
+        if link.rate:
+            # The cache is sent while it is computed, after what the link has queued.
+            sent = max(begin, link.drained) + nbytes / link.rate
+            transfer = max(0.0, sent - begin - seconds) + link.one_way
+        arrived = begin + seconds + transfer
+        admitted = max(0.0, batch[0] - arrived) + batch[1]
+        found.append(
+            Option(
+                source.cluster.name, target.name, reused, pull, nbytes, queue, seconds, transfer, admitted,
+                arrived + admitted, usd if link.rate else 0.0, slower, late,
+            )
+        )  # fmt: skip
+    return found

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from earthshine.prfaas.fleet import Fleet
 
+_LONGEST = 1e9  # tokens; a threshold may be infinite
 ORDINARY, LATE = 0, 1  # priorities; lower ones are served first, as in vLLM
 
 
@@ -69,6 +70,9 @@ class FleetState:
     clusters: dict[str, ClusterState]
     links: dict[tuple[str, str], LinkState]
     threshold: float  # tokens after prefix hits, above which a prompt is prefilled remotely; see `control`
+    _at_threshold: tuple[Fleet, float, dict[str, tuple[float, float]]] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def idle(cls, fleet: Fleet, threshold: float) -> "FleetState":
@@ -79,6 +83,19 @@ class FleetState:
             {ends: LinkState(link.bytes_per_second) for ends, link in fleet.links.items()},
             threshold,
         )
+
+    def at_threshold(self) -> dict[str, tuple[float, float]]:
+        """Seconds of prefill and bytes of cache of a prompt as long as the threshold, for each cluster that prefills.
+        Computed once for a fleet and a threshold."""
+        known = self._at_threshold
+        if known is None or known[0] is not self.fleet or known[1] != self.threshold:
+            tokens, found = min(self.threshold, _LONGEST), {}
+            for name, cluster in self.fleet.clusters.items():
+                profile = cluster.profile
+                if profile.prefill is not None:
+                    found[name] = max(profile.prefill(tokens), 1e-9), max(profile.cache(tokens), 1e-9)
+            self._at_threshold = known = (self.fleet, self.threshold, found)
+        return known[2]
 
 
 class Move(NamedTuple):

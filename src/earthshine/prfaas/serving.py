@@ -218,8 +218,9 @@ class Serving:
         assert route is not None
         pulled = route.pull is not None and link is self.links[route.pull.source, route.pull.target]
         arrived = self._pulled if pulled else self._sent
-        if link.one_way_seconds:
-            self._events.push(now + link.one_way_seconds, arrived, (request, request.attempt))
+        trip = 2 * link.one_way_seconds if pulled else link.one_way_seconds  # a pull must be asked for
+        if trip:
+            self._events.push(now + trip, arrived, (request, request.attempt))
         else:
             arrived(now, (request, request.attempt))
         if not pulled:

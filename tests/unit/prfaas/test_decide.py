@@ -1,5 +1,6 @@
 """`decide`: what each reading of the state changes, and what holds for any request in any state."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -170,6 +171,19 @@ class TestDeadline:
         assert "late everywhere" in route.reason
 
 
+class TestReason:
+    def test_compares_with_the_next_best_by_cost(self):
+        assert "2.00 s sooner than near" in decide(RouteRequest(10000), near_and_far(), POLICY).reason
+
+    def test_cheaper_place_says_so(self):
+        route = decide(RouteRequest(36000), near_and_far(), Policy(usd_per_second_saved=0.0001))
+        assert "later than far, but $0.001 cheaper" in route.reason
+
+    def test_later_place_that_spares_others_says_how_much(self):
+        route = decide(RouteRequest(15000), busy(paper_state()), POLICY)
+        assert "later than prfaas, which saves all other requests" in route.reason
+
+
 class TestMoney:
     def test_ceiling_keeps_a_prompt_where_nothing_is_borrowed(self):
         request = RouteRequest(36000)  # 3.6 s at a dollar per hour
@@ -192,6 +206,15 @@ class TestErrors:
     def test_no_cluster_that_decodes(self):
         with pytest.raises(UnavailableError, match="No cluster has an instance that decodes now"):
             decide(RouteRequest(100), FleetState.idle(two_clusters(decode=0), 0), POLICY)
+
+    def test_unknown_cluster_to_decode_is_named_with_those_that_exist(self):
+        with pytest.raises(UsageError, match=r"nearby.*far.*near"):
+            decide(RouteRequest(100, decode="nearby"), near_and_far(), POLICY)
+
+    def test_cluster_that_can_not_decode_is_replaced_and_the_reason_says_so(self):
+        route = decide(RouteRequest(100, decode="far"), near_and_far(), POLICY)
+        assert route.decode == "near"
+        assert "far has no instance that decodes" in route.reason
 
     def test_no_cluster_that_prefills(self):
         with pytest.raises(UnavailableError, match="that prefills and is connected"):
@@ -292,6 +315,13 @@ def test_routes_are_feasible_and_only_what_has_none_is_refused(state, request, p
         assert not possible or request.usd_ceiling is not None
     else:
         check(route, request, state)
+
+
+@given(fleets(), requests(), policies)
+def test_same_state_gives_the_same_route_and_is_left_as_it_was(state, request, policy):
+    before, first = copy.deepcopy(state), route_or_none(request, state, policy)
+    assert route_or_none(request, state, policy) == first == route_or_none(request, before, policy)
+    assert state == before
 
 
 @given(fleets(), requests(), policies, st.floats(1, 1000))

@@ -113,6 +113,23 @@ def test_paper_moves_the_longest_prefix_only_where_bandwidth_is_abundant():
         assert waits(found)[1] > (12289 - reused) * 1e-4
 
 
+def test_pull_takes_as_long_as_predicted():
+    """An idle fleet, and a prefix that only the other cluster has."""
+    fleet = two_clusters(near=2, rate=2e7, trip=0.2)
+    back = Link("near", "far", 2e7, 0.2)
+    fleet, routes = Fleet(fleet.clusters, fleet.links | {("near", "far"): back}), []
+
+    def router(request: RouteRequest, state: FleetState) -> Route:
+        routes.append(local_only(request, state) if not routes else decide(request, state, Policy("abundant")))
+        return routes[-1]
+
+    blocks = tuple(range(40))
+    arrivals = [*at(0, tokens=20480, blocks=blocks), *at(60, tokens=30000, blocks=blocks)]
+    found = waits(simulate(fleet, arrivals, router))
+    assert routes[1].pull is not None
+    assert found[1] == pytest.approx(routes[1].first_token.total, abs=0.05)
+
+
 def test_requests_are_routed_again_when_the_link_goes_down():
     down = Conditions(rates=(RateChange(0.5, ENDS, 0.0), RateChange(60.5, ENDS, 1e9)))
     outcome = simulate(two_clusters(), at(0, 5, 70), all_remote, conditions=down)
