@@ -3,8 +3,9 @@ does not work, or whose link is down, is not used.
 
 - local only: no disaggregation across clusters.
 - all remote: the paper's naive heterogeneous system; every prompt goes to a cluster that does not decode.
-- static threshold: Dynamo's and llm-d's conditional disaggregation. A prompt goes to a remote prefill worker if the
-  tokens that the decoding side has not cached exceed a constant.
+- static threshold: llm-d's decider by uncached tokens, and what of Dynamo's conditional disaggregation is a constant. A
+  prompt goes to a remote prefill worker if the tokens that the decoding side has not cached exceed one. Dynamo's also
+  asks for a least share of the prompt (0.6 in its example), and may look at the load; neither is modelled.
 - exo: the same with its constant of 1,000 tokens.
 - the paper's: its threshold and roles from the grid search, frozen at the start, with its rules for prefixes (PrfaaS,
   arXiv 2604.15039, section 3.4.3).
