@@ -3,11 +3,15 @@
     python benchmarks/wire.py [--tls] [--connections N] [--gib G] [--rounds N] [--no-checksums]
     python benchmarks/wire.py --memory [--transfers N]
 
+    python benchmarks/wire.py --crowd [--attempts N]
+
 Sender and receiver are two processes. Each round runs raw, wire, wire, raw (A B B A), so that a machine that becomes
 slower favours neither. The raw side sends the same 4 MiB blocks by `sendall` and receives them by `recv_into`, with
-`ssl` for --tls, one thread a connection. The wire sends a block from 57 pages of 72 KiB and receives it into as many.
-With --no-checksums, BLAKE3 is replaced by a constant in this process and its child, to show what it costs.
---memory shows what the receiver's process grows by beyond the pages, while N transfers arrive at once.
+`ssl` for --tls, one thread a connection; "raw with BLAKE3" also computes each block's digest at both ends. The wire
+sends a block from 57 pages of 72 KiB and receives it into as many. With --no-checksums, the wire's BLAKE3 is replaced
+by a constant in this process and its child, to show what it costs.
+--memory shows what the receiver's process grows by beyond the pages, while N transfers arrive at once; --crowd what N
+connections, half of them silent, take of a sender that serves transfers meanwhile.
 Prints a line a figure, and last one JSON document with rows for docs/results.
 """
 
@@ -19,22 +23,25 @@ import resource
 import socket
 import ssl
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
 from result_rows import result_row
 
 from earthshine.net.listen import ListenOptions
 from earthshine.prfaas.wire import Limits, PieceWriter, PrefillPeer, PrefillRequest, Trust, WireServer, transfer, writer
-from earthshine.storage.blob import header_digest
+from earthshine.storage.blob import DIGEST_BYTES, header_digest
 
 PAGE_BYTES = 64 * 1152  # a page's latents in one layer
 BLOCK_PAGES = 57  # 4 MiB
@@ -134,9 +141,12 @@ def timed(sender: Sender, nbytes_arrive: Callable[[], None]) -> Run:
     return Run(seconds, sender.cpu_seconds() - sent, cpu_seconds() - received)
 
 
-def raw(setup: Setup, memory: memoryview) -> Run:
-    """Plain loops: a thread and a connection for each share of the blocks."""
-    share = setup.n_blocks // setup.connections
+def raw(setup: Setup, memory: memoryview, checksums: bool = False) -> Run:
+    """Plain loops: a thread and a connection for each share of the blocks. As with the wire, no two threads use one
+    block at a time, which would then be in the processor's cache."""
+
+    def check(values: memoryview) -> bytes:
+        return blake3(values).digest(DIGEST_BYTES) if checksums else bytes(DIGEST_BYTES)
 
     def serve(tell: Callable[[int], None]) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -147,16 +157,17 @@ def raw(setup: Setup, memory: memoryview) -> Run:
             context.load_cert_chain(*setup.certificate)
         tell(listener.getsockname()[1])
 
-        def run(sock: socket.socket) -> None:
+        def run(sock: socket.socket, first: int) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             secured = sock if context is None else context.wrap_socket(sock, server_side=True)
             secured.recv(1)
-            for number in range(share):
+            for number in range(first, setup.n_blocks, setup.connections):
+                secured.sendall(check(block(memory, number)))
                 secured.sendall(block(memory, number))
             secured.recv(1)
 
-        for _ in range(setup.connections):
-            threading.Thread(target=run, args=(listener.accept()[0],), daemon=True).start()
+        for first in range(setup.connections):
+            threading.Thread(target=run, args=(listener.accept()[0], first), daemon=True).start()
 
     sender = Sender(serve)
     socks = []
@@ -167,15 +178,18 @@ def raw(setup: Setup, memory: memoryview) -> Run:
             sock = context.wrap_socket(sock, server_hostname="localhost")
         socks.append(sock)
 
-    def receive(sock: socket.socket) -> None:
+    def receive(sock: socket.socket, first: int) -> None:
         sock.sendall(b"!")
-        for number in range(share):
-            into = block(memory, number)
-            while len(into):
-                into = into[sock.recv_into(into) :]
+        digest = memoryview(bytearray(DIGEST_BYTES))
+        for number in range(first, setup.n_blocks, setup.connections):
+            for whole in (digest, block(memory, number)):
+                into = whole
+                while len(into):
+                    into = into[sock.recv_into(into) :]
+            assert check(whole) == digest
 
     def all_arrive() -> None:
-        threads = [threading.Thread(target=receive, args=(sock,)) for sock in socks]
+        threads = [threading.Thread(target=receive, args=(sock, first)) for first, sock in enumerate(socks)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -246,16 +260,19 @@ def wire(setup: Setup, memory: memoryview) -> Run:
     return found
 
 
-def compare(setup: Setup, rounds: int, what: str) -> list[dict[str, Any]]:
+def compare(setup: Setup, rounds: int, what: str, checksums: bool) -> list[dict[str, Any]]:
     memory = pool()
-    found: dict[str, list[Run]] = {"raw": [], "wire": []}
+    runs: dict[str, Callable[[], Run]] = {"raw": lambda: raw(setup, memory)}
+    if checksums:
+        runs["raw with BLAKE3"] = lambda: raw(setup, memory, True)
+    runs["wire"] = lambda: wire(setup, memory)
+    found: dict[str, list[Run]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, run in (("raw", raw), ("wire", wire), ("wire", wire), ("raw", raw)):
-            found[name].append(run(setup, memory))
+        for name in (*runs, *reversed(runs)):
+            found[name].append(runs[name]())
     gib = setup.nbytes / (1 << 30)
-    rates = {name: [gib / run.seconds for run in runs] for name, runs in found.items()}
-    cpu = {name: [(run.send / gib, run.receive / gib) for run in runs] for name, runs in found.items()}
-    ratios = [ours / theirs for ours, theirs in zip(rates["wire"], rates["raw"], strict=True)]
+    rates = {name: [gib / run.seconds for run in each] for name, each in found.items()}
+    cpu = {name: [(run.send / gib, run.receive / gib) for run in each] for name, each in found.items()}
     costs = {name: [statistics.median(side) for side in zip(*each, strict=True)] for name, each in cpu.items()}
     note = "processor seconds per GiB, send / receive: " + ", ".join(
         f"{name} {send:.2f} / {receive:.2f}" for name, (send, receive) in costs.items()
@@ -264,7 +281,11 @@ def compare(setup: Setup, rounds: int, what: str) -> list[dict[str, Any]]:
         result_row(f"{what}: {name}", statistics.median(each), min(each), max(each), "GiB/s")
         for name, each in rates.items()
     ]
-    rows.append(result_row(f"{what}: wire / raw", statistics.median(ratios), min(ratios), max(ratios), note=note))
+    for name in (*runs,)[:-1]:
+        ratios = [ours / theirs for ours, theirs in zip(rates["wire"], rates[name], strict=True)]
+        rows.append(
+            result_row(f"{what}: wire / {name}", statistics.median(ratios), min(ratios), max(ratios), note=note)
+        )
     return rows
 
 
@@ -294,6 +315,37 @@ def memory_beyond_pages(setup: Setup, transfers: int) -> list[dict[str, Any]]:
     return [result_row(what, grown, grown, grown, "MiB")]
 
 
+def crowd(attempts: int, memory: memoryview) -> list[dict[str, Any]]:
+    """Connections that say nothing, every second closed at once, and a transfer after each thousand."""
+    setup = Setup(1, 1, None)
+    sender = serve_wire(setup, memory)
+    most: dict[str, int] = {"descriptors": 0, "threads": 0, "resident MiB": 0}
+    held: deque[socket.socket] = deque()
+    for attempt in range(attempts):
+        with suppress(OSError):
+            sock = socket.create_connection(("127.0.0.1", sender.port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no port in TIME_WAIT
+            held.append(sock)
+        if attempt % 2 and held:
+            held.pop().close()
+        if len(held) > 400:
+            held.popleft().close()
+        if attempt % 50 == 0:
+            folder = Path(f"/proc/{sender.pid}")
+            status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+            now = (len(os.listdir(folder / "fd")), int(status["Threads"]), int(status["VmRSS"].split()[0]) >> 10)
+            most = {name: max(value, figure) for (name, value), figure in zip(most.items(), now, strict=True)}
+        if attempt % 1000 == 0:
+            peer = receiver(setup, sender.port)
+            peer.prefill(PrefillRequest("r", "t", "m", [1]), Sink(memory), 60).result()
+            peer.close()
+    while held:
+        held.pop().close()
+    sender.close()
+    what = f"{attempts:,} connection attempts, most of the sender's"
+    return [result_row(f"{what} {name}", value, value, value) for name, value in most.items()]
+
+
 def certificate(folder: Path) -> tuple[Path, Path]:
     kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
@@ -303,15 +355,10 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 
 def without_checksums() -> None:
-    class Constant:
-        def update(self, view: object) -> None:
-            pass
+    def constant(seed: bytes, index: int, views: object) -> bytes:
+        return bytes(DIGEST_BYTES)
 
-        def digest(self, length: int) -> bytes:
-            return bytes(length)
-
-    writer.block_digest = lambda seed, index, buffers: bytes(16)  # type: ignore[assignment]
-    transfer.block_hasher = lambda seed, index: Constant()  # type: ignore[assignment]
+    writer.block_digest = transfer.block_digest = constant
 
 
 def main() -> None:
@@ -323,6 +370,8 @@ def main() -> None:
     parser.add_argument("--no-checksums", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--transfers", type=int, default=200)
+    parser.add_argument("--crowd", action="store_true")
+    parser.add_argument("--attempts", type=int, default=45_000)
     args = parser.parse_args()
     if args.no_checksums:
         without_checksums()
@@ -332,7 +381,12 @@ def main() -> None:
         setup = Setup(args.connections, n_blocks, files)
         kind = f"{'TLS' if args.tls else 'plain'}, {args.connections} connection{'s'[: args.connections > 1]}"
         what = kind + (", without checksums" if args.no_checksums else "")
-        rows = memory_beyond_pages(setup, args.transfers) if args.memory else compare(setup, args.rounds, what)
+        if args.crowd:
+            rows = crowd(args.attempts, pool())
+        elif args.memory:
+            rows = memory_beyond_pages(setup, args.transfers)
+        else:
+            rows = compare(setup, args.rounds, what, not args.no_checksums)
     for row in rows:
         spread = f"({row['low']} to {row['high']})"
         print(f"{row['what']}: {row['median']} {row.get('unit', '')} {spread} {row.get('note', '')}")

@@ -1,4 +1,8 @@
-"""Connects to a sender of caches: TCP, TLS, and the greeting. Raises WireError with the reason for every failure."""
+"""Connects to a sender of caches: TCP, TLS, and the greeting.
+
+Raises WireError: UNREACHABLE where nothing listens, LOST where the connection ended while it was made, or the reason of
+the refusal.
+"""
 
 import socket
 from dataclasses import dataclass
@@ -51,7 +55,7 @@ def _welcome(link: Link) -> Welcome:
         if error.reason is not Reason.LOST:
             raise
         why = f"{error} It may have as many connections as it takes, or need TLS."
-        raise WireError(Reason.UNREACHABLE, why) from None
+        raise WireError(Reason.LOST, why) from None
     if isinstance(answer, Failure):
         raise WireError(answer.reason, f"{link.peer} refuses the connection: {answer.text}")
     assert isinstance(answer, Welcome)

@@ -13,7 +13,7 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from time import monotonic
 from typing import Any
@@ -24,11 +24,10 @@ from earthshine.prfaas.wire.messages import Message, read_message
 
 TICK_SECONDS = 1.0
 DEAD_TICKS = 5
-_STEP_BYTES = 1 << 19  # received by one system call, so that a receiver that gives up is noticed soon
+_STEP_BYTES = 1 << 22  # received by one system call, so that a receiver that gives up is noticed soon
 _MOST_BUFFERS = 256  # in one system call; Linux takes 1,024
 _BODY_STEP_BYTES = 1 << 16  # memory for a frame's body grows with what arrives
 _SCRATCH_BYTES = 1 << 16
-Buffer = bytes | bytearray | memoryview
 
 
 class Link:
@@ -121,11 +120,11 @@ class Link:
             sent = True
         return sent
 
-    def send(self, buffers: Sequence[Buffer]) -> None:
-        """Send all of `buffers`. Raises WireError: LOST."""
-        views = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
-        while views:
-            self._moved(views, self._send_some)
+    def send(self, views: Sequence[bytes | memoryview]) -> None:
+        """Send all of `views`, which are of bytes. Raises WireError: LOST."""
+        left = [memoryview(view) for view in views]
+        while left:
+            self._moved(left, self._send_some)
 
     def receive(self) -> Message:
         """The next frame's message. Raises WireError for a malformed one, and LOST at the end of the connection."""
@@ -146,33 +145,21 @@ class Link:
         found = bytearray()
         while len(found) < count:
             part = bytearray(min(_BODY_STEP_BYTES, count - len(found)))
-            self.fill([part])
+            self.fill([memoryview(part)])
             found += part
         return found
 
-    def fill(
-        self,
-        buffers: Sequence[Any],
-        unwanted: Callable[[], bool] = lambda: False,
-        seen: Callable[[memoryview], object] = lambda view: None,
-    ) -> bool:
-        """Receive into all of `buffers`, which are writable; what is full goes to `seen`, in order, while it is still
-        in the processor's cache. Raises WireError: LOST.
+    def fill(self, views: Sequence[memoryview], unwanted: Callable[[], bool] = lambda: False) -> bool:
+        """Receive into all of `views`, writable and of bytes. Raises WireError: LOST.
 
-        Once `unwanted()`, the buffers are not written any more, the rest is read and dropped, and False is returned.
+        Once `unwanted()`, they are not written any more, the rest is read and dropped, and False is returned.
         """
-        views = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if len(view)]
-        missing = sum(map(len, views))
-        for step in _steps(views):
-            left = list(step)
-            while left and not unwanted():
-                self._moved(left, self._receive_some)
-            missing -= sum(map(len, step))
-            if left:
-                self.drop(missing + sum(map(len, left)))
+        left = list(views)
+        while left:
+            if unwanted():
+                self.drop(sum(map(len, left)))
                 return False
-            for view in step:
-                seen(view)
+            self._moved(left, self._receive_some)
         return True
 
     def drop(self, count: int) -> None:
@@ -192,14 +179,22 @@ class Link:
             return
         except (OSError, ValueError) as error:  # ValueError: the socket is closed
             raise WireError(Reason.LOST, f"The connection to {self.peer} was lost: {_why(error)}.") from None
-        while views and count >= len(views[0]):
-            count -= len(views.pop(0))
+        if count == sum(map(len, views)):
+            views.clear()
+            return
+        whole = 0
+        for view in views:
+            if count < len(view):
+                break
+            count -= len(view)
+            whole += 1
+        del views[:whole]
         if count:
             views[0] = views[0][count:]
 
     def _send_some(self, views: list[memoryview]) -> int:
         try:
-            sent = self.sock.send(views[0]) if self.tls else self.sock.sendmsg(views[:_MOST_BUFFERS])
+            sent = self._all_of(views[0], self.sock.send) if self.tls else self.sock.sendmsg(views[:_MOST_BUFFERS])
         except (BlockingIOError, TimeoutError):
             self._stalled_ticks += 1
             if self._stalled_ticks >= DEAD_TICKS:
@@ -212,9 +207,9 @@ class Link:
     def _receive_some(self, views: list[memoryview]) -> int:
         try:
             if self.tls:
-                count = self.sock.recv_into(views[0])
+                count = self._all_of(views[0], self.sock.recv_into)
             else:
-                count = self.sock.recvmsg_into(views, 0, socket.MSG_WAITALL)[0]
+                count = self.sock.recvmsg_into(_portion(views), 0, socket.MSG_WAITALL)[0]
         except (BlockingIOError, TimeoutError):
             self._silent()
             raise
@@ -223,6 +218,21 @@ class Link:
         self._silent_ticks = 0
         self.received_bytes += count
         return count
+
+    @staticmethod
+    def _all_of(view: memoryview, call: Callable[[memoryview], int]) -> int:
+        """As much of `view` as `call` moves without waiting a tick; with TLS, one call moves a record of 16 KiB."""
+        size, done = len(view), 0
+        try:
+            while done < size:
+                moved = call(view[done:])
+                if moved == 0:
+                    break
+                done += moved
+        except TimeoutError:
+            if done == 0:
+                raise
+        return done
 
     def _silent(self) -> None:
         self._ticked = monotonic()
@@ -234,20 +244,26 @@ class Link:
         return WireError(Reason.LOST, f"{self.peer} {what} for {DEAD_TICKS * TICK_SECONDS:.0f} s.")
 
 
-def _steps(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """`views` in portions of at most _STEP_BYTES and _MOST_BUFFERS."""
-    step: list[memoryview] = []
-    left = _STEP_BYTES
-    for view in views:
-        while len(view):
-            step.append(view[:left])
-            view = view[len(step[-1]) :]
-            left -= len(step[-1])
-            if not left or len(step) == _MOST_BUFFERS:
-                yield step
-                step, left = [], _STEP_BYTES
-    if step:
-        yield step
+def byte_views(buffers: Iterable[Any]) -> list[memoryview]:
+    """Views of the bytes of contiguous `buffers`, without empty ones. Raises TypeError for what is none."""
+    return [view for view in map(_byte_view, buffers) if len(view)]
+
+
+def _byte_view(buffer: Any) -> memoryview:
+    view = memoryview(buffer)
+    return view if view.format == "B" and view.ndim == 1 and view.contiguous else view.cast("B")
+
+
+def _portion(views: list[memoryview]) -> list[memoryview]:
+    """The first _STEP_BYTES of `views`, and _MOST_BUFFERS."""
+    first = views[:_MOST_BUFFERS]
+    over = sum(map(len, first)) - _STEP_BYTES
+    while over > 0:
+        last = first.pop()
+        if len(last) > over:
+            first.append(last[:-over])
+        over -= len(last)
+    return first
 
 
 def _why(error: Exception) -> str:

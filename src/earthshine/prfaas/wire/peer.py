@@ -4,6 +4,7 @@ Each connection has a thread (`receive`); all of a peer's connections carry all 
 nothing was asked for `IDLE_SECONDS`. One more thread watches deadlines.
 """
 
+import logging
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from earthshine.prfaas.wire.request import PrefillRequest
 from earthshine.prfaas.wire.transfer import PieceSink, Transfer
 from earthshine.prfaas.wire.trust import Trust
 
+_log = logging.getLogger(__name__)
 MOST_CONNECTIONS = 8
 MOST_TOKEN_BYTES = 1 << 10
 WINDOW_BYTES = 32 << 20
@@ -153,6 +155,8 @@ class PrefillPeer:
                 link, welcome = self._caller.connect(number)
             except WireError as error:
                 self._unreachable(error)
+                if error.reason is not Reason.UNREACHABLE:
+                    self._left(number)  # the peer may have sent something over it already
                 with self._changed:
                     crowded = error.reason is Reason.BUSY and self._links
                     if crowded or not self._transfers:
@@ -177,6 +181,9 @@ class PrefillPeer:
                     self._read(number, link)
         except WireError as error:
             self._ended_badly(error)
+        except Exception:  # a bug of ours: nothing may wait for this thread
+            _log.exception("A connection to %s failed", self.address)
+            self._fail_all(WireError(Reason.PROTOCOL, "The connection failed; the log has the cause."))
         finally:
             self._left(number)
             link.close()
@@ -208,10 +215,9 @@ class PrefillPeer:
 
     def _left(self, number: int) -> None:
         with self._changed:
-            self._links.pop(number, None)
-            self._pings.pop(number, None)
-            if not self._links:
+            if self._links.pop(number, None) is not None and not self._links:
                 self._alone_since = monotonic()
+            self._pings.pop(number, None)
             if self._transfers:
                 self._owed = {lost: None if by == number else by for lost, by in self._owed.items()} | {number: None}
             else:
@@ -257,10 +263,12 @@ class PrefillPeer:
         any(link.post(Plain(Kind.CANCEL, transfer.number).frame()) for link in links)
 
     def _unreachable(self, error: WireError) -> None:
-        """A connection could not be made."""
-        if error.reason is Reason.DAMAGED and self._bad_connections < _MOST_BAD_CONNECTIONS:
+        """A connection could not be made. What the network may have done is tried again before requests fail."""
+        if error.reason in (Reason.DAMAGED, Reason.LOST):
             self._bad_connections += 1
-            return
+            if self._bad_connections < _MOST_BAD_CONNECTIONS:
+                return
+            error = WireError(Reason.UNREACHABLE, str(error))
         with self._changed:
             alone = not self._links
             transfers = list(self._transfers.values()) if alone or error.reason in _HOPELESS else []
@@ -268,6 +276,7 @@ class PrefillPeer:
         for transfer in transfers:
             if error.reason in _HOPELESS or not transfer.accepted or waited > RESUME_SECONDS:
                 transfer.finish(error)
+                self._bad_connections = 0
 
     def _ended_badly(self, error: WireError) -> None:
         """A connection ended with an error. Damage may be the network's: only if it goes on, the transfers end."""
@@ -275,6 +284,7 @@ class PrefillPeer:
             self._bad_connections += 1
         if self._bad_connections >= _MOST_BAD_CONNECTIONS:
             self._fail_all(error)
+            self._bad_connections = 0
 
     def _fail_all(self, error: WireError) -> None:
         with self._changed:

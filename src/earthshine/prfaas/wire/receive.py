@@ -5,7 +5,6 @@ from earthshine.prfaas.wire.frames import Kind
 from earthshine.prfaas.wire.link import Link
 from earthshine.prfaas.wire.messages import Ack, Again, Begin, Block, End, Failure, Message, Plain
 from earthshine.prfaas.wire.transfer import Transfer
-from earthshine.storage.blob import DIGEST_BYTES
 
 
 def receive(message: Message, transfer: Transfer | None, link: Link) -> bool:
@@ -36,19 +35,19 @@ def receive(message: Message, transfer: Transfer | None, link: Link) -> bool:
 
 
 def _block(block: Block, transfer: Transfer | None, link: Link) -> bool:
-    buffers = None if transfer is None else transfer.claim(block)
-    if transfer is None or buffers is None:
+    views = None if transfer is None else transfer.claim(block)
+    if transfer is None or views is None:
         link.drop(block.nbytes)
         if transfer is None or transfer.over():
             link.queue(Plain(Kind.CANCEL, block.transfer).frame())
         else:
             link.queue(transfer.known(block).frame())
         return False
-    whole, hasher = False, transfer.hasher(block)
+    whole = False
     try:
-        whole = link.fill(buffers, transfer.over, hasher.update)
+        whole = link.fill(views, transfer.over)
     finally:
-        answer = transfer.settle(block, whole, hasher.digest(DIGEST_BYTES))
+        answer = transfer.settle(block, views, whole)
     _answer(link, answer)
     if transfer.complete:
         transfer.finish(None)

@@ -163,6 +163,8 @@ class WireServer:
             session.serve(number, link)
         except (WireError, OSError, ValueError) as error:  # ValueError: cut during the handshake
             _log.debug("Connection from %s: %s", peer, error)
+        except Exception:
+            _log.exception("The connection from %s failed", peer)
         finally:
             self._forget(sock)
             if session is not None:
@@ -202,13 +204,13 @@ class WireServer:
                 session = self._sessions[hello.session] = Session(user, self._request)
             return session
 
-    def _request(self, session: Session, message: Request) -> None:
-        """Begin a request, or send the reason why not."""
+    def _request(self, session: Session, message: Request) -> bool:
+        """Begin a request, or send the reason why not. Returns whether it began."""
         try:
             handle_id = self._check(message.request)
         except WireError as error:
             session.post(Failure(message.transfer, 0, error.reason, str(error)).frame())
-            return
+            return False
         seconds = min(message.deadline_ms / 1000, self.limits.most_seconds)
         writer = PieceWriter(message.transfer, message.credit, seconds, session.ready)
         writer.handle_id = handle_id
@@ -220,6 +222,7 @@ class WireServer:
         except RuntimeError:
             self._count(-1)
             writer.fail(Reason.BUSY, "The sender has no thread left; try again later.")
+        return True
 
     def _check(self, request: PrefillRequest) -> bytes:
         """The id of its handle, if any. Counts the request. Raises WireError."""
@@ -264,7 +267,7 @@ class WireServer:
                     del self._strangers[sock]
                     _cut(sock)
             for name, session in sessions:
-                if not session.tick():
+                if not session.tick(TICK_SECONDS):
                     self._end_session(name, session)
 
     def _end_session(self, name: bytes, session: Session) -> None:

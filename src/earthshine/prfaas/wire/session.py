@@ -49,11 +49,14 @@ class Once:
             self._floor = min(self._known)
         return True
 
+    def forget(self, number: int) -> None:
+        self._known.discard(number)
+
 
 class Session:
-    """`user`: the digest of the token that began it. `accept`: called with each new request."""
+    """`user`: the digest of the token that began it. `accept`: called with each new request; whether it began."""
 
-    def __init__(self, user: str, accept: "Callable[[Session, Request], None]") -> None:
+    def __init__(self, user: str, accept: "Callable[[Session, Request], bool]") -> None:
         self.user, self.instance = user, secrets.token_bytes(SESSION_BYTES)
         self._accept = accept
         self._lock = Lock()
@@ -116,14 +119,14 @@ class Session:
         if link is not None:
             link.wake()
 
-    def tick(self) -> bool:
-        """Called each second; whether the session still lives."""
+    def tick(self, seconds: float) -> bool:
+        """Called after each tick, of `seconds`; whether the session still lives."""
         with self._lock:
             writers, open_now = list(self._writers.values()), set(self._links)
             self._alone_ticks = 0 if open_now else self._alone_ticks + 1
             alone = self._alone_ticks
         for writer in writers:
-            writer.tick()
+            writer.tick(seconds)
             if writer.finished:
                 with self._lock:
                     self._writers.pop(writer.transfer, None)
@@ -145,14 +148,15 @@ class Session:
             link.cut()
 
     def _take(self, number: int) -> tuple[PieceWriter, Item] | None:
+        """The next item for a connection. None is taken once RESUME said that it is lost: who would send it again?"""
         with self._lock:
-            writers = list(self._writers.values())
-            if writers:  # the next time, another transfer is asked first
-                self._writers[writers[0].transfer] = self._writers.pop(writers[0].transfer)
-        for writer in writers:
-            item = writer.take(number)
-            if item is not None:
-                return writer, item
+            if number not in self._links:
+                raise WireError(Reason.LOST, "The receiver lost this connection.")
+            for writer in list(self._writers.values()):
+                self._writers[writer.transfer] = self._writers.pop(writer.transfer)  # asked last the next time
+                item = writer.take(number)
+                if item is not None:
+                    return writer, item
         return None
 
     def _read(self, message: Message, link: Link) -> None:
@@ -177,7 +181,9 @@ class Session:
         if known:  # asked again, because a connection was lost
             self.post(Plain(Kind.ACCEPTED, message.transfer).frame())
         elif first:
-            self._accept(self, message)
+            if not self._accept(self, message):
+                with self._lock:
+                    self._asked.forget(message.transfer)
         else:
             why = f"Transfer {message.transfer} of this session was asked for before."
             self.post(Failure(message.transfer, 0, Reason.PROTOCOL, why).frame())
@@ -187,7 +193,6 @@ class Session:
             writer = self._writers.get(transfer)
         if writer is not None:
             call(writer)
-            self.ready()
 
     def _resume(self, message: Resume) -> None:
         with self._lock:

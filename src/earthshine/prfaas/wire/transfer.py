@@ -1,18 +1,18 @@
 """The receiver's side of one transfer: what was asked for, what has arrived and was verified, and where it goes."""
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from threading import Event, Lock
 from time import monotonic
 from typing import Any, Protocol
 
-from blake3 import blake3
-
 from earthshine.errors import EarthshineError
 from earthshine.prfaas.wire.fault import Reason, WireError
+from earthshine.prfaas.wire.link import byte_views
 from earthshine.prfaas.wire.messages import Ack, Again, Arrived, Begin, Block, Request
 from earthshine.prfaas.wire.request import PrefillRequest
 from earthshine.prfaas.wire.writer import MOST_PIECES
-from earthshine.storage.blob import DIGEST_BYTES, INDEX, block_hasher, header_digest
+from earthshine.storage.blob import DIGEST_BYTES, block_digest, header_digest
 
 _UNKNOWN = (1 << 32) - 1
 
@@ -127,8 +127,8 @@ class Transfer:
                 return self._ack(message.seq)
         return None
 
-    def claim(self, block: Block) -> Sequence[Any] | None:
-        """The buffers to receive a block into, after which `settle` is called; None where it is not wanted (again)."""
+    def claim(self, block: Block) -> list[memoryview] | None:
+        """The bytes to receive a block into, after which `settle` is called; None where it is not wanted (again)."""
         with self._lock:
             if self._over or self._has(block.seq):
                 return None
@@ -136,24 +136,20 @@ class Transfer:
                 raise WireError(Reason.PROTOCOL, f"Block {block.index} of piece {block.piece} was not to come now.")
             self._claimed.add((block.piece, block.index))
             self._busy += 1
-        buffers: list[Any] = []
-        if not self._called(lambda: buffers.extend(self._sink.buffers(block.piece, block.index)), stays=True):
+        views: list[memoryview] = []
+        if not self._called(lambda: views.extend(_writable(self._sink.buffers(block.piece, block.index))), stays=True):
             return None
-        nbytes = sum(memoryview(buffer).nbytes for buffer in buffers)
+        nbytes = sum(map(len, views))
         if nbytes != block.nbytes:
             why = f"Block {block.index} has {nbytes} bytes; the sender announces {block.nbytes}."
             self.finish(WireError(Reason.LENGTH, why))
             self._leave()
             return None
-        return buffers
+        return views
 
-    def hasher(self, block: Block) -> blake3:
-        """The block's digest before its values."""
-        return block_hasher(self._seeds[block.piece], INDEX.pack(block.index))
-
-    def settle(self, block: Block, whole: bool, digest: bytes) -> Ack | Again | None:
+    def settle(self, block: Block, views: Sequence[memoryview], whole: bool) -> Ack | Again | None:
         """After a claimed block has arrived, or not: verifies it. Returns what to answer."""
-        sound = whole and digest == block.digest
+        sound = whole and block_digest(self._seeds[block.piece], block.index, views) == block.digest
         if sound and self._called(lambda: self._sink.block(block.piece, block.index)):
             with self._lock:
                 self.received_bytes += block.nbytes
@@ -223,3 +219,11 @@ class Transfer:
             self._sink.ended(self.error)
         finally:
             self.done.set()
+
+
+def _writable(buffers: Sequence[Any]) -> list[memoryview]:
+    """Views of the buffers' bytes. Raises TypeError for what has none or is read-only."""
+    views = byte_views(buffers)
+    if any(map(attrgetter("readonly"), views)):
+        raise TypeError("a buffer is read-only")
+    return views

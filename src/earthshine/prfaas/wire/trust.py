@@ -46,7 +46,7 @@ class Trust:
             raise _untrusted(host, error.verify_message) from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            raise WireError(Reason.UNREACHABLE, f"TLS with {host} failed: {reason}. Does it use TLS?") from None
+            raise WireError(Reason.LOST, f"TLS with {host} failed: {reason}. Does it use TLS?") from None
         try:
             if self.pins:
                 self._check(found.getpeercert(binary_form=True) or b"", host)

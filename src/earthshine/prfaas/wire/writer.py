@@ -3,30 +3,33 @@
 A handler's thread puts items in (`begin`, `block`, `end`, `fail`), connection threads take them out and send them. A
 block follows its piece's header only once that was acknowledged, because connections overtake each other. After a
 connection is lost, what it carried is sent again, except what the receiver then says has arrived. Buffers are held
-until their block is acknowledged; their bytes must not change before `end` returns or anything here raises.
+until their block is acknowledged; their bytes must not change before `end` returns or anything here raises. A handler
+that ends for a reason of its own calls `fail` before it gives its buffers back.
+Called with a session's lock held is only `take`, so nothing here calls `ready` under its own lock.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Condition
+from typing import Any
 
 from earthshine.errors import UsageError
 from earthshine.prfaas.wire.fault import Reason, WireError
 from earthshine.prfaas.wire.frames import MOST_BLOCK_BYTES, MOST_HEADER_BYTES
-from earthshine.prfaas.wire.link import Buffer, Link
+from earthshine.prfaas.wire.link import Link, byte_views
 from earthshine.prfaas.wire.messages import Arrived, Begin, Block, End, Failure
 from earthshine.storage.blob import DIGEST_BYTES, block_digest
 
 MOST_SENT_AGAIN = 3  # a block that arrives damaged more often is damaged at the sender, or the network is
 MOST_PIECES = 1 << 16
-LATE_TICKS = 10
+LATE_SECONDS = 10.0
 
 
 @dataclass(slots=True, eq=False)
 class Item:
     message: Begin | Block | End | Failure
-    buffers: Sequence[Buffer] = ()
+    views: Sequence[memoryview] = ()
     connection: int | None = None  # that carries or carried it
     sending: bool = False
     unresolved: bool = False  # its connection was lost while it was being sent
@@ -48,7 +51,7 @@ class PieceWriter:
         self._pieces = self._seq = self._outstanding_bytes = 0
         self._seed = b""
         self._over: WireError | None = None
-        self._ticks = 0
+        self._seconds = 0.0
         self._sending = 0  # items whose buffers are in use now
         self._closed = self._delivered = False
 
@@ -65,12 +68,12 @@ class PieceWriter:
         self._ready()
         return piece
 
-    def block(self, index: int, buffers: Sequence[Buffer], digest: bytes | None = None) -> None:
+    def block(self, index: int, buffers: Sequence[Any], digest: bytes | None = None) -> None:
         """Send a block of the current piece once there is credit for it, which this waits for.
 
         buffers: its values, in order. digest: of the block as in a blob, where it is known already.
         """
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        views = byte_views(buffers)
         nbytes = sum(map(len, views))
         if not self._pieces or nbytes > MOST_BLOCK_BYTES:
             raise UsageError(f"A block of {nbytes} bytes follows no header, or is larger than {MOST_BLOCK_BYTES}.")
@@ -133,7 +136,7 @@ class PieceWriter:
     def send(self, item: Item, link: Link) -> None:
         """Send an item that was taken. Raises WireError (LOST)."""
         try:
-            link.send([item.message.frame(), *item.buffers])
+            link.send([item.message.frame(), *item.views])
             self.sent_bytes += item.message.nbytes if isinstance(item.message, Block) else 0
         finally:
             with self._changed:
@@ -142,13 +145,15 @@ class PieceWriter:
                 if item.unresolved:
                     self._again(item)
                 self._changed.notify_all()
+            self._ready()
 
     def acked(self, seqs: Sequence[int], credit: int) -> None:
         with self._changed:
             self._credit = max(self._credit, credit)
-            for seq in seqs:
-                self._arrived(seq)
+            begun = [self._arrived(seq) for seq in seqs]
             self._changed.notify_all()
+        if any(begun):
+            self._ready()
 
     def damaged(self, seq: int) -> None:
         """A block did not arrive as it was sent."""
@@ -176,10 +181,10 @@ class PieceWriter:
                     self._again(item)
             self._changed.notify_all()
 
-    def tick(self) -> None:
-        """Called each second: the receiver gives up at its deadline, and so does the sender, a little later."""
-        self._ticks += 1
-        if self._ticks > self.deadline_seconds + LATE_TICKS:
+    def tick(self, seconds: float) -> None:
+        """Called after each `seconds`: like the receiver, the sender gives up at the deadline, but a little later."""
+        self._seconds += seconds
+        if self._seconds > self.deadline_seconds + LATE_SECONDS:
             self.abandon(Reason.DEADLINE, "The cache was not sent by the receiver's deadline.")
 
     def waits_for(self, connections: set[int]) -> bool:
@@ -220,18 +225,19 @@ class PieceWriter:
             item.connection = None
             self._unsent.appendleft(item)
 
-    def _arrived(self, seq: int) -> None:
+    def _arrived(self, seq: int) -> bool:
+        """Whether that lets more items be sent."""
         item = self._unacked.get(seq)
         if item is None or item.connection is None:  # nothing that was not sent can have arrived
-            return
+            return False
         del self._unacked[seq]
         if isinstance(item.message, Begin):
             self._begun.add(item.message.piece)
-            self._ready()
         elif isinstance(item.message, Block):
             self._outstanding_bytes -= item.message.nbytes
-        item.buffers = ()
+        item.views = ()
         self._delivered |= self._closed and not self._unacked and self._over is None
+        return isinstance(item.message, Begin)
 
     def _may_send(self, nbytes: int) -> bool:
         return self.offered_bytes + nbytes <= self._credit or not self._outstanding_bytes
