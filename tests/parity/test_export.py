@@ -24,7 +24,7 @@ from earthshine.engine import (
 )
 from earthshine.engine.scheduler import Scheduler
 from earthshine.engine.sequence import TokenSequence
-from earthshine.kv import BlobLayout, BlobReader, BlobWriter, PagePool, PartKind, PrefixCache, piece_header
+from earthshine.kv import Arrival, BlobLayout, BlobReader, BlobWriter, PagePool, PrefixCache, piece_header
 from earthshine.plan import PlanArgs
 
 from .tiny import PROMPT, Case, KimiLinear, Qwen3, write_tiny
@@ -123,26 +123,22 @@ class Blobs:
         for piece in self.pieces:
             piece.release()
 
-    def load(self, machine: Machine) -> None:
-        """Read every blob into another machine's prefix cache."""
+    def load(self, machine: Machine, n_pieces: int | None = None, close: bool = True) -> Arrival:
+        """Read the first blobs into pages of another machine, as a receiver does."""
         sequence = TokenSequence(0, Request(self._tokens, PARAMS, self._tenant), print, PAGE, frozenset())
-        pool = machine.pool
-        for piece, file in zip(self.pieces, self._files, strict=True):
+        arrival = machine.cache.expect(sequence.keys(len(self._tokens)), self._tokens)
+        assert arrival.start == self.start
+        for piece, file in list(zip(self.pieces, self._files, strict=True))[:n_pieces]:
             file.seek(0)
             reader = BlobReader(file, len(file.getvalue()))
-            parts, kinds = list(reader.parts()), [reader.header.layout.parts[at].kind for at in reader.header.stored]
-            rows = [part for part, kind in zip(parts, kinds, strict=True) if kind is PartKind.ROWS]
-            state = [part for part, kind in zip(parts, kinds, strict=True) if kind is not PartKind.ROWS]
-            slot = pool.states.take() if state else None
-            if state:
-                pool.states.write_slot(slot, state)
-            keys = sequence.keys(piece.end)[piece.start // PAGE :]
-            for number, (key, page) in enumerate(zip(keys, pool.allocate(len(keys)), strict=True)):
-                pool.write_page(page, [part[number * PAGE : (number + 1) * PAGE] for part in rows])
-                machine.cache.add(key, page, sequence.tokens_of(key), slot if key is keys[-1] else None)
-                pool.release([page])
-            if slot is not None:
-                pool.states.release([slot])
+            for index, part in zip(reader.header.stored, reader.parts(), strict=True):
+                places = arrival.values(index, piece.start, piece.end)
+                for place, values in zip(places, part.chunk(len(places)), strict=True):
+                    place.copy_(values)
+            arrival.verified(piece.end, piece.with_states)
+        if close:
+            arrival.close()
+        return arrival
 
 
 def prefill(machine: Machine, blobs: Blobs, tokens: Sequence[int]) -> list:
@@ -269,3 +265,52 @@ def test_receiver_that_fails_ends_its_request_alone(model, alone):
     for piece in blobs.pieces:
         piece.release()
     assert source.holds_nothing()
+
+
+@pytest.mark.parametrize("n_pieces", [0, 1, 2])
+def test_transfer_that_breaks_off_leaves_what_was_verified(model, alone, n_pieces):
+    """Of a model with recurrent layers nothing can be used without the states at the end."""
+    source, target = Machine(model, prefill_tokens=40), Machine(model)
+    blobs = Blobs(source, PROMPT[:WHOLE])
+    prefill(source, blobs, PROMPT[:WHOLE])
+    blobs.release()
+    assert [piece.end for piece in blobs.pieces] == [32, 80, 96]
+    blobs.load(target, n_pieces)
+    events = target.answer(Request(PROMPT, PARAMS))
+    recurrent = model.spec.state_bytes(2) > 0
+    assert events[0] == Admitted(0 if recurrent else [0, 32, 80][n_pieces])
+    assert reply(events) == alone(PROMPT)
+    assert target.holds_nothing()
+
+
+def test_pages_that_are_received_are_given_up_for_a_request_that_needs_them(model, alone):
+    """It waits until the receiver has closed them, and what was verified before is still used afterwards."""
+    source, target = Machine(model, prefill_tokens=40), Machine(model, n_pages=9)
+    blobs = Blobs(source, PROMPT[:WHOLE])
+    prefill(source, blobs, PROMPT[:WHOLE])
+    blobs.release()
+    arrival, given_up = blobs.load(target, n_pieces=1, close=False), []
+    arrival.on_give_up = lambda: given_up.append(True)
+    other = [3, *PROMPT[:90]]
+    sequence, events = target.submit(Request(other, PARAMS))
+    for _ in range(20):
+        target.scheduler.step()
+    assert given_up == [True]
+    assert arrival.given_up
+    assert not sequence.ended
+    arrival.close()
+    target.run()
+    assert reply(events) == alone(other)
+    assert target.holds_nothing()
+
+
+def test_nothing_is_expected_where_all_is_known_or_no_room_is(model):
+    target = Machine(model, n_pages=8)
+    target.answer(Request(PROMPT, PARAMS))
+    keys = TokenSequence(0, Request(PROMPT, PARAMS), print, PAGE, frozenset()).keys(WHOLE)
+    assert target.cache.known(keys) == len(keys)
+    assert target.cache.expect(keys, PROMPT) is None
+    long = [*PROMPT[:32], *([7] * 200)]
+    other = TokenSequence(0, Request(long, PARAMS), print, PAGE, frozenset()).keys(len(long))
+    assert target.cache.expect(other, long) is None
+    assert target.holds_nothing()

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
@@ -22,7 +23,7 @@ from earthshine.engine.scheduler import Scheduler, as_ours
 from earthshine.engine.sequence import TokenSequence
 from earthshine.engine.waits import prompts_under_way
 from earthshine.errors import ContextError, EarthshineError, OverloadError, UsageError
-from earthshine.kv import BlobLayout, PageFiles, PrefixCache
+from earthshine.kv import Arrival, BlobLayout, PageFiles, PageKey, PageKeys, PrefixCache
 from earthshine.machine import memory_resident
 from earthshine.storage import PAGE_TOKENS
 
@@ -116,7 +117,7 @@ class Engine:
         self._pool = model.pool()
         kept = self.options.disk_cache_folder if self.options.disk_cache_bytes else None
         self._folder = kept or _spill_folder()
-        layout = BlobLayout.of(model.spec.kept, model.fingerprint, self._pool.dtype)
+        self.layout = layout = BlobLayout.of(model.spec.kept, model.fingerprint, self._pool.dtype)
         states_bytes = 0 if self._pool.states is None else self._pool.states.bytes
         limit = self.options.disk_cache_bytes or 2 * (self._pool.bytes + states_bytes) + SPILL_BYTES
         self._files = PageFiles(self._folder, layout, self._pool.page_tokens, limit)
@@ -135,6 +136,7 @@ class Engine:
             poll=self._poll,
         )
         self._mail: deque[TokenSequence] = deque()
+        self._expected: deque[tuple[Request, Future[Arrival | None]]] = deque()
         self._changed = threading.Condition()
         self._count, self._open = 0, 0
         self._accepting, self._closing, self._ending = True, False, False  # ending: what is left is cancelled
@@ -175,6 +177,22 @@ class Engine:
             self._mail.append(sequence)
             self._changed.notify_all()
         return Ticket(sequence)
+
+    def known_tokens(self, request: Request) -> int:
+        """Tokens of a prompt that its pages in memory and on disk are expected to spare, as of now."""
+        return self._cache.known(self._keys(request)) * self._pool.page_tokens
+
+    def expect(self, request: Request) -> "Future[Arrival | None]":
+        """Pages into which another thread receives what a request's prompt lacks; None where nothing is missing or
+        there is no room. Whoever gets an arrival closes it; a request submitted after that finds its pages."""
+        found: Future[Arrival | None] = Future()
+        with self._changed:
+            if self._accepting and self.alive:
+                self._expected.append((request, found))
+                self._changed.notify_all()
+            else:
+                found.set_result(None)
+        return found
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request within one step, or at the next layer if no other request shares the step. Has no effect after
@@ -261,6 +279,11 @@ class Engine:
                 f"{len(tokens)} of {room} tokens",
             )
 
+    def _keys(self, request: Request) -> list[PageKey]:
+        """Of the pages that a reply can go on from."""
+        size = self._pool.page_tokens
+        return PageKeys(request.tenant, size).of(request.tokens, (len(request.tokens) - 1) // size)
+
     def _retry_seconds(self) -> int:
         """How long the longest-waiting request has waited: an estimate of the queue's length in time."""
         longest = max((time.monotonic() - each.asked_at for each in list(self._scheduler.queue.waiting)), default=0.0)
@@ -286,6 +309,9 @@ class Engine:
         finally:
             with self._changed:
                 self._open = 0
+                self._accepting = False
+                while self._expected:
+                    self._expected.popleft()[1].set_result(None)
                 self._changed.notify_all()
 
     def _next(self) -> bool:
@@ -293,7 +319,7 @@ class Engine:
         with self._changed:
             self._busy = self._scheduler.queue.busy
             while not self._changed.wait_for(
-                lambda: self._mail or self._scheduler.queue.busy or self._closing,
+                lambda: self._mail or self._expected or self._scheduler.queue.busy or self._closing,
                 _IDLE_SECONDS if self._cache.is_writing else None,
             ):
                 self._cache.settle()  # so that recurrent states are written one after the other
@@ -307,6 +333,9 @@ class Engine:
     def _poll(self) -> None:
         """Called between layers: records progress and takes new requests from the mailbox."""
         self._sign = time.monotonic()
+        while self._expected:
+            request, found = self._expected.popleft()
+            found.set_result(self._cache.expect(self._keys(request), request.tokens))
         while self._mail:
             self._scheduler.queue.add(self._mail.popleft())
         if self._ending:

@@ -3,6 +3,7 @@
 Knows token ids and rows of values; never text, weights or the mathematics.
 """
 
+from earthshine.kv.arrivals import Arrival
 from earthshine.kv.codec import BlobReader, BlobWriter, KVBlob, read_header
 from earthshine.kv.header import BlobHeader, BlobLayout, Part, PartKind, ValueFormat
 from earthshine.kv.page_blob import PageBlobs, piece_header
@@ -18,6 +19,7 @@ from earthshine.kv.recurrence import Segment
 from earthshine.kv.states import StatePool
 
 __all__ = [
+    "Arrival",
     "BlobHeader",
     "BlobLayout",
     "BlobReader",

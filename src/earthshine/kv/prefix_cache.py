@@ -10,6 +10,9 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
+from torch import Tensor
+
+from earthshine.kv.arrivals import Arrival, Arrivals
 from earthshine.kv.idle_pages import IdlePages
 from earthshine.kv.page_key import PageKey
 from earthshine.kv.page_reads import PageFetch, PageRead, PageReads
@@ -42,6 +45,7 @@ class PrefixCache:
         if pool.states is not None:
             pool.states.reclaim = self._drop_state
         self._idle = IdlePages(pool, self._writes)
+        self._arrivals = Arrivals(pool, self._share_arrived)
         self._cached: dict[bytes, CachedPage] = {}
         self._with_state: dict[bytes, CachedPage] = {}  # those after which a recurrent state is kept
         self._waiting_since: float | None = None  # for a page to come back from a tier, and none has since
@@ -54,8 +58,8 @@ class PrefixCache:
 
     @property
     def is_writing(self) -> bool:
-        """Whether something is on its way to the store or lent to another thread, or waits for `settle`."""
-        return self._writes.is_busy or self._pool.n_lent > 0
+        """Whether something is on its way to the store, lent to another thread or received, or waits for `settle`."""
+        return self._writes.is_busy or self._pool.n_lent > 0 or self._arrivals.n_pages > 0
 
     def pages(self, keys: Sequence[PageKey]) -> list[int]:
         """The pages in the pool that `keys` begin with, as they are now."""
@@ -63,6 +67,17 @@ class PrefixCache:
         while self._pool.states is not None and found and found[-1].state is None:
             found.pop()
         return [cached.page for cached in found]
+
+    def known(self, keys: Sequence[PageKey]) -> int:
+        """How many of the leading `keys` a fetch is expected to find. May be asked by any thread."""
+        found = list(
+            takewhile(lambda each: each.key in self._cached or any(each in tier for tier in self._tiers), keys)
+        )
+        while self._pool.states is not None and found and found[-1].key not in self._with_state:
+            if any(tier.has_state(found[-1]) for tier in self._tiers):
+                break
+            found.pop()
+        return len(found)
 
     def touch(self, keys: Sequence[PageKey]) -> None:
         """Count these pages of one sequence as used just now, so that its first is evicted last."""
@@ -147,6 +162,17 @@ class PrefixCache:
             cached.state = state
             self._with_state[key.key] = cached
 
+    def expect(self, keys: Sequence[PageKey], tokens: Sequence[int]) -> Arrival | None:
+        """Pages of the pool for those of `keys` that are not known, into which another thread receives them. None where
+        all are known, or there is no room.
+
+        `tokens`: of the whole sequence. What is verified is shared by `settle`, once the caller has closed it at last.
+        """
+        missing = keys[self.known(keys) :]
+        if not missing or not self.make_room(len(missing)):
+            return None
+        return self._arrivals.begin(missing, tokens)
+
     def keep(self, last: Iterable[PageKey]) -> None:
         """A sequence has ended; with `keep_all` the recurrent states after these of its pages go to the store."""
         if self._keeps_all:
@@ -165,15 +191,15 @@ class PrefixCache:
     def settle(self) -> None:
         """Takes back what tiers have written, or read for nobody, meanwhile."""
         self._pool.take_back()
-        returned = self._reads.returned()
-        if self._writes.settle() or returned:
+        returned, arrived = self._reads.returned(), self._arrivals.settle()
+        if self._writes.settle() or returned or arrived:
             self._waiting_since, self._stuck = None, False
         self._release_reads(returned)
 
     def room(self, besides: Sequence[int] = ()) -> int:
         """Pages that are free or could be, without evicting `besides`: at once, or once they have been written."""
         idle = len(self._idle) - (self._idle.n_in_writing if self._stuck else 0)
-        coming = 0 if self._stuck else self._reads.n_closing
+        coming = 0 if self._stuck else self._reads.n_closing + self._arrivals.n_pages
         return self._pool.free_pages + coming + idle - sum(map(self._is_evictable, besides))
 
     def make_room(self, count: int) -> bool:
@@ -188,15 +214,17 @@ class PrefixCache:
             return False
         if self._evict(count):
             return True
+        self._arrivals.give_up(count - self._pool.free_pages - self._reads.n_closing - self._idle.n_in_writing)
         now = time.monotonic()
         self._waiting_since = now if self._waiting_since is None else self._waiting_since
         self._stuck = now - self._waiting_since > _STUCK_SECONDS
         return False
 
     def wait(self, seconds: float) -> None:
-        """Until a page has been read or written, at most this long; returns at once where none is on its way."""
+        """Until a page has been read or written, at most this long; at once where none is on its way. Pages that
+        others receive end no wait."""
         if not self._writes.n_done:
-            self._reads.wait(seconds, self._writes.is_busy)
+            self._reads.wait(seconds, self._writes.is_busy or self._arrivals.n_pages > 0)
 
     def flush(self, seconds: float) -> bool:
         """Wait until everything that is to be written was tried; False if that takes longer than `seconds`."""
@@ -254,6 +282,15 @@ class PrefixCache:
         for each in keys:
             if each.key in self._cached:
                 self._writes.write_state(self._cached[each.key])
+
+    def _share_arrived(self, key: PageKey, page: int, tokens: Sequence[int], state: Sequence[Tensor] | None) -> None:
+        states = self._pool.states
+        slot = None
+        if state is not None and states is not None and (states.free or self._unused_states()):
+            slot = states.take()
+            states.write_slot(slot, state)
+        self.add(key, page, tokens, slot)
+        self._release_state(slot)
 
     def _is_evictable(self, page: int) -> bool:
         return page in self._idle and not (self._stuck and self._writes.holders(page))
