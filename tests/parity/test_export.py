@@ -133,7 +133,7 @@ class Blobs:
             reader = BlobReader(file, len(file.getvalue()))
             for index, part in zip(reader.header.stored, reader.parts(), strict=True):
                 places = arrival.values(index, piece.start, piece.end)
-                for place, values in zip(places, part.chunk(len(places)), strict=True):
+                for place, values in zip(places, part.split([len(each) for each in places]), strict=True):
                     place.copy_(values)
             arrival.verified(piece.end, piece.with_states)
         if close:

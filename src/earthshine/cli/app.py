@@ -14,9 +14,31 @@ import typer
 
 from earthshine import __version__
 from earthshine.cli import evals, models, prfaas
-from earthshine.cli.arguments import Context, Described, Dtype, Memory, Model, PlanFile, Threads, Trunk
+from earthshine.cli.arguments import (
+    AllowPlain,
+    ApiKeys,
+    Context,
+    Described,
+    DiskCache,
+    DiskCacheFolder,
+    Dtype,
+    Memory,
+    Model,
+    PlanFile,
+    PrefillAbove,
+    PrefillCa,
+    PrefillLink,
+    PrefillPeers,
+    PrefillPins,
+    PrefillToken,
+    Threads,
+    TlsCert,
+    TlsKey,
+    Trunk,
+)
 from earthshine.cli.chat_command import chat
 from earthshine.cli.instead import Commands
+from earthshine.cli.prefill_command import prefill
 from earthshine.cli.words import KWH_USD, LIFE_YEARS, SERVE_BATCH
 from earthshine.errors import EarthshineError, UsageError
 
@@ -42,9 +64,9 @@ def serve(
     name: Annotated[
         list[str] | None, typer.Option(help="Name of the model for clients; default: its own. May be repeated.")
     ] = None,
-    api_keys: Annotated[Path | None, typer.Option(help="File of API keys, one per line, readable by you only.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate with its chain, in PEM. Needs --tls-key.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key, in PEM without a password.")] = None,
+    api_keys: ApiKeys = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     memory: Memory = None,
     context: Context = None,
     batch: Annotated[int | None, typer.Option(help=f"Most requests computed at once; default: {SERVE_BATCH}.")] = None,
@@ -52,12 +74,8 @@ def serve(
     trunk: Trunk = "bf16",
     dtype: Dtype = "bf16",
     plan: PlanFile = None,
-    disk_cache: Annotated[
-        str | None, typer.Option(help="Keep cached prefixes on disk, up to this size, such as 50GiB; default: off.")
-    ] = None,
-    disk_cache_folder: Annotated[
-        Path | None, typer.Option(help="Folder of the disk cache; default: ~/.cache/earthshine/pages.")
-    ] = None,
+    disk_cache: DiskCache = None,
+    disk_cache_folder: DiskCacheFolder = None,
     max_stall: Annotated[float, typer.Option(help="Most seconds that a new prompt may delay running replies.")] = 1.0,
     max_queue: Annotated[int, typer.Option(help="Most requests that wait. More are refused with status 429.")] = 256,
     drain_seconds: Annotated[float, typer.Option(help="Seconds for running requests to finish at shutdown.")] = 30.0,
@@ -71,9 +89,17 @@ def serve(
         list[str] | None,
         typer.Option(help="Origin of web pages that may send requests, such as https://app.example. May be repeated."),
     ] = None,
+    prefill: PrefillPeers = None,
+    prefill_token: PrefillToken = None,
+    prefill_ca: PrefillCa = None,
+    prefill_pin: PrefillPins = None,
+    prefill_link: PrefillLink = 1.0,
+    prefill_above: PrefillAbove = None,
+    allow_plain: AllowPlain = None,
 ) -> None:
     """Serve a model through OpenAI's and Anthropic's APIs, with a chat page for the browser, until Ctrl-C."""
     from earthshine.cli.options import plan_or_args
+    from earthshine.cli.peers import PeerOptions
     from earthshine.cli.serve import ServeOptions, run_serve
     from earthshine.net.listen import ListenOptions
 
@@ -82,7 +108,13 @@ def serve(
     who = (tuple(name or ()), api_keys, tuple(allow_host or ()), tuple(allow_origin or ()))
     waits = (max_stall, max_queue, drain_seconds, hang_seconds)
     listen = ListenOptions(host, port, tls_cert, tls_key)
-    run_serve(model, ServeOptions(listen, held, *who, disk_cache, disk_cache_folder, *waits, log_text, log_json))
+    trust = (prefill_token, prefill_ca, tuple(prefill_pin or ()), tuple(allow_plain or ()))
+    peers = PeerOptions(tuple(prefill or ()), *trust, prefill_link, prefill_above)
+    logs = (log_text, log_json)
+    run_serve(model, ServeOptions(listen, held, *who, disk_cache, disk_cache_folder, *waits, *logs, peers))
+
+
+app.command()(prefill)
 
 
 @app.command()

@@ -10,19 +10,22 @@ import logging
 import re
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from earthshine.cli.greeting import Server, greeting
 from earthshine.cli.models import announce_download
 from earthshine.cli.options import load_with_progress
+from earthshine.cli.peers import PeerOptions, borrowing, open_peers
 from earthshine.engine import Engine, EngineOptions, LoadedModel, sampling_defaults
 from earthshine.errors import UsageError
 from earthshine.generation.prompts import Prompts
+from earthshine.generation.submission import Computes
 from earthshine.hub import GLEAM, find_readable
 from earthshine.net.access import Access, make_access
 from earthshine.net.listen import ListenOptions, bind, tls_context
 from earthshine.plan import Plan, PlanArgs
+from earthshine.prfaas.client import RemotePrefill
 from earthshine.server.anthropic import COUNT_TOKENS, MESSAGES
 from earthshine.server.api import Served
 from earthshine.server.generator import TextGenerator
@@ -68,27 +71,32 @@ class ServeOptions:
     hang_seconds: float = 120.0
     log_text: bool = False
     log_json: bool = False
+    peers: PeerOptions = field(default_factory=PeerOptions)
 
 
 def run_serve(model: str | None, options: ServeOptions) -> None:
     """Serve until a signal. Invalid options are refused before a model is loaded."""
     access = make_access(options.listen.host, options.api_keys, options.allow_hosts, options.allow_origins)
-    engine_options = _engine_options(options)
-    _configure_log(options.log_json)
+    check_seconds(options.drain_seconds, options.hang_seconds)
+    configured = engine_options(options.disk_cache, options.disk_cache_folder, options.max_queue, options.max_stall)
+    peers = open_peers(options.peers)
+    configure_log(options.log_json)
     tls, bound = tls_context(options.listen), bind(options.listen)
     with bound:
         folder, tokenizer = find_readable(model, announce_download)
-        names = _names(options.names, folder)
+        names = model_names(options.names, folder)
         template = load_template(folder) if has_template(folder) else None  # a base model completes texts alone
         loaded = load_with_progress(folder, options.plan)
         try:
-            engine = Engine(loaded, engine_options)
-            generator = _generator(loaded, engine, tokenizer, template)
+            engine = Engine(loaded, configured)
+            log = Log(write_line, options.log_json)
+            remote = borrowing(engine, loaded, folder, peers, options.peers, log) if peers else None
+            generator = _generator(loaded, remote or engine, engine.context_tokens, tokenizer, template)
             thinks = template is not None and can_think(tokenizer, template)
             keeps = template is not None and template.can_preserve_thinking
             defaults = sampling_defaults(folder)
             served = Served(names, int(time.time()), engine.context_tokens, thinks, keeps, tokenizer.decode, defaults)
-            service = _service(generator, engine, served, access, options)
+            service = _service(generator, engine, remote, served, access, options, log)
             service.tls = tls
             server = Server(
                 names,
@@ -110,20 +118,27 @@ def run_serve(model: str | None, options: ServeOptions) -> None:
             loaded.close()
 
 
-def _engine_options(options: ServeOptions) -> EngineOptions:
-    for name, seconds in (("drain", options.drain_seconds), ("hang", options.hang_seconds)):
+def check_seconds(drain: float, hang: float) -> None:
+    """Raises UsageError for a value out of range."""
+    for name, seconds in (("drain", drain), ("hang", hang)):
         if not 0 <= seconds <= _SECONDS:
             raise UsageError(f"--{name}-seconds must be between 0 and {_SECONDS:g}, not {seconds:g}.")
-    size = 0 if options.disk_cache is None else parse_bytes(options.disk_cache)
-    if not size and options.disk_cache_folder is not None:
+
+
+def engine_options(
+    disk_cache: str | None, disk_cache_folder: Path | None, max_queue: int, max_stall: float = 1.0
+) -> EngineOptions:
+    """Raises UsageError for values out of range."""
+    size = 0 if disk_cache is None else parse_bytes(disk_cache)
+    if not size and disk_cache_folder is not None:
         raise UsageError("--disk-cache-folder needs --disk-cache with a size, such as 50GiB.")
     folder = None
     if size:
-        folder = options.disk_cache_folder or read_settings().pages
-    return EngineOptions(options.max_stall, options.max_queue, size, folder)
+        folder = disk_cache_folder or read_settings().pages
+    return EngineOptions(max_stall, max_queue, size, folder)
 
 
-def _names(given: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+def model_names(given: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     """The names of the model for clients: those of --name, or else the model's own."""
     for name in given:
         if not _NAME.fullmatch(name):
@@ -139,30 +154,39 @@ def _names(given: tuple[str, ...], folder: Path) -> tuple[str, ...]:
 
 
 def _generator(
-    loaded: LoadedModel, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate | None
+    loaded: LoadedModel,
+    engine: Computes,
+    context_tokens: int,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
 ) -> TextGenerator:
     spec = loaded.spec
-    prompts = Prompts(tokenizer, template, spec.vocab_size, spec.stop_tokens, engine.context_tokens)
-    return TextGenerator(engine, prompts)
+    return TextGenerator(engine, Prompts(tokenizer, template, spec.vocab_size, spec.stop_tokens, context_tokens))
 
 
 def _service(
-    generator: TextGenerator, engine: Engine, served: Served, access: Access, options: ServeOptions
+    generator: TextGenerator,
+    engine: Engine,
+    remote: RemotePrefill | None,
+    served: Served,
+    access: Access,
+    options: ServeOptions,
+    log: Log,
 ) -> Service:
     lifetime = Lifetime()
-    log = Log(_write, options.log_json)
     shared = Options(log=log, log_text=options.log_text, hang_seconds=options.hang_seconds)
-    app = make_app(generator, engine, served, APIS, access, shared, lifetime)
-    return Service(app, engine, lifetime, options.drain_seconds, log=log)
+    figures = None if remote is None else remote.figures
+    app = make_app(generator, engine, served, APIS, access, shared, lifetime, figures)
+    return Service(app, remote or engine, lifetime, options.drain_seconds, log=log)
 
 
-def _write(line: str) -> None:
+def write_line(line: str) -> None:
     with contextlib.suppress(OSError):  # a closed standard error must not end replies
         if sys.stderr is not None:
             print(line, file=sys.stderr, flush=True)
 
 
-def _configure_log(as_json: bool) -> None:
+def configure_log(as_json: bool) -> None:
     """Log faults with their tracebacks on standard error, and warnings of this package and, as JSON, of Python.
     Warnings of the HTTP server are about invalid requests, which are reported to their clients only."""
     handler = logging.StreamHandler(sys.stderr)

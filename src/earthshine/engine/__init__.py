@@ -3,8 +3,9 @@
 `load_model` opens a published checkpoint; a session syncs to a prefix of tokens and generates after it.
 """
 
-from earthshine.engine.engine import Engine, EngineOptions, Gauges, Ticket
+from earthshine.engine.engine import Engine, EngineOptions, Ticket
 from earthshine.engine.export import PieceSink, PromptPiece
+from earthshine.engine.gauges import Gauges
 from earthshine.engine.load import LoadedModel, load_model, plan_for, read_trunk, sampling_defaults
 from earthshine.engine.request import (
     Admitted,

@@ -132,7 +132,7 @@ class Admission:
         assert sequence.page_table is not None
         if sequence.admitted_at is None:
             self._counts.prefix_queries += 0 if sequence.scoring else sequence.n_prompt
-            self._counts.prefix_hits += sequence.page_table.length
+            self._counts.prefix_hits += sequence.cached(sequence.page_table.length)
         sequence.admit(sequence.page_table.length, self._expected(sequence))
         if sequence.export is not None:
             sequence.hand_out(sequence.page_table.length, len(self._pool.kept))

@@ -11,14 +11,14 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 
+from earthshine.engine.gauges import Gauges
 from earthshine.engine.load import LoadedModel
-from earthshine.engine.request import Request, Sink
+from earthshine.engine.request import Finished, Request, Sink
 from earthshine.engine.scheduler import Scheduler, as_ours
 from earthshine.engine.sequence import TokenSequence
 from earthshine.engine.waits import prompts_under_way
@@ -56,46 +56,6 @@ class EngineOptions:
             raise UsageError(f"max_queue must be between 1 and {1 << 20}, not {self.max_queue}.", "max_queue")
         if self.disk_cache_bytes < 0 or (self.disk_cache_bytes and self.disk_cache_folder is None):
             raise UsageError("A disk cache needs a size above zero and a folder.")
-
-
-@dataclass(frozen=True, slots=True)
-class Gauges:
-    """A snapshot of the engine's state. Counters count from the start.
-
-    pages_cached: pages that no sequence uses.
-    prompt_tokens: of prompts, those that were computed; again after a preemption.
-    resident_bytes: of the whole process.
-    finished: number of replies by reason.
-    problem: what the disk cache can't do now.
-    prefill_tokens, prefill_processed: of all prompts that are being computed, the tokens and those that are done.
-    prefill_seconds_left: the longest expected wait among them; 0 where it is unknown.
-    """
-
-    running: int
-    waiting: int
-    pages: int
-    pages_free: int
-    pages_cached: int
-    prefix_queries: int
-    prefix_hits: int
-    preemptions: int
-    prompt_tokens: int
-    generated_tokens: int
-    expert_hits: int
-    expert_misses: int
-    expert_bytes_read: int
-    disk_cache_bytes: int
-    disk_cache_pages: int
-    pages_read: int
-    pages_written: int
-    damaged_pages: int
-    resident_bytes: int
-    budget_bytes: int
-    finished: Mapping[str, int] = field(default_factory=dict)
-    problem: str | None = None
-    prefill_tokens: int = 0
-    prefill_processed: int = 0
-    prefill_seconds_left: float = 0.0
 
 
 class Ticket:
@@ -136,7 +96,8 @@ class Engine:
             poll=self._poll,
         )
         self._mail: deque[TokenSequence] = deque()
-        self._expected: deque[tuple[Request, Future[Arrival | None]]] = deque()
+        self._accepted: set[TokenSequence] = set()  # that have not begun
+        self._expected: deque[tuple[Request | None, Future[Arrival | None]]] = deque()
         self._changed = threading.Condition()
         self._count, self._open = 0, 0
         self._accepting, self._closing, self._ending = True, False, False  # ending: what is left is cancelled
@@ -151,6 +112,10 @@ class Engine:
         return self._model.plan.memory.context_tokens
 
     @property
+    def page_tokens(self) -> int:
+        return self._pool.page_tokens
+
+    @property
     def alive(self) -> bool:
         return self._thread.is_alive()
 
@@ -160,6 +125,12 @@ class Engine:
         Raises UsageError for invalid token ids, ContextError for a prompt that fills the context, and OverloadError
         where the queue is full or the engine is shutting down.
         """
+        ticket = self.accept(request, sink)
+        self.begin(ticket)
+        return ticket
+
+    def accept(self, request: Request, sink: Sink) -> Ticket:
+        """Accept a request that is not to be computed before `begin`, which must follow. Raises as `submit`."""
         self._check(request)
         spec = self._model.spec
         with self._changed:
@@ -174,17 +145,38 @@ class Engine:
             sequence = TokenSequence(self._count, request, sink, self._pool.page_tokens, frozenset(spec.stop_tokens))
             self._count += 1
             self._open += 1
-            self._mail.append(sequence)
-            self._changed.notify_all()
+            self._accepted.add(sequence)
         return Ticket(sequence)
+
+    def begin(self, ticket: Ticket, most_cached: int | None = None) -> None:
+        """Queue an accepted request. `most_cached`: as TokenSequence.most_cached."""
+        sequence = ticket._sequence
+        with self._changed:
+            if sequence in self._accepted:
+                self._accepted.remove(sequence)
+                sequence.most_cached = most_cached
+                self._mail.append(sequence)
+                self._changed.notify_all()
 
     def known_tokens(self, request: Request) -> int:
         """Tokens of a prompt that its pages in memory and on disk are expected to spare, as of now."""
         return self._cache.known(self._keys(request)) * self._pool.page_tokens
 
+    def waiting_tokens(self) -> int:
+        """Tokens of prompts that are to be computed before those of a request that comes now."""
+        queue = self._scheduler.queue
+        return sum(each.missing for each in (*queue.running, *queue.waiting) if not each.decoding)
+
     def expect(self, request: Request) -> "Future[Arrival | None]":
         """Pages into which another thread receives what a request's prompt lacks; None where nothing is missing or
         there is no room. Whoever gets an arrival closes it; a request submitted after that finds its pages."""
+        return self._ask_cache(request)
+
+    def share_arrived(self) -> "Future[Arrival | None]":
+        """Done, with None, once what has arrived and was verified can be found."""
+        return self._ask_cache(None)
+
+    def _ask_cache(self, request: Request | None) -> "Future[Arrival | None]":
         found: Future[Arrival | None] = Future()
         with self._changed:
             if self._accepting and self.alive:
@@ -252,6 +244,10 @@ class Engine:
             self._accepting, self._closing, self._ending = False, True, True
             self._changed.notify_all()
         self._thread.join()
+        with self._changed:
+            left, self._accepted = [*self._accepted, *self._mail], set()
+        for sequence in left:
+            sequence.finish(Finished("cancelled"))
         if self.options.disk_cache_bytes:
             self._cache.flush(_FLUSH_SECONDS)
         self._cache.close()
@@ -300,7 +296,8 @@ class Engine:
         except BaseException as error:  # a bug: nobody may be left waiting for it
             with self._changed:
                 self._accepting = False  # before the last look at the mail
-                left = [*self._scheduler.queue.running, *self._scheduler.queue.waiting, *self._mail]
+                queue = self._scheduler.queue
+                left = [*queue.running, *queue.waiting, *self._mail, *self._accepted]
             for sequence in left:
                 sequence.fail(
                     as_ours(error) if isinstance(error, Exception) else EarthshineError("The engine has ended.")
@@ -335,7 +332,11 @@ class Engine:
         self._sign = time.monotonic()
         while self._expected:
             request, found = self._expected.popleft()
-            found.set_result(self._cache.expect(self._keys(request), request.tokens))
+            try:
+                self._cache.settle()
+                found.set_result(None if request is None else self._cache.expect(self._keys(request), request.tokens))
+            except Exception as error:
+                found.set_exception(error)
         while self._mail:
             self._scheduler.queue.add(self._mail.popleft())
         if self._ending:
@@ -345,8 +346,8 @@ class Engine:
     def _finished(self) -> None:
         left = len(self._scheduler.queue)
         with self._changed:
-            self._open = left + len(self._mail)
-            if not left:
+            self._open = left + len(self._mail) + len(self._accepted)
+            if not self._open:
                 self._changed.notify_all()
 
 

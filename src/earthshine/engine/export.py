@@ -5,7 +5,7 @@ So nothing is copied but recurrent states, which are small in number and needed 
 sequence that is preempted, is computed again with the same bits, and its piece goes on with the layer that it lacks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -91,7 +91,7 @@ class PieceExport:
             index = sum(map(len, pool.kept[:layer]))
             for number, part in enumerate(pool.kept[layer]):
                 if isinstance(part, Rows):
-                    self._sink.part(index + number, list(_runs(pool.rows(layer, number), pages)))
+                    self._sink.part(index + number, pool.runs(layer, number, pages))
                 elif piece.with_states:
                     self._sink.part(index + number, [_state(page_table, layer, number, piece.end)])
         self._layer = max(self._layer, n_layers)
@@ -100,15 +100,6 @@ class PieceExport:
         self._given, self._piece = piece.end, None
         self._sink.end()
         return True
-
-
-def _runs(rows: Tensor, pages: Sequence[int]) -> Iterator[Tensor]:
-    """Views [tokens, width] of consecutive pages; rows: [n_pages, page_tokens, width]."""
-    first = 0
-    for at in range(1, len(pages) + 1):
-        if at == len(pages) or pages[at] != pages[at - 1] + 1:
-            yield rows[pages[first] : pages[at - 1] + 1].flatten(0, 1)
-            first = at
 
 
 def _state(page_table: PageTable, layer: int, part: int, length: int) -> Tensor:

@@ -44,6 +44,8 @@ class TokenSequence:
         self.asked_at = time.monotonic()
         self.last_token_at = self.asked_at  # when its client last got a token, or began to wait for one
         self.admitted_at: float | None = None
+        # Tokens that were in the cache when the request came; what was computed elsewhere for it since does not count.
+        self.most_cached: int | None = None
         self.progress: PromptProgress | None = None  # the latest, once it was admitted
         self._report: Callable[[float], None] | None = None
         self.export = PieceExport(request.pieces, self.n_prompt) if request.pieces is not None else None
@@ -64,8 +66,9 @@ class TokenSequence:
 
     @property
     def missing(self) -> int:
-        """Tokens that are not in the cache: one for a sequence that decodes."""
-        return len(self.tokens) - (self.page_table.length if self.page_table else 0)
+        """Tokens that are not in the cache: one for a sequence that decodes. May be asked by any thread."""
+        page_table = self.page_table
+        return len(self.tokens) - (page_table.length if page_table else 0)
 
     @property
     def decoding(self) -> bool:
@@ -93,8 +96,12 @@ class TokenSequence:
         of the prompt has been computed, if known."""
         if self.admitted_at is None:
             self.admitted_at = self.last_token_at = time.monotonic()
-            self._send(Admitted(reused))
+            self._send(Admitted(self.cached(reused)))
             self._report = report_progress(self.n_prompt, reused, self._progressed, expected)
+
+    def cached(self, reused: int) -> int:
+        """Of `reused` tokens, those that count as found in the cache."""
+        return reused if self.most_cached is None else min(reused, self.most_cached)
 
     def hand_out(self, computed: int, n_layers: int) -> None:
         """Give the request's sink what the first `n_layers` layers keep of the first `computed` tokens."""

@@ -4,7 +4,7 @@ Knows token ids and rows of values; never text, weights or the mathematics.
 """
 
 from earthshine.kv.arrivals import Arrival
-from earthshine.kv.codec import BlobReader, BlobWriter, KVBlob, read_header
+from earthshine.kv.codec import BlobReader, BlobWriter, KVBlob, bytes_of, read_header
 from earthshine.kv.header import BlobHeader, BlobLayout, Part, PartKind, ValueFormat
 from earthshine.kv.page_blob import PageBlobs, piece_header
 from earthshine.kv.page_files import PageFiles, PageFilesStats
@@ -42,6 +42,7 @@ __all__ = [
     "Segment",
     "StatePool",
     "ValueFormat",
+    "bytes_of",
     "common_prefix",
     "piece_header",
     "read_header",

@@ -40,15 +40,14 @@ class Arrival:
         self._closed = self._given_up = False
 
     def values(self, index: int, start: int, end: int) -> list[Tensor]:
-        """Where the values of a part of tokens `start` to `end` - 1 belong, in order: rows [tokens, width] of pages, or
+        """Where the values of a part of tokens `start` to `end` - 1 belong, in order: views [tokens, width] of rows, or
         the state [size] after the last one."""
         layer, number, part = self._parts[index]
         if not isinstance(part, Rows):
             return [self._states[index]]
         size = self._pool.page_tokens
         pages = self.pages[(start - self.start) // size : (end - self.start) // size]
-        rows = self._pool.rows(layer, number)
-        return [rows[page] for page in pages]
+        return self._pool.runs(layer, number, pages)
 
     def verified(self, end: int, with_states: bool) -> None:
         """All pages before position `end` hold what they should; `with_states`: and so do the states after the last."""

@@ -216,6 +216,11 @@ def read_header(file: BinaryIO, limit_bytes: int) -> BlobHeader:
     return unpack_header(file, limit_bytes)[0]
 
 
+def bytes_of(values: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor where they lie, as a block has them on a little-endian machine."""
+    return values.view(torch.uint8).numpy().data.cast("B")
+
+
 def _require_tensor(values: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tuple(values.shape) != shape or values.dtype is not dtype:
         raise BlobError(

@@ -80,6 +80,15 @@ class PagePool(Places):
         rows: Tensor = self._rows[layer, part]
         return rows
 
+    def runs(self, layer: int, part: int, pages: Sequence[int]) -> list[Tensor]:
+        """Views [tokens, width] of the pages' rows, in order: one for each run of consecutive pages."""
+        rows, found, first = self.rows(layer, part), [], 0
+        for at in range(1, len(pages) + 1):
+            if at == len(pages) or pages[at] != pages[at - 1] + 1:
+                found.append(rows[pages[first] : pages[at - 1] + 1].flatten(0, 1))
+                first = at
+        return found
+
     def page(self, page: int) -> list[Tensor]:
         """Views [page_tokens, width] of a page's rows: all parts of every layer, in order."""
         return [rows[page] for rows in self._rows.values()]

@@ -169,7 +169,8 @@ class PrefixCache:
         `tokens`: of the whole sequence. What is verified is shared by `settle`, once the caller has closed it at last.
         """
         missing = keys[self.known(keys) :]
-        if not missing or not self.make_room(len(missing)):
+        room = self.room() - self._arrivals.n_pages  # others that arrive are not given up for these
+        if not missing or room < len(missing) or not self.make_room(len(missing)):
             return None
         return self._arrivals.begin(missing, tokens)
 

@@ -3,13 +3,16 @@
 Both are made before a model is loaded, so that a port in use or a wrong certificate is reported at once.
 """
 
+import re
 import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 from earthshine.errors import UsageError
+from earthshine.untrusted import shown
 
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:/@\[\]]+)):(\d{1,5})")
 _ANY = {"0.0.0.0": (socket.AF_INET, "192.0.2.1"), "::": (socket.AF_INET6, "2001:db8::1")}  # and an address elsewhere
 
 
@@ -21,6 +24,14 @@ class ListenOptions:
     port: int = 8000
     tls_cert: Path | None = None
     tls_key: Path | None = None
+
+
+def address_of(text: str, option: str) -> tuple[str, int]:
+    """Host and port from HOST:PORT; [HOST]:PORT for IPv6. Raises UsageError, which names `option`."""
+    found = _ADDRESS.fullmatch(text)
+    if found is None:
+        raise UsageError(f"{option} is {shown(text)}; write HOST:PORT, such as 127.0.0.1:7100; port 0 for any.")
+    return found[1] or found[2], int(found[3])
 
 
 def bind(options: ListenOptions) -> socket.socket:

@@ -2,5 +2,6 @@
 
 `fleet` and `profile` describe clusters and links, `throughput` solves the model of the PrfaaS paper (arXiv 2604.15039),
 `decide` routes one request and `control` adapts the threshold and the roles of instances; `simulate` runs them over
-traces. `wire` carries pieces of a sequence's state between two processes. Everything here works without torch.
+traces. `wire` carries pieces of a sequence's state between two processes. All of that works without torch. `worker`
+prefills for other machines, and `client` is the engine of a server that borrows from workers.
 """

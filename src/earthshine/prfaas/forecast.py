@@ -24,21 +24,26 @@ def forecast_profile(case: Case, longest: int, usd_per_hour: float) -> Profile:
     held = case.with_context(longest)
     if held is None:
         raise UsageError(f"A prompt of {longest} tokens does not fit {case.machine.name}'s memory with this model.")
-    costs, spec, skew = held.costs(), case.spec, case.args.skew
+    return held_profile(held, longest, usd_per_hour)
+
+
+def held_profile(held: Case, longest: int, usd_per_hour: float = 0.0) -> Profile:
+    """The same for a plan that has room for `longest` tokens."""
+    costs, spec, skew, args = held.costs(), held.spec, held.args.skew, held.args
     steps = math.ceil(_PER_OCTAVE * math.log2(longest))
     sizes = sorted({1, longest, *(round(longest ** (i / steps)) for i in range(1, steps))})
     seconds = accumulate((costs.prompt(size, skew).seconds for size in sizes), max)
-    batches = sorted({case.args.batch, *(1 << i for i in range(case.args.batch.bit_length()))})
+    batches = sorted({args.batch, *(1 << i for i in range(args.batch.bit_length()))})
     loads = [Load(max(1, longest // 2), batch, skew) for batch in batches]
     step_seconds = accumulate((costs.decode(load).seconds for load in loads), max)
     cache, recurrent = cache_curve(spec, longest)
     return Profile(
-        name=case.machine.name,
-        source=f"Forecast by earthshine plan for {case.plan.model} on {case.machine.name}.",
+        name=held.machine.name,
+        source=f"Forecast by earthshine plan for {held.plan.model} on {held.machine.name}.",
         prefill=Curve(tuple(zip(map(float, sizes), seconds, strict=True))),
         cache=cache,
         decode=Curve(tuple(zip((float(load.batch) for load in loads), step_seconds, strict=True))),
-        batch=case.args.batch,
+        batch=args.batch,
         recurrent=recurrent,
         usd_per_hour=usd_per_hour,
     )

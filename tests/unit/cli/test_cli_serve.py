@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from earthshine.cli.greeting import Server, address_of, greeting
-from earthshine.cli.serve import _names
+from earthshine.cli.serve import model_names
 from earthshine.hub import GLEAM
 from earthshine.net import listen
 from earthshine.net.listen import ListenOptions
@@ -88,15 +88,15 @@ def test_bench_serve_without_a_server_says_so(earthshine):
     ],
 )
 def test_a_model_has_a_name_that_every_client_can_write(folder, name):
-    assert _names((), folder) == (name,)
+    assert model_names((), folder) == (name,)
 
 
 def test_given_names_come_in_their_order_once():
-    assert _names(("b", "a", "b"), GLEAM) == ("b", "a")
+    assert model_names(("b", "a", "b"), GLEAM) == ("b", "a")
 
 
 def test_the_hubs_id_is_a_name():
-    assert _names(("moonshotai/Kimi-K2.6",), GLEAM) == ("moonshotai/Kimi-K2.6",)
+    assert model_names(("moonshotai/Kimi-K2.6",), GLEAM) == ("moonshotai/Kimi-K2.6",)
 
 
 @pytest.mark.parametrize(

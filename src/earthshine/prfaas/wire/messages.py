@@ -54,10 +54,11 @@ class Welcome:
     most_connections: int  # of one session
     most_tokens: int
     most_requests: int
+    about: bytes = b""  # MOST_TEXT_BYTES at most: what the server says of itself; see `prfaas.announce`
 
     def frame(self) -> bytes:
         numbers = (self.most_connections, self.most_tokens, self.most_requests)
-        return frame(Kind.WELCOME, 0, _WELCOME.pack(self.instance, *numbers))
+        return frame(Kind.WELCOME, 0, _WELCOME.pack(self.instance, *numbers), self.about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,10 @@ def _hello(head: Head, body: memoryview) -> Hello:
 
 
 def _welcome(head: Head, body: memoryview) -> Welcome:
-    return Welcome(*_WELCOME.unpack(body))
+    if len(body) > _WELCOME.size + MOST_TEXT_BYTES:
+        raise ValueError
+    instance, connections, tokens, requests = _WELCOME.unpack_from(body)
+    return Welcome(instance, connections, tokens, requests, bytes(body[_WELCOME.size :]))
 
 
 def _failure(head: Head, body: memoryview) -> Failure:

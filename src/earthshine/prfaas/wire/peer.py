@@ -81,6 +81,7 @@ class PrefillPeer:
         self._owed: dict[int, int | None] = {}  # lost connections that the peer must know of, and who carries the news
         self._threads: set[Thread] = set()
         self._instance = b""
+        self.about = b""  # what the peer said of itself when it was last connected
         self._alone_since = self._used = monotonic()
         self._bad_connections = 0
         self._closed = False
@@ -103,6 +104,13 @@ class PrefillPeer:
             self._changed.notify_all()
         self._ask()
         return transfer
+
+    def connect(self) -> None:
+        """Begin to connect, so that `about` and `figures` are known soon. Returns at once; failures are not raised."""
+        with self._changed:
+            self._used = monotonic()
+            if not self._closed:
+                self._start_threads()
 
     def figures(self) -> LinkFigures:
         with self._changed:
@@ -203,7 +211,7 @@ class PrefillPeer:
             if self._closed:
                 raise WireError(Reason.CLOSED, "The connections were closed.")
             strangers = self._instance not in (b"", welcome.instance)
-            self._instance = welcome.instance
+            self._instance, self.about = welcome.instance, welcome.about
             gone = [one for one in self._transfers.values() if one.accepted] if strangers else []
             if strangers:
                 self._owed.clear()

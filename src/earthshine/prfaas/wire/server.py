@@ -54,6 +54,7 @@ class WireServer:
 
     handler: called on a thread of its own for each request, with a writer for its pieces; it ends with `end()`, or
     raises an EarthshineError whose message the receiver gets. fingerprint: of the model that it serves, "" for any.
+    about: up to MOST_TEXT_BYTES that every receiver gets when it connects.
     Raises UsageError for an address that can't be used, and for one that others reach without tokens, or without TLS
     where `allow_plain` does not name it.
     """
@@ -67,9 +68,11 @@ class WireServer:
         fingerprint: str = "",
         allow_plain: Collection[str] = (),
         limits: Limits | None = None,
+        about: bytes = b"",
     ) -> None:
         self.handles, self.limits = Handles(), limits or Limits()
         self._handler, self._access, self._fingerprint = handler, access or Access(), fingerprint
+        self._about = about
         self._context = server_context(options)
         require_plain_allowed(options.host, self._context is None, allow_plain)
         if not is_loopback(options.host) and not self._access.keys:
@@ -186,7 +189,7 @@ class WireServer:
             raise
         limits = self.limits
         numbers = (limits.most_session_connections, limits.most_tokens, limits.most_requests)
-        link.send([Welcome(session.instance, *numbers).frame()])
+        link.send([Welcome(session.instance, *numbers, self._about).frame()])
         return session, hello.connection
 
     def _session(self, hello: Hello) -> Session:

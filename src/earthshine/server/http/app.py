@@ -4,7 +4,7 @@ A request is authorized, read within limits, parsed and checked before anything 
 whole or as events. Errors that are found before the first event get an HTTP status of their own.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 
 from starlette.applications import Starlette
@@ -21,7 +21,7 @@ from earthshine.server.http.context import RequestContext
 from earthshine.server.http.documents import DocumentedRoute, document_route, get_operation, post_operation
 from earthshine.server.http.endpoints import DRAIN_RETRY_SECONDS, Endpoints, Handler, Lifetime, Options, TextGenerator
 from earthshine.server.http.events import EventStream, follow, stream_events
-from earthshine.server.http.metrics import Engine, Metrics
+from earthshine.server.http.metrics import Engine, Figure, Metrics
 from earthshine.server.http.pages import page_routes
 from earthshine.server.http.resumable import HEADER, PATH, ResumableStreams
 from earthshine.server.refusals import Refused
@@ -122,10 +122,13 @@ def make_app(
     access: Access,
     options: Options | None = None,
     lifetime: Lifetime | None = None,
+    figures: Callable[[], Iterable[Figure]] | None = None,
 ) -> Starlette:
-    """The application that serves `apis`. The caller ends it through `lifetime`."""
+    """The application that serves `apis`. The caller ends it through `lifetime`. `figures`: as Metrics.add."""
     options = options or Options()
     metrics = Metrics(engine, served.names[0])
+    if figures is not None:
+        metrics.add(figures)
     endpoints = Endpoints(generator, engine, served, apis, access, options, lifetime or Lifetime(), metrics)
     routes = _ApiRoutes(endpoints)
     app = Starlette()

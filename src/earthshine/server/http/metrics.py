@@ -6,7 +6,7 @@ user.
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 3
 _TOKENS = tuple(2**power for power in range(0, 21))
 _WINDOW_SECONDS, _SAMPLE_SECONDS = 10.0, 0.5
 
+Figure = tuple[str, str, str, Mapping[str, float]]
 _ENDS = {"cancelled": "abort"}  # what vLLM calls it
 _GAUGES = (
     ("vllm:num_requests_running", "Requests that are computed.", "running"),
@@ -121,6 +122,22 @@ class _FromEngine(Collector):
         return counter
 
 
+class _FromFigures(Collector):
+    """Metrics that another part of the server has, with a label where it has values by name."""
+
+    def __init__(self, figures: Callable[[], Iterable[Figure]]) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        for name, meaning, kind, values in self._figures():
+            family = GaugeMetricFamily if kind == "gauge" else CounterMetricFamily
+            labels = [] if "" in values else ["name"]
+            metric = family(f"earthshine:{name}", meaning, labels=labels)
+            for label, value in values.items():
+                metric.add_metric([label] if labels else [], value)
+            yield metric
+
+
 class Metrics:
     """The registry of one server, and the histograms that its requests observe."""
 
@@ -147,6 +164,10 @@ class Metrics:
         )
         self._prompt_size = self._histogram("request_prompt_tokens", "Tokens of a request's prompts.", _TOKENS)
         self._reply_size = self._histogram("request_generation_tokens", "Tokens of a request's replies.", _TOKENS)
+
+    def add(self, figures: Callable[[], Iterable[Figure]]) -> None:
+        """Show more: by name, meaning, "gauge" or "counter", and values by label, or one by ""."""
+        self._registry.register(_FromFigures(figures))
 
     def admitted(self, seconds: float) -> None:
         """Observe that a prompt was admitted `seconds` after its request's arrival."""

@@ -25,17 +25,26 @@ def page_routes(endpoints: Endpoints) -> Iterator[DocumentedRoute]:
     for path, handler, summary in (
         ("/v1/models", handlers.models, "The model that is served."),
         ("/v1/models/{model_id:path}", handlers.model, "The model, by one of its names."),
+        ("/v1/gauges", handlers.gauges, "The gauges and rates that the page shows."),
+    ):
+        yield DocumentedRoute(path, endpoints.wrap(handler), "GET", get_operation(path, summary, True))
+    yield from status_routes(endpoints)
+    for path, file in page_files().items():
+        yield DocumentedRoute(path, endpoints.wrap(_page(file), open_to_all=True), "GET")
+
+
+def status_routes(endpoints: Endpoints) -> Iterator[DocumentedRoute]:
+    """Those of them that say how the process does."""
+    handlers = _Handlers(endpoints)
+    for path, handler, summary in (
         ("/version", handlers.version, "The version of this software."),
         ("/metrics", handlers.metrics, "Metrics for Prometheus."),
-        ("/v1/gauges", handlers.gauges, "The gauges and rates that the page shows."),
     ):
         yield DocumentedRoute(path, endpoints.wrap(handler), "GET", get_operation(path, summary, True))
     health = endpoints.wrap(handlers.health, open_to_all=True)
     summary = "200 while requests can be computed; else 503 with the reason."
     for path in ("/health", "/ping"):
         yield DocumentedRoute(path, health, "GET", get_operation(path, summary, False))
-    for path, file in page_files().items():
-        yield DocumentedRoute(path, endpoints.wrap(_page(file), open_to_all=True), "GET")
 
 
 def _page(file: Path) -> Handler:

@@ -13,7 +13,7 @@ import warnings
 
 import pytest
 
-from earthshine.cli.serve import _configure_log
+from earthshine.cli.serve import configure_log
 from earthshine.kv import BlobLayout, BlobWriter, PageFiles, PageKey, PageParts, Part, ValueFormat, page_folder
 
 from .conftest import BLOCK, KILLED, PAGES, PARTS, holds, listed, path_of, put
@@ -27,7 +27,7 @@ def server_log(monkeypatch, capsys):
 
     def configure(as_json):
         monkeypatch.setattr(logging.root, "handlers", [])
-        _configure_log(as_json)
+        configure_log(as_json)
         return lambda: capsys.readouterr().err.splitlines()
 
     with warnings.catch_warnings():
