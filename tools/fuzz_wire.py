@@ -44,6 +44,7 @@ def samples() -> list[bytes]:
     found: list[Message] = [
         Hello(bytes(16), 3, b"token"),
         Welcome(bytes(16), 8, 1 << 20, 64),
+        Welcome(bytes(16), 1, 1, 1, b"about"),
         Failure(0, 0, Reason.TOKEN, "no token"),
         Failure(5, 9, Reason.WORKER, "it failed"),
         Request(1, 1 << 25, 60_000, asked),

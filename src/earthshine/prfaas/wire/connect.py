@@ -39,7 +39,7 @@ class Caller:
             if self.trust is not None:
                 sock = self.trust.connect(sock, address.host)
             link = Link(sock, str(address))
-            link.send([Hello(self.session, number, self.token).frame()])
+            link.send(Hello(self.session, number, self.token).frame())
             return link, _welcome(link)
         except BaseException:
             if link is not None:

@@ -116,13 +116,13 @@ class Link:
         """Send what the outbox holds. Returns whether there was anything."""
         sent = False
         while self._outbox:
-            self.send([self._outbox.popleft()])
+            self.send(self._outbox.popleft())
             sent = True
         return sent
 
-    def send(self, views: Sequence[bytes | memoryview]) -> None:
-        """Send all of `views`, which are of bytes. Raises WireError: LOST."""
-        left = [memoryview(view) for view in views]
+    def send(self, frame: bytes, views: Sequence[memoryview] = ()) -> None:
+        """Send a frame, and `views` of bytes after it. Raises WireError: LOST."""
+        left = [memoryview(frame), *views]
         while left:
             self._moved(left, self._send_some)
 

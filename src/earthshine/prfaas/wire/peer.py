@@ -184,7 +184,7 @@ class PrefillPeer:
             while self._wanted():
                 link.flush()
                 if link.ping_due():
-                    link.send([Ping().frame()])
+                    link.send(Ping().frame())
                 if link.wait():
                     self._read(number, link)
         except WireError as error:

@@ -20,7 +20,7 @@ from earthshine.net.access import Access, Unauthorized, is_loopback
 from earthshine.net.listen import ListenOptions, bind
 from earthshine.prfaas.wire.address import require_plain_allowed
 from earthshine.prfaas.wire.fault import Reason, WireError
-from earthshine.prfaas.wire.frames import MOST_TOKENS, Kind
+from earthshine.prfaas.wire.frames import MOST_TEXT_BYTES, MOST_TOKENS, Kind
 from earthshine.prfaas.wire.handles import Handles
 from earthshine.prfaas.wire.link import TICK_SECONDS, Link
 from earthshine.prfaas.wire.messages import Failure, Hello, Plain, Request, Welcome
@@ -73,6 +73,8 @@ class WireServer:
         self.handles, self.limits = Handles(), limits or Limits()
         self._handler, self._access, self._fingerprint = handler, access or Access(), fingerprint
         self._about = about
+        if len(about) > MOST_TEXT_BYTES:
+            raise UsageError(f"What a sender says of itself has at most {MOST_TEXT_BYTES} bytes.", "about")
         self._context = server_context(options)
         require_plain_allowed(options.host, self._context is None, allow_plain)
         if not is_loopback(options.host) and not self._access.keys:
@@ -185,11 +187,11 @@ class WireServer:
             session.join(hello.connection, link, self.limits.most_session_connections)
         except WireError as error:
             if error.reason is not Reason.LOST:
-                link.send([Failure(0, 0, error.reason, str(error)).frame()])
+                link.send(Failure(0, 0, error.reason, str(error)).frame())
             raise
         limits = self.limits
         numbers = (limits.most_session_connections, limits.most_tokens, limits.most_requests)
-        link.send([Welcome(session.instance, *numbers, self._about).frame()])
+        link.send(Welcome(session.instance, *numbers, self._about).frame())
         return session, hello.connection
 
     def _session(self, hello: Hello) -> Session:

@@ -84,16 +84,12 @@ class Session:
     def serve(self, number: int, link: Link) -> None:
         """What a connection's thread does until the connection ends, which raises WireError."""
         while True:
-            with self._lock:
-                self._idle.add(number)
             taken = self._take(number)
             if taken is not None:
-                with self._lock:
-                    self._idle.discard(number)
                 taken[0].send(taken[1], link)
             link.flush()
             if link.ping_due():
-                link.send([figures(link.sock).frame()])
+                link.send(figures(link.sock).frame())
             if link.wait(block=taken is None):
                 self._read(link.receive(), link)
 
@@ -148,7 +144,8 @@ class Session:
             link.cut()
 
     def _take(self, number: int) -> tuple[PieceWriter, Item] | None:
-        """The next item for a connection. None is taken once RESUME said that it is lost: who would send it again?"""
+        """The next item for a connection, which otherwise counts as idle. None is taken once RESUME said that it is
+        lost: who would send it again?"""
         with self._lock:
             if number not in self._links:
                 raise WireError(Reason.LOST, "The receiver lost this connection.")
@@ -156,7 +153,9 @@ class Session:
                 self._writers[writer.transfer] = self._writers.pop(writer.transfer)  # asked last the next time
                 item = writer.take(number)
                 if item is not None:
+                    self._idle.discard(number)
                     return writer, item
+            self._idle.add(number)  # under the lock that `ready` takes after an item was put
         return None
 
     def _read(self, message: Message, link: Link) -> None:

@@ -136,7 +136,7 @@ class PieceWriter:
     def send(self, item: Item, link: Link) -> None:
         """Send an item that was taken. Raises WireError (LOST)."""
         try:
-            link.send([item.message.frame(), *item.views])
+            link.send(item.message.frame(), item.views)
             self.sent_bytes += item.message.nbytes if isinstance(item.message, Block) else 0
         finally:
             with self._changed:

@@ -99,11 +99,11 @@ class FalseSender:
         try:
             link.receive()
             self.greeted += 1
-            link.send([Welcome(b"i" * 16, 8, 1 << 20, 64).frame()])
+            link.send(Welcome(b"i" * 16, 8, 1 << 20, 64).frame())
             while True:
                 message = link.receive()
                 if isinstance(message, Request):
-                    link.send(self._lies(message.transfer))
+                    link.send(b"".join(self._lies(message.transfer)))
         except WireError:
             pass
         finally:

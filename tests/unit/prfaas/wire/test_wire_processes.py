@@ -139,9 +139,9 @@ def silent_receiver(port: int, n_bytes: int) -> Iterator[socket.socket]:
     sock = socket.create_connection(("127.0.0.1", port))
     link_ = Link(sock, "the server")
     try:
-        link_.send([Hello(bytes(16), 1, b"").frame()])
+        link_.send(Hello(bytes(16), 1, b"").frame())
         link_.receive()
-        link_.send([Request(1, n_bytes, 3_600_000, request()).frame()])
+        link_.send(Request(1, n_bytes, 3_600_000, request()).frame())
         yield sock
     finally:
         link_.close()

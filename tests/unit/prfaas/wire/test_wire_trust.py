@@ -162,7 +162,7 @@ def greeted(port, hello):
     sock = socket.create_connection(("127.0.0.1", port))
     link = Link(sock, "the server")
     try:
-        link.send([hello.frame()])
+        link.send(hello.frame())
         yield link, link.receive()
     finally:
         link.close()
@@ -182,9 +182,9 @@ def test_bytes_that_are_replayed_open_nothing_in_a_living_session():
             with greeted(server.port, hello) as (_, again):
                 assert again.reason is Reason.PROTOCOL
                 assert "made before" in str(again.text)
-            link.send([Request(1, 1000, 60_000, request()).frame()])
+            link.send(Request(1, 1000, 60_000, request()).frame())
             eventually(lambda: calls == ["r1"] and server.figures["requests"] == 1)
-            link.send([Request(1, 1000, 60_000, request()).frame()])  # idempotent while it runs
+            link.send(Request(1, 1000, 60_000, request()).frame())  # idempotent while it runs
             found = [type(link.receive()).__name__ for _ in range(3)]
             assert sorted(found) == ["End", "Plain", "Plain"]
         with greeted(server.port, hello) as (_, again):
