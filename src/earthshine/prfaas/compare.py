@@ -19,7 +19,8 @@ from earthshine.prfaas.scenarios import Scenario
 from earthshine.prfaas.simulate import simulate
 from earthshine.prfaas.solve import solve, with_roles
 
-OURS, STATIC, REMOTE, LOCAL, BOUND = "earthshine", "best static threshold", "all remote", "local only", "bound"
+OURS, STATIC, PAPER = "earthshine", "best static threshold", "paper, frozen"
+REMOTE, LOCAL, BOUND = "all remote", "local only", "bound"
 _TENTHS = 10
 _AROUND = 3  # of the best thresholds
 _FINER = (0.05, 0.025, 0.0125)  # shares of the requests, around them
@@ -47,7 +48,7 @@ def compare(found: Scenario, policy: Policy, *, note: Callable[[str], None] = la
     runs: list[tuple[str, Callable[[], Row]]] = [
         (OURS, lambda: _row(OURS, "decide and tick", found, ours(found, policy))),
         (STATIC, lambda: best_static(found)),
-        ("paper, frozen", lambda: _paper(found)),
+        (PAPER, lambda: _paper(found)),
         ("exo's constant", lambda: _static(found, EXO_TOKENS, _solved(found), "exo's constant")),
         (REMOTE, lambda: _row(REMOTE, "", found, _run(found, _decoding_only(found), all_remote))),
         (LOCAL, lambda: _local(found)),
@@ -144,7 +145,7 @@ def _paper(found: Scenario) -> Row:
     abundant = solution.egress_bytes_per_second <= _SCARCE * max(links, default=0.0)
     limit = f"{threshold:,.0f} tokens" if threshold < math.inf else "no threshold"
     about = f"{limit}{_roles(fleet)}, bandwidth {'abundant' if abundant else 'scarce'}"
-    return _row("paper, frozen", about, found, _run(found, fleet, paper(abundant), threshold))
+    return _row(PAPER, about, found, _run(found, fleet, paper(abundant), threshold))
 
 
 def _decoding_only(found: Scenario) -> Fleet:
