@@ -4,19 +4,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 
 import torch
 from torch import Tensor
 
-from earthshine.engine.load import LoadedModel
+from earthshine.engine import Engine, EngineOptions, LoadedModel
 from earthshine.errors import UnavailableError
 from earthshine.kv import BlobHeader, BlobLayout, KVBlob, PageKeys
 from earthshine.kv.header import pack_header, unpack_header
 from earthshine.prfaas.wire import PieceWriter, PrefillPeer, PrefillRequest, WireError
 
 PAGE = 64
-MODEL = "tiny"
 _COMPUTING = threading.Lock()
 
 
@@ -63,25 +63,26 @@ class Latents:
         return [torch.cat([self.blocks[piece, layer] for piece in whole]) for layer in layers]
 
     def blob(self, model: LoadedModel) -> KVBlob:
-        """As a sequence's state, which a session of `model` restores; that the peer has the model is the caller's
-        word."""
+        """As a sequence's state, which a session of `model` restores."""
         tokens = [token for header in self.headers.values() for token in header.token_ids][: self.end]
         layout = BlobLayout.of(model.spec.kept, model.fingerprint, torch.bfloat16)
         return KVBlob(BlobHeader(layout, self.end, tuple(tokens), 0), tuple(self.parts), None)
 
 
-def fetched(port: int, tokens: list[int], start: int = 0, *, seconds: float = 60.0, salt: str = "") -> Latents:
+def fetched(
+    model: str, port: int, tokens: list[int], start: int = 0, *, seconds: float = 60.0, salt: str = ""
+) -> Latents:
     """What the peer at `port` sends of a prompt, whole or not."""
     peer, sink = PrefillPeer(f"earthshine+plain://127.0.0.1:{port}"), Latents()
     try:
-        peer.prefill(PrefillRequest("pulled", salt, MODEL, tokens, start), sink, seconds).wait()
+        peer.prefill(PrefillRequest("pulled", salt, model, tokens, start), sink, seconds).wait()
     finally:
         peer.close()
     return sink
 
 
 class Prefill:
-    """A handler that computes prompts on Earthshine. `damaged`: every block has another block's digest."""
+    """A worker that can fail: computes prompts on Earthshine. `damaged`: every block has another block's digest."""
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
@@ -92,7 +93,7 @@ class Prefill:
     def __call__(self, request: PrefillRequest, out: PieceWriter) -> None:
         tokens = list(request.token_ids)
         parts = computed(self._model, tokens)
-        layout = BlobLayout.of(self._model.spec.kept, MODEL, torch.bfloat16)
+        layout = BlobLayout.of(self._model.spec.kept, self._model.fingerprint, torch.bfloat16)
         n_pages = len(tokens) // PAGE
         keys = PageKeys(request.tenant, PAGE).of(tokens, n_pages)
         blocks = 0
@@ -144,6 +145,12 @@ class Prefill:
 
 def _go_on(blocks: int, out: PieceWriter) -> None:
     """Neither stops nor fails."""
+
+
+def engine_of(model: LoadedModel) -> Engine:
+    """One with pages of its own, as if the plan were its alone."""
+    own = replace(model, pages=type(model.pages)(model.plan.memory.pages, model.pages.states_left))
+    return Engine(own, EngineOptions())
 
 
 def computed(model: LoadedModel, tokens: list[int]) -> tuple[Tensor, ...]:

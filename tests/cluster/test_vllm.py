@@ -10,19 +10,20 @@ EARTHSHINE_VLLM_PYTHON=FOLDER/bin/python pytest tests/cluster    (about 3 minute
 import contextlib
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
-from earthshine.engine import Finished, SamplingParams
-from earthshine.engine.load import LoadedModel
+from earthshine.engine import Finished, LoadedModel, SamplingParams
 from earthshine.net.listen import ListenOptions
 from earthshine.prfaas.wire import Reason, WireServer
+from earthshine.prfaas.worker import PrefillWorker
 
 from ..unit.prfaas.wire.relay import Relay
 from .latents import LENGTH, PAGES, equal, free_port, new_prompt, new_salt, require_agreement, url, whole
-from .pieces import MODEL, Prefill, computed, fetched
+from .pieces import Prefill, computed, engine_of, fetched
 from .vllm_engine import VllmEngine
 
 
@@ -40,18 +41,26 @@ class Cluster:
     """`producer` computes prompts; `consumer` fetches them from behind `front`, and can be read through `port`."""
 
     def __init__(self, folder: Path, model: LoadedModel, stack: contextlib.ExitStack) -> None:
-        self.model, self.earthshine = model, Prefill(model)
-        server = WireServer(ListenOptions(port=0), self.earthshine, fingerprint=MODEL)
-        stack.callback(server.close)
-        self.earthshine_port, self.vllm_port, self.port = server.port, free_port(), free_port()
+        self.model, self.faulty = model, Prefill(model)
+        self.fetch = partial(fetched, model.fingerprint)
+        engine = engine_of(model)
+        stack.callback(engine.close)
+        worker = PrefillWorker(engine, most_waiting=8, log=lambda *line: None)
+        self.ports = {"vllm": free_port()}
+        for side, handler in {"earthshine": worker, "faulty": self.faulty}.items():
+            server = WireServer(ListenOptions(port=0), handler, fingerprint=model.fingerprint)
+            stack.callback(server.close)
+            self.ports[side] = server.port
+        self.vllm_port, self.port = self.ports["vllm"], free_port()
         self.front = stack.enter_context(Front(self.vllm_port))
+        same = {"model": model.fingerprint, "hold_seconds": 600}
         self.producer = VllmEngine(
-            folder, folder.parent / "producer.log", "kv_producer", listen=url(self.vllm_port), hold_seconds=600
+            folder, folder.parent / "producer.log", "kv_producer", listen=url(self.vllm_port), **same
         )
         stack.callback(self.producer.close)
         fetch = {"peers": [url(self.front.port)], "connections": 1, "min_tokens": 64, "retry_seconds": 0}
         self.consumer = VllmEngine(
-            folder, folder.parent / "consumer.log", "kv_both", listen=url(self.port), hold_seconds=600, **fetch
+            folder, folder.parent / "consumer.log", "kv_both", listen=url(self.port), **same, **fetch
         )
         stack.callback(self.consumer.close)
         self.producer.wait()
@@ -61,14 +70,14 @@ class Cluster:
         """The consumer will find the prompt with `side`."""
         if side == "vllm":
             self.producer.ask(prompt, 1, held=True)
-        self.front.point(self.vllm_port if side == "vllm" else self.earthshine_port)
+        self.front.point(self.ports[side])
 
     def sent(self, side: str, prompt: list[int]) -> list[Tensor]:
         """The latents that `side` sends of the prompt's whole pages."""
         if side == "earthshine":
             return [part[:PAGES] for part in computed(self.model, prompt)]
         self.producer.ask(prompt, 1, held=True)
-        return whole(fetched(self.vllm_port, prompt))
+        return whole(self.fetch(self.vllm_port, prompt))
 
     def decode(self, prompt: list[int], **more: bool) -> tuple[list[int], tuple[int, int]]:
         """The consumer's tokens; how many of the prompt's it got from its peer, and how many it wanted."""
@@ -85,7 +94,7 @@ class Cluster:
 
     def read_back(self, prompt: list[int]) -> list[Tensor]:
         """The latents in the consumer's cache, after `decode(held=True)`."""
-        return whole(fetched(self.port, prompt))
+        return whole(self.fetch(self.port, prompt))
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +159,7 @@ def test_unreachable_peer_costs_no_request_and_no_token(cluster):
 def test_a_flipped_byte_is_sent_again(cluster, side):
     prompt = new_prompt()
     cluster.prefill(side, prompt)
-    cluster.front.point(cluster.vllm_port if side == "vllm" else cluster.earthshine_port, flip=(100_000, 400_000))
+    cluster.front.point(cluster.ports[side], flip=(100_000, 400_000))
     tokens, figures = cluster.decode(prompt, held=True)
     assert (cluster.front.flipped, figures) == (2, (PAGES, PAGES))
     assert tokens == cluster.consumer.ask(prompt)
@@ -162,20 +171,20 @@ def test_a_flipped_byte_is_sent_again(cluster, side):
 
 def test_blocks_that_stay_damaged_are_computed_by_vllm(cluster):
     prompt = new_prompt()
-    cluster.prefill("earthshine", prompt)
-    cluster.earthshine.damaged = True
+    cluster.prefill("faulty", prompt)
+    cluster.faulty.damaged = True
     try:
         tokens, figures = cluster.decode(prompt)
     finally:
-        cluster.earthshine.damaged = False
+        cluster.faulty.damaged = False
     assert figures == (0, PAGES)
     assert tokens == cluster.plain(prompt)
 
 
 def test_peer_that_dies_between_two_layers_costs_no_token(cluster):
     prompt = new_prompt()
-    cluster.prefill("earthshine", prompt)
-    with cluster.earthshine.stopped(after=2) as reached:
+    cluster.prefill("faulty", prompt)
+    with cluster.faulty.stopped(after=2) as reached:
         cluster.consumer.send(prompt, 12)
         assert reached.wait(60)
         cluster.front.cut(refuse=True)
@@ -185,8 +194,8 @@ def test_peer_that_dies_between_two_layers_costs_no_token(cluster):
 
 def test_first_piece_is_kept_where_the_second_fails(cluster):
     prompt = new_prompt()
-    cluster.prefill("earthshine", prompt)
-    with cluster.earthshine.failing(piece_tokens=128):
+    cluster.prefill("faulty", prompt)
+    with cluster.faulty.failing(piece_tokens=128):
         _, figures = cluster.decode(prompt, held=True)
     assert figures == (128, PAGES)
     found, sent = cluster.read_back(prompt), cluster.sent("earthshine", prompt)
@@ -202,7 +211,7 @@ def test_first_piece_is_kept_where_the_second_fails(cluster):
 def test_vllms_latents_agree_with_earthshines_and_decoding_goes_on(cluster):
     prompt = new_prompt()
     cluster.producer.ask(prompt, 1, held=True)
-    latents = fetched(cluster.vllm_port, prompt)
+    latents = cluster.fetch(cluster.vllm_port, prompt)
     own = computed(cluster.model, prompt)
     require_agreement([part[:PAGES] for part in own], whole(latents), "vLLM's against Earthshine's,")
     session = cluster.model.session()
@@ -221,9 +230,9 @@ def test_vllms_latents_agree_with_earthshines_and_decoding_goes_on(cluster):
 def test_pages_that_earthshine_has_are_not_sent(cluster):
     prompt = new_prompt()
     cluster.producer.ask(prompt, 1, held=True)
-    everything = whole(fetched(cluster.vllm_port, prompt))
+    everything = whole(cluster.fetch(cluster.vllm_port, prompt))
     cluster.producer.ask(prompt, 1, held=True)
-    latents = fetched(cluster.vllm_port, prompt, start=128)
+    latents = cluster.fetch(cluster.vllm_port, prompt, start=128)
     assert latents.start == 128
     assert equal(whole(latents), [part[128:] for part in everything])
 
@@ -231,8 +240,8 @@ def test_pages_that_earthshine_has_are_not_sent(cluster):
 def test_prompts_of_another_tenant_are_not_sent(cluster):
     prompt = new_prompt()
     cluster.producer.ask(prompt, 1, held=True, salt="theirs")
-    assert fetched(cluster.vllm_port, prompt, seconds=1.0).error.reason is Reason.DEADLINE
-    assert whole(fetched(cluster.vllm_port, prompt, salt="theirs"))
+    assert cluster.fetch(cluster.vllm_port, prompt, seconds=1.0).error.reason is Reason.DEADLINE
+    assert whole(cluster.fetch(cluster.vllm_port, prompt, salt="theirs"))
 
 
 @pytest.mark.parametrize("fault", ["flip", "cut", "die"])
@@ -242,12 +251,12 @@ def test_earthshine_gets_sound_latents_or_a_reason(cluster, fault):
         cluster.producer.ask(prompt, 1, held=True)
     with Relay(cluster.vllm_port, flip=(100_000,) if fault == "flip" else ()) as relay:
         if fault == "flip":
-            sound = whole(fetched(relay.port, prompt))
+            sound = whole(cluster.fetch(relay.port, prompt))
             cluster.producer.ask(prompt, 1, held=True)
-            assert equal(sound, whole(fetched(cluster.vllm_port, prompt)))
+            assert equal(sound, whole(cluster.fetch(cluster.vllm_port, prompt)))
             return
         relay.cut(refuse=fault == "cut")
-        found = fetched(relay.port, prompt, seconds=3.0)
+        found = cluster.fetch(relay.port, prompt, seconds=3.0)
         assert found.error.reason in (Reason.UNREACHABLE, Reason.LOST, Reason.DEADLINE)
         assert not found.verified
 

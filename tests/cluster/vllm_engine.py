@@ -17,14 +17,14 @@ SECONDS = 300.0  # a bound on a wait that should end at once; never a measure
 VARIABLE = "EARTHSHINE_VLLM_PYTHON"
 
 
-def transfer_config(role: str, **settings: Any) -> dict[str, Any]:
+def transfer_config(role: str, settings: dict[str, Any]) -> dict[str, Any]:
     """What makes vLLM load the connector, with its `settings`."""
     return {
         "kv_connector": "EarthshineConnector",
         "kv_connector_module_path": "earthshine.prfaas.vllm.connector",
         "kv_role": role,
         "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {"model": "tiny"} | settings,
+        "kv_connector_extra_config": settings,
     }
 
 
@@ -43,8 +43,8 @@ def vllm_python() -> str:
 class VllmEngine:
     """Starts at once; `wait` returns when it is ready. `settings`: the connector's."""
 
-    def __init__(self, model: Path, log: Path, role: str, **settings: Any) -> None:
-        given = {"model": str(model), "transfer": transfer_config(role, **settings), "options": {}}
+    def __init__(self, folder: Path, log: Path, role: str, **settings: Any) -> None:
+        given = {"model": str(folder), "transfer": transfer_config(role, settings), "options": {}}
         self._log = log
         command = [vllm_python(), str(Path(__file__).with_name("vllm_side.py")), json.dumps(given)]
         with log.open("w") as errors:
@@ -106,14 +106,14 @@ class VllmEngine:
 class VllmServer:
     """vLLM's own HTTP server, which gives itself the prompts that peers ask for."""
 
-    def __init__(self, model: Path, log: Path, http_port: int, wire_port: int) -> None:
+    def __init__(self, folder: Path, log: Path, http_port: int, wire_port: int, model: str) -> None:
         self._log, self._url = log, f"http://127.0.0.1:{http_port}"
-        settings = {"listen": f"earthshine+plain://127.0.0.1:{wire_port}", "submit": self._url}
+        settings = {"model": model, "listen": f"earthshine+plain://127.0.0.1:{wire_port}", "submit": self._url}
         options = {
-            "model": model, "host": "127.0.0.1", "port": http_port, "dtype": "bfloat16", "max-model-len": 2048,
+            "model": folder, "host": "127.0.0.1", "port": http_port, "dtype": "bfloat16", "max-model-len": 2048,
             "max-num-seqs": 4, "distributed-executor-backend": "uni",
             "compilation-config": json.dumps({"custom_ops": ["all", "-rotary_embedding"]}),
-            "kv-transfer-config": json.dumps(transfer_config("kv_producer", **settings)),
+            "kv-transfer-config": json.dumps(transfer_config("kv_producer", settings)),
         }  # fmt: skip
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         server = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--skip-tokenizer-init", "--enforce-eager"]

@@ -81,7 +81,8 @@ def run_prefill(model: str | None, options: PrefillOptions) -> None:
             name, (host, port) = model_names((), folder)[0], bound.getsockname()[:2]
             service.ready = lambda: print(
                 f"Prefills {name} for others; give `earthshine serve` --prefill {url}\n"
-                f"Its health and metrics: http://{host}:{port}/health and /metrics. Ctrl-C ends it.",
+                f"Its health and metrics: http://{host}:{port}/health and /metrics. Ctrl-C ends it.\n"
+                f"vLLM's connector has to name the model {loaded.fingerprint}.",
                 flush=True,
             )
             service.run(bound)

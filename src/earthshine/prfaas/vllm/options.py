@@ -12,11 +12,14 @@ from typing import Any
 from earthshine.errors import UsageError
 from earthshine.net.access import Access, is_loopback, read_keys
 from earthshine.net.listen import ListenOptions
+from earthshine.prfaas.announce import announcement
+from earthshine.prfaas.profile import profile_from
 from earthshine.prfaas.wire import PeerAddress, PrefillPeer, Trust
-from earthshine.untrusted import read_file, real_path, shown
+from earthshine.untrusted import parse_object, read_file, real_path, shown
 
 _WINDOW_BYTES = 8 << 20  # of a transfer, received and not yet verified
 _MOST_TOKEN_BYTES = 1 << 10
+_MOST_PROFILE_BYTES = 1 << 20
 _TYPES: dict[type, tuple[tuple[type, ...], str]] = {  # of a default: what is taken instead, in types and in words
     str: ((str,), "a text"),
     int: ((int,), "a whole number"),
@@ -32,7 +35,8 @@ class ConnectorOptions:
 
     listen: where peers may ask for what this vLLM computes; "" for nowhere. With tls_cert and tls_key, and keys, a file
     of the tokens that peers may present. submit: this vLLM's own HTTP server, which is given the prompts that peers ask
-    for; "" where a router gives it the prompts. submit_key: a file with its API key.
+    for; "" where a router gives it the prompts. submit_key: a file with its API key. profile: a file of what
+    `earthshine prfaas profile` measured here, from which Earthshine's servers forecast how long this vLLM takes.
     peers: whose caches this vLLM fetches, best first. token: a file with the token for them. peer_ca, peer_pins: whom
     to trust, see `wire.Trust`. allow_plain: hosts that are reached, or listened on, without TLS though not loopback.
     connections: to each peer. min_tokens: fewer are computed rather than fetched. transfers: at most, at once.
@@ -47,6 +51,7 @@ class ConnectorOptions:
     keys: Path | None = None
     submit: str = ""
     submit_key: Path | None = None
+    profile: Path | None = None
     peers: tuple[str, ...] = ()
     token: Path | None = None
     peer_ca: Path | None = None
@@ -109,6 +114,14 @@ class ConnectorOptions:
             window_bytes=_WINDOW_BYTES,
             allow_plain=self.allow_plain,
         )
+
+    def about(self) -> bytes:
+        """What the listener says of itself; b"" for nothing. Raises UsageError for a file that is no profile."""
+        if self.profile is None:
+            return b""
+        what = f"The profile {shown(self.profile)}"
+        raw = read_file(self.profile, what, _MOST_PROFILE_BYTES, UsageError)
+        return announcement(profile_from(parse_object(raw, what, UsageError), what))
 
     def submit_secret(self) -> str:
         return "" if self.submit_key is None else _secret(self.submit_key, "The file with vLLM's API key")

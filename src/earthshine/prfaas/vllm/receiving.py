@@ -27,7 +27,7 @@ from earthshine.prfaas.wire.request import PrefillRequest
 from earthshine.prfaas.wire.transfer import PieceSink, Transfer
 from earthshine.storage import PAGE_TOKENS
 
-MOST_PIECE_TOKENS = 8192  # of a piece that is taken: 9 MiB per layer
+MOST_PIECE_TOKENS = 8192  # of a piece that is taken, 9 MiB per layer: Earthshine's largest prefill pass
 _AT_FAULT = {
     Reason.PROTOCOL, Reason.VERSION, Reason.LOST, Reason.UNREACHABLE, Reason.CERTIFICATE, Reason.TOKEN, Reason.MODEL,
     Reason.CLOSED,

@@ -39,6 +39,7 @@ class Worker:
                 access=options.access(),
                 fingerprint=options.model,
                 allow_plain=options.allow_plain,
+                about=options.about(),
             )
 
     @property

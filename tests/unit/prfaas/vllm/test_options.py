@@ -1,10 +1,14 @@
 """The connector's configuration: what it takes, and refusals that name the setting."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from earthshine.errors import UsageError
+from earthshine.prfaas.announce import announced
+from earthshine.prfaas.curve import Curve
+from earthshine.prfaas.profile import Profile, profile_fields
 from earthshine.prfaas.vllm.options import ConnectorOptions
 
 LISTEN = "earthshine+plain://127.0.0.1:7101"
@@ -69,3 +73,17 @@ def test_listener_that_others_reach_needs_tls_and_tokens(tmp_path):
     keys.write_text("0123456789abcdef\n")
     keys.chmod(0o600)
     assert parsed(listen="earthshine://0.0.0.0:7100", keys=str(keys)).access().keys
+
+
+def test_profile_is_announced_or_refused_by_name(tmp_path):
+    assert parsed(listen=LISTEN).about() == b""
+    measured = Profile(
+        "vllm", "Measured.", Curve(((64.0, 0.5), (4096.0, 9.0))), Curve(((1.0, 1.0),)), None, 0, False, 0.0
+    )
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(profile_fields(measured)))
+    found = announced(parsed(listen=LISTEN, profile=str(path)).about(), measured)
+    assert found.prefill.points == measured.prefill.points
+    path.write_text("{}")
+    with pytest.raises(UsageError, match=r"profile\.json"):
+        parsed(listen=LISTEN, profile=str(path)).about()
