@@ -19,12 +19,12 @@ from functools import partial
 from earthshine.engine import Admitted, Engine, ReplyEvent, Request, Sink, Ticket, TokenEvent
 from earthshine.kv import Arrival, PageKeys
 from earthshine.prfaas.announce import announced
+from earthshine.prfaas.figures import Figure, LogEvent
 from earthshine.prfaas.live import HERE, LiveFleet
 from earthshine.prfaas.profile import Profile
 from earthshine.prfaas.receive import PieceReceiver
 from earthshine.prfaas.route import Route
 from earthshine.prfaas.wire import PrefillPeer, PrefillRequest, Reason, Transfer, WireError
-from earthshine.prfaas.worker import Figure, LogEvent
 from earthshine.units import format_bytes
 
 _LOGGER = logging.getLogger("earthshine.prfaas")

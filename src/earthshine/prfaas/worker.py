@@ -10,10 +10,9 @@ import contextlib
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
 
 from torch import Tensor
 
@@ -21,13 +20,12 @@ from earthshine.engine import Admitted, Engine, Failed, Finished, PromptPiece, R
 from earthshine.errors import EarthshineError, OverloadError
 from earthshine.kv import PageKeys, bytes_of, piece_header
 from earthshine.kv.header import pack_header
+from earthshine.prfaas.figures import Figure, LogEvent
 from earthshine.prfaas.wire import PieceWriter, PrefillRequest, Reason, WireError
 from earthshine.units import counted, format_bytes
 
 _CHECK_SECONDS = 0.1  # between two looks whether the receiver still wants a prompt that is being computed
 _NOTHING_SAMPLED = SamplingParams(temperature=0.0, max_tokens=1)
-LogEvent = Callable[[str, list[str], Mapping[str, Any]], None]
-Figure = tuple[str, str, str, Mapping[str, float]]  # name, meaning, "gauge" or "counter", value by label or by ""
 
 
 @dataclass(slots=True)

@@ -15,13 +15,14 @@ from starlette.responses import JSONResponse, Response
 
 from earthshine.generation.request import Piece
 from earthshine.net.access import Access
+from earthshine.prfaas.figures import Figure
 from earthshine.server.api import Api, Exchange, Served
 from earthshine.server.http.body import Bodies, as_sent, unknown_fields
 from earthshine.server.http.context import RequestContext
 from earthshine.server.http.documents import DocumentedRoute, document_route, get_operation, post_operation
 from earthshine.server.http.endpoints import DRAIN_RETRY_SECONDS, Endpoints, Handler, Lifetime, Options, TextGenerator
 from earthshine.server.http.events import EventStream, follow, stream_events
-from earthshine.server.http.metrics import Engine, Figure, Metrics
+from earthshine.server.http.metrics import Engine, Metrics
 from earthshine.server.http.pages import page_routes
 from earthshine.server.http.resumable import HEADER, PATH, ResumableStreams
 from earthshine.server.refusals import Refused

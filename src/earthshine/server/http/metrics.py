@@ -6,7 +6,7 @@ user.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Histogram, disable_created_metr
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from earthshine.prfaas.figures import Figure
 from earthshine.server.http.timing import Timing
 from earthshine.units import format_bytes
 
@@ -22,7 +23,6 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 3
 _TOKENS = tuple(2**power for power in range(0, 21))
 _WINDOW_SECONDS, _SAMPLE_SECONDS = 10.0, 0.5
 
-Figure = tuple[str, str, str, Mapping[str, float]]
 _ENDS = {"cancelled": "abort"}  # what vLLM calls it
 _GAUGES = (
     ("vllm:num_requests_running", "Requests that are computed.", "running"),

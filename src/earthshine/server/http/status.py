@@ -7,9 +7,10 @@ from starlette.applications import Starlette
 from earthshine.errors import UnavailableError
 from earthshine.generation.request import GenerationRequest, Piece
 from earthshine.net.access import Access
+from earthshine.prfaas.figures import Figure
 from earthshine.server.api import Served
 from earthshine.server.http.endpoints import Endpoints, Lifetime, Options
-from earthshine.server.http.metrics import Engine, Figure, Metrics
+from earthshine.server.http.metrics import Engine, Metrics
 from earthshine.server.http.pages import status_routes
 
 
