@@ -341,3 +341,28 @@ class TestWorker:
         assert lender.worker.drain(WAIT)
         assert reply(borrower.answer(prompt(33))) == alone(prompt(33))
         assert borrower.line()["end"] == "closed"
+
+    def test_receivers_with_different_keys_share_no_pages(self, model, lender):
+        class Out:
+            sent_bytes = 0
+
+            def __init__(self, user: str) -> None:
+                self.user, self.headers = user, []
+
+            def begin(self, header):
+                self.headers.append(header)
+
+            def block(self, index, buffers): ...
+            def end(self): ...
+            def check(self): ...
+            def fail(self, reason, message):
+                raise AssertionError(message)
+
+        request = PrefillRequest("a test", "tenant", model.fingerprint, prompt(3, 192))
+        one, other, again = Out("one"), Out("other"), Out("one")
+        for out, found in ((one, 0), (other, 0), (again, 192)):
+            before = lender.engine.gauges().prefix_hits
+            lender.worker(request, out)
+            assert lender.engine.gauges().prefix_hits - before == found
+        assert one.headers == other.headers == again.headers
+        assert at_rest(lender.engine)

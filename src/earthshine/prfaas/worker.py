@@ -158,7 +158,8 @@ class PrefillWorker:
         n_pages = len(request.token_ids) // self._page_tokens
         self._room.take(n_pages, out.check)
         try:
-            asked = Request(request.token_ids, _NOTHING_SAMPLED, request.tenant, pieces=export)
+            tenant = f"{len(out.user)}:{out.user}{request.tenant}"  # one token's receivers find no other's pages
+            asked = Request(request.token_ids, _NOTHING_SAMPLED, tenant, pieces=export)
             ticket = self._engine.submit(asked, export.event)
             try:
                 self._send(request, export, out)

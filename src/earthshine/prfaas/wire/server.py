@@ -218,7 +218,7 @@ class WireServer:
             return False
         seconds = min(message.deadline_ms / 1000, self.limits.most_seconds)
         writer = PieceWriter(message.transfer, message.credit, seconds, session.ready)
-        writer.handle_id = handle_id
+        writer.handle_id, writer.user = handle_id, session.user
         session.open(writer)
         session.post(Plain(Kind.ACCEPTED, message.transfer).frame())
         run = Thread(target=self._run, args=(message.request, writer), name="earthshine-wire-request", daemon=True)

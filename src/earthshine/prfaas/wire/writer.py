@@ -41,6 +41,7 @@ class PieceWriter:
 
     def __init__(self, transfer: int, credit: int, deadline_seconds: float, ready: Callable[[], None]) -> None:
         self.transfer, self.deadline_seconds = transfer, deadline_seconds
+        self.user = ""  # the digest of the token that the request came with
         self.handle_id = b""  # of the request's handle, verified; b"" for a prompt to prefill
         self.sent_bytes = self.offered_bytes = 0  # of values: with what was sent again; once each
         self._credit, self._ready = credit, ready
