@@ -167,10 +167,19 @@ class DecodeBatches:
         """The next request joins a batch; None where none waits or fits."""
         if not self.waiting or (instance := self.with_room()) is None:
             return None
+        self._expire(now)
         request, _ = self.waiting.pop()
         instance.join(now, request, request.output_tokens)
         self._admitted[request] = now
         return instance, request
+
+    def _expire(self, now: float) -> None:
+        """Sequences that can no longer be admitted in time become late."""
+        waiting = self.waiting
+        while (first := next(iter(waiting.timely), None)) is not None and first.admit_by < now:
+            waiting.remove(first)
+            first.late = True
+            waiting.add(first, 1.0)
 
     def lose(self, request: SimulatedRequest) -> None:
         """A request's instance failed."""

@@ -102,7 +102,17 @@ def _route(request: RouteRequest, chosen: Option, why: str, priority: int = ORDI
         why += f"; {request.decode} has no instance that decodes"
     parts = FirstToken(chosen.queue, begin - chosen.queue, chosen.seconds, chosen.transfer, chosen.decode_seconds)
     reason = f"{does}, first token in {chosen.total:.2f} s: {why}."
-    spare = math.inf if request.deadline_seconds is None else request.deadline_seconds - chosen.total
+    within = math.inf if request.deadline_seconds is None else request.deadline_seconds
     return Route(
-        chosen.prefill, chosen.decode, chosen.reused, pull, send, parts, chosen.usd, reason, priority, begin + spare
+        chosen.prefill,
+        chosen.decode,
+        chosen.reused,
+        pull,
+        send,
+        parts,
+        chosen.usd,
+        reason,
+        priority,
+        begin_within=begin + within - chosen.total,
+        admit_within=within,
     )

@@ -22,4 +22,5 @@ class SimulatedRequest:
     route: Route | None = None
     late: bool = False  # waits behind those that can be in time
     begin_by: float = math.inf  # when its prefill must begin at the latest, or it becomes late
+    admit_by: float = math.inf  # when a batch must admit it at the latest, or it becomes late
     cached_blocks: int = 0  # of its prompt, in the cache of the cluster that prefills, when it began

@@ -134,6 +134,7 @@ class Route(NamedTuple):
     reason: str  # in words, for a log
     priority: int = ORDINARY
     begin_within: float = math.inf  # seconds; a prefill that begins later makes the prompt late
+    admit_within: float = math.inf  # seconds; so does a place in a batch that comes later
 
 
 Router = Callable[[RouteRequest, FleetState], Route]  # `decide` with its policy, or a baseline

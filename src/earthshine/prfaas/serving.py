@@ -76,7 +76,8 @@ class Serving:
             request.route = None
             self._unroutable.append(request)
             return
-        request.late, request.begin_by = route.priority > ORDINARY, now + route.begin_within
+        request.late = route.priority > ORDINARY
+        request.begin_by, request.admit_by = now + route.begin_within, now + route.admit_within
         request.record.routes += 1
         request.record.prefill, request.record.remote = route.prefill, route.prefill != route.decode
         for move in (route.pull, route.send):
