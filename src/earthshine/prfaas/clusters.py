@@ -159,9 +159,13 @@ class DecodeBatches:
         return 1 / self._rates[n]
 
     def enqueue(self, request: SimulatedRequest) -> None:
-        """A request's cache is there."""
+        """A request's cache is there. Those that can be in time are served by their deadlines."""
         self.expected.discard(request)
-        self.waiting.add(request, 1.0)
+        waiting = self.waiting
+        last = next(reversed(waiting.timely), None)
+        waiting.add(request, 1.0)
+        if not request.late and last is not None and request.admit_by < last.admit_by:
+            waiting.timely = dict(sorted(waiting.timely.items(), key=lambda item: item[0].admit_by))
 
     def admit(self, now: float) -> tuple[DecodeInstance, SimulatedRequest] | None:
         """The next request joins a batch; None where none waits or fits."""
@@ -174,7 +178,8 @@ class DecodeBatches:
         return instance, request
 
     def _expire(self, now: float) -> None:
-        """Sequences that can no longer be admitted in time become late."""
+        """Sequences that can no longer be admitted in time become late: in an overload the queue is about as long as
+        the deadline, and all that are served would come just too late."""
         waiting = self.waiting
         while (first := next(iter(waiting.timely), None)) is not None and first.admit_by < now:
             waiting.remove(first)

@@ -3,8 +3,8 @@
 Each period the throughput model is solved for recent prompts, the measured links and the instances that work. The
 threshold follows at once beyond its hysteresis. Roles follow more slowly, because an instance that converts serves
 nothing meanwhile: the requests that the present roles fail to serve are added up from period to period, and instances
-convert once these exceed what converting there and back costs. So a change that does not last costs at most about
-twice what knowing its length in advance would have cost.
+convert once these exceed what converting there and back loses. So a change that does not last costs at most about twice
+what knowing its length in advance would have cost.
 
 Capacity beyond what arrives is worth nothing. So roles are compared by the requests that they would serve of those that
 arrive, and where these are too many, by the most that they could serve: the shortest, since `decide` makes longer ones
@@ -69,7 +69,7 @@ class Controller:
         fleet, demand = self._working(now, state), self._demand(now)
         present = _most_served(fleet, demand)
         best = present if present.rate >= demand.rate else _with_best_roles(fleet, demand, present)
-        why = self._convert(now, present, best)
+        why = self._convert(now, fleet, demand, present, best)
         solution = (best if why else present).solution
         solved, near = threshold_of(solution), self._policy.threshold_hysteresis
         if solution.rate and not self.threshold * (1 - near) <= solved <= self.threshold * (1 + near):
@@ -106,7 +106,7 @@ class Controller:
     def _converting(self, now: float) -> bool:
         return now - self._changed < self._policy.conversion_seconds
 
-    def _convert(self, now: float, present: "_Served", best: "_Served") -> str:
+    def _convert(self, now: float, fleet: Fleet, demand: "_Demand", present: "_Served", best: "_Served") -> str:
         """Takes the best roles where that repays; returns why, or nothing."""
         seconds, self._ticked = now - self._ticked, now
         if best.rate <= present.rate * (1 + self._policy.role_hysteresis) or self._converting(now):
@@ -114,15 +114,23 @@ class Controller:
             return ""
         self._lost += (best.rate - present.rate) * seconds
         roles = {name: best.solution.n_prefill[name] for name in self._roles}
-        cost = 0.0
-        for name, n in roles.items():
-            share = abs(n - self._roles[name]) / max(1, self._fleet.clusters[name].n_instances)
-            cost += 2 * self._usual * share * self._policy.conversion_seconds
-        if self._lost <= cost:
+        if self._lost <= self._conversion_cost(fleet, demand, present, roles):
             return ""
         self._lost, self._usual, self._changed, self._roles = 0.0, best.rate, now, roles
         named = ", ".join(f"{n} of {name}" for name, n in roles.items())
         return f"{named} prefill, {best.rate:.3g} instead of {present.rate:.3g} requests per second; "
+
+    def _conversion_cost(self, fleet: Fleet, demand: "_Demand", present: "_Served", roles: Mapping[str, int]) -> float:
+        """Requests lost while instances convert: there, what is not served of the present demand without them; and
+        back, when no more is known than what is usual, their share of the usual rate."""
+        clusters, back = dict(fleet.clusters), 0.0
+        for name, n_prefill in roles.items():
+            one = clusters[name]
+            n_decode = one.n_instances - n_prefill
+            back += self._usual * abs(n_prefill - one.n_prefill) / max(1, one.n_instances)
+            clusters[name] = replace(one, n_prefill=min(n_prefill, one.n_prefill), n_decode=min(n_decode, one.n_decode))
+        there = present.rate - _most_served(Fleet(clusters, fleet.links), demand).rate
+        return (max(0.0, there) + back) * self._policy.conversion_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,19 @@ def test_short_outage_converts_nothing_and_a_long_one_does():
     assert ticks(controller, state, 64, 60)[-1].n_prefill["pd"] == 3
 
 
+def test_instances_that_are_not_needed_convert_for_the_price_of_the_way_back():
+    """Replies twice as long at 2.4 requests per second: decode serves 1.95, and prefill more than that. After a first
+    period, which has too few requests, about 12 are lost in each, and the way back would lose 23.5. As many on the way
+    there would double that."""
+    controller, state = paper_controller()
+    n_prefill = []
+    for period in range(1, 5):
+        for i, tokens in enumerate(log_normal(period, 72, mu=9.9)):
+            controller.observe(30 * (period - 1) + i / 2.4, tokens, 2 * PAPER_OUTPUT)
+        n_prefill += [control.n_prefill["pd"] for control in ticks(controller, state, period, 1)]
+    assert n_prefill == [3, 3, 3, 2]
+
+
 def test_longer_prompts_than_expected_move_the_threshold():
     controller, state = paper_controller()
     before = controller.threshold

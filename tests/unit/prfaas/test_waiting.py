@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from earthshine.loadgen.trace import Arrival
 from earthshine.prfaas.baselines import local_only
-from earthshine.prfaas.clusters import PrefillQueue
+from earthshine.prfaas.clusters import DecodeBatches, PrefillQueue
 from earthshine.prfaas.conditions import Conditions, Failure, RateChange
 from earthshine.prfaas.decide import decide
 from earthshine.prfaas.links import SimulatedLink
@@ -19,12 +19,12 @@ from earthshine.prfaas.route import FleetState, LinkState, Route, RouteRequest
 from earthshine.prfaas.simulate import simulate
 from earthshine.prfaas.waiting import LATE_SHARE, WaitingRequests
 
-from .simulated import ENDS, at, two_clusters
+from .simulated import BATCH, ENDS, STEP, at, two_clusters
 
 
-def request(late: bool = False, begin_by: float = math.inf) -> SimulatedRequest:
+def request(late: bool = False, begin_by: float = math.inf, admit_by: float = math.inf) -> SimulatedRequest:
     found = SimulatedRequest(Arrival(0.0, 1000, 10), (), (), 1000, 10, Served(0.0, 1000))
-    found.late, found.begin_by = late, begin_by
+    found.late, found.begin_by, found.admit_by = late, begin_by, admit_by
     return found
 
 
@@ -81,6 +81,39 @@ class TestPrefillQueue:
             free[free.index(begin)] = begin + seconds
 
 
+class TestDecodeBatches:
+    def full(self, *waiting: SimulatedRequest) -> DecodeBatches:
+        batches = DecodeBatches(two_clusters().clusters["near"])
+        for _ in range(BATCH):
+            batches.enqueue(request())
+            assert batches.admit(0.0) is not None
+        for each in waiting:
+            batches.enqueue(each)
+        assert batches.admit(0.0) is None
+        return batches
+
+    def admitted(self, batches: DecodeBatches, now: float) -> SimulatedRequest:
+        batches.start_instance()
+        found = batches.admit(now)
+        assert found is not None
+        return found[1]
+
+    def test_sequence_with_the_earliest_deadline_is_admitted_first(self):
+        patient, urgent = request(admit_by=9.0), request(admit_by=5.0)
+        assert self.admitted(self.full(patient, urgent), 1.0) is urgent
+
+    def test_sequences_that_missed_their_deadline_wait_behind_the_others(self):
+        missed, patient = request(admit_by=5.0), request(admit_by=9.0)
+        batches = self.full(patient, missed)
+        assert self.admitted(batches, 6.0) is patient
+        assert (missed.late, patient.late) == (True, False)
+        assert batches.admit(7.0) == (batches.instances[-1], missed)
+
+    def test_sequences_without_deadlines_are_admitted_in_the_order_of_arrival(self):
+        first, second = request(), request()
+        assert self.admitted(self.full(first, second), 1e6) is first
+
+
 class TestLink:
     def make(self) -> tuple[SimulatedLink, SimulatedRequest, SimulatedRequest]:
         link = SimulatedLink(LinkState(100.0), 0.0, Conditions())
@@ -126,6 +159,14 @@ class TestSimulation:
         assert in_time[0] >= 0.9 * 60 / 3
         assert in_time[1] <= 5
         assert runs[0].unserved == 0
+
+    def test_overload_of_decode_leaves_most_in_time_that_it_can_serve(self):
+        """A batch of 4 replies 2 times per second; four times as many arrive."""
+        output = round(2 / STEP)
+        arrivals = at(*(second / 8 for second in range(480)), tokens=100, output=output)
+        run = simulate(two_clusters(far=0, near=2), arrivals, ours, deadline_seconds=3)
+        assert run.within(3) >= 0.9 * 60 * 2
+        assert run.unserved == 0
 
     @given(
         st.lists(st.tuples(st.floats(0, 40), st.integers(1, 60000)), min_size=1, max_size=30),
