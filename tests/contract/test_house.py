@@ -46,7 +46,10 @@ TORCH_FREE = (
     "prfaas.router",
     "evals",
     "prfaas.wire",
+    "server.route",
+    "server.route.app",
     "cli.chat",
+    "cli.route",
 )
 CALL_OWNERS = {
     "printing": ({"print", "typer.echo", "click.echo", "sys.stdout.write", "sys.stderr.write"}, ("cli",)),

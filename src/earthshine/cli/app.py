@@ -118,6 +118,61 @@ app.command()(prefill)
 
 
 @app.command()
+def route(
+    decode: Annotated[
+        list[str] | None,
+        typer.Option(help="A server that answers: http://host:port, or NAME=URL. May be repeated."),
+    ] = None,
+    prefill: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A server that computes prompts for the others, by the name that their configuration has for it: "
+            "NAME=earthshine://host:port. May be repeated."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A JSON file with the places instead; it is read again at SIGHUP.")
+    ] = None,
+    fleet: Annotated[
+        Path | None, typer.Option(help="A fleet's file with the places' profiles and links; default: they are learned.")
+    ] = None,
+    link: Annotated[float | None, typer.Option(help="Rate in Gb/s of links that the fleet lacks; default: 1.")] = None,
+    deadline: Annotated[
+        float | None, typer.Option(help="Seconds within which a first token should come; default: as soon as possible.")
+    ] = None,
+    place_key_file: Annotated[
+        Path | None, typer.Option(help="A file with the API key that the servers ask for.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. One that other machines can reach needs --api-keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = 8080,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="File of clients' API keys, one per line, readable by you only.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate with its chain, in PEM. Needs --tls-key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key, in PEM without a password.")] = None,
+    drain_seconds: Annotated[float, typer.Option(help="Seconds for running requests to finish at shutdown.")] = 30.0,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON objects, one per line.")] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Another host name that requests may use. May be repeated.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin of web pages that may send requests, such as https://app.example. May be repeated."),
+    ] = None,
+) -> None:
+    """Send requests to several servers, each where its first token comes soonest, until Ctrl-C."""
+    from earthshine.cli.route import RouteOptions, run_route
+    from earthshine.net.listen import ListenOptions
+
+    listen = ListenOptions(host, port, tls_cert, tls_key)
+    places = (tuple(decode or ()), tuple(prefill or ()), config, fleet, place_key_file, deadline, link)
+    who = (api_keys, tuple(allow_host or ()), tuple(allow_origin or ()))
+    run_route(RouteOptions(listen, *places, *who, drain_seconds, log_json))
+
+
+@app.command()
 def inspect(
     model: Described = None,
     context: Annotated[

@@ -18,10 +18,10 @@ from typing import Any, cast
 from earthshine.cli.plot import new_figure, require_picture, save_figure
 from earthshine.errors import UsageError
 from earthshine.files import write_file
-from earthshine.loadgen.client import Site, parse_site
+from earthshine.loadgen.client import Site, parse_site, read_key
 from earthshine.loadgen.drive import ApiName, Run, Sample, Target, Unreachable, drive, open_target
 from earthshine.loadgen.trace import Arrival, Shape, fitting_scale, read_trace, synthetic_trace
-from earthshine.untrusted import read_file, real_path, shown
+from earthshine.untrusted import shown
 
 PERCENTS = (50, 90, 99)
 MOST_REQUESTS, MOST_AT_ONCE = 1_000_000, 4096
@@ -105,13 +105,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float] | None:
 def site_of(options: BenchServeOptions) -> Site:
     if not 0 < options.timeout <= 86400:
         raise UsageError(f"--timeout must be above 0 and at most 86400 seconds, not {options.timeout:g}.")
-    key = ""
-    if options.api_key_file is not None:
-        path = options.api_key_file
-        raw = read_file(real_path(path, UsageError), shown(path), 4096, UsageError).decode("ascii", "replace").strip()
-        if not raw or not all("!" <= character <= "~" for character in raw):
-            raise UsageError(f"{shown(path)} has no API key; it must be one line of printable ASCII without spaces.")
-        key = raw
+    key = "" if options.api_key_file is None else read_key(options.api_key_file)
     return parse_site(options.url, key, options.timeout)
 
 

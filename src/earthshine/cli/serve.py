@@ -5,15 +5,13 @@ printed on standard output. The log is on standard error: a line for each reques
 Refused: model names that clients can't use, and addresses that other machines can reach without API keys.
 """
 
-import contextlib
-import logging
 import re
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from earthshine.cli.greeting import Server, greeting
+from earthshine.cli.log import configure_log, write_line
 from earthshine.cli.models import announce_download
 from earthshine.cli.options import load_with_progress
 from earthshine.cli.peers import PeerOptions, borrowing, open_peers
@@ -31,7 +29,7 @@ from earthshine.server.api import Served
 from earthshine.server.generator import TextGenerator
 from earthshine.server.http.app import make_app
 from earthshine.server.http.endpoints import Lifetime, Options
-from earthshine.server.http.log import JsonFormatter, Log
+from earthshine.server.http.log import Log
 from earthshine.server.http.run import Service
 from earthshine.server.openai.chat import CHAT
 from earthshine.server.openai.completions import COMPLETIONS
@@ -178,20 +176,3 @@ def _service(
     figures = None if remote is None else remote.figures
     app = make_app(generator, engine, served, APIS, access, shared, lifetime, figures)
     return Service(app, remote or engine, lifetime, options.drain_seconds, log=log)
-
-
-def write_line(line: str) -> None:
-    with contextlib.suppress(OSError):  # a closed standard error must not end replies
-        if sys.stderr is not None:
-            print(line, file=sys.stderr, flush=True)
-
-
-def configure_log(as_json: bool) -> None:
-    """Log faults with their tracebacks on standard error, and warnings of this package and, as JSON, of Python.
-    Warnings of the HTTP server are about invalid requests, which are reported to their clients only."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s  %(message)s"))
-    logging.basicConfig(level=logging.ERROR, handlers=[handler])
-    for name in ("earthshine", "py.warnings"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.captureWarnings(as_json)

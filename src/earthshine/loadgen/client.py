@@ -13,10 +13,11 @@ import ssl
 import time
 import urllib.parse
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from earthshine.errors import UsageError
-from earthshine.untrusted import shown
+from earthshine.untrusted import read_file, real_path, shown
 
 NO_CONNECTION = "no connection"
 LINE_BYTES = 4 << 20  # of an event
@@ -70,6 +71,14 @@ def parse_site(url: str, key: str = "", timeout_seconds: float = 600.0) -> Site:
     tls = parts.scheme == "https"
     prefix = parts.path.rstrip("/").removesuffix("/v1")
     return Site(parts.hostname, port or (443 if tls else 80), tls, prefix, key, timeout_seconds)
+
+
+def read_key(path: Path) -> str:
+    """The API key in a file, which holds nothing else. Raises UsageError."""
+    raw = read_file(real_path(path, UsageError), shown(path), 4096, UsageError).decode("ascii", "replace").strip()
+    if not raw or not all("!" <= character <= "~" for character in raw):
+        raise UsageError(f"{shown(path)} has no API key; it must be one line of printable ASCII without spaces.")
+    return raw
 
 
 @functools.cache

@@ -82,6 +82,7 @@ class Service:
     tls: ssl.SSLContext | None = None
     ready: Callable[[], None] = lambda: None
     log: Callable[[str], None] = lambda sentence: None
+    hang_up: Callable[[], None] | None = None  # what SIGHUP does; None: as the system has it
     _loop: asyncio.AbstractEventLoop | None = None
     _stopping: asyncio.Event | None = None
 
@@ -102,6 +103,8 @@ class Service:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         for number in _SIGNALS if signals else ():
             self._loop.add_signal_handler(number, self._signalled, number)
+        if signals and self.hang_up is not None:
+            self._loop.add_signal_handler(signal.SIGHUP, self.hang_up)
         server = _Server(self._config(), self.ready)
         serving = asyncio.create_task(server.serve(sockets=[bound]))
         stopping = asyncio.create_task(self._stopping.wait())

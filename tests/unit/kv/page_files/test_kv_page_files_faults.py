@@ -13,7 +13,7 @@ import warnings
 
 import pytest
 
-from earthshine.cli.serve import configure_log
+from earthshine.cli.log import configure_log
 from earthshine.kv import BlobLayout, BlobWriter, PageFiles, PageKey, PageParts, Part, ValueFormat, page_folder
 
 from .conftest import BLOCK, KILLED, PAGES, PARTS, holds, listed, path_of, put
