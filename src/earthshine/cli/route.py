@@ -1,5 +1,6 @@
 """`earthshine route`: a front for several servers. Prints where it listens; the log is on standard error."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +64,7 @@ def run_route(options: RouteOptions) -> None:
 
         def ready() -> None:
             router.start()
+            gc.freeze()  # what was imported stays: each full collection would look at all of it, for 10 ms
             print(_greeting(options, setup, bound.getsockname()[1]), flush=True)
 
         service.ready = ready

@@ -16,6 +16,7 @@ from earthshine.prfaas.decide import decide
 from earthshine.prfaas.fleet import Cluster, Fleet, Link
 from earthshine.prfaas.lengths import LogNormal
 from earthshine.prfaas.policy import Policy
+from earthshine.prfaas.profile import Profile
 from earthshine.prfaas.route import FleetState, LinkState, RouteRequest
 from earthshine.prfaas.router.blocks import NO_BLOCKS, Blocks
 from earthshine.prfaas.router.place import LivePlace, Work
@@ -82,6 +83,7 @@ class LiveFleet:
     threshold: float = math.inf
     why: str = ""  # the last change of the threshold
     controller: Controller | None = None
+    _made: tuple[list[Profile], Fleet] | None = None
     _policy: Policy = field(default_factory=Policy)
     _conversations: OrderedDict[str, str] = field(default_factory=OrderedDict)
 
@@ -99,6 +101,7 @@ class LiveFleet:
         worth = math.inf if setup.usd_per_second_saved is None else setup.usd_per_second_saved
         self._policy = Policy("scarce", usd_per_second_saved=worth)  # no place is told to fetch another's prefix
         kept = self.links
+        self._made = None
         self.links = {ends: kept.get(ends) or LinkState(link.bytes_per_second) for ends, link in self._links().items()}
         self._control(now)
 
@@ -139,11 +142,14 @@ class LiveFleet:
 
     def fleet(self, now: float) -> Fleet:
         """The places with their profiles, given or learned."""
-        clusters = {
-            name: Cluster(name, p.profile(now), p.n_prefill, p.n_decode if p.decodes else 0)
-            for name, p in self.places.items()
-        }
-        return Fleet(clusters, self._links())
+        profiles = [place.profile(now) for place in self.places.values()]
+        if self._made is None or self._made[0] != profiles:
+            clusters = {
+                name: Cluster(name, profile, p.n_prefill, p.n_decode if p.decodes else 0)
+                for (name, p), profile in zip(self.places.items(), profiles, strict=True)
+            }
+            self._made = (profiles, Fleet(clusters, self._links()))
+        return self._made[1]
 
     def state(self, now: float, usable: Collection[str], beginning: int = 0) -> FleetState:
         """What `decide` reads, with requests for the `usable` places only."""

@@ -47,6 +47,7 @@ class LivePlace:
     step_seconds: float = 0.02  # mean, of a decode step
     prompt_seconds: float = 0.1  # mean
     alive_at: float = 0.0  # when the last byte came from it
+    _queued: float = 0.0  # seconds of all work
     _head_since: float = 0.0
     _last_first: float = 0.0
     _profile: tuple[float, Profile] | None = None
@@ -72,8 +73,9 @@ class LivePlace:
     def add(self, now: float, work: Work) -> None:
         """A prompt joins the queue."""
         if not self.work:
-            self._head_since = now
+            self._head_since, self._queued = now, 0.0
         self.work[work] = None
+        self._queued += work.seconds
         self.prompt_seconds += _SHARE * (work.seconds - self.prompt_seconds)
 
     def remove(self, now: float, work: Work) -> None:
@@ -82,6 +84,7 @@ class LivePlace:
             if next(iter(self.work)) is work:
                 self._head_since = now
             del self.work[work]
+            self._queued -= work.seconds
 
     def computed(self, now: float, work: Work) -> None:
         """The first token of a streamed reply came: what the prompt took alone is learned."""
@@ -105,11 +108,12 @@ class LivePlace:
             if left > 0 or head.streamed:
                 break
             del self.work[head]
+            self._queued -= head.seconds
             self._head_since += head.seconds
         if not self.work:
             return self.others * self.prompt_seconds / max(1, self.n_prefill)
-        queued = sum(work.seconds for work in self.work) - min(head.seconds, now - self._head_since)
-        return (queued + self.others * self.prompt_seconds) / max(1, self.n_prefill)
+        queued = self._queued - min(head.seconds, now - self._head_since)
+        return (max(0.0, queued) + self.others * self.prompt_seconds) / max(1, self.n_prefill)
 
     def state(self, now: float, usable: bool, extra: float) -> ClusterState:
         """What `decide` reads. extra: seconds by which another place is preferred that is equal otherwise."""

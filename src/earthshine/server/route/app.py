@@ -81,12 +81,15 @@ class Router:
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
 
     async def _tick(self) -> None:
-        while True:
-            controller = self.fleet.controller
-            await asyncio.sleep(controller.period_seconds if controller else 30.0)
-            why = await asyncio.to_thread(self.fleet.tick, time.monotonic())
-            if why:
-                self.log(why)
+        try:
+            while True:
+                controller = self.fleet.controller
+                await asyncio.sleep(controller.period_seconds if controller else 30.0)
+                why = await asyncio.to_thread(self.fleet.tick, time.monotonic())
+                if why:
+                    self.log(why)
+        finally:  # the event loop ends
+            self.pool.close()
 
     def reload(self) -> None:
         """Takes places from the setup as it is now; one that can't be read is logged, and the old one stays."""

@@ -24,7 +24,7 @@ from earthshine.server.refusals import Refused
 from earthshine.server.route.answers import RETRY_SECONDS, error_events
 from earthshine.server.route.prompt import PREFILL_HEADER, generates, read_prompt
 from earthshine.server.route.record import Record
-from earthshine.server.route.sse import Counts, Events
+from earthshine.server.route.sse import Counts, Events, ends_event
 from earthshine.server.route.upstream import Exchange, Failed, Headers, Pool
 
 _HELD_BYTES = 64 << 10  # of an answer that is no stream: if it breaks before, the client gets an error instead
@@ -57,7 +57,11 @@ class _Attempt:
     ticket: Ticket
     head: h11.Response
     first: bytes = b""
-    over: bool = False  # `first` is the whole body
+    over: bool = False  # `first` ends the body
+
+    def has_event(self) -> bool:
+        """Whether `first` has a whole event of a stream."""
+        return self.streamed and ends_event(self.first)
 
     @property
     def streamed(self) -> bool:
@@ -212,23 +216,15 @@ class Forwarded:
         if head.status_code in (401, 403) or head.status_code < 200 or 300 <= head.status_code < 400:
             raise Failed(f"answered the router's request with {head.status_code}", sent=False)
         found = _Attempt(exchange, ticket, head)
-        if found.streamed:
-            try:  # until then another place may answer; a client waits this long for a stream's head
-                async with asyncio.timeout(self.shared.limits.first_seconds):
-                    found.first = await exchange.data()
-                    found.over = not found.first
-            except TimeoutError:
-                pass
-            return found
-        parts, size = [], 0
-        while size < _HELD_BYTES:
-            part = await exchange.data()
-            if not part:
-                found.over = True
-                break
-            parts.append(part)
-            size += len(part)
-        found.first = b"".join(parts)
+        try:
+            # Until then another place may answer. A client waits this long for a stream's head, as with serve.
+            async with asyncio.timeout(self.shared.limits.first_seconds if found.streamed else None):
+                while not found.over and len(found.first) < _HELD_BYTES and not found.has_event():
+                    part = await exchange.data()
+                    found.first += part
+                    found.over = not part
+        except TimeoutError:
+            pass
         return found
 
     def _note(self, choice: Choice) -> None:

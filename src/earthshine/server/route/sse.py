@@ -48,6 +48,11 @@ def _last(pattern: re.Pattern[bytes], text: bytes) -> int | None:
     return found
 
 
+def ends_event(data: bytes) -> bool:
+    """Whether an event ends in `data`."""
+    return _END.search(data) is not None
+
+
 @dataclass(slots=True)
 class Events:
     """Cuts a stream of events at their ends."""
