@@ -162,7 +162,7 @@ def route(
         typer.Option(help="Origin of web pages that may send requests, such as https://app.example. May be repeated."),
     ] = None,
 ) -> None:
-    """Send requests to several servers, each where its first token comes soonest, until Ctrl-C."""
+    """Be one address for several servers: each request goes where its first token comes soonest."""
     from earthshine.cli.route import RouteOptions, run_route
     from earthshine.net.listen import ListenOptions
 

@@ -242,13 +242,18 @@ def test_a_resumed_stream_goes_to_its_place_under_an_id_that_others_cannot_name(
         assert posted == read
 
 
-def test_closed_sockets_return():
-    with routing(FakePlace()) as routed:
+def test_descriptors_return_after_clients_that_leave_and_connections_that_are_not_used_again():
+    with routing(place := FakePlace()) as routed:
+        routed.router.pool.idle_seconds = 0.1
         httpx.post(routed.url + "/v1/chat/completions", json=CHAT)
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(50):
             connection = routed.send()
             connection.shutdown(socket.SHUT_WR)
             connection.close()
+        assert all(answered(connection)[0] == 200 for connection in [routed.send() for _ in range(20)])
+        for connection in routed.opened:
+            connection.close()
         until(lambda: not routed.router.lifetime.requests)
-        until(lambda: len(os.listdir("/proc/self/fd")) <= before + 8)
+        until(lambda: len(place.open) <= 2)  # those from before
+        until(lambda: len(os.listdir("/proc/self/fd")) <= before)

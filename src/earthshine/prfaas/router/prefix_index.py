@@ -4,6 +4,7 @@ A place evicts without saying so, hence an entry counts for a while only. Bounde
 recently are forgotten first, of one prompt the last ones.
 """
 
+import math
 from collections import OrderedDict
 
 from earthshine.prfaas.route import Cached
@@ -26,10 +27,10 @@ class PrefixIndex:
             return _NOTHING
         oldest, n, states = now - self._seconds, 0, list[int]()
         for digest, end in zip(blocks.digests, blocks.ends, strict=True):
-            if held.get(digest, -1.0) < oldest:
+            if held.get(digest, -math.inf) < oldest:
                 break
             n = int(end * tokens_per_byte)
-            if held.get(~digest, -1.0) >= oldest:
+            if held.get(~digest, -math.inf) >= oldest:
                 states.append(n)
         return Cached(n, tuple(states)) if n else _NOTHING
 

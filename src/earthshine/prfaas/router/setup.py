@@ -19,7 +19,7 @@ from earthshine.untrusted import parse_object, read_file, real_path, shown
 FORMAT = "earthshine route 1"
 MOST_PLACES = 64
 _MAX_BYTES = 1 << 20
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\[\]-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:\[\]-]{0,63}")
 _WIRE = ("earthshine://", "earthshine+plain://")
 _DAY = 86400.0
 _PLACE_KEYS = ("name", "url", "key_file", "drain", "metrics", "batch", "health")

@@ -22,7 +22,7 @@ from earthshine.prfaas.router.setup import NONE
 from earthshine.server.http.body import Bodies, ClientGone, Limits
 from earthshine.server.refusals import Refused
 from earthshine.server.route.answers import RETRY_SECONDS, error_events
-from earthshine.server.route.prompt import PREFILL_HEADER, generates, read_prompt
+from earthshine.server.route.prompt import PREFILL_HEADER, generates, has_body, read_prompt
 from earthshine.server.route.record import Record
 from earthshine.server.route.sse import Counts, Events, ends_event
 from earthshine.server.route.upstream import Exchange, Failed, Headers, Pool
@@ -106,7 +106,7 @@ class Forwarded:
         try:
             async with self.shared.bodies.raw(request) as raw:
                 prompt = Prompt()
-                if request.method == "POST" and raw:
+                if request.method == "POST" and (raw or has_body(request.url.path)):
                     reader = partial(read_prompt, path=request.url.path, tenant=self.tenant)
                     prompt = await self.shared.bodies.parse(raw, reader)
                 self._watch = asyncio.get_running_loop().create_task(self._until_gone(request.receive))
@@ -198,11 +198,13 @@ class Forwarded:
                     self.record.sent = time.perf_counter()
                     return await self._begun(exchange, ticket)
                 except Failed:
-                    exchange.abort()
                     fresh = exchange.used and not exchange.began and self.fate is None and not self._left
                     if not fresh:  # else the place had closed the connection before the request came
                         raise
+                    exchange.abort()
         except Failed as error:
+            if self._exchange is not None:
+                self._exchange.abort()
             self._exchange = None
             self._over(ticket, served=False)
             left, self._left = self._left, ""

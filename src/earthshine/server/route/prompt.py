@@ -52,6 +52,11 @@ def allowed_methods(path: str) -> str | None:
     return "GET" if path.startswith("/v1/models") else "GET, POST, DELETE"
 
 
+def has_body(path: str) -> bool:
+    """Whether a POST with this path needs a body."""
+    return path in _POSTS
+
+
 def generates(path: str) -> bool:
     """Whether a request with this path makes a reply."""
     return path in _GENERATES

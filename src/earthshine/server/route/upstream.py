@@ -19,7 +19,7 @@ from earthshine.net.connection import MAX_HEAD_BYTES
 
 CONNECT_SECONDS = 5.0
 _READ_BYTES = 64 << 10
-_IDLE_SECONDS = 20.0  # below the 60 s after which Earthshine's server closes, and the 75 s of most proxies
+IDLE_SECONDS = 20.0  # below the 60 s after which Earthshine's server closes, and the 75 s of most proxies
 _MOST_IDLE = 64
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -117,17 +117,18 @@ class Exchange:
 
 @dataclass(eq=False, slots=True)
 class Pool:
-    """Connections to all places. `idle`: of each site, the one used last at the end."""
+    """Connections to all places. `idle`: of each site, the one used last at the end; they are closed after a while."""
 
     idle: dict[Site, deque[Exchange]] = field(default_factory=dict)
+    idle_seconds: float = IDLE_SECONDS
+    _sweep: asyncio.TimerHandle | None = None
 
     async def open(self, site: Site, *, fresh: bool = False) -> Exchange:
         """A connection for one request: an idle one, unless it must be `fresh`. Raises Failed."""
         waiting = self.idle.get(site)
-        now = asyncio.get_running_loop().time()
         while waiting and not fresh:
             found = waiting.pop()
-            if now - found.idle_since < _IDLE_SECONDS and not found.closed:
+            if not found.closed:
                 return found
             found.abort()
         try:
@@ -147,8 +148,21 @@ class Pool:
         if len(waiting) >= _MOST_IDLE or not exchange.reuse():
             exchange.abort()
             return
-        exchange.idle_since = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        exchange.idle_since = loop.time()
         waiting.append(exchange)
+        if self._sweep is None:
+            self._sweep = loop.call_later(self.idle_seconds, self._close_old)
+
+    def _close_old(self) -> None:
+        loop = asyncio.get_running_loop()
+        oldest = loop.time() - self.idle_seconds
+        for site, waiting in list(self.idle.items()):
+            while waiting and waiting[0].idle_since <= oldest:
+                waiting.popleft().abort()
+            if not waiting:
+                del self.idle[site]
+        self._sweep = loop.call_later(self.idle_seconds, self._close_old) if self.idle else None
 
     def close(self) -> None:
         """Closes what is idle."""
