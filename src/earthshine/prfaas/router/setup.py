@@ -13,8 +13,16 @@ from typing import Any
 from earthshine.errors import UsageError
 from earthshine.loadgen.client import Site, parse_site, read_key
 from earthshine.prfaas.fleet import Fleet, read_fleet
-from earthshine.prfaas.profile import flag_field, number_field, require_keys, text_field
-from earthshine.untrusted import parse_object, read_file, real_path, shown
+from earthshine.untrusted import (
+    flag_field,
+    number_field,
+    parse_object,
+    read_file,
+    real_path,
+    require_keys,
+    shown,
+    text_field,
+)
 
 FORMAT = "earthshine route 1"
 MOST_PLACES = 64
