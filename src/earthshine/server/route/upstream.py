@@ -47,10 +47,11 @@ class Exchange:
         self.site = site
         self.idle_since = 0.0
         self.began = False  # a byte of the answer has come
+        self._ended = False  # so has the last
 
     async def send(self, method: str, target: str, headers: Headers, body: bytes) -> None:
         """Sends a request. Raises Failed."""
-        self.began = False
+        self.began = self._ended = False
         try:
             events = [h11.Request(method=method, target=target, headers=list(headers)), h11.EndOfMessage()]
             if body:
@@ -70,16 +71,26 @@ class Exchange:
                 raise Failed("the answer is in another protocol", sent=True)
 
     async def data(self) -> bytes:
-        """Bytes of the body as they come; b"" at its end. Raises Failed."""
-        while True:
-            event = await self._next()
+        """Bytes of the body, all that have come; b"" at its end. Raises Failed."""
+        parts = list[bytes]()
+        while not self._ended:
+            event = await self._next() if not parts else self._ready()
             if isinstance(event, h11.Data):
-                if event.data:
-                    return bytes(event.data)
+                parts += [bytes(event.data)] if event.data else []
             elif isinstance(event, h11.EndOfMessage):
-                return b""
+                self._ended = True
+            elif event is h11.NEED_DATA:
+                break
             else:
                 raise Failed("the connection was closed", sent=True)
+        return b"".join(parts)
+
+    def _ready(self) -> object:
+        """What has come already. An error is left for when it is waited for."""
+        try:
+            return self._http.next_event()
+        except h11.RemoteProtocolError:
+            return h11.NEED_DATA
 
     async def _next(self) -> object:
         try:
