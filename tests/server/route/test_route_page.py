@@ -38,7 +38,7 @@ def test_the_page_shows_places_links_and_why_requests_went_where(browser):
             httpx.post(routed.url + path, json=CHAT)
         httpx.post(routed.url + "/v1/chat/completions", json={"kv_transfer_params": {"<b>": "<img src=x>"}})
         until(lambda: len(routed.router.metrics.decisions) == 3)
-        browser.open(routed.url + "/")
+        browser.call("Page.navigate", url=routed.url + "/")
         browser.until("document.querySelectorAll('#decisions tr').length === 3")
         places = text(browser, "places")
         assert "a\n" in places
@@ -60,7 +60,7 @@ def test_a_narrow_window_does_not_scroll_sideways(browser):
     with routing(FakePlace()) as routed:
         httpx.post(routed.url + "/v1/chat/completions", json=CHAT)
         browser.size(360, 700)
-        browser.open(routed.url + "/")
+        browser.call("Page.navigate", url=routed.url + "/")
         browser.until("document.querySelectorAll('#decisions tr').length === 1")
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         browser.size(1280, 800)
@@ -71,7 +71,7 @@ def test_a_key_is_asked_for_and_used(browser, tmp_path):
     keys.write_text("k" * 32)
     keys.chmod(0o600)
     with routing(FakePlace(), keys=keys) as routed:
-        browser.open(routed.url + "/")
+        browser.call("Page.navigate", url=routed.url + "/")
         browser.until("!document.getElementById('key').hidden")
         browser.run(f"document.getElementById('secret').value = '{'k' * 32}'")
         browser.run("document.querySelector('#key button').click()")
