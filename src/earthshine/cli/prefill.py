@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from earthshine.cli.log import configure_log, write_line
 from earthshine.cli.models import announce_download
 from earthshine.cli.options import load_with_progress
 from earthshine.cli.place import forecast_of
-from earthshine.cli.log import configure_log, write_line
 from earthshine.cli.serve import check_seconds, engine_options, model_names
 from earthshine.engine import Engine, EngineOptions, LoadedModel
 from earthshine.hub import find_readable
