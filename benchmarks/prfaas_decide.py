@@ -79,7 +79,8 @@ def figures_of(n: int, repeats: int) -> dict[str, list[float]]:
         found[name] = microseconds(routed, DECISIONS, repeats)
     controller = Controller(state.fleet, POLICY, PAPER_LENGTHS, PAPER_OUTPUT_TOKENS)
     for i in range(POLICY.remembered):
-        controller.observe(0.0, 1000 + 37 * i, PAPER_OUTPUT_TOKENS)
+        controller.observe(0.0, 1000 + 37 * i)
+        controller.replied(PAPER_OUTPUT_TOKENS)
     spent = microseconds(lambda i: controller.tick(30.0 * i, state), TICKS, repeats)
     return found | {f"tick, {n} clusters (ms)": [value / 1000 for value in spent]}
 

@@ -47,7 +47,8 @@ class Controller:
     def __init__(self, fleet: Fleet, policy: Policy, lengths: Lengths, output_tokens: float) -> None:
         self._fleet, self._policy, self._expected = fleet, policy, (lengths, output_tokens)
         self._least_seen = min(_LEAST_SEEN, policy.remembered)
-        self._seen: deque[tuple[float, int, int]] = deque(maxlen=policy.remembered)  # when, uncached, output
+        self._seen: deque[tuple[float, int]] = deque(maxlen=policy.remembered)  # when, uncached tokens
+        self._replies: deque[int] = deque(maxlen=policy.remembered)  # tokens
         self._roles = {name: c.n_prefill for name, c in fleet.clusters.items() if c.convertible}
         self._changed = -math.inf  # when roles last did
         self._ticked = 0.0
@@ -60,9 +61,13 @@ class Controller:
     def period_seconds(self) -> float:
         return self._policy.period_seconds
 
-    def observe(self, now: float, uncached_tokens: int, output_tokens: int) -> None:
+    def observe(self, now: float, uncached_tokens: int) -> None:
         """A request arrived, with `uncached_tokens` to compute where most of its prompt is cached."""
-        self._seen.append((now, uncached_tokens, output_tokens))
+        self._seen.append((now, uncached_tokens))
+
+    def replied(self, output_tokens: int) -> None:
+        """A reply ended. Its length is not known before."""
+        self._replies.append(output_tokens)
 
     def tick(self, now: float, state: FleetState) -> Control:
         """The threshold and roles for the next period; raises nothing for a fleet of which parts are down."""
@@ -78,13 +83,14 @@ class Controller:
         return Control(self.threshold, dict(self._roles), why or "no change worth making")
 
     def _demand(self, now: float) -> "_Demand":
-        seen = self._seen
+        seen, replies = self._seen, self._replies
+        lengths, output_tokens = self._expected
+        if len(replies) >= self._least_seen:
+            output_tokens = max(1.0, sum(replies) / len(replies))
         if len(seen) < self._least_seen:
-            return _Demand(*self._expected, math.inf)
-        output_tokens = sum(output for _, _, output in seen) / len(seen)
+            return _Demand(lengths, output_tokens, math.inf)
         rate = len(seen) / max(now - seen[0][0], self._policy.period_seconds)
-        lengths = Sample(max(1, uncached) for _, uncached, _ in seen)
-        return _Demand(lengths, max(1.0, output_tokens), rate)
+        return _Demand(Sample(max(1, uncached) for _, uncached in seen), output_tokens, rate)
 
     def _working(self, now: float, state: FleetState) -> Fleet:
         """The fleet of the instances that work, in their planned roles, and of links as fast as they are."""

@@ -26,10 +26,11 @@ class Serving:
     """Clusters, links and the requests in them.
 
     `on_drained(now, cluster, role)` is called when an instance that is to change its role has finished its work in
-    `role`. `decoded` counts requests whose reply ended.
+    `role`, and `on_replied(request)`, where it is set, when a reply has ended. `decoded` counts these.
     """
 
     on_drained: Callable[[float, SimulatedCluster, Role], None]
+    on_replied: Callable[[SimulatedRequest], None] | None = None
 
     def __init__(
         self,
@@ -67,7 +68,9 @@ class Serving:
     def route(self, now: float, request: SimulatedRequest, cached: dict[str, Cached]) -> None:
         self.refresh(now)
         left = self._deadline_seconds
-        if left is not None:
+        if request.record.first_token <= now:
+            left = None  # a failure interrupted the reply: its first token is not wanted again
+        elif left is not None:
             left = max(0.0, left - (now - request.arrival.seconds))
         request.attempt += 1
         try:
@@ -284,6 +287,8 @@ class Serving:
         request.record.ended = now
         self.decoded += 1
         decode.replied(request)
+        if self.on_replied is not None:
+            self.on_replied(request)
         if request.reply_blocks:
             cluster.cache.keep(request.blocks + request.reply_blocks)
         if not instance.n and instance in decode.draining:

@@ -44,9 +44,9 @@ def simulate(
 ) -> Outcome:
     """Runs until every request is served or nothing more can happen.
 
-    threshold: tokens, where the fleet's state begins. controller: called for each arrival and once in each of its
-    periods. deadline_seconds: for the first token, given to the router. most_late: end early, soon after more
-    first tokens than that have missed the deadline; what is not served until then is not served at all.
+    threshold: tokens, where the fleet's state begins. controller: called for each arrival, each reply that ended and
+    once in each of its periods. deadline_seconds: for the first token, given to the router. most_late: end early, soon
+    after more first tokens than that have missed the deadline; what is not served until then is not served at all.
     """
     found = conditions or Conditions()
     found.check(fleet)
@@ -93,7 +93,7 @@ def _run(
         cached = serving.cached(request)
         if ticks is not None:
             longest = max((c.tokens for c in cached.values()), default=0)
-            ticks.controller.observe(now, request.tokens - longest, request.output_tokens)
+            ticks.controller.observe(now, request.tokens - longest)
         serving.route(now, request, cached)
     if ticks is not None:
         ticks.all_arrived = True
@@ -128,7 +128,11 @@ class _Ticks:
         self.all_arrived = False
         self._serving, self._instances, self._events, self._outcome = serving, instances, events, outcome
         self._idle = 0  # ticks in a row after which nothing else was to happen
+        serving.on_replied = self._replied
         events.push(controller.period_seconds, self._tick, None)
+
+    def _replied(self, request: SimulatedRequest) -> None:
+        self.controller.replied(request.arrival.output_tokens)
 
     def _tick(self, now: float, _: None) -> None:
         serving = self._serving

@@ -30,7 +30,10 @@ class RandomRoles:
     def __init__(self, draw: random.Random, most: int) -> None:
         self.draw, self.most = draw, most
 
-    def observe(self, now, uncached_tokens, output_tokens):
+    def observe(self, now, uncached_tokens):
+        pass
+
+    def replied(self, output_tokens):
         pass
 
     def tick(self, now, state):

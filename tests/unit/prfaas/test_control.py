@@ -41,7 +41,8 @@ def log_normal(seed: int, n: int, mu: float) -> list[int]:
 
 def observe(controller: Controller, lengths: list[int], until: float, per_second: float) -> None:
     for i, tokens in enumerate(lengths):
-        controller.observe(until - (len(lengths) - i) / per_second, tokens, PAPER_OUTPUT)
+        controller.observe(until - (len(lengths) - i) / per_second, tokens)
+        controller.replied(PAPER_OUTPUT)
 
 
 def test_begins_with_the_threshold_of_the_expected_lengths():
@@ -101,7 +102,8 @@ def test_instances_that_are_not_needed_convert_for_the_price_of_the_way_back():
     n_prefill = []
     for period in range(1, 5):
         for i, tokens in enumerate(log_normal(period, 72, mu=9.9)):
-            controller.observe(30 * (period - 1) + i / 2.4, tokens, 2 * PAPER_OUTPUT)
+            controller.observe(30 * (period - 1) + i / 2.4, tokens)
+            controller.replied(2 * PAPER_OUTPUT)
         n_prefill += [control.n_prefill["pd"] for control in ticks(controller, state, period, 1)]
     assert n_prefill == [3, 3, 3, 2]
 
@@ -117,8 +119,24 @@ def test_a_few_requests_say_nothing_yet():
     controller, state = paper_controller()
     before = controller.threshold
     for i in range(50):
-        controller.observe(i / 10, 500, 1)
+        controller.observe(i / 10, 500)
+        controller.replied(1)
     assert ticks(controller, state, 1, 1)[0].threshold == before
+
+
+def test_long_replies_take_instances_for_decoding_only_once_they_have_ended():
+    """Requests alone say nothing of how long their replies will be."""
+    found = []
+    for ended in (False, True):
+        controller, state = paper_controller()
+        for period in range(1, 9):
+            for i, tokens in enumerate(log_normal(period, 72, mu=9.9)):
+                controller.observe(30 * (period - 1) + i / 2.4, tokens)
+                if ended:
+                    controller.replied(2 * PAPER_OUTPUT)
+            control = ticks(controller, state, period, 1)[0]
+        found.append(control.n_prefill["pd"])
+    assert found == [3, 2]
 
 
 def test_failed_instances_count_as_absent():

@@ -191,6 +191,22 @@ def test_router_knows_what_a_link_has_to_send_after_transfers_were_given_up():
     assert seen == [0.0, 0.0, 0.0, near(far_bytes(10000) - 2e6)]
 
 
+def test_a_reply_that_a_failure_interrupts_has_no_deadline_for_a_first_token_that_came():
+    """One that fails before the first token keeps what is left of its deadline."""
+    for failed_at, deadlines in ((3.0 + 50 * STEP, [5.0, None]), (3.0 + 0.5 * STEP, [5.0, near(2.0 - 0.5 * STEP)])):
+        seen = []
+
+        def router(request: RouteRequest, state: FleetState, seen: list[float | None] = seen) -> Route:
+            seen.append(request.deadline_seconds)
+            return local_only(request, state)
+
+        failed = Conditions(failures=(Failure(failed_at, 99, "near", "decode"),))
+        arrivals = at(0.0, output=100)
+        outcome = simulate(two_clusters(decode=2), arrivals, router, conditions=failed, deadline_seconds=5.0)
+        assert seen == deadlines
+        assert outcome.unserved == 0
+
+
 def test_loss_is_known_before_the_measured_rate_follows_it():
     """The true rate falls to a third at 10 s. Right after, the rate that `decide` counts on is the true one already;
     later retransmissions add nothing to what the measured rate says."""

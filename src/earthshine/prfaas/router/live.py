@@ -206,6 +206,8 @@ class LiveFleet:
         choice.place.alive_at = max(choice.place.alive_at, now) if choice.place.sequences > 1 else now
         if prompt.text_bytes:
             worker.add(now, work)
+            if self.controller is not None:
+                self.controller.observe(now, work.uncached)
         if choice.lender is not None:
             self._queue(choice, choice.sent_bytes)
         return Ticket(choice, prompt, work)
@@ -245,14 +247,14 @@ class LiveFleet:
             if each is not None:
                 self.index.keep(each.name, ticket.prompt.blocks, now)
         if ticket.prompt.text_bytes:
-            self._counted(ticket, prompt_tokens, output_tokens, now)
+            self._counted(ticket, prompt_tokens, output_tokens)
 
-    def _counted(self, ticket: Ticket, prompt_tokens: int | None, output_tokens: int | None, now: float) -> None:
+    def _counted(self, ticket: Ticket, prompt_tokens: int | None, output_tokens: int | None) -> None:
         if prompt_tokens:
             ratio = min(max(prompt_tokens / ticket.prompt.text_bytes, 0.01), 4.0)
             self.tokens_per_byte += _SHARE * (ratio - self.tokens_per_byte)
-        if self.controller is not None:
-            self.controller.observe(now, ticket.work.uncached, output_tokens or int(OUTPUT_TOKENS))
+        if self.controller is not None and output_tokens:
+            self.controller.replied(output_tokens)
 
     def remember(self, conversation: str, place: str) -> None:
         """Later requests of this conversation go to the same place."""
