@@ -11,35 +11,41 @@ does not work, or whose link is down, is not used.
   arXiv 2604.15039, section 3.4.3).
 """
 
+from collections.abc import Callable
+
 from earthshine.errors import UnavailableError
 from earthshine.prfaas.predict import held_tokens, pull_from, reusable
-from earthshine.prfaas.route import FirstToken, FleetState, Move, Route, Router, RouteRequest
+from earthshine.prfaas.route import LEAST_RATE, FirstToken, FleetState, Move, Route, Router, RouteRequest
 
 EXO_TOKENS = 1000
+_Places = list[str | None]  # clusters that prefill; None for a kind of which none can
 
 
 def local_only(request: RouteRequest, state: FleetState) -> Route:
     """Every prompt is computed where it is decoded; raises UnavailableError where nothing can do so now."""
-    decode = _decoding(request, state)
-    return _first(request, state, decode, [_local(state, decode)], "local only")
+    decode, places = _decoding(request, state, lambda decode: [_local(state, decode)])
+    return _first(request, state, decode, places, "local only")
 
 
 def all_remote(request: RouteRequest, state: FleetState) -> Route:
     """Every prompt is computed remotely while that works; raises UnavailableError where nothing can do so now."""
-    decode = _decoding(request, state)
-    return _first(request, state, decode, [_remote(state, decode), _local(state, decode)], "all remote")
+    decode, places = _decoding(request, state, lambda decode: [_remote(state, decode), _local(state, decode)])
+    return _first(request, state, decode, places, "all remote")
 
 
 def static_threshold(tokens: float) -> Router:
     """More than `tokens` uncached where it is decoded: remotely."""
 
     def route(request: RouteRequest, state: FleetState) -> Route:
-        decode = _decoding(request, state)
-        places = [_local(state, decode), _remote(state, decode)]
-        uncached = request.tokens - reusable(request, state.fleet.clusters[decode])
-        if uncached > tokens:
-            places.reverse()
-        return _first(request, state, decode, places, f"{uncached} uncached tokens, threshold {tokens:g}")
+        def uncached(decode: str) -> int:
+            return request.tokens - reusable(request, state.fleet.clusters[decode])
+
+        def places_of(decode: str) -> _Places:
+            places = [_local(state, decode), _remote(state, decode)]
+            return places[::-1] if uncached(decode) > tokens else places
+
+        decode, places = _decoding(request, state, places_of)
+        return _first(request, state, decode, places, f"{uncached(decode)} uncached tokens, threshold {tokens:g}")
 
     return route
 
@@ -51,12 +57,18 @@ def paper(abundant: bool) -> Router:
     def route(request: RouteRequest, state: FleetState) -> Route:
         if not abundant:
             return static_threshold(state.threshold)(request, state)
-        decode = _decoding(request, state)
-        places = [_local(state, decode), _remote(state, decode)]
-        found_tokens = {name: reusable(request, state.fleet.clusters[name]) for name in places if name is not None}
+
+        def found_in(places: _Places) -> dict[str, int]:
+            return {name: reusable(request, state.fleet.clusters[name]) for name in places if name is not None}
+
+        def places_of(decode: str) -> _Places:
+            places = [_local(state, decode), _remote(state, decode)]
+            longest = max(found_in(places).values(), default=0)
+            return places[::-1] if request.tokens - longest > state.threshold else places
+
+        decode, places = _decoding(request, state, places_of)
+        found_tokens = found_in(places)
         longest = max(found_tokens.values(), default=0)
-        if request.tokens - longest > state.threshold:
-            places.reverse()
         found = next((name for name in places if name is not None), None)
         source = next((name for name, tokens in found_tokens.items() if tokens == longest), None)
         pulls = found is not None and source is not None and longest > found_tokens[found]
@@ -65,15 +77,22 @@ def paper(abundant: bool) -> Router:
     return route
 
 
-def _decoding(request: RouteRequest, state: FleetState) -> str:
-    """The cluster that decodes it: the one demanded, or that with the shortest wait."""
+def _decoding(request: RouteRequest, state: FleetState, places_of: Callable[[str], _Places]) -> tuple[str, _Places]:
+    """The cluster that decodes it, and the places where it may be computed for that, the one that the rule prefers
+    first. Of the clusters that can be served, or the one demanded: that with the shortest wait, then one that has the
+    preferred place."""
     demanded = request.decode
     names = [name for name, live in state.clusters.items() if live.n_decode]
     if demanded is not None:
         names = [name for name in names if name == demanded]
     if not names:
         raise UnavailableError("No cluster decodes now.")
-    return names[0] if len(names) == 1 else min(names, key=lambda name: state.clusters[name].decode_wait_seconds)
+    places = {name: places_of(name) for name in names}
+    served = [name for name in names if any(places[name])]
+    if not served:
+        raise UnavailableError("No cluster prefills now.")
+    best = min(served, key=lambda name: (state.clusters[name].decode_wait_seconds, places[name][0] is None, name))
+    return best, places[best]
 
 
 def _local(state: FleetState, decode: str) -> str | None:
@@ -85,29 +104,27 @@ def _remote(state: FleetState, decode: str) -> str | None:
     names = [
         source
         for (source, target), link in state.links.items()
-        if target == decode and link.bytes_per_second > 0 and state.clusters[source].n_prefill
+        if target == decode and link.bytes_per_second >= LEAST_RATE and state.clusters[source].n_prefill
     ]
     if len(names) < 2:
         return names[0] if names else None
-    return min(names, key=lambda name: state.clusters[name].prefill_wait_seconds)
+    return min(names, key=lambda name: (state.clusters[name].prefill_wait_seconds, name))
 
 
 def _first(
     request: RouteRequest,
     state: FleetState,
     decode: str,
-    places: list[str | None],
+    places: _Places,
     reason: str,
     source: str | None = None,
 ) -> Route:
     """The route to the first place that works, with the prefix of `source` moved there if that has a link."""
-    prefill = places[0] if places[0] is not None else places[-1]
-    if prefill is None:
-        raise UnavailableError("No cluster prefills now.")
+    prefill = next(name for name in places if name is not None)
     profile, cluster = state.fleet.clusters[prefill].profile, state.clusters[prefill]
     reused, pull, pull_seconds = reusable(request, state.fleet.clusters[prefill]), None, 0.0
     way = state.links.get((source, prefill)) if source is not None and source != prefill else None
-    if source is not None and way is not None and way.bytes_per_second > 0:
+    if source is not None and way is not None and way.bytes_per_second >= LEAST_RATE:
         tokens = reusable(request, state.fleet.clusters[source])
         pulled = pull_from(source, prefill, tokens, request, state, way.bytes_per_second)
         pull, reused, pull_seconds = Move(source, prefill, tokens, pulled.nbytes), tokens, pulled.seconds

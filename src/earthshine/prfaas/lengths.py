@@ -114,15 +114,22 @@ class LogNormal:
 
     def draw(self, source: random.Random) -> int:
         """One length, in whole tokens."""
-        below, mass = self._limits[0], self._limits[2]
-        share = min(max(below + mass * source.random(), 1e-16), 1 - 1e-16)
-        tokens = math.exp(self.mu + self.sigma * _STANDARD.inv_cdf(share))
-        return round(min(max(tokens, self.least), self.most))
+        return round(self._quantile(source.random()))
 
     def cuts(self, most: int) -> Sequence[float]:
-        """Lengths at equal ratios."""
-        ratio = self.most / self.least
-        return [self.least * ratio ** (i / most) for i in range(1, most)] + [self.most]
+        """Half of them at equal ratios, half at equal shares of the requests: a narrow distribution lies between two
+        of the former."""
+        ratio, half = self.most / self.least, most // 2
+        spread = (self.least * ratio ** (i / (most - half)) for i in range(1, most - half))
+        return [
+            *sorted({*spread, *(self._quantile(i / (half + 1)) for i in range(1, half + 1))} - {self.most}),
+            self.most,
+        ]
+
+    def _quantile(self, share: float) -> float:
+        below, mass = self._limits[0], self._limits[2]
+        share = min(max(below + mass * share, 1e-16), 1 - 1e-16)
+        return min(max(math.exp(self.mu + self.sigma * _STANDARD.inv_cdf(share)), self.least), self.most)
 
 
 def _normal(x: float) -> float:

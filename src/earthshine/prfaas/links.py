@@ -5,7 +5,7 @@ import math
 
 from earthshine.prfaas.conditions import Conditions
 from earthshine.prfaas.requests import SimulatedRequest
-from earthshine.prfaas.route import LinkState
+from earthshine.prfaas.route import LEAST_RATE, LinkState
 from earthshine.prfaas.transfers import Transfers
 from earthshine.prfaas.waiting import LateShare
 
@@ -40,7 +40,7 @@ class SimulatedLink:
 
     @property
     def is_down(self) -> bool:
-        return self._rate <= 0
+        return self._rate < LEAST_RATE
 
     @property
     def version(self) -> int:
@@ -51,7 +51,7 @@ class SimulatedLink:
         """A request is routed over the link."""
         self.assigned[request] = nbytes
         self._assigned_bytes += nbytes
-        if request.late:
+        if request.late and nbytes:
             self._set_late(request, nbytes)
 
     def became_late(self, request: SimulatedRequest) -> None:
@@ -91,7 +91,7 @@ class SimulatedLink:
         this pace; 0: all bytes exist."""
         self.measure(now)
         nbytes = self.assigned[request]
-        if request.late:
+        if request.late and nbytes:  # an empty cache delays no other
             if prefill_seconds <= 0:
                 self._late_waiting[request] = None
                 self._send_late(now)
@@ -157,7 +157,7 @@ class SimulatedLink:
 
     def detect(self) -> None:
         """The router learns that the link is down, or at which rate it is up again."""
-        if self.is_down or self.state.bytes_per_second <= 0:
+        if self.is_down or self.state.bytes_per_second < LEAST_RATE:
             self.state.bytes_per_second, self._known_loss = self._rate, self._loss
 
     def measure(self, now: float) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from earthshine.prfaas.fleet import Cluster
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.profile import Profile
-from earthshine.prfaas.route import ClusterState, FleetState, LinkState, RouteRequest
+from earthshine.prfaas.route import LEAST_RATE, ClusterState, FleetState, LinkState, RouteRequest
 
 
 class Pull(NamedTuple):
@@ -104,8 +104,9 @@ def held_tokens(request: RouteRequest, name: str) -> int:
 
 
 def usable_rate(link: LinkState, policy: Policy) -> float:
-    """Bytes per second to count on: retransmissions say that the measured rate is about to fall."""
-    return link.bytes_per_second / (1 + link.retransmitted / policy.halving_retransmission)
+    """Bytes per second to count on: retransmissions say that the measured rate is about to fall. 0: it is down."""
+    rate = link.bytes_per_second / (1 + link.retransmitted / policy.halving_retransmission)
+    return rate if rate >= LEAST_RATE else 0.0
 
 
 def pull_from(source: str, into: str, tokens: int, request: RouteRequest, state: FleetState, rate: float) -> Pull:

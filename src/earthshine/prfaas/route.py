@@ -11,6 +11,9 @@ from typing import NamedTuple
 from earthshine.prfaas.fleet import Fleet
 
 _LONGEST = 1e9  # tokens; a threshold may be infinite
+# Bytes per second; a link that carries less counts as down. The cache of 1,500 tokens of a large model with a latent
+# cache, at 70 KB a token, would take more than a day.
+LEAST_RATE = 1000.0
 ORDINARY, LATE = 0, 1  # priorities; lower ones are served first, as in vLLM
 
 
@@ -56,7 +59,7 @@ class ClusterState:
 class LinkState:
     """Live figures of a link."""
 
-    bytes_per_second: float  # measured, all connections together; 0: it is down
+    bytes_per_second: float  # measured, all connections together; below LEAST_RATE: it is down
     queued_bytes: float = 0.0  # that are still to be sent, without those of late prompts
     late_bytes: float = 0.0  # of late prompts
     retransmitted: float = 0.0  # share of the segments now, beyond that while the rate was measured

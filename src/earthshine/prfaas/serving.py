@@ -131,6 +131,7 @@ class Serving:
         self.route(now, request, self.cached(request))
 
     def retry_unroutable(self, now: float) -> None:
+        """After any change that could let a cluster take them."""
         waiting, self._unroutable = self._unroutable, []
         for request in waiting:
             self.route(now, request, self.cached(request))
@@ -184,6 +185,7 @@ class Serving:
             link.prefilled(now, request)
             self.schedule_transfers(link)
         self._instance_free(now, cluster)
+        self.retry_unroutable(now)
 
     def _instance_free(self, now: float, cluster: SimulatedCluster) -> None:
         """An instance finished a prompt or dropped it."""
@@ -281,10 +283,13 @@ class Serving:
             self._end_reply(now, cluster, instance)
         if instance.n:
             self._schedule_replies(cluster, instance)
+        self.retry_unroutable(now)
 
     def _end_reply(self, now: float, cluster: SimulatedCluster, instance: DecodeInstance) -> None:
         request, decode = instance.end_first(now), cluster.decode
         request.record.ended = now
+        # A batch that became smaller made the first step shorter than it was to be.
+        request.record.first_token = min(request.record.first_token, now)
         self.decoded += 1
         decode.replied(request)
         if self.on_replied is not None:

@@ -128,18 +128,28 @@ def _best_roles(fleet: Fleet, cluster: Cluster, lengths: Lengths, output_tokens:
     """
 
     @functools.cache
-    def trial(n: int) -> tuple[Fleet, Solution]:
-        found = with_roles(fleet, {cluster.name: n})
-        return found, _coarse(found, lengths, output_tokens)
+    def search(n: int) -> _Search:
+        return _Search(model_of(with_roles(fleet, {cluster.name: n}), lengths, output_tokens))
+
+    @functools.cache
+    def trial(n: int) -> Solution:
+        return search(n).fine()
 
     def decode_binds(n: int) -> bool:
-        return f"decode of {cluster.name}" in trial(n)[1].binds
+        return f"decode of {cluster.name}" in search(n).joint(*search(n).coarse()).binds
 
-    first = bisect.bisect_left(range(cluster.n_instances), True, key=decode_binds)
-    tried = [trial(n) for n in (first, max(0, first - 1))]
-    best, solution = max(tried, key=lambda found: _order(found[1]))
-    now = trial(fleet.clusters[cluster.name].n_prefill)[1]
-    return best if _order(solution) > _order(now) else fleet
+    def is_better(n: int, than: int) -> bool:
+        """Decoding alone may rule that out."""
+        possible = 0 <= n <= cluster.n_instances and search(n).most(math.inf) >= trial(than).rate
+        return possible and _order(trial(n)) > _order(trial(than))
+
+    # Between two cuts, thresholds may move what binds by an instance or more: whole tokens decide.
+    best = bisect.bisect_left(range(cluster.n_instances), True, key=decode_binds)
+    step = -1 if trial(best).rate >= search(best).most(math.inf) * (1 - _NEAR) else 1
+    while is_better(best + step, best):
+        best += step
+    own = cluster.n_prefill
+    return fleet if best == own or not is_better(best, own) else with_roles(fleet, {cluster.name: best})
 
 
 class _Search:

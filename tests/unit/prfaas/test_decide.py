@@ -229,6 +229,17 @@ class TestErrors:
             Policy(**{field: value})
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-300, 999.0])
+def test_link_that_carries_next_to_nothing_is_down(rate):
+    state = near_and_far()
+    for link in state.links.values():
+        link.bytes_per_second = rate
+    assert decide(RouteRequest(50000), state, Policy()).prefill == "near"
+    state.clusters["near"].n_prefill = 0
+    with pytest.raises(UnavailableError):
+        decide(RouteRequest(50000), state, Policy())
+
+
 NAMES = ("near", "far", "third")
 
 

@@ -91,3 +91,11 @@ def test_impossible_log_normals_are_refused(given, named):
 def test_impossible_samples_are_refused(tokens):
     with pytest.raises(UsageError):
         Sample(tokens)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.1, 1.0, 3.0])
+def test_cuts_divide_narrow_lengths_as_finely_as_broad_ones(sigma):
+    lengths = LogNormal(9.9, sigma)
+    cuts = [0.0, *lengths.cuts(256)]
+    assert len(cuts) <= 257
+    assert max(between(lengths, low, high).share for low, high in itertools.pairwise(cuts)) < 0.01

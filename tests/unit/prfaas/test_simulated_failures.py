@@ -13,6 +13,7 @@ from earthshine.loadgen.trace import Arrival
 from earthshine.prfaas.baselines import all_remote, local_only, paper, static_threshold
 from earthshine.prfaas.conditions import Conditions, Failure, RateChange
 from earthshine.prfaas.control import Control
+from earthshine.prfaas.curve import Curve
 from earthshine.prfaas.decide import decide
 from earthshine.prfaas.fleet import Cluster, Fleet, Link
 from earthshine.prfaas.outcome import Outcome
@@ -20,7 +21,7 @@ from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.route import FleetState, Route, Router, RouteRequest
 from earthshine.prfaas.simulate import simulate
 
-from .simulated import Roles, profile
+from .simulated import Roles, at, profile, two_clusters
 
 SEEDS = range(60)
 SECONDS = 100.0  # in which requests arrive and parts fail
@@ -161,3 +162,60 @@ def test_without_failures_exactly_what_routes_send_crosses(seed: int):
 def test_equal_seeds_give_equal_results(seed: int):
     first, second = (case(seed).run(random.Random(seed)) for _ in range(2))
     assert first == second
+
+
+def test_prompts_without_a_cache_to_send_become_late_as_others_do():
+    """All that waits is late once one of two instances fails; caches below 50,000 tokens have no bytes."""
+    fleet = two_clusters(far=2, near=0)
+    empty = replace(fleet.clusters["far"].profile, cache=Curve(((50000.0, 0.0), (101000.0, 91e6))))
+    fleet = Fleet(fleet.clusters | {"far": replace(fleet.clusters["far"], profile=empty)}, fleet.links)
+    failed = Conditions(failures=(Failure(0.5, 5.0, "far", "prefill"),))
+    ours = partial(decide, policy=Policy())
+    outcome = simulate(fleet, at(*[0.0] * 4), ours, conditions=failed, deadline_seconds=2.5)
+    assert outcome.unserved == 0
+    assert outcome.sent_bytes == 0
+
+
+def test_refused_request_is_routed_again_when_another_ends():
+    refused = [True]
+
+    def router(request: RouteRequest, state: FleetState) -> Route:
+        """Unavailable for its first request."""
+        if refused.pop() if refused else False:
+            raise UnavailableError("Starting.")
+        return local_only(request, state)
+
+    outcome = simulate(two_clusters(), at(0, 1), router)
+    assert outcome.unserved == 0
+    assert outcome.served[0].first_token > outcome.served[1].first_token
+
+
+def test_first_token_is_never_after_the_end():
+    """Steps of full batches are long; replies of one token end in smaller ones."""
+    fleet = two_clusters(near=20)
+    slow = replace(fleet.clusters["near"].profile, decode=Curve(((1.0, 0.1), (4.0, 2.0))))
+    fleet = Fleet(fleet.clusters | {"near": replace(fleet.clusters["near"], profile=slow)}, fleet.links)
+    requests = [Arrival(i / 100, 1000, 1) for i in range(20)]
+    outcome = simulate(fleet, requests, local_only)
+    assert outcome.unserved == 0
+    assert all(served.first_token <= served.ended for served in outcome.served)
+
+
+@pytest.mark.parametrize("listed", list(permutations(("other", "home", "away"))))
+def test_baselines_decode_where_a_prompt_can_be_computed(listed):
+    """`other` decodes only, and is as idle as `home`; only `home` computes prompts itself."""
+    slow, fast = profile("slow", 0.3), replace(profile("fast", 0.1), decode=None)
+    clusters = {
+        "other": Cluster("other", slow, 0, 5),
+        "home": Cluster("home", slow, 3, 5),
+        "away": Cluster("away", fast, 4, 0),
+    }
+    ways = [("away", "home"), ("away", "other")]
+    fleet = Fleet({name: clusters[name] for name in listed}, {ends: Link(*ends, 1e9) for ends in ways})
+    requests = [Arrival(float(i), tokens, 10) for i, tokens in enumerate((500, 20000, 700, 30000))]
+    down = Conditions(rates=tuple(RateChange(0.0, ends, 0.0) for ends in ways))
+    for router in (local_only, all_remote, static_threshold(1000), paper(abundant=True), paper(abundant=False)):
+        for conditions in (Conditions(), down):
+            assert simulate(fleet, requests, router, conditions=conditions, threshold=1000).unserved == 0
+    served = simulate(fleet, requests, static_threshold(1000)).served
+    assert [each.prefill for each in served] == ["home", "away"] * 2

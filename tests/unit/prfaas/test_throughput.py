@@ -91,6 +91,20 @@ def test_solve_finds_what_a_search_by_force_finds(gbps, lengths):
     assert solve(fleet, lengths, PAPER_OUTPUT).rate >= by_force * (1 - 1e-4)
 
 
+@pytest.mark.parametrize(
+    "lengths",
+    [LogNormal(9.9, sigma) for sigma in (0.01, 0.1, 0.5)]
+    + [LogNormal(11, 0.05), Sample([20000]), Sample([1000, 50000]), Sample(range(19000, 19100))],
+)
+@pytest.mark.parametrize("output", [100, 300, 1024])
+def test_best_roles_are_found_from_any_roles(lengths, output):
+    fleet = paper_fleet()
+    divided = [with_roles(fleet, {"pd": n}) for n in range(fleet.clusters["pd"].n_instances + 1)]
+    by_force = max(solve(found, lengths, output, roles=False).rate for found in divided)
+    for begin in divided[::3]:
+        assert solve(begin, lengths, output).rate >= by_force * (1 - 1e-4)
+
+
 def test_three_clusters_share_lengths_by_comparative_advantage():
     slow = made_up("slow", (0.5, 20.0, 300.0), 4, 4, 5.0)
     middle = made_up("middle", (0.6, 6.0, 60.0), 2)
