@@ -14,14 +14,13 @@ from earthshine.errors import UsageError
 from earthshine.loadgen.trace import MOST_TOKENS, read_trace
 from earthshine.prfaas.fleet import Fleet, read_fleet, shipped_fleets
 from earthshine.prfaas.lengths import Lengths, LogNormal, trace_lengths
-from earthshine.prfaas.solve import Change, grid_search, solve, what_if
+from earthshine.prfaas.solve import Change, grid_search, paper_grid, solve, what_if
 from earthshine.prfaas.throughput import Solution, Stage, evaluate, stage_order
 from earthshine.units import format_duration
 from earthshine.untrusted import shown
 
 MOST_GBPS = 1e6
 _MOST_REQUESTS = 1_000_000
-_GRID = range(1000, 120001, 200)  # tokens: thresholds of the paper's search, which leave a part to each cluster
 _OUTPUT_TOKENS = 1024.0
 _LEAST_GAIN = 1.005  # times the rate: less is shown as nothing
 
@@ -95,7 +94,7 @@ def fleet_named(name: str, gbps: float | None = None) -> Fleet:
 def _solution(fleet: Fleet, lengths: Lengths, output_tokens: float, options: SolveOptions) -> Solution:
     if options.threshold is None:
         if options.at_means:
-            return grid_search(fleet, lengths, output_tokens, [0, *_GRID, lengths.longest])
+            return grid_search(fleet, lengths, output_tokens, paper_grid(lengths))
         return solve(fleet, lengths, output_tokens)
     if not 0 <= options.threshold <= MOST_TOKENS:
         raise UsageError(f"--threshold must be from 0 to {MOST_TOKENS} tokens, not {options.threshold:g}.")

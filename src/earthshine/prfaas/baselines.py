@@ -1,5 +1,6 @@
 """Policies to compare `decide` with, each as its authors describe it, and with what every real router has: a place that
-does not work, or whose link is down, is not used.
+does not work, or whose link is down, is not used. Queues are first in, first out, except with `late_last`, which tells
+what the order of service alone brings.
 
 - local only: no disaggregation across clusters.
 - all remote: the paper's naive heterogeneous system; every prompt goes to a cluster that does not decode.
@@ -15,7 +16,7 @@ from collections.abc import Callable
 
 from earthshine.errors import UnavailableError
 from earthshine.prfaas.predict import held_tokens, pull_from, reusable
-from earthshine.prfaas.route import LEAST_RATE, FirstToken, FleetState, Move, Route, Router, RouteRequest
+from earthshine.prfaas.route import LATE, LEAST_RATE, FirstToken, FleetState, Move, Route, Router, RouteRequest
 
 EXO_TOKENS = 1000
 _Places = list[str | None]  # clusters that prefill; None for a kind of which none can
@@ -77,6 +78,23 @@ def paper(abundant: bool) -> Router:
     return route
 
 
+def late_last(router: Router) -> Router:
+    """The places of `router`, in the order in which `decide` has prompts served: what is predicted to miss its deadline
+    waits behind what can be in time."""
+
+    def route(request: RouteRequest, state: FleetState) -> Route:
+        found, deadline = router(request, state), request.deadline_seconds
+        if deadline is None:
+            return found
+        first = found.first_token
+        if first.total > deadline:
+            return found._replace(priority=LATE)
+        begin = first.queue + first.pull
+        return found._replace(begin_within=begin + deadline - first.total, admit_within=deadline)
+
+    return route
+
+
 def _decoding(request: RouteRequest, state: FleetState, places_of: Callable[[str], _Places]) -> tuple[str, _Places]:
     """The cluster that decodes it, and the places where it may be computed for that, the one that the rule prefers
     first. Of the clusters that can be served, or the one demanded: that with the shortest wait, then one that has the
@@ -119,7 +137,8 @@ def _first(
     reason: str,
     source: str | None = None,
 ) -> Route:
-    """The route to the first place that works, with the prefix of `source` moved there if that has a link."""
+    """The route to the first place that works, with the prefix of `source` moved there if that has a link. Its first
+    token is predicted as `decide` does."""
     prefill = next(name for name in places if name is not None)
     profile, cluster = state.fleet.clusters[prefill].profile, state.clusters[prefill]
     reused, pull, pull_seconds = reusable(request, state.fleet.clusters[prefill]), None, 0.0
@@ -129,13 +148,17 @@ def _first(
         pulled = pull_from(source, prefill, tokens, request, state, way.bytes_per_second)
         pull, reused, pull_seconds = Move(source, prefill, tokens, pulled.nbytes), tokens, pulled.seconds
     seconds = profile.prefill_seconds(request.tokens, reused)
+    begin = cluster.prefill_wait_seconds + pull_seconds
     send, transfer, usd = None, 0.0, 0.0
     if prefill != decode:
         nbytes = profile.cache_bytes(request.tokens, held_tokens(request, decode))
         send, usd = Move(prefill, decode, request.tokens, nbytes), profile.usd_per_hour * seconds / 3600
-        link = state.links[prefill, decode]
-        transfer = max(0.0, (link.queued_bytes + nbytes) / link.bytes_per_second - seconds)
+        link, trip = state.links[prefill, decode], state.fleet.links[prefill, decode].round_trip_seconds
+        sent = max(begin, link.queued_bytes / link.bytes_per_second) + nbytes / link.bytes_per_second
+        transfer = max(0.0, sent - begin - seconds) + trip / 2
+    step = state.fleet.clusters[decode].profile.decode
+    wait = max(0.0, state.clusters[decode].decode_wait_seconds - begin - seconds - transfer)
     first = FirstToken(
-        cluster.prefill_wait_seconds, pull_seconds, seconds, transfer, state.clusters[decode].decode_wait_seconds
+        cluster.prefill_wait_seconds, pull_seconds, seconds, transfer, wait + (step(1) if step is not None else 0.0)
     )
     return Route(prefill, decode, reused, pull, send, first, usd, reason)

@@ -4,9 +4,9 @@ import math
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
-from earthshine.prfaas.baselines import EXO_TOKENS, all_remote, local_only, paper, static_threshold
+from earthshine.prfaas.baselines import EXO_TOKENS, all_remote, late_last, local_only, paper, static_threshold
 from earthshine.prfaas.bound import most_in_time
 from earthshine.prfaas.control import Controller, threshold_of
 from earthshine.prfaas.decide import decide
@@ -17,14 +17,20 @@ from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.route import FleetState, Route, Router, RouteRequest
 from earthshine.prfaas.scenarios import Scenario
 from earthshine.prfaas.simulate import simulate
-from earthshine.prfaas.solve import solve, with_roles
+from earthshine.prfaas.solve import can_grid_search, grid_search, paper_grid, solve, with_roles
+from earthshine.prfaas.throughput import Solution
 
 OURS, STATIC, PAPER = "earthshine", "best static threshold", "paper, frozen"
+STATIC_LATE, LOCAL_LATE = "static threshold, late last", "local only, late last"
 REMOTE, LOCAL, BOUND = "all remote", "local only", "bound"
 _TENTHS = 10
 _AROUND = 3  # of the best thresholds
 _FINER = (0.05, 0.025, 0.0125)  # shares of the requests, around them
-_SCARCE = 0.5  # share of a link's rate that the model expects to be sent, above which the paper's rule is "scarce"
+_BESIDE = (0.0, -0.1, -0.05, 0.05, 0.1)  # the best static threshold: shares of the requests, for another order
+
+# The paper does not define when bandwidth is "abundant". Here it is where no link carries more than this share of its
+# rate in the model: a prefix that moves is part of a prompt, so moves at most double what is sent.
+_ABUNDANT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +48,37 @@ class Row:
     unserved: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Static:
+    """A static threshold, `share` of the requests being shorter, with its fleet's roles."""
+
+    row: Row
+    share: float
+    fleet: Fleet
+
+
 def compare(found: Scenario, policy: Policy, *, note: Callable[[str], None] = lambda _: None) -> Iterator[Row]:
     """A row for each policy, ours first; the bound last, with `in_time` alone. note: called with the name of each
     before it runs."""
+    static = cache(lambda: best_static(found))
     runs: list[tuple[str, Callable[[], Row]]] = [
         (OURS, lambda: _row(OURS, "decide and tick", found, ours(found, policy))),
-        (STATIC, lambda: best_static(found)),
+        (STATIC, lambda: static().row),
+        (STATIC_LATE, lambda: _static_late(found, static())),
         (PAPER, lambda: _paper(found)),
         ("exo's constant", lambda: _static(found, EXO_TOKENS, _solved(found), "exo's constant")),
         (REMOTE, lambda: _row(REMOTE, "", found, _run(found, _decoding_only(found), all_remote))),
-        (LOCAL, lambda: _local(found)),
+        (LOCAL, lambda: _local(found, LOCAL, local_only)),
+        (LOCAL_LATE, lambda: _local(found, LOCAL_LATE, late_last(local_only))),
         (BOUND, lambda: Row(BOUND, "no policy can exceed it", bound(found))),
     ]
-    if not found.fleet.links:
-        runs = [run for run in runs if run[0] != REMOTE]
+    left_out = set() if found.fleet.links else {REMOTE}
+    if not can_grid_search(found.fleet, paper_grid(found.lengths)):
+        left_out.add(PAPER)  # it is described for two clusters
     for name, run in runs:
-        note(name)
-        yield run()
+        if name not in left_out:
+            note(name)
+            yield run()
 
 
 def bound(found: Scenario) -> float:
@@ -73,14 +93,14 @@ def ours(found: Scenario, policy: Policy) -> Outcome:
     return _run(found, fleet, partial(_decide, policy), controller.threshold, controller)
 
 
-def best_static(found: Scenario) -> Row:
+def best_static(found: Scenario) -> Static:
     """The threshold and the roles with the most requests in time, chosen in hindsight: all roles with thresholds at
     each tenth of the requests, then thresholds around the best three.
 
     A run ends early when it can't be among the best three, so the result is that of whole runs. Those of medium
     thresholds come first, since the best is soon found among them.
     """
-    lengths = Sample(a.input_tokens for a in found.arrivals)
+    threshold = _thresholds(found)
     known: dict[tuple[int, float], Row] = {}
     fleets = list(_all_roles(found.fleet))
 
@@ -89,10 +109,9 @@ def best_static(found: Scenario) -> Row:
 
     def tried(roles: int, share: float) -> None:
         if (roles, share) not in known:
-            tokens = lengths.percentile(share) if share > 0 else 0.0
             third = best(_AROUND)[-1] if len(known) >= _AROUND else None
             limit = None if third is None else len(found.arrivals) - int(known[third].in_time)
-            known[roles, share] = _static(found, tokens, fleets[roles], most_late=limit)
+            known[roles, share] = _static(found, threshold(share), fleets[roles], most_late=limit)
 
     for at in sorted(range(_TENTHS + 1), key=lambda at: abs(2 * at - _TENTHS)):
         for roles in range(len(fleets)):
@@ -101,7 +120,22 @@ def best_static(found: Scenario) -> Row:
         for roles, share in best(_AROUND):
             for beside in (share - step, share + step):
                 tried(roles, min(1.0, max(0.0, beside)))
-    return known[best(1)[0]]
+    roles, share = best(1)[0]
+    return Static(known[roles, share], share, fleets[roles])
+
+
+def _static_late(found: Scenario, best: Static) -> Row:
+    """The best static threshold with late prompts last: in the same roles, that threshold or one beside it."""
+    threshold = _thresholds(found)
+    tokens = {threshold(min(1.0, max(0.0, best.share + more))): None for more in _BESIDE}
+    rows = [_static(found, one, best.fleet, STATIC_LATE, order=late_last) for one in tokens]
+    return max(rows, key=lambda row: row.in_time)
+
+
+def _thresholds(found: Scenario) -> Callable[[float], float]:
+    """Tokens below which a share of the requests is."""
+    lengths = Sample(a.input_tokens for a in found.arrivals)
+    return lambda share: lengths.percentile(share) if share > 0 else 0.0
 
 
 def _decide(policy: Policy, request: RouteRequest, state: FleetState) -> Route:
@@ -120,16 +154,26 @@ def _all_roles(fleet: Fleet) -> Iterator[Fleet]:
 
 def _solved(found: Scenario) -> Fleet:
     """The fleet in the roles that the model gives for what is expected."""
-    solution = solve(found.fleet, found.lengths, found.output_tokens)
-    return with_roles(found.fleet, {c.name: solution.n_prefill[c.name] for c in _convertible(found.fleet)})
+    return _in_roles_of(solve(found.fleet, found.lengths, found.output_tokens), found.fleet)
+
+
+def _in_roles_of(solution: Solution, fleet: Fleet) -> Fleet:
+    return with_roles(fleet, {c.name: solution.n_prefill[c.name] for c in _convertible(fleet)})
 
 
 def _convertible(fleet: Fleet) -> list[Cluster]:
     return [cluster for cluster in fleet.clusters.values() if cluster.convertible]
 
 
-def _static(found: Scenario, tokens: float, fleet: Fleet, name: str = STATIC, most_late: int | None = None) -> Row:
-    run = _run(found, fleet, static_threshold(tokens), most_late=most_late)
+def _static(
+    found: Scenario,
+    tokens: float,
+    fleet: Fleet,
+    name: str = STATIC,
+    order: Callable[[Router], Router] = lambda router: router,
+    most_late: int | None = None,
+) -> Row:
+    run = _run(found, fleet, order(static_threshold(tokens)), most_late=most_late)
     return _row(name, f"{tokens:,.0f} tokens{_roles(fleet)}", found, run)
 
 
@@ -138,14 +182,17 @@ def _roles(fleet: Fleet) -> str:
 
 
 def _paper(found: Scenario) -> Row:
-    """Threshold and roles of the grid search, for what is expected at the start, and never changed."""
-    solution, fleet = solve(found.fleet, found.lengths, found.output_tokens), _solved(found)
-    threshold = threshold_of(solution)
-    links = [link.bytes_per_second for link in found.fleet.links.values()]
-    abundant = solution.egress_bytes_per_second <= _SCARCE * max(links, default=0.0)
+    """Threshold and roles of the paper's grid search, for what is expected at the start, and never changed."""
+    solution = grid_search(found.fleet, found.lengths, found.output_tokens, paper_grid(found.lengths))
+    fleet, threshold, abundant = _in_roles_of(solution, found.fleet), threshold_of(solution), _is_abundant(solution)
     limit = f"{threshold:,.0f} tokens" if threshold < math.inf else "no threshold"
     about = f"{limit}{_roles(fleet)}, bandwidth {'abundant' if abundant else 'scarce'}"
     return _row(PAPER, about, found, _run(found, fleet, paper(abundant), threshold))
+
+
+def _is_abundant(solution: Solution) -> bool:
+    """Whether every cluster's links could carry so much more than its prompts' caches; see _ABUNDANT."""
+    return all(solution.rate * stage.share <= _ABUNDANT * stage.egress for stage in solution.stages)
 
 
 def _decoding_only(found: Scenario) -> Fleet:
@@ -153,12 +200,12 @@ def _decoding_only(found: Scenario) -> Fleet:
     return with_roles(found.fleet, {c.name: 0 for c in _convertible(found.fleet)})
 
 
-def _local(found: Scenario) -> Row:
+def _local(found: Scenario, name: str, router: Router) -> Row:
     """In the best roles for it, in hindsight; clusters that do not decode stand idle."""
     best: Row | None = None
     for fleet in _all_roles(found.fleet):
         limit = None if best is None else len(found.arrivals) - int(best.in_time)
-        row = _row(LOCAL, _roles(fleet)[2:], found, _run(found, fleet, local_only, most_late=limit))
+        row = _row(name, _roles(fleet)[2:], found, _run(found, fleet, router, most_late=limit))
         best = row if best is None or row.in_time > best.in_time else best
     assert best is not None, "a fleet has its own roles"
     return best

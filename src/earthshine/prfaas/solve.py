@@ -250,13 +250,23 @@ class _Search:
         return rate * seconds <= n and rate * share <= self._model.outflow(stage, nbytes / share)
 
 
+def paper_grid(lengths: Lengths) -> list[float]:
+    """Thresholds for `grid_search`, tokens: steps of 200, and both ends, which leave everything to one cluster."""
+    return [0.0, *map(float, range(1000, 120001, 200)), float(lengths.longest)]
+
+
+def can_grid_search(fleet: Fleet, thresholds: Sequence[float]) -> bool:
+    """Whether `grid_search` takes them."""
+    n_divisions = math.prod(c.n_instances + 1 for c in fleet.clusters.values() if c.convertible)
+    return len(fleet.prefilling) <= 2 and len(thresholds) * n_divisions <= _MOST_TRIALS
+
+
 def grid_search(fleet: Fleet, lengths: Lengths, output_tokens: float, thresholds: Sequence[float]) -> Solution:
     """The paper's own search: every threshold with every division of roles, requests at their bands' mean lengths.
 
     Raises UsageError for more than two clusters that prefill, and for more than a million trials.
     """
-    n_divisions = math.prod(c.n_instances + 1 for c in fleet.clusters.values() if c.convertible)
-    if len(fleet.prefilling) > 2 or len(thresholds) * n_divisions > _MOST_TRIALS:
+    if not can_grid_search(fleet, thresholds):
         raise UsageError(
             f"A grid search takes two clusters that prefill and at most {_MOST_TRIALS} trials; leave out --at-means."
         )
