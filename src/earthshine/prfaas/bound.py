@@ -14,6 +14,9 @@ that decodes it:
 4. No more seconds of instances or bytes of a link are spent in any interval than there are.
 5. An instance has one role at a time, and serves nothing for `convert_seconds` between two roles.
 
+A prompt that is routed again may find in caches what was computed of it before. So where failures, links that go down or
+conversions allow that, a prompt with whole blocks need obey only rule 1, for the p that computed it first, and rule 3.
+
 Dropped are all other rules: that an instance computes one prompt at a time, that a request is served whole and by one
 cluster, that roles are divided into whole instances, that failed instances do nothing, that requests too late must be
 served as well. What remains is a linear program over slots of time; a slot that an interval touches counts as inside.
@@ -39,6 +42,7 @@ from earthshine.loadgen.trace import BLOCK_TOKENS, Arrival
 from earthshine.prfaas.conditions import Conditions, Role
 from earthshine.prfaas.fleet import Cluster, Fleet, Link
 from earthshine.prfaas.prices import Array, Division, Resource, spread, windows
+from earthshine.prfaas.route import LEAST_RATE
 from earthshine.prfaas.workload import reply_blocks, whole_blocks
 
 _SLOTS = 32  # in a deadline
@@ -77,6 +81,8 @@ class _Problem:
         self._tokens = [a.input_tokens for a in arrivals]
         self._replies = np.array([a.output_tokens for a in arrivals], dtype=np.float64)
         self._known = _known_tokens(arrivals, deadline)
+        again = _may_route_again(fleet, conditions)
+        self._again = np.array([again and bool(blocks) for blocks in whole_blocks(arrivals)])
         slowest = max(c.profile.decode(c.profile.batch) for c in fleet.decoding if c.profile.decode is not None)
         reply_seconds = float(self._replies.max()) * slowest
         self._slot = max(deadline / _SLOTS, (arrivals[-1].seconds + deadline + reply_seconds) / _MOST_SLOTS)
@@ -90,7 +96,7 @@ class _Problem:
             self._way(source, target, fleet.links.get((source.name, target.name)))
             for target in fleet.decoding
             for source in fleet.prefilling
-            if source is target or (source.name, target.name) in fleet.links
+            if source is target or (source.name, target.name) in fleet.links or self._again.any()
         ]
 
     def solve(self) -> float:
@@ -112,10 +118,13 @@ class _Problem:
         alone = seconds + decode(1)
         if link is not None and source is not target:
             nbytes = np.array([source.profile.cache_bytes(tokens, known) for tokens, known in sizes])
+            nbytes = np.where(self._again, 0.0, nbytes)
             needs.append(_Need(self._link(link), nbytes, self._width))
             fastest = max(link.bytes_per_second, *(c.bytes_per_second for c in self._conditions.rates), 1e-9)
-            alone = alone + nbytes / self._conditions.layers / fastest + link.round_trip_seconds / 2
-        return _Way(needs, alone <= self._deadline)
+            trip = np.where(self._again, 0.0, link.round_trip_seconds / 2)
+            alone = alone + nbytes / self._conditions.layers / fastest + trip
+        joined = self._again | (source is target or link is not None)
+        return _Way(needs, joined & (alone <= self._deadline))
 
     def _instances(self, cluster: Cluster, role: Role) -> Resource:
         key = (cluster.name, role)
@@ -178,6 +187,13 @@ class _Problem:
                 need.resource.slope -= spread(need.resource, bought, need.width, warmth)
         for resource in self._resources.values():
             resource.step(done)
+
+
+def _may_route_again(fleet: Fleet, conditions: Conditions) -> bool:
+    """Whether a request may be routed more than once: what fails, goes down or converts gives up what it has."""
+    slowed = (c.bytes_per_second / (1 + c.loss / conditions.halving_loss) for c in conditions.rates)
+    down = any(rate < LEAST_RATE for rate in slowed)
+    return down or bool(conditions.failures) or any(c.convertible for c in fleet.clusters.values())
 
 
 def _least_step(cluster: Cluster) -> float:

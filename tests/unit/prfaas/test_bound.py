@@ -10,11 +10,11 @@ from earthshine.prfaas.bound import most_in_time
 from earthshine.prfaas.conditions import Conditions, Failure, RateChange
 from earthshine.prfaas.control import Control
 from earthshine.prfaas.decide import decide
-from earthshine.prfaas.fleet import Fleet
+from earthshine.prfaas.fleet import Cluster, Fleet, Link
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.simulate import simulate
 
-from .simulated import ENDS, STEP, at, two_clusters
+from .simulated import ENDS, STEP, at, profile, two_clusters
 
 
 def alone(fleet: Fleet) -> Fleet:
@@ -84,6 +84,26 @@ def test_bound_counts_replies_that_a_failure_interrupts():
     found = simulate(_fixed(fleet), arrivals, local_only, conditions=often)
     bound = most_in_time(_fixed(fleet), arrivals, 2.0, often)
     assert most_in_time(_fixed(fleet), arrivals, 2.0) < 8 < 20 <= found.within(2.0) <= bound < 60
+
+
+def _relay() -> Fleet:
+    """x prefills fast and y slowly; replies are decoded by d, to which both send, and x sends to y."""
+    fast, slow = profile("fast", 0.1), profile("slow", 3.0)
+    x, y = (Cluster(n, replace(p, decode=None), 1, 0) for n, p in (("x", fast), ("y", slow)))
+    ends = {("x", "d"): 1e6, ("x", "y"): 1e9, ("y", "d"): 1e9}
+    return Fleet({"x": x, "y": y, "d": Cluster("d", slow, 0, 1)}, {way: Link(*way, rate) for way, rate in ends.items()})
+
+
+def test_bound_counts_what_a_request_computed_before_it_was_routed_again():
+    """The link of each prompt goes down, and what x computed reaches d by y."""
+    arrivals = [Arrival(30.0 * i, 20100, 10, tuple(range(100 * i + 1, 100 * i + 40))) for i in range(10)]
+    rates = [(30 * i + after, rate) for i in range(10) for after, rate in ((3.0, 0.0), (25.0, 1e6))]
+    cut = Conditions(tuple(RateChange(at, ("x", "d"), rate) for at, rate in rates))
+    found = simulate(_relay(), arrivals, partial(decide, policy=Policy()), conditions=cut, deadline_seconds=10.0)
+    assert 2 < found.within(10.0) <= most_in_time(_relay(), arrivals, 10.0, cut)
+    assert most_in_time(_relay(), arrivals, 1.9, cut) == 0  # x alone takes longer
+    without = [replace(arrival, blocks=()) for arrival in arrivals]
+    assert most_in_time(_relay(), without, 10.0, cut) < 2
 
 
 def test_prefix_that_a_later_prompt_brings_may_be_known():
