@@ -14,8 +14,8 @@ that decodes it:
 4. No more seconds of instances or bytes of a link are spent in any interval than there are.
 5. An instance has one role at a time, and serves nothing for `convert_seconds` between two roles.
 
-A prompt that is routed again may find in caches what was computed of it before. So where failures, links that go down or
-conversions allow that, a prompt with whole blocks need obey only rule 1, for the p that computed it first, and rule 3.
+A prompt that is routed again may find in caches what was computed of it before. So where failures, links that go down
+or conversions allow that, one with whole blocks need only obey rule 1, for the p that computed it first, and rule 3.
 
 Dropped are all other rules: that an instance computes one prompt at a time, that a request is served whole and by one
 cluster, that roles are divided into whole instances, that failed instances do nothing, that requests too late must be
