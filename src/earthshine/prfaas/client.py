@@ -238,7 +238,8 @@ class RemotePrefill:
             self._tokens += tokens
             self._bytes += nbytes
             well = error is None or error.reason in _OURS
-            self._fleet.ended(job.route, seconds, nbytes, self._peers[peer].figures().bytes_per_second, well)
+            link = self._peers[peer].figures()
+            self._fleet.ended(job.route, seconds, nbytes, link.bytes_per_second, well, retransmitted=link.retransmitted)
         asked = arrival.end - arrival.start if arrival is not None else 0
         forecast = job.route.first_token.total
         columns = [

@@ -15,14 +15,14 @@ from earthshine.untrusted import shown
 Role = Literal["prefill", "decode"]
 Ends = tuple[str, str]
 _MOST_LAYERS = 10_000
+_MATHIS = math.sqrt(3 / 2)  # with every segment acknowledged
 
 
 @dataclass(frozen=True, slots=True)
 class RateChange:
     """From `seconds` on, the link `ends` (source, target) has another rate; 0: it is down.
 
-    loss: share of the segments that is lost and sent again, which lowers the rate further; see
-    `Conditions.halving_loss`.
+    loss: share of the segments that is lost and sent again, which lowers the rate further; see `Conditions.carried`.
     """
 
     seconds: float
@@ -52,9 +52,9 @@ class Conditions:
     # parameters have about 60 layers.
     layers: int = 60
 
-    # Losses of this share of the segments halve a link's rate: a loss-based congestion control halves its window at
-    # a loss, and windows hold some hundred segments.
-    halving_loss: float = 0.01
+    # TCP connections that share a link, as many as a peer opens, and the bytes that a segment carries over Ethernet.
+    connections: int = 4
+    segment_bytes: float = 1448.0
 
     # After this long without an answer a link counts as down, and as up again. Peers exchange heartbeats each second.
     detect_seconds: float = 1.0
@@ -71,11 +71,24 @@ class Conditions:
     # Bytes of the prefix cache of each instance: what is left of 8 GPUs' memory, and some of the host's.
     cache_bytes: float = 256e9
 
+    def carried(self, bytes_per_second: float, loss: float, round_trip_seconds: float) -> float:
+        """Bytes per second over a link of a rate that loses a share of the segments.
+
+        Each connection sends at most 1.22 segments per round trip over the square root of the loss (Mathis, Semke,
+        Mahdavi and Ott, 1997). Policies count on another law, `Policy.halving_retransmission`, so that being wrong
+        about losses costs them what it would in a network.
+        """
+        most = self.connections * self.segment_bytes * _MATHIS
+        slowed = round_trip_seconds * math.sqrt(loss)
+        return min(bytes_per_second, most / slowed) if slowed else bytes_per_second
+
     def check(self, fleet: Fleet) -> None:
         """Raises UsageError for a value out of range, and for what names no part of the fleet."""
         if not 1 <= self.layers <= _MOST_LAYERS:
             raise UsageError(f"layers must be 1 to {_MOST_LAYERS}, not {self.layers}.", "layers")
-        for name in ("halving_loss", "busy_seconds", "idle_seconds", "cache_bytes"):
+        if self.connections < 1:
+            raise UsageError(f"connections must be at least 1, not {self.connections}.", "connections")
+        for name in ("segment_bytes", "busy_seconds", "idle_seconds", "cache_bytes"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} must be above 0, not {getattr(self, name):g}.", name)
         for name in ("detect_seconds", "convert_seconds"):

@@ -150,7 +150,7 @@ class SimulatedLink:
     def change(self, now: float, bytes_per_second: float, loss: float) -> None:
         """From now on the link has another rate and loses another share of the segments."""
         self.measure(now)
-        self._rate = bytes_per_second / (1 + loss / self._conditions.halving_loss)
+        self._rate = self._conditions.carried(bytes_per_second, loss, 2 * self.one_way_seconds)
         self._loss = loss
         self._transfers.set_rate(now, self._rate)
         self._send_late(now)

@@ -28,6 +28,7 @@ class _Place:
     profile: Profile
     scale: float = 1.0
     rate: float = 0.0  # bytes per second to here
+    retransmitted: float = 0.0  # share of the segments while the rate was measured
     waiting_seconds: float = 0.0  # of prompts under way there
     depth: int = 0
     queued_bytes: float = 0.0
@@ -93,7 +94,8 @@ class LiveFleet:
         for ends, link in state.links.items():
             place, peer = self._places[ends[0]], state.clusters[ends[0]]
             peer.prefill_wait_seconds, peer.prefill_depth = place.waiting_seconds, place.depth
-            link.queued_bytes, link.retransmitted = place.queued_bytes, trips.get(ends[0], (0.0, 0.0))[1]
+            link.queued_bytes = place.queued_bytes
+            link.retransmitted = max(0.0, trips.get(ends[0], (0.0, 0.0))[1] - place.retransmitted)
         cached = {HERE: Cached(known, (known,))} if known else {}
         return decide(RouteRequest(tokens, cached, decode=HERE), state, self._policy)
 
@@ -108,9 +110,12 @@ class LiveFleet:
         place.waiting_seconds += route.first_token.prefill
         place.queued_bytes += route.send.nbytes if route.send else 0.0
 
-    def ended(self, route: Route, seconds: float, nbytes: int, delivery: float, well: bool) -> None:
+    def ended(
+        self, route: Route, seconds: float, nbytes: int, delivery: float, well: bool, *, retransmitted: float = 0.0
+    ) -> None:
         """It ended after `seconds`, `nbytes` having arrived; `delivery`: bytes per second that the transport measured,
-        0 where it has not. `well`: all has arrived, or it was not the peer's fault that it has not."""
+        0 where it has not. `well`: all has arrived, or it was not the peer's fault that it has not. `retransmitted`:
+        the share of segments, as in `route`."""
         place = self._places[route.prefill]
         place.depth -= 1
         place.waiting_seconds = max(0.0, place.waiting_seconds - route.first_token.prefill) if place.depth else 0.0
@@ -124,10 +129,10 @@ class LiveFleet:
         if not nbytes or seconds <= 0 or route.send is None or nbytes < route.send.nbytes / 2:
             return
         rate = max(delivery, nbytes / seconds)
-        if nbytes / rate > seconds / 2:  # it was mostly the link that took the time
-            place.rate = rate
-        else:
-            place.rate = max(place.rate, rate)
+        mostly = nbytes / rate > seconds / 2  # it was mostly the link that took the time
+        if mostly or rate > place.rate:
+            place.rate, place.retransmitted = rate, retransmitted
+        if not mostly:
             place.measure(route.first_token.queue + route.first_token.prefill, seconds)
 
     def computed_here(self, tokens: int, known: int, seconds: float) -> None:

@@ -62,7 +62,9 @@ class LinkState:
     bytes_per_second: float  # measured, all connections together; below LEAST_RATE: it is down
     queued_bytes: float = 0.0  # that are still to be sent, without those of late prompts
     late_bytes: float = 0.0  # of late prompts
-    retransmitted: float = 0.0  # share of the segments now, beyond that while the rate was measured
+    # Share of the segments now, beyond that while the rate was measured: the rate shows what was lost then, and a
+    # link that always loses the same has 0.
+    retransmitted: float = 0.0
 
 
 @dataclass(slots=True)

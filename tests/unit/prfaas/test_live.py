@@ -53,6 +53,17 @@ def test_slow_link_keeps_prompts_here_once_it_is_known(fleet):
     assert where(fleet) == HERE
 
 
+def test_losses_count_beyond_those_that_the_measured_rate_shows(fleet):
+    route = fleet.route(10_000, 0, 0, {"peer": (0.01, 0.05)})
+    fleet.began(route)
+    nbytes = int(route.send.nbytes)
+    fleet.ended(route, 40.0, nbytes, nbytes / 40, True, retransmitted=0.05)
+    steady = fleet.route(10_000, 0, 0, {"peer": (0.01, 0.05)})
+    assert steady.prefill == "peer"
+    assert steady.first_token.prefill + steady.first_token.transfer == pytest.approx(40, rel=0.01)
+    assert fleet.route(10_000, 0, 0, {"peer": (0.01, 0.15)}).prefill == HERE
+
+
 def test_peer_that_is_slower_than_it_says_gets_fewer_prompts(fleet):
     for _ in range(20):
         route = fleet.route(10_000, 0, 0, {}, away=True)

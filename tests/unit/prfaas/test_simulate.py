@@ -208,9 +208,10 @@ def test_a_reply_that_a_failure_interrupts_has_no_deadline_for_a_first_token_tha
 
 
 def test_loss_is_known_before_the_measured_rate_follows_it():
-    """The true rate falls to a third at 10 s. Right after, the rate that `decide` counts on is the true one already;
-    later retransmissions add nothing to what the measured rate says."""
-    lossy = Conditions(rates=(RateChange(10, ENDS, 9e6, loss=0.02),), halving_loss=0.01)
+    """The true rate falls at 10 s. Right after, the rate that `decide` counts on falls too, as far as its own law says,
+    which is too little here; later retransmissions add nothing to what the measured rate says."""
+    lossy = Conditions(rates=(RateChange(10, ENDS, 9e6, loss=0.005),))
+    true = 4 * 1448 * 1.5**0.5 / (0.05 * 0.005**0.5)
     seen = []
 
     def router(request: RouteRequest, state: FleetState) -> Route:
@@ -218,22 +219,26 @@ def test_loss_is_known_before_the_measured_rate_follows_it():
         seen.append((link.bytes_per_second, usable_rate(link, Policy())))
         return local_only(request, state)
 
-    simulate(two_clusters(rate=9e6), at(9, 10.001, 300), router, conditions=lossy)
+    simulate(two_clusters(rate=9e6, trip=0.05), at(9, 10.001, 300), router, conditions=lossy)
     assert seen[0] == (near(9e6), near(9e6))
-    assert seen[1] == (pytest.approx(9e6, rel=1e-3), pytest.approx(3e6, rel=1e-3))
-    assert seen[2] == (pytest.approx(3e6, rel=1e-3), pytest.approx(3e6, rel=1e-3))
+    assert seen[1] == (pytest.approx(9e6, rel=1e-3), pytest.approx(6e6, rel=1e-3))
+    assert seen[2] == (pytest.approx(true, rel=1e-3), pytest.approx(true, rel=1e-3))
 
 
 def test_loss_slows_transfers():
-    lossy = Conditions(rates=(RateChange(0, ENDS, 1e6, loss=0.01),), halving_loss=0.01)
-    outcome = simulate(two_clusters(), at(0.0), all_remote, conditions=lossy)
-    assert waits(outcome) == [near(1.0 / LAYERS + 2 * 9.1 + STEP)]
+    """Four times the loss or twice the round trip halve the rate; a link is no faster than its rate."""
+    for trip, loss, rate in ((0.1, 0.01, 709375), (0.1, 0.04, 354688), (0.2, 0.01, 354688), (0.01, 0.01, 1e6)):
+        lossy = Conditions(rates=(RateChange(0, ENDS, 1e6, loss),))
+        outcome = simulate(two_clusters(trip=trip), at(0.0), all_remote, conditions=lossy)
+        assert waits(outcome) == [pytest.approx(1.0 / LAYERS + 9.1e6 / rate + trip / 2 + STEP, rel=1e-5)]
 
 
 def test_decide_leaves_a_link_that_loses_segments_before_its_rate_is_measured():
     def remote(loss: float) -> bool:
         lossy = Conditions(rates=(RateChange(10, ENDS, 1e7, loss),))
-        outcome = simulate(two_clusters(rate=1e7), at(10.001), partial(decide, policy=Policy()), conditions=lossy)
+        outcome = simulate(
+            two_clusters(rate=1e7, trip=0.05), at(10.001), partial(decide, policy=Policy()), conditions=lossy
+        )
         return outcome.served[0].remote
 
     assert remote(0.0)
@@ -346,7 +351,8 @@ def test_rate_over_a_narrow_link_is_the_links():
         (Conditions(failures=(Failure(1, math.inf, "far", "prefill"),)), "end after that"),
         (Conditions(failures=(Failure(1, 2, "far", "route"),)), "prefill or decode"),
         (Conditions(layers=0), "layers must be 1"),
-        (Conditions(halving_loss=0), "halving_loss must be above 0"),
+        (Conditions(segment_bytes=0), "segment_bytes must be above 0"),
+        (Conditions(connections=0), "connections must be at least 1"),
         (Conditions(busy_seconds=math.nan), "busy_seconds must be above 0"),
         (Conditions(idle_seconds=-1), "idle_seconds must be above 0"),
         (Conditions(cache_bytes=0), "cache_bytes must be above 0"),

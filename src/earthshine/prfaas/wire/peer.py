@@ -38,12 +38,12 @@ _HOPELESS = (Reason.TOKEN, Reason.CERTIFICATE, Reason.VERSION, Reason.PROTOCOL) 
 
 @dataclass(frozen=True, slots=True)
 class LinkFigures:
-    """What the peer's kernel measured on the connections to here; for `prfaas.route.LinkState`. 0 where unknown."""
+    """What the peer's kernel measured on the connections to here. 0 where unknown."""
 
     connections: int
     rtt_seconds: float  # smoothed, the mean of the connections
     rtt_least_seconds: float
-    retransmitted: float  # share of the segments
+    retransmitted: float  # share of the segments since the connections began
     bytes_per_second: float  # delivery rate, all connections together
 
 
