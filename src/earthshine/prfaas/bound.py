@@ -191,7 +191,8 @@ class _Problem:
 
 def _may_route_again(fleet: Fleet, conditions: Conditions) -> bool:
     """Whether a request may be routed more than once: what fails, goes down or converts gives up what it has."""
-    slowed = (c.bytes_per_second / (1 + c.loss / conditions.halving_loss) for c in conditions.rates)
+    trips = {ends: link.round_trip_seconds for ends, link in fleet.links.items()}
+    slowed = (conditions.carried(c.bytes_per_second, c.loss, trips[c.ends]) for c in conditions.rates)
     down = any(rate < LEAST_RATE for rate in slowed)
     return down or bool(conditions.failures) or any(c.convertible for c in fleet.clusters.values())
 
