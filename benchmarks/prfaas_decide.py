@@ -78,7 +78,7 @@ def figures_of(n: int, repeats: int) -> dict[str, list[float]]:
         name = f"decide, {n} clusters, {'prefixes in two' if prefixes else 'no prefixes'} (µs)"
         found[name] = microseconds(routed, DECISIONS, repeats)
     controller = Controller(state.fleet, POLICY, PAPER_LENGTHS, PAPER_OUTPUT_TOKENS)
-    for i in range(POLICY.remembered):
+    for i in range(POLICY.window_requests):
         controller.observe(0.0, 1000 + 37 * i)
         controller.replied(PAPER_OUTPUT_TOKENS)
     spent = microseconds(lambda i: controller.tick(30.0 * i, state), TICKS, repeats)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS
+
 app = typer.Typer(
     help="Prefill as a service: compute long prompts where compute is cheap.",
     no_args_is_help=True,
@@ -33,13 +35,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 def solve(
     fleet: FleetName = "paper",
     link: Links = None,
-    mu: Mu = 9.9,
-    sigma: Sigma = 1.0,
-    shortest: Shortest = 128,
-    longest: Longest = 131072,
+    mu: Mu = PAPER_LENGTHS.mu,
+    sigma: Sigma = PAPER_LENGTHS.sigma,
+    shortest: Shortest = int(PAPER_LENGTHS.least),
+    longest: Longest = int(PAPER_LENGTHS.most),
     trace: Trace = None,
     output_tokens: Annotated[
-        float | None, typer.Option(help="Mean tokens of a reply; default: 1024, or the trace's mean.")
+        float | None, typer.Option(help=f"Mean tokens of a reply; default: {PAPER_OUTPUT_TOKENS}, or the trace's mean.")
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Keep this threshold in tokens and the file's roles, instead of the best ones.")

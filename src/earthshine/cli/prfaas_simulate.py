@@ -9,11 +9,11 @@ from typing import Any
 
 from earthshine.cli.layout import Report
 from earthshine.cli.plot import new_figure, require_picture, save_figure
-from earthshine.cli.prfaas_solve import fleet_named
+from earthshine.cli.prfaas_solve import extrapolation, fleet_named
 from earthshine.cli.progress import ProgressLine
 from earthshine.errors import UsageError
 from earthshine.prfaas.compare import BOUND, LOCAL, OURS, STATIC, Row, compare
-from earthshine.prfaas.outcome import percentile
+from earthshine.prfaas.lengths import percentile
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.scenarios import Scenario, scenario
 from earthshine.units import format_duration
@@ -69,6 +69,9 @@ def _print(found: Scenario, rows: Sequence[Row]) -> None:
     better = [row.policy for row in rows if row.policy != BOUND and row.in_time > ours]
     if better:
         report.paragraph(f"More in time: {', '.join(better)}.")
+    warning = extrapolation(found.fleet, _longest(found))
+    if warning:
+        report.paragraph(warning)
     report.blank()
     rate = n / max(found.arrivals[-1].seconds, 1e-9)
     report.heading(f"{found.name}: {n:,} requests, {rate:.3g} per second")
@@ -76,6 +79,10 @@ def _print(found: Scenario, rows: Sequence[Row]) -> None:
     columns = ("", "in time", *(f"p{percent}" for percent in _PERCENTS), "mean", "remote", "cached", "Gb/s", "")
     report.table(columns, [_cells(row, n) for row in rows])
     report.note("Times are those to the first token. cached: prompt tokens found in a prefix cache. Gb/s: over links.")
+
+
+def _longest(found: Scenario) -> int:
+    return max(arrival.input_tokens for arrival in found.arrivals)
 
 
 def _times(value: float, other: float) -> str:
@@ -108,6 +115,7 @@ def _facts(found: Scenario, rows: Sequence[Row]) -> dict[str, Any]:
         "about": found.about,
         "requests": n,
         "deadline_seconds": found.deadline_seconds,
+        "extrapolated": found.fleet.extrapolated(_longest(found)),
         "policies": [_row_facts(row, n) for row in rows],
     }
 

@@ -16,12 +16,12 @@ from earthshine.prfaas.fleet import Fleet, read_fleet, shipped_fleets
 from earthshine.prfaas.lengths import Lengths, LogNormal, trace_lengths
 from earthshine.prfaas.solve import Change, grid_search, paper_grid, solve, what_if
 from earthshine.prfaas.throughput import Solution, Stage, evaluate, stage_order
+from earthshine.prfaas.workload import PAPER_OUTPUT_TOKENS
 from earthshine.units import format_duration
 from earthshine.untrusted import shown
 
 MOST_GBPS = 1e6
 _MOST_REQUESTS = 1_000_000
-_OUTPUT_TOKENS = 1024.0
 _LEAST_GAIN = 1.005  # times the rate: less is shown as nothing
 
 
@@ -40,7 +40,7 @@ class Workload:
         """Lengths of prompts, and mean tokens of a reply. Raises UsageError."""
         if self.trace is None:
             lengths = LogNormal(self.mu, self.sigma, self.shortest, self.longest)
-            return lengths, _OUTPUT_TOKENS if self.output is None else self.output
+            return lengths, float(PAPER_OUTPUT_TOKENS) if self.output is None else self.output
         arrivals = read_trace(self.trace, _MOST_REQUESTS)
         mean = sum(arrival.output_tokens for arrival in arrivals) / len(arrivals)
         return trace_lengths(arrivals), mean if self.output is None else self.output
@@ -72,9 +72,11 @@ def run_solve(options: SolveOptions) -> None:
     found = _solution(fleet, lengths, output_tokens, options)
     changes = [] if options.threshold is not None or options.at_means else what_if(fleet, lengths, output_tokens)
     if options.json:
-        print(json.dumps(_facts(found, changes, output_tokens), indent=2))
+        facts = _facts(found, changes, output_tokens) | {"extrapolated": fleet.extrapolated(lengths.longest)}
+        print(json.dumps(facts, indent=2))
     else:
-        _print(found, changes, f"{options.workload.words}, replies of {output_tokens:.0f}")
+        words = f"{options.workload.words}, replies of {output_tokens:.0f}"
+        _print(found, changes, words, extrapolation(fleet, lengths.longest))
 
 
 def fleet_named(name: str, gbps: float | None = None) -> Fleet:
@@ -91,6 +93,12 @@ def fleet_named(name: str, gbps: float | None = None) -> Fleet:
     return Fleet(fleet.clusters, links)
 
 
+def extrapolation(fleet: Fleet, longest: float) -> str:
+    """A line about prefill curves that end before the longest prompt; empty for none."""
+    ends = ", ".join(f"{shown(name)} at {end:,.0f}" for name, end in fleet.extrapolated(longest).items())
+    return f"Extrapolated to {longest:,.0f} tokens, since these prefill curves end before: {ends}." if ends else ""
+
+
 def _solution(fleet: Fleet, lengths: Lengths, output_tokens: float, options: SolveOptions) -> Solution:
     if options.threshold is None:
         if options.at_means:
@@ -104,12 +112,14 @@ def _solution(fleet: Fleet, lengths: Lengths, output_tokens: float, options: Sol
     return evaluate(fleet, lengths, output_tokens, [options.threshold], at_means=options.at_means)
 
 
-def _print(found: Solution, changes: Sequence[Change], workload: str) -> None:
+def _print(found: Solution, changes: Sequence[Change], workload: str, warning: str) -> None:
     report = Report()
     for line in answer(found):
         report.paragraph(line)
     for line in _helps(found.rate, changes):
         report.paragraph(line)
+    if warning:
+        report.paragraph(warning)
     report.blank()
     report.heading(f"With {workload}")
     columns = ("", "share", "mean tokens", "a prefill", "a cache", "requests/s", "of its link", "")
@@ -127,7 +137,7 @@ def answer(found: Solution) -> list[str]:
     return [
         f"Prefill {', '.join(parts)}." if parts else "No cluster can prefill.",
         f"Instances: {'; '.join(roles)}.",
-        f"That serves {rate(found.rate)} requests per second; what limits it: {', '.join(found.binds)}.",
+        f"That serves {rate(found.rate)} requests per second; what limits it: {', '.join(found.bottlenecks)}.",
     ]
 
 
@@ -175,7 +185,7 @@ def _facts(found: Solution, changes: Sequence[Change], output_tokens: float) -> 
         "n_prefill": dict(found.n_prefill),
         "n_decode": dict(found.n_decode),
         "requests_per_second": found.rate,
-        "binds": list(found.binds),
+        "bottlenecks": list(found.bottlenecks),
         "remote_share": found.remote_share,
         "egress_bytes_per_second": found.egress_bytes_per_second,
         "output_tokens": output_tokens,

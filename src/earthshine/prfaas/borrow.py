@@ -4,6 +4,8 @@ Both machines are idle, so `decide` compares service times: seconds of prefill h
 sending the cache, which overlaps with it.
 """
 
+import bisect
+import math
 from dataclasses import dataclass, replace
 
 from earthshine.prfaas.decide import decide
@@ -99,7 +101,12 @@ def _ways(state: FleetState, tokens: int) -> tuple[Option, Option]:
 
 
 def _break_even(state: FleetState, longest: int) -> int | None:
-    """The shortest prompt from which on the other machine is sooner: both times grow, and the one here faster."""
+    """The shortest prompt from which on the other machine is sooner.
+
+    Between points of the curves the time here is linear in the prompt's length; the time there is convex, as the
+    greater of prefill and transfer. So where the other machine is sooner at both ends of such a piece, it is sooner
+    within, and where it is at the upper end alone, there is one length from which on it is.
+    """
 
     def sooner_there(tokens: int) -> bool:
         local, remote = _ways(state, tokens)
@@ -107,8 +114,17 @@ def _break_even(state: FleetState, longest: int) -> int | None:
 
     if not sooner_there(longest):
         return None
-    low, high = 0, longest
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if sooner_there(middle) else (middle, high)
+    high = longest
+    for low in _cuts(state, longest):
+        if not sooner_there(low):
+            return low + 1 + bisect.bisect_left(range(low + 1, high), True, key=sooner_there)
+        high = low
     return high
+
+
+def _cuts(state: FleetState, longest: int) -> list[int]:
+    """Tokens below `longest` at which a curve may bend, and 1; descending."""
+    here, there = (state.fleet.clusters[name].profile for name in (HERE, THERE))
+    sizes = [size for curve in (here.prefill, there.prefill, there.cache) if curve for size, _ in curve.points]
+    cuts = {1} | {round_(size) for size in sizes for round_ in (math.floor, math.ceil)}
+    return sorted((cut for cut in cuts if 1 <= cut < longest), reverse=True)

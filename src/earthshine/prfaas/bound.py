@@ -1,5 +1,7 @@
 """A bound that no policy can exceed: how many requests can have their first token within the deadline.
 
+It holds for policies that prefill a prompt whole, alone and in one cluster, and never preempt a reply.
+
 Even a policy that knows all arrivals, lengths, failures and rates in advance, and serves requests in any order, must
 obey the following, for each request that it serves in time, by a cluster p that computes the prompt and a cluster d
 that decodes it:

@@ -94,7 +94,8 @@ class PrefillQueue:
 
     def _estimate(self, now: float) -> None:
         """When instances are ready. Where a prompt can't begin in time, the longest of those up to it becomes late
-        until all others begin in time: on one machine this makes the fewest late (J. M. Moore, 1968)."""
+        until all others begin in time. With one instance and equal deadlines this makes the fewest late (J. M. Moore,
+        1968); elsewhere it is a rule of thumb."""
         while not self._ready_known:
             late = self._find_late(now)
             self._ready_known = late is None

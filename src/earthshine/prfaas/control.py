@@ -39,16 +39,17 @@ class Control:
 
 
 class Controller:
-    """Starts with the fleet's own roles and `lengths`, and without a clock: times are given, and never run backwards.
+    """Starts with the fleet's own roles and `lengths`. It has state (the window of requests, the roles, what has been
+    lost), but no clock and no randomness: equal calls in the same order give equal results. Times never run backwards.
 
     `output_tokens`: mean of the replies until some are observed.
     """
 
     def __init__(self, fleet: Fleet, policy: Policy, lengths: Lengths, output_tokens: float) -> None:
         self._fleet, self._policy, self._expected = fleet, policy, (lengths, output_tokens)
-        self._least_seen = min(_LEAST_SEEN, policy.remembered)
-        self._seen: deque[tuple[float, int]] = deque(maxlen=policy.remembered)  # when, uncached tokens
-        self._replies: deque[int] = deque(maxlen=policy.remembered)  # tokens
+        self._least_seen = min(_LEAST_SEEN, policy.window_requests)
+        self._seen: deque[tuple[float, int]] = deque(maxlen=policy.window_requests)  # when, uncached tokens
+        self._replies: deque[int] = deque(maxlen=policy.window_requests)  # tokens
         self._roles = {name: c.n_prefill for name, c in fleet.clusters.items() if c.convertible}
         self._changed = -math.inf  # when roles last did
         self._ticked = 0.0
@@ -78,7 +79,9 @@ class Controller:
         solution = (best if why else present).solution
         solved, near = threshold_of(solution), self._policy.threshold_hysteresis
         if solution.rate and not self.threshold * (1 - near) <= solved <= self.threshold * (1 + near):
-            why += f"threshold from {self.threshold:.0f} to {solved:.0f} tokens, {', '.join(solution.binds)} limits"
+            why += (
+                f"threshold from {self.threshold:.0f} to {solved:.0f} tokens, {', '.join(solution.bottlenecks)} limits"
+            )
             self.threshold = solved
         return Control(self.threshold, dict(self._roles), why or "no change worth making")
 

@@ -10,7 +10,8 @@ from earthshine.errors import UsageError
 from earthshine.untrusted import shown
 
 _MOST_POINTS = 1000
-_MOST = 1e18
+# What a file may say: from a decode step of the fastest accelerators to a prefill of three years.
+_LIMITS = {"tokens": (1, 1e9), "sequences": (1, 1e6), "bytes": (1, 1e15), "seconds": (1e-5, 1e8)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,10 @@ class Curve:
 
 
 def read_curve(field_name: str, value: object, unit: str, value_unit: str) -> Curve:
-    """A curve from a file's list of pairs; raises UsageError that names the field, the pair and what would be right."""
+    """A curve from a file's list of pairs; raises UsageError that names the field, the pair and what would be right.
+
+    unit, value_unit: tokens, sequences, bytes or seconds.
+    """
     if not isinstance(value, list) or not 1 <= len(value) <= _MOST_POINTS:
         raise UsageError(f"{field_name} must be a list of 1 to {_MOST_POINTS} pairs [{unit}, {value_unit}].")
     return Curve(tuple(_ascending(field_name, value, unit, value_unit)))
@@ -62,8 +66,9 @@ def _ascending(field_name: str, value: list[object], unit: str, value_unit: str)
         if not isinstance(pair, list) or len(pair) != 2:
             raise UsageError(f"{where} must be two numbers, {unit} and {value_unit}.")
         for part, name in zip(pair, (unit, value_unit), strict=True):
-            if type(part) not in (int, float) or not 0 < part <= _MOST:
-                raise UsageError(f"{where} must have {name} above 0 and at most {_MOST:g}.")
+            least, most = _LIMITS[name]
+            if type(part) not in (int, float) or not least <= part <= most:
+                raise UsageError(f"{where} must have {name} from {least:g} to {most:g}.")
         if pair[0] <= before[0]:
             raise UsageError(f"{where} must have more {unit} than the pair before it.")
         if pair[1] < before[1]:

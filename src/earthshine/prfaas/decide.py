@@ -6,9 +6,15 @@ threshold says what a second of one cluster's work is worth in seconds of anothe
 both cost the same. So an idle fleet minimises the first token, and a saturated one divides prompts at the threshold,
 which keeps all producers busy (paper equation 7).
 
+That holds for two clusters that prefill. With more, `solve` has a threshold between each two, and `decide` the lowest
+one above which prompts are prefilled remotely: it prices all clusters by their times at that length. Between equal
+queues a cluster may then get none of the band that `solve` gives it. Its queue gets shorter, until it draws prompts, so
+the fleet still serves nearly as many requests.
+
 With a deadline, only places that meet it count. A prompt that can meet it nowhere is late: its priority is behind all
-that can be in time, at the queue, on the link and for a place in a batch, so that it delays none of them; and it goes
-where late ones are served first. A prompt that is in time says until when it may begin and still be so.
+that can be in time, at the queue, on the link and for a place in a batch, so that it delays none of them.
+It goes where it would be served soonest among late prompts. A prompt that is in time says until when it may begin and
+still be so.
 """
 
 import math
@@ -18,6 +24,8 @@ from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.predict import Option, decode_places, options
 from earthshine.prfaas.route import LATE, ORDINARY, FirstToken, FleetState, Move, Route, RouteRequest
 from earthshine.untrusted import shown
+
+_SHOWN = 0.005  # seconds: less is 0.00 in a reason
 
 
 def decide(request: RouteRequest, state: FleetState, policy: Policy) -> Route:
@@ -43,8 +51,8 @@ def decide(request: RouteRequest, state: FleetState, policy: Policy) -> Route:
 
 
 def _late(request: RouteRequest, within: list[Option], per_usd: float) -> Route:
-    """For a prompt that meets its deadline nowhere: where late ones are served first."""
-    chosen = min(within, key=lambda option: option.total + option.late + option.usd * per_usd)
+    """For a prompt that meets its deadline nowhere: where it would be served soonest among late prompts."""
+    chosen = min(within, key=lambda option: option.total + option.late_backlog_seconds + option.usd * per_usd)
     return _route(request, chosen, "late everywhere, least so here, behind all that can be in time", LATE)
 
 
@@ -61,7 +69,7 @@ def _unavailable(found: list[Option], request: RouteRequest, state: FleetState) 
 def _cheapest(found: list[Option], per_usd: float) -> Option:
     best, least = found[0], math.inf
     for option in found:
-        cost = option.total + option.others + option.usd * per_usd
+        cost = option.total + option.delay_to_others_seconds + option.usd * per_usd
         if cost < least:
             best, least = option, cost
     return best
@@ -76,13 +84,15 @@ def _why(chosen: Option, timely: list[Option], within: list[Option], found: list
         return "all others exceed the ceiling" if len(found) > 1 else "nothing else works or is connected"
     other = _cheapest([option for option in timely if option is not chosen], per_usd)
     place = other.prefill if other.prefill != chosen.prefill else f"with {other.reused} tokens reused"
-    sooner, spared = other.total - chosen.total, other.others - chosen.others
-    if sooner >= 0:
+    sooner = other.total - chosen.total
+    spared = other.delay_to_others_seconds - chosen.delay_to_others_seconds
+    if sooner >= _SHOWN:
         return f"{sooner:.2f} s sooner than {place}"
+    when = f"as soon as {place}" if sooner > -_SHOWN else f"{-sooner:.2f} s later than {place}"
     saved = other.usd - chosen.usd
     if saved * per_usd > spared:
-        return f"{-sooner:.2f} s later than {place}, but ${saved:.4g} cheaper"
-    return f"{-sooner:.2f} s later than {place}, which saves all other requests {spared:.2f} s"
+        return f"{when}, but ${saved:.4g} cheaper"
+    return f"{when}, which saves all other requests {spared:.2f} s" if spared >= _SHOWN else when
 
 
 def _route(request: RouteRequest, chosen: Option, why: str, priority: int = ORDINARY) -> Route:

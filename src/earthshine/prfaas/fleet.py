@@ -68,6 +68,11 @@ class Fleet:
         """Clusters that prefill or could."""
         return [c for c in self.clusters.values() if c.n_prefill or (c.convertible and c.profile.prefill)]
 
+    def extrapolated(self, tokens: float) -> dict[str, float]:
+        """By profile, where its prefill curve ends, if that is before `tokens`: beyond it the last slope goes on."""
+        ends = {c.profile.name: c.profile.prefill.points[-1][0] for c in self.prefilling if c.profile.prefill}
+        return {name: end for name, end in ends.items() if end < tokens}
+
 
 def shipped_fleets() -> Mapping[str, Path]:
     """The names and files of the fleets that ship with the package."""

@@ -15,7 +15,6 @@ from typing import NamedTuple, Protocol
 
 from earthshine.errors import UsageError
 from earthshine.loadgen.trace import MOST_TOKENS, Arrival, Shape
-from earthshine.prfaas.outcome import percentile
 
 _SQRT_2 = math.sqrt(2)
 _STANDARD = NormalDist()
@@ -134,6 +133,11 @@ class LogNormal:
 
 def _normal(x: float) -> float:
     return math.erfc(-x / _SQRT_2) / 2
+
+
+def percentile(ranked: Sequence[float], share: float) -> float:
+    """Of ascending values: the least that at least this share of them does not exceed."""
+    return ranked[max(0, math.ceil(share * len(ranked)) - 1)]
 
 
 class Sample:

@@ -18,8 +18,8 @@ class SimulatedLink:
     """
 
     __slots__ = ("_assigned_bytes", "_conditions", "_known_loss", "_late", "_late_bytes", "_late_sending",
-                 "_late_waiting", "_loss", "_measured", "_rate", "_share", "_transfers", "assigned", "one_way_seconds",
-                 "scheduled", "state")  # fmt: skip
+                 "_late_waiting", "_loss", "_measured", "_n_sent", "_rate", "_share", "_transfers", "assigned",
+                 "one_way_seconds", "scheduled", "state")  # fmt: skip
 
     def __init__(self, state: LinkState, round_trip_seconds: float, conditions: Conditions) -> None:
         self.state = state
@@ -30,6 +30,7 @@ class SimulatedLink:
         self._measured = 0.0  # time up to which the measurements are
         self.assigned: dict[SimulatedRequest, float] = {}  # to bytes to send; 0 when all are sent
         self._assigned_bytes = 0.0  # so far, without those given up
+        self._n_sent = 0  # of `assigned`
         self._transfers: Transfers[SimulatedRequest] = Transfers(self._rate)
         self._late: dict[SimulatedRequest, float] = {}  # of `assigned`, to bytes left when last sent
         self._late_bytes = 0.0  # all of these
@@ -51,6 +52,7 @@ class SimulatedLink:
         """A request is routed over the link."""
         self.assigned[request] = nbytes
         self._assigned_bytes += nbytes
+        self._n_sent += not nbytes
         if request.late and nbytes:
             self._set_late(request, nbytes)
 
@@ -76,6 +78,7 @@ class SimulatedLink:
         left = self.assigned.pop(request, None)
         if left is None:
             return False
+        self._n_sent -= not left
         if request in self._transfers:
             self.measure(now)
             left = self._transfers.remove(now, request)
@@ -141,6 +144,7 @@ class SimulatedLink:
                 self._share.earn(self.assigned[ended])
             self._forget_late(ended)
             self.assigned[ended] = 0.0
+            self._n_sent += 1
         self._send_late(now)
         return ended
 
@@ -180,4 +184,5 @@ class SimulatedLink:
             self._set_late(self._late_sending, self._transfers.left(now, self._late_sending))
         self.state.queued_bytes = max(0.0, unsent - self._late_bytes) if self.assigned else 0.0
         self.state.late_bytes = self._late_bytes
+        self.state.n_queued = len(self.assigned) - self._n_sent - len(self._late)
         self.state.retransmitted = max(0.0, self._loss - self._known_loss)

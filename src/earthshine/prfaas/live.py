@@ -94,7 +94,7 @@ class LiveFleet:
         for ends, link in state.links.items():
             place, peer = self._places[ends[0]], state.clusters[ends[0]]
             peer.prefill_wait_seconds, peer.prefill_depth = place.waiting_seconds, place.depth
-            link.queued_bytes = place.queued_bytes
+            link.queued_bytes, link.n_queued = place.queued_bytes, place.depth
             link.retransmitted = max(0.0, trips.get(ends[0], (0.0, 0.0))[1] - place.retransmitted)
         cached = {HERE: Cached(known, (known,))} if known else {}
         return decide(RouteRequest(tokens, cached, decode=HERE), state, self._policy)

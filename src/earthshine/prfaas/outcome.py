@@ -1,7 +1,6 @@
 """What a simulation found: each request's times, and their summary."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -36,12 +35,12 @@ class Outcome:
 
     def within(self, deadline_seconds: float) -> int:
         """Requests whose first token came within the deadline."""
-        return sum(s.first_token - s.arrived <= deadline_seconds for s in self.served)
+        return sum(s.wait <= deadline_seconds for s in self.served)
 
     @property
     def waits(self) -> list[float]:
         """Seconds to the first token, ascending."""
-        return sorted(s.first_token - s.arrived for s in self.served)
+        return sorted(s.wait for s in self.served)
 
     @property
     def unserved(self) -> int:
@@ -56,8 +55,3 @@ class Outcome:
     def reused_share(self) -> float:
         """Prompt tokens found in a prefix cache."""
         return sum(s.reused_tokens for s in self.served) / sum(s.tokens for s in self.served)
-
-
-def percentile(ranked: Sequence[float], share: float) -> float:
-    """Of ascending values: the least that at least this share of them does not exceed."""
-    return ranked[max(0, math.ceil(share * len(ranked)) - 1)]

@@ -17,7 +17,7 @@ class Pull(NamedTuple):
     tokens: int
     nbytes: float
     seconds: float  # with what the link has queued
-    drained: float  # of these, until the link has sent what it has queued
+    delay_to_others_seconds: float  # of all transfers together that will wait behind it
 
 
 class _Prefill(NamedTuple):
@@ -30,14 +30,13 @@ class _Prefill(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """A cluster that prefills. `late`: seconds that its late prompts take."""
+    """A cluster that prefills."""
 
     cluster: Cluster
     live: ClusterState
     ways: list[_Prefill]
     price: float  # of a second of its prefill
-    typical: float  # bytes of a prompt's cache
-    late: float
+    late_backlog_seconds: float  # that its late prompts take
 
 
 @dataclass(slots=True)
@@ -55,8 +54,8 @@ class Option:
     decode_seconds: float
     total: float
     usd: float
-    others: float  # seconds that all other requests together wait longer
-    late: float  # seconds that its late prompts take, or their caches on the link
+    delay_to_others_seconds: float  # that all other requests together wait longer
+    late_backlog_seconds: float  # that late prompts take in its cluster, or their caches on its link
 
 
 def options(request: RouteRequest, state: FleetState, policy: Policy) -> list[Option]:
@@ -75,8 +74,8 @@ def options(request: RouteRequest, state: FleetState, policy: Policy) -> list[Op
         step = decode(1) if decode else 0.0
         for source, link in zip(sources, links, strict=True):
             if link is not None:
-                others = waiting * source.price / capacity
-                found += _options(request, target, source, link, others, (live.decode_wait_seconds, step))
+                n_behind = waiting * source.price / capacity
+                found += _options(request, target, source, link, n_behind, (live.decode_wait_seconds, step))
     return found
 
 
@@ -89,12 +88,7 @@ def decode_places(request: RouteRequest, state: FleetState) -> list[Cluster]:
 def reusable(request: RouteRequest, cluster: Cluster) -> int:
     """Tokens from which a prefill in `cluster` goes on; the last token is always computed, for the first logits."""
     cached = request.cached.get(cluster.name)
-    if cached is None:
-        return 0
-    most = min(cached.tokens, request.tokens - 1)
-    if not cluster.profile.recurrent:
-        return most
-    return max([length for length in cached.states if length <= most], default=0)
+    return 0 if cached is None else cached.usable(cluster.profile.recurrent, request.tokens - 1)
 
 
 def held_tokens(request: RouteRequest, name: str) -> int:
@@ -113,16 +107,16 @@ def pull_from(source: str, into: str, tokens: int, request: RouteRequest, state:
     """Moving the first `tokens` tokens' cache at `rate` bytes per second: it is asked for, then sent after what the
     link has queued, and only then the prompt joins the queue of prompts."""
     nbytes = state.fleet.clusters[source].profile.cache_bytes(tokens, min(held_tokens(request, into), tokens))
-    drained = state.links[source, into].queued_bytes / rate
-    seconds = drained + nbytes / rate + state.fleet.links[source, into].round_trip_seconds
-    return Pull(source, tokens, nbytes, seconds, drained)
+    link, sent = state.links[source, into], nbytes / rate
+    seconds = link.queued_bytes / rate + sent + state.fleet.links[source, into].round_trip_seconds
+    return Pull(source, tokens, nbytes, seconds, link.n_queued * sent)
 
 
 def _sources(request: RouteRequest, state: FleetState, policy: Policy) -> list[_Source]:
     found = []
     clusters = state.fleet.clusters
     held = {name: reusable(request, clusters[name]) for name in request.cached if name in clusters}
-    typical = state.at_threshold()
+    at_threshold = state.at_threshold()
     known: dict[tuple[int, int], float] = {}
     for name, live in state.clusters.items():
         cluster = clusters[name]
@@ -130,8 +124,7 @@ def _sources(request: RouteRequest, state: FleetState, policy: Policy) -> list[_
         if live.n_prefill <= 0 or prefill is None:
             continue
         ways = _ways(request, cluster, held, state, policy, known)
-        seconds, nbytes = typical[name]
-        found.append(_Source(cluster, live, ways, 1 / seconds, nbytes, live.late_seconds / live.n_prefill))
+        found.append(_Source(cluster, live, ways, 1 / at_threshold[name], live.late_seconds / live.n_prefill))
     return found
 
 
@@ -174,11 +167,12 @@ def _ways(
 class _Link(NamedTuple):
     rate: float  # bytes per second; 0 within a cluster, which needs none
     drained: float  # seconds until it has sent what it has queued
-    late: float  # seconds that it takes for what late prompts have queued
+    n_queued: int  # transfers
+    late_backlog_seconds: float  # that it takes for what late prompts have queued
     one_way: float  # seconds
 
 
-_WITHIN = _Link(0.0, 0.0, 0.0, 0.0)
+_WITHIN = _Link(0.0, 0.0, 0, 0.0, 0.0)
 
 
 def _link(source: _Source, target: Cluster, state: FleetState, policy: Policy) -> _Link | None:
@@ -191,7 +185,7 @@ def _link(source: _Source, target: Cluster, state: FleetState, policy: Policy) -
     if live is None or rate <= 0:
         return None
     trip = state.fleet.links[ends].round_trip_seconds
-    return _Link(rate, live.queued_bytes / rate, live.late_bytes / rate, trip / 2)
+    return _Link(rate, live.queued_bytes / rate, live.n_queued, live.late_bytes / rate, trip / 2)
 
 
 def _options(
@@ -199,24 +193,24 @@ def _options(
     target: Cluster,
     source: _Source,
     link: _Link,
-    others: float,
+    n_behind: float,
     batch: tuple[float, float],
 ) -> list[Option]:
-    """others: seconds that others wait for one of this source. batch: seconds until one has room, and of its step."""
+    """n_behind: how many prompts each second of this source's work delays. batch: seconds until one has room, and of
+    its step."""
     found = []
-    profile, queue, late = source.cluster.profile, source.live.prefill_wait_seconds, source.late
+    profile, queue, late = source.cluster.profile, source.live.prefill_wait_seconds, source.late_backlog_seconds
     nbytes = delay = 0.0
     if link.rate:
-        late = max(late, link.late)
+        late = max(late, link.late_backlog_seconds)
         nbytes = profile.cache_bytes(request.tokens, held_tokens(request, target.name))
-        # As many transfers will wait behind this one as wait before it, each as long as this one takes.
-        delay = link.drained * nbytes / source.typical if link.drained else 0.0
+        # Behind this transfer as many will wait as are now before it, each for as long as this one takes.
+        delay = link.n_queued * nbytes / link.rate
     for reused, pull, seconds, usd in source.ways:
-        begin, slower = queue, others * seconds + delay
+        begin, slower = queue, n_behind * seconds + delay
         if pull is not None:
             begin += pull.seconds
-            if pull.drained:
-                slower += pull.drained * pull.nbytes / source.typical
+            slower += pull.delay_to_others_seconds
         transfer = 0.0
         if link.rate:
             # The cache is sent while it is computed, after what the link has queued.
@@ -226,8 +220,19 @@ def _options(
         admitted = max(0.0, batch[0] - arrived) + batch[1]
         found.append(
             Option(
-                source.cluster.name, target.name, reused, pull, nbytes, queue, seconds, transfer, admitted,
-                arrived + admitted, usd if link.rate else 0.0, slower, late,
+                prefill=source.cluster.name,
+                decode=target.name,
+                reused=reused,
+                pull=pull,
+                send_bytes=nbytes,
+                queue=queue,
+                seconds=seconds,
+                transfer=transfer,
+                decode_seconds=admitted,
+                total=arrived + admitted,
+                usd=usd if link.rate else 0.0,
+                delay_to_others_seconds=slower,
+                late_backlog_seconds=late,
             )
-        )  # fmt: skip
+        )
     return found

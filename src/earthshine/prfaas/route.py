@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from earthshine.errors import UsageError
 from earthshine.prfaas.fleet import Fleet
 
 _LONGEST = 1e9  # tokens; a threshold may be infinite
@@ -25,22 +26,41 @@ class Cached:
     tokens: int
     states: tuple[int, ...] = ()
 
-    def usable(self, recurrent: bool) -> int:
-        """Tokens from which a prefill can go on: a recurrent model needs rows and a state of exactly that length."""
+    def __post_init__(self) -> None:
+        if not self.tokens >= 0 or (self.states and not self.states[0] >= 0):
+            raise UsageError(
+                f"A cached prefix must have 0 or more tokens, not {self.tokens} and {self.states}.", "cached"
+            )
+
+    def usable(self, recurrent: bool, most: int | None = None) -> int:
+        """Tokens from which a prefill can go on, at most `most`: a recurrent model needs rows and a state of exactly
+        that length."""
+        tokens = self.tokens if most is None or most > self.tokens else most
         if not recurrent:
-            return self.tokens
-        return max((length for length in self.states if length <= self.tokens), default=0)
+            return tokens
+        return max([length for length in self.states if length <= tokens], default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class RouteRequest:
-    """A prompt of `tokens` tokens, and what each cluster has of it. Seconds count from now."""
+    """A prompt of `tokens` tokens, and what each cluster has of it. Seconds count from now; below 0: over already.
+
+    Raises UsageError for a prompt without tokens, a deadline that is not a number and a ceiling that is not 0 or more.
+    """
 
     tokens: int
     cached: Mapping[str, Cached] = field(default_factory=dict)  # by cluster
     deadline_seconds: float | None = None  # for the first token
     usd_ceiling: float | None = None  # for borrowed compute
     decode: str | None = None  # the cluster that must decode it; None: any
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.tokens < math.inf:
+            raise UsageError(f"A prompt must have 1 token or more, not {self.tokens}.", "tokens")
+        if self.deadline_seconds is not None and math.isnan(self.deadline_seconds):
+            raise UsageError(f"deadline_seconds must be a number, not {self.deadline_seconds}.", "deadline_seconds")
+        if self.usd_ceiling is not None and not self.usd_ceiling >= 0:
+            raise UsageError(f"usd_ceiling must be 0 or more, not {self.usd_ceiling}.", "usd_ceiling")
 
 
 @dataclass(slots=True)
@@ -65,6 +85,7 @@ class LinkState:
     # Share of the segments now, beyond that while the rate was measured: the rate shows what was lost then, and a
     # link that always loses the same has 0.
     retransmitted: float = 0.0
+    n_queued: int = 0  # caches that `queued_bytes` belong to
 
 
 @dataclass(slots=True)
@@ -75,7 +96,7 @@ class FleetState:
     clusters: dict[str, ClusterState]
     links: dict[tuple[str, str], LinkState]
     threshold: float  # tokens after prefix hits, above which a prompt is prefilled remotely; see `control`
-    _at_threshold: tuple[Fleet, float, dict[str, tuple[float, float]]] | None = field(
+    _at_threshold: tuple[Fleet, float, dict[str, float]] | None = field(
         default=None, init=False, repr=False, compare=False
     )
 
@@ -89,16 +110,15 @@ class FleetState:
             threshold,
         )
 
-    def at_threshold(self) -> dict[str, tuple[float, float]]:
-        """Seconds of prefill and bytes of cache of a prompt as long as the threshold, for each cluster that prefills.
-        Computed once for a fleet and a threshold."""
+    def at_threshold(self) -> dict[str, float]:
+        """Seconds of prefill of a prompt as long as the threshold, for each cluster that prefills. Computed once for a
+        fleet and a threshold."""
         known = self._at_threshold
         if known is None or known[0] is not self.fleet or known[1] != self.threshold:
             tokens, found = min(self.threshold, _LONGEST), {}
             for name, cluster in self.fleet.clusters.items():
-                profile = cluster.profile
-                if profile.prefill is not None:
-                    found[name] = max(profile.prefill(tokens), 1e-9), max(profile.cache(tokens), 1e-9)
+                if cluster.profile.prefill is not None:
+                    found[name] = max(cluster.profile.prefill(tokens), 1e-9)
             self._at_threshold = known = (self.fleet, self.threshold, found)
         return known[2]
 
@@ -138,8 +158,8 @@ class Route(NamedTuple):
     usd: float  # of borrowed compute
     reason: str  # in words, for a log
     priority: int = ORDINARY
-    begin_within: float = math.inf  # seconds; a prefill that begins later makes the prompt late
-    admit_within: float = math.inf  # seconds; so does a place in a batch that comes later
+    begin_within: float = math.inf  # seconds in which its prefill must begin to meet the deadline; else it is late
+    admit_within: float = math.inf  # seconds in which a batch must admit it, likewise
 
 
 Router = Callable[[RouteRequest, FleetState], Route]  # `decide` with its policy, or a baseline

@@ -6,8 +6,7 @@ sent from its first layer on, and arrives no earlier than its computation and th
 of an instance or a link every request that it held is routed again, so none is lost; a request that no cluster can take
 waits until one can. In a batch a sequence that joins or leaves takes effect at once rather than at the next step.
 
-A reply's tokens are in the cache of the cluster that
-decoded it, once it has ended and a later prompt shows them.
+A reply's tokens are in the cache of the cluster that decoded it once it has ended, if a later prompt contains them.
 
 Raises UsageError for conditions that don't fit the fleet, and for requests that are not in the order of their times.
 """

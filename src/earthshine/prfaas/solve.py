@@ -135,8 +135,8 @@ def _best_roles(fleet: Fleet, cluster: Cluster, lengths: Lengths, output_tokens:
     def trial(n: int) -> Solution:
         return search(n).fine()
 
-    def decode_binds(n: int) -> bool:
-        return f"decode of {cluster.name}" in search(n).joint(*search(n).coarse()).binds
+    def decode_limits(n: int) -> bool:
+        return f"decode of {cluster.name}" in search(n).joint(*search(n).coarse()).bottlenecks
 
     def is_better(n: int, than: int) -> bool:
         """Decoding alone may rule that out."""
@@ -144,7 +144,7 @@ def _best_roles(fleet: Fleet, cluster: Cluster, lengths: Lengths, output_tokens:
         return possible and _order(trial(n)) > _order(trial(than))
 
     # Between two cuts, thresholds may move what binds by an instance or more: whole tokens decide.
-    best = bisect.bisect_left(range(cluster.n_instances), True, key=decode_binds)
+    best = bisect.bisect_left(range(cluster.n_instances), True, key=decode_limits)
     step = -1 if trial(best).rate >= search(best).most(math.inf) * (1 - _NEAR) else 1
     while is_better(best + step, best):
         best += step
@@ -155,8 +155,8 @@ def _best_roles(fleet: Fleet, cluster: Cluster, lengths: Lengths, output_tokens:
 class _Search:
     """Bisects the rate. At a rate, each stage in turn takes prompts up to the longest that it keeps up with.
 
-    That is exact for one cluster that decodes. With several, a stage may keep up only while others leave them room, so
-    the rate that is found is a bound, and where it is not reached the thresholds are searched for together.
+    That is exact for one cluster that decodes. With several, stages compete for their room, so the rate found for each
+    stage alone is only an upper bound. Where no thresholds found so far reach it, all are searched for together.
     """
 
     def __init__(self, model: Model) -> None:

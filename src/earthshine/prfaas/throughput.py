@@ -60,7 +60,7 @@ class Solution:
     stages: tuple[Stage, ...]  # by length
     decode: Mapping[str, float]  # requests per second, by cluster
     rate: float  # Lambda, requests per second
-    binds: tuple[str, ...]  # what limits it: "prefill of X", "link from X to Y", "decode of Y"
+    bottlenecks: tuple[str, ...]  # what limits it: "prefill of X", "link from X to Y", "decode of Y"
 
     @property
     def remote_share(self) -> float:
@@ -188,11 +188,11 @@ class Model:
         limits = self._limits(stages)
         rate = min((limit for limit, _ in limits), default=0.0)
         close = [chosen for limit, chosen in limits if limit <= rate * (1 + _TIE)]
-        binds = dict.fromkeys(name for chosen in close for name in self._names(stages, chosen))
+        bottlenecks = dict.fromkeys(name for chosen in close for name in self._names(stages, chosen))
         if not stages:
-            binds = {"no cluster prefills": None}
+            bottlenecks = {"no cluster prefills": None}
         n_prefill, n_decode = ({c.name: getattr(c, n) for c in self.fleet.clusters.values()} for n in _ROLES)
-        return Solution(tuple(thresholds), n_prefill, n_decode, stages, dict(self.decode), rate, tuple(binds))
+        return Solution(tuple(thresholds), n_prefill, n_decode, stages, dict(self.decode), rate, tuple(bottlenecks))
 
     def limit(self, thresholds: Sequence[float]) -> float:
         """The rate of `solution`."""

@@ -66,8 +66,8 @@ class Transfers(Generic[T]):
         return self._backlogged.left(now, key)
 
     def has_spare(self, n: int) -> bool:
-        """Whether at most `n` transfers are backlogged and all others together need half of the rate or less, so that
-        `n` backlogged ones delay none of them."""
+        """Whether at most `n` transfers are backlogged, and the others, which send as fast as their prompts are
+        computed, need at most half of the rate together. Then `n` backlogged ones don't slow these down."""
         return self._backlogged.n <= n and 2 * self._limited_rate <= self._rate
 
     def add(self, now: float, key: T, nbytes: float) -> None:

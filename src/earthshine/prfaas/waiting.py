@@ -1,7 +1,7 @@
 """The order in which a simulated cluster or link serves what waits for it: by priority, then first in, first out.
 
-A late prompt is served when none waits that can be in time. So that none waits for ever, late ones also get a share of
-the work out of turn while others wait.
+A late prompt is served when none waits that can be in time. So that none waits for ever, late ones are also served
+while others wait, with at most 5% of the work that those get.
 """
 
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from itertools import chain
 
 from earthshine.prfaas.requests import SimulatedRequest
 
-# Of the work done while late prompts wait. In an overload that lasts, each percent costs about as many percent of the
-# requests that could be in time.
+# Of the work done for others while late prompts wait. In an overload that lasts, each percent costs about as many
+# percent of the requests that could be in time.
 LATE_SHARE = 0.05
 
 
 class LateShare:
-    """Work that late prompts may have out of turn by now."""
+    """Work that late prompts may have while others wait: at most 5% of what those have had since the last one."""
 
     __slots__ = ("_earned",)
 
@@ -27,7 +27,7 @@ class LateShare:
         self._earned += LATE_SHARE * work
 
     def spend(self, work: float) -> bool:
-        """Whether a late prompt of `work` may be served out of turn now."""
+        """Whether a late prompt of `work` may be served now, before others; what was earned beyond that is lost."""
         if self._earned < work:
             return False
         self._earned = 0.0

@@ -53,10 +53,21 @@ def test_json_has_what_the_paper_reports(earthshine):
 def test_link_threshold_and_lengths_are_obeyed(earthshine):
     slow = _json(earthshine("prfaas", "solve", "--link", "2", "--threshold", "19400", "--at-means", "--json"))
     assert slow["requests_per_second"] == pytest.approx(0.53, abs=0.005)
-    assert slow["binds"] == ["link from prfaas to pd"]
+    assert slow["bottlenecks"] == ["link from prfaas to pd"]
     short = _json(earthshine("prfaas", "solve", "--mu", "7", "--longest", "8000", "--output-tokens", "100", "--json"))
     assert short["requests_per_second"] > 10
     assert short["output_tokens"] == 100
+
+
+def test_lengths_beyond_a_prefill_curve_are_said(earthshine):
+    _, out, _ = earthshine("prfaas", "solve")
+    assert "Extrapolated" not in out
+    code, out, _ = earthshine("prfaas", "solve", "--longest", "200000")
+    assert code == 0
+    line = next(line for line in out.splitlines() if line.startswith("Extrapolated to 200,000 tokens"))
+    assert "at 131,072" in line
+    ends = _json(earthshine("prfaas", "solve", "--longest", "200000", "--json"))["extrapolated"]
+    assert set(ends.values()) == {131072}
 
 
 def test_no_link_leaves_local_prefill(earthshine):
@@ -125,7 +136,7 @@ def test_fleet_without_a_place_to_decode_is_refused(earthshine, tmp_path):
 
 
 def test_table_of_borrowing_is_what_the_command_prints(earthshine, k2_6):
-    rows = re.findall(r"^\| `([\w-]+)` \|(.*)\|$", DOCUMENT, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)` \|( [\d,]+ \|.*)\|$", DOCUMENT, re.MULTILINE)
     machines = [part for name in dict.fromkeys(name for name, _ in rows) for part in ("--machine", name)]
     code, out, err = earthshine("prfaas", "borrow", k2_6, *machines)
     assert (code, err, len(rows)) == (0, "", 18)

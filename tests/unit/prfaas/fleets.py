@@ -5,11 +5,8 @@ from dataclasses import replace
 
 from earthshine.prfaas.curve import Curve
 from earthshine.prfaas.fleet import Cluster, Fleet, Link, read_fleet, shipped_fleets
-from earthshine.prfaas.lengths import LogNormal
 from earthshine.prfaas.profile import Profile
 
-PAPER_LENGTHS = LogNormal(9.90, 1.00, 128, 131072)
-PAPER_OUTPUT = 1024
 PAPER_GRID = range(1000, 120001, 200)
 
 

@@ -23,8 +23,9 @@ from earthshine.prfaas.route import LATE, ORDINARY, FleetState, RouteRequest
 from earthshine.prfaas.scenarios import Scenario, scenario
 from earthshine.prfaas.simulate import simulate
 from earthshine.prfaas.solve import grid_search, paper_grid
+from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS
 
-from .fleets import PAPER_LENGTHS, PAPER_OUTPUT, fleet_of, made_up, paper_fleet, shipped
+from .fleets import fleet_of, made_up, paper_fleet, shipped
 from .simulated import ENDS, two_clusters
 
 SECONDS = 60
@@ -91,7 +92,7 @@ def test_the_papers_row_is_its_grid_search_and_bandwidth_is_abundant_with_a_link
     """The prompts' caches are 11.94 Gb/s."""
     found = scenario("steady", paper_fleet(gbps), 1, 20)
     row = next(row for row in compare(found, Policy()) if row.policy == PAPER)
-    solution = grid_search(found.fleet, PAPER_LENGTHS, PAPER_OUTPUT, paper_grid(PAPER_LENGTHS))
+    solution = grid_search(found.fleet, PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, paper_grid(PAPER_LENGTHS))
     assert row.about.startswith(f"{solution.thresholds[0]:,.0f} tokens, pd {solution.n_prefill['pd']}/")
     assert row.about.endswith(f"bandwidth {rule}")
 

@@ -9,8 +9,9 @@ from earthshine.prfaas.control import Control, Controller
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.route import FleetState
 from earthshine.prfaas.solve import solve
+from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS
 
-from .fleets import PAPER_LENGTHS, PAPER_OUTPUT, paper_fleet, shipped
+from .fleets import paper_fleet, shipped
 
 POLICY = Policy()
 FAST, SLOW = 100e9 / 8, 2e9 / 8
@@ -18,7 +19,7 @@ LINK = ("prfaas", "pd")
 
 
 def paper_controller(policy: Policy = POLICY) -> tuple[Controller, FleetState]:
-    controller = Controller(paper_fleet(), policy, PAPER_LENGTHS, PAPER_OUTPUT)
+    controller = Controller(paper_fleet(), policy, PAPER_LENGTHS, PAPER_OUTPUT_TOKENS)
     return controller, FleetState.idle(paper_fleet(), controller.threshold)
 
 
@@ -42,12 +43,12 @@ def log_normal(seed: int, n: int, mu: float) -> list[int]:
 def observe(controller: Controller, lengths: list[int], until: float, per_second: float) -> None:
     for i, tokens in enumerate(lengths):
         controller.observe(until - (len(lengths) - i) / per_second, tokens)
-        controller.replied(PAPER_OUTPUT)
+        controller.replied(PAPER_OUTPUT_TOKENS)
 
 
 def test_begins_with_the_threshold_of_the_expected_lengths():
     controller, _ = paper_controller()
-    assert controller.threshold == solve(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT, roles=False).thresholds[0]
+    assert controller.threshold == solve(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, roles=False).thresholds[0]
 
 
 def test_nothing_changes_while_all_is_as_expected():
@@ -89,7 +90,9 @@ def test_short_outage_converts_nothing_and_a_long_one_does():
     state.links[LINK].bytes_per_second = 0
     assert {control.n_prefill["pd"] for control in ticks(controller, state, 1, 3)} == {3}
     later = ticks(controller, state, 4, 60)
-    assert later[-1].n_prefill["pd"] == solve(paper_fleet(gbps=0), PAPER_LENGTHS, PAPER_OUTPUT).n_prefill["pd"] == 6
+    assert (
+        later[-1].n_prefill["pd"] == solve(paper_fleet(gbps=0), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS).n_prefill["pd"] == 6
+    )
     state.links[LINK].bytes_per_second = FAST
     assert ticks(controller, state, 64, 60)[-1].n_prefill["pd"] == 3
 
@@ -103,7 +106,7 @@ def test_instances_that_are_not_needed_convert_for_the_price_of_the_way_back():
     for period in range(1, 5):
         for i, tokens in enumerate(log_normal(period, 72, mu=9.9)):
             controller.observe(30 * (period - 1) + i / 2.4, tokens)
-            controller.replied(2 * PAPER_OUTPUT)
+            controller.replied(2 * PAPER_OUTPUT_TOKENS)
         n_prefill += [control.n_prefill["pd"] for control in ticks(controller, state, period, 1)]
     assert n_prefill == [3, 3, 3, 2]
 
@@ -133,7 +136,7 @@ def test_long_replies_take_instances_for_decoding_only_once_they_have_ended():
             for i, tokens in enumerate(log_normal(period, 72, mu=9.9)):
                 controller.observe(30 * (period - 1) + i / 2.4, tokens)
                 if ended:
-                    controller.replied(2 * PAPER_OUTPUT)
+                    controller.replied(2 * PAPER_OUTPUT_TOKENS)
             control = ticks(controller, state, period, 1)[0]
         found.append(control.n_prefill["pd"])
     assert found == [3, 2]
@@ -158,7 +161,7 @@ def test_fleet_without_any_instance_keeps_its_threshold_and_roles():
 def test_fleet_that_only_decodes_keeps_its_threshold():
     """Without convertible clusters no cluster is left that could prefill."""
     fleet = shipped("paper-naive")
-    controller = Controller(fleet, POLICY, PAPER_LENGTHS, PAPER_OUTPUT)
+    controller = Controller(fleet, POLICY, PAPER_LENGTHS, PAPER_OUTPUT_TOKENS)
     state, before = FleetState.idle(fleet, controller.threshold), controller.threshold
     state.clusters["prfaas"].n_prefill = 0
     assert controller.tick(30, state).threshold == before
@@ -178,7 +181,7 @@ def test_noise_within_the_hysteresis_converts_at_most_once_and_changes_the_thres
     lengths, changes, roles = log_normal(0, 200, mu=9.9), 0, {3}
     for period, (longer, faster, more) in enumerate(noises, 1):
         before = controller.threshold
-        lengths_now = [round(tokens * (1 + longer)) for tokens in lengths] * (POLICY.remembered // 200)
+        lengths_now = [round(tokens * (1 + longer)) for tokens in lengths] * (POLICY.window_requests // 200)
         observe(controller, lengths_now, 30 * period, per_second * (1 + more))
         state.links[LINK].bytes_per_second = rate * (1 + faster)
         control = ticks(controller, state, period, 1)[0]

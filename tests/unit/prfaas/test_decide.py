@@ -107,8 +107,25 @@ class TestLink:
 
     def test_queued_bytes_go_before_a_prompts_own(self):
         state = near_and_far()
-        state.links["far", "near"].queued_bytes = 2.5e9  # 2.5 s
+        state.links["far", "near"].queued_bytes = 3.5e9  # 3.5 s
         assert decide(RouteRequest(10000), state, POLICY).prefill == "near"
+
+    @pytest.mark.parametrize("threshold", [100, 10000, math.inf])
+    def test_each_transfer_that_waits_is_delayed_by_a_prompts_own(self, threshold):
+        state = near_and_far()
+        state.threshold = threshold
+        link = state.links["far", "near"]
+        link.queued_bytes, link.n_queued = 20 * link.bytes_per_second, 8
+        far = next(option for option in options(RouteRequest(10000), state, POLICY) if option.prefill == "far")
+        assert far.delay_to_others_seconds == pytest.approx(8 * 9.1e6 / link.bytes_per_second)
+
+    def test_pull_delays_each_transfer_that_waits(self):
+        state = busy(paper_state(), waiting=1)
+        link = state.links["prfaas", "pd"]
+        link.n_queued = 3
+        pulled = next(o for o in options(WORKED_EXAMPLE, state, Policy("abundant")) if o.pull is not None)
+        assert pulled.pull.delay_to_others_seconds == pytest.approx(3 * pulled.pull.nbytes / link.bytes_per_second)
+        assert pulled.delay_to_others_seconds == pytest.approx(pulled.pull.delay_to_others_seconds)
 
     def test_retransmissions_make_a_link_slower(self):
         state = near_and_far()
@@ -175,6 +192,12 @@ class TestReason:
     def test_compares_with_the_next_best_by_cost(self):
         assert "2.00 s sooner than near" in decide(RouteRequest(10000), near_and_far(), POLICY).reason
 
+    def test_place_that_is_as_soon_says_so(self):
+        state = near_and_far()
+        totals = {option.prefill: option.total for option in options(RouteRequest(10000), state, POLICY)}
+        state.clusters["far"].prefill_wait_seconds += totals["near"] - totals["far"]
+        assert decide(RouteRequest(10000), state, POLICY).reason.endswith((": as soon as near.", ": as soon as far."))
+
     def test_cheaper_place_says_so(self):
         route = decide(RouteRequest(36000), near_and_far(), Policy(usd_per_second_saved=0.0001))
         assert "later than far, but $0.001 cheaper" in route.reason
@@ -222,7 +245,7 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("field", "value"),
-        [("rule", "rich"), ("period_seconds", 0), ("role_hysteresis", -1), ("remembered", 0)],
+        [("rule", "rich"), ("period_seconds", 0), ("role_hysteresis", -1), ("window_requests", 0)],
     )
     def test_policy_out_of_range_names_the_field(self, field, value):
         with pytest.raises(UsageError, match=field):
@@ -243,6 +266,29 @@ def test_link_that_carries_next_to_nothing_is_down(rate):
 NAMES = ("near", "far", "third")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokens": -5}, "1 token or more, not -5"),
+        ({"tokens": 0}, "1 token or more, not 0"),
+        ({"tokens": math.nan}, "1 token or more, not nan"),
+        ({"deadline_seconds": math.nan}, "deadline_seconds must be a number, not nan"),
+        ({"usd_ceiling": math.nan}, "usd_ceiling must be 0 or more, not nan"),
+        ({"usd_ceiling": -1.0}, "usd_ceiling must be 0 or more, not -1"),
+    ],
+)
+def test_impossible_request_is_refused_by_its_field(change, said):
+    with pytest.raises(UsageError, match=said) as error:
+        RouteRequest(**({"tokens": 10} | change))
+    assert error.value.param in change
+
+
+@pytest.mark.parametrize("cached", [(-1,), (5, (-3, 5)), (math.nan,)])
+def test_impossible_prefix_is_refused(cached):
+    with pytest.raises(UsageError, match="0 or more tokens"):
+        Cached(*cached)
+
+
 @st.composite
 def fleets(draw: st.DrawFn) -> FleetState:
     """Three clusters with any roles, any links and any state, dead parts included."""
@@ -257,7 +303,9 @@ def fleets(draw: st.DrawFn) -> FleetState:
     for ends in [(a, b) for a in NAMES for b in NAMES if a != b and draw(st.booleans())]:
         links[ends] = Link(*ends, 1e9, draw(st.floats(0, 0.1)))
         rate = draw(st.one_of(st.just(0.0), st.floats(1e5, 1e10)))
-        link_states[ends] = LinkState(rate, draw(st.floats(0, 1e10)), draw(st.floats(0, 0.5)))
+        link_states[ends] = LinkState(
+            rate, draw(st.floats(0, 1e10)), 0.0, draw(st.floats(0, 0.5)), draw(st.integers(0, 100))
+        )
     return FleetState(Fleet(clusters, links), states, link_states, draw(st.floats(0, 1e6)))
 
 
@@ -344,7 +392,7 @@ def test_faster_links_never_worsen_a_prediction(state, request, policy, factor):
     assert before.keys() <= after.keys()
     for key, option in before.items():
         assert after[key].total <= option.total * (1 + 1e-9)
-        assert after[key].others <= option.others * (1 + 1e-9)
+        assert after[key].delay_to_others_seconds <= option.delay_to_others_seconds * (1 + 1e-9)
 
 
 @given(fleets(), requests(), policies, st.floats(1, 1000))
@@ -368,4 +416,4 @@ def test_longer_queue_draws_no_prompt(state, request, policy, name, seconds):
     state.clusters[name].prefill_wait_seconds += seconds
     after = decide(request, state, policy)
     assert after.prefill != name or before.prefill == name
-    assert after.first_token.queue >= 0
+    assert after.first_token.queue == state.clusters[after.prefill].prefill_wait_seconds

@@ -15,8 +15,9 @@ from earthshine.prfaas.curve import Curve, read_curve
 from earthshine.prfaas.fleet import fleet_json, read_fleet, shipped_fleets
 from earthshine.prfaas.profile import profile_fields, profile_from
 from earthshine.prfaas.solve import solve
+from earthshine.prfaas.workload import PAPER_LENGTHS
 
-from .fleets import PAPER_LENGTHS, fleet_of, made_up, shipped
+from .fleets import fleet_of, made_up, shipped
 
 FLEET = json.loads(shipped_fleets()["paper"].read_text())
 NOT_NUMBERS = (-1, 0, "5", None, True, [1], 1e19)
@@ -56,6 +57,14 @@ def test_curve_of_impossible_points_is_refused(points):
         Curve(points)
 
 
+def test_prefill_curves_that_end_before_a_length_are_named_with_their_ends():
+    fleet = shipped("paper")
+    assert fleet.extrapolated(131072) == {}
+    assert set(fleet.extrapolated(131073).values()) == {131072}
+    decodes = made_up("d", (1, 2, 3), 0, 1)
+    assert fleet_of(made_up("p", (1, 2, 3), 1), decodes).extrapolated(200000) == {"p": 100000}
+
+
 def test_part_of_a_curve_pays_what_does_not_grow_again():
     curve = Curve(((1, 6.0), (101, 106.0)))
     assert curve.between(0, 50) == curve(50)
@@ -71,6 +80,9 @@ def test_part_of_a_curve_pays_what_does_not_grow_again():
         ([[1, 2], [3]], "pair 2, [3], must be two numbers"),
         *(([[1, bad]], "pair 1") for bad in NOT_NUMBERS),
         *(([[bad, 1]], "pair 1") for bad in NOT_NUMBERS),
+        ([[1, 1e17]], "pair 1, [1, 1e+17], must have seconds from 1e-05 to 1e+08"),
+        ([[1, 1e-9]], "pair 1, [1, 1e-09], must have seconds from 1e-05 to 1e+08"),
+        ([[1e10, 1]], "must have tokens from 1 to 1e+09"),
         ([[2, 1], [2, 3]], "must have more tokens than the pair before it"),
         ([[2, 1], [1, 3]], "must have more tokens than the pair before it"),
         ([[1, 5], [2, 4]], "must have at least the seconds of the pair before it"),

@@ -10,6 +10,7 @@ from earthshine.plan import PlanArgs
 from earthshine.plan.explore import Case
 from earthshine.plan.forecast import Load
 from earthshine.prfaas.borrow import borrowing, fleet_of
+from earthshine.prfaas.curve import Curve
 from earthshine.prfaas.fleet import fleet_json, read_fleet
 from earthshine.prfaas.forecast import cache_curve, forecast_profile
 from earthshine.spec import load_spec
@@ -104,3 +105,13 @@ def test_break_even_is_where_both_ways_take_the_same_time(profiles):
 def test_cost_of_a_machine_without_a_price_is_unknown(profiles):
     here = replace(profiles["desktop-128gb"], usd_per_hour=0.0)
     assert borrowing(here, profiles["8xh200"], 1e9, 8192, 8192).usd_here is None
+
+
+def test_break_even_is_exact_where_the_other_machine_is_not_always_sooner_above_it(profiles):
+    """The other machine is sooner up to about 2,860 tokens and again from about 4,110 on."""
+    here = ((1.0, 9.0), (2400.0, 10.0), (3000.0, 10.5), (4000.0, 11.0), (5000.0, 30.0), (10000.0, 100.0))
+    there = ((1.0, 4.0), (2400.0, 5.0), (3000.0, 12.0), (4000.0, 13.0), (5000.0, 14.0), (10000.0, 20.0))
+    near = replace(profiles["mini-24gb"], prefill=Curve(here))
+    far = replace(profiles["8xh200"], prefill=Curve(there))
+    last = max(n for n in range(3000, 5000) if near.prefill_seconds(n) <= far.prefill_seconds(n))
+    assert borrowing(near, far, 1e15, 5000, 10000).break_even == last + 1

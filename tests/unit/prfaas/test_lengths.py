@@ -9,8 +9,7 @@ import pytest
 from earthshine.errors import UsageError
 from earthshine.loadgen.trace import Arrival, read_trace
 from earthshine.prfaas.lengths import LogNormal, Sample, between, trace_lengths
-
-from .fleets import PAPER_LENGTHS
+from earthshine.prfaas.workload import PAPER_LENGTHS
 
 
 def test_log_normal_agrees_with_draws_from_it():

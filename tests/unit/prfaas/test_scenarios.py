@@ -6,12 +6,13 @@ import pytest
 
 from earthshine.errors import UsageError
 from earthshine.prfaas.fleet import Fleet, Link
-from earthshine.prfaas.scenarios import SCENARIOS, Scenario, scenario
+from earthshine.prfaas.scenarios import Scenario, scenario
 from earthshine.prfaas.solve import solve
+from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS
 
-from .fleets import PAPER_LENGTHS, PAPER_OUTPUT, shipped
+from .fleets import shipped
 
-RATE = solve(shipped("paper"), PAPER_LENGTHS, PAPER_OUTPUT).rate
+RATE = solve(shipped("paper"), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS).rate
 
 
 def made(name: str, seconds: float = 1200, trace: Path | None = None) -> Scenario:
@@ -105,7 +106,3 @@ def test_deadline_of_a_trace_counts_each_request(tmp_path: Path):
 def test_what_is_no_scenario_is_refused(name: str, seconds: float, problem: str):
     with pytest.raises(UsageError, match=problem):
         made(name, seconds)
-
-
-def test_every_scenario_says_its_load():
-    assert all(kind.about for kind in SCENARIOS.values())

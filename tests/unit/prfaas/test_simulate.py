@@ -1,4 +1,5 @@
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -9,15 +10,19 @@ from earthshine.errors import UsageError
 from earthshine.loadgen.trace import Arrival
 from earthshine.prfaas.baselines import EXO_TOKENS, all_remote, local_only, paper, static_threshold
 from earthshine.prfaas.conditions import Conditions, Failure, RateChange
+from earthshine.prfaas.control import threshold_of
 from earthshine.prfaas.curve import Curve
 from earthshine.prfaas.decide import decide
 from earthshine.prfaas.fleet import Fleet, Link
+from earthshine.prfaas.lengths import Sample
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.predict import usable_rate
 from earthshine.prfaas.route import FleetState, Route, Router, RouteRequest
 from earthshine.prfaas.simulate import simulate
+from earthshine.prfaas.solve import solve
 from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, drawn, evenly, poisson
 
+from .fleets import fleet_of, made_up
 from .simulated import BATCH, ENDS, STEP, Roles, at, two_clusters, waits
 
 LAYERS = Conditions().layers
@@ -328,6 +333,23 @@ def test_rate_without_queueing_is_the_models():
         return [a for second, tokens in zip(times, kinds, strict=True) for a in at(second, tokens=tokens, output=500)]
 
     assert rate_sustained(fleet, requests, static_threshold(20000)) == pytest.approx(model, rel=0.02)
+
+
+@pytest.mark.parametrize("n", [(4, 3, 2), (2, 2, 2)])
+def test_one_threshold_for_three_clusters_serves_nearly_the_models_rate(n: tuple[int, ...]):
+    """Offered 5% more; all replies are counted, until the last one ends."""
+    seconds = {"slow": (0.5, 10.0, 80.0), "middle": (0.3, 4.0, 24.0), "fast": (0.2, 2.0, 9.0)}
+    decode = {"slow": 60}
+    clusters = [made_up(name, seconds[name], k, decode.get(name, 0), 5.0) for name, k in zip(seconds, n, strict=True)]
+    fleet = fleet_of(*clusters, links={("middle", "slow"): 1e10, ("fast", "slow"): 1e10})
+    draw = random.Random(1)
+    tokens = [PAPER_LENGTHS.draw(draw) for _ in range(2000)]
+    model = solve(fleet, Sample(tokens), 100)
+    assert len([stage for stage in model.stages if stage.share > 0]) == 3
+    times = evenly(len(tokens), 1.05 * model.rate)
+    arrivals = [a for t, length in zip(times, tokens, strict=True) for a in at(t, tokens=length, output=100)]
+    found = simulate(fleet, arrivals, partial(decide, policy=Policy()), threshold=threshold_of(model))
+    assert 0.97 * model.rate < len(tokens) / found.seconds < 1.01 * model.rate
 
 
 def test_rate_over_a_narrow_link_is_the_links():

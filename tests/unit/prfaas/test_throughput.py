@@ -14,8 +14,9 @@ from earthshine.prfaas.fleet import Fleet
 from earthshine.prfaas.lengths import LogNormal, Sample, between
 from earthshine.prfaas.solve import grid_search, solve, what_if, with_roles
 from earthshine.prfaas.throughput import evaluate, model_of, stage_order
+from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS
 
-from .fleets import PAPER_GRID, PAPER_LENGTHS, PAPER_OUTPUT, fleet_of, made_up, paper_fleet, scarce_decode, shipped
+from .fleets import PAPER_GRID, fleet_of, made_up, paper_fleet, scarce_decode, shipped
 
 DEGRADED = (  # the same arithmetic over slower links, made without this code: Gb/s, t, N_p, p, rate, rate at t = 19.4K
     (100, 19600, 3, 0.492, 3.20, 3.18),
@@ -32,7 +33,7 @@ PROMPTS = Sample([700, 900, 2000, 2000, 5000, 9000, 16000, 30000, 64000, 100000]
 
 
 def test_paper_systems_have_the_rates_of_table_6():
-    found = grid_search(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT, PAPER_GRID)
+    found = grid_search(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, PAPER_GRID)
     assert found.thresholds[0] == pytest.approx(19400, rel=0.02)
     assert dict(found.n_prefill) == {"prfaas": 4, "pd": 3}
     assert dict(found.n_decode) == {"prfaas": 0, "pd": 5}
@@ -50,13 +51,13 @@ def test_paper_systems_have_the_rates_of_table_6():
     ("name", "rate", "within", "n_prefill"), [("paper-homogeneous", 2.11, 0.02, 9), ("paper-naive", 2.45, 0.03, 0)]
 )
 def test_paper_baselines_have_the_rates_of_table_6(name, rate, within, n_prefill):
-    found = grid_search(shipped(name), PAPER_LENGTHS, PAPER_OUTPUT, PAPER_GRID)
+    found = grid_search(shipped(name), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, PAPER_GRID)
     assert found.rate == pytest.approx(rate, rel=within)
     assert found.n_prefill["pd"] == n_prefill
 
 
 def test_paper_threshold_is_a_little_below_the_grid_optimum():
-    fixed = evaluate(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT, [19400], at_means=True)
+    fixed = evaluate(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, [19400], at_means=True)
     assert fixed.rate == pytest.approx(3.18, rel=0.01)
     assert fixed.remote_share == pytest.approx(0.496, abs=0.001)
 
@@ -64,20 +65,20 @@ def test_paper_threshold_is_a_little_below_the_grid_optimum():
 @pytest.mark.parametrize(("gbps", "t", "n_prefill", "share", "best", "fixed"), DEGRADED)
 def test_slower_links_move_threshold_and_roles(gbps, t, n_prefill, share, best, fixed):
     fleet = paper_fleet(gbps)
-    found = grid_search(fleet, PAPER_LENGTHS, PAPER_OUTPUT, PAPER_GRID)
+    found = grid_search(fleet, PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, PAPER_GRID)
     assert found.thresholds == (t,)
     assert found.n_prefill["pd"] == n_prefill
     assert found.remote_share == pytest.approx(share, abs=0.0006)
     assert found.rate == pytest.approx(best, rel=0.004)
-    static = evaluate(fleet, PAPER_LENGTHS, PAPER_OUTPUT, [19400], at_means=True)
+    static = evaluate(fleet, PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, [19400], at_means=True)
     assert static.rate == pytest.approx(fixed, rel=0.01)
 
 
 def test_local_instances_alone_sustain_what_is_left_without_a_link():
-    found = grid_search(paper_fleet(0), PAPER_LENGTHS, PAPER_OUTPUT, [131072.0])
+    found = grid_search(paper_fleet(0), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, [131072.0])
     assert found.rate == pytest.approx(1.41, rel=0.01)
     assert found.n_prefill["pd"] == 6
-    assert solve(paper_fleet(0), PAPER_LENGTHS, PAPER_OUTPUT).remote_share == 0
+    assert solve(paper_fleet(0), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS).remote_share == 0
 
 
 @pytest.mark.parametrize("gbps", [100, 10, 6, 2, 0])
@@ -86,9 +87,11 @@ def test_solve_finds_what_a_search_by_force_finds(gbps, lengths):
     fleet = paper_fleet(gbps)
     cuts = sorted({*PAPER_GRID, *lengths.cuts(100)})
     by_force = max(
-        evaluate(with_roles(fleet, {"pd": n}), lengths, PAPER_OUTPUT, [cut]).rate for n in range(9) for cut in cuts[::4]
+        evaluate(with_roles(fleet, {"pd": n}), lengths, PAPER_OUTPUT_TOKENS, [cut]).rate
+        for n in range(9)
+        for cut in cuts[::4]
     )
-    assert solve(fleet, lengths, PAPER_OUTPUT).rate >= by_force * (1 - 1e-4)
+    assert solve(fleet, lengths, PAPER_OUTPUT_TOKENS).rate >= by_force * (1 - 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -248,14 +251,14 @@ def test_several_decode_clusters_take_what_a_maximum_flow_brings(seed):
 
 @given(st.floats(0.5, 120), st.floats(1.02, 4))
 def test_a_faster_link_never_lowers_the_rate(gbps, factor):
-    slow, fast = (solve(paper_fleet(rate), PAPER_LENGTHS, PAPER_OUTPUT) for rate in (gbps, gbps * factor))
+    slow, fast = (solve(paper_fleet(rate), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS) for rate in (gbps, gbps * factor))
     assert fast.rate >= slow.rate * (1 - 1e-3)
-    assert solve(paper_fleet(0), PAPER_LENGTHS, PAPER_OUTPUT).rate <= slow.rate * (1 + 1e-3)
+    assert solve(paper_fleet(0), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS).rate <= slow.rate * (1 + 1e-3)
 
 
 def test_expected_values_are_exact_between_points():
     """Against the mean over a fine sample of the same distribution."""
-    found = evaluate(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT, [19400])
+    found = evaluate(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, [19400])
     for stage, profile in zip(found.stages, ("pd", "prfaas"), strict=True):
         curve = paper_fleet().clusters[profile].profile.prefill
         steps = [stage.low + (stage.high - stage.low) * i / 4000 for i in range(4001)]
@@ -266,7 +269,8 @@ def test_expected_values_are_exact_between_points():
 def test_prompts_at_their_mean_length_look_cheaper_than_they_are():
     for name in ("paper-homogeneous", "paper-naive"):
         means, expected = (
-            evaluate(shipped(name), PAPER_LENGTHS, PAPER_OUTPUT, [], at_means=flag).rate for flag in (True, False)
+            evaluate(shipped(name), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, [], at_means=flag).rate
+            for flag in (True, False)
         )
         assert 1.03 * expected < means < 1.07 * expected
 
@@ -274,7 +278,7 @@ def test_prompts_at_their_mean_length_look_cheaper_than_they_are():
 def test_fleet_whose_prefill_is_all_down_serves_nothing():
     fleet = fleet_of(made_up("p", (1, 2, 3), 0), made_up("d", (1, 2, 3), 0, 2), links={("p", "d"): 1e9})
     for found in (solve(fleet, PAPER_LENGTHS, 100), evaluate(fleet, PAPER_LENGTHS, 100, [])):
-        assert (found.rate, found.stages, found.thresholds, found.binds) == (0, (), (), ("no cluster prefills",))
+        assert (found.rate, found.stages, found.thresholds, found.bottlenecks) == (0, (), (), ("no cluster prefills",))
 
 
 def test_cluster_that_only_could_prefill_is_among_what_would_help():
@@ -288,28 +292,31 @@ def test_cluster_that_only_could_prefill_is_among_what_would_help():
 
 
 def test_what_binds_is_named():
-    assert solve(paper_fleet(6), PAPER_LENGTHS, PAPER_OUTPUT).binds == ("decode of pd",)
-    assert set(solve(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT).binds) == {"prefill of pd", "prefill of prfaas"}
-    assert "link from prfaas to pd" in solve(paper_fleet(2), PAPER_LENGTHS, PAPER_OUTPUT).binds
+    assert solve(paper_fleet(6), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS).bottlenecks == ("decode of pd",)
+    assert set(solve(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS).bottlenecks) == {
+        "prefill of pd",
+        "prefill of prfaas",
+    }
+    assert "link from prfaas to pd" in solve(paper_fleet(2), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS).bottlenecks
 
 
 def test_links_that_are_missing_are_named_only_where_nothing_else_binds():
     found = solve(_convertible(0, 3, 60), PAPER_LENGTHS, 100)
-    assert not any(name.startswith("no link") for name in found.binds)
+    assert not any(name.startswith("no link") for name in found.bottlenecks)
     apart = fleet_of(made_up("A", (0.5, 10.0, 80.0), 2), made_up("B", (0.5, 10.0, 80.0), 0, 2))
-    assert solve(apart, PAPER_LENGTHS, 100).binds == ("no link from A to B",)
+    assert solve(apart, PAPER_LENGTHS, 100).bottlenecks == ("no link from A to B",)
 
 
 def test_what_binds_is_what_more_of_helps():
-    gains = {change.name: change.rate for change in what_if(paper_fleet(4), PAPER_LENGTHS, PAPER_OUTPUT)}
-    now = solve(paper_fleet(4), PAPER_LENGTHS, PAPER_OUTPUT).rate
+    gains = {change.name: change.rate for change in what_if(paper_fleet(4), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS)}
+    now = solve(paper_fleet(4), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS).rate
     assert gains["twice the rate from prfaas to pd"] > 1.2 * now
     assert gains["one more instance of prfaas that prefills"] == pytest.approx(now, rel=1e-3)
     assert gains["one more instance of pd"] > now
 
 
 def test_one_length_goes_to_one_place():
-    found = solve(paper_fleet(), Sample([8192] * 100), PAPER_OUTPUT)
+    found = solve(paper_fleet(), Sample([8192] * 100), PAPER_OUTPUT_TOKENS)
     assert sorted(stage.share for stage in found.stages) == [0, 1]
     assert found.rate > 0
 
@@ -327,7 +334,7 @@ def test_impossible_replies_are_refused(output):
 @pytest.mark.parametrize("thresholds", [[], [1, 2], [5, 3, 1]])
 def test_thresholds_must_fit_the_clusters(thresholds):
     with pytest.raises(UsageError, match="1 ascending"):
-        evaluate(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT, thresholds)
+        evaluate(paper_fleet(), PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, thresholds)
 
 
 def test_more_clusters_than_can_be_solved_are_refused():
