@@ -83,7 +83,7 @@ def run_prefill(model: str | None, options: PrefillOptions) -> None:
             service.ready = lambda: print(
                 f"Prefills {name} for others; give `earthshine serve` --prefill {url}\n"
                 f"Its health and metrics: http://{host}:{port}/health and /metrics. Ctrl-C ends it.\n"
-                f"vLLM's connector has to name the model {loaded.fingerprint}.",
+                f"With vLLM: its connector's setting `model` is {loaded.fingerprint}.",
                 flush=True,
             )
             service.run(bound)

@@ -50,7 +50,7 @@ def bind(options: ListenOptions) -> socket.socket:
     except OSError as error:
         bound.close()
         why = f"Port {options.port} of {options.host} can't be used: {_reason(error)}."
-        raise UsageError(f"{why} Choose another with --port, 0 for any.") from None
+        raise UsageError(f"{why} Choose another port, 0 for any.") from None
     return bound
 
 

@@ -143,8 +143,8 @@ class SimulatedLink:
             if self._late_waiting:
                 self._share.earn(self.assigned[ended])
             self._forget_late(ended)
+            self._n_sent += self.assigned[ended] > 0
             self.assigned[ended] = 0.0
-            self._n_sent += 1
         self._send_late(now)
         return ended
 

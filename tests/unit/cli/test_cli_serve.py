@@ -62,7 +62,7 @@ def test_a_port_in_use_is_named_before_the_model_is_looked_for(earthshine):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, _, err = earthshine("serve", "/no/such/model", "--port", taken.getsockname()[1])
     assert code == 2
-    assert "Address already in use. Choose another with --port, 0 for any." in err
+    assert "Address already in use. Choose another port, 0 for any." in err
 
 
 def test_run_is_chat(earthshine):
