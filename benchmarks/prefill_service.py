@@ -20,13 +20,13 @@ from typing import Any
 from result_rows import result_row, result_rows
 
 from earthshine.loadgen.trace import Arrival
-from earthshine.prfaas.baselines import static_threshold
-from earthshine.prfaas.compare import BOUND, LOCAL, OURS, PAPER, REMOTE, STATIC, STATIC_LATE, Row, compare
 from earthshine.prfaas.fleet import Fleet, Link, read_fleet, shipped_fleets
 from earthshine.prfaas.lengths import Sample
 from earthshine.prfaas.policy import Policy
-from earthshine.prfaas.scenarios import Scenario, scenario
-from earthshine.prfaas.simulate import simulate
+from earthshine.prfaas.simulator.baselines import static_threshold
+from earthshine.prfaas.simulator.compare import BOUND, LOCAL, OURS, PAPER, REMOTE, STATIC, STATIC_LATE, Row, compare
+from earthshine.prfaas.simulator.scenarios import Scenario, scenario
+from earthshine.prfaas.simulator.simulate import simulate
 from earthshine.prfaas.solve import solve, with_roles
 from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, drawn, evenly
 

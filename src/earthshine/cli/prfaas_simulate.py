@@ -12,10 +12,10 @@ from earthshine.cli.plot import new_figure, require_picture, save_figure
 from earthshine.cli.prfaas_solve import extrapolation, fleet_named
 from earthshine.cli.progress import ProgressLine
 from earthshine.errors import UsageError
-from earthshine.prfaas.compare import BOUND, LOCAL, OURS, STATIC, Row, compare
 from earthshine.prfaas.lengths import percentile
 from earthshine.prfaas.policy import Policy
-from earthshine.prfaas.scenarios import Scenario, scenario
+from earthshine.prfaas.simulator.compare import BOUND, LOCAL, OURS, STATIC, Row, compare
+from earthshine.prfaas.simulator.scenarios import Scenario, scenario
 from earthshine.units import format_duration
 
 _PERCENTS = (50, 90, 99)

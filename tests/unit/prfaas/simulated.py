@@ -5,10 +5,10 @@ from earthshine.prfaas.control import Control, Controller
 from earthshine.prfaas.curve import Curve
 from earthshine.prfaas.fleet import Cluster, Fleet, Link
 from earthshine.prfaas.lengths import Sample
-from earthshine.prfaas.outcome import Outcome
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.profile import Profile
 from earthshine.prfaas.route import FleetState
+from earthshine.prfaas.simulator.outcome import Outcome
 
 ENDS = ("far", "near")
 STEP = 0.02  # seconds, of any batch

@@ -5,14 +5,14 @@ from functools import partial
 import pytest
 
 from earthshine.loadgen.trace import Arrival
-from earthshine.prfaas.baselines import all_remote, local_only, static_threshold
-from earthshine.prfaas.bound import most_in_time
-from earthshine.prfaas.conditions import Conditions, Failure, RateChange
 from earthshine.prfaas.control import Control
 from earthshine.prfaas.decide import decide
 from earthshine.prfaas.fleet import Cluster, Fleet, Link
 from earthshine.prfaas.policy import Policy
-from earthshine.prfaas.simulate import simulate
+from earthshine.prfaas.simulator.baselines import all_remote, local_only, static_threshold
+from earthshine.prfaas.simulator.bound import most_in_time
+from earthshine.prfaas.simulator.conditions import Conditions, Failure, RateChange
+from earthshine.prfaas.simulator.simulate import simulate
 
 from .simulated import ENDS, STEP, at, profile, two_clusters
 

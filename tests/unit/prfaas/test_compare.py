@@ -2,9 +2,12 @@ import math
 
 import pytest
 
-from earthshine.prfaas import compare as compare_module
-from earthshine.prfaas.baselines import all_remote, late_last, local_only, static_threshold
-from earthshine.prfaas.compare import (
+from earthshine.prfaas.decide import decide
+from earthshine.prfaas.policy import Policy
+from earthshine.prfaas.route import LATE, ORDINARY, FleetState, RouteRequest
+from earthshine.prfaas.simulator import compare as compare_module
+from earthshine.prfaas.simulator.baselines import all_remote, late_last, local_only, static_threshold
+from earthshine.prfaas.simulator.compare import (
     BOUND,
     LOCAL,
     LOCAL_LATE,
@@ -17,11 +20,8 @@ from earthshine.prfaas.compare import (
     best_static,
     compare,
 )
-from earthshine.prfaas.decide import decide
-from earthshine.prfaas.policy import Policy
-from earthshine.prfaas.route import LATE, ORDINARY, FleetState, RouteRequest
-from earthshine.prfaas.scenarios import Scenario, scenario
-from earthshine.prfaas.simulate import simulate
+from earthshine.prfaas.simulator.scenarios import Scenario, scenario
+from earthshine.prfaas.simulator.simulate import simulate
 from earthshine.prfaas.solve import grid_search, paper_grid
 from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS
 

@@ -6,7 +6,7 @@ import pytest
 
 from earthshine.errors import UsageError
 from earthshine.prfaas.fleet import Fleet, Link
-from earthshine.prfaas.scenarios import Scenario, scenario
+from earthshine.prfaas.simulator.scenarios import Scenario, scenario
 from earthshine.prfaas.solve import solve
 from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS
 

@@ -8,8 +8,6 @@ import pytest
 
 from earthshine.errors import UsageError
 from earthshine.loadgen.trace import Arrival
-from earthshine.prfaas.baselines import EXO_TOKENS, all_remote, local_only, paper, static_threshold
-from earthshine.prfaas.conditions import Conditions, Failure, RateChange
 from earthshine.prfaas.control import threshold_of
 from earthshine.prfaas.curve import Curve
 from earthshine.prfaas.decide import decide
@@ -18,7 +16,9 @@ from earthshine.prfaas.lengths import Sample
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.predict import usable_rate
 from earthshine.prfaas.route import FleetState, Route, Router, RouteRequest
-from earthshine.prfaas.simulate import simulate
+from earthshine.prfaas.simulator.baselines import EXO_TOKENS, all_remote, local_only, paper, static_threshold
+from earthshine.prfaas.simulator.conditions import Conditions, Failure, RateChange
+from earthshine.prfaas.simulator.simulate import simulate
 from earthshine.prfaas.solve import solve
 from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, drawn, evenly, poisson
 

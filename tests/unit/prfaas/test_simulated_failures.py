@@ -10,16 +10,16 @@ import pytest
 
 from earthshine.errors import UnavailableError
 from earthshine.loadgen.trace import Arrival
-from earthshine.prfaas.baselines import all_remote, local_only, paper, static_threshold
-from earthshine.prfaas.conditions import Conditions, Failure, RateChange
 from earthshine.prfaas.control import Control
 from earthshine.prfaas.curve import Curve
 from earthshine.prfaas.decide import decide
 from earthshine.prfaas.fleet import Cluster, Fleet, Link
-from earthshine.prfaas.outcome import Outcome
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.route import FleetState, Route, Router, RouteRequest
-from earthshine.prfaas.simulate import simulate
+from earthshine.prfaas.simulator.baselines import all_remote, local_only, paper, static_threshold
+from earthshine.prfaas.simulator.conditions import Conditions, Failure, RateChange
+from earthshine.prfaas.simulator.outcome import Outcome
+from earthshine.prfaas.simulator.simulate import simulate
 
 from .simulated import Roles, at, profile, two_clusters
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from earthshine.loadgen.trace import BLOCK_TOKENS, Arrival
-from earthshine.prfaas.prefix import PrefixCache
 from earthshine.prfaas.route import Cached
-from earthshine.prfaas.sharing import ProcessorSharing
+from earthshine.prfaas.simulator.prefix import PrefixCache
+from earthshine.prfaas.simulator.sharing import ProcessorSharing
 from earthshine.prfaas.workload import (
     PAPER_LENGTHS,
     PAPER_OUTPUT_TOKENS,

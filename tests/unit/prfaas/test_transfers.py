@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from earthshine.prfaas.transfers import Transfers
+from earthshine.prfaas.simulator.transfers import Transfers
 
 LAYERS = 60
 

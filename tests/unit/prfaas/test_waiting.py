@@ -7,17 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from earthshine.loadgen.trace import Arrival
-from earthshine.prfaas.baselines import local_only
-from earthshine.prfaas.clusters import DecodeBatches, PrefillQueue
-from earthshine.prfaas.conditions import Conditions, Failure, RateChange
 from earthshine.prfaas.decide import decide
-from earthshine.prfaas.links import SimulatedLink
-from earthshine.prfaas.outcome import Served
 from earthshine.prfaas.policy import Policy
-from earthshine.prfaas.requests import SimulatedRequest
 from earthshine.prfaas.route import FleetState, LinkState, Route, RouteRequest
-from earthshine.prfaas.simulate import simulate
-from earthshine.prfaas.waiting import LATE_SHARE, WaitingRequests
+from earthshine.prfaas.simulator.baselines import local_only
+from earthshine.prfaas.simulator.clusters import DecodeBatches, PrefillQueue
+from earthshine.prfaas.simulator.conditions import Conditions, Failure, RateChange
+from earthshine.prfaas.simulator.links import SimulatedLink
+from earthshine.prfaas.simulator.outcome import Served
+from earthshine.prfaas.simulator.requests import SimulatedRequest
+from earthshine.prfaas.simulator.simulate import simulate
+from earthshine.prfaas.simulator.waiting import LATE_SHARE, WaitingRequests
 
 from .simulated import BATCH, ENDS, STEP, at, two_clusters
 

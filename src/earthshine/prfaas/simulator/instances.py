@@ -6,12 +6,12 @@ then takes `Conditions.convert_seconds`.
 
 import math
 
-from earthshine.prfaas.clusters import SimulatedCluster
-from earthshine.prfaas.conditions import Conditions, Failure, RateChange, Role
-from earthshine.prfaas.events import EventQueue
-from earthshine.prfaas.links import SimulatedLink
-from earthshine.prfaas.requests import SimulatedRequest
-from earthshine.prfaas.serving import Serving
+from earthshine.prfaas.simulator.clusters import SimulatedCluster
+from earthshine.prfaas.simulator.conditions import Conditions, Failure, RateChange, Role
+from earthshine.prfaas.simulator.events import EventQueue
+from earthshine.prfaas.simulator.links import SimulatedLink
+from earthshine.prfaas.simulator.requests import SimulatedRequest
+from earthshine.prfaas.simulator.serving import Serving
 
 
 class Instances:

@@ -7,7 +7,7 @@ while others wait, with at most 5% of the work that those get.
 from collections.abc import Iterator
 from itertools import chain
 
-from earthshine.prfaas.requests import SimulatedRequest
+from earthshine.prfaas.simulator.requests import SimulatedRequest
 
 # Of the work done for others while late prompts wait. In an overload that lasts, each percent costs about as many
 # percent of the requests that could be in time.

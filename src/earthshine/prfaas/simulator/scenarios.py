@@ -15,9 +15,9 @@ from pathlib import Path
 
 from earthshine.errors import UsageError
 from earthshine.loadgen.trace import Arrival, read_trace
-from earthshine.prfaas.conditions import Conditions, RateChange
 from earthshine.prfaas.fleet import Fleet, Link
 from earthshine.prfaas.lengths import Lengths, LogNormal, Sample, trace_lengths
+from earthshine.prfaas.simulator.conditions import Conditions, RateChange
 from earthshine.prfaas.solve import solve
 from earthshine.prfaas.workload import PAPER_LENGTHS, PAPER_OUTPUT_TOKENS, at_rate, drawn, overlaid, poisson
 from earthshine.untrusted import shown

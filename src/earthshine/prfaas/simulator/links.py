@@ -3,11 +3,11 @@ measurements of it."""
 
 import math
 
-from earthshine.prfaas.conditions import Conditions
-from earthshine.prfaas.requests import SimulatedRequest
 from earthshine.prfaas.route import LEAST_RATE, LinkState
-from earthshine.prfaas.transfers import Transfers
-from earthshine.prfaas.waiting import LateShare
+from earthshine.prfaas.simulator.conditions import Conditions
+from earthshine.prfaas.simulator.requests import SimulatedRequest
+from earthshine.prfaas.simulator.transfers import Transfers
+from earthshine.prfaas.simulator.waiting import LateShare
 
 
 class SimulatedLink:

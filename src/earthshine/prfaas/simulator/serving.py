@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 from earthshine.errors import UnavailableError
 from earthshine.loadgen.trace import BLOCK_TOKENS
-from earthshine.prfaas.clusters import DecodeInstance, SimulatedCluster
-from earthshine.prfaas.conditions import Conditions, Role
-from earthshine.prfaas.events import EventQueue
 from earthshine.prfaas.fleet import Fleet
-from earthshine.prfaas.links import SimulatedLink
-from earthshine.prfaas.requests import SimulatedRequest
 from earthshine.prfaas.route import ORDINARY, Cached, FleetState, Route, Router, RouteRequest
+from earthshine.prfaas.simulator.clusters import DecodeInstance, SimulatedCluster
+from earthshine.prfaas.simulator.conditions import Conditions, Role
+from earthshine.prfaas.simulator.events import EventQueue
+from earthshine.prfaas.simulator.links import SimulatedLink
+from earthshine.prfaas.simulator.requests import SimulatedRequest
 
 _NO_CACHES: dict[str, Cached] = {}
 _Attempt = tuple[SimulatedRequest, int]  # the argument of an event: a request, and the attempt that it belongs to

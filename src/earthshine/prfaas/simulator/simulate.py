@@ -15,15 +15,15 @@ import math
 from collections.abc import Callable, Sequence
 
 from earthshine.loadgen.trace import Arrival
-from earthshine.prfaas.conditions import Conditions
 from earthshine.prfaas.control import Controller
-from earthshine.prfaas.events import EventQueue
 from earthshine.prfaas.fleet import Fleet
-from earthshine.prfaas.instances import Instances
-from earthshine.prfaas.outcome import Outcome, Served
-from earthshine.prfaas.requests import SimulatedRequest
 from earthshine.prfaas.route import Router
-from earthshine.prfaas.serving import Serving
+from earthshine.prfaas.simulator.conditions import Conditions
+from earthshine.prfaas.simulator.events import EventQueue
+from earthshine.prfaas.simulator.instances import Instances
+from earthshine.prfaas.simulator.outcome import Outcome, Served
+from earthshine.prfaas.simulator.requests import SimulatedRequest
+from earthshine.prfaas.simulator.serving import Serving
 from earthshine.prfaas.workload import check_arrivals, reply_blocks, whole_blocks
 
 _CHECKS = 100  # of a run for whether too many are late

@@ -7,13 +7,13 @@ import itertools
 import math
 from collections.abc import Callable
 
-from earthshine.prfaas.conditions import Role
 from earthshine.prfaas.fleet import Cluster
-from earthshine.prfaas.prefix import PrefixCache
-from earthshine.prfaas.requests import SimulatedRequest
 from earthshine.prfaas.route import ClusterState
-from earthshine.prfaas.sharing import ProcessorSharing
-from earthshine.prfaas.waiting import WaitingRequests
+from earthshine.prfaas.simulator.conditions import Role
+from earthshine.prfaas.simulator.prefix import PrefixCache
+from earthshine.prfaas.simulator.requests import SimulatedRequest
+from earthshine.prfaas.simulator.sharing import ProcessorSharing
+from earthshine.prfaas.simulator.waiting import WaitingRequests
 
 _ROUNDING = 1e-6  # seconds
 _SHORT_QUEUE = 32  # prompts: the estimate for no more than these is computed anew when one of them takes longer

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from earthshine.loadgen.trace import Arrival
-from earthshine.prfaas.outcome import Served
 from earthshine.prfaas.route import Route
+from earthshine.prfaas.simulator.outcome import Served
 
 
 @dataclass(slots=True, eq=False)

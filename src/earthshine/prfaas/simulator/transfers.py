@@ -16,7 +16,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from earthshine.prfaas.sharing import ProcessorSharing
+from earthshine.prfaas.simulator.sharing import ProcessorSharing
 
 T = TypeVar("T", bound=Hashable)
 _NEAR = 1e-9  # rates that differ by a smaller share are equal, and times that differ by fewer seconds

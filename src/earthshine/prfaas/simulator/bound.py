@@ -41,10 +41,10 @@ import numpy as np
 import numpy.typing as npt
 
 from earthshine.loadgen.trace import BLOCK_TOKENS, Arrival
-from earthshine.prfaas.conditions import Conditions, Role
 from earthshine.prfaas.fleet import Cluster, Fleet, Link
-from earthshine.prfaas.prices import Array, Division, Resource, spread, windows
 from earthshine.prfaas.route import LEAST_RATE
+from earthshine.prfaas.simulator.bound_prices import Array, Division, Resource, spread, windows
+from earthshine.prfaas.simulator.conditions import Conditions, Role
 from earthshine.prfaas.workload import reply_blocks, whole_blocks
 
 _SLOTS = 32  # in a deadline

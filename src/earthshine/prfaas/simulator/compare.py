@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 
-from earthshine.prfaas.baselines import EXO_TOKENS, all_remote, late_last, local_only, paper, static_threshold
-from earthshine.prfaas.bound import most_in_time
 from earthshine.prfaas.control import Controller, threshold_of
 from earthshine.prfaas.decide import decide
 from earthshine.prfaas.fleet import Cluster, Fleet
 from earthshine.prfaas.lengths import Sample
-from earthshine.prfaas.outcome import Outcome
 from earthshine.prfaas.policy import Policy
 from earthshine.prfaas.route import FleetState, Route, Router, RouteRequest
-from earthshine.prfaas.scenarios import Scenario
-from earthshine.prfaas.simulate import simulate
+from earthshine.prfaas.simulator.baselines import EXO_TOKENS, all_remote, late_last, local_only, paper, static_threshold
+from earthshine.prfaas.simulator.bound import most_in_time
+from earthshine.prfaas.simulator.outcome import Outcome
+from earthshine.prfaas.simulator.scenarios import Scenario
+from earthshine.prfaas.simulator.simulate import simulate
 from earthshine.prfaas.solve import can_grid_search, grid_search, paper_grid, solve, with_roles
 from earthshine.prfaas.throughput import Solution
 
