@@ -76,7 +76,7 @@ def summary(claims: Claims, judged: Sequence[Comparison]) -> str:
     text += f"ahead in {counts[Verdict.AHEAD]} and behind in {counts[Verdict.BEHIND]}; "
     text += f"{counts[Verdict.NOT_DISTINGUISHABLE]} are not distinguishable from chance"
     if counts[Verdict.UNCLEAR]:
-        text += f", and {counts[Verdict.UNCLEAR]} would count alone, but not among so many"
+        text += f", and {counts[Verdict.UNCLEAR]} would count alone, but not among this many comparisons"
     return text + "."
 
 

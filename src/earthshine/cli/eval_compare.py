@@ -72,7 +72,7 @@ def summary(found: Sequence[Compared]) -> str:
     text = f"Of {len(found)} benchmarks, A is better in {counts[Verdict.AHEAD]} and B in {counts[Verdict.BEHIND]}; "
     text += f"{counts[Verdict.NOT_DISTINGUISHABLE]} are not distinguishable"
     if counts[Verdict.UNCLEAR]:
-        text += f", and {counts[Verdict.UNCLEAR]} would count alone, but not among so many"
+        text += f", and {counts[Verdict.UNCLEAR]} would count alone, but not among this many comparisons"
     return text + "."
 
 

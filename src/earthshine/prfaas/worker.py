@@ -193,7 +193,7 @@ class PrefillWorker:
                 export.items.put(item)
                 raise item.error
             elif isinstance(item, Finished):
-                export.items.put(item)  # for whoever waits for the last event
+                export.items.put(item)  # for the thread that waits for the last event
                 if item.reason == "cancelled":
                     raise WireError(Reason.CLOSED, "The worker was shut down before the prompt was computed.")
                 out.end()

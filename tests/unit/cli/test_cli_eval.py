@@ -22,7 +22,7 @@ def test_the_answer_comes_first_and_each_benchmark_has_its_sentences(earthshine)
     words = _words(earthshine("eval", "claims"))
     assert words.startswith(
         "Kimi K2.6 has 23 published differences from rivals that can be judged. It is ahead in 2 and behind in 3; 17 "
-        "are not distinguishable from chance, and 1 would count alone, but not among so many. "
+        "are not distinguishable from chance, and 1 would count alone, but not among this many comparisons. "
         "HLE-Full with tools: 54.0 (2,500 questions, runs not stated) 95% interval of the score: 52.0 to 55.9."
     )
     assert "Claude Opus 4.6 (max effort) 53.0 +1.0 -1.8 to +3.8 0.48 1.00 not distinguishable; quoted" in words

@@ -13,7 +13,7 @@ Results = Sequence[Sequence[float]]
 
 
 def fixed_set_error(results: Results) -> float:
-    """The standard error of the mean score if the same questions were answered again: only the answers are drawn anew.
+    """The standard error of the mean score if the same questions were answered again: only the answers are drawn again.
 
     sqrt(sum_i s_i^2 / K_i) / n, with the unbiased variance s_i^2 of the K_i answers to question i: what counts for "is
     this the same model?". Raises UsageError for a question with fewer than two answers, whose variance is unknown;
@@ -29,7 +29,7 @@ def fixed_set_error(results: Results) -> float:
 
 def answers_error(first: Results, second: Results) -> float:
     """The standard error of the difference of two mean scores on the same questions if both came from one model: only
-    the answers are drawn anew.
+    the answers are drawn again.
 
     From `fixed_set_error` of both; with a single answer to any question from the differences themselves, which is too
     much where the models differ. What none of N answers shows, up to 3 of N may (the rule of three), so it is at least

@@ -47,7 +47,7 @@ class PrefixIndex:
             held.popitem(last=False)
 
     def forget(self, place: str) -> None:
-        """The place was removed, or has started anew."""
+        """The place was removed, or has started again."""
         self._held.pop(place, None)
 
     def __len__(self) -> int:

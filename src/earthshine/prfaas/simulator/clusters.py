@@ -16,7 +16,7 @@ from earthshine.prfaas.simulator.sharing import ProcessorSharing
 from earthshine.prfaas.simulator.waiting import WaitingRequests
 
 _ROUNDING = 1e-6  # seconds
-_SHORT_QUEUE = 32  # prompts: the estimate for no more than these is computed anew when one of them takes longer
+_SHORT_QUEUE = 32  # prompts: the estimate for no more than these is computed again when one of them takes longer
 _REPLY_SHARE = 0.02  # of the newest reply in the mean length of replies: it remembers about 50
 
 

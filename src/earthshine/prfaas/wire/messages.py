@@ -120,7 +120,7 @@ class Block:
 @dataclass(frozen=True, slots=True)
 class End:
     transfer: int
-    seq: int  # so many items were sent before it
+    seq: int  # the number of items sent before it
 
     def frame(self) -> bytes:
         return frame(Kind.END, self.transfer, _SEQ.pack(self.seq))
