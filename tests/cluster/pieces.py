@@ -110,7 +110,7 @@ class Prefill:
 
     @contextmanager
     def stopped(self, after: int) -> Iterator[threading.Event]:
-        """The next request stops after so many blocks, which sets the event, until the context ends."""
+        """The next request stops after `after` blocks, which sets the event, until the context ends."""
         reached, ended = threading.Event(), threading.Event()
 
         def stop(blocks: int, out: PieceWriter) -> None:

@@ -169,7 +169,7 @@ class Engine:
 
     def expect(self, request: Request) -> "Future[Arrival | None]":
         """Pages into which another thread receives what a request's prompt lacks; None where nothing is missing or
-        there is no room. Whoever gets an arrival closes it; a request submitted after that finds its pages."""
+        there is no room. The caller closes an arrival that it gets; a request submitted after that finds its pages."""
         return self._ask_cache(request)
 
     def share_arrived(self) -> "Future[Arrival | None]":

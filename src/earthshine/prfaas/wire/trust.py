@@ -1,6 +1,6 @@
 """TLS 1.3 and who is trusted: the listener's certificate and key, and on the other side a CA or pinned certificates.
 
-A pin is the SHA-256 of a certificate in DER. A pinned certificate is trusted as it is, whoever signed it and whatever
+A pin is the SHA-256 of a certificate in DER. A pinned certificate is trusted as it is, by any signer and whatever
 names it has, but not before and not after the dates in it.
 """
 
